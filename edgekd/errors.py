@@ -1,0 +1,87 @@
+"""What edgekd tells a user who can do something about it, and the exit codes.
+
+* EdgekdError
+  x ConfigError       a card, a target, an option
+  x InputError        data, weights, a model file
+  x UnavailableError  an extra, a provider, a machine that is not here
+  x BudgetError       a budget missed, a teacher or student below its minimum
+  x ModelError        a model that crashes or hangs its runtime
+"""
+
+import difflib
+from collections.abc import Iterable
+from enum import IntEnum
+
+__all__ = [
+    "BudgetError",
+    "ConfigError",
+    "EdgekdError",
+    "ExitCode",
+    "InputError",
+    "ModelError",
+    "UnavailableError",
+    "did_you_mean",
+    "one_line",
+    "worst",
+]
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every command."""
+
+    PASS = 0
+    FAIL = 1
+    USAGE = 2
+    INCONCLUSIVE = 3
+    INTERNAL = 70
+    INTERRUPTED = 130
+
+
+class EdgekdError(Exception):
+    """One line a user can act on; never shown with a traceback."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ConfigError(EdgekdError):
+    """A card, a target or an option is wrong."""
+
+
+class InputError(EdgekdError):
+    """Data, weights or a model file cannot be used."""
+
+
+class UnavailableError(EdgekdError):
+    """Something asked for by name is not here: an extra, a provider, a machine."""
+
+
+class BudgetError(EdgekdError):
+    """A budget is missed, or a network stays below its minimum accuracy."""
+
+    exit_code = ExitCode.FAIL
+
+
+class ModelError(EdgekdError):
+    """A model crashed or hung the runtime that was to measure it."""
+
+    exit_code = ExitCode.FAIL
+
+
+def worst(codes: Iterable[int]) -> int:
+    """The exit code of several results: 2 > 1 > 3 > 0; anything else (70, 130) goes first."""
+    order = [ExitCode.PASS, ExitCode.INCONCLUSIVE, ExitCode.FAIL, ExitCode.USAGE]
+    return max(codes, key=lambda code: order.index(ExitCode(code)) if code in order else 99, default=0)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'? Known: a, b.` for an unknown `name`."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return f"{hint}Known: {', '.join(names) or 'none'}."
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """The message of a foreign exception on one line of at most `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"

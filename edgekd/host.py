@@ -1,0 +1,40 @@
+"""What this machine is, read from the system; no guess where the system does not say."""
+
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+__all__ = ["Machine", "machine", "parse_cpuinfo"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The CPU of this machine."""
+
+    architecture: str
+    """x86_64 or aarch64 (arm64 and AMD64 are other names of these two)."""
+    model: str
+    features: frozenset[str]
+    cpu_part: str
+    """Arm: the part number of the first core, such as 0xd08; empty elsewhere."""
+
+
+def parse_cpuinfo(text: str) -> tuple[str, frozenset[str], str]:
+    """Model name, feature flags and Arm part number from the text of /proc/cpuinfo."""
+    first: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        first.setdefault(key.strip().lower(), value.strip())
+    flags = first.get("flags") or first.get("features") or ""
+    return first.get("model name", ""), frozenset(flags.split()), first.get("cpu part", "")
+
+
+@cache
+def machine() -> Machine:
+    """This machine; features are empty where there is no /proc/cpuinfo."""
+    names = {"amd64": "x86_64", "arm64": "aarch64"}
+    architecture = platform.machine().lower()
+    cpuinfo = Path("/proc/cpuinfo")
+    model, features, part = parse_cpuinfo(cpuinfo.read_text() if cpuinfo.is_file() else "")
+    return Machine(names.get(architecture, architecture), model or platform.processor(), features, part)

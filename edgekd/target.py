@@ -1,0 +1,204 @@
+"""A target: one device, one execution provider, read from `targets/NAME.toml`."""
+
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from edgekd import host
+from edgekd.errors import ConfigError, UnavailableError
+from edgekd.providers import PROVIDERS, option_error
+from edgekd.spec import build, locate, read_toml
+
+__all__ = [
+    "Hardware",
+    "Limits",
+    "Opset",
+    "Precision",
+    "Provider",
+    "Quantization",
+    "Reference",
+    "Session",
+    "Target",
+    "load_target",
+]
+
+Precision = Literal["fp32", "fp16", "int8"]
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Hardware:
+    """What tells this device from others; a machine that differs in any of it is not the target."""
+
+    architecture: Literal["x86_64", "aarch64", "arm64", "wasm32"]
+    """As `uname -m` prints it; `wasm32` stands for a browser or Node."""
+    requires: tuple[str, ...] = ()
+    """CPU feature flags the device has, as /proc/cpuinfo names them."""
+    lacks: tuple[str, ...] = ()
+    """CPU feature flags the device does not have (they change the int8 kernels, hence speed and accuracy)."""
+    cpu_part: tuple[str, ...] = ()
+    """Arm only: the `CPU part` numbers of /proc/cpuinfo, such as 0xd08 for the Cortex-A72."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Provider:
+    """The ONNX Runtime execution provider that must take the model."""
+
+    name: str
+    options: dict[str, str] = field(default_factory=dict)
+    """Provider options, as the provider documents them; all values are strings."""
+    allow_cpu_fallback: bool = False
+    """Whether nodes the provider does not take may run on the CPU provider."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Provider":
+        if problem := option_error(self.name, self.options):
+            raise ValueError(problem)
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Session:
+    """Session options of ONNX Runtime; part of every measurement's fingerprint."""
+
+    intra_op_threads: Annotated[int, Field(ge=1)] = 1
+    inter_op_threads: Annotated[int, Field(ge=1)] = 1
+    allow_spinning: bool = True
+    graph_level: Literal["disable", "basic", "extended", "all"] = "all"
+    affinity: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """CPU numbers to pin the worker to; empty leaves it to the system."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Opset:
+    """ONNX opset versions (domain ai.onnx) the target's runtime can load."""
+
+    min: Annotated[int, Field(ge=13)] = 18
+    max: Annotated[int, Field(ge=13)] = 23
+    export: Annotated[int, Field(ge=18)] = 20
+    """The version edgekd exports with; torch's exporter starts at 18."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Opset":
+        if not self.min <= self.export <= self.max:
+            raise ValueError(f"must hold min <= export <= max, got {self.min}, {self.export}, {self.max}")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Limits:
+    """Ceilings of the device itself; they bind every card."""
+
+    size_kb: Annotated[float, Field(gt=0)] | None = None
+    """Largest model file, kB of 1,000 B."""
+    peak_memory_mb: Annotated[float, Field(gt=0)] | None = None
+    """Largest resident memory of the process that runs the model, MB of 1,000,000 B."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Quantization:
+    """How int8 is made for this target: static QDQ (see the ONNX Runtime quantization guide)."""
+
+    activation: Literal["uint8", "int8"] = "uint8"
+    weight: Literal["int8", "uint8"] = "int8"
+    per_channel: bool = True
+    reduce_range: bool = False
+    """7-bit weights: avoids the saturation of vpmaddubsw on x86 CPUs without VNNI."""
+    symmetric_activation: bool = False
+    calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
+    calibration_images: Annotated[int, Field(ge=1)] = 256
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Reference:
+    """A published latency of a standard network on the real device, with the same provider."""
+
+    network: Literal["resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "squeezenet1_1"]
+    """As torchvision names it; timed here once, so that the ratio of the two machines is known."""
+    input_size: Annotated[int, Field(ge=1)] = 224
+    precision: Precision
+    kernel_class: Literal["dense", "depthwise", "gemm"]
+    """The kind of kernel that dominates this network's time."""
+    latency_ms: Annotated[float, Field(gt=0)]
+    threads: Annotated[int, Field(ge=1)]
+    ort_version: str
+    source: Annotated[str, Field(pattern=r"^https://\S+\.\S+/\S+$")]
+    """Where the figure is published; no figure without one."""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Target:
+    """A hardware profile. `name` and `file` come from the file's place, the rest from its text."""
+
+    title: str
+    about: str = ""
+    hardware: Hardware
+    provider: Provider
+    session: Session = field(default_factory=Session)
+    opset: Opset = field(default_factory=Opset)
+    limits: Limits = field(default_factory=Limits)
+    precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = ("fp32", "int8")
+    """Precisions that may be tried; where speed cannot be measured the first one that is accurate enough is
+    shipped."""
+    quantization: Quantization = field(default_factory=Quantization)
+    machine: str = "local"
+    """Where it is measured: `local`, or (planned, refused for now) `ssh://host` or `qemu-aarch64`."""
+    environment: str = ""
+    """A Python environment with this target's onnxruntime build (planned, refused for now)."""
+    reference: tuple[Reference, ...] = ()
+    name: str = ""
+    file: str = ""
+
+    def differences(self) -> list[str]:
+        """Why this machine is not the target's hardware; empty when it is."""
+        hw = self.hardware
+        here = host.machine()
+        architecture = "aarch64" if hw.architecture == "arm64" else hw.architecture
+        if here.architecture != architecture:
+            return [f"this machine is {here.architecture}, the target {hw.architecture}"]
+        reasons = [f"this CPU lacks {flag}" for flag in hw.requires if flag not in here.features]
+        reasons += [f"this CPU has {flag}, the target's has not" for flag in hw.lacks if flag in here.features]
+        if hw.cpu_part and here.cpu_part not in hw.cpu_part:
+            reasons.append(f"this CPU's part is {here.cpu_part or 'unknown'}, the target's {'/'.join(hw.cpu_part)}")
+        return reasons
+
+    @property
+    def measurable(self) -> bool:
+        """Whether time measured on this machine is the target's time."""
+        return not self.differences()
+
+    def require_provider(self, available: list[str]) -> None:
+        """Raise UnavailableError unless the target's provider is among the `available` ones."""
+        if self.machine != "local":
+            raise UnavailableError(
+                f"{self.file}: machine: got {self.machine!r}; measuring on another machine is not built yet; "
+                "use 'local'"
+            )
+        if self.environment:
+            raise UnavailableError(
+                f"{self.file}: environment: got {self.environment!r}; separate environments are not built yet; "
+                "run edgekd inside the environment itself"
+            )
+        if self.provider.name not in available:
+            info = PROVIDERS[self.provider.name]
+            raise UnavailableError(
+                f"target {self.name}: unavailable, because this onnxruntime offers {', '.join(available) or 'no provider'} "
+                f"and the target needs {self.provider.name}; {info.get_it}"
+            )
+
+
+def load_target(name: str) -> Target:
+    """The bundled target `name`, or the target file at that path.
+
+    Raises ConfigError for anything wrong in it, with file, key, value, rule and nearest name.
+    """
+    path = locate("targets", name)
+    data = read_toml(path)
+    for key in ("name", "file"):
+        if key in data:
+            raise ConfigError(f"{path}: {key}: unknown key; a target is named by its file")
+    return build(Target, data | {"name": path.stem, "file": str(path)}, str(path))

@@ -1,0 +1,51 @@
+"""The only place that turns seconds, bytes and counts into text."""
+
+__all__ = ["accuracy", "bytes_", "count", "duration", "milliseconds", "ratio"]
+
+
+def milliseconds(ms: float) -> str:
+    """`0.2134` → `0.213 ms`; three significant digits, microseconds never hidden."""
+    digits = 3 if ms < 1 else 2 if ms < 10 else 1 if ms < 100 else 0
+    return f"{ms:.{digits}f} ms"
+
+
+def bytes_(size: float) -> str:
+    """`331616` → `331.6 kB`; kB = 1,000 B and MB = 1,000,000 B."""
+    if size < 1_000:
+        return f"{size:.0f} B"
+    if size < 1_000_000:
+        return f"{size / 1_000:.1f} kB"
+    if size < 1_000_000_000:
+        return f"{size / 1_000_000:.1f} MB"
+    return f"{size / 1_000_000_000:.2f} GB"
+
+
+def count(number: float) -> str:
+    """`853018` → `853 k`."""
+    if number < 1_000:
+        return f"{number:.0f}"
+    if number < 1_000_000:
+        return f"{number / 1_000:.3g} k"
+    if number < 1_000_000_000:
+        return f"{number / 1_000_000:.3g} M"
+    return f"{number / 1_000_000_000:.3g} G"
+
+
+def accuracy(fraction: float) -> str:
+    """`0.9173` → `91.73 %`."""
+    return f"{100 * fraction:.2f} %"
+
+
+def ratio(value: float) -> str:
+    """`0.4971` → `0.50 ×`."""
+    return f"{value:.3f} ×" if value < 0.1 else f"{value:.2f} ×"
+
+
+def duration(seconds: float) -> str:
+    """`3725` → `1 h 02 min`; `75` → `1 min 15 s`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
