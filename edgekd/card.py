@@ -83,8 +83,6 @@ class Training:
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """Arithmetic of the forward pass; `auto` is bf16 where this machine has it in hardware."""
     seed: Annotated[int, Field(ge=0)] = 0
-    attempts: Annotated[int, Field(ge=1, le=5)] = 2
-    """How often to train before giving up on the minimum accuracy; each attempt doubles the epochs."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -96,7 +94,7 @@ class Recipe(Training):
     views: Annotated[int, Field(ge=1)] = 8
     """Augmented forms of each image; the teacher sees each once and its logits are kept."""
     init_from_teacher: bool = False
-    """Copy the teacher's tensors of equal name and shape into the student first."""
+    """Copy the teacher's tensors of equal name and shape into the student before training."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -111,6 +109,8 @@ class Teacher:
     function: Annotated[str, Field(pattern=IMPORT_PATH)] | None = None
     """family = "import" only: `package.module:function`, called with the shape's values and `classes`."""
     training: Training | None = None
+    attempts: Annotated[int, Field(ge=1, le=5)] = 2
+    """How often to train before giving up on `teacher_min_accuracy`; each attempt doubles the epochs."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

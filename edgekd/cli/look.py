@@ -1,0 +1,124 @@
+"""`targets`, `models` and `doctor`: look things up."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from pathlib import Path
+
+from edgekd import __version__, host
+from edgekd.bench.runner import available_providers
+from edgekd.card import load_card
+from edgekd.console import out
+from edgekd.errors import ExitCode, UnavailableError
+from edgekd.report.tables import rich_table
+from edgekd.spec import bundled_names, locate
+from edgekd.target import Target, load_target
+
+__all__ = ["diagnose", "list_cards", "list_targets", "show_card", "show_target"]
+
+
+def list_targets() -> int:
+    """A line per bundled target."""
+    rows = []
+    for name in bundled_names("targets"):
+        target = load_target(name)
+        rows.append([name, target.title, target.provider.name, ", ".join(target.precisions), _here(target)])
+    out(rich_table(["target", "device", "provider", "precisions", "this machine"], rows, "Bundled targets"))
+    out("edgekd targets NAME shows one; copy its file to describe your own device")
+    return ExitCode.PASS
+
+
+def show_target(name: str) -> int:
+    """The target's file, and how this machine stands to it."""
+    target = load_target(name)
+    out(Path(target.file).read_text(encoding="utf-8").rstrip())
+    out("")
+    out(f"# {target.file}")
+    out(f"# this machine: {_here(target)}")
+    return ExitCode.PASS
+
+
+def list_cards() -> int:
+    """A line per bundled card."""
+    rows = []
+    for name in bundled_names("models"):
+        card = load_card(name)
+        rows.append([name, card.title, card.data.source, f"{card.teacher.family} → {card.student.family}"])
+    out(rich_table(["card", "what", "data", "teacher → student"], rows, "Bundled model cards"))
+    out("edgekd models NAME shows one; copy its file to describe your own model")
+    return ExitCode.PASS
+
+
+def show_card(name: str) -> int:
+    """The card's file."""
+    load_card(name)
+    path = locate("models", name)
+    out(path.read_text(encoding="utf-8").rstrip())
+    out("")
+    out(f"# {path}")
+    return ExitCode.PASS
+
+
+def _here(target: Target) -> str:
+    """Whether this machine can run the target, and what its figures would be."""
+    try:
+        target.require_provider(available_providers())
+    except UnavailableError as error:
+        return str(error).removeprefix(f"target {target.name}: ")
+    differences = target.differences()
+    return f"not the device ({'; '.join(differences)})" if differences else "can be measured here"
+
+
+def diagnose() -> int:
+    """The onnxruntime build, its providers, and for every bundled target what is missing."""
+    machine = host.machine()
+    out(f"edgekd {__version__}, Python {platform.python_version()}, {platform.system()} {machine.architecture}")
+    out(f"CPU: {machine.model or 'unnamed'}, {os.cpu_count()} logical")
+    out(f"onnxruntime: {_builds()}")
+    try:
+        providers = available_providers()
+        out(f"providers: {', '.join(providers)}; devices: {_devices()}")
+    except UnavailableError as error:
+        out(f"providers: none; {error}")
+    for module in ("torch", "torchvision", "onnx", "onnxscript", "timm"):
+        out(f"{module}: {_version_of(module)}")
+    rows = []
+    for name in bundled_names("targets"):
+        target = load_target(name)
+        rows.append([name, target.provider.name, _here(target)])
+    out(rich_table(["target", "needs", "here"], rows, "Targets"))
+    return ExitCode.PASS
+
+
+def _version_of(module: str) -> str:
+    if importlib.util.find_spec(module) is None:
+        extra = "timm" if module == "timm" else "train,cpu"
+        return f'not installed; pip install "edgekd[{extra}]"'
+    return importlib.metadata.version(module)
+
+
+def _builds() -> str:
+    """Installed distributions that bring the onnxruntime module; two of them overwrite each other's files."""
+    found = sorted(
+        f"{distribution.metadata['Name']} {distribution.version}"
+        for distribution in importlib.metadata.distributions()
+        if (distribution.metadata["Name"] or "").lower().startswith("onnxruntime")
+    )
+    wheels = [name for name in found if not name.startswith("onnxruntime-ep-")]
+    if not wheels:
+        return 'not installed; pip install "edgekd[cpu]"'
+    warning = "; they overwrite one another: uninstall all, then install the one you need" if len(wheels) > 1 else ""
+    return ", ".join(found) + warning
+
+
+def _devices() -> str:
+    """Devices ONNX Runtime sees, those of registered plugin libraries included."""
+    import onnxruntime
+
+    if not hasattr(onnxruntime, "get_ep_devices"):
+        return "this onnxruntime is too old to list them"
+    devices = onnxruntime.get_ep_devices()
+    return ", ".join(sorted({f"{device.ep_name} ({device.device.type.name})" for device in devices})) or "none"
+
+

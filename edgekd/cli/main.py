@@ -1,0 +1,176 @@
+"""The `edgekd` command: thin; whatever is heavy is imported inside the commands."""
+
+import errno
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekd import __version__
+from edgekd.errors import EdgekdError, ExitCode, one_line, worst
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="edgekd",
+    help="From a teacher network to a proven ONNX file that meets an edge device's budget.",
+    epilog="Any command takes --debug: show the traceback of an error.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain help: fast, and the same in every terminal
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Targets = Annotated[
+    list[str], typer.Option("--target", "-t", metavar="NAME|FILE", help="Bundled target or a TOML file; repeatable.")
+]
+Budgets = Annotated[
+    list[str], typer.Option("--budget", metavar="KEY=VALUE", help="Override one limit of the card; repeatable.")
+]
+DataFolder = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder of the data.")]
+CardName = Annotated[str, typer.Argument(metavar="[CARD]", help="Bundled card or a TOML file.")]
+Models = Annotated[list[Path], typer.Argument(metavar="RUN|MODEL...", help="Run folders or ONNX files.")]
+
+
+@app.command()
+def distill(
+    target: Targets,
+    card: CardName = "digits",
+    data: DataFolder = None,
+    teacher: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Teacher: safetensors, state dict or ONNX.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default runs/CARD@TARGET.")] = None,
+    budget: Budgets = [],  # noqa: B006 - typer copies it
+    fresh: Annotated[bool, typer.Option("--fresh", help="Empty the run folder and start again.")] = False,
+) -> None:
+    """The whole road: teacher, search, distillation, export, quantization, bench, verdict."""
+    from edgekd.cli.road import distill_on
+
+    _end(distill_on(card, name, data, teacher, out, budget, fresh, several=len(target) > 1) for name in target)
+
+
+@app.command()
+def teach(
+    card: CardName = "digits",
+    data: DataFolder = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default teachers/CARD.safetensors.")] = None,
+) -> None:
+    """Train the card's teacher."""
+    from edgekd.cli.road import teach_card
+
+    _end([teach_card(card, data, out)])
+
+
+@app.command()
+def bench(
+    models: Models,
+    target: Targets,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer processes and calls.")] = False,
+    save: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON, too.")
+    ] = None,
+) -> None:
+    """Measure latency, size, memory and (for runs) accuracy on the target's provider."""
+    from edgekd.cli.measuring import bench_models
+
+    _end(bench_models(models, target, quick, save))
+
+
+@app.command()
+def check(
+    models: Models,
+    target: Targets,
+    budget: Budgets = [],  # noqa: B006 - typer copies it
+    allow_estimated: Annotated[
+        bool, typer.Option("--allow-estimated", help="Let an estimated latency pass or fail.")
+    ] = False,
+) -> None:
+    """Judge absolute budgets: exit 0 pass, 1 fail, 2 error, 3 inconclusive."""
+    from edgekd.cli.measuring import check_models
+
+    _end(check_models(models, target, budget, allow_estimated))
+
+
+@app.command()
+def targets(name: Annotated[str | None, typer.Argument(metavar="[NAME|FILE]")] = None) -> None:
+    """List the bundled targets, or show one."""
+    from edgekd.cli.look import list_targets, show_target
+
+    _end([show_target(name) if name else list_targets()])
+
+
+@app.command()
+def models(name: Annotated[str | None, typer.Argument(metavar="[NAME|FILE]")] = None) -> None:
+    """List the bundled model cards, or show one."""
+    from edgekd.cli.look import list_cards, show_card
+
+    _end([show_card(name) if name else list_cards()])
+
+
+@app.command()
+def doctor() -> None:
+    """Say which onnxruntime and providers are here, what each target needs and how to get it."""
+    from edgekd.cli.look import diagnose
+
+    _end([diagnose()])
+
+
+def _end(codes: "list[int] | map[int]") -> None:
+    raise typer.Exit(worst(codes))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: every error a user can cause is one line on stderr and an exit code."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    try:
+        code = app([a for a in arguments if a != "--debug"], standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else ExitCode.PASS)
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted; the same command goes on where it stopped", debug)
+        sys.exit(ExitCode.INTERRUPTED)
+    except typer.BadParameter.__bases__[0] as error:  # typer's UsageError, wherever this version keeps it
+        _complain(f"{error.format_message()} (edgekd --help shows the usage)", debug)
+        sys.exit(ExitCode.USAGE)
+    except EdgekdError as error:
+        _complain(str(error), debug)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        _complain(_system(error), debug)
+        sys.exit(ExitCode.USAGE)
+    except Exception as error:
+        _complain(f"internal error, please report it: {type(error).__name__}: {one_line(error)}", debug)
+        sys.exit(ExitCode.INTERNAL)
+
+
+def _system(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return f"{error.filename or 'the run folder'}: no space left on the device; nothing half-written was kept"
+    if error.filename is None:
+        return one_line(error)
+    return f"{error.filename}: {os.strerror(error.errno) if error.errno else one_line(error)}"
+
+
+def _complain(message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(f"edgekd: {message}", file=sys.stderr)

@@ -1,0 +1,109 @@
+"""`distill` and `teach`: from the command line to the pipeline."""
+
+import os
+import time
+from pathlib import Path
+
+from edgekd import units
+from edgekd.bench.measure import file_sha256
+from edgekd.card import Card, load_card, parse_budget
+from edgekd.console import out as show
+from edgekd.console import say
+from edgekd.errors import ExitCode, InputError, did_you_mean
+from edgekd.imports import require
+from edgekd.report.tables import budget_lines, figure_rows, headline, notes, rich_table
+from edgekd.result import Result, read_models
+from edgekd.run import Run, open_run
+from edgekd.spec import bundled_names
+from edgekd.target import Target, load_target
+
+__all__ = ["distill_on", "teach_card"]
+
+
+def distill_on(
+    card_name: str,
+    target_name: str,
+    data: Path | None,
+    teacher: Path | None,
+    out: Path | None,
+    budget: list[str],
+    fresh: bool,
+    several: bool,
+) -> int:
+    """The whole road for one target; returns the exit code."""
+    begin = time.perf_counter()
+    card, target = load_card(card_name), load_target(target_name)
+    asked = card.budget(target.name, parse_budget(budget))
+    _mention_unknown_budgets(card, target)
+    _need_training()
+    folder = out or Path("runs", f"{card.name}@{target.name}")
+    if out and several:
+        folder = out / f"{card.name}@{target.name}"
+    files = {"data": _absolute(data), "teacher": _absolute(teacher)}
+    if teacher and teacher.is_file():
+        files["teacher_sha256"] = file_sha256(teacher)
+    with open_run(folder, card, target, asked, files, fresh) as run:
+        if run.result.exists():
+            return _already_done(run)
+        from edgekd.pipeline import distill
+
+        result = distill(card, target, asked, run, data, teacher)
+    _show(result, run, time.perf_counter() - begin)
+    return result.verdict.exit_code
+
+
+def teach_card(card_name: str, data: Path | None, out: Path | None) -> int:
+    """Train the card's teacher; returns the exit code."""
+    card = load_card(card_name)
+    _need_training()
+    from edgekd.data.sources import load_train_and_validation
+    from edgekd.distill.teacher import teach, validation_accuracy
+
+    path = out or Path("teachers", f"{card.name}.safetensors")
+    if path.suffix != ".safetensors":
+        raise InputError(f"--out {path}: the teacher is written as safetensors; give a name that ends so")
+    splits = load_train_and_validation(card, data)
+    done = path.exists()
+    teacher = teach(card, splits, card.budget("").teacher_min_accuracy, path)
+    accuracy = units.accuracy(validation_accuracy(teacher, splits[1]))
+    show(f"{path}: {'already there, ' if done else ''}{accuracy} on {len(splits[1])} validation images")
+    return ExitCode.PASS
+
+
+def _need_training() -> None:
+    for module in ("torch", "torchvision", "onnx", "onnxscript", "safetensors"):
+        require(module, "train,cpu", "training")
+    import torch
+
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(threads))
+
+
+def _absolute(path: Path | None) -> str:
+    return str(path.resolve()) if path else ""
+
+
+def _mention_unknown_budgets(card: Card, target: Target) -> None:
+    for name in card.budgets:
+        if name and name != target.name and name not in bundled_names("targets"):
+            say(f"{card.file}: [budget.{name}] is for no known target; {did_you_mean(name, bundled_names('targets'))}")
+
+
+def _already_done(run: Run) -> int:
+    content, models = read_models(run.result)
+    header, rows = figure_rows(models)
+    show(rich_table(header, rows, f"{content['card']} on {content['target']}"))
+    show(f"{run.folder}: already done, verdict {content['verdict']}; --fresh starts again")
+    return {"pass": ExitCode.PASS, "fail": ExitCode.FAIL, "inconclusive": ExitCode.INCONCLUSIVE}[content["verdict"]]
+
+
+def _show(result: Result, run: Run, seconds: float) -> None:
+    header, rows = figure_rows(result.models)
+    show(rich_table(header, rows, f"{result.card} on {result.target}, {result.test_images} test images"))
+    for text in budget_lines(result.verdict):
+        show(f"  {text}")
+    for remark in [*notes(result.models), *result.notes]:
+        show(f"  note: {remark}")
+    show(f"  shipped: {result.chosen}, because {result.why_chosen}")
+    show(f"{run.model}, {run.folder / 'report.md'} ({units.duration(seconds)})")
+    show(headline(result))

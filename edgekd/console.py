@@ -1,0 +1,45 @@
+"""What a person sees while edgekd works: progress on stderr, results on stdout."""
+
+import sys
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+__all__ = ["out", "progress", "say"]
+
+
+@cache
+def _console(stderr: bool) -> "Console":
+    from rich.console import Console  # not needed for --help
+
+    stream = sys.stderr if stderr else sys.stdout
+    # A pipe or a CI log has no width of its own; tables must not be folded there.
+    return Console(stderr=stderr, highlight=False, soft_wrap=True, width=None if stream.isatty() else 200)
+
+
+def say(text: str) -> None:
+    """One line about what is going on."""
+    _console(True).print(text, markup=False)
+
+
+def out(item: object) -> None:
+    """A result: text, or anything rich can draw."""
+    _console(False).print(item, markup=False)
+
+
+def progress() -> "Progress":
+    """A progress bar with time left; silent where stderr is no terminal."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+        console=_console(True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )

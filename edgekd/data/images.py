@@ -1,0 +1,93 @@
+"""Decoding: any image file as uint8 (H, W, C) of the size the network sees."""
+
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from edgekd.card import Data
+from edgekd.errors import InputError, one_line
+
+__all__ = ["Split", "check_labels", "decode", "decoded_split", "in_memory"]
+
+MEMORY_LIMIT_BYTES = 4_000_000_000
+"""Decoded sets up to this size are kept in memory; larger ones are decoded as they are read."""
+
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+
+class Split:
+    """Images and labels of one part of a data set."""
+
+    def __init__(self, labels: Labels, read: Callable[[NDArray[np.int64]], Images]) -> None:
+        self.labels = labels
+        self.read = read
+        """`read(indices)` gives images (len(indices), H, W, C) uint8."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: NDArray[np.int64]) -> "Split":
+        """The images at `indices`, numbered anew from 0."""
+        return Split(self.labels[indices], lambda chosen: self.read(indices[chosen]))
+
+
+def in_memory(images: Images, labels: Labels) -> Split:
+    """A Split over an array (n, H, W, C)."""
+    return Split(labels, lambda indices: images[indices])
+
+
+def decode(content: bytes, data: Data, where: str) -> Images:
+    """An encoded image as uint8 (size, size, channels).
+
+    An image of another size is resized by its shorter side to `data.resize` (default `data.size`), then
+    its centre is cut out. Raises InputError naming `where` if it does not decode.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return fit(image, data)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{where}: the image does not decode: {one_line(error, 120)}; mend or remove it") from error
+
+
+def fit(image: Image.Image, data: Data) -> Images:
+    """A PIL image as uint8 (size, size, channels), resized and cut as `decode` says."""
+    image = image.convert("RGB" if data.channels == 3 else "L")
+    size = data.size
+    if image.size != (size, size):
+        scale = (data.resize or size) / min(image.size)
+        width, height = (max(size, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        left, top = (width - size) // 2, (height - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    return np.asarray(image, dtype=np.uint8).reshape(size, size, data.channels)
+
+
+def decoded_split(labels: Labels, load: Callable[[int], Images], data: Data) -> Split:
+    """A Split over `load(index)`, decoded once into memory where it fits, else on every read."""
+
+    def read(indices: Sequence[int] | NDArray[np.int64]) -> Images:
+        with ThreadPoolExecutor() as pool:  # PIL's decoders release the interpreter lock
+            return np.stack(list(pool.map(load, (int(i) for i in indices))))
+
+    if len(labels) * data.size**2 * data.channels <= MEMORY_LIMIT_BYTES:
+        return in_memory(read(range(len(labels))), labels)
+    return Split(labels, read)
+
+
+def check_labels(labels: Labels, classes: Sequence[str], where: str) -> Labels:
+    """`labels` as int64; InputError if there are none or one is not in 0 … len(classes) − 1."""
+    if len(labels) == 0:
+        raise InputError(f"{where}: holds no images")
+    labels = np.asarray(labels, dtype=np.int64)
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
+    if len(wrong):
+        raise InputError(
+            f"{where}: image {wrong[0]} has label {labels[wrong[0]]}; the card names {len(classes)} classes, "
+            f"so labels go from 0 to {len(classes) - 1}"
+        )
+    return labels

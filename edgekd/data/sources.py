@@ -1,0 +1,164 @@
+"""Where images come from; each source gives the `train` and the `test` part as a Split."""
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.card import Card, Data
+from edgekd.data.images import Split, check_labels, decode, decoded_split, fit, in_memory
+from edgekd.errors import ConfigError, InputError, did_you_mean, one_line
+from edgekd.imports import import_function
+
+__all__ = ["balanced_split", "load_test", "load_train_and_validation"]
+
+HELD_OUT = 0.2
+"""Share set apart as test data where a set comes as one part (digits, an image folder without `train`)."""
+
+
+def load_train_and_validation(card: Card, folder: Path | None) -> tuple[Split, Split]:
+    """Training and validation images of the card, class-balanced by the card's seed.
+
+    `folder` is the value of `--data`. Raises InputError for anything wrong with the data.
+    """
+    whole = _load(card, folder, "train")
+    rest, held = balanced_split(whole.labels, card.data.validation_fraction, card.data.validation_seed)
+    return whole.subset(rest), whole.subset(held)
+
+
+def load_test(card: Card, folder: Path | None) -> Split:
+    """Test images of the card; to be read once, for the final figures."""
+    return _load(card, folder, "test")
+
+
+def balanced_split(
+    labels: NDArray[np.int64], fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of the rest and of the part held out: `fraction` of each class (at least one), sorted."""
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    held: list[NDArray[np.int64]] = []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        held.append(members[: max(1, round(len(members) * fraction))])
+    chosen = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+
+
+def _load(card: Card, folder: Path | None, part: str) -> Split:
+    data = card.data
+    place = folder if folder is not None else card.resolve(data.path) if data.path else None
+    if data.source == "digits":
+        return _digits(part)
+    if place is None:
+        raise InputError(f"{card.file}: data.path: the card names no folder for its data; give one with --data DIR")
+    if data.source == "torchvision":
+        return _torchvision(data, place, part)
+    if data.source == "import":
+        return _imported(card, place, part)
+    if not place.is_dir():
+        raise InputError(f"{place}: no such data folder; give the folder with --data DIR")
+    return _parquet(data, place, part) if data.source == "parquet" else _image_folder(data, place, part)
+
+
+def _one_part(labels: NDArray[np.int64], part: str) -> NDArray[np.int64]:
+    rest, held = balanced_split(labels, HELD_OUT, seed=0)
+    return held if part == "test" else rest
+
+
+def _digits(part: str) -> Split:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    # Pixels count 0 to 16 dots.
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = bunch.target.astype(np.int64)
+    chosen = _one_part(labels, part)
+    return in_memory(images[chosen], labels[chosen])
+
+
+def _parquet(data: Data, folder: Path, part: str) -> Split:
+    """Parquet files `PART-*.parquet` in the Hugging Face image layout: `image: {bytes, path}`, `label`."""
+    import pyarrow
+    import pyarrow.parquet
+
+    files = sorted(folder.glob(f"{part}*.parquet")) or sorted(folder.glob(f"data/{part}*.parquet"))
+    if not files:
+        raise InputError(f"{folder}: holds no {part}*.parquet file")
+    contents: list[bytes] = []
+    names: list[str] = []
+    labels: list[int] = []
+    for file in files:
+        try:
+            table = pyarrow.parquet.read_table(file)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(f"{file}: not a readable parquet file: {one_line(error, 120)}") from error
+        image_column = next((name for name in ("image", "img") if name in table.column_names), None)
+        if image_column is None or "label" not in table.column_names:
+            raise InputError(f"{file}: has columns {', '.join(table.column_names)}; 'image' and 'label' are needed")
+        rows = table[image_column].to_pylist()
+        contents += [row["bytes"] for row in rows]
+        names += [f"{file} row {row}" for row in range(len(rows))]
+        labels += table["label"].to_pylist()
+    checked = check_labels(np.array(labels, dtype=np.int64), data.classes, str(folder))
+    return decoded_split(checked, lambda i: decode(contents[i], data, names[i]), data)
+
+
+def _image_folder(data: Data, folder: Path, part: str) -> Split:
+    """One subfolder a class, below `train` and `test` (or `val`); or classes straight in the folder."""
+    if (folder / "train").is_dir():
+        places = {"train": [folder / "train"], "test": [folder / "test", folder / "val"]}[part]
+        root = next((place for place in places if place.is_dir()), None)
+        if root is None:
+            raise InputError(f"{folder}: has a folder 'train' but neither 'test' nor 'val'")
+    else:
+        root = folder
+    found = sorted(path.name for path in root.iterdir() if path.is_dir())
+    for name in found:
+        if name not in data.classes:
+            raise InputError(f"{root / name}: is no class of the card; {did_you_mean(name, data.classes)}")
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(data.classes):
+        inside = sorted(path for path in (root / name).glob("**/*") if path.is_file() and path.name[0] != ".")
+        if not inside:
+            raise InputError(f"{root / name}: the card's class {name!r} has no images there")
+        files += inside
+        labels += [label] * len(inside)
+    every = check_labels(np.array(labels, dtype=np.int64), data.classes, str(root))
+    chosen = np.arange(len(every)) if root != folder else _one_part(every, part)
+    kept = [files[i] for i in chosen]
+    return decoded_split(every[chosen], lambda i: decode(kept[i].read_bytes(), data, str(kept[i])), data)
+
+
+def _torchvision(data: Data, folder: Path, part: str) -> Split:
+    import torchvision.datasets
+
+    known = [name for name in torchvision.datasets.__all__ if name[0].isupper()]
+    if data.name not in known:
+        raise ConfigError(f"data.name: torchvision has no data set {data.name!r}; {did_you_mean(data.name, known)}")
+    cls = getattr(torchvision.datasets, data.name)
+    parameters = inspect.signature(cls.__init__).parameters
+    which = {"train": part == "train"} if "train" in parameters else {"split": part}
+    fetch = {"download": data.download} if "download" in parameters else {}
+    try:
+        dataset = cls(folder, **which, **fetch)
+    except (RuntimeError, OSError, ValueError, TypeError) as error:
+        hint = "" if data.download else "; set `download = true` in the card's [data] to fetch it"
+        raise InputError(f"{folder}: torchvision's {data.name} cannot be read: {one_line(error, 150)}{hint}") from error
+    pairs = [dataset[i] for i in range(len(dataset))]
+    labels = check_labels(np.array([label for _, label in pairs]), data.classes, str(folder))
+    return decoded_split(labels, lambda i: fit(pairs[i][0], data), data)
+
+
+def _imported(card: Card, folder: Path, part: str) -> Split:
+    data = card.data
+    assert data.function is not None  # the card's own check
+    images, labels = import_function(card, data.function)(folder, part)
+    images = np.asarray(images)
+    wanted = (len(labels), data.size, data.size, data.channels)
+    if images.dtype != np.uint8 or images.shape != wanted:
+        raise InputError(
+            f"{data.function}: gave images {images.dtype} {images.shape}; uint8 {wanted} (N, H, W, C) is needed"
+        )
+    return in_memory(images, check_labels(np.asarray(labels), data.classes, data.function))

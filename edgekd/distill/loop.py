@@ -1,0 +1,198 @@
+"""The training loop: one visible `for`, seeded, checkpointed every epoch, resumable bit for bit.
+
+Everything random is a pure function of (seed, epoch, image), so that a resumed training sees exactly what
+an undisturbed one sees. The contract holds on the same machine, torch build and number of threads, which
+the checkpoint stores.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgekd import units
+from edgekd.card import Augment, Data, Training
+from edgekd.console import progress, say
+from edgekd.data.images import Split
+from edgekd.data.views import permutation, view
+from edgekd.distill.losses import Loss
+from edgekd.errors import BudgetError, ConfigError
+from edgekd.nets.deployed import Preprocess
+from edgekd.run import atomic, write_json
+
+__all__ = ["Job", "accuracy", "autocast", "batches", "device", "learning_rate", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training: what, on which images, how, and where its checkpoint lives."""
+
+    name: str
+    data: Data
+    augment: Augment
+    train: Split
+    validation: Split
+    training: Training
+    loss: Loss
+    teacher_logits: Callable[[int], NDArray[np.float32]] | None
+    """Gives the teacher's logits (n, C) for view k of all training images; None without a teacher."""
+    views: int
+    """Number of views; epoch e shows view e mod `views`."""
+    checkpoint: Path
+
+
+def train(net: nn.Module, job: Job) -> list[dict[str, float]]:
+    """Train `net` in place; returns one entry per epoch: loss, validation accuracy, seconds.
+
+    Raises BudgetError with epoch and step when the loss is no longer finite.
+    """
+    training, where = job.training, device()
+    net.to(where)
+    preprocess = Preprocess(job.data).to(where)
+    optimizer = _optimizer(net, training)
+    history = _resume(net, optimizer, job)
+    labels = torch.from_numpy(job.train.labels)
+    steps = len(list(batches(len(labels), training.batch_size, np.arange(len(labels)))))
+    for epoch in range(len(history), training.epochs):
+        begin, total = time.perf_counter(), 0.0
+        torch.manual_seed(training.seed * 1_000_003 + epoch)  # dropout and the like
+        k = epoch % job.views
+        teacher_logits = job.teacher_logits(k) if job.teacher_logits else None
+        order = permutation(training.seed, epoch, len(labels))
+        net.train()
+        with progress() as bar:
+            task = bar.add_task(f"{job.name}: epoch {epoch + 1}/{training.epochs}", total=steps)
+            for step, indices in enumerate(batches(len(labels), training.batch_size, order)):
+                raw = torch.from_numpy(job.train.read(indices))
+                images = preprocess(view(raw, indices, k, training.seed, job.augment).to(where))
+                soft = torch.from_numpy(teacher_logits[indices]).to(where) if teacher_logits is not None else None
+                with autocast(training.precision):
+                    logits = net(images)
+                loss = job.loss(logits.float(), soft, labels[indices].to(where))
+                optimizer.zero_grad()
+                loss.backward()
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(training, epoch * steps + step, steps)
+                optimizer.step()
+                total += _finite(loss, job, epoch, step)
+                bar.advance(task)
+        entry = {"epoch": epoch + 1, "loss": total / steps, "validation_accuracy": accuracy(net, job, preprocess)}
+        entry["seconds"] = time.perf_counter() - begin
+        history.append(entry)
+        _save(net, optimizer, job, history)
+        _tell(job, history, len(labels))
+    net.to("cpu").eval()
+    return history
+
+
+def batches(count: int, size: int, order: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """`order` in pieces of `size`; a smaller last piece is left out unless it is the only one."""
+    for start in range(0, count, size):
+        if start == 0 or start + size <= count:
+            yield order[start : start + size]
+
+
+def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
+    """Linear warm-up, then half a cosine down to zero; a pure function of the step (counted from 0)."""
+    warmup = training.warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return training.learning_rate * (step + 1) / (warmup + 1)
+    rest = max(1.0, training.epochs * steps_per_epoch - warmup)
+    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / rest))
+
+
+def accuracy(net: nn.Module, job: Job, preprocess: nn.Module) -> float:
+    """Share of the validation images that `net` classifies correctly, evaluation mode."""
+    where = next(net.parameters()).device
+    net.eval()
+    correct = 0
+    indices = np.arange(len(job.validation))
+    with torch.no_grad(), autocast(job.training.precision):
+        for start in range(0, len(indices), 500):
+            chosen = indices[start : start + 500]
+            logits = net(preprocess(torch.from_numpy(job.validation.read(chosen)).to(where)))
+            correct += int((logits.argmax(1).cpu().numpy() == job.validation.labels[chosen]).sum())
+    return correct / len(indices)
+
+
+def device() -> torch.device:
+    """Where training runs: the GPU if torch has one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(precision: str) -> torch.autocast:
+    """bf16 for `bf16`, and for `auto` where the machine computes bf16 in hardware; else plain fp32."""
+    where = device().type
+    hardware = torch.cuda.is_bf16_supported() if where == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(where, torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and hardware))
+
+
+def _optimizer(net: nn.Module, training: Training) -> torch.optim.Optimizer:
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(net.parameters(), training.learning_rate, weight_decay=training.weight_decay)
+    return torch.optim.SGD(
+        net.parameters(),
+        training.learning_rate,
+        training.momentum,
+        weight_decay=training.weight_decay,
+        nesterov=training.momentum > 0,
+    )
+
+
+def _finite(loss: Tensor, job: Job, epoch: int, step: int) -> float:
+    value = loss.item()
+    if not math.isfinite(value):
+        raise BudgetError(
+            f"{job.name}: the loss is {value} at epoch {epoch + 1}, step {step + 1}; "
+            f"lower the learning rate (now {job.training.learning_rate:g}) or raise warmup_epochs, then use --fresh"
+        )
+    return value
+
+
+def _machine() -> dict[str, Any]:
+    """What a bit-for-bit resume needs to be the same."""
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": device().type}
+
+
+def _save(net: nn.Module, optimizer: torch.optim.Optimizer, job: Job, history: list[dict[str, float]]) -> None:
+    state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "history": history, "machine": _machine()}
+    with atomic(job.checkpoint) as temporary:
+        torch.save(state, temporary)
+    write_json(job.checkpoint.with_name("history.json"), {"schema_version": 1, "epochs": history})
+
+
+def _resume(net: nn.Module, optimizer: torch.optim.Optimizer, job: Job) -> list[dict[str, float]]:
+    if not job.checkpoint.exists():
+        return []
+    state = torch.load(job.checkpoint, weights_only=True, map_location=device())
+    if state["machine"] != _machine():
+        raise ConfigError(
+            f"{job.checkpoint}: was written with {state['machine']} and this is {_machine()}; "
+            "resume where it began, or use --fresh"
+        )
+    net.load_state_dict(state["net"])
+    optimizer.load_state_dict(state["optimizer"])
+    history: list[dict[str, float]] = state["history"]
+    if len(history) < job.training.epochs:
+        say(f"{job.name}: resumed after epoch {len(history)} of {job.training.epochs}")
+    return history
+
+
+def _tell(job: Job, history: list[dict[str, float]], images: int) -> None:
+    last, left = history[-1], job.training.epochs - len(history)
+    shown = max(1, job.training.epochs // 20)  # short epochs would scroll everything else away
+    if left % shown and last["seconds"] < 10:
+        return
+    eta = sum(entry["seconds"] for entry in history[-5:]) / len(history[-5:]) * left
+    say(
+        f"{job.name}: epoch {len(history)}/{job.training.epochs}, loss {last['loss']:.4f}, "
+        f"validation {units.accuracy(last['validation_accuracy'])}, {images / last['seconds']:.0f} images/s"
+        + (f", {units.duration(eta)} left" if left else "")
+    )

@@ -1,0 +1,57 @@
+"""Distilling one student."""
+
+import shutil
+
+import torch
+from torch import nn
+
+from edgekd.card import Card
+from edgekd.console import say
+from edgekd.data.images import Split
+from edgekd.distill.loop import Job, train
+from edgekd.distill.losses import distillation
+from edgekd.distill.teacher import teacher_logits
+from edgekd.nets.families import Shape, make
+from edgekd.nets.teachers import Teacher
+from edgekd.nets.weights import load_into, read_state, save_state
+from edgekd.run import Run, write_json
+
+__all__ = ["copy_matching", "distill_student"]
+
+
+def distill_student(card: Card, shape: Shape, teacher: Teacher, data: tuple[Split, Split], run: Run) -> nn.Module:
+    """The student of that shape, distilled as the card's recipe says; a finished one is only loaded."""
+    recipe, out = card.recipe, run.student_weights
+    torch.manual_seed(recipe.seed)
+    net = make(card, card.student, shape, "student.knobs")
+    if not out.exists():
+        if recipe.init_from_teacher and teacher.net is not None:
+            copied = copy_matching(teacher.net, net)
+            say(f"student: {copied} of {len(net.state_dict())} tensors copied from the teacher")
+        job = Job(
+            name="student",
+            data=card.data,
+            augment=card.augment,
+            train=data[0],
+            validation=data[1],
+            training=recipe,
+            loss=distillation(recipe),
+            teacher_logits=teacher_logits(card, teacher, data[0], run.teacher_logits),
+            views=recipe.views,
+            checkpoint=out.parent / "attempt" / "checkpoint.pt",
+        )
+        history = train(net, job)
+        write_json(out.with_name("history.json"), {"schema_version": 1, "epochs": history})
+        save_state(net, out, {"card": card.name})
+        shutil.rmtree(job.checkpoint.parent)
+        shutil.rmtree(run.teacher_logits, ignore_errors=True)  # large, and nothing reads it again
+    load_into(net, read_state(out), out)
+    return net.eval()
+
+
+def copy_matching(teacher: nn.Module, student: nn.Module) -> int:
+    """Copy the teacher's tensors of equal name and shape into the student; returns how many."""
+    source, own = teacher.state_dict(), student.state_dict()
+    same = {name: tensor for name, tensor in source.items() if name in own and own[name].shape == tensor.shape}
+    student.load_state_dict(same, strict=False)
+    return len(same)

@@ -1,0 +1,142 @@
+"""torch to ONNX: preprocessing inside the graph, dynamic batch, opset checked, parity against torch."""
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from edgekd import __version__
+from edgekd.card import Card
+from edgekd.errors import ModelError, one_line
+from edgekd.nets.deployed import Deployed
+from edgekd.run import atomic
+from edgekd.target import Target
+
+__all__ = ["Parity", "export", "parity", "save_model"]
+
+MAX_RELATIVE_DIFFERENCE = 1e-3
+"""Largest |torch − ONNX Runtime| over the largest |torch| logit; 5e-7 is usual for fp32."""
+MIN_AGREEMENT = 0.999
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How an exported file agrees with torch on real images."""
+
+    images: int
+    max_abs: float
+    relative: float
+    """max_abs over the largest absolute logit."""
+    argmax_agreement: float
+
+
+def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: dict[str, str]) -> None:
+    """Write `net` with its preprocessing (uint8 (batch, H, W, C) to logits) as ONNX.
+
+    Raises ModelError if torch cannot export it, or writes another opset than the target's.
+    """
+    size, channels = card.data.size, card.data.channels
+    example = torch.zeros(2, size, size, channels, dtype=torch.uint8)
+    module = Deployed(net, card.data).eval()
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                verbose=False,
+                external_data=False,
+                opset_version=target.opset.export,
+                input_names=["image"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )
+    except Exception as error:  # the exporter raises whatever its many passes raise
+        raise ModelError(f"torch cannot export the network to ONNX: {one_line(error)}") from error
+    assert program is not None  # only the other exporter returns None
+    model = program.model_proto
+    written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if written != target.opset.export:
+        raise ModelError(
+            f"torch wrote opset {written}, target {target.name} wants opset.export = {target.opset.export}; "
+            f"set it to {written} if the device can load that"
+        )
+    _describe(model, card, target, provenance)
+    save_model(model, path)
+
+
+def _describe(model: onnx.ModelProto, card: Card, target: Target, provenance: dict[str, str]) -> None:
+    data = card.data
+    values = {
+        "edgekd": __version__,
+        "card": card.name,
+        "target": target.name,
+        "labels": json.dumps(data.classes),
+        "normalization": json.dumps({"mean": data.mean, "std": data.std, "scale": "pixel / 255", "in_graph": True}),
+        "input": f"uint8 (batch, {data.size}, {data.size}, {data.channels}), "
+        + ("RGB" if data.channels == 3 else "grey"),
+        **provenance,
+    }
+    del model.metadata_props[:]
+    for key, value in values.items():
+        model.metadata_props.add(key=key, value=value)
+
+
+def save_model(model: onnx.ModelProto, path: Path) -> None:
+    """Write the model atomically, without the exporter's notes on every node (16 kB in a small network)."""
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    del model.graph.metadata_props[:]
+    with atomic(path) as temporary:
+        onnx.save_model(model, temporary)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns and prints about its own internals; nothing of it is for the user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def parity(net: nn.Module, card: Card, images: NDArray[np.uint8], logits: NDArray[np.float32]) -> Parity:
+    """Compare ONNX Runtime's `logits` (n, C) for `images` (n, H, W, C) with torch's.
+
+    Raises ModelError beyond the tolerance: a file that computes something else is not shipped.
+    """
+    with torch.no_grad():
+        expected = Deployed(net, card.data).eval()(torch.from_numpy(images)).numpy()
+    difference = float(np.abs(expected - logits).max())
+    result = Parity(
+        images=len(images),
+        max_abs=difference,
+        relative=difference / max(float(np.abs(expected).max()), 1e-12),
+        argmax_agreement=float((expected.argmax(1) == logits.argmax(1)).mean()),
+    )
+    if not result.relative <= MAX_RELATIVE_DIFFERENCE or result.argmax_agreement < MIN_AGREEMENT:
+        raise ModelError(
+            f"the exported file differs from torch on {result.images} images: largest difference {difference:.3g} "
+            f"({result.relative:.2g} of the largest logit, {MAX_RELATIVE_DIFFERENCE:g} allowed), "
+            f"same class {100 * result.argmax_agreement:.2f} % ({100 * MIN_AGREEMENT:g} % asked)"
+        )
+    return result

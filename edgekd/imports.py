@@ -1,0 +1,42 @@
+"""Loading what may be missing: optional packages, and the functions a card names."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgekd.card import Card
+from edgekd.errors import ConfigError, UnavailableError, did_you_mean, one_line
+
+__all__ = ["import_function", "require"]
+
+
+def require(module: str, extra: str, purpose: str) -> Any:
+    """The module, or UnavailableError with the pip command of the extra that brings it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise
+        raise UnavailableError(f'{purpose} needs {module}; pip install "edgekd[{extra}]"') from None
+
+
+def import_function(card: Card, path: str) -> Callable[..., Any]:
+    """The function `package.module:function`, found from the card's folder, then among installed packages.
+
+    This runs the user's own code: the one place where a card can. Raises ConfigError or UnavailableError.
+    """
+    module_name, _, name = path.partition(":")
+    folder = str(Path(card.file).parent.resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UnavailableError(f"{card.file}: function {path!r} cannot be imported: {one_line(error, 150)}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ConfigError(f"{card.file}: module {module_name!r} has no function {name!r}; {did_you_mean(name, known)}")
+    return function  # type: ignore[no-any-return]  # whatever the user wrote

@@ -1,0 +1,71 @@
+"""The CIFAR ResNets of He et al. 2015 (arXiv 1512.03385, section 4.2), option A shortcuts."""
+
+from typing import Annotated
+
+import torch.nn.functional as F
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+__all__ = ["CifarResNet", "CifarResNetShape"]
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class CifarResNetShape:
+    """depth = 6 n + 2 layers; `width` channels in the first of three stages, doubled in each next one."""
+
+    depth: Annotated[int, Field(ge=8, multiple_of=2)] = 20
+    width: Annotated[int, Field(ge=2, multiple_of=2)] = 16
+
+    def __post_init__(self) -> None:
+        if (self.depth - 2) % 6:
+            raise ValueError(f"should be a depth of 6 n + 2 (8, 14, 20, 26, …), got {self.depth}")
+
+
+class _Block(nn.Module):
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outside)
+        self.stride = stride
+        self.padding = (outside - inside) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        if self.stride != 1 or self.padding:
+            # Option A: no parameters; every second pixel, and zero channels on both sides.
+            x = x[:, :, :: self.stride, :: self.stride]
+            x = F.pad(x, (0, 0, 0, 0, self.padding, self.padding))
+        return F.relu(y + x)
+
+
+class CifarResNet(nn.Module):
+    """Images (B, channels, H, W) float to logits (B, classes)."""
+
+    def __init__(self, shape: CifarResNetShape, channels: int, classes: int) -> None:
+        super().__init__()
+        width, blocks = shape.width, (shape.depth - 2) // 6
+        self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = _stage(width, width, blocks, 1)
+        self.layer2 = _stage(width, 2 * width, blocks, 2)
+        self.layer3 = _stage(2 * width, 4 * width, blocks, 2)
+        self.linear = nn.Linear(4 * width, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        x = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        logits: Tensor = self.linear(x)
+        return logits
+
+
+def _stage(inside: int, outside: int, blocks: int, stride: int) -> nn.Sequential:
+    first = _Block(inside, outside, stride)
+    return nn.Sequential(first, *(_Block(outside, outside, 1) for _ in range(blocks - 1)))

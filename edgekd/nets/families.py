@@ -1,0 +1,128 @@
+"""Families: a name, its shape, and the function that makes a network of that shape."""
+
+import dataclasses
+import itertools
+from typing import Annotated, Any
+
+import torchvision.models
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from edgekd.card import Card, Student, Teacher
+from edgekd.errors import ConfigError, did_you_mean, one_line
+from edgekd.imports import import_function, require
+from edgekd.nets.cifar_resnet import CifarResNet, CifarResNetShape
+from edgekd.nets.small import ConvNetShape, MlpShape, convnet, mlp
+from edgekd.spec import build
+
+__all__ = ["FAMILIES", "Shape", "make", "make_shapes"]
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class MobileNetV2Shape:
+    """MobileNetV2 (Sandler et al. 2018) as torchvision has it; `width` multiplies every channel count."""
+
+    width: Annotated[float, Field(gt=0)] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class NamedShape:
+    """A network known by its name in torchvision or timm."""
+
+    model: str
+
+
+def _mobilenet_v2(shape: MobileNetV2Shape, channels: int, size: int, classes: int) -> nn.Module:
+    net: nn.Module = torchvision.models.mobilenet_v2(num_classes=classes, width_mult=shape.width)
+    return _for_channels(net, channels)
+
+
+def _torchvision(shape: NamedShape, channels: int, size: int, classes: int) -> nn.Module:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if shape.model not in known:
+        raise ValueError(f"torchvision has no model {shape.model!r}; {_nearest(shape.model, known)}")
+    net: nn.Module = torchvision.models.get_model(shape.model, weights=None, num_classes=classes)
+    return _for_channels(net, channels)
+
+
+def _timm(shape: NamedShape, channels: int, size: int, classes: int) -> nn.Module:
+    timm = require("timm", "timm", "the family 'timm'")
+    if shape.model not in timm.list_models():
+        raise ValueError(f"timm has no model {shape.model!r}; {_nearest(shape.model, timm.list_models())}")
+    net: nn.Module = timm.create_model(shape.model, pretrained=False, num_classes=classes, in_chans=channels)
+    return net
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """Only the nearest names: hundreds of known ones help nobody."""
+    return did_you_mean(name, known).split("Known:")[0].strip() or "see its documentation for the names"
+
+
+def _for_channels(net: nn.Module, channels: int) -> nn.Module:
+    if channels != 3:
+        raise ValueError(f"torchvision's networks take 3 channels, the card's data has {channels}; set data.channels = 3")
+    return net
+
+
+FAMILIES: dict[str, tuple[type, Any]] = {
+    "convnet": (ConvNetShape, convnet),
+    "mlp": (MlpShape, mlp),
+    "cifar-resnet": (CifarResNetShape, lambda shape, channels, size, classes: CifarResNet(shape, channels, classes)),
+    "mobilenet-v2": (MobileNetV2Shape, _mobilenet_v2),
+    "torchvision": (NamedShape, _torchvision),
+    "timm": (NamedShape, _timm),
+}
+"""Name: (shape, function of (shape, channels, size, classes)). A card may also say `import`."""
+
+Shape = dict[str, Any]
+"""The values of a shape as a card writes them; the typed shape is made, and checked, from these."""
+
+
+def make_shapes(card: Card, student: Student) -> list[Shape]:
+    """Every combination of the student's knobs, each checked against its family."""
+    names = list(student.knobs)
+    shapes = [dict(zip(names, values, strict=True)) for values in itertools.product(*student.knobs.values())]
+    for shape in shapes:
+        make(card, student, shape, "student.knobs")
+    return shapes
+
+
+def make(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.Module:
+    """The network of that shape for the card's data, randomly initialised.
+
+    Raises ConfigError naming card, key, value and the known families or fields.
+    """
+    data = card.data
+    if owner.family == "import":
+        return _imported(card, owner, shape, where)
+    if owner.family not in FAMILIES:
+        key = f"{where.split('.')[0]}.family"
+        raise ConfigError(f"{card.file}: {key}: unknown family {owner.family!r}; {did_you_mean(owner.family, [*FAMILIES, 'import'])}")
+    cls, function = FAMILIES[owner.family]
+    typed = build(cls, shape, f"{card.file}: {where}")
+    try:
+        net: nn.Module = function(typed, data.channels, data.size, len(data.classes))
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"{card.file}: {where}: {one_line(error)}") from error
+    return net
+
+
+def _imported(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.Module:
+    if owner.function is None:
+        raise ConfigError(f"{card.file}: {where.split('.')[0]}.function: is missing; family = \"import\" needs it")
+    function = import_function(card, owner.function)
+    try:
+        net = function(**shape, classes=len(card.data.classes))
+    except TypeError as error:
+        raise ConfigError(f"{card.file}: {where}: {owner.function} cannot be called so: {one_line(error)}") from error
+    if not isinstance(net, nn.Module):
+        raise ConfigError(f"{card.file}: {owner.function} gave a {type(net).__name__}; a torch.nn.Module is needed")
+    return net
+
+
+def shape_values(shape: Any) -> Shape:
+    """A typed shape as a card writes it."""
+    return dataclasses.asdict(shape)

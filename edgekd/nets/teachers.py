@@ -1,0 +1,96 @@
+"""Teachers: a torch network with its weights, or an ONNX file run through ONNX Runtime."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgekd.card import Card
+from edgekd.errors import InputError, one_line
+from edgekd.nets.deployed import Deployed, Preprocess
+from edgekd.nets.families import make
+from edgekd.nets.weights import load_into, read_state
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+__all__ = ["OnnxNet", "Teacher", "load_teacher_file", "make_teacher_net"]
+
+
+class OnnxNet(nn.Module):
+    """An ONNX model as a torch module: uint8 images (B, H, W, C) to logits (B, classes), without gradients.
+
+    The model takes uint8 (B, H, W, C), or normalised float (B, C, H, W).
+    """
+
+    def __init__(self, path: Path, card: Card) -> None:
+        super().__init__()
+        self.path = path
+        self.preprocess = Preprocess(card.data)
+        self.session = _open(path)
+        inputs = self.session.get_inputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in ("tensor(uint8)", "tensor(float)"):
+            found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+            raise InputError(f"{path}: takes {found}; one input, uint8 NHWC or float NCHW, is needed")
+        self.takes_uint8 = inputs[0].type == "tensor(uint8)"
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images if self.takes_uint8 else self.preprocess(images)
+        (logits,) = self.session.run(self.session.get_outputs()[:1], {self.session.get_inputs()[0].name: x.numpy()})
+        return torch.from_numpy(np.asarray(logits, dtype=np.float32))
+
+
+def _open(path: Path) -> "onnxruntime.InferenceSession":
+    import onnxruntime
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such teacher file")
+    try:
+        return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common base below Exception
+        raise InputError(f"{path}: ONNX Runtime cannot load it: {one_line(error, 150)}") from error
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The teacher as distillation sees it."""
+
+    module: nn.Module
+    """uint8 images (B, H, W, C) to logits (B, classes)."""
+    file: Path
+    """Its weights, or the ONNX model."""
+
+    @property
+    def net(self) -> nn.Module | None:
+        """The torch network without preprocessing; None for an ONNX teacher."""
+        return self.module.net if isinstance(self.module, Deployed) else None
+
+
+def make_teacher_net(card: Card) -> nn.Module:
+    """The card's teacher network, randomly initialised."""
+    return make(card, card.teacher, card.teacher.shape, "teacher.shape")
+
+
+def load_teacher_file(card: Card, path: Path) -> Teacher:
+    """The card's teacher with the weights (or the ONNX model) at `path`, in evaluation mode.
+
+    Raises InputError if the file is wrong, or its classes are not those of the data.
+    """
+    if card.teacher.family == "onnx" or path.suffix == ".onnx":
+        module: nn.Module = OnnxNet(path, card)
+    else:
+        net = make_teacher_net(card)
+        load_into(net, read_state(path), path)
+        module = Deployed(net, card.data)
+    module.eval()
+    size = card.data.size
+    with torch.no_grad():
+        logits = module(torch.zeros(2, size, size, card.data.channels, dtype=torch.uint8))
+    if logits.shape != (2, len(card.data.classes)):
+        raise InputError(
+            f"{path}: the teacher gives outputs {tuple(logits.shape[1:])}, the data has {len(card.data.classes)} classes"
+        )
+    return Teacher(module, path)

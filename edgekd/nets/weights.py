@@ -1,0 +1,81 @@
+"""Weights files: safetensors, or a state dict that `torch.load(weights_only=True)` accepts. No code is run."""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from edgekd.errors import InputError, one_line
+from edgekd.run import atomic
+
+__all__ = ["load_into", "read_state", "save_state"]
+
+
+def save_state(net: nn.Module, path: Path, metadata: dict[str, str]) -> None:
+    """The network's state dict as safetensors, written atomically; equal weights give equal bytes."""
+    state = {name: tensor.detach().contiguous() for name, tensor in net.state_dict().items()}
+    with atomic(path) as temporary:
+        safetensors.torch.save_file(state, temporary, metadata)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name.
+
+    Raises InputError for a missing, truncated or unknown file, and for a pickle that holds anything but
+    tensors and plain containers (its code is not run).
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such weights file")
+    head = path.open("rb").read(16)
+    if zipfile.is_zipfile(path) or head[:1] == b"\x80":
+        return _read_torch(path)
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: neither a whole safetensors file nor a PyTorch state dict ({one_line(error, 100)}); "
+            "truncated, or another format?"
+        ) from error
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: is a pickle that holds more than tensors; it was not loaded, for a pickle can run code. "
+            "Save the state dict: torch.save(model.state_dict(), …) or safetensors"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable PyTorch file: {one_line(error, 120)}") from error
+    for wrapper in ("state_dict", "model"):  # how training scripts usually wrap it
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise InputError(f"{path}: holds no state dict (names and tensors)")
+    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+
+
+def load_into(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load the tensors into the network; InputError says which keys or shapes differ."""
+    wanted = net.state_dict()
+    # Counters of BatchNorm that older files lack do not matter for a trained network.
+    missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
+    unknown = [name for name in state if name not in wanted]
+    other = [
+        f"{name} is {tuple(state[name].shape)}, wanted {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in state and state[name].shape != wanted[name].shape
+    ]
+    problems = [
+        f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
+        for keys, what in ((missing, "missing"), (unknown, "not in the network"), (other, "of another size"))
+        if keys
+    ]
+    if problems:
+        raise InputError(f"{path}: weights of another architecture: {'; '.join(problems)}")
+    net.load_state_dict(state, strict=False)

@@ -1,0 +1,120 @@
+"""What a run gave: the verdict, every figure and how it was obtained; `result.json` is this, versioned."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgekd import __version__
+from edgekd.check.judge import Verdict
+from edgekd.errors import InputError
+from edgekd.figures import Figure, ModelFigures
+from edgekd.run import read_json, write_json
+
+__all__ = ["FIGURES", "Result", "model_json", "read_models", "write_result"]
+
+# result.json history:
+# 1 - card, target, verdict, reasons, budget, test_reads, chosen, models with provenance, intervals and notes
+SCHEMA_VERSION = 1
+
+FIGURES = (
+    "accuracy",
+    "macro_f1",
+    "agreement",
+    "latency_p50_ms",
+    "latency_p95_ms",
+    "latency_p99_ms",
+    "throughput_per_s",
+    "load_ms",
+    "peak_memory_mb",
+)
+"""The measured figures of a model, in the order they are shown; accuracy and agreement on test data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Everything the reports show of one run."""
+
+    card: str
+    target: str
+    verdict: Verdict
+    chosen: str
+    """Name of the model that is `model.onnx`."""
+    why_chosen: str
+    models: tuple[ModelFigures, ...]
+    """The teacher first."""
+    shape: dict[str, Any]
+    candidates: int
+    test_images: int
+    test_reads: int
+    parity: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def write_result(result: Result, path: Path) -> None:
+    """Write `result.json`."""
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "edgekd": __version__,
+        "card": result.card,
+        "target": result.target,
+        "verdict": result.verdict.outcome,
+        "reasons": result.verdict.reasons,
+        "budget": [
+            {
+                "key": line.key,
+                "limit": line.limit,
+                "value": line.figure.value,
+                "outcome": line.outcome,
+                "provenance": line.figure.provenance,
+                "reason": line.reason,
+            }
+            for line in result.verdict.lines
+        ],
+        "chosen": result.chosen,
+        "why_chosen": result.why_chosen,
+        "shape": result.shape,
+        "candidates": result.candidates,
+        "test_images": result.test_images,
+        "test_reads": result.test_reads,
+        "parity": result.parity,
+        "training": result.training,
+        "notes": list(result.notes),
+        "models": [model_json(model) for model in result.models],
+    }
+    write_json(path, content)
+
+
+def model_json(model: ModelFigures) -> dict[str, Any]:
+    """A model as `result.json` holds it: flat figures, then how each was obtained."""
+    figures: dict[str, Figure] = {name: getattr(model, name) for name in FIGURES}
+    plain = {"name": model.name, "file": model.file, "sha256": model.sha256, "precision": model.precision}
+    numbers = {"size_bytes": model.size_bytes, "params": model.params, "macs": model.macs}
+    return {
+        **plain,
+        **numbers,
+        **{name: figure.value for name, figure in figures.items()},
+        "provenance": {"size_bytes": "exact", **{name: figure.provenance for name, figure in figures.items()}},
+        "intervals": {name: [f.low, f.high] for name, f in figures.items() if f.low is not None},
+        "notes": {name: figure.why for name, figure in figures.items() if figure.why},
+        "fingerprint": model.fingerprint,
+    }
+
+
+def read_models(path: Path) -> tuple[dict[str, Any], list[ModelFigures]]:
+    """The content of a `result.json` and its models; InputError for another schema."""
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        raise InputError(f"{path}: schema_version is {version!r}; this edgekd reads {SCHEMA_VERSION}")
+    return content, [_read_model(entry) for entry in content["models"]]
+
+
+def _read_model(entry: dict[str, Any]) -> ModelFigures:
+    plain = {f.name for f in dataclasses.fields(ModelFigures)} - set(FIGURES)
+    figures = {}
+    for name in FIGURES:
+        low, high = entry["intervals"].get(name, (None, None))
+        figures[name] = Figure(entry[name], entry["provenance"][name], low, high, entry["notes"].get(name, ""))
+    return ModelFigures(**{key: entry[key] for key in plain}, **figures)

@@ -1,0 +1,201 @@
+"""The run folder: its names, atomic writes, the lock, and what must not change between two calls."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekd import __version__
+from edgekd.card import Budget, Card
+from edgekd.errors import ConfigError, InputError
+from edgekd.target import Target
+
+__all__ = ["Run", "atomic", "open_run", "read_json", "write_json"]
+
+# run.json history:
+# 1 - card, target, budget, and the files named on the command line
+SCHEMA_VERSION = 1
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` to write to; it becomes `path` only if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp gives 0600
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """`data` as indented JSON, written atomically; NaN is refused."""
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; InputError if it is not one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON: {error}; delete it to have it made again") from error
+
+
+@dataclass(frozen=True)
+class Run:
+    """One folder made by `edgekd distill`; every property names a file or folder in it."""
+
+    folder: Path
+
+    @property
+    def teacher_weights(self) -> Path:
+        """The trained or given teacher, safetensors."""
+        return self.folder / "teacher" / "teacher.safetensors"
+
+    @property
+    def teacher_logits(self) -> Path:
+        """Folder of the teacher's logits, one file per view."""
+        return self.folder / "teacher" / "logits"
+
+    @property
+    def candidates(self) -> Path:
+        """What was measured of each shape."""
+        return self.folder / "candidates.json"
+
+    @property
+    def student_weights(self) -> Path:
+        """The distilled student, safetensors."""
+        return self.folder / "student" / "student.safetensors"
+
+    @property
+    def exported(self) -> Path:
+        """Folder of the exported ONNX files."""
+        return self.folder / "exported"
+
+    @property
+    def data(self) -> Path:
+        """Folder of the inputs and labels the measurements use."""
+        return self.folder / "data"
+
+    @property
+    def records(self) -> Path:
+        """Folder of the measurements, raw."""
+        return self.folder / "records"
+
+    @property
+    def model(self) -> Path:
+        """The chosen file."""
+        return self.folder / "model.onnx"
+
+    @property
+    def result(self) -> Path:
+        """Every figure of the run, versioned."""
+        return self.folder / "result.json"
+
+    @property
+    def scratch(self) -> Path:
+        """Untrained candidates and other files nobody needs afterwards."""
+        return self.folder / "scratch"
+
+    def test_reads(self, add: int = 0) -> int:
+        """How often the test data was read; `add` counts one more reading, before it happens."""
+        path = self.data / "test_reads.json"
+        reads = (int(read_json(path)["test_reads"]) if path.exists() else 0) + add
+        if add:
+            write_json(path, {"test_reads": reads})
+        return reads
+
+
+@contextlib.contextmanager
+def open_run(
+    folder: Path, card: Card, target: Target, budget: Budget, files: dict[str, str], fresh: bool
+) -> Iterator[Run]:
+    """The run folder, made or continued, locked until the block ends.
+
+    `files` are the paths named on the command line (data, teacher). Raises ConfigError if the folder
+    belongs to another card, target or budget (`fresh` starts again) or is in use.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").exists():
+        leftovers = {path.name for path in folder.iterdir()} - {".lock"}
+        if leftovers:
+            raise ConfigError(f"{folder}: is not empty and holds no run; name another folder with --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        wanted = _snapshot(card, target, budget, files)
+        path = folder / "run.json"
+        if fresh:
+            _empty(folder)
+        if path.exists():
+            _refuse_changes(folder, read_json(path), wanted)
+        else:
+            write_json(path, wanted)
+        yield Run(folder)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{folder}: another edgekd process is working in it; wait for it, or name another folder with --out"
+            ) from None
+        yield  # the system drops the lock with the process, even a killed one
+
+
+def _snapshot(card: Card, target: Target, budget: Budget, files: dict[str, str]) -> dict[str, Any]:
+    def plain(thing: Any) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(thing)))
+        return {key: value for key, value in values.items() if key not in ("file", "about", "title", "budgets")}
+
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "edgekd": __version__,
+        "card": plain(card),
+        "target": plain(target),
+        "budget": plain(budget),
+        "files": files,
+    }
+
+
+def _refuse_changes(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    for part in ("schema_version", "card", "target", "budget", "files"):
+        old, new = _flat(before.get(part), part), _flat(now[part], part)
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                raise ConfigError(
+                    f"{folder}: {key} was {old.get(key)!r} when this run began and is {new.get(key)!r} now; "
+                    "use --fresh to start this run again, or --out for another folder"
+                )
+
+
+def _flat(data: Any, prefix: str) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        return {prefix: data}
+    return {name: leaf for key, value in data.items() for name, leaf in _flat(value, f"{prefix}.{key}").items()}
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name == ".lock":
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

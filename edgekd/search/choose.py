@@ -1,0 +1,97 @@
+"""Choosing under the budget: the shape before training, the precision after it."""
+
+import dataclasses
+
+from edgekd import units
+from edgekd.card import Budget
+from edgekd.check.judge import Verdict, budget_figures, judge, show_limit, show_value
+from edgekd.errors import BudgetError
+from edgekd.figures import BUDGETED, Figure, ModelFigures
+from edgekd.search.candidates import Candidate
+from edgekd.target import Target
+
+__all__ = ["choose_shape", "choose_variant", "effective_budget"]
+
+BEFORE_TRAINING = ("latency_p50_ms", "size_kb", "peak_memory_mb")
+"""Budgets an untrained network already meets or misses."""
+
+
+def effective_budget(budget: Budget, target: Target) -> Budget:
+    """The budget, tightened to the ceilings of the device."""
+    ceilings = dataclasses.asdict(target.limits)
+    tightened = {
+        key: min(limit, getattr(budget, key) or limit) for key, limit in ceilings.items() if limit is not None
+    }
+    return dataclasses.replace(budget, **tightened)
+
+
+def choose_shape(candidates: list[Candidate], budget: Budget) -> Candidate:
+    """The most capable candidate that no budget excludes in at least one precision.
+
+    Within a family more multiply-accumulates, then more parameters, count as more capable. A latency that
+    is unknown excludes nothing. Raises BudgetError naming the limiting budget and the nearest candidates.
+    """
+    early = Budget(**{key: getattr(budget, key) for key in BEFORE_TRAINING})
+    fitting = [c for c in candidates if any(not _missed(f, early) for f in c.precisions.values())]
+    if not fitting:
+        raise BudgetError(_infeasible(candidates, early))
+    return max(fitting, key=lambda c: (c.macs, c.params))
+
+
+def _missed(figures: dict[str, Figure], budget: Budget) -> list[str]:
+    verdict = judge(_points(figures), budget, allow_estimated=True)
+    return [line.key for line in verdict.lines if line.outcome == "fail"]
+
+
+def _points(figures: dict[str, Figure]) -> dict[str, Figure]:
+    """The figures without intervals: a choice is made on the best guess, the verdict comes later."""
+    return {key: dataclasses.replace(figure, low=None, high=None) for key, figure in figures.items()}
+
+
+def _infeasible(candidates: list[Candidate], budget: Budget) -> str:
+    limits = {key: value for key, value in dataclasses.asdict(budget).items() if value is not None}
+    every = [(c, precision, figures) for c in candidates for precision, figures in c.precisions.items()]
+    misses = {key: sum(key in _missed(figures, budget) for _, _, figures in every) for key in limits}
+    limiting = max(misses, key=lambda key: misses[key])
+
+    def excess(figures: dict[str, Figure]) -> float:
+        return max((figures[key].value or 0) / limits[key] for key in limits)
+
+    nearest = sorted(every, key=lambda entry: excess(entry[2]))[:3]
+    shown = "; ".join(
+        f"{c.name} {precision}: " + ", ".join(f"{BUDGETED[key]} {show_value(key, figures[key])}" for key in limits)
+        for c, precision, figures in nearest
+    )
+    return (
+        f"no candidate fits: {BUDGETED[limiting]} ≤ {show_limit(limiting, limits[limiting])} is missed by "
+        f"{misses[limiting]} of {len(every)}; nothing was trained. Nearest: {shown}. "
+        f"Widen the budget (--budget {limiting}=…) or give the student smaller knobs"
+    )
+
+
+def choose_variant(
+    variants: list[ModelFigures], teacher_accuracy: Figure, budget: Budget, target: Target
+) -> tuple[ModelFigures, str]:
+    """The file to ship, and why; `variants` carry accuracy on validation data.
+
+    Where the target's time is measured, int8 (or fp16) is shipped only when it is faster or a budget needs
+    it; elsewhere the first of the target's precisions that meets the budget is. If none does, the one that
+    misses the fewest budgets is.
+    """
+    budget = dataclasses.replace(budget, teacher_min_accuracy=None)  # the same for all of them
+    verdicts = {v.precision: judge(_points(budget_figures(v, teacher_accuracy)), budget, True) for v in variants}
+    fewest = min(_fails(verdict) for verdict in verdicts.values())
+    fitting = [v for v in variants if _fails(verdicts[v.precision]) == fewest]
+    if not target.measurable:
+        chosen = min(fitting, key=lambda v: target.precisions.index(v.precision))  # type: ignore[arg-type]
+        return chosen, f"{chosen.precision} is the first precision of target {target.name} that fits best"
+    if len(fitting) == 1 and len(variants) > 1:
+        missed = [line.text for v in variants if v not in fitting for line in verdicts[v.precision].lines if line.outcome == "fail"]
+        return fitting[0], f"{fitting[0].precision} meets what another precision misses ({'; '.join(missed)})"
+    chosen = min(fitting, key=lambda v: v.latency_p50_ms.value or 0)
+    times = ", ".join(f"{v.precision} {units.milliseconds(v.latency_p50_ms.value or 0)}" for v in fitting)
+    return chosen, f"{chosen.precision} is the fastest that fits ({times})"
+
+
+def _fails(verdict: Verdict) -> int:
+    return sum(line.outcome == "fail" for line in verdict.lines)
