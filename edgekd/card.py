@@ -1,22 +1,42 @@
 """A model card: task, data, teacher, student, recipe and budget, read from `models/NAME.toml`."""
 
 import dataclasses
+import re
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from edgekd.errors import ConfigError, did_you_mean
 from edgekd.spec import build, locate, read_toml
 
-__all__ = ["Augment", "Budget", "Card", "Data", "Recipe", "Student", "Teacher", "Training", "load_card", "parse_budget"]
+__all__ = [
+    "Augment",
+    "Budget",
+    "Card",
+    "Data",
+    "Recipe",
+    "Student",
+    "Teacher",
+    "Training",
+    "load_card",
+    "parse_budget",
+]
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-IMPORT_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+
+
+def _import_path(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
+        raise ValueError(f"should be package.module:function, got {text!r}")
+    return text
+
+
+ImportPath = Annotated[str, AfterValidator(_import_path)]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -28,7 +48,7 @@ class Data:
     """Folder of the data, relative to the card; `--data` overrides it."""
     name: str = ""
     """torchvision only: the data set's class, such as `MNIST`."""
-    function: Annotated[str, Field(pattern=IMPORT_PATH)] | None = None
+    function: ImportPath | None = None
     """import only: `package.module:function`, called with (path, split) -> (uint8 NHWC images, labels)."""
     download: bool = False
     """torchvision only: whether the network may be used to fetch the set."""
@@ -52,9 +72,9 @@ class Data:
             if len(values) != self.channels:
                 raise ValueError(f"must give {key} as {self.channels} numbers, one per channel, got {len(values)}")
         if self.source == "import" and self.function is None:
-            raise ValueError("must name `function = \"package.module:function\"` with source = \"import\"")
+            raise ValueError('must name `function = "package.module:function"` with source = "import"')
         if self.source == "torchvision" and not self.name:
-            raise ValueError("must give `name`, a data set of torchvision, with source = \"torchvision\"")
+            raise ValueError('must give `name`, a data set of torchvision, with source = "torchvision"')
         return self
 
 
@@ -106,7 +126,7 @@ class Teacher:
     weights: str = ""
     """Weights file relative to the card (safetensors, a state dict for torch.load, or an ONNX model);
     `--teacher` overrides it. Without one the teacher is trained."""
-    function: Annotated[str, Field(pattern=IMPORT_PATH)] | None = None
+    function: ImportPath | None = None
     """family = "import" only: `package.module:function`, called with the shape's values and `classes`."""
     training: Training | None = None
     attempts: Annotated[int, Field(ge=1, le=5)] = 2
@@ -120,7 +140,7 @@ class Student:
     family: str
     knobs: dict[str, Annotated[list[Any], Field(min_length=1)]] = field(default_factory=dict)
     """Values to try for each field of the shape; every combination is a candidate."""
-    function: Annotated[str, Field(pattern=IMPORT_PATH)] | None = None
+    function: ImportPath | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

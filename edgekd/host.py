@@ -10,7 +10,7 @@ __all__ = ["Machine", "machine", "parse_cpuinfo"]
 
 @dataclass(frozen=True)
 class Machine:
-    """The CPU of this machine."""
+    """This machine's CPU and system."""
 
     architecture: str
     """x86_64 or aarch64 (arm64 and AMD64 are other names of these two)."""
@@ -18,6 +18,13 @@ class Machine:
     features: frozenset[str]
     cpu_part: str
     """Arm: the part number of the first core, such as 0xd08; empty elsewhere."""
+    system: str = "Linux"
+    """Linux, Darwin or Windows."""
+
+    @property
+    def saturates_int8(self) -> bool:
+        """Whether 8-bit weights can saturate: x86 multiplies them in 16 bits unless it has VNNI."""
+        return self.architecture == "x86_64" and not self.features & {"avx512_vnni", "avx_vnni"}
 
 
 def parse_cpuinfo(text: str) -> tuple[str, frozenset[str], str]:
@@ -37,4 +44,10 @@ def machine() -> Machine:
     architecture = platform.machine().lower()
     cpuinfo = Path("/proc/cpuinfo")
     model, features, part = parse_cpuinfo(cpuinfo.read_text() if cpuinfo.is_file() else "")
-    return Machine(names.get(architecture, architecture), model or platform.processor(), features, part)
+    return Machine(
+        names.get(architecture, architecture),
+        model or platform.processor(),
+        features,
+        part,
+        platform.system(),
+    )

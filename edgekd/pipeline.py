@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from edgekd import units
@@ -29,14 +30,16 @@ from edgekd.report.plot import plot_run
 from edgekd.report.tables import headline, markdown_report
 from edgekd.result import Result, write_result
 from edgekd.run import Run, atomic
-from edgekd.search.candidates import measure_candidates
+from edgekd.search.candidates import Candidate, measure_candidates
 from edgekd.search.choose import choose_shape, choose_variant, effective_budget
 from edgekd.target import Target
 
 __all__ = ["distill"]
 
 
-def distill(card: Card, target: Target, asked: Budget, run: Run, data: Path | None, teacher_file: Path | None) -> Result:
+def distill(
+    card: Card, target: Target, asked: Budget, run: Run, data: Path | None, teacher_file: Path | None
+) -> Result:
     """From a teacher to a judged ONNX file: the whole road, each stage resumed where the run folder has it."""
     target.require_provider(available_providers())
     budget = effective_budget(asked, target)
@@ -57,7 +60,7 @@ def distill(card: Card, target: Target, asked: Budget, run: Run, data: Path | No
     figures = measure_speed(subjects, target, inputs, run.records, Effort())
     logits = [logits_of(subject, target, inputs, run.records) for subject in subjects]
     agreement = parity(net, card, np.load(inputs)[:512], logits[1][:512])
-    on_validation = evaluate(figures, logits, validation.labels, target)
+    on_validation = evaluate(figures, logits, validation.labels, logits[0], target)
     chosen, why = choose_variant(on_validation[1:], on_validation[0].accuracy, budget, target)
 
     models, test_images = final_figures(card, target, subjects, figures, run, data)
@@ -82,7 +85,7 @@ def distill(card: Card, target: Target, asked: Budget, run: Run, data: Path | No
     return result
 
 
-def calibration_images(train: Split, count: int) -> np.ndarray:
+def calibration_images(train: Split, count: int) -> NDArray[np.uint8]:
     """`count` training images, spread evenly over the set."""
     return train.read(np.linspace(0, len(train) - 1, min(count, len(train))).astype(np.int64))
 
@@ -100,7 +103,7 @@ def check_teacher(teacher: Teacher, validation: Split, budget: Budget) -> float:
 
 
 def export_variants(
-    card: Card, target: Target, teacher: Teacher, net: nn.Module, calibration: np.ndarray, run: Run
+    card: Card, target: Target, teacher: Teacher, net: nn.Module, calibration: NDArray[np.uint8], run: Run
 ) -> list[Subject]:
     """The teacher, the student in fp32, and the student in every other precision of the target."""
     teacher_onnx, fp32 = run.exported / "teacher-fp32.onnx", run.exported / "student-fp32.onnx"
@@ -128,7 +131,12 @@ def export_variants(
 
 
 def final_figures(
-    card: Card, target: Target, subjects: list[Subject], figures: list[ModelFigures], run: Run, data: Path | None
+    card: Card,
+    target: Target,
+    subjects: list[Subject],
+    figures: list[ModelFigures],
+    run: Run,
+    data: Path | None,
 ) -> tuple[list[ModelFigures], int]:
     """The figures with accuracy on test data, read here and nowhere else; and the number of test images."""
     inputs, labels = run.data / "test.npy", run.data / "test.labels.npy"
@@ -137,7 +145,7 @@ def final_figures(
         keep_split(load_test(card, data), run.data / "test")
     logits = [logits_of(subject, target, inputs, run.records) for subject in subjects]
     truth = np.load(labels)
-    return evaluate(figures, logits, truth, target), len(truth)
+    return evaluate(figures, logits, truth, logits[0], target), len(truth)
 
 
 def judged_budget(budget: Budget, model: ModelFigures) -> Budget:
@@ -146,7 +154,7 @@ def judged_budget(budget: Budget, model: ModelFigures) -> Budget:
     return dataclasses.replace(budget, **unknown)
 
 
-def write_reports(result: Result, candidates: list, run: Run) -> None:
+def write_reports(result: Result, candidates: list[Candidate], run: Run) -> None:
     """The chosen file, the picture, `report.md` and, last, `result.json`."""
     chosen = next(model for model in result.models if model.name == result.chosen)
     with atomic(run.model) as temporary:

@@ -95,7 +95,10 @@ def model_json(model: ModelFigures) -> dict[str, Any]:
         **plain,
         **numbers,
         **{name: figure.value for name, figure in figures.items()},
-        "provenance": {"size_bytes": "exact", **{name: figure.provenance for name, figure in figures.items()}},
+        "provenance": {
+            "size_bytes": "exact",
+            **{name: figure.provenance for name, figure in figures.items()},
+        },
         "intervals": {name: [f.low, f.high] for name, f in figures.items() if f.low is not None},
         "notes": {name: figure.why for name, figure in figures.items() if figure.why},
         "fingerprint": model.fingerprint,
@@ -113,7 +116,7 @@ def read_models(path: Path) -> tuple[dict[str, Any], list[ModelFigures]]:
 
 def _read_model(entry: dict[str, Any]) -> ModelFigures:
     plain = {f.name for f in dataclasses.fields(ModelFigures)} - set(FIGURES)
-    figures = {}
+    figures: dict[str, Any] = {}
     for name in FIGURES:
         low, high = entry["intervals"].get(name, (None, None))
         figures[name] = Figure(entry[name], entry["provenance"][name], low, high, entry["notes"].get(name, ""))

@@ -57,7 +57,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 @cache
-def _adapter(cls: type) -> pydantic.TypeAdapter[Any]:
+def _adapter(cls: type[Any]) -> pydantic.TypeAdapter[Any]:
     return pydantic.TypeAdapter(cls)
 
 
@@ -68,7 +68,9 @@ def build(cls: type[T], data: dict[str, Any], where: str) -> T:
     """
     try:
         # JSON mode: strict about types, yet arrays may become tuples.
-        return typing.cast(T, _adapter(cls).validate_json(json.dumps(data, default=str), strict=True))
+        return typing.cast(
+            T, _adapter(typing.cast("type[Any]", cls)).validate_json(json.dumps(data, default=str), strict=True)
+        )
     except pydantic.ValidationError as error:
         raise ConfigError(f"{where}: {_explain(cls, error)}") from None
 
@@ -83,8 +85,10 @@ def _explain(cls: type, error: pydantic.ValidationError) -> str:
         return f"{key}: unknown key; {did_you_mean(str(first['loc'][-1]), _keys_at(cls, first['loc'][:-1]))}{more}"
     if first["type"] in ("missing", "missing_argument"):
         return f"{key}: is missing; add it{more}"
-    rule = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{key or 'the file'}: got {_short(first['input'])}; it {rule}{more}" if key else f"{rule}{more}"
+    if first["type"] == "value_error":  # a rule of ours; the text names what was got
+        rule = first["msg"].removeprefix("Value error, ")
+        return f"{key}: {rule}{more}" if key else f"{rule}{more}"
+    return f"{key}: got {_short(first['input'])}; it {first['msg'].removeprefix('Input ')}{more}"
 
 
 def _is_union_tag(part: int | str) -> bool:
@@ -101,7 +105,10 @@ def _keys_at(cls: type, loc: tuple[int | str, ...]) -> list[str]:
     here: Any = cls
     for part in loc:
         here = _inside(here, part)
-    return [field.name for field in dataclasses.fields(here)] if dataclasses.is_dataclass(here) else []
+    if not dataclasses.is_dataclass(here):
+        return []
+    # What edgekd fills in by itself is no key of the file.
+    return [field.name for field in dataclasses.fields(here) if loc or field.name not in ("name", "file", "budgets")]
 
 
 def _inside(annotation: Any, part: int | str) -> Any:

@@ -1,10 +1,10 @@
 """A target: one device, one execution provider, read from `targets/NAME.toml`."""
 
+import re
 from dataclasses import field
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from edgekd import host
@@ -29,12 +29,20 @@ Precision = Literal["fp32", "fp16", "int8"]
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
+def _address(text: str) -> str:
+    if not re.fullmatch(r"https://[^\s/]+\.[^\s/]+/\S+", text):
+        raise ValueError(f"should be the https address of the page that publishes the figure, got {text!r}")
+    return text
+
+
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Hardware:
     """What tells this device from others; a machine that differs in any of it is not the target."""
 
     architecture: Literal["x86_64", "aarch64", "arm64", "wasm32"]
     """As `uname -m` prints it; `wasm32` stands for a browser or Node."""
+    system: Literal["any", "Linux", "Darwin", "Windows"] = "any"
+    """As `uname -s` prints it."""
     requires: tuple[str, ...] = ()
     """CPU feature flags the device has, as /proc/cpuinfo names them."""
     lacks: tuple[str, ...] = ()
@@ -125,7 +133,7 @@ class Reference:
     latency_ms: Annotated[float, Field(gt=0)]
     threads: Annotated[int, Field(ge=1)]
     ort_version: str
-    source: Annotated[str, Field(pattern=r"^https://\S+\.\S+/\S+$")]
+    source: Annotated[str, AfterValidator(_address)]
     """Where the figure is published; no figure without one."""
     note: str = ""
 
@@ -160,7 +168,10 @@ class Target:
         architecture = "aarch64" if hw.architecture == "arm64" else hw.architecture
         if here.architecture != architecture:
             return [f"this machine is {here.architecture}, the target {hw.architecture}"]
-        reasons = [f"this CPU lacks {flag}" for flag in hw.requires if flag not in here.features]
+        reasons = (
+            [] if hw.system in ("any", here.system) else [f"this system is {here.system}, the target's {hw.system}"]
+        )
+        reasons += [f"this CPU lacks {flag}" for flag in hw.requires if flag not in here.features]
         reasons += [f"this CPU has {flag}, the target's has not" for flag in hw.lacks if flag in here.features]
         if hw.cpu_part and here.cpu_part not in hw.cpu_part:
             reasons.append(f"this CPU's part is {here.cpu_part or 'unknown'}, the target's {'/'.join(hw.cpu_part)}")
@@ -186,8 +197,8 @@ class Target:
         if self.provider.name not in available:
             info = PROVIDERS[self.provider.name]
             raise UnavailableError(
-                f"target {self.name}: unavailable, because this onnxruntime offers {', '.join(available) or 'no provider'} "
-                f"and the target needs {self.provider.name}; {info.get_it}"
+                f"target {self.name}: unavailable, because this onnxruntime offers "
+                f"{', '.join(available) or 'no provider'} and the target needs {self.provider.name}; {info.get_it}"
             )
 
 

@@ -132,8 +132,14 @@ def _figures(subject: Subject, target: Target, latency: Sequence[Record], memory
     )
     if not latency:
         unknown = Figure(why=f"{elsewhere}; no published reference to estimate from")
-        names = ("latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "throughput_per_s", "load_ms")
-        return dataclasses.replace(figures, **dict.fromkeys(names, unknown))
+        return dataclasses.replace(
+            figures,
+            latency_p50_ms=unknown,
+            latency_p95_ms=unknown,
+            latency_p99_ms=unknown,
+            throughput_per_s=unknown,
+            load_ms=unknown,
+        )
     stats = latency_of([record.latency_s for record in latency])
     loads = [1_000 * record.load_s for record in latency]
     return dataclasses.replace(
@@ -170,9 +176,13 @@ def logits_of(subject: Subject, target: Target, inputs: Path, folder: Path) -> N
 
 
 def evaluate(
-    figures: Sequence[ModelFigures], logits: Sequence[NDArray[np.float32]], labels: NDArray[np.int64], target: Target
+    figures: Sequence[ModelFigures],
+    logits: Sequence[NDArray[np.float32]],
+    labels: NDArray[np.int64],
+    teacher_logits: NDArray[np.float32],
+    target: Target,
 ) -> list[ModelFigures]:
-    """The figures with accuracy, macro F1 and the agreement with the first model (the teacher)."""
+    """The figures with accuracy, macro F1 and the agreement with the teacher, from each model's logits (n, C)."""
     elsewhere = "; ".join(target.differences())
     provenance: Provenance = "proxy" if elsewhere else "measured"
 
@@ -184,7 +194,7 @@ def evaluate(
             model,
             accuracy=figure(score.top1(answer, labels)),
             macro_f1=figure(score.macro_f1(answer, labels)),
-            agreement=figure(score.agreement(answer, logits[0])),
+            agreement=figure(score.agreement(answer, teacher_logits)),
         )
         for model, answer in zip(figures, logits, strict=True)
     ]

@@ -228,7 +228,7 @@ def predict(session: Any, feeds: Feeds, plan: dict[str, Any]) -> list[int]:
             raise WorkerError("the model fails when it runs: " + " ".join(str(error).split())[:300]) from error
         if outputs is None:
             outputs = np.lib.format.open_memmap(
-                plan["outputs"], mode="w+", dtype=np.float32, shape=(len(rows),) + answer.shape[1:]
+                plan["outputs"], mode="w+", dtype=np.float32, shape=(len(rows), *answer.shape[1:])
             )
         outputs[start : start + len(answer)] = answer
     outputs.flush()
@@ -250,15 +250,20 @@ def peak_memory() -> int | None:
     return None
 
 
-def fingerprint(
-    onnxruntime: Any, session: Any, plan: dict[str, Any], digest: str, feeds: Feeds
-) -> dict[str, Any]:
+def fingerprint(onnxruntime: Any, session: Any, plan: dict[str, Any], digest: str, feeds: Feeds) -> dict[str, Any]:
     """What must be equal for two records to be comparable."""
     assignment: dict[str, int] = {}
     if hasattr(session, "get_provider_graph_assignment_info"):
         for graph in session.get_provider_graph_assignment_info():
             assignment[graph.ep_name] = assignment.get(graph.ep_name, 0) + len(list(graph.get_nodes()))
-    keys = ("provider", "provider_options", "intra_op_threads", "inter_op_threads", "allow_spinning", "graph_level")
+    keys = (
+        "provider",
+        "provider_options",
+        "intra_op_threads",
+        "inter_op_threads",
+        "allow_spinning",
+        "graph_level",
+    )
     mark = {key: plan[key] for key in keys}
     mark.update(
         model_sha256=digest,

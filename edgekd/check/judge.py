@@ -64,9 +64,7 @@ def judge(figures: dict[str, Figure], budget: Budget, allow_estimated: bool = Fa
     """
     limits = {key: value for key, value in dataclasses.asdict(budget).items() if value is not None}
     return Verdict(
-        tuple(
-            _line(key, limits[key], figures.get(key, Figure()), allow_estimated) for key in BUDGETED if key in limits
-        )
+        tuple(_line(key, limits[key], figures.get(key, Figure()), allow_estimated) for key in BUDGETED if key in limits)
     )
 
 

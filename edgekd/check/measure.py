@@ -1,6 +1,7 @@
 """What `bench` and `check` measure of a run folder or a bare model file; no torch."""
 
 import dataclasses
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,7 @@ class Measured:
     teacher_accuracy: Figure | None = None
 
 
-def measure_paths(
-    paths: Sequence[Path], target: Target, effort: Effort
-) -> tuple[list[Measured], list[EdgekdError]]:
+def measure_paths(paths: Sequence[Path], target: Target, effort: Effort) -> tuple[list[Measured], list[EdgekdError]]:
     """Every model of every run folder, and every bare file; problems are collected, the rest is kept."""
     taken: list[Measured] = []
     problems: list[EdgekdError] = []
@@ -43,48 +42,7 @@ def measure_paths(
     return taken, problems
 
 
-def _run(folder: Path, target: Target, effort: Effort) -> list[Measured]:
-    """Teacher and variants of a finished run, with accuracy on its test data."""
-    run, content, models = _finished(folder)
-    subjects = [
-        Subject(
-            name=model.name, file=run.exported / model.file, precision=model.precision,
-            params=model.params, macs=model.macs,
-        )
-        for model in models
-    ]
-    return _measured(run, subjects, target, effort)
-
-
-def _measured(run: Run, subjects: list[Subject], target: Target, effort: Effort) -> list[Measured]:
-    inputs, labels = run.data / "test.npy", np.load(run.data / "test.labels.npy")
-    figures = measure_speed(subjects, target, inputs, None, effort)
-    run.test_reads(add=1)
-    logits = [logits_of(subject, target, inputs, run.records) for subject in subjects]
-    scored = evaluate(figures, logits, labels, target)
-    return [Measured(model, teacher_accuracy=scored[0].accuracy) for model in scored]
-
-
-def _finished(folder: Path) -> tuple[Run, dict[str, Any], list[ModelFigures]]:
-    run = Run(folder)
-    if not run.result.exists():
-        what = "is not finished; run its `edgekd distill` again" if (folder / "run.json").exists() else "is no run folder"
-        raise InputError(f"{folder}: {what}")
-    content, models = read_models(run.result)
-    return run, content, models
-
-
-def _file(path: Path, target: Target, effort: Effort) -> Measured:
-    if not path.is_file():
-        raise InputError(f"{path}: no such model file or run folder")
-    subject = Subject(name=path.name, file=path, precision="as it is")
-    (figures,) = measure_speed([subject], target, None, None, effort)
-    return Measured(figures, "timed with seeded random inputs, for a bare file brings none; accuracy unknown")
-
-
-def measure_for_check(
-    path: Path, target: Target, override: Budget, allow_estimated: bool
-) -> tuple[Measured, Verdict]:
+def measure_for_check(path: Path, target: Target, override: Budget, allow_estimated: bool) -> tuple[Measured, Verdict]:
     """Measure a run's `model.onnx` or a bare file now, and judge it.
 
     A run brings its card's budget, which `override` overrides. Raises ConfigError if there is no budget.
@@ -98,37 +56,67 @@ def measure_for_check(
     budget = dataclasses.replace(budget, teacher_min_accuracy=None)  # the teacher's, not this file's
     if budget == Budget():
         raise ConfigError(f"{path}: no budget to judge it by; give one or more --budget key=value, such as size_kb=300")
-    figures = budget_figures(measured.figures, measured.teacher_accuracy)
-    return measured, judge(figures, budget, allow_estimated)
+    return measured, judge(budget_figures(measured.figures, measured.teacher_accuracy), budget, allow_estimated)
+
+
+def _file(path: Path, target: Target, effort: Effort) -> Measured:
+    if not path.is_file():
+        raise InputError(f"{path}: no such model file or run folder")
+    subject = Subject(name=path.name, file=path, precision="as it is")
+    (figures,) = measure_speed([subject], target, None, None, effort)
+    return Measured(figures, "timed with seeded random inputs, for a bare file brings none; accuracy unknown")
+
+
+def _run(folder: Path, target: Target, effort: Effort) -> list[Measured]:
+    """Teacher and variants of a finished run, with accuracy on its test data."""
+    run, _, models = _finished(folder)
+    subjects = [_subject(run.exported / model.file, model) for model in models]
+    return _with_accuracy(run, subjects[0], subjects, target, effort)
+
+
+def _chosen(run: Run, content: dict[str, Any], models: list[ModelFigures], target: Target) -> Measured:
+    """The run's `model.onnx`, as it lies there now."""
+    chosen = next(model for model in models if model.name == content["chosen"])
+    if not run.model.is_file():
+        raise InputError(f"{run.model}: is missing; run its `edgekd distill` with --fresh")
+    if file_sha256(run.model) != chosen.sha256:
+        raise InputError(f"{run.model}: is not the file the run made (its SHA-256 differs); check it by its own path")
+    teacher = _subject(run.exported / models[0].file, models[0])
+    (measured,) = _with_accuracy(run, teacher, [_subject(run.model, chosen)], target, Effort())
+    return measured
+
+
+def _subject(file: Path, model: ModelFigures) -> Subject:
+    return Subject(name=model.name, file=file, precision=model.precision, params=model.params, macs=model.macs)
+
+
+def _with_accuracy(
+    run: Run, teacher: Subject, subjects: list[Subject], target: Target, effort: Effort
+) -> list[Measured]:
+    inputs, labels = run.data / "test.npy", np.load(run.data / "test.labels.npy")
+    figures = measure_speed(subjects, target, inputs, None, effort)
+    run.test_reads(add=1)
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:  # answers of today, not those the run kept
+        teacher_logits = logits_of(teacher, target, inputs, Path(folder))
+        logits = [logits_of(subject, target, inputs, Path(folder)) for subject in subjects]
+    (teaching,) = evaluate([figures[0]], [teacher_logits], labels, teacher_logits, target)
+    scored = evaluate(figures, logits, labels, teacher_logits, target)
+    return [Measured(model, teacher_accuracy=teaching.accuracy) for model in scored]
+
+
+def _finished(folder: Path) -> tuple[Run, dict[str, Any], list[ModelFigures]]:
+    run = Run(folder)
+    if not run.result.exists():
+        begun = (folder / "run.json").exists()
+        what = "is not finished; run its `edgekd distill` again" if begun else "is no run folder"
+        raise InputError(f"{folder}: {what}")
+    content, models = read_models(run.result)
+    return run, content, models
 
 
 def _run_budget(run: Run, content: dict[str, Any], target: Target) -> Budget:
-    """The budget the run was made for; latency counts on its own target alone."""
+    """The budget the run was made for; its latency counts on its own target alone."""
     budget = Budget(**read_json(run.folder / "run.json")["budget"])
     if content["target"] == target.name:
         return budget
     return dataclasses.replace(budget, latency_p50_ms=None, latency_p95_ms=None)
-
-
-def _chosen(run: Run, content: dict[str, Any], models: list[ModelFigures], target: Target) -> Measured:
-    chosen = next(model for model in models if model.name == content["chosen"])
-    if not run.model.exists():
-        raise InputError(f"{run.model}: is missing; run its `edgekd distill` with --fresh")
-    if file_sha256(run.model) != chosen.sha256:
-        raise InputError(f"{run.model}: is not the file the run made (its SHA-256 differs); check it by its own path")
-    teacher = Subject(name=models[0].name, file=run.exported / models[0].file, precision="fp32")
-    subject = Subject(
-        name=chosen.name, file=run.model, precision=chosen.precision, params=chosen.params, macs=chosen.macs
-    )
-    return _measured(run, [subject], target, Effort())[0] if not teacher.file.exists() else _with_teacher(
-        run, teacher, subject, target
-    )
-
-
-def _with_teacher(run: Run, teacher: Subject, subject: Subject, target: Target) -> Measured:
-    inputs, labels = run.data / "test.npy", np.load(run.data / "test.labels.npy")
-    figures = measure_speed([subject], target, inputs, None, Effort())
-    run.test_reads(add=1)
-    logits = [logits_of(s, target, inputs, run.records) for s in (teacher, subject)]
-    scored = evaluate([figures[0], figures[0]], logits, labels, target)
-    return Measured(scored[1], teacher_accuracy=scored[0].accuracy)

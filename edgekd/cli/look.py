@@ -23,8 +23,8 @@ def list_targets() -> int:
     rows = []
     for name in bundled_names("targets"):
         target = load_target(name)
-        rows.append([name, target.title, target.provider.name, ", ".join(target.precisions), _here(target)])
-    out(rich_table(["target", "device", "provider", "precisions", "this machine"], rows, "Bundled targets"))
+        rows.append([name, target.title, target.provider.name, ", ".join(target.precisions), _short(target)])
+    out(rich_table(["target", "device", "provider", "precisions", "here"], rows, "Bundled targets"))
     out("edgekd targets NAME shows one; copy its file to describe your own device")
     return ExitCode.PASS
 
@@ -67,7 +67,22 @@ def _here(target: Target) -> str:
     except UnavailableError as error:
         return str(error).removeprefix(f"target {target.name}: ")
     differences = target.differences()
-    return f"not the device ({'; '.join(differences)})" if differences else "can be measured here"
+    if differences:
+        return f"not the device ({'; '.join(differences)}): accuracy is a proxy, time estimated or not judged"
+    return "can be measured here"
+
+
+def _short(target: Target) -> str:
+    if target.provider.name not in _providers():
+        return "unavailable"
+    return "measured" if target.measurable else "proxy"
+
+
+def _providers() -> list[str]:
+    try:
+        return available_providers()
+    except UnavailableError:
+        return []
 
 
 def diagnose() -> int:
@@ -83,11 +98,10 @@ def diagnose() -> int:
         out(f"providers: none; {error}")
     for module in ("torch", "torchvision", "onnx", "onnxscript", "timm"):
         out(f"{module}: {_version_of(module)}")
-    rows = []
+    out("targets:")
     for name in bundled_names("targets"):
         target = load_target(name)
-        rows.append([name, target.provider.name, _here(target)])
-    out(rich_table(["target", "needs", "here"], rows, "Targets"))
+        out(f"  {name} ({target.provider.name}): {_here(target)}")
     return ExitCode.PASS
 
 
@@ -120,5 +134,3 @@ def _devices() -> str:
         return "this onnxruntime is too old to list them"
     devices = onnxruntime.get_ep_devices()
     return ", ".join(sorted({f"{device.ep_name} ({device.device.type.name})" for device in devices})) or "none"
-
-

@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -25,10 +26,12 @@ app = typer.Typer(
 )
 
 Targets = Annotated[
-    list[str], typer.Option("--target", "-t", metavar="NAME|FILE", help="Bundled target or a TOML file; repeatable.")
+    list[str],
+    typer.Option("--target", "-t", metavar="NAME|FILE", help="Bundled target or a TOML file; repeatable."),
 ]
 Budgets = Annotated[
-    list[str], typer.Option("--budget", metavar="KEY=VALUE", help="Override one limit of the card; repeatable.")
+    list[str],
+    typer.Option("--budget", metavar="KEY=VALUE", help="Override one limit of the card; repeatable."),
 ]
 DataFolder = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder of the data.")]
 CardName = Annotated[str, typer.Argument(metavar="[CARD]", help="Bundled card or a TOML file.")]
@@ -70,9 +73,7 @@ def bench(
     models: Models,
     target: Targets,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer processes and calls.")] = False,
-    save: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON, too.")
-    ] = None,
+    save: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON, too.")] = None,
 ) -> None:
     """Measure latency, size, memory and (for runs) accuracy on the target's provider."""
     from edgekd.cli.measuring import bench_models
@@ -119,7 +120,7 @@ def doctor() -> None:
     _end([diagnose()])
 
 
-def _end(codes: "list[int] | map[int]") -> None:
+def _end(codes: Iterable[int]) -> None:
     raise typer.Exit(worst(codes))
 
 
@@ -148,9 +149,6 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; the same command goes on where it stopped", debug)
         sys.exit(ExitCode.INTERRUPTED)
-    except typer.BadParameter.__bases__[0] as error:  # typer's UsageError, wherever this version keeps it
-        _complain(f"{error.format_message()} (edgekd --help shows the usage)", debug)
-        sys.exit(ExitCode.USAGE)
     except EdgekdError as error:
         _complain(str(error), debug)
         sys.exit(error.exit_code)
@@ -158,6 +156,9 @@ def main() -> None:
         _complain(_system(error), debug)
         sys.exit(ExitCode.USAGE)
     except Exception as error:
+        if isinstance(error, typer.BadParameter.__bases__):  # typer's UsageError, wherever this version keeps it
+            _complain(f"{error} (edgekd --help shows the usage)", debug)
+            sys.exit(ExitCode.USAGE)
         _complain(f"internal error, please report it: {type(error).__name__}: {one_line(error)}", debug)
         sys.exit(ExitCode.INTERNAL)
 

@@ -33,9 +33,9 @@ def bench_models(paths: list[Path], targets: list[str], quick: bool, save: Path 
             codes.append(error.exit_code)
             continue
         taken, problems = measure_paths(paths, target, QUICK if quick else Effort())
-        for error in problems:
-            say(f"edgekd: {error}")
-            codes.append(error.exit_code)
+        for problem in problems:
+            say(f"edgekd: {problem}")
+            codes.append(problem.exit_code)
         if taken:
             models = [measured.figures for measured in taken]
             header, rows = figure_rows(models)
@@ -48,9 +48,7 @@ def bench_models(paths: list[Path], targets: list[str], quick: bool, save: Path 
     return codes or [ExitCode.PASS]
 
 
-def check_models(
-    paths: list[Path], targets: list[str], budget: list[str], allow_estimated: bool
-) -> Iterator[int]:
+def check_models(paths: list[Path], targets: list[str], budget: list[str], allow_estimated: bool) -> Iterator[int]:
     """One verdict per model and target; yields the exit codes."""
     override = parse_budget(budget)
     for name in targets:

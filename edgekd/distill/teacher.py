@@ -106,7 +106,7 @@ def _attempt(
 def validation_accuracy(teacher: Teacher, validation: Split, precision: str = "fp32") -> float:
     """Share of the validation images the teacher classifies correctly."""
     where = device()
-    teacher.module.to(where)
+    teacher.module.to(where).to(memory_format=torch.channels_last)
     correct = 0
     with torch.no_grad(), autocast(precision):
         for start in range(0, len(validation), 500):
@@ -136,7 +136,7 @@ def teacher_logits(card: Card, teacher: Teacher, images: Split, folder: Path) ->
 
 def _compute(card: Card, teacher: Teacher, images: Split, k: int) -> NDArray[np.float32]:
     where, recipe, size = device(), card.recipe, 500
-    teacher.module.to(where)
+    teacher.module.to(where).to(memory_format=torch.channels_last)
     out = np.empty((len(images), len(card.data.classes)), dtype=np.float32)
     with torch.no_grad(), autocast(recipe.precision), progress() as bar:
         for start in bar.track(range(0, len(images), size), description=f"teacher's logits, view {k + 1}"):

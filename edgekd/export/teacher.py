@@ -34,14 +34,18 @@ def _with_preprocessing(model: onnx.ModelProto, data: Data, path: Path) -> onnx.
         helper.make_node("Mul", ["pixels", "scale"], ["scaled"]),
         helper.make_node("Add", ["scaled", "shift"], ["normalized"]),
     ]
-    shape = ["batch", data.size, data.size, data.channels]
+    shape: list[str | int | None] = ["batch", data.size, data.size, data.channels]
     scale = [1 / (255 * std) for std in data.std]
     shift = [-mean / std for mean, std in zip(data.mean, data.std, strict=True)]
     graph = helper.make_graph(
         nodes,
         "preprocessing",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, shape)],
-        [helper.make_tensor_value_info("normalized", TensorProto.FLOAT, ["batch", data.channels, data.size, data.size])],
+        [
+            helper.make_tensor_value_info(
+                "normalized", TensorProto.FLOAT, ["batch", data.channels, data.size, data.size]
+            )
+        ],
         [_per_channel("scale", scale), _per_channel("shift", shift)],
     )
     front = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)

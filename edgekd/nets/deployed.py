@@ -49,4 +49,4 @@ def count_macs(net: nn.Module, data: Data) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.zeros(1, data.channels, data.size, data.size))
     net.train(training)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2

@@ -1,6 +1,5 @@
 """Families: a name, its shape, and the function that makes a network of that shape."""
 
-import dataclasses
 import itertools
 from typing import Annotated, Any
 
@@ -63,14 +62,19 @@ def _nearest(name: str, known: list[str]) -> str:
 
 def _for_channels(net: nn.Module, channels: int) -> nn.Module:
     if channels != 3:
-        raise ValueError(f"torchvision's networks take 3 channels, the card's data has {channels}; set data.channels = 3")
+        raise ValueError(
+            f"torchvision's networks take 3 channels, the card's data has {channels}; set data.channels = 3"
+        )
     return net
 
 
 FAMILIES: dict[str, tuple[type, Any]] = {
     "convnet": (ConvNetShape, convnet),
     "mlp": (MlpShape, mlp),
-    "cifar-resnet": (CifarResNetShape, lambda shape, channels, size, classes: CifarResNet(shape, channels, classes)),
+    "cifar-resnet": (
+        CifarResNetShape,
+        lambda shape, channels, size, classes: CifarResNet(shape, channels, classes),
+    ),
     "mobilenet-v2": (MobileNetV2Shape, _mobilenet_v2),
     "torchvision": (NamedShape, _torchvision),
     "timm": (NamedShape, _timm),
@@ -100,9 +104,11 @@ def make(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.M
         return _imported(card, owner, shape, where)
     if owner.family not in FAMILIES:
         key = f"{where.split('.')[0]}.family"
-        raise ConfigError(f"{card.file}: {key}: unknown family {owner.family!r}; {did_you_mean(owner.family, [*FAMILIES, 'import'])}")
+        raise ConfigError(
+            f"{card.file}: {key}: unknown family {owner.family!r}; {did_you_mean(owner.family, [*FAMILIES, 'import'])}"
+        )
     cls, function = FAMILIES[owner.family]
-    typed = build(cls, shape, f"{card.file}: {where}")
+    typed: Any = build(cls, shape, f"{card.file}: {where}")
     try:
         net: nn.Module = function(typed, data.channels, data.size, len(data.classes))
     except (ValueError, RuntimeError) as error:
@@ -112,7 +118,7 @@ def make(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.M
 
 def _imported(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.Module:
     if owner.function is None:
-        raise ConfigError(f"{card.file}: {where.split('.')[0]}.function: is missing; family = \"import\" needs it")
+        raise ConfigError(f'{card.file}: {where.split(".")[0]}.function: is missing; family = "import" needs it')
     function = import_function(card, owner.function)
     try:
         net = function(**shape, classes=len(card.data.classes))
@@ -121,8 +127,3 @@ def _imported(card: Card, owner: Teacher | Student, shape: Shape, where: str) ->
     if not isinstance(net, nn.Module):
         raise ConfigError(f"{card.file}: {owner.function} gave a {type(net).__name__}; a torch.nn.Module is needed")
     return net
-
-
-def shape_values(shape: Any) -> Shape:
-    """A typed shape as a card writes it."""
-    return dataclasses.asdict(shape)

@@ -38,13 +38,26 @@ def _draw(axes: "Axes", models: Sequence[ModelFigures], candidates: Sequence[Can
         if figure.value is None or top1 is None:
             continue
         axes.plot([figure.value], [100 * top1], marker, markersize=9, label=model.name, linestyle="none")
-        axes.annotate(f"{100 * top1:.2f} %", (figure.value, 100 * top1), xytext=(0, 9), textcoords="offset points", ha="center")
+        axes.annotate(
+            f"{100 * top1:.2f} %",
+            (figure.value, 100 * top1),
+            xytext=(0, 9),
+            textcoords="offset points",
+            ha="center",
+        )
     shown = False
     for candidate in candidates:
         for figures in candidate.precisions.values():
             if (value := figures[key].value) is not None:
-                axes.plot([value], [0.02], "|", color="0.5", transform=axes.get_xaxis_transform(), markersize=12,
-                          label=None if shown else "candidates, untrained")
+                axes.plot(
+                    [value],
+                    [0.02],
+                    "|",
+                    color="0.5",
+                    transform=axes.get_xaxis_transform(),
+                    markersize=12,
+                    label=None if shown else "candidates, untrained",
+                )
                 shown = True
     axes.set_xscale("log")
     axes.set_xlabel(label)

@@ -43,7 +43,9 @@ def figure_rows(models: Sequence[ModelFigures]) -> tuple[list[str], Rows]:
         figures = [get(model) for model in models]
         if all(figure.value is None and not figure.why for figure in figures):
             continue
-        cells = [_cell(figure, figures[0] if place and with_ratio else None, show) for place, figure in enumerate(figures)]
+        cells = [
+            _cell(figure, figures[0] if place and with_ratio else None, show) for place, figure in enumerate(figures)
+        ]
         known = sorted({figure.provenance for figure in figures if figure.value is not None})
         rows.append([word, *cells, ", ".join(known) or "unknown"])
     return header, rows
@@ -99,7 +101,7 @@ def rich_table(header: list[str], rows: Rows, title: str) -> "Table":
 
     table = Table(title=escape(title), title_justify="left", box=box.SIMPLE, pad_edge=False)
     for place, name in enumerate(header):
-        table.add_column(escape(name), justify="left" if place in (0, len(header) - 1) else "right", no_wrap=True)
+        table.add_column(escape(name), justify="left" if place in (0, len(header) - 1) else "right")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     return table

@@ -19,9 +19,7 @@ BEFORE_TRAINING = ("latency_p50_ms", "size_kb", "peak_memory_mb")
 def effective_budget(budget: Budget, target: Target) -> Budget:
     """The budget, tightened to the ceilings of the device."""
     ceilings = dataclasses.asdict(target.limits)
-    tightened = {
-        key: min(limit, getattr(budget, key) or limit) for key, limit in ceilings.items() if limit is not None
-    }
+    tightened = {key: min(limit, getattr(budget, key) or limit) for key, limit in ceilings.items() if limit is not None}
     return dataclasses.replace(budget, **tightened)
 
 
@@ -55,7 +53,7 @@ def _infeasible(candidates: list[Candidate], budget: Budget) -> str:
     limiting = max(misses, key=lambda key: misses[key])
 
     def excess(figures: dict[str, Figure]) -> float:
-        return max((figures[key].value or 0) / limits[key] for key in limits)
+        return float(max((figures[key].value or 0) / limits[key] for key in limits))
 
     nearest = sorted(every, key=lambda entry: excess(entry[2]))[:3]
     shown = "; ".join(
@@ -83,10 +81,16 @@ def choose_variant(
     fewest = min(_fails(verdict) for verdict in verdicts.values())
     fitting = [v for v in variants if _fails(verdicts[v.precision]) == fewest]
     if not target.measurable:
-        chosen = min(fitting, key=lambda v: target.precisions.index(v.precision))  # type: ignore[arg-type]
+        chosen = min(fitting, key=lambda v: target.precisions.index(v.precision))
         return chosen, f"{chosen.precision} is the first precision of target {target.name} that fits best"
     if len(fitting) == 1 and len(variants) > 1:
-        missed = [line.text for v in variants if v not in fitting for line in verdicts[v.precision].lines if line.outcome == "fail"]
+        missed = [
+            line.text
+            for v in variants
+            if v not in fitting
+            for line in verdicts[v.precision].lines
+            if line.outcome == "fail"
+        ]
         return fitting[0], f"{fitting[0].precision} meets what another precision misses ({'; '.join(missed)})"
     chosen = min(fitting, key=lambda v: v.latency_p50_ms.value or 0)
     times = ", ".join(f"{v.precision} {units.milliseconds(v.latency_p50_ms.value or 0)}" for v in fitting)
