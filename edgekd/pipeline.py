@@ -10,7 +10,6 @@ from torch import nn
 
 from edgekd import units
 from edgekd.bench.measure import Effort, Subject, evaluate, logits_of, measure_speed
-from edgekd.bench.runner import available_providers
 from edgekd.card import Budget, Card
 from edgekd.check.judge import budget_figures, judge
 from edgekd.console import say
@@ -41,7 +40,6 @@ def distill(
     card: Card, target: Target, asked: Budget, run: Run, data: Path | None, teacher_file: Path | None
 ) -> Result:
     """From a teacher to a judged ONNX file: the whole road, each stage resumed where the run folder has it."""
-    target.require_provider(available_providers())
     budget = effective_budget(asked, target)
     teacher = given_teacher(card, teacher_file)
     train, validation = load_train_and_validation(card, data)

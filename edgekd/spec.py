@@ -5,7 +5,6 @@ import json
 import tomllib
 import types
 import typing
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,11 +55,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not UTF-8 text: {error}") from error
 
 
-@cache
-def _adapter(cls: type[Any]) -> pydantic.TypeAdapter[Any]:
-    return pydantic.TypeAdapter(cls)
-
-
 def build(cls: type[T], data: dict[str, Any], where: str) -> T:
     """`data` as a `cls`, strictly typed; `where` (file, or file and table) starts every message.
 
@@ -68,9 +62,7 @@ def build(cls: type[T], data: dict[str, Any], where: str) -> T:
     """
     try:
         # JSON mode: strict about types, yet arrays may become tuples.
-        return typing.cast(
-            T, _adapter(typing.cast("type[Any]", cls)).validate_json(json.dumps(data, default=str), strict=True)
-        )
+        return pydantic.TypeAdapter(cls).validate_json(json.dumps(data, default=str), strict=True)
     except pydantic.ValidationError as error:
         raise ConfigError(f"{where}: {_explain(cls, error)}") from None
 

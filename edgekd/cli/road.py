@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edgekd import units
 from edgekd.bench.measure import file_sha256
+from edgekd.bench.runner import available_providers
 from edgekd.card import Card, load_card, parse_budget
 from edgekd.console import out as show
 from edgekd.console import say
@@ -35,6 +36,7 @@ def distill_on(
     card, target = load_card(card_name), load_target(target_name)
     asked = card.budget(target.name, parse_budget(budget))
     _mention_unknown_budgets(card, target)
+    target.require_provider(available_providers())
     _need_training()
     folder = out or Path("runs", f"{card.name}@{target.name}")
     if out and several:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,7 +126,10 @@ def teacher_logits(card: Card, teacher: Teacher, images: Split, folder: Path) ->
     def logits_of_view(k: int) -> NDArray[np.float32]:
         path = folder / f"view-{k:03d}.npy"
         if not path.exists():
+            begin = time.perf_counter()
             values = _compute(card, teacher, images, k)
+            if (seconds := time.perf_counter() - begin) > 5:
+                say(f"teacher: logits of view {k + 1}/{card.recipe.views} in {units.duration(seconds)}")
             with atomic(path) as temporary:
                 np.save(temporary, values)
         logits: NDArray[np.float32] = np.load(path, mmap_mode="r")

@@ -91,6 +91,6 @@ def load_teacher_file(card: Card, path: Path) -> Teacher:
         logits = module(torch.zeros(2, size, size, card.data.channels, dtype=torch.uint8))
     if logits.shape != (2, len(card.data.classes)):
         raise InputError(
-            f"{path}: the teacher gives {tuple(logits.shape[1:])} outputs, the data has {len(card.data.classes)} classes"
+            f"{path}: the teacher gives {tuple(logits.shape[1:])} outputs for {len(card.data.classes)} classes of data"
         )
     return Teacher(module, path)

@@ -1,6 +1,7 @@
 """Weights files: safetensors, or a state dict that `torch.load(weights_only=True)` accepts. No code is run."""
 
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -30,8 +31,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such weights file")
-    head = path.open("rb").read(16)
-    if zipfile.is_zipfile(path) or head[:1] == b"\x80":
+    with path.open("rb") as file:
+        pickled = file.read(1) == b"\x80"
+    if zipfile.is_zipfile(path) or pickled:
         return _read_torch(path)
     try:
         return safetensors.torch.load_file(path)
@@ -44,7 +46,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an unusual pickle protocol; what cannot be read is refused below
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: is a pickle that holds more than tensors; it was not loaded, for a pickle can run code. "

@@ -1,0 +1,249 @@
+"""Latency on a target that is not this machine, estimated from published latencies of standard networks.
+
+The model is edgekd's own; its data are the `[[reference]]` entries of the target's file, each with the address of its
+source. No reference, no estimate. For one precision, on ONNX Runtime's CPU provider:
+
+    p50 on the target = p50 here × Σ over kernel classes c of share(c) × ratio(c)
+    ratio(c)          = published latency of c's reference network / its latency here × s
+
+* "Here" is one thread of this machine: the median of the least disturbed worker process, since other load only adds
+  time. A reference network is timed here once and kept in the user's cache folder.
+* share(c) is the part of the time that ONNX Runtime's own profile gives to class c: dense or depthwise convolutions,
+  gemm (matrix products, recurrent cells, attention), other. A class without a reference takes the ratio of dense, or
+  of the first class that has one.
+* s corrects a reference taken with k_ref threads for a target with k: how well it scales is not published, so s lies
+  between 1 and k_ref / k, and sqrt(k_ref / k) is the best guess.
+* The interval holds both ends of s, the extremes of several references of one class, and MARGIN both ways.
+
+A reference stands for its class with all of its time, though mobilenet_v2 (depthwise) spends four fifths of it in dense
+1×1 convolutions. With equal s its own estimate is 0.64 of what is published for a Raspberry Pi 4, 0.55 for a Pi 5:
+networks with many depthwise convolutions are estimated too fast.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, geometric_mean, median
+from typing import Any, NamedTuple
+
+import onnx
+import onnxruntime
+import torch
+import torchvision.models
+
+from edgekd import host, units
+from edgekd.bench.measure import Effort, Subject
+from edgekd.bench.runner import make_plan, measure_latency
+from edgekd.bench.worker import LEVELS, Feeds
+from edgekd.console import say
+from edgekd.errors import one_line
+from edgekd.export.onnx import _quiet, save_model
+from edgekd.export.variants import make_variant
+from edgekd.figures import Figure, ModelFigures
+from edgekd.run import read_json, write_json
+from edgekd.target import Hardware, Reference, Target
+
+__all__ = ["with_estimates"]
+
+# references/*.json history:
+# 1 - p50_ms, and all that it depends on
+SCHEMA_VERSION = 1
+CLASSES = ("dense", "depthwise", "gemm")
+GEMM = ("Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum", "Attention")  # in an operator's name: matrix products
+MARGIN = 1.5  # what the model itself may be wrong by, both ways; chosen, not derived
+MAX_SILENT, MAX_OTHER = 0.2, 0.5  # of the time: in classes of CLASSES without a reference, in kernels of no class
+MAX_FASTER = 100  # a network this many times faster than its fastest reference: costs per call would dominate
+SUBJECT_EFFORT = Effort(processes=2, warmup_s=0.1, min_calls=20, max_calls=500, max_s=0.2)
+REFERENCE_EFFORT = Effort(processes=3, warmup_s=1.0, min_calls=20, max_calls=200, max_s=1.0)
+
+
+class _NoEstimate(Exception):
+    """Why a latency stays unknown, as one line."""
+
+
+class Range(NamedTuple):
+    """A best guess and the interval it lies in."""
+
+    low: float
+    value: float
+    high: float
+
+
+def with_estimates(figures: Sequence[ModelFigures], subjects: Sequence[Subject], target: Target) -> list[ModelFigures]:
+    """The figures with `latency_p50_ms` estimated where the target is another machine and has references for it.
+
+    Elsewhere it stays unknown, with the reason. Raises ModelError if a model crashes or hangs.
+    """
+    if target.measurable:
+        return list(figures)
+    pairs = zip(figures, subjects, strict=True)
+    return [dataclasses.replace(model, latency_p50_ms=_estimate(subject, target)) for model, subject in pairs]
+
+
+def _estimate(subject: Subject, target: Target) -> Figure:
+    elsewhere, here = "; ".join(target.differences()), this_machine(target)
+    try:
+        references = usable_references(subject.precision, target)
+        local_ms = _local_p50_ms(subject.file, here, SUBJECT_EFFORT)  # in a worker, where a crash does no harm
+        weights = spoken_shares(profile_shares(subject.file, here), {r.kernel_class for r in references})
+        used = {r: reference_ms(r, here) for r in references if r.kernel_class in weights}
+        if local_ms * MAX_FASTER < (fastest := min(used.values())):
+            times = f"{units.milliseconds(local_ms)} here, the reference's {units.milliseconds(fastest)}"
+            raise _NoEstimate(f"it is too small for its references to speak of, its time {times}")
+    except _NoEstimate as reason:
+        return Figure(why=f"{elsewhere}; {reason}")
+    ratios = {kind: [ratio(r, used[r], target) for r in used if r.kernel_class == kind] for kind in weights}
+    low, value, high = combine(local_ms, weights, ratios)
+    why = f"{elsewhere}; {units.milliseconds(local_ms)} on one thread here × {_terms(weights, ratios, used)}"
+    return Figure(value, "estimated", low, high, why)
+
+
+def usable_references(precision: str, target: Target) -> list[Reference]:
+    """The target's references of this precision."""
+    references = [reference for reference in target.reference if reference.precision == precision]
+    if not references:
+        known = ", ".join(sorted({reference.precision for reference in target.reference})) or "none at all"
+        raise _NoEstimate(f"no published {precision} reference to estimate from; target {target.name} has {known}")
+    if target.provider.name != "CPUExecutionProvider":
+        raise _NoEstimate(f"estimates are made for CPUExecutionProvider only, not for {target.provider.name}")
+    return references
+
+
+def this_machine(target: Target) -> Target:
+    """The target as it can be timed here: this hardware, one thread, no pinning; the int8 scheme is kept."""
+    hardware = Hardware(architecture=host.machine().architecture)  # type: ignore[arg-type]  # checked when it runs
+    session = dataclasses.replace(target.session, intra_op_threads=1, inter_op_threads=1, affinity=())
+    return dataclasses.replace(target, hardware=hardware, session=session)
+
+
+def spoken_shares(shares: Mapping[str, float], known: set[str]) -> dict[str, float]:
+    """The shares of time by kernel class, given to the classes `known` from references; they add up to 1."""
+    silent = {kind: share for kind, share in shares.items() if kind not in known}
+    other = silent.get("other", 0.0)
+    if sum(silent.values()) - other > MAX_SILENT or other > MAX_OTHER:
+        parts = " and ".join(f"{100 * share:.0f} % of its time here in {kind}" for kind, share in silent.items())
+        raise _NoEstimate(f"it spends {parts} kernels, for which there is no reference of this precision")
+    stand_in = next(kind for kind in CLASSES if kind in known)
+    weights: dict[str, float] = defaultdict(float)
+    for kind, share in shares.items():
+        weights[kind if kind in known else stand_in] += share
+    return dict(weights)
+
+
+def ratio(reference: Reference, local_ms: float, target: Target) -> Range:
+    """Milliseconds on the target for one millisecond of this kernel class on one thread here."""
+    slower, scaling = reference.latency_ms / local_ms, reference.threads / target.session.intra_op_threads
+    return Range(slower * min(1.0, scaling), slower * math.sqrt(scaling), slower * max(1.0, scaling))
+
+
+def combine(local_ms: float, weights: Mapping[str, float], ratios: Mapping[str, Sequence[Range]]) -> Range:
+    """The estimate in ms: classes added up, several references of one class averaged geometrically."""
+    low = sum(weight * min(r.low for r in ratios[kind]) for kind, weight in weights.items())
+    value = sum(weight * geometric_mean(r.value for r in ratios[kind]) for kind, weight in weights.items())
+    high = sum(weight * max(r.high for r in ratios[kind]) for kind, weight in weights.items())
+    return Range(local_ms * low / MARGIN, local_ms * value, local_ms * high * MARGIN)
+
+
+def _terms(weights: dict[str, float], ratios: dict[str, list[Range]], used: Iterable[Reference]) -> str:
+    terms = []
+    for kind, weight in weights.items():
+        sources = [f"{r.network} (threads: {r.threads}, {r.source})" for r in used if r.kernel_class == kind]
+        times = geometric_mean(r.value for r in ratios[kind])
+        terms.append(f"{100 * weight:.0f} % {kind} × {times:.3g} from {' and '.join(sources)}")
+    return f"({' + '.join(terms)}); interval: threads, references, and {MARGIN} both ways for the model"
+
+
+def profile_shares(file: Path, here: Target) -> dict[str, float]:
+    """The share of time by kernel class, from ONNX Runtime's profile of calls in this process; they add up to 1.
+
+    What a node is, only the optimised graph tells: weights that a kernel repacks, as int8 ones, are not profiled.
+    """
+    model = onnx.load(file)
+    for number, node in enumerate(model.graph.node):
+        node.name = f"node_{number}"  # a file may leave them empty
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[here.session.graph_level])
+    options.enable_profiling, options.log_severity_level = True, 3  # errors only
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+        optimised = Path(folder, "optimised.onnx")
+        options.optimized_model_filepath, options.profile_file_prefix = str(optimised), str(Path(folder, "profile"))
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[here.provider.name])
+        feeds = Feeds(session, make_plan(here, mode="latency", inputs=None).as_json())
+        for number in range(24):
+            session.run(None, feeds.call(number))
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        return shares_of(events, kernel_classes(onnx.load(optimised).graph))
+
+
+def kernel_classes(graph: onnx.GraphProto) -> dict[str, str]:
+    """Name of a node to dense, depthwise, gemm or other."""
+    dims = {weights.name: list(weights.dims) for weights in graph.initializer}
+    dims |= {n.output[0]: dims.get(n.input[0], []) for n in graph.node if n.op_type == "DequantizeLinear"}
+    classes = {node.name: "gemm" if any(word in node.op_type for word in GEMM) else "other" for node in graph.node}
+    for node in graph.node:
+        if "Conv" in node.op_type:
+            weights = dims.get(node.input[3 if node.op_type == "QLinearConv" else 1], [])
+            groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+            # Not by the weights alone: a dense convolution of a grey image has one input channel as well.
+            classes[node.name] = "depthwise" if groups > 1 and weights[1:2] == [1] else "dense"
+    return classes
+
+
+def shares_of(events: Sequence[Mapping[str, Any]], classes: Mapping[str, str]) -> dict[str, float]:
+    """Shares from profile events; the slowest quarter of each node's calls (warm-up, interruptions) is left out."""
+    calls: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            calls[event["name"].removesuffix("_kernel_time")].append(event["dur"] + 0.5)  # cut to whole µs
+    spent: dict[str, float] = defaultdict(float)
+    for name, durations in calls.items():
+        spent[classes.get(name, "other")] += fmean(sorted(durations)[: math.ceil(0.75 * len(durations))])
+    return {kind: time / sum(spent.values()) for kind, time in spent.items()}
+
+
+def reference_ms(reference: Reference, here: Target) -> float:
+    """Latency of a reference network on one thread of this machine; timed once, then read from the cache."""
+    key: dict[str, Any] = {name: getattr(reference, name) for name in ("network", "input_size", "precision")}
+    key |= {"opset": here.opset.export, "graph_level": here.session.graph_level}
+    key |= {"onnxruntime": onnxruntime.__version__, "cpu": host.machine().model, "schema_version": SCHEMA_VERSION}
+    key |= dataclasses.asdict(here.quantization) if reference.precision == "int8" else {}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = caches / "edgekd" / "references" / f"{reference.network}-{reference.precision}-{digest}.json"
+    if path.exists():
+        return float(read_json(path)["p50_ms"])
+    say(f"estimate: timing {reference.network} {reference.precision} here, once, to compare with its published latency")
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+            p50_ms = _local_p50_ms(_export(reference, here, Path(folder)), here, REFERENCE_EFFORT)
+    except Exception as error:  # the exporter raises whatever its many passes raise
+        raise _NoEstimate(f"reference {reference.network} cannot be timed here: {one_line(error)}") from error
+    with contextlib.suppress(OSError):  # a folder that cannot be written costs time, nothing else
+        write_json(path, key | {"p50_ms": p50_ms})
+    return p50_ms
+
+
+def _export(reference: Reference, here: Target, folder: Path) -> Path:
+    """The reference network with random weights (they take the time of trained ones), in its precision."""
+    fp32, file, opset = folder / "fp32.onnx", folder / "reference.onnx", here.opset.export
+    with torch.random.fork_rng(devices=[]), _quiet():  # the run's own random numbers stay what they were
+        net = torchvision.models.get_model(reference.network, weights=None).eval()
+        x = torch.randn(1, 3, reference.input_size, reference.input_size)
+        program = torch.onnx.export(net, (x,), dynamo=True, verbose=False, external_data=False, opset_version=opset)
+    assert program is not None  # only the other exporter returns None
+    save_model(program.model_proto, fp32)
+    make_variant(fp32, reference.precision, here, x.numpy(), file)  # not uint8: this network takes floats
+    return file
+
+
+def _local_p50_ms(file: Path, here: Target, effort: Effort) -> float:
+    records = measure_latency([file], here, None, **dataclasses.asdict(effort))[0]
+    return 1e3 * min(median(record.latency_s) for record in records)

@@ -1,0 +1,124 @@
+"""What a user gets wrong: one line, exit code 2, nothing half-written."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Cli = Callable[..., Any]
+
+
+def assert_refused(done, *words: str, code: int = 2) -> None:
+    """Exactly one line of complaint, no traceback, with the words in it."""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("edgekd: ")]
+    assert done.returncode == code, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["distill", "-t", "cpu-x87"], ["unknown target 'cpu-x87'", "'cpu-x86'"]),
+        (["distill", "digts", "-t", "cpu-x86"], ["unknown card 'digts'", "'digits'"]),
+        (["distill", "-t", "./none.toml"], ["no such file"]),
+        (["distill"], ["Missing option '--target'"]),
+        (["distil"], ["No such command 'distil'", "distill"]),
+        (["distill", "-t", "cpu-x86", "--budget", "size=3"], ["--budget", "size", "size_kb"]),
+        (["distill", "-t", "cpu-x86", "--budget", "size_kb=0"], ["--budget", "size_kb", "0", "greater than 0"]),
+        (["distill", "-t", "cpu-x86", "--budget", "size_kb"], ["key=value"]),
+        (["distill", "-t", "cpu-x86", "--budget", "size_kb=small"], ["'small'", "number"]),
+        (["distill", "-t", "cuda"], ["unavailable, because", "CUDAExecutionProvider", "pip install"]),
+        (["distill", "cifar10", "-t", "cpu-x86"], ["data.path", "--data DIR"]),
+        (["distill", "cifar10", "-t", "cpu-x86", "--data", "nowhere"], ["nowhere", "no such data folder"]),
+        (["distill", "-t", "cpu-x86", "--teacher", "gone.safetensors"], ["gone.safetensors", "no such weights file"]),
+        (["bench", "gone.onnx", "-t", "cpu-x86"], ["gone.onnx", "no such model file"]),
+        (["bench", "gone.onnx", "-t", "tensorrt"], ["tensorrt", "unavailable, because"]),
+        (["check", "gone.onnx", "-t", "cpu-x86", "--budget", "size_kb=1"], ["gone.onnx", "no such model file"]),
+        (["check", ".", "-t", "cpu-x86"], ["is no run folder"]),
+        (["teach", "--out", "teacher.bin"], ["teacher.bin", "safetensors"]),
+        (["targets", "nosuch"], ["unknown target 'nosuch'"]),
+        (["models", "nosuch"], ["unknown card 'nosuch'"]),
+    ],
+)
+def test_wrong_arguments(cli: Cli, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    done = cli(*arguments)
+    assert_refused(done, *words)
+    assert not list(tmp_path.glob("runs/*/result.json"))
+
+
+@pytest.mark.parametrize("command", ["bench", "check"])
+def test_a_file_that_is_no_onnx_model(cli: Cli, tmp_path: Path, command: str) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"not an ONNX file")
+    budget = ["--budget", "size_kb=1"] if command == "check" else []
+    assert_refused(cli(command, "broken.onnx", "-t", "cpu-x86", *budget), "broken.onnx", "onnxruntime cannot load it")
+
+
+def test_a_pickle_with_code_is_not_run(cli: Cli, tmp_path: Path) -> None:
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "was-run",))
+
+    (tmp_path / "teacher.pth").write_bytes(pickle.dumps(Evil()))
+    assert_refused(cli("distill", "-t", "cpu-x86", "--teacher", "teacher.pth"), "teacher.pth", "more than tensors")
+    assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize(
+    ("find", "replace", "words"),
+    [
+        ("epochs = 4\nbatch_size = 64\nlearning_rate = 0.1\nwarmup_epochs = 0.5\nviews", "epohcs = 4\nviews",
+         ["recipe.epohcs", "unknown key", "'epochs'"]),
+        ("size = 8", 'size = "8"', ["data.size", '"8"', "integer"]),
+        ("size_kb = 60", "size_kb = -1", ["[budget]", "size_kb", "-1", "greater than 0"]),
+        ("size_kb = 60", "[budget.cpu-x86]\nsize_kB = 60", ["[budget.cpu-x86]", "size_kB", "'size_kb'"]),
+        ("mean = [0.3055]", "mean = [0.3055", ["not valid TOML", "line"]),
+        ('family = "convnet"\nshape', 'family = "convnt"\nshape', ["teacher.family", "'convnt'", "'convnet'"]),
+        ("channels = [[8, 8], [8, 16]]", "chanels = [[8, 8]]", ["student.knobs", "chanels", "'channels'"]),
+        ("channels = [16, 32]", "channels = [16, 32, 64, 64, 64]", ["teacher.shape", "grid"]),
+        ('source = "digits"', 'source = "import"\nfunction = "os.path"', ["data.function", "package.module:function"]),
+    ],
+)  # fmt: skip
+def test_wrong_card(cli: Cli, tiny_card: Path, find: str, replace: str, words: list[str]) -> None:
+    text = tiny_card.read_text()
+    assert text.count(find) >= 1
+    tiny_card.write_text(text.replace(find, replace, 1))
+    assert_refused(cli("distill", "tiny.toml", "-t", "cpu-x86"), "tiny.toml", *words)
+
+
+def test_infeasible_budget_stops_before_training(cli: Cli, tiny_card: Path, tmp_path: Path) -> None:
+    done = cli("distill", "tiny.toml", "-t", "cpu-x86", "--budget", "size_kb=2")
+    assert_refused(done, "file size ≤ 2.0 kB is missed by 4 of 4", "nothing was trained", "Nearest: ", code=1)
+    run = tmp_path / "runs" / "tiny@cpu-x86"
+    assert len(json.loads((run / "candidates.json").read_text())["candidates"]) == 2
+    assert not (run / "teacher").exists()
+
+
+def test_teacher_below_its_minimum(cli: Cli, tiny_card: Path) -> None:
+    done = cli("distill", "tiny.toml", "-t", "cpu-x86", "--budget", "teacher_min_accuracy=1.0")
+    assert_refused(done, "in 2 attempts", "teacher_min_accuracy is 100.00 %", "train longer", code=1)
+
+
+def test_output_that_cannot_be_written(cli: Cli, tiny_card: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert_refused(cli("distill", "tiny.toml", "-t", "cpu-x86", "--out", "file/run"), "file/run", "Not a directory")
+
+
+def test_a_folder_that_is_no_run_is_left_alone(cli: Cli, tiny_card: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    done = cli("distill", "tiny.toml", "-t", "cpu-x86", "--out", "mine", "--fresh")
+    assert_refused(done, "mine", "holds no run")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_debug_shows_the_traceback(cli: Cli) -> None:
+    done = cli("--debug", "distill", "-t", "cpu-x87")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr

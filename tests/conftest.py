@@ -1,0 +1,96 @@
+"""What several tests share."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from edgekd.cli.main import main
+
+TINY_CARD = """
+title = "Digits, as small and short as it gets"
+
+[data]
+source = "digits"
+size = 8
+channels = 1
+classes = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]
+mean = [0.3055]
+std = [0.3760]
+validation_fraction = 0.15
+
+[augment]
+crop_padding = 1
+
+[teacher]
+family = "convnet"
+shape = { channels = [16, 32], hidden = 32 }
+
+[teacher.training]
+epochs = 4
+batch_size = 64
+learning_rate = 0.1
+warmup_epochs = 0.5
+
+[student]
+family = "convnet"
+
+[student.knobs]
+channels = [[8, 8], [8, 16]]
+hidden = [16]
+
+[recipe]
+epochs = 4
+batch_size = 64
+learning_rate = 0.1
+warmup_epochs = 0.5
+views = 2
+
+[budget]
+size_kb = 60
+min_accuracy = 0.5
+"""
+
+
+@pytest.fixture
+def tiny_card(tmp_path: Path) -> Path:
+    """A card that trains in seconds."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY_CARD, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real data sets; the test is skipped where there is none."""
+    if not os.environ.get("EDGEKD_DATA"):
+        pytest.skip("EDGEKD_DATA is unset: no real data here")
+    return Path(os.environ["EDGEKD_DATA"])
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Run `edgekd ARGS` in the test's own folder; in this process, for importing torch takes seconds."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> Done:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["edgekd", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return Done(int(ended.value.code or 0), out, err)
+
+    return call

@@ -1,0 +1,173 @@
+"""The whole road on embedded data: teacher to verdict, then again, then bench and check."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from PIL import Image
+
+Cli = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A place for one finished run, shared by the tests of this file."""
+    return tmp_path_factory.mktemp("finished") / "run"
+
+
+@pytest.fixture
+def run(finished: Path, cli: Cli, tiny_card: Path) -> Path:
+    """The finished run, made by the first test that asks; moved beside its card."""
+    if not finished.exists():
+        done = cli("distill", tiny_card, "-t", "cpu-x86", "--out", finished)
+        assert done.returncode == 0, done.stderr
+        assert "tiny on cpu-x86: pass" in done.stdout.splitlines()[-1]
+    return finished
+
+
+def test_result_holds_what_it_promises(run: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    assert {"schema_version", "card", "target", "verdict", "reasons", "test_reads", "models"} <= result.keys()
+    assert (result["verdict"], result["reasons"], result["test_reads"]) == ("pass", [], 1)
+    assert [model["name"] for model in result["models"]] == ["teacher", "student fp32", "student int8"]
+    for model in result["models"]:
+        file = run / "exported" / model["file"]
+        assert model["size_bytes"] == file.stat().st_size
+        for figure in ("accuracy", "macro_f1", "agreement", "latency_p50_ms", "latency_p95_ms", "load_ms"):
+            assert model[figure] > 0
+            assert model["provenance"][figure] == "measured"
+        assert model["provenance"]["size_bytes"] == "exact"
+        assert model["fingerprint"]["providers_assigned"] == ["CPUExecutionProvider"]
+        assert model["fingerprint"]["model_sha256"] == model["sha256"]
+    teacher, student, _ = result["models"]
+    assert student["params"] == 8 * 9 + 2 * 8 + 8 * 16 * 9 + 2 * 16 + 16 * 16 + 16 + 16 * 10 + 10
+    assert student["params"] < teacher["params"]
+    assert result["parity"]["relative"] < 1e-4
+
+
+def test_the_shipped_file_runs_in_onnxruntime_alone(run: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    chosen = next(model for model in result["models"] if model["name"] == result["chosen"])
+    session = onnxruntime.InferenceSession(run / "model.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].type == "tensor(uint8)"
+    assert session.get_inputs()[0].shape == ["batch", 8, 8, 1]
+    images, labels = np.load(run / "data" / "test.npy"), np.load(run / "data" / "test.labels.npy")
+    (logits,) = session.run(None, {"image": images})
+    assert np.mean(logits.argmax(1) == labels) == pytest.approx(chosen["accuracy"])
+
+
+def test_the_shipped_file_describes_itself(run: Path) -> None:
+    model = onnx.load(run / "model.onnx")
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(metadata["labels"]) == [str(digit) for digit in range(10)]
+    assert json.loads(metadata["normalization"])["mean"] == [0.3055]
+    assert (metadata["card"], metadata["target"]) == ("tiny", "cpu-x86")
+    assert [entry.version for entry in model.opset_import if entry.domain == ""] == [20]
+
+
+def test_the_report_is_for_reading(run: Path) -> None:
+    text = (run / "report.md").read_text()
+    assert text.startswith("# tiny on cpu-x86: pass")
+    assert "- file size " in text
+    assert "| top-1 accuracy |" in text
+    with Image.open(run / "figures.png") as picture:
+        assert picture.size[0] > 500
+        assert len(picture.convert("L").getcolors(256) or []) > 50  # something is drawn
+
+
+def test_candidates_were_measured_before_training(run: Path) -> None:
+    candidates = json.loads((run / "candidates.json").read_text())["candidates"]
+    assert [c["shape"]["channels"] for c in candidates] == [[8, 8], [8, 16]]
+    for candidate in candidates:
+        assert set(candidate["precisions"]) == {"int8", "fp32"}
+        assert candidate["precisions"]["int8"]["latency_p50_ms"]["provenance"] == "measured"
+    assert json.loads((run / "result.json").read_text())["shape"]["channels"] == [8, 16]
+
+
+def test_the_same_command_again_says_it_is_done(run: Path, cli: Cli, tiny_card: Path) -> None:
+    before = (run / "result.json").read_bytes()
+    done = cli("distill", tiny_card, "-t", "cpu-x86", "--out", run)
+    assert done.returncode == 0
+    assert "already done, verdict pass" in done.stdout
+    assert (run / "result.json").read_bytes() == before
+
+
+def test_a_changed_card_is_said(run: Path, cli: Cli, tiny_card: Path) -> None:
+    tiny_card.write_text(tiny_card.read_text().replace("views = 2", "views = 3"))
+    done = cli("distill", tiny_card, "-t", "cpu-x86", "--out", run)
+    assert done.returncode == 2
+    assert "card.recipe.views was 2" in done.stderr
+    assert "--fresh" in done.stderr
+
+
+def test_bench_of_a_run_and_of_a_file(run: Path, cli: Cli, tmp_path: Path) -> None:
+    done = cli("bench", run, run / "model.onnx", "gone.onnx", "-t", "cpu-x86", "--quick", "--json", "bench.json")
+    assert done.returncode == 2
+    assert "gone.onnx: no such model file" in done.stderr
+    models = json.loads((tmp_path / "bench.json").read_text())["models"]
+    assert [model["name"] for model in models] == ["teacher", "student fp32", "student int8", "model.onnx"]
+    assert models[0]["accuracy"] == json.loads((run / "result.json").read_text())["models"][0]["accuracy"]
+    assert models[3]["accuracy"] is None
+    assert models[3]["latency_p50_ms"] > 0
+    assert "seeded random inputs" in done.stdout
+
+
+def test_check_passes_fails_and_knows_when_it_cannot_tell(run: Path, cli: Cli) -> None:
+    done = cli("check", run, "-t", "cpu-x86")
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout
+    done = cli("check", run, "-t", "cpu-x86", "--budget", "latency_p50_ms=0.000001")
+    assert done.returncode == 1
+    assert "≤ 0.000 ms: fail" in done.stdout
+    done = cli("check", run / "model.onnx", "-t", "cpu-x86", "--budget", "min_accuracy=0.9")
+    assert done.returncode == 3
+    assert "inconclusive" in done.stdout
+    done = cli("check", run / "model.onnx", "-t", "cpu-x86")
+    assert done.returncode == 2
+    assert "no budget to judge it by" in done.stderr
+
+
+def test_check_on_a_target_that_is_not_here_does_not_judge_time(run: Path, cli: Cli) -> None:
+    done = cli("check", run, "-t", "cpu-arm", "--budget", "latency_p50_ms=1000")
+    assert done.returncode == 3
+    assert "latency p50 unknown" in done.stdout
+    assert "accuracy" in done.stdout
+
+
+def test_check_sees_a_tampered_file(run: Path, cli: Cli, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    shutil.copyfile(copy / "exported" / "teacher-fp32.onnx", copy / "model.onnx")
+    done = cli("check", copy, "-t", "cpu-x86")
+    assert done.returncode == 2
+    assert "SHA-256 differs" in done.stderr
+
+
+def test_a_target_that_is_not_here_ends_without_judging_time(cli: Cli, tiny_card: Path, tmp_path: Path) -> None:
+    card = tiny_card.read_text().replace("[budget]", "[budget]\nlatency_p50_ms = 1.0")
+    tiny_card.write_text(card)
+    done = cli("distill", tiny_card, "-t", "cpu-arm")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("tiny on cpu-arm: pass (latency not judged: ")
+    result = json.loads((tmp_path / "runs" / "tiny@cpu-arm" / "result.json").read_text())
+    student = result["models"][2]
+    assert result["chosen"] == "student int8"  # the target's first precision, by declaration
+    assert student["latency_p50_ms"] is None
+    assert student["provenance"]["latency_p50_ms"] == "unknown"
+    assert student["provenance"]["accuracy"] == "proxy"
+
+
+def test_an_onnx_teacher_teaches(run: Path, cli: Cli, tiny_card: Path, tmp_path: Path) -> None:
+    teacher = run / "exported" / "teacher-fp32.onnx"
+    done = cli("distill", tiny_card, "-t", "cpu-x86", "--teacher", teacher, "--out", "onnx-taught")
+    assert done.returncode == 0, done.stderr
+    mine = json.loads((tmp_path / "onnx-taught" / "result.json").read_text())["models"][0]
+    theirs = json.loads((run / "result.json").read_text())["models"][0]
+    assert mine["accuracy"] == theirs["accuracy"]
+    assert mine["params"] is None

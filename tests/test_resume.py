@@ -1,0 +1,93 @@
+"""Killed (−9) in every stage at a random moment, the same command ends as if nothing had happened."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+STAGES = {
+    "search": "candidates.json",
+    "teaching": "teacher/teacher-attempt-1/checkpoint.pt",
+    "training": "student/attempt/checkpoint.pt",
+    "export": "exported/student-fp32.onnx",
+    "bench": "records/teacher@cpu-x86.latency.json",
+}
+"""The first file of each stage; the kill comes up to half a second after it."""
+
+
+def start(folder: Path, card: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "edgekd", "distill", str(card), "-t", "cpu-x86", "--out", "run"]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def kill_after(process: "subprocess.Popen[str]", file: Path, delay_s: float) -> bool:
+    """Kill the process `delay_s` after the file appears; False if it ended before."""
+    end = time.monotonic() + 300
+    while not file.exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.005)
+    time.sleep(delay_s)
+    killed = process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return killed
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_the_weights_are_the_same(tmp_path: Path, tiny_card: Path) -> None:
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    undisturbed.mkdir()
+    disturbed.mkdir()
+    code, output = finish(start(undisturbed, tiny_card))
+    assert code == 0, output
+
+    seed = int(os.environ.get("EDGEKD_KILL_SEED", time.time_ns() % 1_000_000))
+    moments = random.Random(seed)
+    killed = []
+    for stage, file in STAGES.items():
+        if kill_after(start(disturbed, tiny_card), disturbed / "run" / file, moments.uniform(0, 0.5)):
+            killed.append(stage)
+    assert killed, f"nothing was killed, seed {seed}"
+    code, output = finish(start(disturbed, tiny_card))
+    print(f"seed {seed}, killed in {', '.join(killed)}; then:\n{output}")
+    assert code == 0, output
+
+    for name in ("teacher/teacher.safetensors", "student/student.safetensors", "exported/student-int8.onnx"):
+        assert sha256(disturbed / "run" / name) == sha256(undisturbed / "run" / name), f"{name}, seed {seed}"
+    results = [json.loads((place / "run" / "result.json").read_text()) for place in (undisturbed, disturbed)]
+    accuracies = [[model["accuracy"] for model in result["models"]] for result in results]
+    assert accuracies[0] == accuracies[1]
+    left = [path.name for path in (disturbed / "run").rglob("*") if path.name.startswith(".") and path.name != ".lock"]
+    assert len(left) <= len(killed)  # at most the temporary file each kill left, never under a final name
+
+
+def test_an_interrupt_exits_130_and_is_resumed(tmp_path: Path, tiny_card: Path) -> None:
+    process = start(tmp_path, tiny_card)
+    end = time.monotonic() + 120
+    while not (tmp_path / "run" / "candidates.json").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    code, output = finish(process)
+    assert code == 130, output
+    assert "interrupted; the same command goes on where it stopped" in output
+    assert "Traceback" not in output
+    before = (tmp_path / "run" / "candidates.json").read_text()
+    code, output = finish(start(tmp_path, tiny_card))
+    assert code == 0, output
+    first = json.loads(before)["candidates"][0]
+    assert json.loads((tmp_path / "run" / "candidates.json").read_text())["candidates"][0] == first

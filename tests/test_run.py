@@ -1,0 +1,116 @@
+"""The run folder: atomic writes, the lock, and what must not change."""
+
+import dataclasses
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from edgekd.card import Budget, Card, load_card
+from edgekd.errors import ConfigError, InputError
+from edgekd.run import Run, atomic, open_run, read_json, write_json
+from edgekd.target import Target, load_target
+
+FILES = {"data": "", "teacher": ""}
+
+
+@pytest.fixture
+def card() -> Card:
+    return load_card("digits")
+
+
+@pytest.fixture
+def target() -> Target:
+    return load_target("cpu-x86")
+
+
+def test_atomic_keeps_the_old_file_when_writing_fails(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    write_json(path, {"value": 1})
+    with pytest.raises(RuntimeError), atomic(path) as temporary:
+        temporary.write_text("half a fi")
+        raise RuntimeError
+    assert read_json(path) == {"value": 1}
+    assert os.listdir(tmp_path) == ["figures.json"]
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(tmp_path / "figures.json", {"value": 1})
+    assert os.listdir(tmp_path) == []
+
+
+def test_nan_is_no_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "figures.json", {"value": float("nan")})
+
+
+def test_broken_json_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(InputError, match=r"result\.json: not valid JSON"):
+        read_json(tmp_path / "result.json")
+
+
+def test_the_same_run_opens_again(tmp_path: Path, card: Card, target: Target) -> None:
+    with open_run(tmp_path / "run", card, target, Budget(), FILES, False) as run:
+        write_json(run.candidates, [])
+    with open_run(tmp_path / "run", card, target, Budget(), FILES, False) as run:
+        assert read_json(run.candidates) == []
+
+
+def test_a_changed_recipe_is_said_and_needs_fresh(tmp_path: Path, card: Card, target: Target) -> None:
+    with open_run(tmp_path / "run", card, target, Budget(), FILES, False) as run:
+        write_json(run.candidates, [])
+    other = dataclasses.replace(card, recipe=dataclasses.replace(card.recipe, epochs=7))
+    with (
+        pytest.raises(ConfigError, match=r"card\.recipe\.epochs was \d+ .* is 7 now; use --fresh"),
+        open_run(tmp_path / "run", other, target, Budget(), FILES, False),
+    ):
+        pass
+    with open_run(tmp_path / "run", other, target, Budget(), FILES, True) as run:
+        assert not run.candidates.exists()
+
+
+@pytest.mark.parametrize("part", ["target", "budget", "files"])
+def test_other_changes_are_refused_too(tmp_path: Path, card: Card, target: Target, part: str) -> None:
+    with open_run(tmp_path / "run", card, target, Budget(), FILES, False):
+        pass
+    if part == "target":
+        target = dataclasses.replace(target, precisions=("fp32",))
+    budget = Budget(size_kb=3) if part == "budget" else Budget()
+    files = FILES | {"data": "/elsewhere"} if part == "files" else FILES
+    with (
+        pytest.raises(ConfigError, match=rf"{part}\.\w+.* was .* use --fresh"),
+        open_run(tmp_path / "run", card, target, budget, files, False),
+    ):
+        pass
+
+
+def test_a_comment_in_the_card_changes_nothing(tmp_path: Path, card: Card, target: Target) -> None:
+    with open_run(tmp_path / "run", card, target, Budget(), FILES, False):
+        pass
+    other = dataclasses.replace(card, title="Other words", about="and more of them")
+    with open_run(tmp_path / "run", other, target, Budget(), FILES, False) as run:
+        assert run.folder.name == "run"
+
+
+def test_two_processes_on_one_folder(tmp_path: Path, card: Card, target: Target) -> None:
+    with (
+        open_run(tmp_path / "run", card, target, Budget(), FILES, False),
+        pytest.raises(ConfigError, match="another edgekd process is working in it"),
+        open_run(tmp_path / "run", card, target, Budget(), FILES, False),
+    ):
+        pass
+
+
+def test_reads_of_the_test_data_are_counted(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert run.test_reads() == 0
+    assert run.test_reads(add=1) == 1
+    assert run.test_reads(add=1) == 2
+    assert Run(tmp_path).test_reads() == 2
