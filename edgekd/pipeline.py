@@ -31,9 +31,13 @@ from edgekd.result import Result, write_result
 from edgekd.run import Run, atomic
 from edgekd.search.candidates import Candidate, measure_candidates
 from edgekd.search.choose import choose_shape, choose_variant, effective_budget
+from edgekd.search.estimate import with_estimates
 from edgekd.target import Target
 
 __all__ = ["distill"]
+
+EFFORT = Effort()
+"""How much time each file's measurement gets."""
 
 
 def distill(
@@ -55,7 +59,7 @@ def distill(
     net = distill_student(card, choice.shape, teacher, (train, validation), run)
 
     subjects = export_variants(card, target, teacher, net, calibration, run)
-    figures = measure_speed(subjects, target, inputs, run.records, Effort())
+    figures = with_estimates(measure_speed(subjects, target, inputs, run.records, EFFORT), subjects, target)
     logits = [logits_of(subject, target, inputs, run.records) for subject in subjects]
     agreement = parity(net, card, np.load(inputs)[:512], logits[1][:512])
     on_validation = evaluate(figures, logits, validation.labels, logits[0], target)

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from edgekd.bench.measure import Effort
 from edgekd.cli.main import main
+
+QUICK = Effort(processes=2, warmup_s=0.05, min_calls=50, max_calls=100, max_s=0.05)
+"""100 calls in two processes: enough for a p95, too few for a verdict anybody should trust."""
 
 TINY_CARD = """
 title = "Digits, as small and short as it gets"
@@ -30,7 +34,7 @@ family = "convnet"
 shape = { channels = [16, 32], hidden = 32 }
 
 [teacher.training]
-epochs = 4
+epochs = 8
 batch_size = 64
 learning_rate = 0.1
 warmup_epochs = 0.5
@@ -43,8 +47,8 @@ channels = [[8, 8], [8, 16]]
 hidden = [16]
 
 [recipe]
-epochs = 4
-batch_size = 64
+epochs = 12
+batch_size = 32
 learning_rate = 0.1
 warmup_epochs = 0.5
 views = 2
@@ -84,6 +88,8 @@ class Done:
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """Run `edgekd ARGS` in the test's own folder; in this process, for importing torch takes seconds."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("edgekd.pipeline.EFFORT", QUICK)
+    monkeypatch.setattr("edgekd.search.candidates.EFFORT", QUICK)
 
     def call(*arguments: object) -> Done:
         capsys.readouterr()

@@ -30,9 +30,7 @@ def test_every_provider_says_how_to_get_it_and_where_it_is_documented(name):
     assert all(option and option.replace("_", "").isalnum() for option in info.options)
 
 
-@pytest.mark.parametrize(
-    "name", ["CUDAExecutionProvider", "OpenVINOExecutionProvider", "DmlExecutionProvider"]
-)
+@pytest.mark.parametrize("name", ["CUDAExecutionProvider", "OpenVINOExecutionProvider", "DmlExecutionProvider"])
 def test_wheels_that_exclude_the_plain_one_say_so(name):
     assert "exclude one another" in PROVIDERS[name].get_it
     assert "pip uninstall -y onnxruntime && pip install " in PROVIDERS[name].get_it

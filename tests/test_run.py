@@ -32,7 +32,7 @@ def test_atomic_keeps_the_old_file_when_writing_fails(tmp_path: Path) -> None:
         temporary.write_text("half a fi")
         raise RuntimeError
     assert read_json(path) == {"value": 1}
-    assert os.listdir(tmp_path) == ["figures.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +42,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_json(tmp_path / "figures.json", {"value": 1})
-    assert os.listdir(tmp_path) == []
+    assert not list(tmp_path.iterdir())
 
 
 def test_nan_is_no_json(tmp_path: Path) -> None:

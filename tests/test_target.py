@@ -314,9 +314,7 @@ def test_a_reference_needs_its_source_and_a_known_network(tmp_path):
     without = MINIMAL + REFERENCE.replace('source = "https://example.org/figures.html"\n', "")
     assert refusal(tmp_path, without) == "reference.0.source: is missing; add it"
     unknown = MINIMAL + REFERENCE.replace("resnet18", "resnet9000")
-    assert refusal(tmp_path, unknown).startswith(
-        "reference.0.network: got \"resnet9000\"; it should be 'resnet18'"
-    )
+    assert refusal(tmp_path, unknown).startswith("reference.0.network: got \"resnet9000\"; it should be 'resnet18'")
     slow = MINIMAL + REFERENCE.replace("12.5", "0")
     assert refusal(tmp_path, slow) == "reference.0.latency_ms: got 0; it should be greater than 0"
 

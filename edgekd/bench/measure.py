@@ -131,10 +131,10 @@ def _figures(subject: Subject, target: Target, latency: Sequence[Record], memory
         fingerprint=(latency[0] if latency else memory).fingerprint,
     )
     if not latency:
-        unknown = Figure(why=f"{elsewhere}; no published reference to estimate from")
+        unknown = Figure(why=f"{elsewhere}; only p50 can be estimated")
         return dataclasses.replace(
             figures,
-            latency_p50_ms=unknown,
+            latency_p50_ms=Figure(why=f"{elsewhere}; not estimated"),
             latency_p95_ms=unknown,
             latency_p99_ms=unknown,
             throughput_per_s=unknown,

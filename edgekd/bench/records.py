@@ -19,6 +19,7 @@ class Plan:
     allow_spinning: bool = True
     graph_level: str = "all"
     affinity: tuple[int, ...] = ()
+    precise_int8: bool = False
     inputs: str | None = None
     outputs: str | None = None
     batch_size: int = 1

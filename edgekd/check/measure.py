@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,11 @@ from edgekd.target import Target
 __all__ = ["Measured", "measure_for_check", "measure_paths"]
 
 
+Estimate = Callable[[Sequence[ModelFigures], Sequence[Subject], Target], list[ModelFigures]]
+"""Fills in latencies of a target that is not this machine; `edgekd.search.estimate.with_estimates`, which needs
+torch, or a function that leaves them unknown."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """The figures of one model, and what a reader must know beside them."""
@@ -30,51 +35,57 @@ class Measured:
     teacher_accuracy: Figure | None = None
 
 
-def measure_paths(paths: Sequence[Path], target: Target, effort: Effort) -> tuple[list[Measured], list[EdgekdError]]:
+def measure_paths(
+    paths: Sequence[Path], target: Target, effort: Effort, estimate: Estimate
+) -> tuple[list[Measured], list[EdgekdError]]:
     """Every model of every run folder, and every bare file; problems are collected, the rest is kept."""
     taken: list[Measured] = []
     problems: list[EdgekdError] = []
     for path in paths:
         try:
-            taken += _run(path, target, effort) if path.is_dir() else [_file(path, target, effort)]
+            taken += _run(path, target, effort, estimate) if path.is_dir() else [_file(path, target, effort, estimate)]
         except EdgekdError as error:
             problems.append(error)
     return taken, problems
 
 
-def measure_for_check(path: Path, target: Target, override: Budget, allow_estimated: bool) -> tuple[Measured, Verdict]:
+def measure_for_check(
+    path: Path, target: Target, override: Budget, allow_estimated: bool, estimate: Estimate
+) -> tuple[Measured, Verdict]:
     """Measure a run's `model.onnx` or a bare file now, and judge it.
 
     A run brings its card's budget, which `override` overrides. Raises ConfigError if there is no budget.
     """
     if path.is_dir():
         run, content, models = _finished(path)
-        measured = _chosen(run, content, models, target)
+        measured = _chosen(run, content, models, target, estimate)
         budget = _run_budget(run, content, target).with_values(override)
     else:
-        measured, budget = _file(path, target, Effort()), override
+        measured, budget = _file(path, target, Effort(), estimate), override
     budget = dataclasses.replace(budget, teacher_min_accuracy=None)  # the teacher's, not this file's
     if budget == Budget():
         raise ConfigError(f"{path}: no budget to judge it by; give one or more --budget key=value, such as size_kb=300")
     return measured, judge(budget_figures(measured.figures, measured.teacher_accuracy), budget, allow_estimated)
 
 
-def _file(path: Path, target: Target, effort: Effort) -> Measured:
+def _file(path: Path, target: Target, effort: Effort, estimate: Estimate) -> Measured:
     if not path.is_file():
         raise InputError(f"{path}: no such model file or run folder")
     subject = Subject(name=path.name, file=path, precision="as it is")
-    (figures,) = measure_speed([subject], target, None, None, effort)
+    (figures,) = estimate(measure_speed([subject], target, None, None, effort), [subject], target)
     return Measured(figures, "timed with seeded random inputs, for a bare file brings none; accuracy unknown")
 
 
-def _run(folder: Path, target: Target, effort: Effort) -> list[Measured]:
+def _run(folder: Path, target: Target, effort: Effort, estimate: Estimate) -> list[Measured]:
     """Teacher and variants of a finished run, with accuracy on its test data."""
     run, _, models = _finished(folder)
     subjects = [_subject(run.exported / model.file, model) for model in models]
-    return _with_accuracy(run, subjects[0], subjects, target, effort)
+    return _with_accuracy(run, subjects[0], subjects, target, effort, estimate)
 
 
-def _chosen(run: Run, content: dict[str, Any], models: list[ModelFigures], target: Target) -> Measured:
+def _chosen(
+    run: Run, content: dict[str, Any], models: list[ModelFigures], target: Target, estimate: Estimate
+) -> Measured:
     """The run's `model.onnx`, as it lies there now."""
     chosen = next(model for model in models if model.name == content["chosen"])
     if not run.model.is_file():
@@ -82,7 +93,7 @@ def _chosen(run: Run, content: dict[str, Any], models: list[ModelFigures], targe
     if file_sha256(run.model) != chosen.sha256:
         raise InputError(f"{run.model}: is not the file the run made (its SHA-256 differs); check it by its own path")
     teacher = _subject(run.exported / models[0].file, models[0])
-    (measured,) = _with_accuracy(run, teacher, [_subject(run.model, chosen)], target, Effort())
+    (measured,) = _with_accuracy(run, teacher, [_subject(run.model, chosen)], target, Effort(), estimate)
     return measured
 
 
@@ -91,10 +102,10 @@ def _subject(file: Path, model: ModelFigures) -> Subject:
 
 
 def _with_accuracy(
-    run: Run, teacher: Subject, subjects: list[Subject], target: Target, effort: Effort
+    run: Run, teacher: Subject, subjects: list[Subject], target: Target, effort: Effort, estimate: Estimate
 ) -> list[Measured]:
     inputs, labels = run.data / "test.npy", np.load(run.data / "test.labels.npy")
-    figures = measure_speed(subjects, target, inputs, None, effort)
+    figures = estimate(measure_speed(subjects, target, inputs, None, effort), subjects, target)
     run.test_reads(add=1)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:  # answers of today, not those the run kept
         teacher_logits = logits_of(teacher, target, inputs, Path(folder))

@@ -157,7 +157,7 @@ def main() -> None:
         sys.exit(ExitCode.USAGE)
     except Exception as error:
         if isinstance(error, typer.BadParameter.__bases__):  # typer's UsageError, wherever this version keeps it
-            _complain(f"{error.format_message()} (edgekd --help shows the usage)", debug)
+            _complain(f"{getattr(error, 'format_message', error.__str__)()} (edgekd --help shows the usage)", debug)
             sys.exit(ExitCode.USAGE)
         _complain(f"internal error, please report it: {type(error).__name__}: {one_line(error)}", debug)
         sys.exit(ExitCode.INTERNAL)

@@ -1,19 +1,21 @@
 """`bench` and `check`: measure files, print figures, judge budgets."""
 
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from edgekd.bench.measure import Effort
+from edgekd.bench.measure import Effort, Subject
 from edgekd.bench.runner import available_providers
 from edgekd.card import parse_budget
 from edgekd.check.judge import Verdict
 from edgekd.check.measure import Measured, measure_for_check, measure_paths
 from edgekd.console import out, say
 from edgekd.errors import EdgekdError, ExitCode
+from edgekd.figures import ModelFigures
 from edgekd.report.tables import budget_lines, figure_rows, notes, rich_table
 from edgekd.result import model_json
 from edgekd.run import write_json
-from edgekd.target import load_target
+from edgekd.target import Target, load_target
 
 __all__ = ["bench_models", "check_models"]
 
@@ -32,7 +34,7 @@ def bench_models(paths: list[Path], targets: list[str], quick: bool, save: Path 
             say(f"edgekd: {error}")
             codes.append(error.exit_code)
             continue
-        taken, problems = measure_paths(paths, target, QUICK if quick else Effort())
+        taken, problems = measure_paths(paths, target, QUICK if quick else Effort(), _estimate)
         for problem in problems:
             say(f"edgekd: {problem}")
             codes.append(problem.exit_code)
@@ -56,13 +58,25 @@ def check_models(paths: list[Path], targets: list[str], budget: list[str], allow
         target.require_provider(available_providers())
         for path in paths:
             try:
-                measured, verdict = measure_for_check(path, target, override, allow_estimated)
+                measured, verdict = measure_for_check(path, target, override, allow_estimated, _estimate)
             except EdgekdError as error:
                 say(f"edgekd: {error}")
                 yield error.exit_code
                 continue
             _show_verdict(measured, verdict, target.name)
             yield verdict.exit_code
+
+
+def _estimate(figures: Sequence[ModelFigures], subjects: Sequence[Subject], target: Target) -> list[ModelFigures]:
+    """Estimates where the target has references and torch is here to time their networks; else as they are."""
+    if target.measurable or not target.reference:
+        return list(figures)
+    if importlib.util.find_spec("torchvision") is None:
+        say('edgekd: estimating latency needs torch; pip install "edgekd[train,cpu]"')
+        return list(figures)
+    from edgekd.search.estimate import with_estimates
+
+    return with_estimates(figures, subjects, target)
 
 
 def _show_verdict(measured: Measured, verdict: Verdict, target: str) -> None:

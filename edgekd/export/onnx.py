@@ -22,7 +22,7 @@ from edgekd.nets.deployed import Deployed
 from edgekd.run import atomic
 from edgekd.target import Target
 
-__all__ = ["Parity", "export", "parity", "save_model"]
+__all__ = ["Parity", "export", "parity", "quiet_export", "save_model"]
 
 MAX_RELATIVE_DIFFERENCE = 1e-3
 """Largest |torch − ONNX Runtime| over the largest |torch| logit; 5e-7 is usual for fp32."""
@@ -49,7 +49,7 @@ def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: d
     example = torch.zeros(2, size, size, channels, dtype=torch.uint8)
     module = Deployed(net, card.data).eval()
     try:
-        with _quiet():
+        with quiet_export():
             program = torch.onnx.export(
                 module,
                 (example,),
@@ -106,7 +106,7 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_export() -> Iterator[None]:
     """The exporter warns and prints about its own internals; nothing of it is for the user."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

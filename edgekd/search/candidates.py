@@ -19,6 +19,7 @@ from edgekd.figures import Figure, ModelFigures
 from edgekd.nets.deployed import count_macs, count_params
 from edgekd.nets.families import Shape, make, make_shapes
 from edgekd.run import Run, read_json, write_json
+from edgekd.search.estimate import with_estimates
 from edgekd.target import Target
 
 __all__ = ["Candidate", "measure_candidates"]
@@ -74,17 +75,18 @@ def _measure(
     net = make(card, card.student, shape, "student.knobs").eval()
     fp32 = scratch / "candidate-fp32.onnx"
     export(net, card, target, fp32, {"trained": "no"})
+    params, macs = count_params(net), count_macs(net, card.data)
     subjects = []
     for precision in target.precisions:
         file = scratch / f"candidate-{precision}.onnx"
         if precision != "fp32":
             make_variant(fp32, precision, target, calibration, file)
-        subjects.append(Subject(name=precision, file=file, precision=precision))
-    figures = measure_speed(subjects, target, inputs, None, EFFORT)
+        subjects.append(Subject(name=precision, file=file, precision=precision, params=params, macs=macs))
+    figures = with_estimates(measure_speed(subjects, target, inputs, None, EFFORT), subjects, target)
     return Candidate(
         shape=shape,
-        params=count_params(net),
-        macs=count_macs(net, card.data),
+        params=params,
+        macs=macs,
         precisions={model.precision: _budgeted(model) for model in figures},
     )
 

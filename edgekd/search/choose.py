@@ -42,8 +42,14 @@ def _missed(figures: dict[str, Figure], budget: Budget) -> list[str]:
 
 
 def _points(figures: dict[str, Figure]) -> dict[str, Figure]:
-    """The figures without intervals: a choice is made on the best guess, the verdict comes later."""
-    return {key: dataclasses.replace(figure, low=None, high=None) for key, figure in figures.items()}
+    """Measured figures without intervals: a choice is made on the best guess, the verdict comes later.
+
+    An estimate keeps its interval, so that it excludes nothing that may well fit.
+    """
+    return {
+        key: figure if figure.provenance == "estimated" else dataclasses.replace(figure, low=None, high=None)
+        for key, figure in figures.items()
+    }
 
 
 def _infeasible(candidates: list[Candidate], budget: Budget) -> str:

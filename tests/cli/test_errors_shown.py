@@ -73,7 +73,7 @@ def test_a_pickle_with_code_is_not_run(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("find", "replace", "words"),
     [
-        ("epochs = 4\nbatch_size = 64\nlearning_rate = 0.1\nwarmup_epochs = 0.5\nviews", "epohcs = 4\nviews",
+        ("epochs = 12\nbatch_size = 32\nlearning_rate = 0.1\nwarmup_epochs = 0.5\nviews", "epohcs = 4\nviews",
          ["recipe.epohcs", "unknown key", "'epochs'"]),
         ("size = 8", 'size = "8"', ["data.size", '"8"', "integer"]),
         ("size_kb = 60", "size_kb = -1", ["[budget]", "size_kb", "-1", "greater than 0"]),

@@ -20,6 +20,8 @@ def test_commands_and_options() -> None:
     for name, command in sorted(get_command(app).commands.items()):  # type: ignore[attr-defined]
         parameters = command.params
         options = sorted(o for p in parameters if p.param_type_name == "option" for o in p.opts)
-        arguments = [p.name.upper() + ("..." if p.nargs == -1 else "") for p in parameters if p.param_type_name == "argument"]
+        arguments = [
+            p.name.upper() + ("..." if p.nargs == -1 else "") for p in parameters if p.param_type_name == "argument"
+        ]
         lines.append(" ".join([name, *arguments, *sorted({*options, "--help"})]))
     assert lines == SURFACE.strip().splitlines()
