@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from edgekd import units
+from edgekd import host, units
 from edgekd.bench.measure import Effort, Subject, evaluate, logits_of, measure_speed
 from edgekd.card import Budget, Card
 from edgekd.check.judge import budget_figures, judge
@@ -82,6 +82,7 @@ def distill(
         test_images=test_images,
         test_reads=run.test_reads(),
         parity=dataclasses.asdict(agreement),
+        notes=saturation(target),
     )
     write_reports(result, candidates, run)
     return result
@@ -148,6 +149,14 @@ def final_figures(
     logits = [logits_of(subject, target, inputs, run.records) for subject in subjects]
     truth = np.load(labels)
     return evaluate(figures, logits, truth, logits[0], target), len(truth)
+
+
+def saturation(target: Target) -> tuple[str, ...]:
+    """A hint where int8 may lose accuracy to this CPU's arithmetic rather than to quantization."""
+    eight_bits = "int8" in target.precisions and not target.quantization.reduce_range
+    if not (target.measurable and eight_bits and host.machine().saturates_int8):
+        return ()
+    return ("this CPU has no VNNI, so 8-bit weights can saturate; target cpu-x86-avx2 keeps them to 7 bits",)
 
 
 def judged_budget(budget: Budget, model: ModelFigures) -> Budget:

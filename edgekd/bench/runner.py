@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edgekd import host
 from edgekd.bench.placement import fallback
 from edgekd.bench.records import Plan, Record, comparable
 from edgekd.errors import InputError, ModelError, UnavailableError
@@ -44,6 +45,8 @@ def make_plan(target: Target, **values: Any) -> Plan:
         graph_level=session.graph_level,
         # The pinning is the device's; another machine may not even have those CPUs.
         affinity=session.affinity if target.measurable else (),
+        # A stand-in for a device that does not saturate must not do so either.
+        precise_int8=not target.measurable and host.machine().saturates_int8,
         **values,
     )
 

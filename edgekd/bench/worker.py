@@ -7,7 +7,7 @@ It needs Python 3.9, numpy and onnxruntime 1.17, and nothing of edgekd. The plan
     mode      "latency": time single calls; "memory": peak memory without a data set;
               "predict": write the outputs for all inputs to `outputs` (.npy)
     provider, provider_options, allow_cpu_fallback, intra_op_threads, inter_op_threads, allow_spinning,
-    graph_level, affinity      how the session is made; all of it goes into the fingerprint
+    graph_level, affinity, precise_int8      how the session is made; all of it goes into the fingerprint
     inputs    a .npy file with inputs along the first axis, memory-mapped; null: seeded random ones
     batch_size, warmup_s, min_calls, max_calls, max_s      bounds of the measurement
 
@@ -114,6 +114,8 @@ def make_session(onnxruntime: Any, plan: dict[str, Any], model: str) -> Any:
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[plan["graph_level"]])
     spinning = "1" if plan["allow_spinning"] else "0"
     options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+    if plan["precise_int8"]:  # x86 without VNNI: slower kernels in place of those that saturate
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
@@ -263,6 +265,8 @@ def fingerprint(onnxruntime: Any, session: Any, plan: dict[str, Any], digest: st
         "inter_op_threads",
         "allow_spinning",
         "graph_level",
+        "affinity",
+        "precise_int8",
     )
     mark = {key: plan[key] for key in keys}
     mark.update(
@@ -275,7 +279,6 @@ def fingerprint(onnxruntime: Any, session: Any, plan: dict[str, Any], digest: st
         system=platform.system(),
         architecture=platform.machine(),
         cpu=cpu_model(),
-        affinity=plan["affinity"],
         inputs="random" if feeds.random else "data",
     )
     return mark
