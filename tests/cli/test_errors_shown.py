@@ -1,5 +1,6 @@
 """What a user gets wrong: one line, exit code 2, nothing half-written."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -122,3 +123,12 @@ def test_debug_shows_the_traceback(cli: Cli) -> None:
     done = cli("--debug", "distill", "-t", "cpu-x87")
     assert done.returncode == 2
     assert "Traceback" in done.stderr
+
+
+def test_a_full_disk_is_one_line(cli: Cli, tiny_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("edgekd.run.os.fsync", full)
+    assert_refused(cli("distill", "tiny.toml", "-t", "cpu-x86"), "no space left on the device")
+    assert [path.name for path in (tmp_path / "runs" / "tiny@cpu-x86").iterdir()] == [".lock"]

@@ -1,0 +1,127 @@
+"""Choosing under the budget: the shape before training, the precision after it."""
+
+import dataclasses
+
+import pytest
+
+from edgekd.card import Budget
+from edgekd.errors import BudgetError
+from edgekd.figures import Figure, ModelFigures
+from edgekd.search.candidates import Candidate
+from edgekd.search.choose import choose_shape, choose_variant, effective_budget
+from edgekd.target import Limits, Target, load_target
+
+
+@pytest.fixture
+def target() -> Target:
+    """A target that every machine is."""
+    here = load_target("cpu-x86")
+    return dataclasses.replace(here, hardware=dataclasses.replace(here.hardware, architecture=_architecture()))
+
+
+def _architecture():
+    from edgekd import host
+
+    return host.machine().architecture
+
+
+def candidate(width: int, macs: int, **precisions: tuple[float | None, float]) -> Candidate:
+    """A candidate with (latency in ms, size in kB) per precision."""
+    return Candidate(
+        {"width": width},
+        params=width,
+        macs=macs,
+        precisions={
+            name: {"latency_p50_ms": Figure(ms, "measured" if ms else "unknown"), "size_kb": Figure(kb, "exact")}
+            for name, (ms, kb) in precisions.items()
+        },
+    )
+
+
+SMALL = candidate(8, 100, fp32=(1.0, 40.0), int8=(0.8, 12.0))
+LARGE = candidate(16, 400, fp32=(3.0, 160.0), int8=(2.0, 45.0))
+
+
+def test_the_most_capable_that_fits_is_chosen() -> None:
+    assert choose_shape([SMALL, LARGE], Budget()) is LARGE
+    assert choose_shape([SMALL, LARGE], Budget(size_kb=50)) is LARGE  # in int8
+    assert choose_shape([SMALL, LARGE], Budget(size_kb=44)) is SMALL
+    assert choose_shape([SMALL, LARGE], Budget(latency_p50_ms=1.9)) is SMALL
+
+
+def test_one_precision_must_meet_all_budgets_together() -> None:
+    slow_int8 = candidate(16, 400, fp32=(1.0, 160.0), int8=(3.0, 45.0))
+    assert choose_shape([SMALL, slow_int8], Budget(latency_p50_ms=1.5, size_kb=50)) is SMALL
+
+
+def test_unknown_latency_excludes_nothing() -> None:
+    unknown = candidate(16, 400, fp32=(None, 160.0), int8=(None, 45.0))
+    assert choose_shape([SMALL, unknown], Budget(latency_p50_ms=0.9, size_kb=50)) is unknown
+
+
+def test_an_estimate_excludes_only_what_it_is_sure_of() -> None:
+    def estimated(low: float, high: float) -> Candidate:
+        figures = {"latency_p50_ms": Figure(5.0, "estimated", low, high), "size_kb": Figure(10, "exact")}
+        return Candidate({"width": 32}, 32, 900, {"fp32": figures})
+
+    assert choose_shape([SMALL, estimated(0.9, 20)], Budget(latency_p50_ms=1.0)).macs == 900
+    assert choose_shape([SMALL, estimated(1.1, 20)], Budget(latency_p50_ms=1.0)) is SMALL
+
+
+def test_infeasible_names_the_limiting_budget_and_the_nearest() -> None:
+    with pytest.raises(BudgetError) as caught:
+        choose_shape([SMALL, LARGE], Budget(size_kb=10, latency_p50_ms=2.5))
+    message = str(caught.value)
+    assert "no candidate fits: file size ≤ 10.0 kB is missed by 4 of 4" in message
+    assert message.index("width=8 int8") < message.index("width=8 fp32")  # the nearest first
+    assert "nothing was trained" in message
+    assert "--budget size_kb=" in message
+
+
+def variant(precision: str, ms: float | None, kb: float, accuracy: float) -> ModelFigures:
+    return ModelFigures(
+        name=f"student {precision}",
+        file="",
+        sha256="",
+        size_bytes=round(1000 * kb),
+        precision=precision,
+        accuracy=Figure(accuracy, "measured"),
+        latency_p50_ms=Figure(ms, "measured" if ms else "unknown"),
+    )
+
+
+TEACHER = Figure(0.95, "measured")
+
+
+@pytest.mark.parametrize(
+    ("int8", "budget", "shipped", "why"),
+    [
+        ((0.5, 30, 0.93), Budget(), "int8", "fastest"),
+        ((1.5, 30, 0.93), Budget(), "fp32", "fastest"),
+        ((1.5, 30, 0.93), Budget(size_kb=50), "int8", "file size"),
+        ((0.5, 30, 0.85), Budget(min_accuracy=0.9), "fp32", "accuracy"),
+        ((0.5, 30, 0.93), Budget(max_accuracy_drop=1.5), "fp32", "accuracy drop"),
+        ((0.5, 30, 0.93), Budget(teacher_min_accuracy=0.99), "int8", "fastest"),
+    ],
+)
+def test_int8_is_shipped_when_faster_or_needed(target, int8, budget, shipped, why) -> None:
+    variants = [variant("fp32", 1.0, 100, 0.94), variant("int8", *int8)]
+    chosen, reason = choose_variant(variants, TEACHER, budget, target)
+    assert chosen.precision == shipped
+    assert why in reason
+
+
+def test_where_time_is_not_measured_the_declared_order_decides(target: Target) -> None:
+    elsewhere = dataclasses.replace(target, hardware=dataclasses.replace(target.hardware, requires=("no-such-flag",)))
+    variants = [variant("fp32", None, 100, 0.94), variant("int8", None, 30, 0.93)]
+    assert choose_variant(variants, TEACHER, Budget(), elsewhere)[0].precision == "int8"
+    assert choose_variant(variants, TEACHER, Budget(min_accuracy=0.935), elsewhere)[0].precision == "fp32"
+    turned = dataclasses.replace(elsewhere, precisions=("fp32", "int8"))
+    assert choose_variant(variants, TEACHER, Budget(), turned)[0].precision == "fp32"
+
+
+def test_the_device_tightens_the_budget(target: Target) -> None:
+    limited = dataclasses.replace(target, limits=Limits(size_kb=100, peak_memory_mb=200))
+    budget = effective_budget(Budget(size_kb=50), limited)
+    assert (budget.size_kb, budget.peak_memory_mb) == (50, 200)
+    assert effective_budget(Budget(size_kb=500), limited).size_kb == 100

@@ -1,0 +1,29 @@
+"""What the README shows is true."""
+
+import re
+from pathlib import Path
+
+import edgekd
+from edgekd.card import load_card
+from edgekd.spec import bundled_names
+
+ROOT = Path(edgekd.__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_example_card_is_one(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    path = tmp_path / "parts.toml"
+    path.write_text('title = "Parts"\n' + example, encoding="utf-8")
+    card = load_card(str(path))
+    assert card.data.classes == ("bolt", "nut", "washer")
+    assert card.budget("cpu-arm").size_kb == 1500
+
+
+def test_every_bundled_target_is_named() -> None:
+    assert all(f"`{name}`" in README for name in bundled_names("targets"))
+
+
+def test_ci_runs_the_commands_the_readme_shows() -> None:
+    assert 'pip install -e ".[train,cpu]" && edgekd distill --target cpu-arm' in README
+    assert 'pip install -e ".[dev]" && pytest' in README
