@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 from edgekd import __version__, host
+from edgekd.bench.plugins import installed_plugins, try_plugin
 from edgekd.bench.runner import available_providers
 from edgekd.card import load_card
 from edgekd.console import out
@@ -96,6 +97,8 @@ def diagnose() -> int:
         out(f"providers: {', '.join(providers)}; devices: {_devices()}")
     except UnavailableError as error:
         out(f"providers: none; {error}")
+    for name in installed_plugins():
+        out(f"plugin {try_plugin(name).text}")
     for module in ("torch", "torchvision", "onnx", "onnxscript", "timm"):
         out(f"{module}: {_version_of(module)}")
     out("targets:")
@@ -117,17 +120,16 @@ def _builds() -> str:
     found = sorted(
         f"{distribution.metadata['Name']} {distribution.version}"
         for distribution in importlib.metadata.distributions()
-        if (distribution.metadata["Name"] or "").lower().startswith("onnxruntime")
+        if any(str(file) == "onnxruntime/__init__.py" for file in distribution.files or [])
     )
-    wheels = [name for name in found if not name.startswith("onnxruntime-ep-")]
-    if not wheels:
+    if not found:
         return 'not installed; pip install "edgekd[cpu]"'
-    warning = "; they overwrite one another: uninstall all, then install the one you need" if len(wheels) > 1 else ""
+    warning = "; they overwrite one another: uninstall all, then install the one you need" if len(found) > 1 else ""
     return ", ".join(found) + warning
 
 
 def _devices() -> str:
-    """Devices ONNX Runtime sees, those of registered plugin libraries included."""
+    """Devices ONNX Runtime sees."""
     import onnxruntime
 
     if not hasattr(onnxruntime, "get_ep_devices"):
