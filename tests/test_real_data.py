@@ -1,0 +1,28 @@
+"""CIFAR-10 and its published ResNet-56, through edgekd's own code; needs EDGEKD_DATA."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekd.bench.runner import predict
+from edgekd.card import load_card
+from edgekd.data.arrays import keep_split
+from edgekd.data.sources import load_test
+from edgekd.distill.teacher import validation_accuracy
+from edgekd.export.teacher import export_teacher
+from edgekd.nets.teachers import load_teacher_file
+from edgekd.target import load_target
+
+
+@pytest.mark.slow
+def test_resnet56_reaches_its_published_accuracy_in_torch_and_in_onnxruntime(data_folder: Path, tmp_path: Path) -> None:
+    card, target = load_card("cifar10"), load_target("cpu-x86")
+    test = load_test(card, data_folder / "cifar10")
+    assert np.bincount(test.labels).tolist() == [1_000] * 10
+    teacher = load_teacher_file(card, data_folder / "teachers" / "cifar10-resnet56.safetensors")
+    assert validation_accuracy(teacher, test) == pytest.approx(0.9339, abs=1e-9)
+    export_teacher(teacher, card, target, tmp_path / "teacher.onnx")
+    predict(tmp_path / "teacher.onnx", target, keep_split(test, tmp_path / "test"), tmp_path / "logits.npy")
+    predicted = np.load(tmp_path / "logits.npy").argmax(1)
+    assert (predicted == test.labels).mean() == pytest.approx(0.9339, abs=1e-9)
