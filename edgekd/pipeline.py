@@ -63,7 +63,8 @@ def distill(
     logits = [logits_of(subject, target, inputs, run.records) for subject in subjects]
     agreement = parity(net, card, np.load(inputs)[:512], logits[1][:512])
     on_validation = evaluate(figures, logits, validation.labels, logits[0], target)
-    chosen, why = choose_variant(on_validation[1:], on_validation[0].accuracy, budget, target)
+    variants = [model for model in on_validation[1:] if model.precision in target.precisions]
+    chosen, why = choose_variant(variants, on_validation[0].accuracy, budget, target)
 
     models, test_images = final_figures(card, target, subjects, figures, run, data)
     final = next(model for model in models if model.name == chosen.name)

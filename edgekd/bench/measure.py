@@ -147,7 +147,7 @@ def _figures(subject: Subject, target: Target, latency: Sequence[Record], memory
         latency_p50_ms=Figure(1e3 * stats.p50_s, "measured", 1e3 * stats.p50_low_s, 1e3 * stats.p50_high_s),
         latency_p95_ms=_percentile(stats, stats.p95_s, 95),
         latency_p99_ms=_percentile(stats, stats.p99_s, 99),
-        throughput_per_s=Figure(latency[0].batch_size / stats.p50_s, "measured", why="one call after another"),
+        throughput_per_s=Figure(latency[0].batch_size / stats.p50_s, "measured"),
         load_ms=Figure(float(np.median(loads)), "measured", min(loads), max(loads)),
     )
 

@@ -33,6 +33,8 @@ count as three forward passes)."""
 def given_teacher(card: Card, file: Path | None) -> Teacher | None:
     """The teacher in `file` (`--teacher`) or in the card's weights file; None if neither is named."""
     path = file or (card.resolve(card.teacher.weights) if card.teacher.weights else None)
+    if path is None and card.teacher.family == "onnx":
+        raise InputError(f"{card.file}: teacher.weights: is missing; name the ONNX file there or with --teacher FILE")
     return load_teacher_file(card, path) if path else None
 
 

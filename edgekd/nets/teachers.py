@@ -39,7 +39,7 @@ class OnnxNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = images if self.takes_uint8 else self.preprocess(images)
-        feeds = {self.session.get_inputs()[0].name: x.numpy()}
+        feeds = {self.session.get_inputs()[0].name: x.cpu().numpy()}
         (logits,) = self.session.run([self.session.get_outputs()[0].name], feeds)
         return torch.from_numpy(np.asarray(logits, dtype=np.float32))
 

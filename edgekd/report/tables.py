@@ -25,7 +25,7 @@ _FIGURES: list[tuple[str, Callable[[ModelFigures], Figure], Callable[[float], st
     ("latency p50", lambda m: m.latency_p50_ms, units.milliseconds, True),
     ("latency p95", lambda m: m.latency_p95_ms, units.milliseconds, True),
     ("latency p99", lambda m: m.latency_p99_ms, units.milliseconds, True),
-    ("throughput per second", lambda m: m.throughput_per_s, units.count, True),
+    ("calls per second", lambda m: m.throughput_per_s, units.count, True),
     ("load time", lambda m: m.load_ms, units.milliseconds, True),
     ("peak memory", lambda m: m.peak_memory_mb, lambda mb: units.bytes_(mb * 1e6), True),
 ]

@@ -76,7 +76,7 @@ def _infeasible(candidates: list[Candidate], budget: Budget) -> str:
 def choose_variant(
     variants: list[ModelFigures], teacher_accuracy: Figure, budget: Budget, target: Target
 ) -> tuple[ModelFigures, str]:
-    """The file to ship, and why; `variants` carry accuracy on validation data.
+    """The file to ship, and why; `variants` are in the target's precisions, with accuracy on validation data.
 
     Where the target's time is measured, int8 (or fp16) is shipped only when it is faster or a budget needs
     it; elsewhere the first of the target's precisions that meets the budget is. If none does, the one that
