@@ -26,7 +26,7 @@ from edgekd.figures import Figure, ModelFigures
 from edgekd.nets.deployed import count_macs, count_params
 from edgekd.nets.teachers import Teacher
 from edgekd.report.plot import plot_run
-from edgekd.report.tables import headline, markdown_report
+from edgekd.report.tables import markdown_report
 from edgekd.result import Result, write_result
 from edgekd.run import Run, atomic
 from edgekd.search.candidates import Candidate, measure_candidates
@@ -171,7 +171,8 @@ def write_reports(result: Result, candidates: list[Candidate], run: Run) -> None
     chosen = next(model for model in result.models if model.name == result.chosen)
     with atomic(run.model) as temporary:
         shutil.copyfile(run.exported / chosen.file, temporary)
-    plot_run(result.models, candidates, headline(result), run.folder / "figures.png")
+    title = f"{result.card} on {result.target}: {result.verdict.outcome}"
+    plot_run(result.models, candidates, title, run.folder / "figures.png")
     with atomic(run.folder / "report.md") as temporary:
         temporary.write_text(markdown_report(result, "figures.png"), encoding="utf-8")
     write_result(result, run.result)
