@@ -1,0 +1,87 @@
+"""Plans and records as JSON, and which records may be pooled."""
+
+import dataclasses
+import json
+
+import pytest
+
+from edgekd.bench.records import Plan, Record, comparable
+
+RECORD = Record(
+    mode="latency",
+    load_s=0.25,
+    fingerprint={"cpu": "a", "onnxruntime": "1.24", "nodes_by_provider": {"CPUExecutionProvider": 3}},
+    memory={"import_bytes": 10, "load_bytes": 20, "run_bytes": None},
+    first_call_s=0.5,
+    warmup_s=(0.1, 0.2),
+    latency_s=(0.01, 0.02, 0.03),
+    batch_size=2,
+)
+
+
+def as_worker_result(record: Record) -> dict[str, object]:
+    return json.loads(json.dumps({"schema_version": 1, **dataclasses.asdict(record)}))  # type: ignore[no-any-return]
+
+
+def test_a_record_survives_json() -> None:
+    assert Record.from_json(as_worker_result(RECORD)) == RECORD
+    predicted = dataclasses.replace(RECORD, mode="predict", latency_s=(), outputs_shape=(10_000, 10))
+    assert Record.from_json(as_worker_result(predicted)) == predicted
+
+
+def test_what_a_mode_does_not_give_may_be_absent() -> None:
+    given = {"schema_version": 1, "mode": "predict", "load_s": 1.0, "fingerprint": {}, "memory": {}}
+    read = Record.from_json(given)
+    assert (read.first_call_s, read.latency_s, read.warmup_s, read.outputs_shape) == (None, (), (), ())
+
+
+@pytest.mark.parametrize("version", [None, 0, 2, "1"])
+def test_another_schema_is_refused(version: object) -> None:
+    with pytest.raises(ValueError, match=rf"^schema_version is {version!r}, 1 is known$"):
+        Record.from_json(as_worker_result(RECORD) | {"schema_version": version})
+
+
+def test_a_record_with_other_keys_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"surprise"):
+        Record.from_json(as_worker_result(RECORD) | {"surprise": 1})
+    without = as_worker_result(RECORD)
+    del without["load_s"]
+    with pytest.raises(TypeError, match=r"load_s"):
+        Record.from_json(without)
+
+
+def test_a_plan_is_plain_json() -> None:
+    plan = Plan(mode="latency", provider="CPUExecutionProvider", affinity=(1, 2), provider_options={"a": "b"})
+    given = json.loads(json.dumps(plan.as_json()))
+    assert given.pop("affinity") == [1, 2]
+    assert Plan(**given, affinity=(1, 2)) == plan
+
+
+def test_records_may_be_pooled_if_all_marks_are_equal() -> None:
+    assert comparable([RECORD]) == ""
+    assert comparable([RECORD, dataclasses.replace(RECORD, load_s=9.0), RECORD]) == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("cpu", "b", "cpu is 'a' in one and 'b' in another"),
+        ("onnxruntime", None, "onnxruntime is '1.24' in one and None in another"),
+        (
+            "nodes_by_provider",
+            {"CPUExecutionProvider": 2},
+            "nodes_by_provider is {'CPUExecutionProvider': 3} in one and {'CPUExecutionProvider': 2} in another",
+        ),
+    ],
+)
+def test_the_first_mark_that_differs_is_named_with_both_values(key: str, value: object, said: str) -> None:
+    other = dataclasses.replace(RECORD, fingerprint=RECORD.fingerprint | {key: value})
+    assert comparable([RECORD, RECORD, other]) == said
+
+
+# BUG (edgekd/bench/records.py, comparable): a mark that the first record lacks is never looked at, and the size of the
+# batch, which is no part of the fingerprint, is not either.
+def test_a_mark_only_the_second_has_and_another_batch_differ() -> None:
+    other = dataclasses.replace(RECORD, fingerprint=RECORD.fingerprint | {"affinity": [1]})
+    assert comparable([RECORD, other]) == "affinity is None in one and [1] in another"
+    assert "batch_size" in comparable([RECORD, dataclasses.replace(RECORD, batch_size=4)])

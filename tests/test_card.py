@@ -1,0 +1,235 @@
+"""Cards: the bundled files, the budget of a target, and what a mistake in one says."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from edgekd.card import Budget, Card, load_card, parse_budget
+from edgekd.errors import ConfigError
+from edgekd.spec import bundled_names, locate
+
+CARD = """\
+title = "a card"
+[data]
+source = "digits"
+size = 8
+channels = 1
+classes = ["a", "b"]
+mean = [0.5]
+std = [0.5]
+[teacher]
+family = "mlp"
+[student]
+family = "mlp"
+[recipe]
+epochs = 3
+[budget]
+size_kb = 60
+min_accuracy = 0.9
+[budget.cpu-x86]
+size_kb = 50
+latency_p50_ms = 0.2
+"""
+
+
+def load(folder: Path, *changes: tuple[str, str]) -> Card:
+    text = CARD
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after)
+    path = folder / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return load_card(str(path))
+
+
+def problem(folder: Path, *changes: tuple[str, str]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(folder, *changes)
+    text = str(caught.value)
+    assert text.startswith(f"{folder / 'mine.toml'}: ")
+    assert "\n" not in text
+    return text.removeprefix(f"{folder / 'mine.toml'}: ")
+
+
+# --- bundled ---
+
+
+@pytest.mark.parametrize("name", bundled_names("models"))
+def test_every_bundled_card_loads(name: str) -> None:
+    card = load_card(name)
+    assert card.name == name
+    assert card.file == str(locate("models", name))
+    assert card.title
+    assert len(card.data.mean) == len(card.data.std) == card.data.channels
+    assert card.budget("cpu-x86") != Budget()
+    assert card.student.knobs
+
+
+def test_the_cards_that_others_are_made_from_exist() -> None:
+    assert set(bundled_names("models")) >= {
+        "cifar10",
+        "cifar10-cnn",
+        "digits",
+        "imagenet",
+        "mnist-convnet",
+        "mnist-mlp",
+    }
+    assert len(load_card("imagenet").data.classes) == len(set(load_card("imagenet").data.classes)) == 1_000
+
+
+# --- budgets ---
+
+
+def test_a_targets_budget_adds_to_the_general_one(tmp_path: Path) -> None:
+    card = load(tmp_path)
+    assert card.budget("wasm") == Budget(size_kb=60, min_accuracy=0.9)
+    assert card.budget("cpu-x86") == Budget(size_kb=50, min_accuracy=0.9, latency_p50_ms=0.2)
+
+
+def test_the_command_line_wins(tmp_path: Path) -> None:
+    card = load(tmp_path)
+    asked = card.budget("cpu-x86", Budget(size_kb=10, peak_memory_mb=70, max_accuracy_drop=0))
+    assert asked == Budget(size_kb=10, min_accuracy=0.9, latency_p50_ms=0.2, peak_memory_mb=70, max_accuracy_drop=0)
+
+
+def test_zero_is_a_value() -> None:
+    assert Budget(min_accuracy=0.9, max_accuracy_drop=2).with_values(
+        Budget(min_accuracy=0, max_accuracy_drop=0)
+    ) == Budget(min_accuracy=0, max_accuracy_drop=0)
+
+
+def test_a_card_may_have_no_budget(tmp_path: Path) -> None:
+    card = load(tmp_path, (CARD[CARD.index("[budget]") :], ""))
+    assert card.budget("cpu-x86") == Budget()
+
+
+def test_an_unknown_key_in_a_budget(tmp_path: Path) -> None:
+    known = (
+        "latency_p50_ms, latency_p95_ms, max_accuracy_drop, min_accuracy, peak_memory_mb, size_kb, teacher_min_accuracy"
+    )
+    assert problem(tmp_path, ("size_kb = 60", "size_mb = 60")) == (
+        f"[budget]: size_mb: unknown key; did you mean 'size_kb'? Known: {known}."
+    )
+    said = problem(tmp_path, ("latency_p50_ms", "latency_ms"))
+    assert said.startswith(
+        "[budget.cpu-x86]: latency_ms: unknown key; did you mean 'latency_p95_ms' or 'latency_p50_ms'?"
+    )
+    assert problem(tmp_path, ("[budget.cpu-x86]", "[budget.cpu-x86.size_kb]")).startswith(
+        "[budget.cpu-x86]: size_kb: got {"
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("size_kb = 60", "size_kb = 0", "[budget]: size_kb: got 0; it should be greater than 0"),
+        ("size_kb = 60", "size_kb = -3", "[budget]: size_kb: got -3; it should be greater than 0"),
+        ("size_kb = 60", "size_kb = nan", "[budget]: size_kb: got NaN; it should be a finite number"),
+        ("size_kb = 60", "size_kb = inf", "[budget]: size_kb: got Infinity; it should be a finite number"),
+        ("size_kb = 60", 'size_kb = "60"', '[budget]: size_kb: got "60"; it should be a valid number'),
+        (
+            "min_accuracy = 0.9",
+            "min_accuracy = 90",
+            "[budget]: min_accuracy: got 90; it should be less than or equal to 1",
+        ),
+        (
+            "latency_p50_ms = 0.2",
+            "latency_p50_ms = 0",
+            "[budget.cpu-x86]: latency_p50_ms: got 0; it should be greater than 0",
+        ),
+    ],
+)
+def test_a_budget_that_means_nothing(tmp_path: Path, before: str, after: str, said: str) -> None:
+    assert problem(tmp_path, (before, after)) == said
+
+
+def test_a_budget_that_is_no_table(tmp_path: Path) -> None:
+    text = CARD[: CARD.index("[budget]")]
+    (tmp_path / "mine.toml").write_text("budget = 3\n" + text)
+    with pytest.raises(ConfigError, match=r"mine\.toml: budget: got 3; it should be a table of limits"):
+        load_card(str(tmp_path / "mine.toml"))
+
+
+def test_budgets_of_the_command_line() -> None:
+    assert parse_budget([]) == Budget()
+    assert parse_budget(["size_kb=300", " min_accuracy =0.5", "latency_p50_ms=1e-1"]) == Budget(
+        size_kb=300, min_accuracy=0.5, latency_p50_ms=0.1
+    )
+    assert parse_budget(["size_kb=300", "size_kb=200"]) == Budget(size_kb=200)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("size_kb", "--budget 'size_kb': it should be key=value, such as size_kb=300"),
+        ("size_kb=small", "--budget size_kb: got 'small'; it should be a number"),
+        ("size_kb=", "--budget size_kb: got ''; it should be a number"),
+        ("size_kb=0", "--budget: size_kb: got 0.0; it should be greater than 0"),
+        ("size_kb=-1", "--budget: size_kb: got -1.0; it should be greater than 0"),
+        ("size_kb=nan", "--budget: size_kb: got NaN; it should be a finite number"),
+        ("max_accuracy_drop=101", "--budget: max_accuracy_drop: got 101.0; it should be less than or equal to 100"),
+    ],
+)
+def test_a_wrong_budget_of_the_command_line(option: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_budget([option])
+    assert str(caught.value) == said
+
+
+def test_an_unknown_budget_of_the_command_line() -> None:
+    with pytest.raises(ConfigError, match=r"^--budget: latency: unknown key; did you mean 'latency_p\d\d_ms'"):
+        parse_budget(["latency=3"])
+
+
+# --- the rest of the card ---
+
+
+def test_paths_begin_at_the_cards_folder(tmp_path: Path) -> None:
+    card = load(tmp_path)
+    assert card.resolve("data/x") == tmp_path / "data" / "x"
+    assert card.resolve("/data/x") == Path("/data/x")
+    assert (card.name, card.file) == ("mine", str(tmp_path / "mine.toml"))
+
+
+def test_defaults_are_those_the_documentation_names(tmp_path: Path) -> None:
+    card = load(tmp_path)
+    assert (card.recipe.temperature, card.recipe.alpha, card.recipe.views) == (4.0, 0.9, 8)
+    assert card.data.validation_fraction == 0.1
+    assert card.teacher.attempts == 2
+    assert not card.data.download
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("epochs = 3", "epoch = 3", r"recipe\.epoch: unknown key; did you mean 'epochs' .+ \(and 1 more\)"),
+        ("epochs = 3", "epochs = 0", r"recipe\.epochs: got 0; it should be greater than or equal to 1"),
+        ("epochs = 3", "epochs = 3\nalpha = 2", r"recipe\.alpha: got 2; it should be less than or equal to 1"),
+        ("epochs = 3", "epochs = 3\ntemperature = 0", r"recipe\.temperature: got 0; it should be greater than 0"),
+        ("epochs = 3", 'epochs = 3\noptimizer = "adam"', r"recipe\.optimizer: got .adam.; it should be 'sgd' or .+"),
+        ('source = "digits"', 'source = "digit"', r"data\.source: got \"digit\"; it should be 'digits', 'parquet', .+"),
+        ("mean = [0.5]", "mean = [0.5, 0.5, 0.5]", r"data: must give mean as 1 numbers, one per channel, got 3"),
+        ("std = [0.5]", "std = [0.0]", r"data\.std\.0: got 0\.0; it should be greater than 0.*"),
+        ('classes = ["a", "b"]', 'classes = ["a"]', r"data\.classes: got \[\"a\"\]; it .+ at least 2 items.*"),
+        ('source = "digits"', 'source = "import"', r"data: must name `function = \"package\.module:function\"` .+"),
+        ('source = "digits"', 'source = "torchvision"', r"data: must give `name`, a data set of torchvision, .+"),
+        ("size = 8", 'size = 8\nfunction = "module.load"', r"data\.function: should be package\.module:function, .+"),
+        ('title = "a card"', "", r"title: is missing; add it"),
+        ('title = "a card"', 'title = "a"\nname = "b"', r"name: unknown key; .*"),
+        ('title = "a card"', 'title = "a"\nfile = "b"', r"file: unknown key; .*"),
+        ('title = "a card"', 'title = "a"\nbudgets = 3', r"budgets: unknown key; did you mean 'budget'\? .*"),
+        ('title = "a card"', 'titel = "a"', r"titel: unknown key; did you mean 'title'\? .*"),
+        ('title = "a card"', 'title = "a"\ntask = "detection"', r"task: got .+; it should be 'image-classification'"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line(tmp_path: Path, before: str, after: str, said: str) -> None:
+    assert re.fullmatch(said, problem(tmp_path, (before, after)))
+
+
+def test_knobs_are_lists(tmp_path: Path) -> None:
+    knobs = '[student]\nfamily = "mlp"\n[student.knobs]\nhidden = {}\n'
+    before = '[student]\nfamily = "mlp"\n'
+    assert load(tmp_path, (before, knobs.format("[[4], [8]]"))).student.knobs == {"hidden": [[4], [8]]}
+    assert problem(tmp_path, (before, knobs.format("[]"))).startswith("student.knobs.hidden: got []; it ")
+    assert problem(tmp_path, (before, knobs.format("4"))) == "student.knobs.hidden: got 4; it should be a valid array"
