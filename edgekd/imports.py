@@ -29,12 +29,17 @@ def import_function(card: Card, path: str) -> Callable[..., Any]:
     """
     module_name, _, name = path.partition(":")
     folder = str(Path(card.file).parent.resolve())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    sys.path[:] = [folder, *(place for place in sys.path if place != folder)]
+    beside = Path(folder, *module_name.split(".")).with_suffix(".py")
+    loaded = getattr(sys.modules.get(module_name), "__file__", None)
+    if beside.is_file() and loaded and Path(loaded).resolve() != beside:
+        del sys.modules[module_name]  # another card's module of the same name
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise UnavailableError(f"{card.file}: function {path!r} cannot be imported: {one_line(error, 150)}") from error
+    except Exception as error:  # the user's own code
+        raise ConfigError(f"{card.file}: function {path!r} cannot be imported: {one_line(error, 150)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]

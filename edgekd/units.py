@@ -13,9 +13,9 @@ def bytes_(size: float) -> str:
     """`331616` → `331.6 kB`; kB = 1,000 B and MB = 1,000,000 B."""
     if size < 1_000:
         return f"{size:.0f} B"
-    if size < 1_000_000:
+    if size < 999_950:
         return f"{size / 1_000:.1f} kB"
-    if size < 1_000_000_000:
+    if size < 999_950_000:
         return f"{size / 1_000_000:.1f} MB"
     return f"{size / 1_000_000_000:.2f} GB"
 
@@ -24,9 +24,9 @@ def count(number: float) -> str:
     """`853018` → `853 k`."""
     if number < 1_000:
         return f"{number:.0f}"
-    if number < 1_000_000:
+    if number < 999_500:
         return f"{number / 1_000:.3g} k"
-    if number < 1_000_000_000:
+    if number < 999_500_000:
         return f"{number / 1_000_000:.3g} M"
     return f"{number / 1_000_000_000:.3g} G"
 

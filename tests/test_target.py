@@ -69,7 +69,7 @@ AVX2_PC = Machine("x86_64", "an older PC", frozenset({"sse2", "avx2"}), "")
 OLD_PC = Machine("x86_64", "a very old PC", frozenset({"sse2"}), "")
 PI4 = Machine("aarch64", "", frozenset({"fp", "asimd", "crc32"}), "0xd08")
 PI5 = Machine("aarch64", "", frozenset({"fp", "asimd", "crc32", "asimddp"}), "0xd0b")
-MAC = Machine("aarch64", "arm", frozenset(), "")
+MAC = Machine("aarch64", "arm", frozenset(), "", "Darwin")
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def changed(old: str, new: str) -> str:
         (
             changed("architecture", "arch"),
             "hardware.arch: unknown key; did you mean 'architecture'? "
-            "Known: architecture, cpu_part, lacks, requires. (and 1 more)",
+            "Known: architecture, cpu_part, lacks, requires, system. (and 1 more)",
         ),
         (
             MINIMAL + "[session]\nintra_op_thread = 1\n",
@@ -243,21 +243,21 @@ def changed(old: str, new: str) -> str:
         (
             changed('"CPUExecutionProvider"', '"OpenVinoExecutionProvider"\noptions = {device_type = "CPU"}'),
             re.compile(
-                r"provider: got \{.+must name a known execution provider, got 'OpenVinoExecutionProvider'; "
+                r"provider: must name a known execution provider, got 'OpenVinoExecutionProvider'; "
                 r"did you mean 'OpenVINOExecutionProvider'"
             ),
         ),
         (
             changed('"CPUExecutionProvider"', '"CUDAExecutionProvider"\noptions = {devise_id = "0"}'),
             re.compile(
-                r"provider.*: got .+CUDAExecutionProvider documents no option 'devise_id'; "
+                r"provider: CUDAExecutionProvider documents no option 'devise_id'; "
                 r"did you mean 'device_id'"
             ),
         ),
         # rules between keys
         (
             MINIMAL + "[opset]\nmin = 18\nmax = 19\nexport = 20\n",
-            re.compile(r"opset: got \{.+; it must hold min <= export <= max, got 18, 20, 19$"),
+            re.compile(r"opset: must hold min <= export <= max, got 18, 20, 19$"),
         ),
     ],
 )
@@ -306,8 +306,9 @@ def test_a_reference_with_a_source_loads(tmp_path):
 def test_a_reference_without_an_https_source_is_refused(tmp_path, source):
     text = MINIMAL + REFERENCE.replace("https://example.org/figures.html", source)
     told = refusal(tmp_path, text)
-    assert told.startswith(f'reference.0.source: got "{source}"; it ')
-    assert "https" in told.partition("; it ")[2]
+    assert (
+        told == f"reference.0.source: should be the https address of the page that publishes the figure, got {source!r}"
+    )
 
 
 def test_a_reference_needs_its_source_and_a_known_network(tmp_path):

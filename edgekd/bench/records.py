@@ -60,9 +60,9 @@ class Record:
 
 def comparable(records: list[Record]) -> str:
     """Why records may not be pooled: the first key that differs, with both values; empty if they may."""
-    first = records[0].fingerprint
-    for record in records[1:]:
-        for key, value in first.items():
-            if record.fingerprint.get(key) != value:
-                return f"{key} is {value!r} in one and {record.fingerprint.get(key)!r} in another"
+    first, *others = ({**record.fingerprint, "batch_size": record.batch_size} for record in records)
+    for other in others:
+        for key in first | other:
+            if first.get(key) != other.get(key):
+                return f"{key} is {first.get(key)!r} in one and {other.get(key)!r} in another"
     return ""

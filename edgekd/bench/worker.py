@@ -6,7 +6,7 @@ It needs Python 3.9, numpy and onnxruntime 1.17, and nothing of edgekd. The plan
 
     mode      "latency": time single calls; "memory": peak memory without a data set;
               "predict": write the outputs for all inputs to `outputs` (.npy)
-    provider, provider_options, allow_cpu_fallback, intra_op_threads, inter_op_threads, allow_spinning,
+    provider, provider_options, intra_op_threads, inter_op_threads, allow_spinning,
     graph_level, affinity, precise_int8      how the session is made; all of it goes into the fingerprint
     inputs    a .npy file with inputs along the first axis, memory-mapped; null: seeded random ones
     batch_size, warmup_s, min_calls, max_calls, max_s      bounds of the measurement
@@ -139,6 +139,8 @@ class Feeds:
         if self.random:
             rng = np.random.Generator(np.random.PCG64(0))
             self.fixed = [{i.name: random_input(i, self.batch, rng) for i in self.inputs} for _ in range(8)]
+            first = next(iter(self.fixed[0].values()))
+            self.batch = first.shape[0] if first.ndim else 1  # a fixed batch is the model's
             return
         self.rows = np.load(plan["inputs"], mmap_mode="r")
         first = self.inputs[0]

@@ -23,6 +23,11 @@ def load_train_and_validation(card: Card, folder: Path | None) -> tuple[Split, S
     `folder` is the value of `--data`. Raises InputError for anything wrong with the data.
     """
     whole = _load(card, folder, "train")
+    for name, count in zip(card.data.classes, np.bincount(whole.labels, minlength=len(card.data.classes)), strict=True):
+        if count == 1:
+            raise InputError(
+                f"{card.file}: class {name!r} has 1 training image; two are needed, one of them to validate on"
+            )
     rest, held = balanced_split(whole.labels, card.data.validation_fraction, card.data.validation_seed)
     return whole.subset(rest), whole.subset(held)
 
@@ -96,8 +101,18 @@ def _parquet(data: Data, folder: Path, part: str) -> Split:
         image_column = next((name for name in ("image", "img") if name in table.column_names), None)
         if image_column is None or "label" not in table.column_names:
             raise InputError(f"{file}: has columns {', '.join(table.column_names)}; 'image' and 'label' are needed")
+        label_type = table.schema.field("label").type
+        if not pyarrow.types.is_integer(label_type) or table["label"].null_count:
+            raise InputError(
+                f"{file}: label is {label_type} with {table['label'].null_count} nulls; whole numbers are needed"
+            )
         rows = table[image_column].to_pylist()
-        contents += [row["bytes"] for row in rows]
+        try:
+            contents += [row["bytes"] for row in rows]
+        except (TypeError, KeyError) as error:
+            raise InputError(
+                f"{file}: {image_column} is {table.schema.field(image_column).type}; a struct with 'bytes' is needed"
+            ) from error
         names += [f"{file} row {row}" for row in range(len(rows))]
         labels += table["label"].to_pylist()
     checked = check_labels(np.array(labels, dtype=np.int64), data.classes, str(folder))
@@ -154,8 +169,17 @@ def _torchvision(data: Data, folder: Path, part: str) -> Split:
 def _imported(card: Card, folder: Path, part: str) -> Split:
     data = card.data
     assert data.function is not None  # the card's own check
-    images, labels = import_function(card, data.function)(folder, part)
-    images = np.asarray(images)
+    given = import_function(card, data.function)(folder, part)
+    try:
+        images, labels = (np.asarray(one) for one in given)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{data.function}: gave a {type(given).__name__}; a pair of images and labels is needed"
+        ) from error
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"{data.function}: gave labels {labels.dtype} {labels.shape}; one whole number an image is needed"
+        )
     wanted = (len(labels), data.size, data.size, data.channels)
     if images.dtype != np.uint8 or images.shape != wanted:
         raise InputError(

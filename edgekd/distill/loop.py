@@ -162,7 +162,7 @@ def _finite(loss: Tensor, job: Job, epoch: int, step: int) -> float:
 
 def _machine() -> dict[str, Any]:
     """What a bit-for-bit resume needs to be the same."""
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": device().type}
+    return {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": device().type}
 
 
 def _save(net: nn.Module, optimizer: torch.optim.Optimizer, job: Job, history: list[dict[str, float]]) -> None:

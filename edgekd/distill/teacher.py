@@ -116,6 +116,7 @@ def validation_accuracy(teacher: Teacher, validation: Split, precision: str = "f
             chosen = np.arange(start, min(start + 500, len(validation)))
             logits = teacher.module(torch.from_numpy(validation.read(chosen)).to(where))
             correct += int((logits.argmax(1).cpu().numpy() == validation.labels[chosen]).sum())
+    teacher.module.to("cpu")
     return correct / len(validation)
 
 
@@ -149,4 +150,5 @@ def _compute(card: Card, teacher: Teacher, images: Split, k: int) -> NDArray[np.
             chosen = np.arange(start, min(start + size, len(images)))
             seen = view(torch.from_numpy(images.read(chosen)), chosen, k, recipe.seed, card.augment)
             out[chosen] = teacher.module(seen.to(where)).float().cpu().numpy()
+    teacher.module.to("cpu")
     return out

@@ -51,9 +51,9 @@ def _with_preprocessing(model: onnx.ModelProto, data: Data, path: Path) -> onnx.
     front = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     try:
         merged = compose.merge_models(
-            compose.add_prefix(front, "edgekd_", rename_inputs=False, rename_outputs=False),
+            compose.add_prefix(front, "edgekd_"),
             model,
-            io_map=[("normalized", model.graph.input[0].name)],
+            io_map=[("edgekd_normalized", model.graph.input[0].name)],
         )
     except ValueError as error:
         raise InputError(f"{path}: preprocessing cannot be put before it: {one_line(error)}") from error

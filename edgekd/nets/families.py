@@ -122,7 +122,7 @@ def _imported(card: Card, owner: Teacher | Student, shape: Shape, where: str) ->
     function = import_function(card, owner.function)
     try:
         net = function(**shape, classes=len(card.data.classes))
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{card.file}: {where}: {owner.function} cannot be called so: {one_line(error)}") from error
     if not isinstance(net, nn.Module):
         raise ConfigError(f"{card.file}: {owner.function} gave a {type(net).__name__}; a torch.nn.Module is needed")

@@ -88,8 +88,13 @@ def load_teacher_file(card: Card, path: Path) -> Teacher:
         module = Deployed(net, card.data)
     module.eval()
     size = card.data.size
-    with torch.no_grad():
-        logits = module(torch.zeros(2, size, size, card.data.channels, dtype=torch.uint8))
+    try:
+        with torch.no_grad():
+            logits = module(torch.zeros(2, size, size, card.data.channels, dtype=torch.uint8))
+    except Exception as error:  # torch's RuntimeError, or ONNX Runtime's exceptions, which have no common base
+        raise InputError(
+            f"{path}: the teacher cannot take a batch of 2 images of {size}×{size} pixels: {one_line(error, 150)}"
+        ) from error
     if logits.shape != (2, len(card.data.classes)):
         raise InputError(
             f"{path}: the teacher gives {tuple(logits.shape[1:])} outputs for {len(card.data.classes)} classes of data"

@@ -54,7 +54,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"{path}: is a pickle that holds more than tensors; it was not loaded, for a pickle can run code. "
             "Save the state dict: torch.save(model.state_dict(), …) or safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # torch raises whatever a broken pickle leads it to
         raise InputError(f"{path}: not a readable PyTorch file: {one_line(error, 120)}") from error
     for wrapper in ("state_dict", "model"):  # how training scripts usually wrap it
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):

@@ -79,8 +79,6 @@ def test_the_first_mark_that_differs_is_named_with_both_values(key: str, value: 
     assert comparable([RECORD, RECORD, other]) == said
 
 
-# BUG (edgekd/bench/records.py, comparable): a mark that the first record lacks is never looked at, and the size of the
-# batch, which is no part of the fingerprint, is not either.
 def test_a_mark_only_the_second_has_and_another_batch_differ() -> None:
     other = dataclasses.replace(RECORD, fingerprint=RECORD.fingerprint | {"affinity": [1]})
     assert comparable([RECORD, other]) == "affinity is None in one and [1] in another"

@@ -230,8 +230,6 @@ def test_data_is_fed_in_turn_and_begins_anew(tmp_path: Path, monkeypatch: pytest
     assert all(np.array_equal(one, two) for one, two in zip(fed, expected, strict=True))
 
 
-# BUG (edgekd/bench/worker.py, Feeds): with random inputs the batch size of the plan is reported, not the model's own,
-# and the throughput made from it is wrong.
 @pytest.mark.parametrize("inputs", ["data", "random"])
 def test_a_fixed_batch_is_the_models(tmp_path: Path, inputs: str) -> None:
     model = write_model(tmp_path / "m.onnx", batch=4)

@@ -86,7 +86,6 @@ def test_what_is_no_image_is_named() -> None:
 
 
 def test_an_image_of_absurd_size_is_named() -> None:
-    # BUG (edgekd/data/images.py, decode): PIL.Image.DecompressionBombError is no OSError and escapes.
     bomb = bytearray(encoded(pixels(4, 4, 3), "BMP"))
     bomb[18:22] = (60_000).to_bytes(4, "little")
     bomb[22:26] = (60_000).to_bytes(4, "little")

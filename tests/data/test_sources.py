@@ -218,7 +218,6 @@ def test_an_empty_parquet_file_holds_no_images(tmp_path: Path) -> None:
         load_test(make_card(tmp_path), tmp_path)
 
 
-# BUG (edgekd/data/sources.py, _parquet): these three end in a TypeError or ValueError of numpy or Python.
 @pytest.mark.parametrize("labels", [[0, None, 2], ["ant", "bee", "cat"]], ids=["null", "names"])
 def test_a_label_that_is_no_number_is_told(tmp_path: Path, labels: list[Any]) -> None:
     write_parquet(tmp_path / "test.parquet", [png(i) for i in pixels(3)], labels)
@@ -233,7 +232,6 @@ def test_an_image_column_of_another_layout_is_told(tmp_path: Path) -> None:
         load_test(make_card(tmp_path), tmp_path)
 
 
-# BUG (edgekd/data/sources.py, _parquet): a fraction is cut to a whole number without a word.
 def test_a_label_that_is_a_fraction_is_told(tmp_path: Path) -> None:
     write_parquet(tmp_path / "test.parquet", [png(i) for i in pixels(3)], [0.0, 1.7, 2.0])
     with pytest.raises(InputError, match=r"label"):
@@ -330,8 +328,6 @@ def test_a_file_that_does_not_decode_is_named(tmp_path: Path) -> None:
         load_test(folder_card(tmp_path), tmp_path)
 
 
-# BUG (edgekd/data/sources.py, load_train_and_validation): with one image a class the training part is empty, and
-# training then divides by zero; with one image of one class that class is never trained.
 def test_a_class_needs_two_training_images(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", {"ant": list(pixels(5)), "bee": list(pixels(5)), "cat": list(pixels(1))})
     with pytest.raises(InputError, match=r"'cat'"):
@@ -458,8 +454,6 @@ def test_a_missing_module_is_told(tmp_path: Path) -> None:
         load_test(card, tmp_path)
 
 
-# BUG (edgekd/data/sources.py, _imported): what is not a pair of images and labels ends in a traceback, and labels
-# that are no whole numbers are cut, those of another shape passed on.
 @pytest.mark.parametrize(
     "given",
     [
@@ -477,14 +471,12 @@ def test_what_is_no_pair_of_images_and_labels_is_told(tmp_path: Path, given: str
         load_test(card, tmp_path)
 
 
-# BUG (edgekd/imports.py, import_function): only ImportError is turned into a line.
 def test_a_module_with_a_mistake_is_told(tmp_path: Path) -> None:
     card = own_card(tmp_path, "def load(path, split:\n")
     with pytest.raises((UnavailableError, ConfigError), match=r"my_data"):
         load_test(card, tmp_path)
 
 
-# BUG (edgekd/imports.py, import_function): the first card's module stays in sys.modules and serves the second card.
 def test_two_cards_with_modules_of_one_name_keep_their_own(tmp_path: Path) -> None:
     answers = []
     for value in (1, 2):

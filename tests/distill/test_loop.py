@@ -234,8 +234,6 @@ def interrupt(_: Tensor) -> Tensor:
     raise KeyboardInterrupt
 
 
-# BUG (edgekd/distill/loop.py, _machine): torch.__version__ is a TorchVersion, which torch.load(weights_only=True)
-# refuses, so that no checkpoint can be resumed. str(torch.__version__) is what belongs there.
 @pytest.mark.parametrize("kind", ["convnet", "dropout"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_resumed_training_equals_an_undisturbed_one(

@@ -89,8 +89,6 @@ def test_a_float_teacher_gets_its_preprocessing(tmp_path: Path, name: str) -> No
     assert np.abs(run(tmp_path / "out.onnx") - expected).max() < 1e-5 * np.abs(expected).max()
 
 
-# BUG (edgekd/export/teacher.py, _with_preprocessing): the names "image" and "normalized" are not prefixed and collide
-# with tensors inside the teacher.
 @pytest.mark.parametrize("inside", ["normalized", "image"])
 def test_names_inside_the_teacher_do_not_matter(tmp_path: Path, inside: str) -> None:
     matrix = write_float_teacher(tmp_path / "t.onnx", inside=inside)

@@ -194,7 +194,6 @@ def activation_scales(path: Path) -> dict[str, float]:
     return {n.input[1]: float(known[n.input[1]]) for n in model.graph.node if n.op_type == "QuantizeLinear"}
 
 
-# BUG (edgekd/export/quantize.py, _quiet): these two calibrations print their bins to stdout.
 def test_percentile_cuts_the_ranges(
     default: Path, made: Made, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,8 +214,6 @@ def test_entropy_calibration_runs(made: Made, tmp_path: Path, capfd: pytest.Capt
     assert accuracy(tmp_path / "int8.onnx", made) == pytest.approx(accuracy(made.fp32, made), abs=0.03)
 
 
-# BUG (edgekd/export/quantize.py, quantize): where symbolic shape inference does not come to its end, ONNX Runtime
-# leaves sym_shape_infer_temp.onnx and its data in the working folder.
 def test_a_file_that_cannot_be_quantised_is_told(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model = onnx.load(made.fp32)

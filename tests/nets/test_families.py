@@ -116,7 +116,6 @@ def test_a_missing_function_is_told(own: Card) -> None:
         make(own, Student(family="import", function="my_nets:liner"), {}, "student.knobs")
 
 
-# BUG (edgekd/nets/families.py, _imported): only TypeError becomes a line; the families' own ValueError does as well.
 def test_a_function_that_refuses_a_shape_is_told(own: Card) -> None:
     with pytest.raises(ConfigError, match=r"my_nets:stubborn.*no network of 10 classes"):
         make(own, Student(family="import", function="my_nets:stubborn"), {}, "student.knobs")

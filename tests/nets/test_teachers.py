@@ -151,8 +151,6 @@ def test_inputs_that_are_no_images_are_told(tmp_path: Path) -> None:
     )
 
 
-# BUG (edgekd/nets/teachers.py, load_teacher_file): ONNX Runtime's exception for inputs of another size escapes. A file
-# with a fixed batch of 1, the usual export, should work or be told.
 @pytest.mark.parametrize(("batch", "last"), [(1, (1, 8, 8)), ("n", (1, 4, 16))], ids=["batch", "size"])
 def test_an_onnx_teacher_of_another_size_is_told(tmp_path: Path, batch: str | int, last: tuple[int, ...]) -> None:
     path = tmp_path / "teacher.onnx"
@@ -161,8 +159,6 @@ def test_an_onnx_teacher_of_another_size_is_told(tmp_path: Path, batch: str | in
         load_teacher_file(LINEAR, path)
 
 
-# BUG (edgekd/nets/teachers.py, load_teacher_file): torch's RuntimeError escapes where the network cannot take images of
-# the data's size, such as a torchvision network that halves 8×8 pixels five times.
 def test_a_network_too_deep_for_the_images_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "my_deep.py").write_text(

@@ -94,15 +94,12 @@ def test_a_truncated_file_is_named(how: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.bin"
     WRITERS[how](net().state_dict(), path)
     content = path.read_bytes()
-    # BUG (edgekd/nets/weights.py, _read_torch): an old-format file of 3 bytes gives an IndexError of torch.
     for size in (0, 3, 20, 100, len(content) // 2, len(content) - 5):
         path.write_bytes(content[:size])
         with pytest.raises(InputError, match=r"weights\.bin: "):
             read_state(path)
 
 
-# BUG (edgekd/nets/weights.py, _read_torch): torch.load answers some broken pickles with IndexError, KeyError,
-# TypeError or AssertionError.
 def test_damaged_bytes_are_never_more_than_an_input_error(tmp_path: Path) -> None:
     path, rng, refused = tmp_path / "weights.bin", random.Random(0), 0
     WRITERS["old format"](net().state_dict(), path)

@@ -1,5 +1,7 @@
 """Tables: ratios to the teacher, provenance of every row, nothing unknown made to look known."""
 
+from typing import Any
+
 from edgekd.card import Budget
 from edgekd.check.judge import judge
 from edgekd.figures import Figure, ModelFigures
@@ -32,7 +34,7 @@ STUDENT = ModelFigures(
 def a_result(**values) -> Result:
     verdict = judge({"size_kb": STUDENT.size_kb, "latency_p50_ms": STUDENT.latency_p50_ms},
                     Budget(size_kb=100, latency_p50_ms=3), allow_estimated=True)  # fmt: skip
-    defaults = {
+    defaults: dict[str, Any] = {
         "card": "cifar10", "target": "cpu-arm", "verdict": verdict, "chosen": "student int8", "why_chosen": "fast",
         "models": (TEACHER, STUDENT), "shape": {"depth": 8}, "candidates": 3, "test_images": 10_000, "test_reads": 1,
         "parity": {"images": 5, "max_abs": 1e-6, "relative": 1e-7, "argmax_agreement": 1.0},

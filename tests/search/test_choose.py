@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from edgekd import host
 from edgekd.card import Budget
 from edgekd.errors import BudgetError
 from edgekd.figures import Figure, ModelFigures
@@ -16,13 +17,9 @@ from edgekd.target import Limits, Target, load_target
 def target() -> Target:
     """A target that every machine is."""
     here = load_target("cpu-x86")
-    return dataclasses.replace(here, hardware=dataclasses.replace(here.hardware, architecture=_architecture()))
-
-
-def _architecture():
-    from edgekd import host
-
-    return host.machine().architecture
+    return dataclasses.replace(
+        here, hardware=dataclasses.replace(here.hardware, architecture=host.machine().architecture, requires=())
+    )
 
 
 def candidate(width: int, macs: int, **precisions: tuple[float | None, float]) -> Candidate:
