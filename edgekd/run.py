@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from edgekd.target import Target
 __all__ = ["Run", "atomic", "open_run", "read_json", "write_json"]
 
 # run.json history:
-# 1 - card, target, budget, and the files named on the command line
+# 1 - card, target, budget, SHA-256 of the files named, digest of the training data
 SCHEMA_VERSION = 1
 
 
@@ -61,10 +61,26 @@ class Run:
     """One folder made by `edgekd distill`; every property names a file or folder in it."""
 
     folder: Path
+    snapshot: dict[str, Any] = field(default_factory=dict)
+    """What `run.json` holds or will hold: card, target, budget, files."""
+
+    def begin(self, data_digest: str) -> None:
+        """Write `run.json`: from now on the folder belongs to this card, target and data.
+
+        Raises ConfigError if the run began with other data.
+        """
+        path = self.folder / "run.json"
+        before = read_json(path).get("data_digest", data_digest) if path.exists() else data_digest
+        if before != data_digest:
+            raise ConfigError(
+                f"{self.folder}: the training data have changed since this run began; "
+                "use --fresh to start this run again, or --out for another folder"
+            )
+        write_json(path, self.snapshot | {"data_digest": data_digest})
 
     @property
     def teacher_weights(self) -> Path:
-        """The trained or given teacher, safetensors."""
+        """The teacher trained here, safetensors; one that was given stays where it is."""
         return self.folder / "teacher" / "teacher.safetensors"
 
     @property
@@ -125,26 +141,23 @@ class Run:
 def open_run(
     folder: Path, card: Card, target: Target, budget: Budget, files: dict[str, str], fresh: bool
 ) -> Iterator[Run]:
-    """The run folder, made or continued, locked until the block ends.
+    """The run folder, made or continued, locked until the block ends; `Run.begin` then makes it this run's.
 
-    `files` are the paths named on the command line (data, teacher). Raises ConfigError if the folder
+    `files` maps what was named on the command line to the SHA-256 of its content. Raises ConfigError if the folder
     belongs to another card, target or budget (`fresh` starts again) or is in use.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").exists():
-        leftovers = {path.name for path in folder.iterdir()} - {".lock"}
-        if leftovers:
-            raise ConfigError(f"{folder}: is not empty and holds no run; name another folder with --out")
+    path = folder / "run.json"
+    if folder.is_dir() and not path.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        raise ConfigError(f"{folder}: is not empty and holds no run; name another folder with --out")
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        wanted = _snapshot(card, target, budget, files)
-        path = folder / "run.json"
+        _remove_temporaries(folder)
         if fresh:
             _empty(folder)
+        wanted = _snapshot(card, target, budget, files)
         if path.exists():
             _refuse_changes(folder, read_json(path), wanted)
-        else:
-            write_json(path, wanted)
-        yield Run(folder)
+        yield Run(folder, wanted)
 
 
 @contextlib.contextmanager
@@ -175,7 +188,10 @@ def _snapshot(card: Card, target: Target, budget: Budget, files: dict[str, str])
 
 
 def _refuse_changes(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    for part in ("schema_version", "card", "target", "budget", "files"):
+    parts = ["schema_version", "card", "target", "files"]
+    if (folder / "student").exists():  # until then the budget may be widened: nothing was chosen that is kept
+        parts.append("budget")
+    for part in parts:
         old, new = _flat(before.get(part), part), _flat(now[part], part)
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
@@ -191,11 +207,16 @@ def _flat(data: Any, prefix: str) -> dict[str, Any]:
     return {name: leaf for key, value in data.items() for name, leaf in _flat(value, f"{prefix}.{key}").items()}
 
 
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.name == ".lock":
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
+def _remove_temporaries(folder: Path) -> None:
+    """What a killed process left half-written; nobody else writes here while the lock is held."""
+    for path in folder.rglob(".*.*"):
+        if path.is_file():
             path.unlink()
+
+
+def _empty(folder: Path) -> None:
+    """Remove the run's own files; `run.json` last, so that a kill leaves a folder that is still known as a run."""
+    for name in ("teacher", "student", "exported", "records", "data", "scratch"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("candidates.json", "model.onnx", "result.json", "report.md", "figures.png", "run.json"):
+        (folder / name).unlink(missing_ok=True)

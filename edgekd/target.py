@@ -182,6 +182,13 @@ class Target:
         """Whether time measured on this machine is the target's time."""
         return not self.differences()
 
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of figures measured here must know of this machine's arithmetic."""
+        eight_bits = "int8" in self.precisions and not self.quantization.reduce_range
+        if self.measurable and eight_bits and host.machine().saturates_int8:
+            return ("this CPU has no VNNI, so 8-bit weights can saturate; target cpu-x86-avx2 keeps them to 7 bits",)
+        return ()
+
     def require_provider(self, available: list[str]) -> None:
         """Raise UnavailableError unless the target's provider is among the `available` ones."""
         if self.machine != "local":

@@ -12,7 +12,7 @@ from edgekd.errors import ConfigError, InputError
 from edgekd.run import Run, atomic, open_run, read_json, write_json
 from edgekd.target import Target, load_target
 
-FILES = {"data": "", "teacher": ""}
+FILES = {"teacher_sha256": ""}
 
 
 @pytest.fixture
@@ -58,6 +58,7 @@ def test_broken_json_names_the_file(tmp_path: Path) -> None:
 
 def test_the_same_run_opens_again(tmp_path: Path, card: Card, target: Target) -> None:
     with open_run(tmp_path / "run", card, target, Budget(), FILES, False) as run:
+        run.begin("digest")
         write_json(run.candidates, [])
     with open_run(tmp_path / "run", card, target, Budget(), FILES, False) as run:
         assert read_json(run.candidates) == []
@@ -65,6 +66,7 @@ def test_the_same_run_opens_again(tmp_path: Path, card: Card, target: Target) ->
 
 def test_a_changed_recipe_is_said_and_needs_fresh(tmp_path: Path, card: Card, target: Target) -> None:
     with open_run(tmp_path / "run", card, target, Budget(), FILES, False) as run:
+        run.begin("digest")
         write_json(run.candidates, [])
     other = dataclasses.replace(card, recipe=dataclasses.replace(card.recipe, epochs=7))
     with (
@@ -78,12 +80,13 @@ def test_a_changed_recipe_is_said_and_needs_fresh(tmp_path: Path, card: Card, ta
 
 @pytest.mark.parametrize("part", ["target", "budget", "files"])
 def test_other_changes_are_refused_too(tmp_path: Path, card: Card, target: Target, part: str) -> None:
-    with open_run(tmp_path / "run", card, target, Budget(), FILES, False):
-        pass
+    with open_run(tmp_path / "run", card, target, Budget(), FILES, False) as run:
+        run.begin("digest")
     if part == "target":
         target = dataclasses.replace(target, precisions=("fp32",))
     budget = Budget(size_kb=3) if part == "budget" else Budget()
-    files = FILES | {"data": "/elsewhere"} if part == "files" else FILES
+    files = {"teacher_sha256": "another"} if part == "files" else FILES
+    (tmp_path / "run" / "student").mkdir()
     with (
         pytest.raises(ConfigError, match=rf"{part}\.\w+.* was .* use --fresh"),
         open_run(tmp_path / "run", card, target, budget, files, False),
@@ -92,8 +95,8 @@ def test_other_changes_are_refused_too(tmp_path: Path, card: Card, target: Targe
 
 
 def test_a_comment_in_the_card_changes_nothing(tmp_path: Path, card: Card, target: Target) -> None:
-    with open_run(tmp_path / "run", card, target, Budget(), FILES, False):
-        pass
+    with open_run(tmp_path / "run", card, target, Budget(), FILES, False) as run:
+        run.begin("digest")
     other = dataclasses.replace(card, title="Other words", about="and more of them")
     with open_run(tmp_path / "run", other, target, Budget(), FILES, False) as run:
         assert run.folder.name == "run"
@@ -114,3 +117,37 @@ def test_reads_of_the_test_data_are_counted(tmp_path: Path) -> None:
     assert run.test_reads(add=1) == 1
     assert run.test_reads(add=1) == 2
     assert Run(tmp_path).test_reads() == 2
+
+
+def test_until_a_student_is_trained_the_budget_may_change(tmp_path: Path, card: Card, target: Target) -> None:
+    with open_run(tmp_path / "run", card, target, Budget(size_kb=3), FILES, False) as run:
+        run.begin("digest")
+    with open_run(tmp_path / "run", card, target, Budget(size_kb=30), FILES, False) as run:
+        run.begin("digest")
+    assert read_json(tmp_path / "run" / "run.json")["budget"]["size_kb"] == 30
+
+
+def test_what_fails_before_it_began_leaves_no_trace(tmp_path: Path, card: Card, target: Target) -> None:
+    with pytest.raises(InputError), open_run(tmp_path / "run", card, target, Budget(), FILES, False):
+        raise InputError("no such data folder")
+    other = dataclasses.replace(card, recipe=dataclasses.replace(card.recipe, epochs=7))
+    with open_run(tmp_path / "run", other, target, Budget(), FILES, False) as run:
+        run.begin("digest")
+
+
+def test_changed_data_are_said(tmp_path: Path, card: Card, target: Target) -> None:
+    with open_run(tmp_path / "run", card, target, Budget(), FILES, False) as run:
+        run.begin("digest")
+    with (
+        pytest.raises(ConfigError, match="the training data have changed since this run began"),
+        open_run(tmp_path / "run", card, target, Budget(), FILES, False) as run,
+    ):
+        run.begin("another")
+
+
+def test_a_killed_process_leaves_no_litter(tmp_path: Path, card: Card, target: Target) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.json.abc.json").write_text("half")
+    with open_run(tmp_path / "run", card, target, Budget(), FILES, False) as run:
+        run.begin("digest")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "run.json"]

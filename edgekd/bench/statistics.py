@@ -32,11 +32,6 @@ class Latency:
     """Smallest and largest median of a process: calls of one process say little about the next."""
     p50_high_s: float
 
-    @property
-    def spread(self) -> float:
-        """Range of the processes' medians over the median."""
-        return (self.p50_high_s - self.p50_low_s) / self.p50_s
-
 
 def latency_of(processes: Sequence[Sequence[float]]) -> Latency:
     """Percentiles of the pooled calls of several processes; None where there are too few calls."""

@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         plan = json.load(file)
     try:
         result, code = measure(plan, args.model), 0
-    except WorkerError as error:
+    except (WorkerError, OSError) as error:
         result, code = {"schema_version": SCHEMA_VERSION, "error": str(error)}, 1
     temporary = args.out + ".part"
     with open(temporary, "w", encoding="utf-8") as file:  # noqa: PTH123
@@ -114,7 +114,7 @@ def make_session(onnxruntime: Any, plan: dict[str, Any], model: str) -> Any:
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[plan["graph_level"]])
     spinning = "1" if plan["allow_spinning"] else "0"
     options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
-    if plan["precise_int8"]:  # x86 without VNNI: slower kernels in place of those that saturate
+    if plan.get("precise_int8"):  # x86 without VNNI: slower kernels in place of those that saturate
         options.add_session_config_entry("session.x64quantprecision", "1")
     if hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -216,27 +216,28 @@ def warm_up(once: Callable[[int], float], limit_s: float) -> list[float]:
 
 
 def predict(session: Any, feeds: Feeds, plan: dict[str, Any]) -> list[int]:
-    """Write the first output for every row to plan["outputs"]; returns its shape."""
+    """Write the first output for every row to plan["outputs"] (.npy, float32); returns its shape."""
     rows, size = feeds.rows, plan["batch_size"]
     name, first = feeds.inputs[0].name, feeds.inputs[0].shape[0]
     size = first if isinstance(first, int) else size
-    outputs: Any = None
-    for start in range(0, len(rows), size):
-        chunk = np.ascontiguousarray(rows[start : start + size])
-        short = size - len(chunk) if isinstance(first, int) else 0
-        if short:  # a fixed batch: fill up, and drop the surplus answers
-            chunk = np.concatenate([chunk, np.repeat(chunk[-1:], short, axis=0)])
-        try:
-            answer = session.run(None, {name: chunk})[0][: len(chunk) - short]
-        except Exception as error:
-            raise WorkerError("the model fails when it runs: " + " ".join(str(error).split())[:300]) from error
-        if outputs is None:
-            outputs = np.lib.format.open_memmap(
-                plan["outputs"], mode="w+", dtype=np.float32, shape=(len(rows), *answer.shape[1:])
-            )
-        outputs[start : start + len(answer)] = answer
-    outputs.flush()
-    return list(outputs.shape)
+    shape: list[int] = []
+    with open(plan["outputs"], "wb") as file:  # noqa: PTH123
+        for start in range(0, len(rows), size):
+            chunk = np.ascontiguousarray(rows[start : start + size])
+            short = size - len(chunk) if isinstance(first, int) else 0
+            if short:  # a fixed batch: fill up, and drop the surplus answers
+                chunk = np.concatenate([chunk, np.repeat(chunk[-1:], short, axis=0)])
+            try:
+                answer = session.run(None, {name: chunk})[0][: len(chunk) - short]
+            except Exception as error:
+                raise WorkerError("the model fails when it runs: " + " ".join(str(error).split())[:300]) from error
+            if not shape:
+                shape = [len(rows), *answer.shape[1:]]
+                header = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
+                np.lib.format.write_array_header_1_0(file, header)
+            # A plain write: on a full disk it fails with a reason, where a memory map kills the process.
+            file.write(np.ascontiguousarray(answer, dtype="<f4").tobytes())
+    return shape
 
 
 def peak_memory() -> int | None:
@@ -270,7 +271,7 @@ def fingerprint(onnxruntime: Any, session: Any, plan: dict[str, Any], digest: st
         "affinity",
         "precise_int8",
     )
-    mark = {key: plan[key] for key in keys}
+    mark = {key: plan.get(key) for key in keys}
     mark.update(
         model_sha256=digest,
         providers_assigned=session.get_providers(),

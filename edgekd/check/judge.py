@@ -8,10 +8,24 @@ from edgekd import units
 from edgekd.card import Budget
 from edgekd.errors import ExitCode
 from edgekd.figures import BUDGETED, Figure, ModelFigures
+from edgekd.target import Target
 
-__all__ = ["Line", "Outcome", "Verdict", "budget_figures", "judge", "show_limit", "show_value"]
+__all__ = [
+    "EXIT_CODES",
+    "Line",
+    "Outcome",
+    "Verdict",
+    "budget_figures",
+    "effective_budget",
+    "judge",
+    "show_limit",
+    "show_value",
+]
 
-Outcome = Literal["pass", "fail", "inconclusive"]
+Outcome = Literal["pass", "fail", "inconclusive", "not judged"]
+
+EXIT_CODES = {"pass": ExitCode.PASS, "fail": ExitCode.FAIL, "inconclusive": ExitCode.INCONCLUSIVE}
+"""What a command that ends with this verdict exits with."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +49,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All lines of one model; the worst decides: fail, then inconclusive, then pass."""
+    """All lines of one model; the worst decides: fail, then inconclusive, then pass. What was not judged does not."""
 
     lines: tuple[Line, ...]
 
@@ -48,7 +62,7 @@ class Verdict:
     @property
     def exit_code(self) -> ExitCode:
         """What a command that ends with this verdict exits with."""
-        return {"pass": ExitCode.PASS, "fail": ExitCode.FAIL, "inconclusive": ExitCode.INCONCLUSIVE}[self.outcome]
+        return EXIT_CODES[self.outcome]
 
     @property
     def reasons(self) -> list[str]:
@@ -56,16 +70,34 @@ class Verdict:
         return [line.text for line in self.lines if line.outcome != "pass"]
 
 
-def judge(figures: dict[str, Figure], budget: Budget, allow_estimated: bool = False) -> Verdict:
+def judge(
+    figures: dict[str, Figure], budget: Budget, allow_estimated: bool = False, latency_must_be_known: bool = True
+) -> Verdict:
     """Judge every limit that `budget` sets against the figure of the same key.
 
     A figure without a value, or an estimate where estimates are not allowed, is inconclusive; so is an
-    interval that holds the limit.
+    interval that holds the limit. With `latency_must_be_known` false an unknown latency is «not judged» instead.
     """
     limits = {key: value for key, value in dataclasses.asdict(budget).items() if value is not None}
-    return Verdict(
-        tuple(_line(key, limits[key], figures.get(key, Figure()), allow_estimated) for key in BUDGETED if key in limits)
-    )
+    lines = [_line(key, limits[key], figures.get(key, Figure()), allow_estimated) for key in BUDGETED if key in limits]
+    if not latency_must_be_known:
+        lines = [_not_judged(line) if _is_unknown_latency(line) else line for line in lines]
+    return Verdict(tuple(lines))
+
+
+def _is_unknown_latency(line: Line) -> bool:
+    return line.key.startswith("latency") and line.figure.value is None
+
+
+def _not_judged(line: Line) -> Line:
+    return dataclasses.replace(line, outcome="not judged")
+
+
+def effective_budget(budget: Budget, target: Target) -> Budget:
+    """The budget, tightened to the ceilings of the device."""
+    ceilings = dataclasses.asdict(target.limits)
+    tightened = {key: min(limit, getattr(budget, key) or limit) for key, limit in ceilings.items() if limit is not None}
+    return dataclasses.replace(budget, **tightened)
 
 
 def _line(key: str, limit: float, figure: Figure, allow_estimated: bool) -> Line:
@@ -101,6 +133,8 @@ def budget_figures(model: ModelFigures, teacher_accuracy: Figure | None = None) 
         "peak_memory_mb": model.peak_memory_mb,
         "min_accuracy": model.accuracy,
     }
+    if teacher_accuracy is not None:
+        figures["teacher_min_accuracy"] = teacher_accuracy
     if teacher_accuracy is not None and teacher_accuracy.value is not None and model.accuracy.value is not None:
         drop = 100 * (teacher_accuracy.value - model.accuracy.value)
         figures["max_accuracy_drop"] = Figure(round(drop, 6), model.accuracy.provenance)

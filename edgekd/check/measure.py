@@ -11,7 +11,7 @@ import numpy as np
 
 from edgekd.bench.measure import Effort, Subject, evaluate, file_sha256, logits_of, measure_speed
 from edgekd.card import Budget
-from edgekd.check.judge import Verdict, budget_figures, judge
+from edgekd.check.judge import Verdict, budget_figures, effective_budget, judge
 from edgekd.errors import ConfigError, EdgekdError, InputError
 from edgekd.figures import Figure, ModelFigures
 from edgekd.result import read_models
@@ -63,6 +63,7 @@ def measure_for_check(
     else:
         measured, budget = _file(path, target, Effort(), estimate), override
     budget = dataclasses.replace(budget, teacher_min_accuracy=None)  # the teacher's, not this file's
+    budget = effective_budget(budget, target)
     if budget == Budget():
         raise ConfigError(f"{path}: no budget to judge it by; give one or more --budget key=value, such as size_kb=300")
     return measured, judge(budget_figures(measured.figures, measured.teacher_accuracy), budget, allow_estimated)
@@ -73,7 +74,8 @@ def _file(path: Path, target: Target, effort: Effort, estimate: Estimate) -> Mea
         raise InputError(f"{path}: no such model file or run folder")
     subject = Subject(name=path.name, file=path, precision="as it is")
     (figures,) = estimate(measure_speed([subject], target, None, None, effort), [subject], target)
-    return Measured(figures, "timed with seeded random inputs, for a bare file brings none; accuracy unknown")
+    remark = "seeded random inputs, for a bare file brings none; accuracy unknown"
+    return Measured(figures, remark)
 
 
 def _run(folder: Path, target: Target, effort: Effort, estimate: Estimate) -> list[Measured]:
@@ -106,7 +108,6 @@ def _with_accuracy(
 ) -> list[Measured]:
     inputs, labels = run.data / "test.npy", np.load(run.data / "test.labels.npy")
     figures = estimate(measure_speed(subjects, target, inputs, None, effort), subjects, target)
-    run.test_reads(add=1)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:  # answers of today, not those the run kept
         teacher_logits = logits_of(teacher, target, inputs, Path(folder))
         logits = [logits_of(subject, target, inputs, Path(folder)) for subject in subjects]

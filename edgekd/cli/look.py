@@ -98,7 +98,7 @@ def diagnose() -> int:
     except UnavailableError as error:
         out(f"providers: none; {error}")
     for name in installed_plugins():
-        out(f"plugin {try_plugin(name).text}")
+        out(f"plugin {try_plugin(name).text} (edgekd does not run models on plugins yet)")
     for module in ("torch", "torchvision", "onnx", "onnxscript", "timm"):
         out(f"{module}: {_version_of(module)}")
     out("targets:")

@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -53,7 +53,10 @@ def distill(
     """The whole road: teacher, search, distillation, export, quantization, bench, verdict."""
     from edgekd.cli.road import distill_on
 
-    _end(distill_on(card, name, data, teacher, out, budget, fresh, several=len(target) > 1) for name in target)
+    def on(name: str) -> int:
+        return distill_on(card, name, data, teacher, out, budget, fresh, several=len(target) > 1)
+
+    _end([on(target[0])] if len(target) == 1 else [_turn(on, name) for name in target])
 
 
 @app.command()
@@ -118,6 +121,15 @@ def doctor() -> None:
     from edgekd.cli.look import diagnose
 
     _end([diagnose()])
+
+
+def _turn(command: Callable[[str], int], target: str) -> int:
+    """One of several targets: its error is told, and the next one has its turn."""
+    try:
+        return command(target)
+    except EdgekdError as error:
+        _complain(str(error), "--debug" in sys.argv)
+        return error.exit_code
 
 
 def _end(codes: Iterable[int]) -> None:

@@ -1,5 +1,6 @@
 """`bench` and `check`: measure files, print figures, judge budgets."""
 
+import dataclasses
 import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -54,10 +55,10 @@ def check_models(paths: list[Path], targets: list[str], budget: list[str], allow
     """One verdict per model and target; yields the exit codes."""
     override = parse_budget(budget)
     for name in targets:
-        target = load_target(name)
-        target.require_provider(available_providers())
         for path in paths:
             try:
+                target = load_target(name)
+                target.require_provider(available_providers())
                 measured, verdict = measure_for_check(path, target, override, allow_estimated, _estimate)
             except EdgekdError as error:
                 say(f"edgekd: {error}")
@@ -74,9 +75,11 @@ def _estimate(figures: Sequence[ModelFigures], subjects: Sequence[Subject], targ
     if importlib.util.find_spec("torchvision") is None:
         say('edgekd: estimating latency needs torch; pip install "edgekd[train,cpu]"')
         return list(figures)
+    from edgekd.export.variants import precision_of
     from edgekd.search.estimate import with_estimates
 
-    return with_estimates(figures, subjects, target)
+    known = [dataclasses.replace(s, precision=precision_of(s.file)) for s in subjects]
+    return with_estimates(figures, known, target)
 
 
 def _show_verdict(measured: Measured, verdict: Verdict, target: str) -> None:

@@ -1,6 +1,5 @@
 """`distill` and `teach`: from the command line to the pipeline."""
 
-import os
 import time
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from edgekd import units
 from edgekd.bench.measure import file_sha256
 from edgekd.bench.runner import available_providers
 from edgekd.card import Card, load_card, parse_budget
+from edgekd.check.judge import EXIT_CODES
 from edgekd.console import out as show
 from edgekd.console import say
 from edgekd.errors import ExitCode, InputError, did_you_mean
@@ -41,11 +41,10 @@ def distill_on(
     folder = out or Path("runs", f"{card.name}@{target.name}")
     if out and several:
         folder = out / f"{card.name}@{target.name}"
-    files = {"data": _absolute(data), "teacher": _absolute(teacher)}
-    if teacher and teacher.is_file():
-        files["teacher_sha256"] = file_sha256(teacher)
+    weights = teacher or (card.resolve(card.teacher.weights) if card.teacher.weights else None)
+    files = {"teacher_sha256": file_sha256(weights) if weights and weights.is_file() else ""}
     with open_run(folder, card, target, asked, files, fresh) as run:
-        if run.result.exists():
+        if run.result.exists() and run.model.exists():
             return _already_done(run)
         from edgekd.pipeline import distill
 
@@ -66,23 +65,18 @@ def teach_card(card_name: str, data: Path | None, out: Path | None) -> int:
         raise InputError(f"--out {path}: the teacher is written as safetensors; give a name that ends so")
     splits = load_train_and_validation(card, data)
     done = path.exists()
-    teacher = teach(card, splits, card.budget("").teacher_min_accuracy, path)
-    accuracy = units.accuracy(validation_accuracy(teacher, splits[1]))
-    show(f"{path}: {'already there, ' if done else ''}{accuracy} on {len(splits[1])} validation images")
-    return ExitCode.PASS
+    minimum = card.budget("").teacher_min_accuracy or 0.0
+    accuracy = validation_accuracy(teach(card, splits, minimum, path), splits[1])
+    state = "already there, " if done else ""
+    show(f"{path}: {state}{units.accuracy(accuracy)} on {len(splits[1])} validation images")
+    if accuracy < minimum:
+        show(f"{path}: teacher_min_accuracy is {units.accuracy(minimum)}; remove the file to train again")
+    return ExitCode.PASS if accuracy >= minimum else ExitCode.FAIL
 
 
 def _need_training() -> None:
     for module in ("torch", "torchvision", "onnx", "onnxscript", "safetensors"):
         require(module, "train,cpu", "training")
-    import torch
-
-    if threads := os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(int(threads))
-
-
-def _absolute(path: Path | None) -> str:
-    return str(path.resolve()) if path else ""
 
 
 def _mention_unknown_budgets(card: Card, target: Target) -> None:
@@ -96,7 +90,7 @@ def _already_done(run: Run) -> int:
     header, rows = figure_rows(models)
     show(rich_table(header, rows, f"{content['card']} on {content['target']}"))
     show(f"{run.folder}: already done, verdict {content['verdict']}; --fresh starts again")
-    return {"pass": ExitCode.PASS, "fail": ExitCode.FAIL, "inconclusive": ExitCode.INCONCLUSIVE}[content["verdict"]]
+    return EXIT_CODES[content["verdict"]]
 
 
 def _show(result: Result, run: Run, seconds: float) -> None:

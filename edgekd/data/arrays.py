@@ -1,13 +1,31 @@
-"""A Split written as .npy files, which workers map into memory."""
+"""Arrays written as .npy files, which workers map into memory."""
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekd.data.images import Split
 from edgekd.run import atomic
 
-__all__ = ["keep_split"]
+__all__ = ["digest", "keep_split", "write_array"]
+
+CHUNK = 500
+
+
+def write_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: Iterable[NDArray[Any]]) -> None:
+    """Write a .npy file, atomically, from pieces along its first axis.
+
+    By plain writes: on a full disk they fail with a reason, where a memory map kills the process.
+    """
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for chunk in chunks:
+            file.write(np.ascontiguousarray(chunk, dtype=dtype).tobytes())
 
 
 def keep_split(split: Split, stem: Path) -> Path:
@@ -15,13 +33,20 @@ def keep_split(split: Split, stem: Path) -> Path:
     inputs, labels = stem.with_name(f"{stem.name}.npy"), stem.with_name(f"{stem.name}.labels.npy")
     if inputs.exists() and labels.exists():
         return inputs
-    with atomic(labels) as temporary:
-        np.save(temporary, split.labels)
-    with atomic(inputs) as temporary:
-        shape = (len(split), *split.read(np.arange(1)).shape[1:])
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-        for start in range(0, len(split), 500):
-            chosen = np.arange(start, min(start + 500, len(split)))
-            array[chosen] = split.read(chosen)
-        array.flush()
+    write_array(labels, split.labels.shape, split.labels.dtype, [split.labels])
+    shape = (len(split), *split.read(np.arange(1)).shape[1:])
+    write_array(inputs, shape, np.dtype(np.uint8), _images(split, len(split)))
     return inputs
+
+
+def _images(split: Split, count: int) -> Iterable[NDArray[np.uint8]]:
+    for start in range(0, count, CHUNK):
+        yield split.read(np.arange(start, min(start + CHUNK, count)))
+
+
+def digest(split: Split) -> str:
+    """SHA-256 of all labels and all pixels; of a set that is decoded as it is read, the first pixels only."""
+    content = hashlib.sha256(split.labels.tobytes())
+    for images in _images(split, len(split) if split.in_memory else min(len(split), CHUNK)):
+        content.update(images.tobytes())
+    return content.hexdigest()

@@ -23,22 +23,24 @@ Labels = NDArray[np.int64]
 class Split:
     """Images and labels of one part of a data set."""
 
-    def __init__(self, labels: Labels, read: Callable[[NDArray[np.int64]], Images]) -> None:
+    def __init__(self, labels: Labels, read: Callable[[NDArray[np.int64]], Images], in_memory: bool = False) -> None:
         self.labels = labels
         self.read = read
         """`read(indices)` gives images (len(indices), H, W, C) uint8."""
+        self.in_memory = in_memory
+        """Whether reading costs nothing but a copy."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, indices: NDArray[np.int64]) -> "Split":
         """The images at `indices`, numbered anew from 0."""
-        return Split(self.labels[indices], lambda chosen: self.read(indices[chosen]))
+        return Split(self.labels[indices], lambda chosen: self.read(indices[chosen]), self.in_memory)
 
 
 def in_memory(images: Images, labels: Labels) -> Split:
     """A Split over an array (n, H, W, C)."""
-    return Split(labels, lambda indices: images[indices])
+    return Split(labels, lambda indices: images[indices], in_memory=True)
 
 
 def decode(content: bytes, data: Data, where: str) -> Images:

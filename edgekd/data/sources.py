@@ -1,5 +1,6 @@
 """Where images come from; each source gives the `train` and the `test` part as a Split."""
 
+import hashlib
 import inspect
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from edgekd.data.images import Split, check_labels, decode, decoded_split, fit, 
 from edgekd.errors import ConfigError, InputError, did_you_mean, one_line
 from edgekd.imports import import_function
 
-__all__ = ["balanced_split", "load_test", "load_train_and_validation"]
+__all__ = ["balanced_split", "load_test", "load_train_and_validation", "require_test"]
 
 HELD_OUT = 0.2
 """Share set apart as test data where a set comes as one part (digits, an image folder without `train`)."""
@@ -30,6 +31,15 @@ def load_train_and_validation(card: Card, folder: Path | None) -> tuple[Split, S
             )
     rest, held = balanced_split(whole.labels, card.data.validation_fraction, card.data.validation_seed)
     return whole.subset(rest), whole.subset(held)
+
+
+def require_test(card: Card, folder: Path | None) -> None:
+    """Raise InputError if the test part is not there; nothing of it is read. Better now than after training."""
+    place = _place(card, folder)
+    if card.data.source == "parquet" and place:
+        _parquet_files(place, "test")
+    if card.data.source == "image-folder" and place:
+        _part_folder(place, "test")
 
 
 def load_test(card: Card, folder: Path | None) -> Split:
@@ -52,18 +62,27 @@ def balanced_split(
 
 def _load(card: Card, folder: Path | None, part: str) -> Split:
     data = card.data
-    place = folder if folder is not None else card.resolve(data.path) if data.path else None
-    if data.source == "digits":
-        return _digits(part)
+    place = _place(card, folder)
     if place is None:
-        raise InputError(f"{card.file}: data.path: the card names no folder for its data; give one with --data DIR")
+        return _digits(part)
     if data.source == "torchvision":
         return _torchvision(data, place, part)
     if data.source == "import":
         return _imported(card, place, part)
-    if not place.is_dir():
-        raise InputError(f"{place}: no such data folder; give the folder with --data DIR")
     return _parquet(data, place, part) if data.source == "parquet" else _image_folder(data, place, part)
+
+
+def _place(card: Card, folder: Path | None) -> Path | None:
+    """The data's folder; None for the embedded set."""
+    data = card.data
+    if data.source == "digits":
+        return None
+    if folder is None and not data.path:
+        raise InputError(f"{card.file}: data.path: the card names no folder for its data; give one with --data DIR")
+    place = folder if folder is not None else card.resolve(data.path)
+    if data.source in ("parquet", "image-folder") and not place.is_dir():
+        raise InputError(f"{place}: no such data folder; give the folder with --data DIR")
+    return place
 
 
 def _one_part(labels: NDArray[np.int64], part: str) -> NDArray[np.int64]:
@@ -87,9 +106,7 @@ def _parquet(data: Data, folder: Path, part: str) -> Split:
     import pyarrow
     import pyarrow.parquet
 
-    files = sorted(folder.glob(f"{part}*.parquet")) or sorted(folder.glob(f"data/{part}*.parquet"))
-    if not files:
-        raise InputError(f"{folder}: holds no {part}*.parquet file")
+    files = _parquet_files(folder, part)
     contents: list[bytes] = []
     names: list[str] = []
     labels: list[int] = []
@@ -119,15 +136,27 @@ def _parquet(data: Data, folder: Path, part: str) -> Split:
     return decoded_split(checked, lambda i: decode(contents[i], data, names[i]), data)
 
 
+def _parquet_files(folder: Path, part: str) -> list[Path]:
+    files = sorted(folder.glob(f"{part}*.parquet")) or sorted(folder.glob(f"data/{part}*.parquet"))
+    if not files:
+        raise InputError(f"{folder}: holds no {part}*.parquet file")
+    return files
+
+
+def _part_folder(folder: Path, part: str) -> Path:
+    """The folder with one subfolder a class; the data folder itself where there is no `train`."""
+    if not (folder / "train").is_dir():
+        return folder
+    places = {"train": [folder / "train"], "test": [folder / "test", folder / "val"]}[part]
+    root = next((place for place in places if place.is_dir()), None)
+    if root is None:
+        raise InputError(f"{folder}: has a folder 'train' but neither 'test' nor 'val'")
+    return root
+
+
 def _image_folder(data: Data, folder: Path, part: str) -> Split:
     """One subfolder a class, below `train` and `test` (or `val`); or classes straight in the folder."""
-    if (folder / "train").is_dir():
-        places = {"train": [folder / "train"], "test": [folder / "test", folder / "val"]}[part]
-        root = next((place for place in places if place.is_dir()), None)
-        if root is None:
-            raise InputError(f"{folder}: has a folder 'train' but neither 'test' nor 'val'")
-    else:
-        root = folder
+    root = _part_folder(folder, part)
     found = sorted(path.name for path in root.iterdir() if path.is_dir())
     for name in found:
         if name not in data.classes:
@@ -141,9 +170,24 @@ def _image_folder(data: Data, folder: Path, part: str) -> Split:
         files += inside
         labels += [label] * len(inside)
     every = check_labels(np.array(labels, dtype=np.int64), data.classes, str(root))
-    chosen = np.arange(len(every)) if root != folder else _one_part(every, part)
+    chosen = np.arange(len(every)) if root != folder else _by_name(files, every, part)
     kept = [files[i] for i in chosen]
     return decoded_split(every[chosen], lambda i: decode(kept[i].read_bytes(), data, str(kept[i])), data)
+
+
+def _by_name(files: list[Path], labels: NDArray[np.int64], part: str) -> NDArray[np.int64]:
+    """Test images by the hash of their names: adding or removing a file moves no other one between the parts.
+
+    Each class gives at least one: the smallest hash.
+    """
+    hashes = np.array(
+        [int.from_bytes(hashlib.sha256(f"{file.parent.name}/{file.name}".encode()).digest()[:6]) for file in files]
+    )
+    held = hashes < HELD_OUT * 2**48
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        held[members[hashes[members].argmin()]] = True
+    return np.flatnonzero(held if part == "test" else ~held)
 
 
 def _torchvision(data: Data, folder: Path, part: str) -> Split:

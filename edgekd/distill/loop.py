@@ -5,6 +5,8 @@ an undisturbed one sees. The contract holds on the same machine, torch build and
 the checkpoint stores.
 """
 
+import dataclasses
+import io
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,13 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgekd import units
+from edgekd import host, units
 from edgekd.card import Augment, Data, Training
 from edgekd.console import progress, say
 from edgekd.data.images import Split
 from edgekd.data.views import permutation, view
 from edgekd.distill.losses import Loss
-from edgekd.errors import BudgetError, ConfigError
+from edgekd.errors import BudgetError, ConfigError, InputError
 from edgekd.nets.deployed import Preprocess
 from edgekd.run import atomic, write_json
 
@@ -56,6 +58,7 @@ def train(net: nn.Module, job: Job) -> list[dict[str, float]]:
     training, where = job.training, device()
     net.to(where).to(memory_format=torch.channels_last)  # 15 % faster convolutions on a CPU
     preprocess = Preprocess(job.data).to(where)
+    whole = nn.Sequential(preprocess, net)
     optimizer = _optimizer(net, training)
     history = _resume(net, optimizer, job)
     labels = torch.from_numpy(job.train.labels)
@@ -86,7 +89,7 @@ def train(net: nn.Module, job: Job) -> list[dict[str, float]]:
         entry = {
             "epoch": epoch + 1,
             "loss": total / steps,
-            "validation_accuracy": accuracy(net, job, preprocess),
+            "validation_accuracy": accuracy(whole, job.validation, training.precision),
         }
         entry["seconds"] = time.perf_counter() - begin
         history.append(entry)
@@ -112,18 +115,16 @@ def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
     return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / rest))
 
 
-def accuracy(net: nn.Module, job: Job, preprocess: nn.Module) -> float:
-    """Share of the validation images that `net` classifies correctly, evaluation mode."""
-    where = next(net.parameters()).device
-    net.eval()
+def accuracy(module: nn.Module, split: Split, precision: str) -> float:
+    """Share of the images that `module` (uint8 (B, H, W, C) to logits) classifies correctly, evaluation mode."""
+    module.eval()
     correct = 0
-    indices = np.arange(len(job.validation))
-    with torch.no_grad(), autocast(job.training.precision):
-        for start in range(0, len(indices), 500):
-            chosen = indices[start : start + 500]
-            logits = net(preprocess(torch.from_numpy(job.validation.read(chosen)).to(where)))
-            correct += int((logits.argmax(1).cpu().numpy() == job.validation.labels[chosen]).sum())
-    return correct / len(indices)
+    with torch.no_grad(), autocast(precision):
+        for start in range(0, len(split), 500):
+            chosen = np.arange(start, min(start + 500, len(split)))
+            logits = module(torch.from_numpy(split.read(chosen)).to(device()))
+            correct += int((logits.argmax(1).cpu().numpy() == split.labels[chosen]).sum())
+    return correct / len(split)
 
 
 def device() -> torch.device:
@@ -134,8 +135,13 @@ def device() -> torch.device:
 def autocast(precision: str) -> torch.autocast:
     """bf16 for `bf16`, and for `auto` where the machine computes bf16 in hardware; else plain fp32."""
     where = device().type
-    hardware = torch.cuda.is_bf16_supported() if where == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    return torch.autocast(where, torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and hardware))
+    return torch.autocast(where, torch.bfloat16, enabled=_bf16(precision))
+
+
+def _bf16(precision: str) -> bool:
+    if precision == "auto":
+        return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
+    return precision == "bf16"
 
 
 def _optimizer(net: nn.Module, training: Training) -> torch.optim.Optimizer:
@@ -160,32 +166,41 @@ def _finite(loss: Tensor, job: Job, epoch: int, step: int) -> float:
     return value
 
 
-def _machine() -> dict[str, Any]:
-    """What a bit-for-bit resume needs to be the same."""
-    return {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": device().type}
+def _conditions(job: Job) -> dict[str, Any]:
+    """What must be the same for a resumed training to be identical: the machine, and the recipe."""
+    return {
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "device": device().type,
+        "cpu": host.machine().model,
+        "bf16": _bf16(job.training.precision),
+        "recipe": dataclasses.asdict(job.training),
+    }
 
 
 def _save(net: nn.Module, optimizer: torch.optim.Optimizer, job: Job, history: list[dict[str, float]]) -> None:
-    state = {
-        "net": net.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "history": history,
-        "machine": _machine(),
-    }
+    state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+    content = io.BytesIO()  # torch writing to a full disk ends in an error that does not say so
+    torch.save(state | {"conditions": _conditions(job)}, content)
     with atomic(job.checkpoint) as temporary:
-        torch.save(state, temporary)
+        temporary.write_bytes(content.getbuffer())
     write_json(job.checkpoint.with_name("history.json"), {"schema_version": 1, "epochs": history})
 
 
 def _resume(net: nn.Module, optimizer: torch.optim.Optimizer, job: Job) -> list[dict[str, float]]:
     if not job.checkpoint.exists():
         return []
-    state = torch.load(job.checkpoint, weights_only=True, map_location=device())
-    if state["machine"] != _machine():
-        raise ConfigError(
-            f"{job.checkpoint}: was written with {state['machine']} and this is {_machine()}; "
-            "resume where it began, or use --fresh"
-        )
+    try:
+        state = torch.load(job.checkpoint, weights_only=True, map_location=device())
+    except Exception as error:  # torch raises whatever a broken file leads it to
+        raise InputError(f"{job.checkpoint}: not a readable checkpoint; remove it to train again") from error
+    now = _conditions(job)
+    for key, value in now.items():
+        if state.get("conditions", {}).get(key) != value:
+            raise ConfigError(
+                f"{job.checkpoint}: was written with {key} = {state.get('conditions', {}).get(key)!r}, now it is "
+                f"{value!r}; resume as it began, or remove {job.checkpoint.parent} to train again"
+            )
     net.load_state_dict(state["net"])
     optimizer.load_state_dict(state["optimizer"])
     history: list[dict[str, float]] = state["history"]

@@ -13,17 +13,25 @@ from numpy.typing import NDArray
 from edgekd import units
 from edgekd.card import Card, Training
 from edgekd.console import progress, say
+from edgekd.data.arrays import write_array
 from edgekd.data.images import Split
 from edgekd.data.views import view
-from edgekd.distill.loop import Job, autocast, device, train
+from edgekd.distill.loop import Job, accuracy, autocast, device, train
 from edgekd.distill.losses import cross_entropy
 from edgekd.errors import BudgetError, InputError
 from edgekd.nets.deployed import count_macs
 from edgekd.nets.teachers import Teacher, load_teacher_file, make_teacher_net
 from edgekd.nets.weights import save_state
-from edgekd.run import atomic, write_json
+from edgekd.run import write_json
 
-__all__ = ["given_teacher", "teach", "teach_if_small", "teacher_logits", "validation_accuracy"]
+__all__ = [
+    "check_teacher",
+    "given_teacher",
+    "refuse_long_teaching",
+    "teach",
+    "teacher_logits",
+    "validation_accuracy",
+]
 
 SMALL_TRAINING_MACS = 2e14
 """What `distill` trains a teacher for by itself: about half an hour on two cores (forward and backward
@@ -38,16 +46,23 @@ def given_teacher(card: Card, file: Path | None) -> Teacher | None:
     return load_teacher_file(card, path) if path else None
 
 
-def teach_if_small(card: Card, data: tuple[Split, Split], minimum: float | None, out: Path) -> Teacher:
-    """As `teach`, but only where that takes minutes; InputError with the command to run elsewhere."""
-    if card.teacher.training is not None and not out.exists():
-        macs = 3 * count_macs(make_teacher_net(card), card.data) * len(data[0]) * card.teacher.training.epochs
-        if macs > SMALL_TRAINING_MACS:
-            raise InputError(
-                f"{card.file}: the card has no weights and training its teacher takes long ({macs:.1g} multiply-"
-                f"accumulates); run `edgekd teach` once and give its file, or your own, with --teacher FILE"
-            )
-    return teach(card, data, minimum, out)
+def _training(card: Card) -> Training:
+    if card.teacher.training is None:
+        raise InputError(
+            f"{card.file}: the card has neither weights nor [teacher.training]; give the weights with --teacher FILE"
+        )
+    return card.teacher.training
+
+
+def refuse_long_teaching(card: Card, images: int) -> None:
+    """Raise InputError with the command to run where the card's teacher cannot be trained in minutes."""
+    training = _training(card)
+    macs = 3 * count_macs(make_teacher_net(card), card.data) * images * training.epochs
+    if macs > SMALL_TRAINING_MACS:
+        raise InputError(
+            f"{card.file}: the card has no weights and training its teacher takes long ({macs:.1g} multiply-"
+            "accumulates); run `edgekd teach` once and give its file, or your own, with --teacher FILE"
+        )
 
 
 def teach(card: Card, data: tuple[Split, Split], minimum: float | None, out: Path) -> Teacher:
@@ -57,26 +72,24 @@ def teach(card: Card, data: tuple[Split, Split], minimum: float | None, out: Pat
     all. Raises BudgetError if none is good enough, InputError if the card has no recipe for a teacher.
     """
     if out.exists():
+        for scratch in out.parent.glob(f"{out.stem}-attempt-*"):  # a finished teacher needs no checkpoint
+            shutil.rmtree(scratch)
         return load_teacher_file(card, out)
-    training = card.teacher.training
-    if training is None:
-        raise InputError(
-            f"{card.file}: the card has neither weights nor [teacher.training]; give the weights with --teacher FILE"
-        )
+    training = _training(card)
     best = 0.0
     for attempt in range(card.teacher.attempts):
         epochs = training.epochs * 2**attempt
         longer = dataclasses.replace(training, epochs=epochs)
-        accuracy = _attempt(card, data, longer, out, out.parent / f"{out.stem}-attempt-{attempt + 1}", minimum)
-        if minimum is None or accuracy >= minimum:
-            return load_teacher_file(card, out)
-        best = max(best, accuracy)
-        say(f"teacher: {units.accuracy(accuracy)} after {epochs} epochs, {units.accuracy(minimum)} wanted")
+        reached = _attempt(card, data, longer, out, out.parent / f"{out.stem}-attempt-{attempt + 1}", minimum)
+        if minimum is None or reached >= minimum:
+            return teach(card, data, minimum, out)
+        best = max(best, reached)
+        say(f"teacher: {units.accuracy(reached)} after {epochs} epochs, {units.accuracy(minimum)} wanted")
     assert minimum is not None  # otherwise the first attempt was good enough
     raise BudgetError(
         f"the teacher reaches {units.accuracy(best)} on validation data in {card.teacher.attempts} attempts, "
         f"teacher_min_accuracy is {units.accuracy(minimum)}; train longer ([teacher.training] epochs), take a larger "
-        "[teacher] shape, or lower the limit with --budget teacher_min_accuracy=…"
+        "[teacher] shape, or lower teacher_min_accuracy"
     )
 
 
@@ -98,26 +111,30 @@ def _attempt(
         checkpoint=scratch / "checkpoint.pt",
     )
     history = train(net, job)
-    accuracy = history[-1]["validation_accuracy"]
-    if minimum is None or accuracy >= minimum:
+    reached = history[-1]["validation_accuracy"]
+    if minimum is None or reached >= minimum:
         write_json(out.with_name(f"{out.stem}-history.json"), {"schema_version": 1, "epochs": history})
         save_state(net, out, {"card": card.name})
-        shutil.rmtree(scratch)
-    return accuracy
+    return reached
 
 
-def validation_accuracy(teacher: Teacher, validation: Split, precision: str = "fp32") -> float:
-    """Share of the validation images the teacher classifies correctly."""
-    where = device()
-    teacher.module.to(where).to(memory_format=torch.channels_last)
-    correct = 0
-    with torch.no_grad(), autocast(precision):
-        for start in range(0, len(validation), 500):
-            chosen = np.arange(start, min(start + 500, len(validation)))
-            logits = teacher.module(torch.from_numpy(validation.read(chosen)).to(where))
-            correct += int((logits.argmax(1).cpu().numpy() == validation.labels[chosen]).sum())
+def validation_accuracy(teacher: Teacher, validation: Split) -> float:
+    """Share of the validation images the teacher classifies correctly, in fp32."""
+    teacher.module.to(device()).to(memory_format=torch.channels_last)
+    result = accuracy(teacher.module, validation, "fp32")
     teacher.module.to("cpu")
-    return correct / len(validation)
+    return result
+
+
+def check_teacher(teacher: Teacher, validation: Split, minimum: float | None) -> None:
+    """Raise BudgetError if the teacher stays below `minimum` on validation data."""
+    reached = validation_accuracy(teacher, validation)
+    if minimum is not None and reached < minimum:
+        raise BudgetError(
+            f"{teacher.file}: the teacher reaches {units.accuracy(reached)} on validation data, "
+            f"teacher_min_accuracy is {units.accuracy(minimum)}; are data, classes and normalization the ones it was "
+            "trained with?"
+        )
 
 
 def teacher_logits(card: Card, teacher: Teacher, images: Split, folder: Path) -> Callable[[int], NDArray[np.float32]]:
@@ -133,8 +150,7 @@ def teacher_logits(card: Card, teacher: Teacher, images: Split, folder: Path) ->
             values = _compute(card, teacher, images, k)
             if (seconds := time.perf_counter() - begin) > 5:
                 say(f"teacher: logits of view {k + 1}/{card.recipe.views} in {units.duration(seconds)}")
-            with atomic(path) as temporary:
-                np.save(temporary, values)
+            write_array(path, values.shape, values.dtype, [values])
         logits: NDArray[np.float32] = np.load(path, mmap_mode="r")
         return logits
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -22,7 +23,7 @@ from edgekd.nets.deployed import Deployed
 from edgekd.run import atomic
 from edgekd.target import Target
 
-__all__ = ["Parity", "export", "parity", "quiet_export", "save_model"]
+__all__ = ["Parity", "cpu_logits", "export", "parity", "quiet_export", "save_model"]
 
 MAX_RELATIVE_DIFFERENCE = 1e-3
 """Largest |torch − ONNX Runtime| over the largest |torch| logit; 5e-7 is usual for fp32."""
@@ -117,6 +118,13 @@ def quiet_export() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def cpu_logits(file: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The file's logits (n, C) on the CPU provider, whatever the target: parity is about the file."""
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    logits: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: images})[0]
+    return logits
 
 
 def parity(net: nn.Module, card: Card, images: NDArray[np.uint8], logits: NDArray[np.float32]) -> Parity:

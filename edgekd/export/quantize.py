@@ -38,7 +38,8 @@ BATCH = 32
 class _Images(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
     def __init__(self, name: str, images: NDArray[np.uint8]) -> None:
         self.batches: Iterator[NDArray[np.uint8]] = iter(
-            [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+            # Equal batches: two of the calibration methods cannot take a smaller last one.
+            [images[start : start + BATCH] for start in range(0, max(1, len(images) - BATCH + 1), BATCH)]
         )
         self.name = name
 

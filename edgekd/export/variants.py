@@ -1,4 +1,4 @@
-"""One fp32 export in every precision the target may run."""
+"""The files to bench: the teacher, and the student in every precision the target may run."""
 
 import warnings
 from pathlib import Path
@@ -6,13 +6,55 @@ from pathlib import Path
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from torch import nn
 
+from edgekd.bench.measure import Subject
+from edgekd.card import Card
+from edgekd.data.images import Split
 from edgekd.errors import ModelError, one_line
-from edgekd.export.onnx import save_model
+from edgekd.export.onnx import export, save_model
 from edgekd.export.quantize import quantize
+from edgekd.export.teacher import export_teacher
+from edgekd.nets.deployed import count_macs, count_params
+from edgekd.nets.teachers import Teacher
+from edgekd.run import Run
 from edgekd.target import Precision, Target
 
-__all__ = ["make_variant"]
+__all__ = ["calibration_images", "export_variants", "make_variant", "precision_of"]
+
+
+def calibration_images(train: Split, count: int) -> NDArray[np.uint8]:
+    """`count` training images (n, H, W, C), spread evenly over the set."""
+    return train.read(np.linspace(0, len(train) - 1, min(count, len(train))).astype(np.int64))
+
+
+def export_variants(
+    card: Card, target: Target, teacher: Teacher, net: nn.Module, calibration: NDArray[np.uint8], run: Run
+) -> list[Subject]:
+    """The teacher, the student in fp32, and the student in every other precision of the target; kept if there."""
+    teacher_onnx, fp32 = run.exported / "teacher-fp32.onnx", run.exported / "student-fp32.onnx"
+    export_teacher(teacher, card, target, teacher_onnx)
+    if not fp32.exists():
+        export(net, card, target, fp32, {"trained": "distilled", "teacher": teacher.file.name})
+    own = teacher.net
+    subjects = [
+        Subject(
+            name="teacher",
+            file=teacher_onnx,
+            precision="fp32",
+            params=count_params(own) if own else None,
+            macs=count_macs(own, card.data) if own else None,
+        )
+    ]
+    others: list[Precision] = [precision for precision in target.precisions if precision != "fp32"]
+    precisions: list[Precision] = ["fp32", *others]
+    for precision in precisions:
+        file = run.exported / f"student-{precision}.onnx"
+        if not file.exists():
+            make_variant(fp32, precision, target, calibration, file)
+        params, macs = count_params(net), count_macs(net, card.data)
+        subjects.append(Subject(name=f"student {precision}", file=file, precision=precision, params=params, macs=macs))
+    return subjects
 
 
 def make_variant(fp32: Path, precision: Precision, target: Target, images: NDArray[np.uint8], path: Path) -> None:
@@ -26,6 +68,15 @@ def make_variant(fp32: Path, precision: Precision, target: Target, images: NDArr
         _half(fp32, path)
     else:
         save_model(onnx.load(fp32), path)
+
+
+def precision_of(file: Path) -> Precision:
+    """The precision of any ONNX file, told by its nodes and weights."""
+    model = onnx.load(file)
+    if any(node.op_type in ("DequantizeLinear", "QLinearConv", "QLinearMatMul") for node in model.graph.node):
+        return "int8"
+    halves = any(weights.data_type == onnx.TensorProto.FLOAT16 for weights in model.graph.initializer)
+    return "fp16" if halves else "fp32"
 
 
 def _half(fp32: Path, path: Path) -> None:

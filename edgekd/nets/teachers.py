@@ -39,9 +39,10 @@ class OnnxNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = images if self.takes_uint8 else self.preprocess(images)
-        feeds = {self.session.get_inputs()[0].name: x.cpu().numpy()}
-        (logits,) = self.session.run([self.session.get_outputs()[0].name], feeds)
-        return torch.from_numpy(np.asarray(logits, dtype=np.float32))
+        own, name = self.session.get_inputs()[0], self.session.get_outputs()[0].name
+        parts = x.cpu().split(1) if own.shape[0] == 1 else [x.cpu()]  # exported for one image: one by one
+        answers = [self.session.run([name], {own.name: part.numpy()})[0] for part in parts]
+        return torch.from_numpy(np.concatenate(answers).astype(np.float32, copy=False))
 
 
 def _open(path: Path) -> "onnxruntime.InferenceSession":

@@ -20,7 +20,7 @@ def save_state(net: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     """The network's state dict as safetensors, written atomically; equal weights give equal bytes."""
     state = {name: tensor.detach().contiguous() for name, tensor in net.state_dict().items()}
     with atomic(path) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata)
+        temporary.write_bytes(safetensors.torch.save(state, metadata))
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -10,17 +10,10 @@ from edgekd.figures import BUDGETED, Figure, ModelFigures
 from edgekd.search.candidates import Candidate
 from edgekd.target import Target
 
-__all__ = ["choose_shape", "choose_variant", "effective_budget"]
+__all__ = ["choose_shape", "choose_variant"]
 
 BEFORE_TRAINING = ("latency_p50_ms", "size_kb", "peak_memory_mb")
 """Budgets an untrained network already meets or misses."""
-
-
-def effective_budget(budget: Budget, target: Target) -> Budget:
-    """The budget, tightened to the ceilings of the device."""
-    ceilings = dataclasses.asdict(target.limits)
-    tightened = {key: min(limit, getattr(budget, key) or limit) for key, limit in ceilings.items() if limit is not None}
-    return dataclasses.replace(budget, **tightened)
 
 
 def choose_shape(candidates: list[Candidate], budget: Budget) -> Candidate:
@@ -30,6 +23,8 @@ def choose_shape(candidates: list[Candidate], budget: Budget) -> Candidate:
     is unknown excludes nothing. Raises BudgetError naming the limiting budget and the nearest candidates.
     """
     early = Budget(**{key: getattr(budget, key) for key in BEFORE_TRAINING})
+    if budget.latency_p95_ms is not None:  # half of all calls are slower than the p50, so it must not exceed it either
+        early = dataclasses.replace(early, latency_p50_ms=min(budget.latency_p95_ms, early.latency_p50_ms or 1e9))
     fitting = [c for c in candidates if any(not _missed(f, early) for f in c.precisions.values())]
     if not fitting:
         raise BudgetError(_infeasible(candidates, early))
@@ -74,34 +69,45 @@ def _infeasible(candidates: list[Candidate], budget: Budget) -> str:
 
 
 def choose_variant(
-    variants: list[ModelFigures], teacher_accuracy: Figure, budget: Budget, target: Target
+    variants: list[ModelFigures], teacher_accuracy: Figure | None, budget: Budget, target: Target
 ) -> tuple[ModelFigures, str]:
     """The file to ship, and why; `variants` are in the target's precisions, with accuracy on validation data.
 
-    Where the target's time is measured, int8 (or fp16) is shipped only when it is faster or a budget needs
-    it; elsewhere the first of the target's precisions that meets the budget is. If none does, the one that
-    misses the fewest budgets is.
+    `teacher_accuracy` is None where the teacher may have learnt the validation data. Where the target's time is
+    measured, int8 (or fp16) is shipped only when it is faster beyond the spread of its processes, or a budget needs
+    it; elsewhere the first of the target's precisions that meets the budget. If none does, the one that misses least.
     """
     budget = dataclasses.replace(budget, teacher_min_accuracy=None)  # the same for all of them
+    if teacher_accuracy is None:
+        budget = dataclasses.replace(budget, max_accuracy_drop=None)
     verdicts = {v.precision: judge(_points(budget_figures(v, teacher_accuracy)), budget, True) for v in variants}
-    fewest = min(_fails(verdict) for verdict in verdicts.values())
-    fitting = [v for v in variants if _fails(verdicts[v.precision]) == fewest]
+    fewest = min(len(_fails(verdict)) for verdict in verdicts.values())
+    fitting = [v for v in variants if len(_fails(verdicts[v.precision])) == fewest]
+    word = "that fits" if fewest == 0 else "of those that miss least"
     if not target.measurable:
         chosen = min(fitting, key=lambda v: target.precisions.index(v.precision))
-        return chosen, f"{chosen.precision} is the first precision of target {target.name} that fits best"
+        return chosen, f"{chosen.precision} is the first precision of target {target.name} {word}"
     if len(fitting) == 1 and len(variants) > 1:
-        missed = [
-            line.text
-            for v in variants
-            if v not in fitting
-            for line in verdicts[v.precision].lines
-            if line.outcome == "fail"
-        ]
-        return fitting[0], f"{fitting[0].precision} meets what another precision misses ({'; '.join(missed)})"
-    chosen = min(fitting, key=lambda v: v.latency_p50_ms.value or 0)
+        chosen, own = fitting[0], _fails(verdicts[fitting[0].precision])
+        lines = [line for v in variants if v is not chosen for line in verdicts[v.precision].lines]
+        missed = "; ".join(line.text for line in lines if line.outcome == "fail" and line.key not in own)
+        return chosen, f"{chosen.precision} meets what another precision misses ({missed})"
+    chosen = max(fitting, key=lambda v: v.precision == "fp32")
+    for other in fitting:
+        if _surely_faster(other, chosen):
+            chosen = other
     times = ", ".join(f"{v.precision} {units.milliseconds(v.latency_p50_ms.value or 0)}" for v in fitting)
-    return chosen, f"{chosen.precision} is the fastest that fits ({times})"
+    reason = "is not surely slower" if chosen.precision == "fp32" else "is faster"
+    return chosen, f"{chosen.precision} {reason}, and the best {word} ({times})"
 
 
-def _fails(verdict: Verdict) -> int:
-    return sum(line.outcome == "fail" for line in verdict.lines)
+def _surely_faster(one: ModelFigures, other: ModelFigures) -> bool:
+    """Whether the slowest process of one was faster than the fastest of the other."""
+    slowest, fastest = one.latency_p50_ms, other.latency_p50_ms
+    high = slowest.value if slowest.high is None else slowest.high
+    low = fastest.value if fastest.low is None else fastest.low
+    return high is not None and low is not None and high < low
+
+
+def _fails(verdict: Verdict) -> list[str]:
+    return [line.key for line in verdict.lines if line.outcome == "fail"]

@@ -78,3 +78,11 @@ def test_accuracy_drop_is_in_points_below_the_teacher() -> None:
     assert figures["max_accuracy_drop"].value == pytest.approx(1.89)
     assert figures["size_kb"].value == 27.75
     assert "max_accuracy_drop" not in budget_figures(model)
+
+
+def test_unknown_latency_can_be_left_unjudged_but_stays_in_sight() -> None:
+    budget = Budget(latency_p50_ms=1, latency_p95_ms=2, size_kb=6)
+    verdict = judge({"size_kb": Figure(5, "exact")}, budget, True, latency_must_be_known=False)
+    assert [line.outcome for line in verdict.lines] == ["not judged", "not judged", "pass"]
+    assert (verdict.outcome, verdict.exit_code) == ("pass", ExitCode.PASS)
+    assert "latency p95 unknown ≤ 2.00 ms: not judged" in verdict.reasons[1]

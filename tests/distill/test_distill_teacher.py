@@ -14,7 +14,7 @@ from edgekd.card import Teacher as TeacherOfCard
 from edgekd.data.images import Split, in_memory
 from edgekd.data.sources import load_train_and_validation
 from edgekd.data.views import view
-from edgekd.distill.teacher import given_teacher, teach, teach_if_small, teacher_logits, validation_accuracy
+from edgekd.distill.teacher import given_teacher, refuse_long_teaching, teach, teacher_logits, validation_accuracy
 from edgekd.errors import BudgetError, InputError
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.teachers import Teacher, make_teacher_net
@@ -121,7 +121,7 @@ def test_below_the_minimum_it_trains_again_with_twice_the_epochs(not_enough: tup
     best = max(history[-1] for history in histories)
     assert message.startswith(f"the teacher reaches {100 * best:.2f} % on validation data in 2 attempts, ")
     assert "teacher_min_accuracy is 150.00 %" in message
-    for advice in ("[teacher.training] epochs", "[teacher] shape", "--budget teacher_min_accuracy"):
+    for advice in ("[teacher.training] epochs", "[teacher] shape", "lower teacher_min_accuracy"):
         assert advice in message
 
 
@@ -144,29 +144,28 @@ def test_a_finished_teacher_is_only_loaded(data: tuple[Split, Split], tmp_path: 
     net = make_teacher_net(card)
     save_state(net, out, {})
     before = out.read_bytes()
-    for teacher in (teach(card, data, 1.5, out), teach_if_small(card, data, 1.5, out)):
-        assert teacher.net is not None
-        assert torch.equal(teacher.net.state_dict()["0.weight"], net.state_dict()["0.weight"])
+    teacher = teach(card, data, 1.5, out)
+    assert teacher.net is not None
+    assert torch.equal(teacher.net.state_dict()["0.weight"], net.state_dict()["0.weight"])
     assert out.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["teacher.safetensors"]
 
 
 def test_a_card_without_weights_and_without_training(data: tuple[Split, Split], tmp_path: Path) -> None:
     card = dataclasses.replace(DIGITS, teacher=dataclasses.replace(DIGITS.teacher, training=None))
-    for function in (teach, teach_if_small):
+    for call in (lambda: teach(card, data, None, tmp_path / "t.safetensors"), lambda: refuse_long_teaching(card, 9)):
         with pytest.raises(InputError) as caught:
-            function(card, data, None, tmp_path / "t.safetensors")
+            call()
         assert str(caught.value) == (
             f"{card.file}: the card has neither weights nor [teacher.training]; give the weights with --teacher FILE"
         )
 
 
-def test_a_teacher_that_takes_hours_is_not_trained_by_the_way(tmp_path: Path) -> None:
+def test_a_teacher_that_takes_hours_is_not_trained_by_the_way() -> None:
     card = load_card("cifar10")  # ResNet-56, 160 epochs
-    split = Split(np.zeros(45_000, np.int64), lambda _: pytest.fail("the images were read"))
     with pytest.raises(InputError, match=r"training its teacher takes long \(3e\+15 .*`edgekd teach`.*--teacher FILE"):
-        teach_if_small(card, (split, split), None, tmp_path / "t.safetensors")
-    assert list(tmp_path.iterdir()) == []
+        refuse_long_teaching(card, 45_000)
+    refuse_long_teaching(DIGITS, 1_222)
 
 
 def test_a_given_file_wins_over_the_cards(tmp_path: Path) -> None:

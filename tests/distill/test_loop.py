@@ -19,7 +19,7 @@ from edgekd.data.sources import load_train_and_validation
 from edgekd.data.views import permutation, view
 from edgekd.distill.loop import Job, accuracy, batches, learning_rate, train
 from edgekd.distill.losses import Loss, cross_entropy, distillation
-from edgekd.errors import BudgetError, ConfigError
+from edgekd.errors import BudgetError, ConfigError, InputError
 from edgekd.nets.deployed import Preprocess
 from edgekd.nets.families import make
 
@@ -103,14 +103,13 @@ def test_the_learning_rate_without_warm_up_and_with_a_part_of_an_epoch() -> None
     assert [learning_rate(half, step, 4) for step in range(3)] == pytest.approx([1 / 3, 2 / 3, 1.0])
 
 
-def test_accuracy_counts_the_validation_images(digits: tuple[Split, Split], tmp_path: Path) -> None:
+def test_accuracy_counts_the_validation_images(digits: tuple[Split, Split]) -> None:
     net = small_net("convnet").eval()
-    job = make_job(digits, tmp_path, Training(epochs=1))
     images = digits[1].read(np.arange(60)).astype(np.float32).transpose(0, 3, 1, 2)
     normal = (images / 255 - CARD.data.mean[0]) / CARD.data.std[0]
     with torch.no_grad():
         expected = (net(torch.from_numpy(normal)).argmax(1).numpy() == digits[1].labels).mean()
-    assert accuracy(net.train(), job, Preprocess(CARD.data)) == pytest.approx(expected)
+    assert accuracy(nn.Sequential(Preprocess(CARD.data), net.train()), digits[1], "fp32") == pytest.approx(expected)
     assert not net.training
 
 
@@ -299,10 +298,20 @@ def test_a_checkpoint_of_another_thread_count_is_refused(
     with pytest.raises(ConfigError) as caught:
         train(small_net("convnet"), make_job(digits, tmp_path, training))
     text = str(caught.value)
-    assert text.startswith(f"{tmp_path / 'checkpoint.pt'}: was written with ")
-    assert f"'threads': {threads}" in text.partition(" and this is ")[0]
-    assert f"'threads': {threads + 1}" in text.partition(" and this is ")[2]
-    assert text.endswith("; resume where it began, or use --fresh")
+    assert text == (
+        f"{tmp_path / 'checkpoint.pt'}: was written with threads = {threads}, now it is {threads + 1}; "
+        f"resume as it began, or remove {tmp_path} to train again"
+    )
+
+
+def test_a_checkpoint_of_another_recipe_or_a_broken_one_is_refused(digits: tuple[Split, Split], tmp_path: Path) -> None:
+    train(small_net("convnet"), make_job(digits, tmp_path, Training(epochs=1, batch_size=64, learning_rate=0.05)))
+    other = make_job(digits, tmp_path, Training(epochs=1, batch_size=64, learning_rate=0.01))
+    with pytest.raises(ConfigError, match=r"was written with recipe = .*0\.05.*now it is .*0\.01"):
+        train(small_net("convnet"), other)
+    (tmp_path / "checkpoint.pt").write_bytes(b"half a file")
+    with pytest.raises(InputError, match=r"checkpoint\.pt: not a readable checkpoint"):
+        train(small_net("convnet"), other)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -151,12 +151,21 @@ def test_inputs_that_are_no_images_are_told(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("batch", "last"), [(1, (1, 8, 8)), ("n", (1, 4, 16))], ids=["batch", "size"])
+@pytest.mark.parametrize(("batch", "last"), [(3, (1, 8, 8)), ("n", (1, 4, 16))], ids=["batch", "size"])
 def test_an_onnx_teacher_of_another_size_is_told(tmp_path: Path, batch: str | int, last: tuple[int, ...]) -> None:
     path = tmp_path / "teacher.onnx"
     write_onnx(path, trained_net(), None, batch=batch, last=last)
     with pytest.raises(InputError, match=r"teacher\.onnx"):
         load_teacher_file(LINEAR, path)
+
+
+def test_an_onnx_teacher_exported_for_one_image_takes_them_one_by_one(tmp_path: Path) -> None:
+    write_onnx(tmp_path / "many.onnx", trained_net(), None)
+    write_onnx(tmp_path / "one.onnx", trained_net(), None, batch=1)
+    images = torch.randint(0, 256, (5, 8, 8, 1), dtype=torch.uint8)
+    many, one = (load_teacher_file(LINEAR, tmp_path / name).module(images) for name in ("many.onnx", "one.onnx"))
+    assert one.shape == (5, 10)
+    assert torch.allclose(one, many, atol=1e-5)
 
 
 def test_a_network_too_deep_for_the_images_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,11 @@ import pytest
 
 from edgekd import host
 from edgekd.card import Budget
+from edgekd.check.judge import effective_budget
 from edgekd.errors import BudgetError
 from edgekd.figures import Figure, ModelFigures
 from edgekd.search.candidates import Candidate
-from edgekd.search.choose import choose_shape, choose_variant, effective_budget
+from edgekd.search.choose import choose_shape, choose_variant
 from edgekd.target import Limits, Target, load_target
 
 
@@ -81,7 +82,7 @@ def variant(precision: str, ms: float | None, kb: float, accuracy: float) -> Mod
         size_bytes=round(1000 * kb),
         precision=precision,
         accuracy=Figure(accuracy, "measured"),
-        latency_p50_ms=Figure(ms, "measured" if ms else "unknown"),
+        latency_p50_ms=Figure(ms, "measured", 0.95 * ms, 1.05 * ms) if ms else Figure(),
     )
 
 
@@ -91,12 +92,13 @@ TEACHER = Figure(0.95, "measured")
 @pytest.mark.parametrize(
     ("int8", "budget", "shipped", "why"),
     [
-        ((0.5, 30, 0.93), Budget(), "int8", "fastest"),
-        ((1.5, 30, 0.93), Budget(), "fp32", "fastest"),
+        ((0.5, 30, 0.93), Budget(), "int8", "is faster"),
+        ((1.5, 30, 0.93), Budget(), "fp32", "not surely slower"),
+        ((0.97, 30, 0.93), Budget(), "fp32", "not surely slower"),  # within the spread of the processes
         ((1.5, 30, 0.93), Budget(size_kb=50), "int8", "file size"),
         ((0.5, 30, 0.85), Budget(min_accuracy=0.9), "fp32", "accuracy"),
         ((0.5, 30, 0.93), Budget(max_accuracy_drop=1.5), "fp32", "accuracy drop"),
-        ((0.5, 30, 0.93), Budget(teacher_min_accuracy=0.99), "int8", "fastest"),
+        ((0.5, 30, 0.93), Budget(teacher_min_accuracy=0.99), "int8", "is faster"),
     ],
 )
 def test_int8_is_shipped_when_faster_or_needed(target, int8, budget, shipped, why) -> None:
@@ -120,3 +122,25 @@ def test_the_device_tightens_the_budget(target: Target) -> None:
     budget = effective_budget(Budget(size_kb=50), limited)
     assert (budget.size_kb, budget.peak_memory_mb) == (50, 200)
     assert effective_budget(Budget(size_kb=500), limited).size_kb == 100
+
+
+def test_a_teacher_that_may_know_the_images_is_no_measure(target: Target) -> None:
+    variants = [variant("fp32", 1.0, 100, 0.94), variant("int8", 0.5, 30, 0.93)]
+    learnt = Figure(0.999, "measured")
+    assert choose_variant(variants, None, Budget(max_accuracy_drop=3), target)[0].precision == "int8"
+    chosen, why = choose_variant(variants, learnt, Budget(max_accuracy_drop=3), target)
+    assert "of those that miss least" in why
+    assert chosen.precision == "int8"
+
+
+def test_only_what_the_chosen_one_meets_is_its_reason(target: Target) -> None:
+    variants = [variant("fp32", 1.0, 100, 0.85), variant("int8", 0.5, 30, 0.84)]
+    chosen, why = choose_variant(variants, TEACHER, Budget(size_kb=50, min_accuracy=0.9), target)
+    assert chosen.precision == "int8"
+    assert "file size" in why
+    assert "accuracy" not in why
+
+
+def test_an_impossible_p95_is_seen_before_training() -> None:
+    with pytest.raises(BudgetError, match=r"latency p50 ≤ 0\.100 ms"):
+        choose_shape([SMALL, LARGE], Budget(latency_p95_ms=0.1))

@@ -1,0 +1,24 @@
+"""What a run leaves for its reader."""
+
+import shutil
+from collections.abc import Sequence
+
+from edgekd.report.plot import plot_run
+from edgekd.report.tables import markdown_report
+from edgekd.result import Result, write_result
+from edgekd.run import Run, atomic
+from edgekd.search.candidates import Candidate
+
+__all__ = ["write_reports"]
+
+
+def write_reports(result: Result, candidates: Sequence[Candidate], run: Run) -> None:
+    """The chosen file, the picture, `report.md` and, last, `result.json`: with it the run is finished."""
+    chosen = next(model for model in result.models if model.name == result.chosen)
+    with atomic(run.model) as temporary:
+        shutil.copyfile(run.exported / chosen.file, temporary)
+    title = f"{result.card} on {result.target}: {result.verdict.outcome}"
+    plot_run(result.models, candidates, title, run.folder / "figures.png")
+    with atomic(run.folder / "report.md") as temporary:
+        temporary.write_text(markdown_report(result, "figures.png"), encoding="utf-8")
+    write_result(result, run.result)
