@@ -2,6 +2,9 @@
 
 import errno
 import json
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,3 +135,19 @@ def test_a_full_disk_is_one_line(cli: Cli, tiny_card: Path, tmp_path: Path, monk
     monkeypatch.setattr("edgekd.run.os.fsync", full)
     assert_refused(cli("distill", "tiny.toml", "-t", "cpu-x86"), "no space left on the device")
     assert [path.name for path in (tmp_path / "runs" / "tiny@cpu-x86").iterdir()] == [".lock"]
+
+
+def test_a_file_that_cannot_be_written_whole_is_one_line(tiny_card: Path, tmp_path: Path) -> None:
+    """A real limit on file sizes stands in for a full disk; it ends plain writes and would kill a memory map."""
+    command = [sys.executable, "-m", "edgekd", "distill", "tiny.toml", "-t", "cpu-x86"]
+    limit = 6_000  # bytes: run.json fits, the validation images do not
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert_refused(done, "File too large")
+    run = tmp_path / "runs" / "tiny@cpu-x86"
+    assert sorted(path.name for path in run.rglob("*")) == [".lock", "data", "run.json", "validation.labels.npy"]
