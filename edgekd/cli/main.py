@@ -157,6 +157,8 @@ def main() -> None:
     debug = "--debug" in arguments
     try:
         code = app([a for a in arguments if a != "--debug"], standalone_mode=False)
+        if code == ExitCode.INTERRUPTED:  # some versions of typer turn the interrupt into this
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else ExitCode.PASS)
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; the same command goes on where it stopped", debug)
