@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_the_example_card_is_one(tmp_path: Path) -> None:
     (example,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
     path = tmp_path / "parts.toml"
-    path.write_text('title = "Parts"\n' + example, encoding="utf-8")
+    path.write_text(example, encoding="utf-8")
     card = load_card(str(path))
     assert card.data.classes == ("bolt", "nut", "washer")
     assert card.budget("cpu-arm").size_kb == 1500
