@@ -69,6 +69,7 @@ def write_result(result: Result, path: Path) -> None:
                 "outcome": line.outcome,
                 "provenance": line.figure.provenance,
                 "reason": line.reason,
+                "text": line.text,
             }
             for line in result.verdict.lines
         ],

@@ -157,7 +157,12 @@ def open_run(
         wanted = _snapshot(card, target, budget, files)
         if path.exists():
             _refuse_changes(folder, read_json(path), wanted)
-        yield Run(folder, wanted)
+        try:
+            yield Run(folder, wanted)
+        finally:
+            if [entry.name for entry in folder.iterdir()] == [".lock"]:  # it failed before it began
+                (folder / ".lock").unlink()
+                folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -161,7 +161,7 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else ExitCode.PASS)
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; the same command goes on where it stopped", debug)
+        _complain("interrupted; `distill` and `teach` go on where they stopped when run again", debug)
         sys.exit(ExitCode.INTERRUPTED)
     except EdgekdError as error:
         _complain(str(error), debug)

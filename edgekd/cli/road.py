@@ -88,7 +88,12 @@ def _mention_unknown_budgets(card: Card, target: Target) -> None:
 def _already_done(run: Run) -> int:
     content, models = read_models(run.result)
     header, rows = figure_rows(models)
-    show(rich_table(header, rows, f"{content['card']} on {content['target']}"))
+    show(rich_table(header, rows, f"{content['card']} on {content['target']}, {content['test_images']} test images"))
+    for text in [entry["text"] for entry in content["budget"]]:
+        show(f"  {text}")
+    for remark in [*notes(models), *content["notes"]]:
+        show(f"  note: {remark}")
+    show(f"  shipped: {content['chosen']}, because {content['why_chosen']}")
     show(f"{run.folder}: already done, verdict {content['verdict']}; --fresh starts again")
     return EXIT_CODES[content["verdict"]]
 

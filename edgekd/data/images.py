@@ -52,7 +52,9 @@ def decode(content: bytes, data: Data, where: str) -> Images:
     try:
         with Image.open(io.BytesIO(content)) as image:
             return fit(image, data)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except UnidentifiedImageError:
+        raise InputError(f"{where}: the image does not decode: no known format; mend or remove it") from None
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{where}: the image does not decode: {one_line(error, 120)}; mend or remove it") from error
 
 

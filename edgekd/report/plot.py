@@ -63,5 +63,6 @@ def _draw(axes: "Axes", models: Sequence[ModelFigures], candidates: Sequence[Can
     axes.set_xlabel(label)
     axes.set_ylabel("top-1 accuracy on test data, %")
     axes.margins(x=0.2, y=0.35)
+    axes.set_ylim(top=min(axes.get_ylim()[1], 101))  # accuracy ends at 100 %
     axes.grid(True, which="both", alpha=0.25)
     axes.legend(loc="best", fontsize="small")

@@ -25,7 +25,7 @@ _FIGURES: list[tuple[str, Callable[[ModelFigures], Figure], Callable[[float], st
     ("latency p50", lambda m: m.latency_p50_ms, units.milliseconds, True),
     ("latency p95", lambda m: m.latency_p95_ms, units.milliseconds, True),
     ("latency p99", lambda m: m.latency_p99_ms, units.milliseconds, True),
-    ("throughput per second, from p50", lambda m: m.throughput_per_s, units.count, True),
+    ("images per second, from p50", lambda m: m.throughput_per_s, units.count, True),
     ("load time", lambda m: m.load_ms, units.milliseconds, True),
     ("peak memory", lambda m: m.peak_memory_mb, lambda mb: units.bytes_(mb * 1e6), True),
 ]
@@ -127,7 +127,7 @@ def markdown_report(result: Result, picture: str | None) -> str:
         f"The file is `model.onnx` ({result.chosen}): {result.why_chosen}. "
         f"Student: {shape}, chosen among {result.candidates} candidates before training.",
         markdown_table(header, rows),
-        f"Accuracy on {result.test_images} test images; the test set was read {result.test_reads} time(s). "
+        f"Accuracy on {result.test_images} test images; readings of the test set: {result.test_reads}. "
         f"Against torch on {result.parity['images']} real images the fp32 export differs by at most "
         f"{result.parity['max_abs']:.2g} ({result.parity['relative']:.2g} of the largest logit), same class "
         f"{100 * result.parity['argmax_agreement']:.2f} %.",

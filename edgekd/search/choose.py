@@ -88,17 +88,23 @@ def choose_variant(
         chosen = min(fitting, key=lambda v: target.precisions.index(v.precision))
         return chosen, f"{chosen.precision} is the first precision of target {target.name} {word}"
     if len(fitting) == 1 and len(variants) > 1:
-        chosen, own = fitting[0], _fails(verdicts[fitting[0].precision])
-        lines = [line for v in variants if v is not chosen for line in verdicts[v.precision].lines]
-        missed = "; ".join(line.text for line in lines if line.outcome == "fail" and line.key not in own)
-        return chosen, f"{chosen.precision} meets what another precision misses ({missed})"
+        return fitting[0], _misses_less(fitting[0], verdicts)
     chosen = max(fitting, key=lambda v: v.precision == "fp32")
     for other in fitting:
         if _surely_faster(other, chosen):
             chosen = other
     times = ", ".join(f"{v.precision} {units.milliseconds(v.latency_p50_ms.value or 0)}" for v in fitting)
-    reason = "is not surely slower" if chosen.precision == "fp32" else "is faster"
-    return chosen, f"{chosen.precision} {reason}, and the best {word} ({times})"
+    fastest = all(v is chosen or _surely_faster(chosen, v) for v in fitting)
+    return chosen, f"{chosen.precision} is {'the fastest' if fastest else 'as fast as any'} {word} ({times})"
+
+
+def _misses_less(chosen: ModelFigures, verdicts: dict[str, Verdict]) -> str:
+    """Why the only one left is shipped, and what it misses itself."""
+    own = _fails(verdicts[chosen.precision])
+    lines = [line for precision, verdict in verdicts.items() if precision != chosen.precision for line in verdict.lines]
+    missed = "; ".join(line.text for line in lines if line.outcome == "fail" and line.key not in own)
+    reason = f"on validation data {chosen.precision} meets what another precision misses ({missed})"
+    return f"{reason}, though not {' and '.join(BUDGETED[key] for key in own)}" if own else reason
 
 
 def _surely_faster(one: ModelFigures, other: ModelFigures) -> bool:
