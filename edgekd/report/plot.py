@@ -33,6 +33,8 @@ def plot_run(models: Sequence[ModelFigures], candidates: Sequence[Candidate], ti
 
 
 def _draw(axes: "Axes", models: Sequence[ModelFigures], candidates: Sequence[Candidate], key: str, label: str) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     for model, marker in zip(models, "sovD^P", strict=False):
         figure, top1 = getattr(model, key), model.accuracy.value
         if figure.value is None or top1 is None:
@@ -60,6 +62,9 @@ def _draw(axes: "Axes", models: Sequence[ModelFigures], candidates: Sequence[Can
                 )
                 shown = True
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(label)
     axes.set_ylabel("top-1 accuracy on test data, %")
     axes.margins(x=0.2, y=0.35)
