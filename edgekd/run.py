@@ -147,7 +147,7 @@ def open_run(
     belongs to another card, target or budget (`fresh` starts again) or is in use.
     """
     path = folder / "run.json"
-    if folder.is_dir() and not path.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+    if folder.is_dir() and not path.exists() and not all(map(_begun_here, folder.iterdir())):
         raise ConfigError(f"{folder}: is not empty and holds no run; name another folder with --out")
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
@@ -210,6 +210,11 @@ def _flat(data: Any, prefix: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         return {prefix: data}
     return {name: leaf for key, value in data.items() for name, leaf in _flat(value, f"{prefix}.{key}").items()}
+
+
+def _begun_here(path: Path) -> bool:
+    """Whether a run that was killed before it wrote `run.json` may have left this; anything else is the user's."""
+    return path.name == ".lock" or path.name.startswith(".run.json.")
 
 
 def _remove_temporaries(folder: Path) -> None:

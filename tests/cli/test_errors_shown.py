@@ -114,12 +114,13 @@ def test_output_that_cannot_be_written(cli: Cli, tiny_card: Path, tmp_path: Path
     assert_refused(cli("distill", "tiny.toml", "-t", "cpu-x86", "--out", "file/run"), "file/run", "Not a directory")
 
 
-def test_a_folder_that_is_no_run_is_left_alone(cli: Cli, tiny_card: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["thesis.txt", ".env.local"])
+def test_a_folder_that_is_no_run_is_left_alone(cli: Cli, tiny_card: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    (tmp_path / "mine" / name).write_text("years of work")
     done = cli("distill", "tiny.toml", "-t", "cpu-x86", "--out", "mine", "--fresh")
     assert_refused(done, "mine", "holds no run")
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    assert (tmp_path / "mine" / name).read_text() == "years of work"
 
 
 def test_debug_shows_the_traceback(cli: Cli) -> None:
