@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["BUDGETED", "Figure", "ModelFigures", "Provenance"]
+__all__ = ["BUDGETED", "Figure", "ModelFigures", "Placement", "Provenance"]
 
 Provenance = Literal["measured", "emulated", "proxy", "estimated", "exact", "unknown"]
 
@@ -34,9 +34,36 @@ class Figure:
 UNKNOWN = Figure()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where the nodes of a model ran, and in which arithmetic; plain data, as it is written to JSON."""
+
+    nodes: dict[str, int]
+    """Nodes by provider, as ONNX Runtime assigned them (before it fuses any)."""
+    time_share: dict[str, float]
+    """Share of the kernels' time by provider; adds up to 1."""
+    fell_back: dict[str, int] = field(default_factory=dict)
+    """Op types on another provider than the one asked for, with their number."""
+    fused: int | None = None
+    """Kernels that compute in 8 bits (QLinearConv …); None where the provider compiles the graph itself."""
+    unfused: int | None = None
+    """Nodes that compute in float between DequantizeLinear and QuantizeLinear; None as above."""
+    blockers: dict[str, int] = field(default_factory=dict)
+    """Op types of those nodes, with their number."""
+    costliest: tuple[dict[str, Any], ...] = ()
+    """With --profile: node, op_type, provider, us (median) and share of the time, the costliest first."""
+
+    @property
+    def fused_share(self) -> float | None:
+        """Of the nodes that could compute in 8 bits, the share that does; None for a model without any."""
+        if self.fused is None or self.unfused is None or not self.fused + self.unfused:
+            return None
+        return self.fused / (self.fused + self.unfused)
+
+
 @dataclass(frozen=True)
 class ModelFigures:
-    """All figures of one model file. Latencies in ms, load in ms, memory in MB, accuracy 0–1."""
+    """All figures of one model file. Latencies in ms, memory in MB, energy in mJ, accuracy 0–1."""
 
     name: str
     file: str
@@ -46,14 +73,33 @@ class ModelFigures:
     params: int | None = None
     macs: int | None = None
     accuracy: Figure = UNKNOWN
+    top5: Figure = UNKNOWN
     macro_f1: Figure = UNKNOWN
+    ece: Figure = UNKNOWN
+    """Expected calibration error, 15 bins."""
     agreement: Figure = UNKNOWN
+    """Share of the inputs on which it says what the teacher says."""
+    torch_agreement: Figure = UNKNOWN
+    """The same against the student in torch that it was exported from."""
+    max_logit_diff: Figure = UNKNOWN
+    """Largest absolute difference of a logit from that of the student in torch."""
     latency_p50_ms: Figure = UNKNOWN
     latency_p95_ms: Figure = UNKNOWN
     latency_p99_ms: Figure = UNKNOWN
     throughput_per_s: Figure = UNKNOWN
     load_ms: Figure = UNKNOWN
+    """Making the session."""
+    first_call_ms: Figure = UNKNOWN
     peak_memory_mb: Figure = UNKNOWN
+    energy_mj: Figure = UNKNOWN
+    """Energy of a call, of the whole CPU package or GPU."""
+    batches: dict[str, Figure] = field(default_factory=dict)
+    """Inputs per second by «batch 8» or «2 sessions»."""
+    placement: Placement | None = None
+    recall: tuple[float | None, ...] = ()
+    """Per class; None for one that the data does not hold."""
+    notes: tuple[str, ...] = ()
+    """What disturbed or limits the figures: a loaded machine, inner loops, random inputs."""
     fingerprint: dict[str, Any] = field(default_factory=dict)
 
     @property

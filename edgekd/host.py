@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-__all__ = ["Machine", "machine", "parse_cpuinfo"]
+__all__ = ["Machine", "free_memory", "has_cuda_device", "machine", "parse_cpuinfo"]
 
 
 @dataclass(frozen=True)
@@ -51,3 +51,18 @@ def machine() -> Machine:
         part,
         platform.system(),
     )
+
+
+def has_cuda_device(devices: Path = Path("/dev")) -> bool:
+    """Whether an NVIDIA GPU can be reached: its device files (Linux; nvhost on a Jetson, dxg under WSL)."""
+    patterns = ("nvidia[0-9]*", "nvhost-gpu", "nvhost-ctrl-gpu", "dxg")
+    return machine().system != "Linux" or any(any(devices.glob(pattern)) for pattern in patterns)
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that programs can still take; None where /proc/meminfo does not tell."""
+    meminfo = Path("/proc/meminfo")
+    for line in meminfo.read_text().splitlines() if meminfo.is_file() else []:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None

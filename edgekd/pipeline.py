@@ -4,9 +4,11 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from edgekd import units
-from edgekd.bench.measure import Effort, Subject, evaluate, logits_of, measure_speed
+from edgekd.bench.measure import Answers, Subject, evaluate, logits_of, measure_speed
+from edgekd.bench.records import Effort
 from edgekd.card import Budget, Card
 from edgekd.check.judge import budget_figures, effective_budget, judge
 from edgekd.console import say
@@ -14,7 +16,7 @@ from edgekd.data.arrays import digest, keep_split
 from edgekd.data.sources import load_test, load_train_and_validation, require_test
 from edgekd.distill.student import distill_student, training_summary
 from edgekd.distill.teacher import check_teacher, given_teacher, refuse_long_teaching, teach
-from edgekd.export.onnx import cpu_logits, parity
+from edgekd.export.onnx import cpu_logits, keep_torch_logits, parity
 from edgekd.export.variants import calibration_images, export_variants
 from edgekd.figures import ModelFigures
 from edgekd.report.write import write_reports
@@ -58,12 +60,13 @@ def distill(
     agreement = parity(net, card, images, cpu_logits(subjects[1].file, images))
     figures = with_estimates(measure_speed(subjects, target, inputs, run.records, EFFORT), subjects, target)
     logits = [logits_of(subject, target, inputs, run.records) for subject in subjects]
-    known = evaluate(figures, logits, validation.labels, logits[0], target)
+    answers = Answers(labels=validation.labels, teacher=logits[0], torch=keep_torch_logits(net, card, inputs))
+    known = evaluate(figures, logits, answers, target)
     variants = [model for model in known[1:] if model.precision in target.precisions]
     # A given teacher may have learnt the validation images; its accuracy on them says nothing.
     chosen, why = choose_variant(variants, None if given else known[0].accuracy, budget, target)
 
-    models, test_images = final_figures(card, target, subjects, figures, run, data)
+    models, test_images = final_figures(card, target, subjects, figures, net, run, data)
     final = next(model for model in models if model.name == chosen.name)
     verdict = judge(budget_figures(final, models[0].accuracy), budget, True, latency_must_be_known=False)
     result = Result(
@@ -86,7 +89,13 @@ def distill(
 
 
 def final_figures(
-    card: Card, target: Target, subjects: list[Subject], figures: list[ModelFigures], run: Run, data: Path | None
+    card: Card,
+    target: Target,
+    subjects: list[Subject],
+    figures: list[ModelFigures],
+    net: nn.Module,
+    run: Run,
+    data: Path | None,
 ) -> tuple[list[ModelFigures], int]:
     """The figures with accuracy on test data, which the road reads here and nowhere else; the number of images."""
     inputs, labels = run.data / "test.npy", run.data / "test.labels.npy"
@@ -94,5 +103,5 @@ def final_figures(
         run.test_reads(add=1)
         keep_split(load_test(card, data), run.data / "test")
     logits = [logits_of(subject, target, inputs, run.records) for subject in subjects]
-    truth = np.load(labels)
-    return evaluate(figures, logits, truth, logits[0], target), len(truth)
+    answers = Answers(labels=np.load(labels), teacher=logits[0], torch=keep_torch_logits(net, card, inputs))
+    return evaluate(figures, logits, answers, target), len(answers.labels)

@@ -1,6 +1,7 @@
 """What a run gave: the verdict, every figure and how it was obtained; `result.json` is this, versioned."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,25 +9,38 @@ from typing import Any
 from edgekd import __version__
 from edgekd.check.judge import Verdict
 from edgekd.errors import InputError
-from edgekd.figures import Figure, ModelFigures
+from edgekd.figures import Figure, ModelFigures, Placement
 from edgekd.run import read_json, write_json
+from edgekd.target import Target
 
-__all__ = ["FIGURES", "Result", "model_json", "read_models", "write_result"]
+__all__ = ["FIGURES", "Result", "model_json", "read_bench", "read_models", "write_bench", "write_result"]
 
 # result.json history:
 # 1 - card, target, verdict, reasons, budget, test_reads, chosen, models with provenance, intervals and notes
-SCHEMA_VERSION = 1
+# 2 - models: top5, ece, torch_agreement, max_logit_diff, first_call_ms, energy_mj, batches, placement, recall, remarks
+SCHEMA_VERSION = 2
+READABLE = (1, 2)
+
+# bench.json history:
+# 1 - target, split, images, models as in result.json 2
+BENCH_VERSION = 1
 
 FIGURES = (
     "accuracy",
+    "top5",
     "macro_f1",
+    "ece",
     "agreement",
+    "torch_agreement",
+    "max_logit_diff",
     "latency_p50_ms",
     "latency_p95_ms",
     "latency_p99_ms",
     "throughput_per_s",
     "load_ms",
+    "first_call_ms",
     "peak_memory_mb",
+    "energy_mj",
 )
 """The measured figures of a model, in the order they are shown; accuracy and agreement on test data."""
 
@@ -66,6 +80,8 @@ def write_result(result: Result, path: Path) -> None:
                 "key": line.key,
                 "limit": line.limit,
                 "value": line.figure.value,
+                "low": line.figure.low,
+                "high": line.figure.high,
                 "outcome": line.outcome,
                 "provenance": line.figure.provenance,
                 "reason": line.reason,
@@ -102,23 +118,55 @@ def model_json(model: ModelFigures) -> dict[str, Any]:
         },
         "intervals": {name: [f.low, f.high] for name, f in figures.items() if f.low is not None},
         "notes": {name: figure.why for name, figure in figures.items() if figure.why},
+        "batches": {name: dataclasses.asdict(figure) for name, figure in model.batches.items()},
+        "placement": dataclasses.asdict(model.placement) if model.placement else None,
+        "recall": list(model.recall),
+        "remarks": list(model.notes),
         "fingerprint": model.fingerprint,
     }
 
 
 def read_models(path: Path) -> tuple[dict[str, Any], list[ModelFigures]]:
     """The content of a `result.json` and its models; InputError for another schema."""
+    return _read(path, READABLE)
+
+
+def write_bench(path: Path, target: Target, models: Sequence[ModelFigures], **about: Any) -> None:
+    """Write `bench.json`: what `edgekd bench` measured of a run's models on one target; `about` says on which data."""
+    plain = {"target": target.name, "title": target.title, "provider": target.provider.name}
+    content = {"schema_version": BENCH_VERSION, "edgekd": __version__, **plain, **about}
+    write_json(path, content | {"models": [model_json(model) for model in models]})
+
+
+def read_bench(path: Path) -> tuple[dict[str, Any], list[ModelFigures]]:
+    """The content of a `bench.json` and its models; InputError for another schema."""
+    return _read(path, (BENCH_VERSION,))
+
+
+def _read(path: Path, readable: Sequence[int]) -> tuple[dict[str, Any], list[ModelFigures]]:
     content = read_json(path)
-    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+    if not isinstance(content, dict) or content.get("schema_version") not in readable:
         version = content.get("schema_version") if isinstance(content, dict) else None
-        raise InputError(f"{path}: schema_version is {version!r}; this edgekd reads {SCHEMA_VERSION}")
+        known = " and ".join(map(str, readable))
+        raise InputError(f"{path}: schema_version is {version!r}; this edgekd reads {known}")
     return content, [_read_model(entry) for entry in content["models"]]
 
 
 def _read_model(entry: dict[str, Any]) -> ModelFigures:
-    plain = {f.name for f in dataclasses.fields(ModelFigures)} - set(FIGURES)
     figures: dict[str, Any] = {}
     for name in FIGURES:
-        low, high = entry["intervals"].get(name, (None, None))
-        figures[name] = Figure(entry[name], entry["provenance"][name], low, high, entry["notes"].get(name, ""))
-    return ModelFigures(**{key: entry[key] for key in plain}, **figures)
+        if name in entry:  # older files have fewer
+            low, high = entry["intervals"].get(name, (None, None))
+            figures[name] = Figure(entry[name], entry["provenance"][name], low, high, entry["notes"].get(name, ""))
+    plain = ("name", "file", "sha256", "size_bytes", "precision", "params", "macs", "fingerprint")
+    placement = entry.get("placement")
+    if placement:
+        placement = Placement(**placement | {"costliest": tuple(placement["costliest"])})
+    return ModelFigures(
+        **{key: entry[key] for key in plain},
+        **figures,
+        batches={name: Figure(**figure) for name, figure in entry.get("batches", {}).items()},
+        placement=placement or None,
+        recall=tuple(entry.get("recall", ())),
+        notes=tuple(entry.get("remarks", ())),
+    )

@@ -113,6 +113,10 @@ class Run:
         """Folder of the measurements, raw."""
         return self.folder / "records"
 
+    def bench(self, target: str) -> Path:
+        """Folder of what `edgekd bench` measured on that target after the run: records, and `bench.json`."""
+        return self.folder / "bench" / target
+
     @property
     def model(self) -> Path:
         """The chosen file."""
@@ -226,7 +230,7 @@ def _remove_temporaries(folder: Path) -> None:
 
 def _empty(folder: Path) -> None:
     """Remove the run's own files; `run.json` last, so that a kill leaves a folder that is still known as a run."""
-    for name in ("teacher", "student", "exported", "records", "data", "scratch"):
+    for name in ("teacher", "student", "exported", "records", "data", "scratch", "bench"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("candidates.json", "model.onnx", "result.json", "report.md", "figures.png", "run.json"):
         (folder / name).unlink(missing_ok=True)

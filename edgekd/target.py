@@ -76,6 +76,12 @@ class Session:
     inter_op_threads: Annotated[int, Field(ge=1)] = 1
     allow_spinning: bool = True
     graph_level: Literal["disable", "basic", "extended", "all"] = "all"
+    arena: bool = True
+    """Whether the CPU provider keeps memory it once had (faster) or gives it back."""
+    binding: Literal["run", "io"] = "run"
+    """How calls are timed: `session.run` with numpy arrays, or inputs and outputs bound before the call."""
+    batch_sizes: tuple[Annotated[int, Field(ge=2)], ...] = ()
+    """Batches whose throughput is measured beside that of single inputs."""
     affinity: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """CPU numbers to pin the worker to; empty leaves it to the system."""
 
@@ -156,7 +162,8 @@ class Target:
     machine: str = "local"
     """Where it is measured: `local`, or (planned, refused for now) `ssh://host` or `qemu-aarch64`."""
     environment: str = ""
-    """A Python environment with this target's onnxruntime build (planned, refused for now)."""
+    """Where this target's runtime lives, if not in edgekd's own Python: a name that `edgekd doctor --install` knows,
+    or the path of a folder with `bin/python` or `node_modules`. See edgekd/environments.py."""
     reference: tuple[Reference, ...] = ()
     name: str = ""
     file: str = ""
@@ -165,6 +172,8 @@ class Target:
         """Why this machine is not the target's hardware; empty when it is."""
         hw = self.hardware
         here = host.machine()
+        if hw.architecture == "wasm32":  # a browser or Node on whatever CPU
+            return []
         architecture = "aarch64" if hw.architecture == "arm64" else hw.architecture
         if here.architecture != architecture:
             return [f"this machine is {here.architecture}, the target {hw.architecture}"]
@@ -185,7 +194,8 @@ class Target:
     def remarks(self) -> tuple[str, ...]:
         """What a reader of figures measured here must know of this machine's arithmetic."""
         eight_bits = "int8" in self.precisions and not self.quantization.reduce_range
-        if self.measurable and eight_bits and host.machine().saturates_int8:
+        multiplies_here = self.provider.name == "CPUExecutionProvider"  # others have kernels of their own
+        if self.measurable and eight_bits and multiplies_here and host.machine().saturates_int8:
             return ("this CPU has no VNNI, so 8-bit weights can saturate; target cpu-x86-avx2 keeps them to 7 bits",)
         return ()
 
@@ -196,17 +206,16 @@ class Target:
                 f"{self.file}: machine: got {self.machine!r}; measuring on another machine is not built yet; "
                 "use 'local'"
             )
-        if self.environment:
-            raise UnavailableError(
-                f"{self.file}: environment: got {self.environment!r}; separate environments are not built yet; "
-                "run edgekd inside the environment itself"
-            )
         if self.provider.name not in available:
             info = PROVIDERS[self.provider.name]
             raise UnavailableError(
                 f"target {self.name}: unavailable, because this onnxruntime offers "
-                f"{', '.join(available) or 'no provider'} and the target needs {self.provider.name}; {info.get_it}"
+                f"{', '.join(available) or 'no provider'} and the target needs {self.provider.name}; "
+                f"{self._how(info.get_it)}"
             )
+
+    def _how(self, get_it: str) -> str:
+        return f"edgekd doctor --install {self.name}" if self.environment else get_it
 
 
 def load_target(name: str) -> Target:

@@ -1,6 +1,6 @@
 """The only place that turns seconds, bytes and counts into text."""
 
-__all__ = ["accuracy", "bytes_", "count", "duration", "milliseconds", "ratio"]
+__all__ = ["accuracy", "bytes_", "count", "duration", "milliseconds", "percent", "ratio"]
 
 
 def milliseconds(ms: float) -> str:
@@ -34,6 +34,11 @@ def count(number: float) -> str:
 def accuracy(fraction: float) -> str:
     """`0.9173` → `91.73 %`."""
     return f"{100 * fraction:.2f} %"
+
+
+def percent(fraction: float) -> str:
+    """`0.0123` → `1.2 %`; from 10 % on without decimals."""
+    return f"{100 * fraction:.1f} %" if fraction < 0.0995 else f"{100 * fraction:.0f} %"
 
 
 def ratio(value: float) -> str:

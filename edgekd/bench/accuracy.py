@@ -3,25 +3,59 @@
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["agreement", "macro_f1", "top1"]
+__all__ = ["agreement", "calibration_error", "confusion", "largest_difference", "macro_f1", "recall", "top1", "top_k"]
+
+Logits = NDArray[np.float32]
+Labels = NDArray[np.int64]
 
 
-def top1(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+def top1(logits: Logits, labels: Labels) -> float:
     """Share of the rows of logits (n, C) whose largest entry is the label's."""
     return float((logits.argmax(axis=1) == labels).mean())
 
 
-def macro_f1(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+def top_k(logits: Logits, labels: Labels, k: int) -> float:
+    """Share of the rows of logits (n, C) with fewer than k entries larger than the label's."""
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    return float(((logits > own).sum(axis=1) < k).mean())
+
+
+def confusion(logits: Logits, labels: Labels) -> NDArray[np.int64]:
+    """Counts (C, C): row the true class, column the predicted one."""
+    classes = logits.shape[1]
+    cells = labels * classes + logits.argmax(axis=1)
+    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes).astype(np.int64)
+
+
+def recall(matrix: NDArray[np.int64]) -> list[float | None]:
+    """Per class, the share of its rows in the confusion matrix (C, C) on the diagonal; None for an absent class."""
+    totals = matrix.sum(axis=1)
+    return [float(hits / total) if total else None for hits, total in zip(matrix.diagonal(), totals, strict=True)]
+
+
+def macro_f1(logits: Logits, labels: Labels) -> float:
     """Mean over the C classes of 2 TP / (2 TP + FP + FN); 0 for a class never seen nor predicted."""
-    predicted = logits.argmax(axis=1)
-    scores = []
-    for label in range(logits.shape[1]):
-        hits = np.sum((predicted == label) & (labels == label))
-        total = np.sum(predicted == label) + np.sum(labels == label)
-        scores.append(2 * hits / total if total else 0.0)
-    return float(np.mean(scores))
+    matrix = confusion(logits, labels)
+    hits, total = matrix.diagonal(), matrix.sum(axis=0) + matrix.sum(axis=1)
+    return float(np.mean(np.where(total > 0, 2 * hits / np.maximum(total, 1), 0.0)))
 
 
-def agreement(logits: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+def agreement(logits: Logits, other: Logits) -> float:
     """Share of the rows in which both logits (n, C) have their largest entry at the same class."""
     return float((logits.argmax(axis=1) == other.argmax(axis=1)).mean())
+
+
+def largest_difference(logits: Logits, other: Logits) -> float:
+    """Largest absolute difference of two logits (n, C)."""
+    return float(np.abs(logits.astype(np.float64) - other).max())
+
+
+def calibration_error(logits: Logits, labels: Labels, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017, equation 3), bins of equal width over the confidence."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    powers = np.exp(shifted)
+    confidence = powers.max(axis=1) / powers.sum(axis=1)
+    right = logits.argmax(axis=1) == labels
+    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    gaps = np.bincount(place, weights=right - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(labels))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,29 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.bench import accuracy as score
-from edgekd.bench.records import Record
-from edgekd.bench.runner import measure_latency, measure_memory, predict
-from edgekd.bench.statistics import Latency, latency_of
-from edgekd.figures import Figure, ModelFigures, Provenance
+from edgekd.bench.records import RECORD_VERSION, Effort, Record
+from edgekd.bench.remarks import remarks
+from edgekd.bench.runner import measure_latency, measure_memory, measure_placement, measure_throughput, predict
+from edgekd.bench.statistics import Interval, Latency, between, latency_of, min_calls_for
+from edgekd.errors import EdgekdError
+from edgekd.figures import Figure, ModelFigures, Placement, Provenance
 from edgekd.run import read_json, write_json
 from edgekd.target import Target
 
-__all__ = ["Effort", "Subject", "evaluate", "file_sha256", "logits_of", "measure_speed"]
+__all__ = ["Answers", "Subject", "evaluate", "file_sha256", "logits_of", "measure_each", "measure_speed"]
 
 # records/*.json history:
 # 1 - model, target, latency (one record a process), memory
-SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Effort:
-    """How much time a model gets."""
-
-    processes: int = 5
-    warmup_s: float = 0.3
-    min_calls: int = 100
-    max_calls: int = 1_000
-    max_s: float = 1.0
+# 2 - records of version 2
+SCHEMA_VERSION = 2
+Told = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,36 +49,69 @@ def file_sha256(path: Path) -> str:
 def measure_speed(
     subjects: Sequence[Subject], target: Target, inputs: Path | None, folder: Path | None, effort: Effort
 ) -> list[ModelFigures]:
-    """Latency, throughput, load time and memory of each file; records found in `folder` are kept.
+    """The figures of `measure_each`; raises the first error among them."""
+    figures = []
+    for taken in measure_each(subjects, target, inputs, folder, effort):
+        if isinstance(taken, EdgekdError):
+            raise taken
+        figures.append(taken)
+    return figures
 
-    On a machine that is not the target, time is unknown and memory a proxy.
+
+def measure_each(
+    subjects: Sequence[Subject], target: Target, inputs: Path | None, folder: Path | None, effort: Effort
+) -> list[ModelFigures | EdgekdError]:
+    """Latency, throughput, load time, memory and placement of each file, or the error that ended its measurement.
+
+    Latency and memory records found in `folder` are kept, and new ones are left there. On a machine that is not the
+    target, time is unknown and memory a proxy.
     """
-    taken = _latency_records(subjects, target, inputs, folder, effort) if target.measurable else [[] for _ in subjects]
-    return [
-        _figures(subject, target, records, _memory_record(subject, target, folder))
-        for subject, records in zip(subjects, taken, strict=True)
-    ]
+    taken: list[list[Record] | EdgekdError] = [[] for _ in subjects]
+    if target.measurable:
+        taken = _latency_records(subjects, target, inputs, folder, effort)
+    figures: list[ModelFigures | EdgekdError] = []
+    for subject, records in zip(subjects, taken, strict=True):
+        try:
+            figures.append(_measure_one(subject, target, records, inputs, folder, effort))
+        except EdgekdError as error:
+            figures.append(error)
+    return figures
+
+
+def _measure_one(
+    subject: Subject,
+    target: Target,
+    records: list[Record] | EdgekdError,
+    inputs: Path | None,
+    folder: Path | None,
+    effort: Effort,
+) -> ModelFigures:
+    if isinstance(records, EdgekdError):
+        raise records
+    memory = _memory_record(subject, target, folder, effort)
+    placement = measure_placement(subject.file, target, inputs, effort) if effort.placement else None
+    figures = _figures(subject, target, records, memory, placement)
+    return dataclasses.replace(figures, batches=_batches(subject, target, inputs, effort)) if records else figures
 
 
 def _latency_records(
     subjects: Sequence[Subject], target: Target, inputs: Path | None, folder: Path | None, effort: Effort
-) -> list[list[Record]]:
-    kept = [_kept(subject, "latency", target, folder) for subject in subjects]
+) -> list[list[Record] | EdgekdError]:
+    kept: list[list[Record] | EdgekdError] = [list(_kept(subject, "latency", target, folder)) for subject in subjects]
     missing = [place for place, records in enumerate(kept) if not records]
     if missing:
         files = [subjects[place].file for place in missing]
-        for place, records in zip(
-            missing, measure_latency(files, target, inputs, **dataclasses.asdict(effort)), strict=True
-        ):
+        for place, records in zip(missing, measure_latency(files, target, inputs, effort), strict=True):
             kept[place] = records
-            _keep(subjects[place], "latency", target, folder, records)
+            if not isinstance(records, EdgekdError):
+                _keep(subjects[place], "latency", target, folder, records)
     return kept
 
 
-def _memory_record(subject: Subject, target: Target, folder: Path | None) -> Record:
+def _memory_record(subject: Subject, target: Target, folder: Path | None, effort: Effort) -> Record:
     kept = _kept(subject, "memory", target, folder)
     if not kept:
-        kept = [measure_memory(subject.file, target)]
+        kept = [measure_memory(subject.file, target, effort)]
         _keep(subject, "memory", target, folder, kept)
     return kept[0]
 
@@ -102,7 +128,7 @@ def _kept(subject: Subject, kind: str, target: Target, folder: Path | None) -> l
     data = read_json(path)
     if data["schema_version"] != SCHEMA_VERSION or data["model_sha256"] != file_sha256(subject.file):
         return []
-    return [Record.from_json(entry | {"schema_version": 1}) for entry in data["records"]]
+    return [Record.from_json(entry | {"schema_version": RECORD_VERSION}) for entry in data["records"]]
 
 
 def _keep(subject: Subject, kind: str, target: Target, folder: Path | None, records: Sequence[Record]) -> None:
@@ -117,7 +143,24 @@ def _keep(subject: Subject, kind: str, target: Target, folder: Path | None, reco
         write_json(_record_file(subject, kind, target, folder), content)
 
 
-def _figures(subject: Subject, target: Target, latency: Sequence[Record], memory: Record) -> ModelFigures:
+def _batches(subject: Subject, target: Target, inputs: Path | None, effort: Effort) -> dict[str, Figure]:
+    """Inputs per second for the target's batch sizes, and for several sessions side by side when asked."""
+    asked = {f"batch {size}": (size, 1) for size in target.session.batch_sizes}
+    if effort.sessions > 1:
+        asked |= {f"{count} sessions": (1, count) for count in (1, effort.sessions)}
+        asked["1 session"] = asked.pop("1 sessions")  # in the same mode, to compare with
+    rates = {}
+    for name, (size, sessions) in asked.items():
+        records = [measure_throughput(subject.file, target, inputs, effort, size, sessions) for _ in range(3)]
+        rate = between([record.calls * record.batch_size / record.elapsed_s for record in records])
+        fixed = f"the model's batch is fixed to {records[0].batch_size}" if records[0].batch_size != size else ""
+        rates[name] = Figure(rate.value, "measured", rate.low, rate.high, fixed)
+    return rates
+
+
+def _figures(
+    subject: Subject, target: Target, latency: Sequence[Record], memory: Record, placement: Placement | None
+) -> ModelFigures:
     elsewhere = "; ".join(target.differences())
     figures = ModelFigures(
         name=subject.name,
@@ -128,34 +171,53 @@ def _figures(subject: Subject, target: Target, latency: Sequence[Record], memory
         params=subject.params,
         macs=subject.macs,
         peak_memory_mb=_memory(memory, elsewhere),
+        placement=placement,
         fingerprint=(latency[0] if latency else memory).fingerprint,
+        notes=tuple(remarks(latency or [memory])),
     )
     if not latency:
         unknown = Figure(why=f"{elsewhere}; only p50 can be estimated")
-        return dataclasses.replace(
-            figures,
-            latency_p50_ms=Figure(why=f"{elsewhere}; not estimated"),
-            latency_p95_ms=unknown,
-            latency_p99_ms=unknown,
-            throughput_per_s=unknown,
-            load_ms=unknown,
-        )
+        names = ("latency_p95_ms", "latency_p99_ms", "throughput_per_s", "load_ms", "first_call_ms", "energy_mj")
+        p50 = Figure(why=f"{elsewhere}; not estimated")
+        others: dict[str, Any] = dict.fromkeys(names, unknown)
+        return dataclasses.replace(figures, latency_p50_ms=p50, **others)
     stats = latency_of([record.latency_s for record in latency])
-    loads = [1_000 * record.load_s for record in latency]
+    p50 = _ms(stats.p50)
+    assert p50.value and p50.low and p50.high
+    batch = latency[0].batch_size
     return dataclasses.replace(
         figures,
-        latency_p50_ms=Figure(1e3 * stats.p50_s, "measured", 1e3 * stats.p50_low_s, 1e3 * stats.p50_high_s),
-        latency_p95_ms=_percentile(stats, stats.p95_s, 95),
-        latency_p99_ms=_percentile(stats, stats.p99_s, 99),
-        throughput_per_s=Figure(latency[0].batch_size / stats.p50_s, "measured"),
-        load_ms=Figure(float(np.median(loads)), "measured", min(loads), max(loads)),
+        latency_p50_ms=p50,
+        latency_p95_ms=_percentile(stats, stats.p95, 95),
+        latency_p99_ms=_percentile(stats, stats.p99, 99),
+        throughput_per_s=Figure(1e3 * batch / p50.value, "measured", 1e3 * batch / p50.high, 1e3 * batch / p50.low),
+        load_ms=_ms(between([record.load_s for record in latency])),
+        first_call_ms=_ms(between([record.first_call_s or 0.0 for record in latency])),
+        energy_mj=_energy(latency),
     )
 
 
-def _percentile(stats: Latency, value_s: float | None, percentile: int) -> Figure:
-    if value_s is None:
-        return Figure(why=f"{stats.calls} calls are too few for p{percentile}")
-    return Figure(1e3 * value_s, "measured")
+def _ms(seconds: Interval) -> Figure:
+    return Figure(1e3 * seconds.value, "measured", 1e3 * seconds.low, 1e3 * seconds.high)
+
+
+def _percentile(stats: Latency, seconds: Interval | None, percentile: int) -> Figure:
+    if seconds is None:
+        return Figure(why=f"{stats.calls} calls are too few for p{percentile}, which needs {min_calls_for(percentile)}")
+    return _ms(seconds)
+
+
+def _energy(latency: Sequence[Record]) -> Figure:
+    """Millijoules a call, of the whole CPU package or GPU, whatever else it did meanwhile."""
+    counted = [
+        1e3 * record.energy_j / (len(record.latency_s) * record.inner_calls)
+        for record in latency
+        if record.energy_j is not None
+    ]
+    if not counted:
+        return Figure(why="no counter here")
+    energy = between(counted)
+    return Figure(energy.value, "measured", energy.low, energy.high, "of the whole package, other programs included")
 
 
 def _memory(record: Record, elsewhere: str) -> Figure:
@@ -166,35 +228,54 @@ def _memory(record: Record, elsewhere: str) -> Figure:
     return Figure(peak / 1e6, provenance, why=elsewhere)
 
 
-def logits_of(subject: Subject, target: Target, inputs: Path, folder: Path) -> NDArray[np.float32]:
+def logits_of(
+    subject: Subject, target: Target, inputs: Path, folder: Path, effort: Effort | None = None, told: Told | None = None
+) -> NDArray[np.float32]:
     """The logits (n, C) of a file for all `inputs` on the target's provider; kept in `folder` by file and inputs."""
     path = folder / f"{subject.name.replace(' ', '-')}@{target.name}.{inputs.stem}.{file_sha256(subject.file)[:12]}.npy"
     if not path.exists():
-        predict(subject.file, target, inputs, path)
+        predict(subject.file, target, inputs, path, effort, told=told)
     logits: NDArray[np.float32] = np.load(path)
     return logits.reshape(len(logits), -1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What the logits of a model are held against; all for the same inputs."""
+
+    labels: NDArray[np.int64]
+    """(n,)"""
+    teacher: NDArray[np.float32] | None = None
+    """The teacher's logits (n, C), on the same provider."""
+    torch: NDArray[np.float32] | None = None
+    """Logits (n, C) of the student in torch that the files were exported from."""
+
+
 def evaluate(
-    figures: Sequence[ModelFigures],
-    logits: Sequence[NDArray[np.float32]],
-    labels: NDArray[np.int64],
-    teacher_logits: NDArray[np.float32],
-    target: Target,
+    figures: Sequence[ModelFigures], logits: Sequence[NDArray[np.float32]], answers: Answers, target: Target
 ) -> list[ModelFigures]:
-    """The figures with accuracy, macro F1 and the agreement with the teacher, from each model's logits (n, C)."""
+    """The figures with accuracy and agreement, from each model's logits (n, C).
+
+    Against torch only what was exported from that student is compared: all but a model named `teacher`.
+    """
     elsewhere = "; ".join(target.differences())
     provenance: Provenance = "proxy" if elsewhere else "measured"
 
     def figure(value: float) -> Figure:
         return Figure(value, provenance, why=elsewhere)
 
-    return [
-        dataclasses.replace(
-            model,
-            accuracy=figure(score.top1(answer, labels)),
-            macro_f1=figure(score.macro_f1(answer, labels)),
-            agreement=figure(score.agreement(answer, teacher_logits)),
-        )
-        for model, answer in zip(figures, logits, strict=True)
-    ]
+    def scored(model: ModelFigures, answer: NDArray[np.float32]) -> ModelFigures:
+        found = {"accuracy": score.top1(answer, answers.labels), "macro_f1": score.macro_f1(answer, answers.labels)}
+        if answer.shape[1] > 5:
+            found["top5"] = score.top_k(answer, answers.labels, 5)
+        found["ece"] = score.calibration_error(answer, answers.labels)
+        if answers.teacher is not None and answers.teacher.shape == answer.shape:
+            found["agreement"] = score.agreement(answer, answers.teacher)
+        if answers.torch is not None and answers.torch.shape == answer.shape and model.name != "teacher":
+            found["torch_agreement"] = score.agreement(answer, answers.torch)
+            found["max_logit_diff"] = score.largest_difference(answer, answers.torch)
+        recall = tuple(score.recall(score.confusion(answer, answers.labels)))
+        plain: dict[str, Any] = {name: figure(value) for name, value in found.items()}
+        return dataclasses.replace(model, recall=recall, **plain)
+
+    return [scored(model, answer) for model, answer in zip(figures, logits, strict=True)]

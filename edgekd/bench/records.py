@@ -4,25 +4,63 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Plan", "Record", "comparable"]
+__all__ = ["QUICK", "RECORD_VERSION", "THOROUGH", "Effort", "Plan", "Record", "comparable"]
+
+RECORD_VERSION = 2
+"""`schema_version` of what the workers of this edgekd write; their history is in edgekd/bench/worker.py."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much time a model gets, and how far its workers may go."""
+
+    processes: int = 8
+    min_processes: int = 3
+    """Below this the time is not cut, whatever `budget_s` says."""
+    budget_s: float = 13.0
+    """Seconds a model may take for latency; memory, placement and accuracy come on top."""
+    warmup_s: float = 0.3
+    min_calls: int = 12
+    """In each process: eight of them then give the 90 calls that a p95 needs."""
+    max_calls: int = 5_000
+    max_s: float = 0.8
+    placement: bool = True
+    """Whether a profiled session tells which kernels ran where."""
+    costliest: int = 0
+    """How many of the costliest nodes are told."""
+    sessions: int = 1
+    """More than one: throughput of that many sessions side by side, too."""
+    timeout_s: float = 300.0
+    """After this long a worker is taken to hang."""
+    memory_limit_mb: float | None = None
+    """Address space a worker may take, MB; None for nearly all that the machine has free."""
+
+
+QUICK = Effort(processes=3, min_processes=2, budget_s=3.0, warmup_s=0.1, min_calls=30, max_s=0.2)
+THOROUGH = Effort(processes=20, budget_s=90.0, warmup_s=1.0, min_calls=25, max_calls=20_000, max_s=2.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What one worker process does; the fields are explained in edgekd/bench/worker.py."""
 
-    mode: Literal["latency", "memory", "predict"]
+    mode: Literal["latency", "throughput", "memory", "profile", "predict"]
     provider: str
     provider_options: dict[str, str] = field(default_factory=dict)
     intra_op_threads: int = 1
     inter_op_threads: int = 1
     allow_spinning: bool = True
     graph_level: str = "all"
+    arena: bool = True
     affinity: tuple[int, ...] = ()
     precise_int8: bool = False
+    binding: Literal["run", "io"] = "run"
     inputs: str | None = None
     outputs: str | None = None
+    optimized: str | None = None
+    memory_limit_bytes: int | None = None
     batch_size: int = 1
+    sessions: int = 1
     warmup_s: float = 0.5
     min_calls: int = 100
     max_calls: int = 1_000
@@ -35,26 +73,42 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What one worker process measured; seconds and bytes, nothing summarised."""
+    """What one worker process measured; seconds, bytes and joules, nothing summarised."""
 
     mode: str
     load_s: float
     fingerprint: dict[str, Any]
     memory: dict[str, int | None]
+    batch_size: int = 1
     first_call_s: float | None = None
     warmup_s: tuple[float, ...] = ()
+    warm: bool = True
+    """Whether the warm-up became stable before its time was over."""
+    inner_calls: int = 1
+    """Calls behind each entry of `latency_s`; more than one for calls under 50 µs."""
     latency_s: tuple[float, ...] = ()
-    batch_size: int = 1
+    energy_j: float | None = None
+    """Joules of all the timed calls; None without a counter."""
+    calls: int = 0
+    """Throughput: calls finished by all sessions together."""
+    elapsed_s: float = 0.0
+    sessions: int = 1
+    kernels: tuple[dict[str, Any], ...] = ()
+    """Profile: provider, op_type, node and the µs of each call."""
+    assigned: tuple[tuple[str, str, str], ...] = ()
+    """Profile: provider, op type and name of each node, before int8 fusion; empty where the build does not tell."""
     outputs_shape: tuple[int, ...] = ()
+    disturbance: dict[str, float | None] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Record":
         """The record in a worker's result; ValueError or TypeError if it is none."""
-        if data.get("schema_version") != 1:
-            raise ValueError(f"schema_version is {data.get('schema_version')!r}, 1 is known")
+        if data.get("schema_version") not in (1, RECORD_VERSION):
+            raise ValueError(f"schema_version is {data.get('schema_version')!r}, {RECORD_VERSION} is known")
         values = {key: value for key, value in data.items() if key != "schema_version"}
-        for key in ("warmup_s", "latency_s", "outputs_shape"):
+        for key in ("warmup_s", "latency_s", "outputs_shape", "kernels"):
             values[key] = tuple(values.get(key, ()))
+        values["assigned"] = tuple((p, op, name) for p, op, name in values.get("assigned", ()))
         return cls(**values)
 
 

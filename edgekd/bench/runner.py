@@ -1,41 +1,45 @@
 """The parent of the workers: plans, starts them, reads their JSON; it never times anything itself."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgekd import host
-from edgekd.bench.placement import fallback
-from edgekd.bench.records import Plan, Record, comparable
-from edgekd.errors import InputError, ModelError, UnavailableError
+from edgekd.bench.placement import fallback, placement_of
+from edgekd.bench.records import Effort, Plan, Record, comparable
+from edgekd.environments import Runtime, runtime_of
+from edgekd.errors import EdgekdError, InputError, ModelError
+from edgekd.figures import Placement
 from edgekd.target import Target
 
-__all__ = ["available_providers", "make_plan", "measure_latency", "measure_memory", "predict", "run_worker"]
+__all__ = [
+    "make_plan",
+    "measure_latency",
+    "measure_memory",
+    "measure_placement",
+    "measure_throughput",
+    "predict",
+    "run_worker",
+]
 
-TIMEOUT_S = 300.0
 TIMEOUT_EXIT = 124
 """What `timeout(1)` and a worker that was stopped for its time exit with."""
+PREDICT_TIMES = 12
+"""How many times longer than others a worker may take that runs over a whole data set."""
+Told = Callable[[int, int], None]
 
 
-def available_providers() -> list[str]:
-    """Execution providers of the onnxruntime installed here; UnavailableError if there is none."""
-    try:
-        import onnxruntime
-    except ModuleNotFoundError:
-        raise UnavailableError('measuring needs onnxruntime; pip install "edgekd[cpu]"') from None
-    providers: list[str] = onnxruntime.get_available_providers()
-    return providers
-
-
-def make_plan(target: Target, **values: Any) -> Plan:
+def make_plan(target: Target, effort: Effort | None = None, **values: Any) -> Plan:
     """A plan with the target's provider and session options; `values` gives the rest."""
-    session = target.session
+    session, limit = target.session, (effort or Effort()).memory_limit_mb
     return Plan(
         provider=target.provider.name,
         provider_options=dict(target.provider.options),
@@ -43,92 +47,202 @@ def make_plan(target: Target, **values: Any) -> Plan:
         inter_op_threads=session.inter_op_threads,
         allow_spinning=session.allow_spinning,
         graph_level=session.graph_level,
+        arena=session.arena,
+        binding=session.binding,
         # The pinning is the device's; another machine may not even have those CPUs.
         affinity=session.affinity if target.measurable else (),
         # A stand-in for a device that does not saturate must not do so either.
         precise_int8=not target.measurable and host.machine().saturates_int8,
+        memory_limit_bytes=_limit_bytes(target, limit),
         **values,
     )
 
 
-def run_worker(plan: Plan, model: Path, timeout_s: float = TIMEOUT_S, python: Sequence[str] = ()) -> Record:
-    """One fresh worker process; `python` is the interpreter's command, by default this one's.
+def _limit_bytes(target: Target, limit_mb: float | None) -> int | None:
+    """Address space for a worker: as asked, else 0.9 of the free memory.
+
+    Only where the CPU does the work: a GPU's driver reserves far more addresses than it uses.
+    """
+    if limit_mb is not None:
+        return int(limit_mb * 1_000_000)
+    free = host.free_memory()
+    on_cpu = target.provider.name in ("CPUExecutionProvider", "OpenVINOExecutionProvider")
+    return int(0.9 * free) if on_cpu and free else None
+
+
+def run_worker(
+    plan: Plan, model: Path, runtime: Runtime, timeout_s: float = Effort.timeout_s, told: Told | None = None
+) -> Record:
+    """One fresh worker process of the target's runtime; `told(done, total)` hears of its progress.
 
     Raises InputError if the model cannot be loaded, ModelError if it crashes or hangs the worker.
     """
     if not model.is_file():
         raise InputError(f"{model}: no such model file")
-    command = [*(python or (sys.executable, "-P")), "-m", "edgekd.bench.worker"]
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
-        plan_file, out = Path(folder, "plan.json"), Path(folder, "result.json")
+        plan_file, out, errors = Path(folder, "plan.json"), Path(folder, "result.json"), Path(folder, "stderr")
         plan_file.write_text(json.dumps(plan.as_json()), encoding="utf-8")
-        command += ["--plan", str(plan_file), "--model", str(model), "--out", str(out)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, errors="replace")
-        except subprocess.TimeoutExpired:
-            raise ModelError(f"{model}: still running after {timeout_s:.0f} s (exit {TIMEOUT_EXIT}); stopped") from None
+        command = [*runtime.command, "--plan", str(plan_file), "--model", str(model), "--out", str(out)]
+        code = _wait(command, errors, timeout_s, told)
+        if code is None:
+            raise ModelError(f"{model}: still running after {timeout_s:g} s (exit {TIMEOUT_EXIT}); stopped")
         if not out.exists():
-            raise ModelError(f"{model}: the worker {_ending(done)}")
+            raise ModelError(f"{model}: the worker {_ending(code, errors)}")
         return _read(out, model)
 
 
-def _ending(done: "subprocess.CompletedProcess[str]") -> str:
-    last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        return f"crashed with {name} while it ran the model ({last[0][:200]})"
-    return f"ended with exit code {done.returncode} and no result ({last[0][:200]})"
+def _wait(command: list[str], errors: Path, timeout_s: float, told: Told | None) -> int | None:
+    """The exit code; None if it had to be stopped, with all that it had started."""
+    with errors.open("wb") as stderr:
+        try:
+            worker = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
+            )
+        except OSError as error:
+            raise ModelError(f"{command[0]}: cannot be started: {error.strerror}") from error
+    reader = threading.Thread(target=_listen, args=(worker, told), daemon=True)
+    reader.start()
+    try:
+        code = worker.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        code = None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)  # and what it left behind; also on an interrupt
+        worker.wait()
+    reader.join(timeout=5)
+    return code
+
+
+def _listen(worker: "subprocess.Popen[bytes]", told: Told | None) -> None:
+    assert worker.stdout is not None
+    with worker.stdout as lines:
+        for line in lines:
+            words = line.split()
+            if told and len(words) == 3 and words[0] == b"done":
+                told(int(words[1]), int(words[2]))
+
+
+def _ending(code: int, errors: Path) -> str:
+    text = errors.read_text(encoding="utf-8", errors="replace").strip()
+    last = (text.splitlines()[-1:] or ["no message"])[0][:200]
+    if code == -signal.SIGKILL:
+        return f"was killed while it ran the model, as the system does when memory runs out ({last})"
+    if code < 0:
+        return f"crashed with {signal.Signals(-code).name} while it ran the model ({last})"
+    return f"ended with exit code {code} and no result ({last})"
 
 
 def _read(out: Path, model: Path) -> Record:
     try:
         data = json.loads(out.read_text(encoding="utf-8"))
         if "error" in data:
-            raise InputError(f"{model}: {data['error']}")
+            kind = ModelError if str(data["error"]).startswith("out of memory") else InputError
+            raise kind(f"{model}: {data['error']}")
         return Record.from_json(data)
     except (ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{model}: the worker's result cannot be read: {error}") from error
 
 
 def measure_latency(
-    models: Sequence[Path], target: Target, inputs: Path | None, processes: int = 5, **bounds: Any
-) -> list[list[Record]]:
-    """Records of each model over several fresh processes.
+    models: Sequence[Path], target: Target, inputs: Path | None, effort: Effort
+) -> list[list[Record] | EdgekdError]:
+    """For each model, the records of several fresh processes, or the error that ended its measurement.
 
     The models take turns, in alternating order, so that drift of the machine hits all of them alike.
     """
-    plan = make_plan(target, mode="latency", inputs=str(inputs) if inputs else None, **bounds)
-    records: list[list[Record]] = [[] for _ in models]
-    for turn in range(processes):
+    plan = make_plan(target, effort, mode="latency", inputs=str(inputs) if inputs else None, **_bounds(effort))
+    taken: list[list[Record] | EdgekdError] = [[] for _ in models]
+    begin = time.monotonic()
+    for turn in range(effort.processes):
+        if turn >= effort.min_processes and time.monotonic() - begin > effort.budget_s * len(models):
+            break
         order = range(len(models)) if turn % 2 == 0 else range(len(models) - 1, -1, -1)
         for place in order:
-            records[place].append(_checked(run_worker(plan, models[place]), models[place], target))
-    for model, taken in zip(models, records, strict=True):
-        if problem := comparable(taken):
-            raise ModelError(f"{model}: its processes are not comparable: {problem}")
+            taken[place] = _one_more(taken[place], plan, models[place], target, effort)
+    return taken
+
+
+def _bounds(effort: Effort) -> dict[str, Any]:
+    return {name: getattr(effort, name) for name in ("warmup_s", "min_calls", "max_calls", "max_s")}
+
+
+def _one_more(
+    before: list[Record] | EdgekdError, plan: Plan, model: Path, target: Target, effort: Effort
+) -> list[Record] | EdgekdError:
+    """The records with one more process; an error stays, and a new one takes their place."""
+    if isinstance(before, EdgekdError):
+        return before
+    try:
+        records = [*before, _measured(plan, model, target, effort)]
+    except EdgekdError as error:
+        return error
+    if problem := comparable(records):
+        return ModelError(f"{model}: its processes are not comparable: {problem}")
     return records
 
 
-def measure_memory(model: Path, target: Target) -> Record:
+def measure_memory(model: Path, target: Target, effort: Effort) -> Record:
     """Peak memory in a worker of its own that holds no data set."""
-    plan = make_plan(target, mode="memory", inputs=None, warmup_s=0.0, min_calls=5, max_calls=5, max_s=0.0)
-    return _checked(run_worker(plan, model), model, target)
+    calls: dict[str, Any] = {"warmup_s": 0.0, "min_calls": 5, "max_calls": 5, "max_s": 0.0}
+    return _measured(make_plan(target, effort, mode="memory", **calls), model, target, effort)
 
 
-def predict(model: Path, target: Target, inputs: Path, outputs: Path, batch_size: int = 64) -> Record:
+def measure_throughput(
+    model: Path, target: Target, inputs: Path | None, effort: Effort, batch_size: int, sessions: int
+) -> Record:
+    """Calls that sessions side by side finish together, with this many inputs each."""
+    sizes: dict[str, Any] = {"batch_size": batch_size, "sessions": sessions, "min_calls": 3, "max_s": effort.max_s}
+    source = str(inputs) if inputs else None
+    plan = make_plan(target, effort, mode="throughput", inputs=source, warmup_s=effort.warmup_s, **sizes)
+    return _measured(plan, model, target, effort)
+
+
+def measure_placement(model: Path, target: Target, inputs: Path | None, effort: Effort) -> Placement:
+    """Which kernels ran where, from a profiled session in a worker of its own."""
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+        # Other providers compile the graph themselves; ONNX Runtime then has no optimized graph to write.
+        native = target.provider.name == "CPUExecutionProvider"
+        optimized = Path(folder, "optimized.onnx") if native else None
+        plan = make_plan(
+            target,
+            effort,
+            mode="profile",
+            inputs=str(inputs) if inputs else None,
+            optimized=str(optimized) if optimized else None,
+            min_calls=20,
+        )
+        record = _measured(plan, model, target, effort)
+        return placement_of(record, optimized, target, effort.costliest)
+
+
+def predict(
+    model: Path,
+    target: Target,
+    inputs: Path,
+    outputs: Path,
+    effort: Effort | None = None,
+    batch_size: int = 64,
+    told: Told | None = None,
+) -> Record:
     """Run the model over all inputs on the target's provider; the logits go to `outputs` (.npy)."""
+    effort = effort or Effort()
     outputs.parent.mkdir(parents=True, exist_ok=True)
     temporary = outputs.with_name(f".{os.getpid()}.{outputs.name}")
-    plan = make_plan(target, mode="predict", inputs=str(inputs), outputs=str(temporary), batch_size=batch_size)
+    files: dict[str, Any] = {"inputs": str(inputs), "outputs": str(temporary), "batch_size": batch_size}
+    plan = make_plan(target, effort, mode="predict", **files)
     try:
-        record = _checked(run_worker(plan, model, timeout_s=3_600.0), model, target)
+        record = _measured(plan, model, target, effort, PREDICT_TIMES, told)
         temporary.replace(outputs)
     finally:
         temporary.unlink(missing_ok=True)
     return record
 
 
-def _checked(record: Record, model: Path, target: Target) -> Record:
+def _measured(
+    plan: Plan, model: Path, target: Target, effort: Effort, times: int = 1, told: Told | None = None
+) -> Record:
+    record = run_worker(plan, model, runtime_of(target), times * effort.timeout_s, told)
     if problem := fallback(record, target):
         raise ModelError(f"{model}: {problem}")
     return record

@@ -3,10 +3,23 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["Latency", "latency_of", "min_calls_for"]
+__all__ = ["Interval", "Latency", "between", "latency_of", "min_calls_for", "order_statistics", "student_t", "wilson"]
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the 95 % interval around it."""
+
+    value: float
+    low: float
+    high: float
 
 
 def min_calls_for(percentile: float) -> int:
@@ -21,32 +34,91 @@ def min_calls_for(percentile: float) -> int:
 
 @dataclass(frozen=True)
 class Latency:
-    """Percentiles over all processes (seconds), and how far the processes' own medians lie apart."""
+    """Percentiles over all processes (seconds), each with the wider of two 95 % intervals; p99 is advisory."""
 
     calls: int
     processes: int
-    p50_s: float
-    p95_s: float | None
-    p99_s: float | None
-    p50_low_s: float
-    """Smallest and largest median of a process: calls of one process say little about the next."""
-    p50_high_s: float
+    p50: Interval
+    p95: Interval | None
+    p99: Interval | None
 
 
 def latency_of(processes: Sequence[Sequence[float]]) -> Latency:
-    """Percentiles of the pooled calls of several processes; None where there are too few calls."""
-    calls = np.concatenate([np.asarray(samples, dtype=np.float64) for samples in processes])
-    medians = [float(np.median(samples)) for samples in processes]
+    """Percentiles of the pooled calls of several processes; None where there are too few calls.
 
-    def percentile(q: float) -> float | None:
-        return float(np.percentile(calls, q)) if len(calls) >= min_calls_for(q) else None
+    The interval joins two: the order-statistic bound of the pooled calls, and the interval over the processes' own
+    percentiles, for the calls of one process say little about the next.
+    """
+    samples = [np.asarray(process, dtype=np.float64) for process in processes]
+    calls = np.sort(np.concatenate(samples))
 
-    return Latency(
-        calls=len(calls),
-        processes=len(processes),
-        p50_s=float(np.median(calls)),
-        p95_s=percentile(95),
-        p99_s=percentile(99),
-        p50_low_s=min(medians),
-        p50_high_s=max(medians),
+    def percentile(q: float) -> Interval | None:
+        if q != 50 and len(calls) < min_calls_for(q):
+            return None
+        value = float(np.percentile(calls, q))
+        inside = order_statistics(calls, q / 100)
+        over = between([float(np.percentile(process, q)) for process in samples])
+        return Interval(value, min(value, inside[0], over.low), max(value, inside[1], over.high))
+
+    median = percentile(50)
+    assert median is not None
+    return Latency(len(calls), len(samples), median, percentile(95), percentile(99))
+
+
+def order_statistics(ordered: NDArray[np.float64], q: float) -> tuple[float, float]:
+    """The distribution-free interval of the quantile q from sorted samples (n,).
+
+    The number of samples below the quantile is binomial (n, q); the interval lies between the order statistics
+    that leave (1 − CONFIDENCE) / 2 on either side (David and Nagaraja, Order Statistics, 2003, section 7.1), or at
+    the smallest and largest sample where n is too small for that.
+    """
+    n = len(ordered)
+    k = np.arange(1, n + 1)
+    steps = np.log((n - k + 1) / k) + math.log(q / (1 - q))
+    below = np.cumsum(np.exp(np.concatenate([[0.0], np.cumsum(steps)]) + n * math.log(1 - q)))  # P(count ≤ k)
+    tail = (1 - CONFIDENCE) / 2
+    low = int(np.searchsorted(below, tail))  # the largest l with P(count < l) ≤ tail
+    high = int(np.searchsorted(below, 1 - tail))  # the smallest u with P(count ≤ u) ≥ 1 − tail
+    return float(ordered[max(low - 1, 0)]), float(ordered[min(high, n - 1)])
+
+
+def between(values: Sequence[float]) -> Interval:
+    """The mean of one positive value per process, with Student's t interval on their logarithms.
+
+    Logarithms, for disturbances multiply, and a time is never negative. One process gives no interval.
+    """
+    logs = np.log(np.maximum(values, 1e-12))
+    centre = float(logs.mean())
+    if len(logs) < 2:
+        return Interval(math.exp(centre), math.exp(centre), math.exp(centre))
+    half = student_t(len(logs) - 1) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
+    return Interval(math.exp(centre), math.exp(centre - half), math.exp(centre + half))
+
+
+def student_t(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t distribution.
+
+    Exact for 1 and 2 degrees of freedom, else the Cornish–Fisher expansion (Abramowitz and Stegun 26.7.5), which is
+    within 0.5 % for 3 and better for more.
+    """
+    if freedom == 1:
+        return math.tan(math.pi * (CONFIDENCE / 2))
+    if freedom == 2:
+        alpha = (1 + CONFIDENCE) / 2
+        return (2 * alpha - 1) * math.sqrt(2 / (4 * alpha * (1 - alpha)))
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
+    return z + math.fsum(term / freedom ** (power + 1) for power, term in enumerate(terms))
+
+
+def wilson(hits: int, total: int) -> Interval:
+    """A share and its 95 % Wilson score interval (Wilson 1927)."""
+    z, p = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), hits / total
+    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    return Interval(p, centre - half, centre + half)

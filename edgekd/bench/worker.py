@@ -2,17 +2,24 @@
 
     python worker.py --plan plan.json --model model.onnx --out result.json
 
-It needs Python 3.9, numpy and onnxruntime 1.17, and nothing of edgekd. The plan says what to do:
+It needs Python 3.9, numpy and onnxruntime 1.17, and nothing of edgekd. The plan is a JSON object; what it leaves
+out has the value of DEFAULTS below:
 
-    mode      "latency": time single calls; "memory": peak memory without a data set;
+    mode      "latency": time single calls; "throughput": many calls, in one session or several side by side;
+              "memory": peak memory without a data set; "profile": which kernels ran where, and for how long;
               "predict": write the outputs for all inputs to `outputs` (.npy)
-    provider, provider_options, intra_op_threads, inter_op_threads, allow_spinning,
-    graph_level, affinity, precise_int8      how the session is made; all of it goes into the fingerprint
+    provider, provider_options, intra_op_threads, inter_op_threads, allow_spinning, graph_level, arena,
+    affinity, precise_int8, binding          how the session is made; all of it goes into the fingerprint
+              binding "run": session.run with numpy arrays; "io": inputs and outputs bound before the call
     inputs    a .npy file with inputs along the first axis, memory-mapped; null: seeded random ones
-    batch_size, warmup_s, min_calls, max_calls, max_s      bounds of the measurement
+    memory_limit_bytes                       address space this process may take (RLIMIT_AS)
+    optimized                                profile: where to write the graph as ONNX Runtime optimized it
+    batch_size, sessions, warmup_s, min_calls, max_calls, max_s      bounds of the measurement
+
+It is one file on purpose, longer than others: what is copied to a device should be one thing.
 
 The result is one JSON object: raw seconds per call and a fingerprint, or `error` with one line. Statistics
-are the reader's business. Exit code 0, or 1 with an error in the result.
+are the reader's business. Exit code 0, or 1 with an error in the result. `predict` prints rows done to stdout.
 """
 
 from __future__ import annotations
@@ -20,20 +27,60 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import platform
 import sys
+import tempfile
+import threading
 import time
-from typing import Any, Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
-__all__ = ["main", "measure"]
+__all__ = ["DEFAULTS", "Feeds", "energy_counter", "main", "measure"]
 
 # result history:
 # 1 - latency_s, first_call_s, load_s, memory, fingerprint
-SCHEMA_VERSION = 1
+# 2 - binding, arena, inner_calls, warm, disturbance, energy_j, throughput, nodes; DEFAULTS fill up a plan
+SCHEMA_VERSION = 2
 
+DEFAULTS: dict[str, Any] = {
+    "mode": "latency",
+    "provider": "CPUExecutionProvider",
+    "provider_options": {},
+    "intra_op_threads": 1,
+    "inter_op_threads": 1,
+    "allow_spinning": True,
+    "graph_level": "all",
+    "arena": True,
+    "affinity": [],
+    "precise_int8": False,
+    "binding": "run",
+    "inputs": None,
+    "outputs": None,
+    "optimized": None,
+    "memory_limit_bytes": None,
+    "batch_size": 1,
+    "sessions": 1,
+    "warmup_s": 0.5,
+    "min_calls": 100,
+    "max_calls": 1_000,
+    "max_s": 1.0,
+}
+SESSION_KEYS = (
+    "provider",
+    "provider_options",
+    "intra_op_threads",
+    "inter_op_threads",
+    "allow_spinning",
+    "graph_level",
+    "arena",
+    "affinity",
+    "precise_int8",
+    "binding",
+)
 LEVELS = {
     "disable": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",
@@ -50,6 +97,9 @@ DTYPES = {
     "tensor(int64)": np.int64,
     "tensor(bool)": np.bool_,
 }
+SHORTEST_S = 50e-6  # a call below this is timed in inner loops: the clock and Python itself would show
+ROTATED = 64  # inputs kept ready for the timed calls
+Clock = Callable[[], float]
 
 
 class WorkerError(Exception):
@@ -63,12 +113,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", required=True)
     parser.add_argument("--out", required=True)
     args = parser.parse_args(argv)
-    with open(args.plan, encoding="utf-8") as file:  # noqa: PTH123 - runs where pathlib costs start-up time
-        plan = json.load(file)
     try:
+        with open(args.plan, encoding="utf-8") as file:  # noqa: PTH123 - runs where pathlib costs start-up time
+            plan = json.load(file)
         result, code = measure(plan, args.model), 0
-    except (WorkerError, OSError) as error:
+    except (WorkerError, OSError, ValueError) as error:
         result, code = {"schema_version": SCHEMA_VERSION, "error": str(error)}, 1
+    except MemoryError:
+        result, code = {"schema_version": SCHEMA_VERSION, "error": out_of_memory(plan)}, 1
     temporary = args.out + ".part"
     with open(temporary, "w", encoding="utf-8") as file:  # noqa: PTH123
         json.dump(result, file)
@@ -76,32 +128,73 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def measure(plan: dict[str, Any], model: str, clock: Callable[[], float] = time.perf_counter) -> dict[str, Any]:
+def measure(plan: dict[str, Any], model: str, clock: Clock = time.perf_counter) -> dict[str, Any]:
     """The result of a plan for one model file; `clock` gives seconds."""
-    if plan["affinity"]:
-        os.sched_setaffinity(0, plan["affinity"])
+    unknown = sorted(set(plan) - set(DEFAULTS))
+    if unknown:
+        raise WorkerError("the plan has unknown keys: " + ", ".join(unknown) + "; known: " + ", ".join(DEFAULTS))
+    plan = {**DEFAULTS, **plan}
+    confine(plan)
     import onnxruntime
 
     memory = {"import_bytes": peak_memory()}
     with open(model, "rb") as file:  # noqa: PTH123
         digest = hashlib.sha256(file.read()).hexdigest()
+    before = counters()
     begin = clock()
     session = make_session(onnxruntime, plan, model)
     load_s = clock() - begin
     memory["load_bytes"] = peak_memory()
     feeds = Feeds(session, plan)
-    result = {"schema_version": SCHEMA_VERSION, "mode": plan["mode"], "load_s": load_s}
+    call = Caller(onnxruntime, session, feeds, plan)
+    result = {"schema_version": SCHEMA_VERSION, "mode": plan["mode"], "load_s": load_s, "batch_size": feeds.batch}
     if plan["mode"] == "predict":
-        result["outputs_shape"] = predict(session, feeds, plan)
+        result["outputs_shape"] = predict(call, feeds, plan)
+    elif plan["mode"] == "profile":
+        result.update(profile(onnxruntime, session, call, plan, model))
+    elif plan["mode"] == "throughput":
+        others = [make_session(onnxruntime, plan, model) for _ in range(plan["sessions"] - 1)]
+        callers = [call, *(Caller(onnxruntime, other, feeds, plan) for other in others)]
+        result.update(throughput(callers, plan, clock))
     else:
-        result.update(time_calls(session, feeds, plan, clock))
+        result.update(time_calls(call, plan, clock))
     memory["run_bytes"] = peak_memory()
     result["memory"] = memory
+    result["disturbance"] = disturbance(before, counters())
     result["fingerprint"] = fingerprint(onnxruntime, session, plan, digest, feeds)
     return result
 
 
-def make_session(onnxruntime: Any, plan: dict[str, Any], model: str) -> Any:
+def confine(plan: dict[str, Any]) -> None:
+    """Pin this process, limit its memory, and let the system kill it rather than others when memory runs out."""
+    if plan["affinity"]:
+        os.sched_setaffinity(0, plan["affinity"])
+    if plan["memory_limit_bytes"]:
+        import resource  # not on Windows
+
+        resource.setrlimit(resource.RLIMIT_AS, (plan["memory_limit_bytes"], resource.RLIM_INFINITY))
+    try:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:  # noqa: PTH123
+            file.write("1000")
+    except OSError:
+        pass  # no such file outside Linux
+
+
+def out_of_memory(plan: dict[str, Any]) -> str:
+    """One line for a model that needs more memory than there is."""
+    limit = plan.get("memory_limit_bytes")
+    return "out of memory" + (", with a limit of %.0f MB" % (limit / 1e6) if limit else "")
+
+
+def explain(error: Exception, plan: dict[str, Any], what: str) -> WorkerError:
+    """onnxruntime's error as one line; its exceptions have no common base below Exception."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate memory" in text:
+        return WorkerError(out_of_memory(plan) + " (" + what + ")")
+    return WorkerError(what + ": " + text[:300])
+
+
+def make_session(onnxruntime: Any, plan: dict[str, Any], model: str, profile_prefix: str = "") -> Any:
     """A session on the plan's provider; WorkerError if the provider is not here or did not take the model."""
     offered = onnxruntime.get_available_providers()
     provider = plan["provider"]
@@ -110,20 +203,25 @@ def make_session(onnxruntime: Any, plan: dict[str, Any], model: str) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = plan["intra_op_threads"]
     options.inter_op_num_threads = plan["inter_op_threads"]
+    options.enable_cpu_mem_arena = plan["arena"]
     options.log_severity_level = 3  # errors; warnings would mix with other programs' output
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[plan["graph_level"]])
     spinning = "1" if plan["allow_spinning"] else "0"
     options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
-    if plan.get("precise_int8"):  # x86 without VNNI: slower kernels in place of those that saturate
+    if plan["precise_int8"]:  # x86 without VNNI: slower kernels in place of those that saturate
         options.add_session_config_entry("session.x64quantprecision", "1")
     if hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if profile_prefix:
+        options.enable_profiling, options.profile_file_prefix = True, profile_prefix
+        if plan["optimized"]:
+            options.optimized_model_filepath = plan["optimized"]
     try:
         session = onnxruntime.InferenceSession(
             model, options, providers=[(provider, plan["provider_options"])], enable_fallback=False
         )
-    except Exception as error:  # onnxruntime's exceptions have no common base below Exception
-        raise WorkerError("onnxruntime cannot load it: " + " ".join(str(error).split())[:300]) from error
+    except Exception as error:
+        raise explain(error, plan, "onnxruntime cannot load it") from error
     if session.get_providers()[0] != provider:
         raise WorkerError(provider + " was asked for, onnxruntime assigned " + ", ".join(session.get_providers()))
     return session
@@ -136,10 +234,11 @@ class Feeds:
         self.inputs = session.get_inputs()
         self.batch = plan["batch_size"]
         self.random = plan["inputs"] is None
+        self.ready: list[dict[str, Any]] = []
         if self.random:
             rng = np.random.Generator(np.random.PCG64(0))
-            self.fixed = [{i.name: random_input(i, self.batch, rng) for i in self.inputs} for _ in range(8)]
-            first = next(iter(self.fixed[0].values()))
+            self.ready = [{i.name: random_input(i, self.batch, rng) for i in self.inputs} for _ in range(8)]
+            first = next(iter(self.ready[0].values()))
             self.batch = first.shape[0] if first.ndim else 1  # a fixed batch is the model's
             return
         self.rows = np.load(plan["inputs"], mmap_mode="r")
@@ -155,13 +254,14 @@ class Feeds:
             )
         if isinstance(first.shape[0], int) and first.shape[0] != self.batch:
             self.batch = first.shape[0]
+        if plan["mode"] != "predict":
+            different = math.ceil(len(self.rows) / self.batch)
+            self.ready = [{first.name: self.take(number)} for number in range(min(ROTATED, different))]
 
-    def call(self, number: int) -> dict[str, Any]:
-        """The inputs of call `number`."""
-        if self.random:
-            return self.fixed[number % len(self.fixed)]
+    def take(self, number: int) -> Any:
+        """Rows of batch `number`, starting again after the last."""
         chosen = np.arange(number * self.batch, (number + 1) * self.batch) % len(self.rows)
-        return {self.inputs[0].name: np.ascontiguousarray(self.rows[chosen])}
+        return np.ascontiguousarray(self.rows[chosen])
 
 
 def random_input(spec: Any, batch: int, rng: np.random.Generator) -> Any:
@@ -178,65 +278,191 @@ def random_input(spec: Any, batch: int, rng: np.random.Generator) -> Any:
     return rng.integers(0, high, shape).astype(dtype)
 
 
-def time_calls(session: Any, feeds: Feeds, plan: dict[str, Any], clock: Callable[[], float]) -> dict[str, Any]:
-    """First call, warm-up until stable (bounded), then one timing per call."""
+class Caller:
+    """One session, ready to be called with its inputs in turn."""
+
+    def __init__(self, onnxruntime: Any, session: Any, feeds: Feeds, plan: dict[str, Any]) -> None:
+        self.session, self.feeds, self.plan = session, feeds.ready, plan
+        self.bound = []
+        for feed in self.feeds if plan["binding"] == "io" else []:
+            binding = session.io_binding()
+            for name, array in feed.items():
+                binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+            for output in session.get_outputs():
+                binding.bind_output(output.name)
+            self.bound.append(binding)
+
+    def __call__(self, number: int) -> None:
+        """Call the model with the inputs of this number."""
+        try:
+            if self.bound:
+                self.session.run_with_iobinding(self.bound[number % len(self.bound)])
+            else:
+                self.session.run(None, self.feeds[number % len(self.feeds)])
+        except Exception as error:
+            raise explain(error, self.plan, "the model fails when it runs") from error
+
+    def answer(self, feed: dict[str, Any]) -> Any:
+        """The first output."""
+        try:
+            return self.session.run(None, feed)[0]
+        except Exception as error:
+            raise explain(error, self.plan, "the model fails when it runs") from error
+
+
+def time_calls(call: Caller, plan: dict[str, Any], clock: Clock) -> dict[str, Any]:
+    """First call, warm-up until stable (bounded), then one timing per call; inner loops for very short calls."""
 
     def once(number: int) -> float:
-        inputs = feeds.call(number)
         begin = clock()
-        try:
-            session.run(None, inputs)
-        except Exception as error:
-            raise WorkerError("the model fails when it runs: " + " ".join(str(error).split())[:300]) from error
+        call(number)
         return clock() - begin
 
     first = once(0)
-    warmup = warm_up(once, plan["warmup_s"])
+    warmup, warm = warm_up(once, plan["warmup_s"])
+    typical = float(np.median(warmup[-10:])) if warmup else first
+    inner = math.ceil(SHORTEST_S / typical) if 0 < typical < SHORTEST_S else 1
+    energy = energy_counter()
+    spent_before = energy() if energy else None
     latency: list[float] = []
     begin = clock()
     while len(latency) < plan["max_calls"]:
-        if len(latency) >= plan["min_calls"] and clock() - begin >= plan["max_s"]:
+        start = clock()
+        if len(latency) >= plan["min_calls"] and start - begin >= plan["max_s"]:
             break
-        latency.append(once(len(latency)))
-    return {"first_call_s": first, "warmup_s": warmup, "latency_s": latency, "batch_size": feeds.batch}
+        number = len(latency) * inner
+        start = clock()
+        for offset in range(inner):
+            call(number + offset)
+        latency.append((clock() - start) / inner)
+    spent = energy() - spent_before if energy and spent_before is not None else None
+    return {
+        "first_call_s": first,
+        "warmup_s": warmup,
+        "warm": warm,
+        "inner_calls": inner,
+        "latency_s": [round(seconds, 9) for seconds in latency],
+        "energy_j": spent if spent is not None and spent >= 0 else None,  # the counter starts again at its maximum
+    }
 
 
-def warm_up(once: Callable[[int], float], limit_s: float) -> list[float]:
-    """Call until two blocks of ten calls have medians within 2 %, or `limit_s` of calls have passed."""
+def warm_up(once: Callable[[int], float], limit_s: float) -> tuple[list[float], bool]:
+    """Calls until three blocks of ten calls have medians within 2 %, or `limit_s` of calls have passed."""
     spent: list[float] = []
-    before: float | None = None
+    medians: list[float] = []
     while sum(spent) < limit_s:
-        block = [once(len(spent) + n) for n in range(10)]
+        block: list[float] = []
+        for _ in range(10):
+            block.append(once(len(spent) + len(block)))
+            if sum(spent) + sum(block) >= limit_s:
+                break
         spent += block
-        now = float(np.median(block))
-        if before is not None and abs(now - before) <= 0.02 * before:
-            break
-        before = now
-    return spent
+        medians = [*medians[-2:], float(np.median(block))]
+        if len(medians) == 3 and max(medians) <= 1.02 * min(medians):
+            return spent, True
+    return spent, False
 
 
-def predict(session: Any, feeds: Feeds, plan: dict[str, Any]) -> list[int]:
+def throughput(callers: list[Caller], plan: dict[str, Any], clock: Clock) -> dict[str, Any]:
+    """Calls that all sessions, each in a thread of its own, finish together in `max_s`."""
+    for caller in callers:
+        warm_up(lambda number, caller=caller: _timed(caller, number, clock), plan["warmup_s"])  # type: ignore[misc]
+    counts = [0] * len(callers)
+    failures: list[Exception] = []
+    end = clock() + plan["max_s"]
+
+    def work(place: int) -> None:
+        try:
+            while counts[place] < plan["min_calls"] or clock() < end:
+                callers[place](counts[place])
+                counts[place] += 1
+        except WorkerError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(len(callers))]
+    begin = clock()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return {"calls": sum(counts), "elapsed_s": clock() - begin, "sessions": len(callers)}
+
+
+def _timed(caller: Caller, number: int, clock: Clock) -> float:
+    begin = clock()
+    caller(number)
+    return clock() - begin
+
+
+def profile(onnxruntime: Any, session: Any, call: Caller, plan: dict[str, Any], model: str) -> dict[str, Any]:
+    """Kernels that ran (ONNX Runtime's profile) and the nodes as assigned, where this build tells.
+
+    A session of its own: profiling slows calls down, so nothing is timed in it.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+        profiled = make_session(onnxruntime, plan, model, os.path.join(folder, "profile"))  # noqa: PTH118
+        call.session = profiled
+        if plan["binding"] == "io":
+            call.bound = []
+        for number in range(plan["min_calls"]):
+            call(number)
+        with open(profiled.end_profiling(), encoding="utf-8") as file:  # noqa: PTH123
+            kernels = kernels_of(json.load(file))
+    return {"kernels": kernels, "assigned": assigned_nodes(session)}
+
+
+def assigned_nodes(session: Any) -> list[list[str]]:
+    """Provider, op type and name of each node, before any is fused; empty where this build does not tell."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return []
+    graphs = session.get_provider_graph_assignment_info()
+    return [[graph.ep_name, node.op_type, node.name] for graph in graphs for node in graph.get_nodes()]
+
+
+def kernels_of(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per kernel: provider, op type, node, and the µs of each call; the first call, which sets up, is left out."""
+    kernels: dict[tuple[str, ...], dict[str, Any]] = {}
+    for event in events:
+        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
+            continue
+        args, node = event["args"], event["name"][: -len("_kernel_time")]
+        key = (node, args.get("node_index", ""))
+        kernel = kernels.setdefault(
+            key, {"provider": args.get("provider", ""), "op_type": args["op_name"], "node": node, "us": []}
+        )
+        kernel["us"].append(event["dur"])
+    for kernel in kernels.values():
+        kernel["us"] = kernel["us"][1:] or kernel["us"]
+    return list(kernels.values())
+
+
+def predict(call: Caller, feeds: Feeds, plan: dict[str, Any]) -> list[int]:
     """Write the first output for every row to plan["outputs"] (.npy, float32); returns its shape."""
+    if feeds.random:
+        raise WorkerError("mode predict needs `inputs`")
     rows, size = feeds.rows, plan["batch_size"]
     name, first = feeds.inputs[0].name, feeds.inputs[0].shape[0]
     size = first if isinstance(first, int) else size
     shape: list[int] = []
+    told = 0.0
     with open(plan["outputs"], "wb") as file:  # noqa: PTH123
         for start in range(0, len(rows), size):
             chunk = np.ascontiguousarray(rows[start : start + size])
             short = size - len(chunk) if isinstance(first, int) else 0
             if short:  # a fixed batch: fill up, and drop the surplus answers
                 chunk = np.concatenate([chunk, np.repeat(chunk[-1:], short, axis=0)])
-            try:
-                answer = session.run(None, {name: chunk})[0][: len(chunk) - short]
-            except Exception as error:
-                raise WorkerError("the model fails when it runs: " + " ".join(str(error).split())[:300]) from error
+            answer = call.answer({name: chunk})[: len(chunk) - short]
             if not shape:
                 shape = [len(rows), *answer.shape[1:]]
                 header = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
                 np.lib.format.write_array_header_1_0(file, header)
             # A plain write: on a full disk it fails with a reason, where a memory map kills the process.
             file.write(np.ascontiguousarray(answer, dtype="<f4").tobytes())
+            if time.monotonic() - told > 0.2:
+                told = time.monotonic()
+                print("done", start + len(chunk) - short, len(rows), flush=True)
     return shape
 
 
@@ -245,37 +471,91 @@ def peak_memory() -> int | None:
 
     ru_maxrss will not do: a child inherits its parent's value.
     """
-    try:
-        with open("/proc/self/status", encoding="ascii") as file:  # noqa: PTH123
-            for line in file:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
+    for line in read_text("/proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     return None
+
+
+def read_text(path: str) -> str:
+    """A file of the system; empty where there is none."""
+    try:
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123
+            return file.read()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def counters() -> dict[str, Any]:
+    """What tells whether something else used the machine meanwhile; null where the system does not say."""
+    wait = read_text("/proc/self/schedstat").split()
+    cpu = read_text("/proc/stat").split("\n", 1)[0].split()[1:]
+    mhz = read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq").strip()
+    load = read_text("/proc/loadavg").split()
+    return {
+        "time_s": time.perf_counter(),
+        "waited_s": int(wait[1]) / 1e9 if len(wait) == 3 else None,  # ready to run, but another process had the core
+        "busy_ticks": sum(map(int, cpu[:3] + cpu[5:7])) if len(cpu) >= 8 else None,
+        "own_s": time.process_time(),
+        "ticks": sum(map(int, cpu[:8])) if len(cpu) >= 8 else None,
+        "steal_ticks": int(cpu[7]) if len(cpu) >= 8 else None,  # the hypervisor gave the core to others
+        "mhz": int(mhz) / 1000 if mhz.isdigit() else None,
+        "load_1min": float(load[0]) if load else None,
+    }
+
+
+def disturbance(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float | None]:
+    """What happened between two readings, as shares of the time.
+
+    waited: this process was ready and had no core; steal: the hypervisor gave cores to others; others_cores: cores
+    that other programs kept busy.
+    """
+    elapsed = max(after["time_s"] - before["time_s"], 1e-9)
+    waited = None if before["waited_s"] is None else (after["waited_s"] - before["waited_s"]) / elapsed
+    steal = others = None
+    if before["ticks"] is not None and after["ticks"] > before["ticks"]:
+        steal = (after["steal_ticks"] - before["steal_ticks"]) / (after["ticks"] - before["ticks"])
+        busy_s = (after["busy_ticks"] - before["busy_ticks"]) / os.sysconf("SC_CLK_TCK")
+        others = max(0.0, (busy_s - (after["own_s"] - before["own_s"])) / elapsed)
+    return {
+        "waited": waited,
+        "steal": steal,
+        "others_cores": others,
+        "mhz": after["mhz"],
+        "load_1min": before["load_1min"],
+    }
+
+
+def energy_counter(powercap: str = "/sys/class/powercap") -> Callable[[], float] | None:
+    """A function that reads joules: the CPU package's counter (powercap) or the GPU's (NVML); None without one."""
+    path = powercap + "/intel-rapl:0/energy_uj"  # AMD's counter has this name as well
+    if read_text(path).strip().isdigit():
+        return lambda: int(read_text(path)) / 1e6
+    try:
+        import pynvml  # type: ignore[import-not-found,unused-ignore]
+
+        pynvml.nvmlInit()
+        device = pynvml.nvmlDeviceGetHandleByIndex(0)
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(device)
+        return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(device) / 1e3
+    except Exception:  # no such package, no GPU, or one without a counter
+        return None
 
 
 def fingerprint(onnxruntime: Any, session: Any, plan: dict[str, Any], digest: str, feeds: Feeds) -> dict[str, Any]:
     """What must be equal for two records to be comparable."""
     assignment: dict[str, int] = {}
-    if hasattr(session, "get_provider_graph_assignment_info"):
-        for graph in session.get_provider_graph_assignment_info():
-            assignment[graph.ep_name] = assignment.get(graph.ep_name, 0) + len(list(graph.get_nodes()))
-    keys = (
-        "provider",
-        "provider_options",
-        "intra_op_threads",
-        "inter_op_threads",
-        "allow_spinning",
-        "graph_level",
-        "affinity",
-        "precise_int8",
-    )
-    mark = {key: plan.get(key) for key in keys}
+    elsewhere: dict[str, int] = {}
+    for provider, op_type, _ in assigned_nodes(session):
+        assignment[provider] = assignment.get(provider, 0) + 1
+        if provider != plan["provider"]:
+            elsewhere[op_type] = elsewhere.get(op_type, 0) + 1
+    mark = {key: plan[key] for key in SESSION_KEYS}
     mark.update(
         model_sha256=digest,
         providers_assigned=session.get_providers(),
         nodes_by_provider=assignment,
+        ops_elsewhere=elsewhere,
         onnxruntime=onnxruntime.__version__,
         numpy=np.__version__,
         python=platform.python_version(),
@@ -289,14 +569,10 @@ def fingerprint(onnxruntime: Any, session: Any, plan: dict[str, Any], digest: st
 
 def cpu_model() -> str:
     """The CPU's name as the system tells it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
-            for line in file:
-                key, _, value = line.partition(":")
-                if key.strip().lower() in ("model name", "hardware"):
-                    return value.strip()
-    except OSError:
-        pass
+    for line in read_text("/proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip().lower() in ("model name", "hardware"):
+            return value.strip()
     return platform.processor()
 
 

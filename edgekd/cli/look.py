@@ -8,15 +8,15 @@ from pathlib import Path
 
 from edgekd import __version__, host
 from edgekd.bench.plugins import installed_plugins, try_plugin
-from edgekd.bench.runner import available_providers
 from edgekd.card import load_card
-from edgekd.console import out
-from edgekd.errors import ExitCode, UnavailableError
+from edgekd.console import out, say
+from edgekd.environments import available_providers, environment_folder, install, require_runtime
+from edgekd.errors import EdgekdError, ExitCode, UnavailableError
 from edgekd.report.tables import rich_table
 from edgekd.spec import bundled_names, locate
 from edgekd.target import Target, load_target
 
-__all__ = ["diagnose", "list_cards", "list_targets", "show_card", "show_target"]
+__all__ = ["diagnose", "install_environment", "list_cards", "list_targets", "show_card", "show_target"]
 
 
 def list_targets() -> int:
@@ -64,8 +64,8 @@ def show_card(name: str) -> int:
 def _here(target: Target) -> str:
     """Whether this machine can run the target, and what its figures would be."""
     try:
-        target.require_provider(available_providers())
-    except UnavailableError as error:
+        require_runtime(target)
+    except EdgekdError as error:
         return str(error).removeprefix(f"target {target.name}: ")
     differences = target.differences()
     if differences:
@@ -74,16 +74,21 @@ def _here(target: Target) -> str:
 
 
 def _short(target: Target) -> str:
-    if target.provider.name not in _providers():
+    try:
+        require_runtime(target)
+    except EdgekdError:
         return "unavailable"
     return "measured" if target.measurable else "proxy"
 
 
-def _providers() -> list[str]:
-    try:
-        return available_providers()
-    except UnavailableError:
-        return []
+def install_environment(name: str) -> int:
+    """Make the environment of a target."""
+    target = load_target(name)
+    say(f"{environment_folder(target.environment or 'none', target.file)}: installing, this may take minutes")
+    folder = install(target)
+    require_runtime(target)
+    out(f"{folder}: ready; edgekd bench … --target {name}")
+    return ExitCode.PASS
 
 
 def diagnose() -> int:

@@ -75,13 +75,25 @@ def teach(
 def bench(
     models: Models,
     target: Targets,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer processes and calls.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Less time, less certainty.")] = False,
+    thorough: Annotated[bool, typer.Option("--thorough", help="More time, more certainty.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Show the ten costliest nodes.")] = False,
+    split: Annotated[str, typer.Option(metavar="val|test", help="Which of a run's data.")] = "test",
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR|NPZ", help="Other data: a folder, or arrays `inputs` and `labels`.")
+    ] = None,
+    parallel: Annotated[int, typer.Option(min=1, metavar="N", help="Throughput of N sessions side by side.")] = 1,
+    timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="When a worker is taken to hang.")] = 300,
+    memory_limit: Annotated[
+        float | None, typer.Option(min=1, metavar="MB", help="Address space of a worker; default: what is free.")
+    ] = None,
     save: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON, too.")] = None,
 ) -> None:
-    """Measure latency, size, memory and (for runs) accuracy on the target's provider."""
-    from edgekd.cli.measuring import bench_models
+    """Measure latency, size, memory, placement and accuracy on the target's provider."""
+    from edgekd.cli.measuring import bench_models, make_asked
 
-    _end(bench_models(models, target, quick, save))
+    asked = make_asked(quick, thorough, profile, split, data, parallel, timeout, memory_limit)
+    _end(bench_models(models, target, asked, save))
 
 
 @app.command()
@@ -116,11 +128,15 @@ def models(name: Annotated[str | None, typer.Argument(metavar="[NAME|FILE]")] = 
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    install: Annotated[
+        str | None, typer.Option(metavar="TARGET", help="Make the environment that this target names.")
+    ] = None,
+) -> None:
     """Say which onnxruntime and providers are here, what each target needs and how to get it."""
-    from edgekd.cli.look import diagnose
+    from edgekd.cli.look import diagnose, install_environment
 
-    _end([diagnose()])
+    _end([install_environment(install) if install else diagnose()])
 
 
 def _turn(command: Callable[[str], int], target: str) -> int:

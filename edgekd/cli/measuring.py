@@ -1,54 +1,200 @@
 """`bench` and `check`: measure files, print figures, judge budgets."""
 
 import dataclasses
+import functools
 import importlib.util
+import shlex
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from edgekd.bench.measure import Effort, Subject
-from edgekd.bench.runner import available_providers
+from edgekd.bench.measure import Subject, Told
+from edgekd.bench.paths import (
+    SPLITS,
+    Inputs,
+    Measured,
+    Split,
+    all_subjects,
+    finished,
+    measure_file,
+    measure_run,
+    read_arrays,
+    run_inputs,
+)
+from edgekd.bench.records import QUICK, THOROUGH, Effort
 from edgekd.card import parse_budget
 from edgekd.check.judge import Verdict
-from edgekd.check.measure import Measured, measure_for_check, measure_paths
-from edgekd.console import out, say
-from edgekd.errors import EdgekdError, ExitCode
+from edgekd.check.measure import measure_for_check
+from edgekd.console import out, progress, say
+from edgekd.environments import require_runtime
+from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, did_you_mean, one_line
 from edgekd.figures import ModelFigures
-from edgekd.report.tables import budget_lines, figure_rows, notes, rich_table
-from edgekd.result import model_json
-from edgekd.run import write_json
+from edgekd.report.tables import budget_lines, comparison_rows, costly_rows, figure_rows, notes, rich_table
+from edgekd.result import model_json, write_bench
+from edgekd.run import Run, read_json, write_json
 from edgekd.target import Target, load_target
 
-__all__ = ["bench_models", "check_models"]
-
-QUICK = Effort(processes=2, warmup_s=0.1, min_calls=100, max_calls=500, max_s=0.3)
+__all__ = ["Asked", "bench_models", "check_models", "make_asked"]
 
 
-def bench_models(paths: list[Path], targets: list[str], quick: bool, save: Path | None) -> list[int]:
-    """A table of figures per target; what cannot be measured is said and the rest is kept."""
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the user of `bench` asked for."""
+
+    effort: Effort
+    split: Split = "test"
+    data: Path | None = None
+    command: str = ""
+
+
+def make_asked(
+    quick: bool,
+    thorough: bool,
+    profile: bool,
+    split: str,
+    data: Path | None,
+    parallel: int,
+    timeout_s: float,
+    memory_limit_mb: float | None,
+) -> Asked:
+    """The options of `bench`, checked."""
+    if quick and thorough:
+        raise ConfigError("--quick and --thorough: give one of them")
+    if split not in SPLITS:
+        raise ConfigError(f"--split {split!r}: {did_you_mean(split, SPLITS)}")
+    base = QUICK if quick else THOROUGH if thorough else Effort()
+    limits: dict[str, Any] = {"timeout_s": timeout_s, "memory_limit_mb": memory_limit_mb}
+    effort = dataclasses.replace(base, costliest=10 if profile else 0, sessions=parallel, **limits)
+    return Asked(effort=effort, split=split, data=data, command=shlex.join(["edgekd", *sys.argv[1:]]))
+
+
+def bench_models(paths: list[Path], targets: list[str], asked: Asked, save: Path | None) -> list[int]:
+    """A table of figures; what cannot be measured is said, and the rest is kept."""
     codes: list[int] = []
-    content = []
+    taken: list[tuple[Target, Measured]] = []
+    absent: list[tuple[str, str]] = []
     for name in targets:
-        target = load_target(name)
         try:
-            target.require_provider(available_providers())
+            target = load_target(name)
+            require_runtime(target)
         except EdgekdError as error:
             say(f"edgekd: {error}")
             codes.append(error.exit_code)
+            absent.append((Path(name).stem, str(error)))
             continue
-        taken, problems = measure_paths(paths, target, QUICK if quick else Effort(), _estimate)
-        for problem in problems:
-            say(f"edgekd: {problem}")
-            codes.append(problem.exit_code)
-        if taken:
-            models = [measured.figures for measured in taken]
-            header, rows = figure_rows(models)
-            out(rich_table(header, rows, f"{target.name}: {target.title}"))
-            for remark in [*notes(models), *(f"{m.figures.name}: {m.remark}" for m in taken if m.remark)]:
-                out(f"  note: {remark}")
-            content += [{"target": target.name, **model_json(model)} for model in models]
+        for path in paths:
+            measured, problems = _bench_path(path, target, asked)
+            for problem in problems:
+                say(f"edgekd: {problem}")
+                codes.append(problem.exit_code)
+            taken += [(target, model) for model in measured]
+            if len(targets) == 1 and measured:
+                _show_models(measured, f"{target.name}: {target.title}")
+    if len(targets) > 1:
+        _show_targets(taken, absent)
     if save:
-        write_json(save, {"schema_version": 1, "models": content})
+        models = [{"target": target.name, **model_json(measured.figures)} for target, measured in taken]
+        reasons = [{"target": name, "reason": reason} for name, reason in absent]
+        write_json(save, {"schema_version": 1, "command": asked.command, "models": models, "absent": reasons})
     return codes or [ExitCode.PASS]
+
+
+def _bench_path(path: Path, target: Target, asked: Asked) -> tuple[list[Measured], list[EdgekdError]]:
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
+        folder = Path(scratch)
+        try:
+            if path.is_dir():
+                return _bench_run(path, target, asked, folder)
+            inputs = read_arrays(asked.data, folder) if asked.data else None
+            return [measure_file(path, target, asked.effort, _estimate, inputs)], []
+        except EdgekdError as error:
+            return [], [error]
+
+
+def _bench_run(path: Path, target: Target, asked: Asked, scratch: Path) -> tuple[list[Measured], list[EdgekdError]]:
+    run, _, models = finished(path)
+    inputs = _second_set(asked.data, run, scratch) if asked.data else run_inputs(run, asked.split)
+    folder = scratch / target.name
+    with progress() as bar:
+
+        def told(name: str) -> Told:
+            task = bar.add_task(f"{name} on {target.name}", total=None)
+            return lambda done, total: bar.update(task, completed=done, total=total)
+
+        measured, problems = measure_run(
+            run, all_subjects(run, models), target, asked.effort, _estimate, inputs, folder, told
+        )
+    remark = f"accuracy on {inputs.about}, {len(inputs.labels)} inputs"
+    measured = [dataclasses.replace(model, remark=remark) for model in measured]
+    if measured and not asked.data:
+        about = {"split": asked.split, "images": len(inputs.labels), "command": asked.command}
+        _keep(run, target, [model.figures for model in measured], folder, about)
+    return measured, problems
+
+
+def _keep(run: Run, target: Target, models: list[ModelFigures], folder: Path, about: dict[str, Any]) -> None:
+    """Leave records and figures in the run, for `edgekd report`; a run that cannot be written is no failure."""
+    write_bench(folder / "bench.json", target, models, **about)
+    place = run.bench(target.name)
+    try:
+        place.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as beside:
+            shutil.copytree(folder, Path(beside, "new"))
+            shutil.rmtree(place, ignore_errors=True)
+            Path(beside, "new").rename(place)
+    except OSError as error:
+        say(f"edgekd: {place}: the figures cannot be kept there ({error.strerror}); edgekd report will not show them")
+
+
+def _second_set(path: Path, run: Run, scratch: Path) -> Inputs:
+    """Other data than the run's: an .npz file, or a folder that the run's card can read."""
+    if path.is_file():
+        return read_arrays(path, scratch)
+    if not path.is_dir():
+        raise InputError(f"--data {path}: no such folder or .npz file")
+    from edgekd.card import Budget, Card
+    from edgekd.data.arrays import keep_split
+    from edgekd.data.sources import load_test
+    from edgekd.spec import build
+
+    snapshot = read_json(run.folder / "run.json")["card"]
+    plain = {"title": snapshot["name"], "file": str(run.folder), "budgets": {"": dataclasses.asdict(Budget())}}
+    card = build(Card, snapshot | plain, f"{run.folder / 'run.json'}: card")
+    split = load_test(card, path)
+    return Inputs(keep_split(split, scratch / "second"), split.labels, f"the test data in {path}")
+
+
+def _show_models(taken: Sequence[Measured], title: str) -> None:
+    models = [measured.figures for measured in taken]
+    header, rows = figure_rows(models)
+    out(rich_table(header, rows, title))
+    for model in models:
+        header, rows = costly_rows(model)
+        if rows:
+            out(rich_table(header, rows, f"{model.name}: the costliest nodes (profiled, not timed)"))
+    remarks = dict.fromkeys(measured.remark for measured in taken if measured.remark)
+    for remark in [*remarks, *notes(models)]:
+        out(f"  note: {remark}")
+
+
+def _show_targets(taken: Sequence[tuple[Target, Measured]], absent: Sequence[tuple[str, str]]) -> None:
+    """One table for several targets; one that cannot run here has a line with the reason."""
+    header, rows = comparison_rows([(target.name, measured.figures) for target, measured in taken])
+    rows += [[name, "cannot run here", *[""] * (len(header) - 2)] for name, _ in absent]
+    out(rich_table(header, rows, "Models on several targets"))
+    for name, reason in absent:
+        out(f"  {name}: {reason}")
+    remarks: dict[str, list[str]] = {}
+    for target, measured in taken:
+        for remark in [measured.remark, *notes([measured.figures])]:
+            if remark and target.name not in (names := remarks.setdefault(remark, [])):
+                names.append(target.name)
+    for remark, names in remarks.items():
+        out(f"  note: {', '.join(names)}: {remark}")
 
 
 def check_models(paths: list[Path], targets: list[str], budget: list[str], allow_estimated: bool) -> Iterator[int]:
@@ -58,7 +204,7 @@ def check_models(paths: list[Path], targets: list[str], budget: list[str], allow
         for path in paths:
             try:
                 target = load_target(name)
-                target.require_provider(available_providers())
+                require_runtime(target)
                 measured, verdict = measure_for_check(path, target, override, allow_estimated, _estimate)
             except EdgekdError as error:
                 say(f"edgekd: {error}")
@@ -73,18 +219,27 @@ def _estimate(figures: Sequence[ModelFigures], subjects: Sequence[Subject], targ
     if target.measurable or not target.reference:
         return list(figures)
     if importlib.util.find_spec("torchvision") is None:
-        say('edgekd: estimating latency needs torch; pip install "edgekd[train,cpu]"')
+        _say_once('edgekd: estimating latency needs torch; pip install "edgekd[train,cpu]"')
         return list(figures)
     from edgekd.export.variants import precision_of
     from edgekd.search.estimate import with_estimates
 
-    known = [dataclasses.replace(s, precision=precision_of(s.file)) for s in subjects]
+    try:
+        known = [dataclasses.replace(s, precision=precision_of(s.file)) for s in subjects]
+    except Exception as error:  # onnx raises whatever protobuf does
+        raise InputError(f"{subjects[0].file}: cannot be read as ONNX: {one_line(error)}") from error
     return with_estimates(figures, known, target)
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    say(text)
 
 
 def _show_verdict(measured: Measured, verdict: Verdict, target: str) -> None:
     out(f"{measured.figures.name} on {target}: {verdict.outcome}")
     for text in budget_lines(verdict):
         out(f"  {text}")
-    if measured.remark:
-        out(f"  note: {measured.remark}")
+    for remark in (measured.remark, *measured.figures.notes):
+        if remark:
+            out(f"  note: {remark}")

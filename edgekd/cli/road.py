@@ -5,11 +5,11 @@ from pathlib import Path
 
 from edgekd import units
 from edgekd.bench.measure import file_sha256
-from edgekd.bench.runner import available_providers
 from edgekd.card import Card, load_card, parse_budget
 from edgekd.check.judge import EXIT_CODES
 from edgekd.console import out as show
 from edgekd.console import say
+from edgekd.environments import require_runtime
 from edgekd.errors import ExitCode, InputError, did_you_mean
 from edgekd.imports import require
 from edgekd.report.tables import budget_lines, figure_rows, headline, notes, rich_table
@@ -36,7 +36,7 @@ def distill_on(
     card, target = load_card(card_name), load_target(target_name)
     asked = card.budget(target.name, parse_budget(budget))
     _mention_unknown_budgets(card, target)
-    target.require_provider(available_providers())
+    require_runtime(target)
     _need_training()
     folder = out or Path("runs", f"{card.name}@{target.name}")
     if out and several:

@@ -102,6 +102,8 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
         value.doc_string = ""
         del value.metadata_props[:]
     del model.graph.metadata_props[:]
+    # The exporter writes its newest IR version, which older runtimes refuse; the opset needs less.
+    model.ir_version = min(model.ir_version, onnx.helper.find_min_ir_version_for(model.opset_import, True))
     with atomic(path) as temporary:
         onnx.save_model(model, temporary)
 
@@ -124,6 +126,18 @@ def cpu_logits(file: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The file's logits (n, C) on the CPU provider, whatever the target: parity is about the file."""
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     logits: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: images})[0]
+    return logits
+
+
+def keep_torch_logits(net: nn.Module, card: Card, inputs: Path) -> NDArray[np.float32]:
+    """The student's logits (n, C) in torch for all `inputs` (.npy), kept beside them as `STEM.student.npy`."""
+    images = np.load(inputs, mmap_mode="r")
+    deployed = Deployed(net, card.data).eval()
+    with torch.no_grad():
+        parts = [deployed(torch.from_numpy(images[n : n + 256].copy())).numpy() for n in range(0, len(images), 256)]
+    logits: NDArray[np.float32] = np.concatenate(parts)
+    with atomic(inputs.with_suffix(".student.npy")) as temporary:
+        np.save(temporary, logits)
     return logits
 
 

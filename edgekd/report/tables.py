@@ -5,13 +5,26 @@ from typing import TYPE_CHECKING
 
 from edgekd import units
 from edgekd.check.judge import Verdict
-from edgekd.figures import Figure, ModelFigures
+from edgekd.figures import Figure, ModelFigures, Placement
 from edgekd.result import Result
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["budget_lines", "figure_rows", "headline", "markdown_report", "markdown_table", "notes", "rich_table"]
+__all__ = [
+    "budget_lines",
+    "comparison_rows",
+    "costly_rows",
+    "figure_rows",
+    "headline",
+    "int8_text",
+    "markdown_report",
+    "markdown_table",
+    "notes",
+    "placement_text",
+    "provenance_rows",
+    "rich_table",
+]
 
 Rows = list[list[str]]
 
@@ -24,8 +37,8 @@ _FIGURES: list[tuple[str, Callable[[ModelFigures], Figure], Callable[[float], st
     ("agreement with the teacher", lambda m: m.agreement, units.accuracy, False),
     ("latency p50", lambda m: m.latency_p50_ms, units.milliseconds, True),
     ("latency p95", lambda m: m.latency_p95_ms, units.milliseconds, True),
-    ("latency p99", lambda m: m.latency_p99_ms, units.milliseconds, True),
-    ("images per second, from p50", lambda m: m.throughput_per_s, units.count, True),
+    ("latency p99, advisory", lambda m: m.latency_p99_ms, units.milliseconds, False),
+    ("inputs per second, from p50", lambda m: m.throughput_per_s, units.count, True),
     ("load time", lambda m: m.load_ms, units.milliseconds, True),
     ("peak memory", lambda m: m.peak_memory_mb, lambda mb: units.bytes_(mb * 1e6), True),
 ]
@@ -48,6 +61,64 @@ def figure_rows(models: Sequence[ModelFigures]) -> tuple[list[str], Rows]:
         ]
         known = sorted({figure.provenance for figure in figures if figure.value is not None})
         rows.append([word, *cells, ", ".join(known) or "unknown"])
+    return header, [*rows, *_placement_rows(models)]
+
+
+def _placement_rows(models: Sequence[ModelFigures]) -> Rows:
+    """Where the nodes ran, and how much of an int8 file computes in 8 bits."""
+    placed = [model.placement for model in models]
+    if not any(placed):
+        return []
+    rows = [["where it ran", *(placement_text(p) if p else "–" for p in placed), "measured"]]
+    if any(p and p.fused is not None for p in placed):
+        rows.append(["int8 kernels", *(int8_text(p) if p else "–" for p in placed), "measured"])
+    return rows
+
+
+def placement_text(placement: Placement) -> str:
+    """`CPU: 42 nodes, 100 % of the time`, the larger share first."""
+    shares = placement.time_share
+    names = sorted(placement.nodes, key=lambda name: -shares.get(name, 0.0))
+    parts = [
+        f"{name.removesuffix('ExecutionProvider')}: {placement.nodes[name]} nodes"
+        + (f", {100 * shares[name]:.0f} % of the time" if name in shares else "")
+        for name in names
+    ]
+    return "; ".join(parts) or "unknown"
+
+
+def int8_text(placement: Placement) -> str:
+    """`29 fused, 2 in float (1 Pad, 1 Slice)`."""
+    if placement.fused is None:
+        return "–"
+    if placement.unfused is None:
+        return f"{placement.fused} fused"
+    blockers = ", ".join(f"{count} {kind}" for kind, count in placement.blockers.items())
+    return f"{placement.fused} fused, {placement.unfused} in float" + (f" ({blockers})" if blockers else "")
+
+
+def costly_rows(model: ModelFigures) -> tuple[list[str], Rows]:
+    """Header and rows of the costliest nodes."""
+    header = ["node", "op", "provider", "median", "share"]
+    entries = model.placement.costliest if model.placement else ()
+    return header, [
+        [e["node"], e["op_type"], e["provider"], f"{e['us']:.0f} µs", f"{100 * e['share']:.1f} %"] for e in entries
+    ]
+
+
+def comparison_rows(measured: Sequence[tuple[str, ModelFigures]]) -> tuple[list[str], Rows]:
+    """Header and rows: one row for each model on each target."""
+    header = ["target", "model", "top-1", "p50", "p95", "load", "memory", "size", "where it ran", "int8 kernels", "how"]
+    rows = []
+    for target, m in measured:
+        latency = [_cell(figure, None, units.milliseconds) for figure in (m.latency_p50_ms, m.latency_p95_ms)]
+        memory = _cell(m.peak_memory_mb, None, lambda mb: units.bytes_(mb * 1e6))
+        where = placement_text(m.placement) if m.placement else "–"
+        int8 = int8_text(m.placement) if m.placement else "–"
+        head = [target, m.name, _cell(m.accuracy, None, units.accuracy), *latency]
+        load = _cell(m.load_ms, None, units.milliseconds)
+        size = units.bytes_(m.size_bytes)
+        rows.append([*head, load, memory, size, where, int8, m.latency_p50_ms.provenance])
     return header, rows
 
 
@@ -55,8 +126,12 @@ def _cell(figure: Figure, first: Figure | None, show: Callable[[float], str]) ->
     if figure.value is None:
         return "–"
     text = show(figure.value)
-    if figure.provenance == "estimated" and figure.low is not None and figure.high is not None:
-        text += f" [{show(figure.low)} … {show(figure.high)}]"
+    if figure.low is not None and figure.high is not None and figure.value:
+        if figure.provenance == "estimated":
+            text += f" [{show(figure.low)} … {show(figure.high)}]"
+        else:
+            wider = max(figure.high - figure.value, figure.value - figure.low) / figure.value
+            text += f" ±{units.percent(wider)}"
     if first is not None and first.value:
         text += f" ({units.ratio(figure.value / first.value)})"
     return text
@@ -72,6 +147,9 @@ def notes(models: Sequence[ModelFigures]) -> list[str]:
                 words = reasons.setdefault(f"{figure.provenance}: {figure.why}", [])
                 if word not in words:
                     words.append(word)
+    for model in models:
+        for remark in model.notes:
+            reasons.setdefault(remark, []).append(model.name)
     return [f"{', '.join(words)} – {reason}" for reason, words in reasons.items()]
 
 

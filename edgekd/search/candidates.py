@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.bench.measure import Effort, Subject, measure_speed
+from edgekd.bench.measure import Subject, measure_speed
+from edgekd.bench.records import Effort
 from edgekd.card import Card
 from edgekd.console import progress
 from edgekd.export.onnx import export
@@ -28,7 +29,7 @@ __all__ = ["Candidate", "measure_candidates"]
 # 1 - shape, params, macs, and per precision size_bytes, latency_p50_ms, peak_memory_mb
 SCHEMA_VERSION = 1
 
-EFFORT = Effort(processes=2, warmup_s=0.1, min_calls=50, max_calls=500, max_s=0.2)
+EFFORT = Effort(processes=3, min_processes=2, warmup_s=0.1, max_calls=500, max_s=0.2, budget_s=4.0, placement=False)
 """A ranking needs less certainty than a verdict."""
 
 

@@ -40,11 +40,12 @@ import torchvision.models
 from torchvision.models import get_model_weights
 
 from edgekd import host, units
-from edgekd.bench.measure import Effort, Subject
+from edgekd.bench.measure import Subject
+from edgekd.bench.records import Effort
 from edgekd.bench.runner import make_plan, measure_latency
 from edgekd.bench.worker import LEVELS, Feeds
 from edgekd.console import say
-from edgekd.errors import one_line
+from edgekd.errors import EdgekdError, one_line
 from edgekd.export.onnx import quiet_export, save_model
 from edgekd.export.variants import make_variant
 from edgekd.figures import Figure, ModelFigures
@@ -188,7 +189,7 @@ def profile_shares(file: Path, here: Target) -> dict[str, float]:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[here.provider.name])
         feeds = Feeds(session, make_plan(here, mode="latency", inputs=None).as_json())
         for number in range(24):
-            session.run(None, feeds.call(number))
+            session.run(None, feeds.ready[number % len(feeds.ready)])
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         return shares_of(events, kernel_classes(onnx.load(optimised).graph))
 
@@ -255,5 +256,7 @@ def _export(reference: Reference, here: Target, folder: Path) -> Path:
 
 
 def _local_p50_ms(file: Path, here: Target, effort: Effort) -> float:
-    records = measure_latency([file], here, None, **dataclasses.asdict(effort))[0]
+    records = measure_latency([file], here, None, effort)[0]
+    if isinstance(records, EdgekdError):
+        raise records
     return 1e3 * min(median(record.latency_s) for record in records)

@@ -1,0 +1,184 @@
+"""What `bench` and `check` are pointed at: run folders and bare model files; no torch."""
+
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.bench.measure import Answers, Subject, Told, evaluate, logits_of, measure_each
+from edgekd.bench.records import Effort
+from edgekd.errors import EdgekdError, InputError, one_line
+from edgekd.figures import Figure, ModelFigures
+from edgekd.result import read_models
+from edgekd.run import Run
+from edgekd.target import Target
+
+__all__ = [
+    "SPLITS",
+    "Estimate",
+    "Inputs",
+    "Measured",
+    "Split",
+    "all_subjects",
+    "finished",
+    "measure_file",
+    "measure_run",
+    "read_arrays",
+    "run_inputs",
+    "subject_of",
+]
+
+Split = Literal["val", "test"]
+SPLITS: dict[Split, str] = {"val": "validation", "test": "test"}
+Estimate = Callable[[Sequence[ModelFigures], Sequence[Subject], Target], list[ModelFigures]]
+"""Fills in latencies of a target that is not this machine; `edgekd.search.estimate.with_estimates`, which needs
+torch, or a function that leaves them unknown."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Inputs that a worker maps into memory, and the labels they have."""
+
+    file: Path
+    labels: NDArray[np.int64]
+    about: str
+    """Which data, in words: `the run's test data`."""
+    torch: NDArray[np.float32] | None = None
+    """Logits (n, C) of the student in torch for these inputs, where the run kept them."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The figures of one model, and what a reader must know beside them."""
+
+    figures: ModelFigures
+    remark: str = ""
+    teacher_accuracy: Figure | None = None
+
+
+def run_inputs(run: Run, split: Split) -> Inputs:
+    """The validation or test images that the run kept; InputError if they are not there."""
+    stem = SPLITS[split]
+    file, labels, logits = (run.data / f"{stem}{end}.npy" for end in ("", ".labels", ".student"))
+    if not (file.is_file() and labels.is_file()):
+        raise InputError(f"{file}: is missing; run its `edgekd distill` with --fresh")
+    return Inputs(file, np.load(labels), f"the run's {stem} data", np.load(logits) if logits.is_file() else None)
+
+
+def read_arrays(path: Path, folder: Path) -> Inputs:
+    """Inputs from an .npz file with the arrays `inputs` (n, …) and `labels` (n,); the former go to `folder`.
+
+    Raises InputError for anything else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            inputs, labels = arrays["inputs"], arrays["labels"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, TypeError) as error:
+        raise InputError(
+            f"{path}: should be an .npz file with the arrays inputs and labels: {one_line(error)}"
+        ) from error
+    whole = labels.ndim == 1 and labels.dtype.kind in "iu" and len(labels) and labels.min() >= 0
+    if not whole or len(labels) != len(inputs):
+        raise InputError(
+            f"{path}: labels should be one class number ≥ 0 for each of the {len(inputs)} inputs, "
+            f"got {labels.dtype} {list(labels.shape)}"
+        )
+    file = folder / "second.npy"
+    np.save(file, inputs)
+    return Inputs(file, labels.astype(np.int64), str(path))
+
+
+def finished(folder: Path) -> tuple[Run, dict[str, Any], list[ModelFigures]]:
+    """A run, its `result.json` and its models, the teacher first; InputError if it is none or not finished."""
+    run = Run(folder)
+    if not run.result.exists():
+        begun = (folder / "run.json").exists()
+        what = "is not finished; run its `edgekd distill` again" if begun else "is no run folder"
+        raise InputError(f"{folder}: {what}")
+    content, models = read_models(run.result)
+    return run, content, models
+
+
+def subject_of(file: Path, model: ModelFigures) -> Subject:
+    """A model of a run as a subject, with what the run knows of it."""
+    return Subject(name=model.name, file=file, precision=model.precision, params=model.params, macs=model.macs)
+
+
+def measure_file(
+    path: Path, target: Target, effort: Effort, estimate: Estimate, inputs: Inputs | None = None
+) -> Measured:
+    """A bare model file, with accuracy where `inputs` are given.
+
+    Raises EdgekdError if it cannot be measured.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such model file or run folder")
+    subject = Subject(name=path.name, file=path, precision="as it is")
+    taken = measure_each([subject], target, inputs.file if inputs else None, None, effort)[0]
+    if isinstance(taken, EdgekdError):
+        raise taken
+    (figures,) = estimate([taken], [subject], target)
+    if inputs is None:
+        return Measured(figures, "a bare file brings no data: accuracy unknown")
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+        logits = logits_of(subject, target, inputs.file, Path(folder), effort)
+    _check_classes(logits, inputs, path)
+    (figures,) = evaluate([figures], [logits], Answers(labels=inputs.labels), target)
+    return Measured(figures, f"accuracy on {inputs.about}, {len(inputs.labels)} inputs")
+
+
+def _check_classes(logits: NDArray[np.float32], inputs: Inputs, path: Path) -> None:
+    if inputs.labels.max() >= logits.shape[1]:
+        raise InputError(
+            f"{inputs.about}: labels go up to {inputs.labels.max()}, and {path} tells {logits.shape[1]} classes apart"
+        )
+
+
+def measure_run(
+    run: Run,
+    subjects: Sequence[Subject],
+    target: Target,
+    effort: Effort,
+    estimate: Estimate,
+    inputs: Inputs,
+    folder: Path,
+    told: Callable[[str], Told] | None = None,
+) -> tuple[list[Measured], list[EdgekdError]]:
+    """Models of a run, the teacher first; errors are collected, and the other models' results kept.
+
+    Records and logits go to `folder`. `told(name)` gives what hears of a model's progress over the data.
+    """
+    taken = measure_each(subjects, target, inputs.file, folder, effort)
+    problems = [error for error in taken if isinstance(error, EdgekdError)]
+    pairs = [(s, t) for s, t in zip(subjects, taken, strict=True) if not isinstance(t, EdgekdError)]
+    known = [subject for subject, _ in pairs]
+    figures = estimate([model for _, model in pairs], known, target)
+    measured: list[Measured] = []
+    teacher, teaching = None, None
+    for subject, model in zip(known, figures, strict=True):
+        try:
+            hears = told(subject.name) if told else None
+            logits = logits_of(subject, target, inputs.file, folder, effort, hears)
+            _check_classes(logits, inputs, subject.file)
+        except EdgekdError as error:
+            problems.append(error)
+            continue
+        teacher = logits if subject is subjects[0] else teacher
+        (scored,) = evaluate([model], [logits], _answers(inputs, teacher), target)
+        teaching = scored.accuracy if subject is subjects[0] else teaching
+        measured.append(Measured(scored, teacher_accuracy=teaching))
+    return measured, problems
+
+
+def _answers(inputs: Inputs, teacher: NDArray[np.float32] | None) -> Answers:
+    return Answers(labels=inputs.labels, teacher=teacher, torch=inputs.torch)
+
+
+def all_subjects(run: Run, models: Sequence[ModelFigures]) -> list[Subject]:
+    """Every exported file of the run."""
+    return [subject_of(run.exported / model.file, model) for model in models]
