@@ -22,25 +22,32 @@ __all__ = [
     "markdown_table",
     "notes",
     "placement_text",
-    "provenance_rows",
     "rich_table",
 ]
 
 Rows = list[list[str]]
 
-_FIGURES: list[tuple[str, Callable[[ModelFigures], Figure], Callable[[float], str], bool]] = [
+_Row = tuple[str, Callable[[ModelFigures], Figure], Callable[[float], str], bool]
+
+_FIGURES: list[_Row] = [
     ("file size", lambda m: Figure(m.size_bytes, "exact"), units.bytes_, True),
     ("parameters", lambda m: Figure(m.params, "exact"), units.count, True),
     ("multiply-accumulates", lambda m: Figure(m.macs, "exact"), units.count, True),
     ("top-1 accuracy", lambda m: m.accuracy, units.accuracy, False),
+    ("top-5 accuracy", lambda m: m.top5, units.accuracy, False),
     ("macro F1", lambda m: m.macro_f1, units.accuracy, False),
+    ("calibration error", lambda m: m.ece, units.accuracy, False),
     ("agreement with the teacher", lambda m: m.agreement, units.accuracy, False),
+    ("agreement with torch", lambda m: m.torch_agreement, units.accuracy, False),
+    ("largest logit difference from torch", lambda m: m.max_logit_diff, "{:.2g}".format, False),
     ("latency p50", lambda m: m.latency_p50_ms, units.milliseconds, True),
     ("latency p95", lambda m: m.latency_p95_ms, units.milliseconds, True),
     ("latency p99, advisory", lambda m: m.latency_p99_ms, units.milliseconds, False),
     ("inputs per second, from p50", lambda m: m.throughput_per_s, units.count, True),
     ("load time", lambda m: m.load_ms, units.milliseconds, True),
+    ("first call", lambda m: m.first_call_ms, units.milliseconds, True),
     ("peak memory", lambda m: m.peak_memory_mb, lambda mb: units.bytes_(mb * 1e6), True),
+    ("energy per call", lambda m: m.energy_mj, "{:.3g} mJ".format, True),
 ]
 """Word, figure, unit, and whether the ratio to the first model is shown."""
 
@@ -52,7 +59,7 @@ def figure_rows(models: Sequence[ModelFigures]) -> tuple[list[str], Rows]:
     """
     header = ["", *(model.name for model in models), "how"]
     rows: Rows = []
-    for word, get, show, with_ratio in _FIGURES:
+    for word, get, show, with_ratio in [*_FIGURES, *_batch_figures(models)]:
         figures = [get(model) for model in models]
         if all(figure.value is None and not figure.why for figure in figures):
             continue
@@ -62,6 +69,15 @@ def figure_rows(models: Sequence[ModelFigures]) -> tuple[list[str], Rows]:
         known = sorted({figure.provenance for figure in figures if figure.value is not None})
         rows.append([word, *cells, ", ".join(known) or "unknown"])
     return header, [*rows, *_placement_rows(models)]
+
+
+def _batch_figures(models: Sequence[ModelFigures]) -> list[_Row]:
+    """Inputs per second for each batch size, and for sessions side by side."""
+
+    def row(name: str) -> _Row:
+        return f"inputs per second, {name}", lambda model: model.batches.get(name, Figure()), units.count, True
+
+    return [row(name) for name in dict.fromkeys(name for model in models for name in model.batches)]
 
 
 def _placement_rows(models: Sequence[ModelFigures]) -> Rows:
