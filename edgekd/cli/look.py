@@ -10,7 +10,7 @@ from edgekd import __version__, host
 from edgekd.bench.plugins import installed_plugins, try_plugin
 from edgekd.card import load_card
 from edgekd.console import out, say
-from edgekd.environments import available_providers, environment_folder, install, require_runtime
+from edgekd.environments import RECIPES, available_providers, environment_folder, install, require_runtime
 from edgekd.errors import EdgekdError, ExitCode, UnavailableError
 from edgekd.report.tables import rich_table
 from edgekd.spec import bundled_names, locate
@@ -84,7 +84,8 @@ def _short(target: Target) -> str:
 def install_environment(name: str) -> int:
     """Make the environment of a target."""
     target = load_target(name)
-    say(f"{environment_folder(target.environment or 'none', target.file)}: installing, this may take minutes")
+    if target.environment in RECIPES:
+        say(f"{environment_folder(target.environment)}: installing, this may take minutes")
     folder = install(target)
     require_runtime(target)
     out(f"{folder}: ready; edgekd bench … --target {name}")
