@@ -89,9 +89,11 @@ def _measure_one(
     if isinstance(records, EdgekdError):
         raise records
     memory = _memory_record(subject, target, folder, effort)
-    placement = measure_placement(subject.file, target, inputs, effort) if effort.placement else None
+    placement = _placement(subject, target, inputs, folder, effort) if effort.placement else None
     figures = _figures(subject, target, records, memory, placement)
-    return dataclasses.replace(figures, batches=_batches(subject, target, inputs, effort)) if records else figures
+    if not records:
+        return figures
+    return dataclasses.replace(figures, batches=_batches(subject, target, inputs, folder, effort))
 
 
 def _latency_records(
@@ -114,6 +116,19 @@ def _memory_record(subject: Subject, target: Target, folder: Path | None, effort
         kept = [measure_memory(subject.file, target, effort)]
         _keep(subject, "memory", target, folder, kept)
     return kept[0]
+
+
+def _placement(subject: Subject, target: Target, inputs: Path | None, folder: Path | None, effort: Effort) -> Placement:
+    path = _record_file(subject, "placement", target, folder) if folder else None
+    mark = {"schema_version": SCHEMA_VERSION, "model_sha256": file_sha256(subject.file)}
+    if path and path.exists():
+        kept = read_json(path)
+        if mark.items() <= kept.items():
+            return Placement(**kept["placement"] | {"costliest": tuple(kept["placement"]["costliest"])})
+    placement = measure_placement(subject.file, target, inputs, effort)
+    if path:
+        write_json(path, mark | {"placement": dataclasses.asdict(placement)})
+    return placement
 
 
 def _record_file(subject: Subject, kind: str, target: Target, folder: Path) -> Path:
@@ -143,7 +158,9 @@ def _keep(subject: Subject, kind: str, target: Target, folder: Path | None, reco
         write_json(_record_file(subject, kind, target, folder), content)
 
 
-def _batches(subject: Subject, target: Target, inputs: Path | None, effort: Effort) -> dict[str, Figure]:
+def _batches(
+    subject: Subject, target: Target, inputs: Path | None, folder: Path | None, effort: Effort
+) -> dict[str, Figure]:
     """Inputs per second for the target's batch sizes, and for several sessions side by side when asked."""
     asked = {f"batch {size}": (size, 1) for size in target.session.batch_sizes}
     if effort.sessions > 1:
@@ -151,7 +168,11 @@ def _batches(subject: Subject, target: Target, inputs: Path | None, effort: Effo
         asked["1 session"] = asked.pop("1 sessions")  # in the same mode, to compare with
     rates = {}
     for name, (size, sessions) in asked.items():
-        records = [measure_throughput(subject.file, target, inputs, effort, size, sessions) for _ in range(3)]
+        kind = f"throughput-{name.replace(' ', '-')}"
+        records = _kept(subject, kind, target, folder)
+        if not records:
+            records = [measure_throughput(subject.file, target, inputs, effort, size, sessions) for _ in range(3)]
+            _keep(subject, kind, target, folder, records)
         rate = between([record.calls * record.batch_size / record.elapsed_s for record in records])
         fixed = f"the model's batch is fixed to {records[0].batch_size}" if records[0].batch_size != size else ""
         rates[name] = Figure(rate.value, "measured", rate.low, rate.high, fixed)
@@ -173,7 +194,7 @@ def _figures(
         peak_memory_mb=_memory(memory, elsewhere),
         placement=placement,
         fingerprint=(latency[0] if latency else memory).fingerprint,
-        notes=tuple(remarks(latency or [memory])),
+        notes=tuple(remarks(latency)) if latency else (),
     )
     if not latency:
         unknown = Figure(why=f"{elsewhere}; only p50 can be estimated")

@@ -2,13 +2,12 @@
 
 import os
 from collections.abc import Sequence
-from statistics import median
 
 from edgekd.bench.records import Record
 
 __all__ = ["remarks"]
 
-WAITED, STEAL, OTHERS = 0.01, 0.01, 0.15
+WAITED, STEAL, OTHERS = 0.02, 0.02, 0.2
 """From here on a share of the time (or a number of busy cores) is told."""
 
 
@@ -18,21 +17,27 @@ def remarks(records: Sequence[Record]) -> list[str]:
 
 
 def _disturbances(records: Sequence[Record]) -> list[str]:
-    def typical(key: str) -> float:
-        known = [value for record in records if (value := record.disturbance.get(key)) is not None]
-        return median(known) if known else 0.0
-
     found = []
-    if (cores := typical("others_cores")) > OTHERS:
-        found.append(f"other programs kept {cores:.1f} of {os.cpu_count()} CPUs busy")
-    if (waited := typical("waited")) > WAITED:
-        found.append(f"the processes waited {100 * waited:.0f} % of their time for a CPU")
-    if (steal := typical("steal")) > STEAL:
-        found.append(f"the hypervisor took {100 * steal:.0f} % of the time for others")
+    if cores := _beyond(records, "others_cores", OTHERS):
+        busy = f"{max(cores):.1f} of {os.cpu_count()} CPUs busy"
+        found.append(f"other programs kept up to {busy} ({_of(cores, records)})")
+    if waited := _beyond(records, "waited", WAITED):
+        found.append(f"waiting for a CPU took up to {100 * max(waited):.0f} % of the time ({_of(waited, records)})")
+    if steal := _beyond(records, "steal", STEAL):
+        found.append(f"the hypervisor took up to {100 * max(steal):.0f} % for others ({_of(steal, records)})")
     speeds = [mhz for record in records if (mhz := record.disturbance.get("mhz"))]
     if speeds and min(speeds) < 0.9 * max(speeds):
         found.append(f"the CPU's frequency lay between {min(speeds):.0f} and {max(speeds):.0f} MHz")
     return [f"loaded machine: {'; '.join(found)}; times may be too long"] if found else []
+
+
+def _beyond(records: Sequence[Record], key: str, limit: float) -> list[float]:
+    """The values above the limit, of the processes that know theirs."""
+    return [value for record in records if (value := record.disturbance.get(key)) is not None and value > limit]
+
+
+def _of(values: Sequence[float], records: Sequence[Record]) -> str:
+    return f"in {len(values)} of {len(records)} processes"
 
 
 def _limits(records: Sequence[Record]) -> list[str]:

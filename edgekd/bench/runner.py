@@ -119,7 +119,7 @@ def _listen(worker: "subprocess.Popen[bytes]", told: Told | None) -> None:
     with worker.stdout as lines:
         for line in lines:
             words = line.split()
-            if told and len(words) == 3 and words[0] == b"done":
+            if told and len(words) == 3 and words[0] == b"done" and words[1].isdigit() and words[2].isdigit():
                 told(int(words[1]), int(words[2]))
 
 

@@ -87,6 +87,11 @@ LEVELS = {
     "extended": "ORT_ENABLE_EXTENDED",
     "all": "ORT_ENABLE_ALL",
 }
+CHOICES = {
+    "mode": ("latency", "throughput", "memory", "profile", "predict"),
+    "binding": ("run", "io"),
+    "graph_level": tuple(LEVELS),
+}
 DTYPES = {
     "tensor(uint8)": np.uint8,
     "tensor(int8)": np.int8,
@@ -113,14 +118,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", required=True)
     parser.add_argument("--out", required=True)
     args = parser.parse_args(argv)
+    plan: dict[str, Any] = {}
     try:
         with open(args.plan, encoding="utf-8") as file:  # noqa: PTH123 - runs where pathlib costs start-up time
             plan = json.load(file)
         result, code = measure(plan, args.model), 0
-    except (WorkerError, OSError, ValueError) as error:
-        result, code = {"schema_version": SCHEMA_VERSION, "error": str(error)}, 1
-    except MemoryError:
-        result, code = {"schema_version": SCHEMA_VERSION, "error": out_of_memory(plan)}, 1
+    except (WorkerError, OSError, ValueError, ImportError, MemoryError) as error:
+        text = out_of_memory(plan) if wants_memory(error) else str(error)
+        result, code = {"schema_version": SCHEMA_VERSION, "error": text}, 1
     temporary = args.out + ".part"
     with open(temporary, "w", encoding="utf-8") as file:  # noqa: PTH123
         json.dump(result, file)
@@ -130,10 +135,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(plan: dict[str, Any], model: str, clock: Clock = time.perf_counter) -> dict[str, Any]:
     """The result of a plan for one model file; `clock` gives seconds."""
-    unknown = sorted(set(plan) - set(DEFAULTS))
-    if unknown:
-        raise WorkerError("the plan has unknown keys: " + ", ".join(unknown) + "; known: " + ", ".join(DEFAULTS))
-    plan = {**DEFAULTS, **plan}
+    plan = complete(plan)
     confine(plan)
     import onnxruntime
 
@@ -165,6 +167,23 @@ def measure(plan: dict[str, Any], model: str, clock: Clock = time.perf_counter) 
     return result
 
 
+def complete(plan: Any) -> dict[str, Any]:
+    """The plan with all its keys; WorkerError if something in it is wrong."""
+    if not isinstance(plan, dict):
+        raise WorkerError("the plan should be a JSON object, got " + json.dumps(plan)[:100])
+    unknown = sorted(set(plan) - set(DEFAULTS))
+    if unknown:
+        raise WorkerError("the plan has unknown keys: " + ", ".join(unknown) + "; known: " + ", ".join(DEFAULTS))
+    for key, value in plan.items():
+        default = DEFAULTS[key]
+        kinds = {float: (int, float), list: (list, tuple)}.get(type(default), (type(default),))
+        if default is not None and not isinstance(value, kinds):
+            raise WorkerError("the plan's " + key + " is " + repr(value) + "; it should be like " + repr(default))
+        if value not in CHOICES.get(key, (value,)):
+            raise WorkerError("the plan's " + key + " is " + repr(value) + "; known: " + ", ".join(CHOICES[key]))
+    return {**DEFAULTS, **plan}
+
+
 def confine(plan: dict[str, Any]) -> None:
     """Pin this process, limit its memory, and let the system kill it rather than others when memory runs out."""
     if plan["affinity"]:
@@ -186,10 +205,18 @@ def out_of_memory(plan: dict[str, Any]) -> str:
     return "out of memory" + (", with a limit of %.0f MB" % (limit / 1e6) if limit else "")
 
 
+def wants_memory(error: Exception) -> bool:
+    """Whether there was too little memory: for Python, onnxruntime, or the loader of its libraries."""
+    signs = ("bad_alloc", "Failed to allocate memory", "failed to map segment", "Cannot allocate memory")
+    return isinstance(error, MemoryError) or (
+        not isinstance(error, WorkerError) and any(sign in str(error) for sign in signs)
+    )
+
+
 def explain(error: Exception, plan: dict[str, Any], what: str) -> WorkerError:
     """onnxruntime's error as one line; its exceptions have no common base below Exception."""
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate memory" in text:
+    if wants_memory(error):
         return WorkerError(out_of_memory(plan) + " (" + what + ")")
     return WorkerError(what + ": " + text[:300])
 
