@@ -83,10 +83,10 @@ def read_arrays(path: Path, folder: Path) -> Inputs:
             f"{path}: should be an .npz file with the arrays inputs and labels: {one_line(error)}"
         ) from error
     whole = labels.ndim == 1 and labels.dtype.kind in "iu" and len(labels) and labels.min() >= 0
-    if not whole or len(labels) != len(inputs):
+    if not whole or labels.shape != inputs.shape[:1]:
         raise InputError(
-            f"{path}: labels should be one class number ≥ 0 for each of the {len(inputs)} inputs, "
-            f"got {labels.dtype} {list(labels.shape)}"
+            f"{path}: labels should be one class number ≥ 0 for each input, "
+            f"got {labels.dtype} {list(labels.shape)} for inputs {inputs.dtype} {list(inputs.shape)}"
         )
     file = folder / "second.npy"
     np.save(file, inputs)

@@ -36,7 +36,7 @@ class Effort:
     """Address space a worker may take, MB; None for nearly all that the machine has free."""
 
 
-QUICK = Effort(processes=3, min_processes=2, budget_s=3.0, warmup_s=0.1, min_calls=30, max_s=0.2)
+QUICK = Effort(processes=3, budget_s=3.0, warmup_s=0.1, min_calls=30, max_s=0.2)
 THOROUGH = Effort(processes=20, budget_s=90.0, warmup_s=1.0, min_calls=25, max_calls=20_000, max_s=2.0)
 
 

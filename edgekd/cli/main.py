@@ -112,6 +112,25 @@ def check(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="One interactive page that needs no network.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="For a pull request's comment.")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="One row a figure.")] = None,
+    save: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Everything, for programs.")] = None,
+    plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Pictures, PNG.")] = None,
+) -> None:
+    """Show or write what runs hold: verdict, budget, figures and where each comes from."""
+    from edgekd.cli.reporting import report_runs
+
+    _end([report_runs(runs, html, markdown, csv, save, plots)])
+
+
+@app.command()
 def targets(name: Annotated[str | None, typer.Argument(metavar="[NAME|FILE]")] = None) -> None:
     """List the bundled targets, or show one."""
     from edgekd.cli.look import list_targets, show_target

@@ -1,23 +1,40 @@
 """The size/latency/accuracy picture of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from edgekd.figures import ModelFigures
+from edgekd.check.judge import Line
+from edgekd.figures import Figure, ModelFigures
 from edgekd.run import atomic
-from edgekd.search.candidates import Candidate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_run"]
+__all__ = ["Sized", "plot_run"]
 
 
-def plot_run(models: Sequence[ModelFigures], candidates: Sequence[Candidate], title: str, path: Path) -> None:
+class Sized(Protocol):
+    """A shape measured before training: `search.candidates.Candidate`, or `gather.Untrained` where torch is not."""
+
+    @property
+    def precisions(self) -> Mapping[str, Mapping[str, Figure]]:
+        """Precision to budget key to figure."""
+        ...
+
+
+def plot_run(
+    models: Sequence[ModelFigures],
+    candidates: Sequence[Sized],
+    title: str,
+    path: Path,
+    lines: Sequence[Line] = (),
+    shipped: str = "",
+) -> None:
     """Accuracy against size, and against latency where it is known, as PNG.
 
-    Candidates that were not trained have no accuracy: they are ticks on the lower edge.
+    Candidates that were not trained have no accuracy: they are ticks on the lower edge. The limits in `lines` are
+    dashed, and the model named `shipped` is ringed.
     """
     from matplotlib.figure import Figure as Canvas  # no pyplot: no window system, no global state
 
@@ -25,14 +42,18 @@ def plot_run(models: Sequence[ModelFigures], candidates: Sequence[Candidate], ti
     canvas = Canvas(figsize=(11 if timed else 6, 4.5), layout="constrained")
     axes = canvas.subplots(1, 2 if timed else 1, squeeze=False)[0]
     canvas.suptitle(title)
-    _draw(axes[0], models, candidates, "size_kb", "file size, kB")
-    if timed:
-        _draw(axes[1], models, candidates, "latency_p50_ms", "latency p50, ms")
+    limits = {line.key: line.limit for line in lines}
+    for place, (key, label) in enumerate([("size_kb", "file size, kB"), ("latency_p50_ms", "latency p50, ms")]):
+        if place < len(axes):
+            _draw(axes[place], models, candidates, key, label)
+            _draw_limits(axes[place], limits, key)
+            _draw_ring(axes[place], models, shipped, key)
+            axes[place].legend(loc="best", fontsize="small")
     with atomic(path) as temporary:
         canvas.savefig(temporary, format="png", dpi=130)
 
 
-def _draw(axes: "Axes", models: Sequence[ModelFigures], candidates: Sequence[Candidate], key: str, label: str) -> None:
+def _draw(axes: "Axes", models: Sequence[ModelFigures], candidates: Sequence[Sized], key: str, label: str) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     for model, marker in zip(models, "sovD^P", strict=False):
@@ -70,4 +91,31 @@ def _draw(axes: "Axes", models: Sequence[ModelFigures], candidates: Sequence[Can
     axes.margins(x=0.2, y=0.35)
     axes.set_ylim(top=min(axes.get_ylim()[1], 101))  # accuracy ends at 100 %
     axes.grid(True, which="both", alpha=0.25)
-    axes.legend(loc="best", fontsize="small")
+
+
+def _draw_limits(axes: "Axes", limits: dict[str, float], key: str) -> None:
+    """The budget: dashed, green; labelled once."""
+    if key in limits:
+        axes.axvline(limits[key], color="tab:green", linestyle="--", linewidth=1.2, label="budget")
+    if "min_accuracy" in limits:
+        low, high = axes.get_ylim()
+        level = 100 * limits["min_accuracy"]
+        label = None if key in limits else "budget"
+        axes.axhline(level, color="tab:green", linestyle="--", linewidth=1.2, label=label)
+        axes.set_ylim(min(low, level - 0.08 * (high - low)), max(high, level + 0.08 * (high - low)))
+
+
+def _draw_ring(axes: "Axes", models: Sequence[ModelFigures], shipped: str, key: str) -> None:
+    for model in models:
+        value, top1 = getattr(model, key).value, model.accuracy.value
+        if model.name == shipped and value is not None and top1 is not None:
+            axes.plot(
+                [value],
+                [100 * top1],
+                "o",
+                markersize=17,
+                markerfacecolor="none",
+                markeredgecolor="black",
+                linestyle="none",
+                label="shipped",
+            )

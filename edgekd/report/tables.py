@@ -147,7 +147,7 @@ def _cell(figure: Figure, first: Figure | None, show: Callable[[float], str]) ->
             text += f" [{show(figure.low)} … {show(figure.high)}]"
         else:
             wider = max(figure.high - figure.value, figure.value - figure.low) / figure.value
-            text += f" ±{units.percent(wider)}"
+            text += f" ±{units.percent(wider)}" if wider <= 1 else " ±>100 %"
     if first is not None and first.value:
         text += f" ({units.ratio(figure.value / first.value)})"
     return text

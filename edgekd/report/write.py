@@ -18,7 +18,7 @@ def write_reports(result: Result, candidates: Sequence[Candidate], run: Run) -> 
     with atomic(run.model) as temporary:
         shutil.copyfile(run.exported / chosen.file, temporary)
     title = f"{result.card} on {result.target}: {result.verdict.outcome}"
-    plot_run(result.models, candidates, title, run.folder / "figures.png")
+    plot_run(result.models, candidates, title, run.folder / "figures.png", result.verdict.lines, result.chosen)
     with atomic(run.folder / "report.md") as temporary:
         temporary.write_text(markdown_report(result, "figures.png"), encoding="utf-8")
     write_result(result, run.result)

@@ -1,0 +1,630 @@
+/**
+ * Measures one ONNX model in this process, with onnxruntime-web's `wasm` backend; worker.py is its Python counterpart.
+ *
+ *     node worker.mjs --modules DIR --plan plan.json --model model.onnx --out result.json
+ *
+ * It needs Node.js 18.3 and DIR/node_modules/onnxruntime-web (1.24 or newer), and nothing of edgekd. Plan and
+ * result are those of worker.py, which explains them. What is different here:
+ *
+ *     provider               is "wasm"; inside it runs ONNX Runtime's CPU provider compiled to WebAssembly, so the
+ *                            kernels of a profile are reported as "wasm" too
+ *     intra_op_threads       becomes env.wasm.numThreads
+ *     provider_options, inter_op_threads, allow_spinning, arena, affinity, precise_int8
+ *                            mean nothing here; the fingerprint has them as given
+ *     binding, sessions      anything but "run" and 1 is refused
+ *     memory_limit_bytes     is ignored: Node cannot set RLIMIT_AS, and V8 reserves far more than it uses. A wasm
+ *                            memory ends at 4 GB anyway
+ *     optimized              is ignored: onnxruntime-web cannot write files
+ *     model                  is one file; external data is not read
+ *     load_s                 is the model's alone: the runtime has been compiled and started before
+ *     warmup_s               may be longer than asked for (unless that is 0), see warmUp
+ *     disturbance            is of the timed calls alone: before them V8's own threads compete with this one
+ *     energy_j               is null
+ */
+
+import { createHash } from 'node:crypto';
+import fs from 'node:fs';
+import { createRequire } from 'node:module';
+import os from 'node:os';
+import path from 'node:path';
+import { parseArgs } from 'node:util';
+
+const SCHEMA_VERSION = 2; // the history is in worker.py
+
+const DEFAULTS = {
+  mode: 'latency',
+  provider: 'wasm',
+  provider_options: {},
+  intra_op_threads: 1,
+  inter_op_threads: 1,
+  allow_spinning: true,
+  graph_level: 'all',
+  arena: true,
+  affinity: [],
+  precise_int8: false,
+  binding: 'run',
+  inputs: null,
+  outputs: null,
+  optimized: null,
+  memory_limit_bytes: null,
+  batch_size: 1,
+  sessions: 1,
+  warmup_s: 0.5,
+  min_calls: 100,
+  max_calls: 1_000,
+  max_s: 1.0,
+};
+const SESSION_KEYS = [
+  'provider', 'provider_options', 'intra_op_threads', 'inter_op_threads', 'allow_spinning', 'graph_level', 'arena',
+  'affinity', 'precise_int8', 'binding',
+]; // prettier-ignore
+const LEVELS = { disable: 'disabled', basic: 'basic', extended: 'extended', all: 'all' };
+const CHOICES = {
+  mode: ['latency', 'throughput', 'memory', 'profile', 'predict'],
+  binding: ['run', 'io'],
+  graph_level: Object.keys(LEVELS),
+};
+// .npy's code for a type: its name, numpy's and onnxruntime-web's alike, and the array that holds it
+const DTYPES = {
+  u1: ['uint8', Uint8Array],
+  i1: ['int8', Int8Array],
+  f4: ['float32', Float32Array],
+  f2: ['float16', Uint16Array], // the bits; onnxruntime-web takes them whether or not Node has a Float16Array
+  f8: ['float64', Float64Array],
+  i4: ['int32', Int32Array],
+  i8: ['int64', BigInt64Array],
+  b1: ['bool', Uint8Array],
+};
+const SHORTEST_S = 50e-6; // a call below this is timed in inner loops: the clock and JavaScript itself would show
+const ROTATED = 64; // inputs kept ready for the timed calls
+const COMPILING_S = 3.0; // how long the warm-up may last for V8's sake
+const TICKS_PER_S = 100; // of /proc/stat; Linux' USER_HZ, which Node cannot ask for
+const clock = () => performance.now() / 1000;
+
+/** One line for the result's `error`. */
+class WorkerError extends Error {}
+
+async function main() {
+  let given;
+  try {
+    const option = { type: 'string' };
+    given = parseArgs({ options: { modules: option, plan: option, model: option, out: option } }).values;
+    for (const name of ['modules', 'plan', 'model', 'out']) {
+      if (given[name] === undefined) throw new Error(`--${name} is missing`);
+    }
+  } catch (error) {
+    console.error(`worker.mjs: ${error.message}`);
+    return 2;
+  }
+  let [result, code] = [null, 0];
+  try {
+    result = await measure(JSON.parse(fs.readFileSync(given.plan, 'utf8')), given.model, given.modules);
+  } catch (error) {
+    const text = error instanceof WorkerError ? error.message : explain(error).message;
+    [result, code] = [{ schema_version: SCHEMA_VERSION, error: text }, 1];
+  }
+  fs.writeFileSync(`${given.out}.part`, JSON.stringify(result));
+  fs.renameSync(`${given.out}.part`, given.out);
+  return code;
+}
+
+/** The result of a plan for one model file, with the onnxruntime-web under the folder `modules`. */
+async function measure(asked, model, modules) {
+  const plan = complete(asked);
+  volunteerToDie();
+  const ort = await start(modules, plan);
+  const memory = { import_bytes: peakMemory() };
+  const digest = digestOf(model);
+  const begin = clock();
+  const session = await makeSession(ort, plan, model);
+  const loadS = clock() - begin;
+  memory.load_bytes = peakMemory();
+  const feeds = new Feeds(ort, session, plan);
+  const result = { schema_version: SCHEMA_VERSION, mode: plan.mode, load_s: loadS, batch_size: feeds.batch };
+  const call = caller(session, feeds);
+  const before = counters();
+  if (plan.mode === 'predict') result.outputs_shape = await predict(session, feeds, plan);
+  else if (plan.mode === 'profile') Object.assign(result, await profile(ort, call, feeds, plan, model));
+  else if (plan.mode === 'throughput') Object.assign(result, await throughput(call, plan));
+  else Object.assign(result, await timeCalls(call, plan));
+  memory.run_bytes = peakMemory();
+  result.memory = memory;
+  result.disturbance ??= disturbance(before, counters());
+  result.fingerprint = fingerprint(ort, plan, digest, feeds);
+  return result;
+}
+
+/** The plan with all its keys; WorkerError if something in it is wrong or cannot be had here. */
+function complete(plan) {
+  const kind = (value) => (Array.isArray(value) ? 'list' : value === null ? 'null' : typeof value);
+  if (kind(plan) !== 'object') throw new WorkerError('the plan should be a JSON object');
+  const unknown = Object.keys(plan).filter((key) => !Object.hasOwn(DEFAULTS, key)).sort();
+  if (unknown.length) {
+    const known = Object.keys(DEFAULTS).join(', ');
+    throw new WorkerError(`the plan has unknown keys: ${unknown.join(', ')}; known: ${known}`);
+  }
+  for (const [key, value] of Object.entries(plan)) {
+    const got = `the plan's ${key} is ${JSON.stringify(value)}`;
+    if (DEFAULTS[key] !== null && kind(value) !== kind(DEFAULTS[key])) {
+      throw new WorkerError(`${got}; it should be like ${JSON.stringify(DEFAULTS[key])}`);
+    }
+    if (CHOICES[key] && !CHOICES[key].includes(value)) {
+      throw new WorkerError(`${got}; known: ${CHOICES[key].join(', ')}`);
+    }
+  }
+  const whole = { ...DEFAULTS, ...plan };
+  if (whole.provider !== 'wasm') {
+    throw new WorkerError(`this onnxruntime offers wasm; ${whole.provider} is not among them`);
+  }
+  if (whole.binding !== 'run') throw new WorkerError('onnxruntime-web cannot bind inputs and outputs: binding "io"');
+  if (whole.sessions !== 1) throw new WorkerError('JavaScript calls from one thread: sessions can only be 1');
+  return whole;
+}
+
+/** Let the system kill this process rather than others when memory runs out. */
+function volunteerToDie() {
+  try {
+    fs.writeFileSync('/proc/self/oom_score_adj', '1000');
+  } catch {
+    // no such file outside Linux
+  }
+}
+
+/** onnxruntime-web, started: its wasm file is compiled here, so that this is not counted as the model's loading. */
+async function start(modules, plan) {
+  let ort;
+  try {
+    ort = createRequire(path.resolve(modules, 'package.json'))('onnxruntime-web');
+  } catch (error) {
+    throw new WorkerError(`no onnxruntime-web in ${modules}: ${oneLine(error)}`);
+  }
+  ort.env.wasm.numThreads = plan.intra_op_threads;
+  ort.env.logLevel = 'error';
+  try {
+    await ort.InferenceSession.create(new Uint8Array(0), { executionProviders: ['wasm'], logSeverityLevel: 4 });
+  } catch (error) {
+    // No bytes are no model, which is what a runtime says once it runs.
+    if (!String(error).includes("Can't create a session")) throw explain(error, 'onnxruntime-web does not start');
+  }
+  return ort;
+}
+
+async function makeSession(ort, plan, model, options = {}) {
+  try {
+    return await ort.InferenceSession.create(fs.readFileSync(model), {
+      executionProviders: ['wasm'],
+      graphOptimizationLevel: LEVELS[plan.graph_level],
+      logSeverityLevel: 3, // errors
+      ...options,
+    });
+  } catch (error) {
+    throw explain(error, 'onnxruntime cannot load it');
+  }
+}
+
+function oneLine(error) {
+  return String(error?.message ?? error).split(/\s+/).join(' ').trim().slice(0, 300);
+}
+
+const MEMORY = /bad_alloc|out of memory|OOM|Aborted|Failed to allocate memory|[Aa]llocation failed|Memory\.grow/;
+const TOO_LARGE = /SafeInt/; // sizes have 32 bits in wasm
+
+/** An error as one line; a C++ exception that nothing caught arrives as a mere number. */
+function explain(error, what = '') {
+  const text = typeof error === 'number' ? `a C++ exception (${error})` : oneLine(error);
+  const whole = what ? `${what}: ${text}` : text;
+  const memory = MEMORY.test(text) || TOO_LARGE.test(text) || (error instanceof RangeError && !/stack/.test(text));
+  return new WorkerError(memory ? `out of memory (${whole})` : whole);
+}
+
+/** Rows of a .npy file (C order), read as they are needed. */
+class Rows {
+  constructor(file) {
+    this.file = fs.openSync(file, 'r');
+    const start = this.bytes(0, 12);
+    if (start.toString('latin1', 0, 6) !== '\x93NUMPY') throw new WorkerError(`${file}: not a .npy file`);
+    const [from, size] = start[6] === 1 ? [10, start.readUInt16LE(8)] : [12, start.readUInt32LE(8)];
+    const header = this.bytes(from, size).toString('latin1');
+    const descr = /'descr':\s*'([<>|=]?)(\w+)'/.exec(header);
+    const shape = /'shape':\s*\(([^)]*)\)/.exec(header);
+    if (!descr || !shape || !(descr[2] in DTYPES) || descr[1] === '>' || /'fortran_order':\s*True/.test(header)) {
+      throw new WorkerError(`${file}: cannot be read here (needs C order, little endian): ${header.trim()}`);
+    }
+    [this.dtype, this.Array] = DTYPES[descr[2]];
+    this.shape = shape[1].split(',').filter((size) => size.trim()).map(Number);
+    this.begin = from + size;
+    this.length = this.shape[0] ?? 0;
+    this.width = product(this.shape.slice(1));
+    if (!this.length) throw new WorkerError(`${file}: has no rows`);
+  }
+
+  bytes(position, size) {
+    const buffer = Buffer.from(new ArrayBuffer(size));
+    for (let done = 0; done < size; ) {
+      const got = fs.readSync(this.file, buffer, done, size - done, position + done);
+      if (!got) throw new WorkerError('the .npy file ends early');
+      done += got;
+    }
+    return buffer;
+  }
+
+  /** `count` rows from row `start` on, beginning again after the last. */
+  take(start, count) {
+    const taken = new this.Array(count * this.width);
+    for (let done = 0; done < count; ) {
+      const row = (start + done) % this.length;
+      const some = Math.min(count - done, this.length - row);
+      const stride = this.width * this.Array.BYTES_PER_ELEMENT;
+      const buffer = this.bytes(this.begin + row * stride, some * stride).buffer;
+      taken.set(new this.Array(buffer), done * this.width);
+      done += some;
+    }
+    return taken;
+  }
+}
+
+/** Inputs for the calls: rows of the plan's file in turn, or seeded random ones. */
+class Feeds {
+  constructor(ort, session, plan) {
+    this.ort = ort;
+    this.inputs = session.inputMetadata;
+    this.output = session.outputNames[0];
+    this.random = plan.inputs === null;
+    const [first] = this.inputs;
+    this.fixed = known(first.shape?.[0]);
+    this.batch = this.fixed ? first.shape[0] : plan.batch_size; // a fixed batch is the model's
+    if (this.random) {
+      const random = generator(1);
+      const one = () => this.inputs.map((input) => [input.name, randomInput(ort, input, plan.batch_size, random)]);
+      this.ready = Array.from({ length: 8 }, () => Object.fromEntries(one()));
+      this.batch = this.ready[0][first.name].dims[0] ?? 1;
+      return;
+    }
+    this.rows = new Rows(plan.inputs);
+    if (!this.fits()) {
+      const takes = this.inputs.map((input) => `${typeName(input)} ${listed(input.shape ?? [])}`).join(', ');
+      throw new WorkerError(`the model takes ${takes}; the data is ${this.rows.dtype} ${listed(this.rows.shape)}`);
+    }
+    const different = plan.mode === 'predict' ? 0 : Math.ceil(this.rows.length / this.batch);
+    const numbers = [...Array(Math.min(ROTATED, different)).keys()];
+    this.ready = numbers.map((number) => this.feed(number * this.batch, this.batch));
+  }
+
+  fits() {
+    const [input, ...others] = this.inputs;
+    const [wanted, have] = [input.shape?.slice(1) ?? [], this.rows.shape.slice(1)];
+    const alike = wanted.length === have.length && wanted.every((size, axis) => !known(size) || size === have[axis]);
+    return !others.length && alike && input.type === this.rows.dtype;
+  }
+
+  feed(start, count) {
+    const dims = [count, ...this.rows.shape.slice(1)];
+    return { [this.inputs[0].name]: new this.ort.Tensor(this.rows.dtype, this.rows.take(start, count), dims) };
+  }
+}
+
+const product = (sizes) => sizes.reduce((a, b) => a * b, 1);
+const known = (size) => Number.isInteger(size) && size > 0; // others have a name, or not even that
+
+/** As Python writes a list: errors read the same whichever worker wrote them. */
+const listed = (shape) => `[${shape.map((size) => (typeof size === 'string' ? `'${size}'` : size)).join(', ')}]`;
+
+function typeName(input) {
+  return `tensor(${{ float32: 'float', float64: 'double' }[input.type] ?? input.type ?? 'none'})`;
+}
+
+/** Random numbers in [0, 1), the same for the same seed (mulberry32); Math.random takes no seed. */
+function generator(seed) {
+  let state = seed;
+  return () => {
+    state = (state + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
+/** A random tensor of the input's type; unknown sizes are the batch for the first axis, else 1. */
+function randomInput(ort, input, batch, random) {
+  const dtype = Object.values(DTYPES).find(([name]) => name === input.type);
+  if (!dtype) throw new WorkerError(`input ${input.name} is ${typeName(input)}; give real inputs for it`);
+  const shape = input.shape.map((size, axis) => (known(size) ? size : axis === 0 ? batch : 1));
+  const below = (high) => Math.floor(random() * high);
+  const normal = () => Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
+  const values = {
+    float32: normal,
+    float64: normal,
+    float16: () => (below(2) << 15) | ((12 + below(4)) << 10) | below(1024), // the bits of ±0.125 to ±2
+    uint8: () => below(256),
+    int8: () => below(128),
+    int64: () => BigInt(below(2)),
+  };
+  const data = dtype[1].from({ length: product(shape) }, values[input.type] ?? (() => below(2))); // often indices
+  return new ort.Tensor(input.type, data, shape);
+}
+
+/** A function that calls the model with the inputs of a number. */
+function caller(session, { ready, output }) {
+  return async (number) => {
+    try {
+      return (await session.run(ready[number % ready.length]))[output];
+    } catch (error) {
+      throw explain(error, 'the model fails when it runs');
+    }
+  };
+}
+
+async function timed(call, number) {
+  const begin = clock();
+  await call(number);
+  return clock() - begin;
+}
+
+function median(values) {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+}
+
+const rounded = (seconds) => Number(seconds.toFixed(9));
+
+/** First call, warm-up until stable (bounded), then one timing per call; inner loops for very short calls. */
+async function timeCalls(call, plan) {
+  const first = await timed(call, 0);
+  const [warmup, warm] = await warmUp(call, plan);
+  const typical = warmup.length ? median(warmup.slice(-10)) : first;
+  const inner = typical > 0 && typical < SHORTEST_S ? Math.ceil(SHORTEST_S / typical) : 1;
+  const latency = [];
+  const before = counters();
+  const begin = clock();
+  while (latency.length < plan.max_calls) {
+    if (latency.length >= plan.min_calls && clock() - begin >= plan.max_s) break;
+    const number = latency.length * inner;
+    const start = clock();
+    for (let offset = 0; offset < inner; offset++) await call(number + offset);
+    latency.push((clock() - start) / inner);
+  }
+  return {
+    first_call_s: first,
+    warmup_s: warmup.map(rounded),
+    warm,
+    inner_calls: inner,
+    latency_s: latency.map(rounded),
+    energy_j: null,
+    disturbance: disturbance(before, counters()),
+  };
+}
+
+/**
+ * Calls until three blocks of ten calls have medians within 2 %, or the time is over.
+ *
+ * V8 compiles wasm twice: at first quickly, and what is called often once more in other threads, which takes a
+ * second or so. Until it is done calls take two to six times as long, evenly enough to look stable. So only blocks
+ * count in which it was quiet, and the time is COMPILING_S where the plan gives less; a plan without warm-up has none.
+ */
+async function warmUp(call, plan) {
+  const limit = plan.warmup_s > 0 ? Math.max(plan.warmup_s, COMPILING_S) : 0;
+  const compiling = compilerWatch(plan.intra_op_threads);
+  const spent = [];
+  let [total, medians] = [0, []];
+  while (total < limit) {
+    const block = [];
+    while (block.length < 10 && total < limit) {
+      block.push(await timed(call, spent.length + block.length));
+      total += block.at(-1);
+    }
+    spent.push(...block);
+    medians = compiling() ? [] : [...medians.slice(-2), median(block)];
+    if (medians.length === 3 && Math.max(...medians) <= 1.02 * Math.min(...medians)) return [spent, true];
+  }
+  return [spent, false];
+}
+
+/** A function that tells whether the compiler works; where that cannot be known, it is taken to do so for a second. */
+function compilerWatch(threads) {
+  const others = () => {
+    const main = Number(readText('/proc/self/schedstat').split(' ')[0]) / 1e9; // the main thread's alone
+    const all = process.cpuUsage();
+    return main > 0 && threads === 1 ? (all.user + all.system) / 1e6 - main : null;
+  };
+  const begin = clock();
+  let [since, before, busy] = [begin, others(), true];
+  return () => {
+    const now = clock();
+    if (before === null) return now - begin < 1;
+    if (now - since >= 0.1) {
+      const after = others();
+      busy = after - before > 0.2 * (now - since); // collecting garbage takes some per cent
+      [since, before] = [now, after];
+    }
+    return busy;
+  };
+}
+
+/** Calls finished in `max_s`. */
+async function throughput(call, plan) {
+  await warmUp(call, plan);
+  const before = counters();
+  const begin = clock();
+  let calls = 0;
+  while (calls < plan.min_calls || clock() < begin + plan.max_s) await call(calls++);
+  return { calls, elapsed_s: clock() - begin, sessions: 1, disturbance: disturbance(before, counters()) };
+}
+
+/** Kernels that ran, from ONNX Runtime's profile; in a session of its own, for profiling slows calls down. */
+async function profile(ort, call, feeds, plan, model) {
+  await warmUp(call, plan); // sessions share the compiled code; a profile of the rest would be V8's as well
+  const session = await makeSession(ort, plan, model, { enableProfiling: true });
+  const profiled = caller(session, feeds);
+  for (let number = 0; number < plan.min_calls; number++) await profiled(number);
+  const printed = await printedBy(() => session.endProfiling());
+  const text = printed.slice(printed.indexOf('['), printed.lastIndexOf(']') + 1);
+  return { kernels: text ? kernelsOf(JSON.parse(text)) : [], assigned: [] };
+}
+
+/** What `action` prints to stdout, which is where onnxruntime-web writes a profile: wasm has no file to write it to. */
+async function printedBy(action) {
+  const [write, writeSync] = [process.stdout.write, fs.writeSync];
+  let text = '';
+  const keep = (chunk) => {
+    text += chunk;
+    return true;
+  };
+  process.stdout.write = keep;
+  fs.writeSync = (file, chunk, ...rest) => (file === 1 ? keep(chunk) : writeSync(file, chunk, ...rest));
+  try {
+    await action();
+  } finally {
+    [process.stdout.write, fs.writeSync] = [write, writeSync];
+  }
+  return text;
+}
+
+/** Per kernel: op type, node, and the µs of each call; the first call, which sets things up, is left out. */
+function kernelsOf(events) {
+  const kernels = new Map();
+  for (const { cat, name, args, dur } of events) {
+    if (cat !== 'Node' || !name.endsWith('_kernel_time')) continue;
+    const node = name.slice(0, -'_kernel_time'.length);
+    const key = `${node} ${args.node_index ?? ''}`;
+    // Inside wasm it is ONNX Runtime's CPU provider: nothing fell back.
+    const provider = args.provider === 'CPUExecutionProvider' ? 'wasm' : (args.provider ?? '');
+    if (!kernels.has(key)) kernels.set(key, { provider, op_type: args.op_name, node, us: [] });
+    kernels.get(key).us.push(dur);
+  }
+  for (const { us } of kernels.values()) if (us.length > 1) us.shift();
+  return [...kernels.values()];
+}
+
+/** Write the first output for every row to plan.outputs (.npy, float32); returns its shape. */
+async function predict(session, feeds, plan) {
+  if (feeds.random) throw new WorkerError('mode predict needs `inputs`');
+  const { rows, batch } = feeds;
+  const file = fs.openSync(plan.outputs, 'w');
+  let [shape, told] = [null, 0];
+  for (let start = 0; start < rows.length; start += batch) {
+    const some = Math.min(batch, rows.length - start);
+    // A fixed batch is filled up with rows from the beginning; their answers are dropped.
+    const ready = [feeds.feed(start, feeds.fixed ? batch : some)];
+    const answer = await caller(session, { ready, output: feeds.output })(0);
+    const width = product(answer.dims.slice(1));
+    if (!shape) {
+      shape = [rows.length, ...answer.dims.slice(1)];
+      fs.writeFileSync(file, npyHeader(shape));
+    }
+    const floats = asFloats(answer).subarray(0, some * width);
+    fs.writeFileSync(file, new Uint8Array(floats.buffer, floats.byteOffset, floats.byteLength)); // goes on at the end
+    if (clock() - told > 0.2) {
+      told = clock();
+      process.stdout.write(`done ${start + some} ${rows.length}\n`);
+    }
+  }
+  fs.closeSync(file);
+  return shape;
+}
+
+function npyHeader(shape) {
+  const sizes = shape.length === 1 ? `${shape[0]},` : shape.join(', ');
+  const text = `{'descr': '<f4', 'fortran_order': False, 'shape': (${sizes}), }`;
+  const padded = text.padEnd(Math.ceil((10 + text.length + 1) / 64) * 64 - 11) + '\n'; // data begin at a multiple of 64
+  const size = Buffer.alloc(2);
+  size.writeUInt16LE(padded.length);
+  return Buffer.concat([Buffer.from('\x93NUMPY\x01\x00', 'latin1'), size, Buffer.from(padded, 'latin1')]);
+}
+
+function asFloats(tensor) {
+  if (tensor.data instanceof Float32Array) return tensor.data;
+  const halves = tensor.type === 'float16' && tensor.data instanceof Uint16Array;
+  return Float32Array.from(tensor.data, halves ? halfAsFloat : Number);
+}
+
+function halfAsFloat(bits) {
+  const [sign, exponent, fraction] = [bits >> 15 ? -1 : 1, (bits >> 10) & 31, bits & 1023];
+  if (exponent === 31) return fraction ? NaN : sign * Infinity;
+  return sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -24 * fraction);
+}
+
+function digestOf(file) {
+  const [hash, buffer, source] = [createHash('sha256'), Buffer.alloc(1 << 20), fs.openSync(file, 'r')];
+  for (let got; (got = fs.readSync(source, buffer, 0, buffer.length, null)); ) hash.update(buffer.subarray(0, got));
+  fs.closeSync(source);
+  return hash.digest('hex');
+}
+
+/** Peak resident memory of this process in bytes (VmHWM); null where /proc does not tell. */
+function peakMemory() {
+  const found = /^VmHWM:\s*(\d+)/m.exec(readText('/proc/self/status'));
+  return found ? Number(found[1]) * 1024 : null;
+}
+
+/** A file of the system; empty where there is none. */
+function readText(file) {
+  try {
+    return fs.readFileSync(file, 'utf8');
+  } catch {
+    return '';
+  }
+}
+
+/** What tells whether something else used the machine meanwhile; null where the system does not say. */
+function counters() {
+  const words = (file) => readText(file).split('\n')[0].split(/\s+/).filter(Boolean);
+  const wait = words('/proc/self/schedstat');
+  const cpu = words('/proc/stat').slice(1, 9).map(Number);
+  const [mhz] = words('/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq');
+  const [load] = words('/proc/loadavg');
+  const own = process.cpuUsage();
+  const sum = (ticks) => ticks.reduce((a, b) => a + b, 0);
+  return {
+    time_s: clock(),
+    waited_s: wait.length === 3 ? Number(wait[1]) / 1e9 : null, // ready to run, but another process had the core
+    busy_ticks: sum([...cpu.slice(0, 3), ...cpu.slice(5, 7)]),
+    own_s: (own.user + own.system) / 1e6,
+    ticks: cpu.length === 8 ? sum(cpu) : null,
+    steal_ticks: cpu[7], // the hypervisor gave the core to others
+    mhz: mhz ? Number(mhz) / 1000 : null,
+    load_1min: load ? Number(load) : null,
+  };
+}
+
+/** What happened between two readings, as shares of the time; worker.py says what they mean. */
+function disturbance(before, after) {
+  const elapsed = Math.max(after.time_s - before.time_s, 1e-9);
+  const waited = before.waited_s === null ? null : (after.waited_s - before.waited_s) / elapsed;
+  let [steal, others] = [null, null];
+  if (before.ticks !== null && after.ticks > before.ticks) {
+    steal = (after.steal_ticks - before.steal_ticks) / (after.ticks - before.ticks);
+    const busy = (after.busy_ticks - before.busy_ticks) / TICKS_PER_S;
+    // Ticks are too coarse for a moment's measurement.
+    others = elapsed < 0.2 ? null : Math.max(0, (busy - (after.own_s - before.own_s)) / elapsed);
+  }
+  return { waited, steal, others_cores: others, mhz: after.mhz, load_1min: before.load_1min };
+}
+
+/** What must be equal for two records to be comparable. */
+function fingerprint(ort, plan, digest, feeds) {
+  const architectures = { x64: 'x86_64', arm64: os.platform() === 'linux' ? 'aarch64' : 'arm64' };
+  return {
+    ...Object.fromEntries(SESSION_KEYS.map((key) => [key, plan[key]])),
+    model_sha256: digest,
+    providers_assigned: ['wasm'],
+    nodes_by_provider: {}, // onnxruntime-web does not tell
+    ops_elsewhere: {},
+    onnxruntime: ort.env.versions.web,
+    numpy: null,
+    python: null,
+    node: process.versions.node,
+    system: { Windows_NT: 'Windows' }[os.type()] ?? os.type(),
+    architecture: architectures[process.arch] ?? process.arch,
+    cpu: cpuModel(),
+    inputs: feeds.random ? 'random' : 'data',
+  };
+}
+
+/** The CPU's name as the system tells it. */
+function cpuModel() {
+  const found = /^(?:model name|hardware)\s*:(.*)$/im.exec(readText('/proc/cpuinfo'));
+  return found ? found[1].trim() : (os.cpus()[0]?.model ?? '');
+}
+
+process.exit(await main()); // not by itself: wasm's threads would keep the process alive

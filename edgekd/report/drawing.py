@@ -1,0 +1,110 @@
+"""What the page's charts have in common: colours, axes, layout, and text that plotly shows as it is."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from edgekd.figures import Figure
+
+__all__ = [
+    "FAINT",
+    "INK",
+    "Chart",
+    "axis",
+    "dashed",
+    "error_bars",
+    "layout",
+    "log_axis",
+    "log_range",
+    "plain",
+    "small",
+    "title",
+]
+
+Chart = dict[str, Any]
+"""`data` and `layout` of a plotly figure, or a part of them."""
+
+INK, FAINT, GRID, GOOD = "#1f2933", "#7b8794", "#e4e7eb", "#2f855a"
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+ROOM = 34
+"""Pixels that the text of a tick needs."""
+
+_TICKS = ((1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
+"""What is marked within a decade, the densest first."""
+
+
+def plain(text: str) -> str:
+    """Text that plotly shows as it is; it takes tags and entities for its own."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def error_bars(figures: Sequence[Figure], colour: str) -> Chart:
+    """Bars from `low` to `high` of each figure; none where they are unknown."""
+    up = [max(0.0, (f.high if f.high is not None else f.value or 0) - (f.value or 0)) for f in figures]
+    down = [max(0.0, (f.value or 0) - (f.low if f.low is not None else f.value or 0)) for f in figures]
+    style = {"color": colour, "thickness": 1.2, "width": 3}
+    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, **style}
+
+
+def log_range(values: Sequence[float], space: float = 0.08) -> list[float]:
+    """A log axis' range (exponents of ten) around the positive values, with some space."""
+    exponents = [math.log10(value) for value in values if value > 0] or [0.0]
+    low, high = min(exponents), max(exponents)
+    room = max(space * (high - low), 0.05)
+    return [low - room, high + room]
+
+
+def dashed(**where: Any) -> Chart:
+    """The line of a limit."""
+    return {"type": "line", "line": {"color": GOOD, "width": 1.6, "dash": "dash"}, "layer": "above", **where}
+
+
+def small(**where: Any) -> Chart:
+    """The words beside a limit."""
+    return {"showarrow": False, "font": {"size": 12, "color": GOOD}, "bgcolor": "rgba(255,255,255,0.8)", **where}
+
+
+def title(text: str, x: float) -> Chart:
+    """The title of a panel, above its left end."""
+    where = {"x": x, "y": 1, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom", "yshift": 8}
+    return {"text": f"<b>{text}</b>", "showarrow": False, "font": {"size": 14, "color": INK}, **where}
+
+
+def axis(title: str, ends: Sequence[float]) -> Chart:
+    """A linear axis."""
+    line = {"showline": True, "linecolor": "#9aa5b1", "gridcolor": GRID, "zeroline": False, "ticks": "outside"}
+    return {"title": {"text": title, "standoff": 10}, "range": list(ends), "tickcolor": "#9aa5b1", **line}
+
+
+def log_axis(title: str, ends: Sequence[float], pixels: int) -> Chart:
+    """A log axis of some length on the screen: as many round numbers as have room, each in full."""
+    per_decade = pixels / max(ends[1] - ends[0], 0.01)
+    digits = next((d for d in _TICKS if per_decade * _narrowest(d) > ROOM), _TICKS[-1])
+    decades = range(math.floor(ends[0]), math.ceil(ends[1]) + 1)
+    ticks = [digit * 10.0**decade for decade in decades for digit in digits]
+    shown = [tick for tick in ticks if ends[0] <= math.log10(tick) <= ends[1]]
+    texts = [f"{tick:,.0f}" if tick >= 1000 else f"{tick:g}" for tick in shown]
+    # `tickformat` is for the automatic ticks that the page switches to when someone zooms.
+    return axis(title, ends) | {"type": "log", "tickvals": shown, "ticktext": texts, "tickformat": ",~r"}
+
+
+def _narrowest(digits: Sequence[float]) -> float:
+    """The smallest distance between two ticks, in decades."""
+    return min(math.log10(after / before) for before, after in pairwise([*digits, 10]))
+
+
+def layout(height: int) -> Chart:
+    """Margins, font, legend and hover labels of a chart."""
+    return {
+        "height": height,
+        "margin": {"l": 66, "r": 16, "t": 40, "b": 56},
+        "font": {"family": FONT, "size": 13},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "hovermode": "closest",
+        "dragmode": "zoom",
+        "legend": {"orientation": "h", "x": 0, "y": -0.17, "yanchor": "top", "font": {"size": 13}},
+        "hoverlabel": {"align": "left", "bgcolor": "white", "bordercolor": FAINT, "font": {"color": INK, "size": 13}},
+    }

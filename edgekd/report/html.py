@@ -1,0 +1,334 @@
+"""The report as one HTML page that needs no other file and no network."""
+
+import json
+import re
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+
+from edgekd import __version__, units
+from edgekd.figures import ModelFigures, Placement
+from edgekd.imports import require
+from edgekd.report.charts import latency_chart, trade_chart
+from edgekd.report.confusion import class_chart
+from edgekd.report.drawing import Chart
+from edgekd.report.export import budget_rows, entries, overview_rows, remarks
+from edgekd.report.gather import Column, Story
+from edgekd.report.tables import costly_rows, figure_rows, notes
+
+__all__ = ["html_report"]
+
+PROVENANCE = {
+    "measured": "on the target",
+    "exact": "a property of the file",
+    "emulated": "under an emulator of the target",
+    "proxy": "on another architecture than the target's",
+    "estimated": "by a stated model, with a source and an interval",
+    "unknown": "not known, and not guessed",
+}
+
+CELLS = 60_000
+"""Cells of confusion matrices in a page, which should stay small enough to be sent around."""
+
+
+def html_report(stories: Sequence[Story]) -> str:
+    """The page: an overview if there are several runs, then a part for each. UnavailableError without plotly."""
+    require("plotly", "report", "the HTML report")
+    plotly = require("plotly.offline", "report", "the HTML report")
+    parts = [_overview(stories)] if len(stories) > 1 else []
+    parts += [_run(story, f"run-{place}", CELLS // len(stories)) for place, story in enumerate(stories)]
+    parts.append(f"<footer>Made by edgekd {escape(__version__)}. Charts: plotly.js, MIT licence.</footer>")
+    title = f"{stories[0].card} on {stories[0].target}" if len(stories) == 1 else f"{len(stories)} runs"
+    filled = {
+        "GENERATOR": f"edgekd {escape(__version__)}",
+        "TITLE": f"{escape(title)} – edgekd",
+        "BODY": "\n".join(parts),
+        "PLOTLY": plotly.get_plotlyjs().replace("</script", "<\\/script"),
+    }
+    template = resources.files("edgekd.report").joinpath("page.html").read_text(encoding="utf-8")
+    # Split, not replaced one after the other: a name in the body that looks like a mark stays what it is.
+    pieces = re.split(r"@@([A-Z]+)@@", template)
+    return "".join(filled[piece] if place % 2 else piece for place, piece in enumerate(pieces))
+
+
+def _overview(stories: Sequence[Story]) -> str:
+    header, rows = overview_rows(stories)
+    cells = [[escape(cell) for cell in row] for row in rows]
+    for place, (story, row) in enumerate(zip(stories, cells, strict=True)):
+        row[0] = f'<a href="#run-{place}">{row[0]}</a>'
+        row[2] = _pill(story.verdict)
+    texts = {header.index(name) for name in ("target", "verdict", "shipped", "how")}
+    return _card(f"{len(stories)} runs", _table(list(map(escape, header)), cells, texts))
+
+
+def _run(story: Story, anchor: str, cells: int) -> str:
+    parts = [
+        _head(story),
+        _card("Cost and accuracy", _trade(story)),
+        _card("Latency, call by call", _latency(story.own, story)),
+        _card("All figures", "".join([_across(story), *(_figures(column, story) for column in story.columns)])),
+        _card("Where it runs", "".join(_placement(column, story) for column in story.columns)),
+        _card("Classes", _classes(story, cells)),
+        _card("How each figure was obtained", _provenance(story)),
+        _card("How to repeat it", _repeat(story)),
+    ]
+    return f'<div class="run" id="{anchor}">{"".join(parts)}</div>'
+
+
+def _head(story: Story) -> str:
+    header, rows = budget_rows(story)
+    cells = [[escape(cell) for cell in row] for row in rows]
+    for line, row in zip(story.lines, cells, strict=True):
+        told = line.reason not in ("", line.figure.provenance)  # which stands in the next cell
+        row[4] = _pill(line.outcome) + (f'<br><span class="note">{escape(line.reason)}</span>' if told else "")
+    budgets = _table(header, cells, {4, 5}) if rows else '<p class="note">No budget was asked for.</p>'
+    return (
+        f'<section class="card"><div class="head"><div><h1>{escape(story.card)} <small>on</small> '
+        f'{escape(story.target)}</h1><p class="sentence">{escape(story.sentence)}</p></div>'
+        f'<div class="verdict {_css(story.verdict)}">{escape(story.verdict.upper())}</div></div>'
+        f"<h3>Budget</h3>{budgets}<h3>The shipped file</h3>{_facts(_about(story))}</section>"
+    )
+
+
+def _about(story: Story) -> dict[str, str]:
+    """What a team lead asks next: which file, which network, how it was trained, on what it was judged."""
+    model, training, parity = story.shipped, story.training, story.parity
+    about = {
+        "file": f"{model.name}, {units.bytes_(model.size_bytes)}: {story.why_chosen}",
+        "student": f"{story.shape}, one of {story.candidate_count} candidates measured before training",
+    }
+    if {"epochs", "seconds"} <= training.keys():
+        about["trained"] = f"{training['epochs']} epochs in {units.duration(training['seconds'])}"
+        if training.get("validation_accuracy") is not None:
+            about["trained"] += f", {units.accuracy(training['validation_accuracy'])} on validation data"
+    reads = "once" if story.test_reads == 1 else f"{story.test_reads} times"
+    about["judged"] = f"on {story.own.images:,} test images, which were read {reads}"
+    if {"images", "max_abs", "argmax_agreement"} <= parity.keys():
+        about["export"] = (
+            f"same class as torch on {units.accuracy(parity['argmax_agreement'])} of {parity['images']} real images, "
+            f"logits within {parity['max_abs']:.2g}"
+        )
+    return about
+
+
+def _trade(story: Story) -> str:
+    chart = trade_chart(story)
+    known = [model for model in story.own.models if model.accuracy.value is not None]
+    if not chart["data"]:
+        return _missing("neither size nor accuracy of any model is known")
+    hollow = "Hollow points are candidates, measured before training" if story.candidates else "No candidates are kept"
+    unknown = [model.name for model in known if model.latency_p50_ms.value is None]
+    untimed = f" Latency is not known of {', '.join(unknown)}." if unknown else ""
+    caption = (
+        f"{hollow}; bars are intervals: of latency between processes, of accuracy 95 % (Wilson, "
+        f"{story.own.images:,} images). Dashed lines are the budget.{untimed}"
+    )
+    return _chart([chart], "size, latency and accuracy") + f'<p class="note">{escape(caption)}</p>'
+
+
+def _latency(column: Column, story: Story) -> str:
+    chart = latency_chart(column, story.lines if column is story.own else ())
+    if chart is None:
+        return _missing(f"no latency of single calls on {column.target} is kept")
+    caption = "Thin lines are single processes, bold ones all of them together; the slowest calls lie further right."
+    note = f'<p class="note">{caption}</p>' if column is story.own else ""
+    return _chart([chart], f"latency on {column.label}") + note
+
+
+def _across(story: Story) -> str:
+    """The shipped file on every target, side by side."""
+    if len(story.columns) == 1:
+        return ""
+    found = [(column, model) for column in story.columns for model in column.models if model.name == story.chosen]
+    cells: dict[tuple[str, str], str] = {}
+    for column, model in found:
+        for word, cell, how in figure_rows([model])[1]:
+            told = "" if how in ("measured", "exact", "unknown") else f' <span class="aside">{how}</span>'
+            cells[word, column.label] = _together(cell) + told
+    words = [row[0] for row in figure_rows([model for _, model in found])[1]]
+    labels = [column.label for column, _ in found]
+    rows = [[_together(word), *(cells.get((word, label), "–") for label in labels)] for word in words]
+    return f"<h3>{escape(story.chosen)} on every target</h3>" + _table(["", *map(escape, labels)], rows, set())
+
+
+def _figures(column: Column, story: Story) -> str:
+    header, rows = figure_rows(column.models)
+    cells = [[_together(row[0]), *map(_with_ratio, row[1:])] for row in rows]
+    shipped = [model.name for model in column.models].index(story.chosen) + 1 if _holds(column, story) else -1
+    table = _table(list(map(escape, header)), cells, {len(header) - 1}, shipped)
+    chart = "" if column is story.own or not any(column.samples_ms.values()) else _latency(column, story)
+    return f"<h3>{_label(column)}</h3>{table}{chart}"
+
+
+def _with_ratio(cell: str) -> str:
+    """A figure, and behind it, fainter, the ratio to the teacher."""
+    parts = re.fullmatch(r"(.*) (\([^()]* ×\))", cell)
+    if not parts:
+        return _together(cell)
+    return f'{_together(parts[1])} <span class="aside">{_together(parts[2])}</span>'
+
+
+def _together(cell: str) -> str:
+    """A figure and its unit on one line of the screen; a list may be broken."""
+    return f'<span class="one">{escape(cell)}</span>' if len(cell) <= 32 else escape(cell)
+
+
+def _holds(column: Column, story: Story) -> bool:
+    return any(model.name == story.chosen for model in column.models)
+
+
+def _label(column: Column) -> str:
+    about = [column.title, column.provider.removesuffix("ExecutionProvider")]
+    about += [f"{column.images:,} {column.split} images"] if column.images else []
+    return f"{escape(column.label)} <small>{escape(' · '.join(filter(None, about)))}</small>"
+
+
+def _placement(column: Column, story: Story) -> str:
+    head = f"<h3>{_label(column)}</h3>" if len(story.columns) > 1 else ""
+    placed = [(model, model.placement) for model in column.models if model.placement]
+    if not placed:
+        return head + _assigned(column)
+    header = ["model", "nodes", "share of the time", "fell back", "8-bit kernels", "float between 8-bit nodes"]
+    rows = [[escape(model.name), *_placed(placement)] for model, placement in placed]
+    costly = [_costly(model) for model, placement in placed if placement.costliest]
+    return head + _table(header, rows, {1, 2, 3, 4, 5}) + "".join(costly)
+
+
+def _placed(placement: Placement) -> list[str]:
+    nodes = [f"{escape(_short(name))}: {count}" for name, count in placement.nodes.items()]
+    shares = [
+        f"{_bar(share)}{escape(_short(name))} {100 * share:.0f} %" for name, share in placement.time_share.items()
+    ]
+    fell = [f"{count} {escape(kind)}" for kind, count in placement.fell_back.items()] or ["nothing"]
+    blockers = ", ".join(f"{count} {escape(kind)}" for kind, count in placement.blockers.items())
+    share = "" if placement.fused_share is None else f" ({100 * placement.fused_share:.0f} %)"
+    fused = "–" if placement.fused is None else f"{placement.fused}{share}"
+    unfused = "–" if placement.unfused is None else f"{placement.unfused}{f' ({blockers})' if blockers else ''}"
+    return ["<br>".join(nodes), "<br>".join(shares) or "–", "<br>".join(fell), fused, unfused]
+
+
+def _costly(model: ModelFigures) -> str:
+    header, rows = costly_rows(model)
+    entries_ = model.placement.costliest if model.placement else ()
+    cells = [[escape(cell) for cell in row] for row in rows]
+    for row, entry in zip(cells, entries_, strict=True):
+        row[-1] = _bar(entry["share"]) + row[-1]
+    summary = f"<summary>The {len(rows)} costliest nodes of {escape(model.name)}</summary>"
+    return f"<details>{summary}{_table(header, cells, {1, 2})}</details>"
+
+
+def _assigned(column: Column) -> str:
+    """Older results have no placement, but the worker's fingerprint tells who got the nodes."""
+    rows = []
+    for model in column.models:
+        nodes: dict[str, int] = model.fingerprint.get("nodes_by_provider") or {}
+        if nodes:
+            rows.append([escape(model.name), ", ".join(f"{escape(_short(k))}: {n}" for k, n in nodes.items())])
+    if not rows:
+        return _missing("no placement of the nodes is kept")
+    return _table(["model", "nodes"], rows, {1}) + _missing("time by provider and 8-bit kernels were not recorded")
+
+
+def _classes(story: Story, cells: int) -> str:
+    choices = [(column, model) for column in story.columns for model in column.models if model.name in column.recall]
+    if not choices:
+        return _missing("the answers on test data are not kept")
+    choices.sort(key=lambda choice: choice[1].name != story.chosen)  # the shipped model first
+    kept = choices[: max(1, cells // len(story.classes) ** 2)]
+    charts = [class_chart(column, model.name, story.classes) for column, model in kept]
+    names = [f"{model.name} on {column.label}, {column.split} data" for column, model in kept]
+    options = "".join(f"<option>{escape(name)}</option>" for name in names)
+    chosen = f'<p><label>Model: <select autocomplete="off">{options}</select></label></p>'
+    note = "Bars are 95 % intervals (Wilson). Colours of the matrix are shares of a row, most of them for small ones."
+    if len(kept) < len(choices):
+        note += f" {len(choices) - len(kept)} more are in what --json writes."
+    return f'<div class="choice">{chosen}{_chart(charts, "recall and confusion")}</div><p class="note">{note}</p>'
+
+
+def _provenance(story: Story) -> str:
+    words = "; ".join(f"<b>{word}</b>: {meaning}" for word, meaning in PROVENANCE.items())
+    tables = []
+    for column in story.columns:
+        header = ["figure", "value", "95 % interval", "how", "note"]
+        rows: list[list[str]] = []
+        for model in column.models:
+            rows.append([escape(model.name)])
+            for entry in entries(model, column.images):
+                cells = [entry.word, entry.text, entry.interval, entry.figure.provenance, entry.figure.why]
+                rows.append([escape(cell) for cell in cells])
+        summary = f"<summary>Every figure on {escape(column.label)}, with its interval</summary>"
+        told = "" if column is story.own else _list(notes(column.models))
+        tables.append(f"<details>{summary}{told}{_table(header, rows, {3, 4})}</details>")
+    return f'<p class="note">{words}.</p>{_list(remarks(story))}{"".join(tables)}'
+
+
+def _repeat(story: Story) -> str:
+    files = [
+        [*map(escape, (m.name, m.file)), f'<span class="mono">{escape(m.sha256)}</span>'] for m in story.own.models
+    ]
+    printed = {
+        key: json.dumps(value) if not isinstance(value, str) else value for key, value in story.fingerprint.items()
+    }
+    return (
+        f"<pre>{escape(chr(10).join(story.commands))}</pre>{_facts(story.versions)}"
+        f"<h3>Files</h3>{_table(['model', 'file', 'SHA-256'], files, {1, 2})}"
+        f"<details><summary>Fingerprint of the shipped file's measurement</summary>{_facts(printed)}</details>"
+    )
+
+
+def _card(title: str, content: str) -> str:
+    return f'<section class="card"><h2>{escape(title)}</h2>{content}</section>'
+
+
+def _list(texts: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>" if texts else ""
+
+
+def _missing(text: str) -> str:
+    return f'<p class="note">Not shown: {escape(text)}.</p>'
+
+
+def _facts(facts: dict[str, str]) -> str:
+    return f'<dl class="facts">{"".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())}</dl>'
+
+
+def _pill(outcome: str) -> str:
+    return f'<span class="pill {_css(outcome)}">{escape(outcome)}</span>'
+
+
+def _css(outcome: str) -> str:
+    return re.sub(r"[^a-z]+", "-", outcome)
+
+
+def _bar(share: float) -> str:
+    return f'<span class="bar"><i style="width:{100 * min(max(share, 0.0), 1.0):.0f}%"></i></span>'
+
+
+def _short(provider: str) -> str:
+    return provider.removesuffix("ExecutionProvider")
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: set[int], shipped: int = -1) -> str:
+    """A table of cells that are HTML already; columns in `texts` are aligned left, `shipped` stands out."""
+
+    def tag(kind: str, place: int, cell: str) -> str:
+        names = [name for name, wanted in (("text", place in texts), ("shipped", place == shipped)) if wanted]
+        joined = " ".join(names)
+        css = f' class="{joined}"' if names else ""
+        return f"<{kind}{css}>{cell}</{kind}>"
+
+    head = "".join(tag("th", place, cell) for place, cell in enumerate(header))
+    lines = []
+    for row in rows:
+        if len(row) == 1:  # a heading within the table
+            lines.append(f'<tr class="group"><td colspan="{len(header)}">{row[0]}</td></tr>')
+        else:
+            lines.append(f"<tr>{''.join(tag('td', place, cell) for place, cell in enumerate(row))}</tr>")
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _chart(choices: Sequence[Chart], label: str) -> str:
+    """A place for a chart, with what is drawn in it; `<` is written so that no name can end the script."""
+    content = json.dumps(choices, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    script = f'<script type="application/json">{content}</script>'
+    return f'<div class="chart" role="img" aria-label="{escape(label)}">{script}</div>'
