@@ -57,7 +57,7 @@ const DEFAULTS = {
 const SESSION_KEYS = [
   'provider', 'provider_options', 'intra_op_threads', 'inter_op_threads', 'allow_spinning', 'graph_level', 'arena',
   'affinity', 'precise_int8', 'binding',
-]; // prettier-ignore
+];
 const LEVELS = { disable: 'disabled', basic: 'basic', extended: 'extended', all: 'all' };
 const CHOICES = {
   mode: ['latency', 'throughput', 'memory', 'profile', 'predict'],
@@ -206,20 +206,21 @@ function oneLine(error) {
   return String(error?.message ?? error).split(/\s+/).join(' ').trim().slice(0, 300);
 }
 
-const MEMORY = /bad_alloc|out of memory|OOM|Aborted|Failed to allocate memory|[Aa]llocation failed|Memory\.grow/;
-const TOO_LARGE = /SafeInt/; // sizes have 32 bits in wasm
+// SafeInt: a size beyond 32 bits, which is what wasm has.
+const MEMORY = /bad_alloc|out of memory|\bOOM\b|Aborted|Failed to allocate|[Aa]llocation failed|Memory\.grow|SafeInt/;
 
 /** An error as one line; a C++ exception that nothing caught arrives as a mere number. */
 function explain(error, what = '') {
   const text = typeof error === 'number' ? `a C++ exception (${error})` : oneLine(error);
   const whole = what ? `${what}: ${text}` : text;
-  const memory = MEMORY.test(text) || TOO_LARGE.test(text) || (error instanceof RangeError && !/stack/.test(text));
+  const memory = MEMORY.test(text) || (error instanceof RangeError && !text.includes('call stack'));
   return new WorkerError(memory ? `out of memory (${whole})` : whole);
 }
 
 /** Rows of a .npy file (C order), read as they are needed. */
 class Rows {
   constructor(file) {
+    this.name = file;
     this.file = fs.openSync(file, 'r');
     const start = this.bytes(0, 12);
     if (start.toString('latin1', 0, 6) !== '\x93NUMPY') throw new WorkerError(`${file}: not a .npy file`);
@@ -242,7 +243,7 @@ class Rows {
     const buffer = Buffer.from(new ArrayBuffer(size));
     for (let done = 0; done < size; ) {
       const got = fs.readSync(this.file, buffer, done, size - done, position + done);
-      if (!got) throw new WorkerError('the .npy file ends early');
+      if (!got) throw new WorkerError(`${this.name}: ends early`);
       done += got;
     }
     return buffer;

@@ -1,0 +1,349 @@
+"""The worker in Node, for real: onnxruntime-web; its results are those of the Python worker."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from edgekd.bench import worker
+from edgekd.bench.records import Plan, Record
+from edgekd.environments import environment_folder
+
+FILE = Path(worker.__file__).with_name("worker.mjs")
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def modules() -> Path:
+    """The folder of the environment `wasm`; without it, or without Node, nothing here can be tested."""
+    folder = environment_folder("wasm")
+    if shutil.which("node") is None or not (folder / "node_modules" / "onnxruntime-web").is_dir():
+        pytest.skip("no onnxruntime-web here: edgekd doctor --install wasm")
+    return folder
+
+
+@pytest.fixture
+def run(modules: Path, tmp_path: Path) -> Run:
+    """Run the program with a plan; its result is in out.json."""
+
+    def call(plan: dict[str, Any], model: Path) -> "subprocess.CompletedProcess[str]":
+        (tmp_path / "plan.json").write_text(json.dumps(plan))
+        files = ["--plan", str(tmp_path / "plan.json"), "--model", str(model), "--out", str(tmp_path / "out.json")]
+        command = ["node", str(FILE), "--modules", str(modules), *files]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+
+    return call
+
+
+@pytest.fixture
+def measure(run: Run, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """The result of a plan that works."""
+
+    def call(plan: dict[str, Any], model: Path) -> dict[str, Any]:
+        done = run(plan, model)
+        result: dict[str, Any] = json.loads((tmp_path / "out.json").read_text())
+        assert (done.returncode, done.stderr) == (0, ""), result
+        return result
+
+    return call
+
+
+@pytest.fixture
+def failure(run: Run, tmp_path: Path) -> Callable[..., str]:
+    """The `error` of the result of a plan that does not."""
+
+    def call(plan: dict[str, Any], model: Path) -> str:
+        done = run(plan, model)
+        assert (done.returncode, done.stderr) == (1, "")
+        result = json.loads((tmp_path / "out.json").read_text())
+        assert set(result) == {"schema_version", "error"}
+        assert "\n" not in result["error"]
+        return str(result["error"])
+
+    return call
+
+
+def write_model(path: Path, batch: str | int = "n", kind: int = TensorProto.UINT8, inputs: int = 1) -> Path:
+    """A model (batch, 4, 4, 1) -> (batch, 3): the pixels as floats times a matrix."""
+    matrix = np.random.default_rng(0).standard_normal((16, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], name="cast", to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["float"], ["flat"], name="flatten"),
+        helper.make_node("MatMul", ["flat", "matrix"], ["logits"], name="matmul"),
+    ]
+    given = [helper.make_tensor_value_info(name, kind, [batch, 4, 4, 1]) for name in ("image", "other")[:inputs]]
+    taken = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 3])
+    graph = helper.make_graph(nodes, "tiny", given, [taken], [numpy_helper.from_array(matrix, "matrix")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def write_inputs(path: Path, rows: int, dtype: type = np.uint8, shape: tuple[int, ...] = (4, 4, 1)) -> Path:
+    np.save(path, np.random.default_rng(1).integers(0, 100, (rows, *shape)).astype(dtype))
+    return path
+
+
+def make_plan(**values: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "mode": "latency",
+        "provider": "wasm",
+        "warmup_s": 0.0,
+        "min_calls": 5,
+        "max_calls": 5,
+        "max_s": 0.0,
+    }
+    return Plan(**given | values).as_json()
+
+
+def of_python(plan: dict[str, Any], model: Path) -> dict[str, Any]:
+    return worker.measure({**plan, "provider": "CPUExecutionProvider"}, str(model))
+
+
+def predictions(measured: Callable[..., dict[str, Any]], model: Path, inputs: Path) -> NDArray[np.float32]:
+    outputs = inputs.with_name("outputs.npy")
+    plan = make_plan(mode="predict", inputs=str(inputs), outputs=str(outputs), batch_size=16)
+    shape = measured(plan, model)["outputs_shape"]
+    given: NDArray[np.float32] = np.load(outputs)
+    assert list(given.shape) == shape
+    assert given.dtype == np.float32
+    return given
+
+
+# --- measuring ---
+
+
+@pytest.mark.parametrize("mode", ["latency", "memory", "throughput"])
+def test_a_record_has_what_pythons_has(measure: Callable[..., dict[str, Any]], tmp_path: Path, mode: str) -> None:
+    model = write_model(tmp_path / "m.onnx")
+    plan = make_plan(mode=mode, inputs=str(write_inputs(tmp_path / "inputs.npy", 7)), batch_size=2, affinity=(0,))
+    result, pythons = measure(plan, model), of_python(plan, model)
+    assert list(tmp_path.glob("*.part")) == []
+    assert result.keys() == pythons.keys()
+    for key in ("disturbance", "memory"):
+        assert result[key].keys() == pythons[key].keys()
+    assert result["fingerprint"].keys() == pythons["fingerprint"].keys() | {"node"}
+    record = Record.from_json(result)
+    assert (record.mode, record.batch_size, record.energy_j) == (mode, 2, None)
+    assert record.load_s > 0
+    if mode == "throughput":
+        assert (record.sessions, record.calls) == (1, 5)
+        assert record.elapsed_s > 0
+    else:
+        assert record.first_call_s and record.first_call_s > 0
+        assert len(record.latency_s) == 5
+        assert min(record.latency_s) > 0
+    mark = record.fingerprint
+    assert {key: mark[key] for key in ("affinity", "provider", "providers_assigned", "inputs")} == {
+        "affinity": [0],
+        "provider": "wasm",
+        "providers_assigned": ["wasm"],
+        "inputs": "data",
+    }
+    for key in ("model_sha256", "system", "architecture", "cpu", "graph_level", "binding"):
+        assert mark[key] == pythons["fingerprint"][key], key
+    assert mark["node"] and mark["onnxruntime"]
+    assert mark["numpy"] is mark["python"] is None
+
+
+def test_peak_memory_grows(measure: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    memory = Record.from_json(measure(make_plan(mode="memory"), write_model(tmp_path / "m.onnx"))).memory
+    if memory["run_bytes"] is None:
+        pytest.skip("this system has no /proc/self/status")
+    assert 0 < (memory["import_bytes"] or 0) <= (memory["load_bytes"] or 0) <= memory["run_bytes"]
+
+
+def test_warm_up_waits_for_the_compiler(measure: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    result = measure(make_plan(warmup_s=0.01), write_model(tmp_path / "m.onnx"))
+    assert len(result["warmup_s"]) >= 30
+    assert 0.05 < sum(result["warmup_s"]) < 4.0
+    # This model's calls are so short that each timing is the mean of several.
+    typical = float(np.median(result["warmup_s"][-10:]))
+    assert result["inner_calls"] == (int(np.ceil(50e-6 / typical)) if typical < 50e-6 else 1)
+
+
+@pytest.mark.parametrize("bounds", [{"max_calls": 8, "max_s": 1e9}, {"max_calls": 50, "min_calls": 8, "max_s": 0.0}])
+def test_the_number_of_calls_is_bounded(
+    measure: Callable[..., dict[str, Any]], tmp_path: Path, bounds: dict[str, float]
+) -> None:
+    assert len(measure(make_plan(**bounds), write_model(tmp_path / "m.onnx"))["latency_s"]) == 8
+
+
+def test_two_threads(measure: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    result = measure(make_plan(intra_op_threads=2), write_model(tmp_path / "m.onnx"))
+    assert result["fingerprint"]["intra_op_threads"] == 2
+
+
+def test_kernels_are_profiled(measure: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m.onnx")
+    result = measure(make_plan(mode="profile", min_calls=6), model)
+    pythons = of_python(make_plan(mode="profile", min_calls=6), model)
+    assert result["assigned"] == []
+    named = [(kernel["node"], kernel["op_type"]) for kernel in result["kernels"]]
+    assert named == [(kernel["node"], kernel["op_type"]) for kernel in pythons["kernels"]]
+    assert ("cast", "Cast") in named
+    for kernel in Record.from_json(result).kernels:
+        assert kernel["provider"] == "wasm"
+        assert len(kernel["us"]) == 5
+
+
+# --- inputs ---
+
+
+@pytest.mark.parametrize("batch", ["n", 4])
+def test_random_inputs(measure: Callable[..., dict[str, Any]], tmp_path: Path, batch: str | int) -> None:
+    result = measure(make_plan(batch_size=3), write_model(tmp_path / "m.onnx", batch=batch, kind=TensorProto.FLOAT16))
+    assert result["batch_size"] == (3 if batch == "n" else 4)
+    assert result["fingerprint"]["inputs"] == "random"
+
+
+def test_a_type_without_random_inputs_is_told(failure: Callable[..., str], tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m.onnx", kind=TensorProto.UINT16)
+    assert failure(make_plan(), model) == "input image is tensor(uint16); give real inputs for it"
+
+
+# --- predicting ---
+
+
+@pytest.mark.parametrize("batch", ["n", 4])
+def test_predictions_are_those_of_the_python_worker(
+    measure: Callable[..., dict[str, Any]], tmp_path: Path, batch: str | int
+) -> None:
+    model, inputs = write_model(tmp_path / "m.onnx", batch=batch), write_inputs(tmp_path / "inputs.npy", 65)
+    given, expected = predictions(measure, model, inputs), predictions(of_python, model, inputs)
+    assert given.shape == (65, 3)
+    assert np.allclose(given, expected, rtol=1e-5, atol=1e-3)
+    assert np.abs(given).max() > 10
+
+
+DTYPES = {
+    "INT8": np.int8,
+    "FLOAT": np.float32,
+    "FLOAT16": np.float16,
+    "DOUBLE": np.float64,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "BOOL": np.bool_,
+}
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+def test_data_of_every_known_type(measure: Callable[..., dict[str, Any]], tmp_path: Path, kind: str) -> None:
+    model = write_model(tmp_path / "m.onnx", kind=getattr(TensorProto, kind))
+    inputs = write_inputs(tmp_path / "inputs.npy", 3, dtype=DTYPES[kind])
+    assert np.allclose(predictions(measure, model, inputs), predictions(of_python, model, inputs), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["FLOAT16", "DOUBLE", "INT64"])
+def test_other_outputs_become_floats(measure: Callable[..., dict[str, Any]], tmp_path: Path, kind: str) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Cast", ["image"], ["logits"], to=getattr(TensorProto, kind))],
+        "cast",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("logits", getattr(TensorProto, kind), ["n", 2])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    rows = np.array([[0.0, 1.0], [-2.0, 2.0**-13], [65504.0, 2.0**-20]], np.float32)
+    np.save(tmp_path / "inputs.npy", rows)
+    assert np.array_equal(
+        predictions(measure, tmp_path / "m.onnx", tmp_path / "inputs.npy"),
+        np.trunc(rows) if kind == "INT64" else rows,
+    )
+
+
+def test_progress_of_predictions_is_told(run: Run, tmp_path: Path) -> None:
+    plan = make_plan(mode="predict", inputs=str(write_inputs(tmp_path / "inputs.npy", 40)), batch_size=16)
+    done = run({**plan, "outputs": str(tmp_path / "o.npy")}, write_model(tmp_path / "m.onnx"))
+    assert done.stdout.splitlines()[0] == "done 16 40"
+
+
+# --- what cannot be measured ---
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        ({"typo": 1}, "the plan has unknown keys: typo; known: mode, provider, "),
+        ({"mode": "dance"}, 'the plan\'s mode is "dance"; known: latency, throughput, memory, profile, predict'),
+        ({"batch_size": "1"}, 'the plan\'s batch_size is "1"; it should be like 1'),
+        ({"binding": "io"}, 'onnxruntime-web cannot bind inputs and outputs: binding "io"'),
+        ({"mode": "throughput", "sessions": 2}, "JavaScript calls from one thread: sessions can only be 1"),
+        ({"provider": "webgpu"}, "this onnxruntime offers wasm; webgpu is not among them"),
+        ({"mode": "predict", "outputs": "o.npy"}, "mode predict needs `inputs`"),
+        ({"inputs": "none.npy"}, "ENOENT: no such file or directory, open 'none.npy'"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_wrong_plan_is_told(failure: Callable[..., str], tmp_path: Path, values: dict[str, Any], error: str) -> None:
+    assert failure({**make_plan(), **values}, write_model(tmp_path / "m.onnx")).startswith(error)
+
+
+@pytest.mark.parametrize(
+    ("data", "got"),
+    [({"dtype": np.float32}, "float32 [6, 4, 4, 1]"), ({"shape": (1, 4, 4)}, "uint8 [6, 1, 4, 4]")],
+    ids=["type", "layout"],
+)
+def test_data_that_does_not_fit_is_told(
+    failure: Callable[..., str], tmp_path: Path, data: dict[str, Any], got: str
+) -> None:
+    plan = make_plan(inputs=str(write_inputs(tmp_path / "inputs.npy", 6, **data)))
+    error = failure(plan, write_model(tmp_path / "m.onnx"))
+    assert error == f"the model takes tensor(uint8) ['n', 4, 4, 1]; the data is {got}"
+
+
+def test_a_file_that_is_cut_short_is_told(failure: Callable[..., str], tmp_path: Path) -> None:
+    inputs = write_inputs(tmp_path / "inputs.npy", 6)
+    inputs.write_bytes(inputs.read_bytes()[:-1])
+    assert failure(make_plan(inputs=str(inputs)), write_model(tmp_path / "m.onnx")) == f"{inputs}: ends early"
+
+
+@pytest.mark.parametrize("share", [0.5, 0.0])
+def test_a_broken_model_is_told(failure: Callable[..., str], tmp_path: Path, share: float) -> None:
+    whole = write_model(tmp_path / "m.onnx").read_bytes()
+    (tmp_path / "m.onnx").write_bytes(whole[: int(share * len(whole))])
+    assert failure(make_plan(), tmp_path / "m.onnx").startswith("onnxruntime cannot load it: ")
+
+
+def test_a_model_that_fails_when_it_runs_is_told(failure: Callable[..., str], tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["image", "shape"], ["logits"])],
+        "fails",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 4, 4, 1])],
+        [helper.make_tensor_value_info("logits", TensorProto.UINT8, ["a", "b"])],
+        [numpy_helper.from_array(np.array([7, 11], np.int64), "shape")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    assert failure(make_plan(), tmp_path / "m.onnx").startswith("the model fails when it runs: ")
+
+
+def test_a_model_beyond_32_bits_is_told(failure: Callable[..., str], tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [
+            helper.make_node("Shape", ["image"], ["shape"]),
+            helper.make_node("Mul", ["shape", "many"], ["sizes"]),
+            helper.make_node("ConstantOfShape", ["sizes"], ["huge"]),
+            helper.make_node("ReduceSum", ["huge"], ["logits"]),
+        ],
+        "huge",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 1])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 1])],
+        [numpy_helper.from_array(np.array([2_000, 1_000_000], np.int64), "many")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    assert failure(make_plan(), tmp_path / "m.onnx").startswith("out of memory (the model fails when it runs: ")
+
+
+def test_a_folder_without_onnxruntime_web_is_told(modules: Path, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{}")
+    files = ["--plan", "plan.json", "--model", "m.onnx", "--out", "out.json"]
+    done = subprocess.run(["node", str(FILE), "--modules", str(tmp_path), *files], cwd=tmp_path, timeout=60)
+    assert done.returncode == 1
+    error = json.loads((tmp_path / "out.json").read_text())["error"]
+    assert error.startswith(f"no onnxruntime-web in {tmp_path}: ")
