@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.bench.measure import Effort
+from edgekd.bench.records import Effort
 from edgekd.cli.main import main
 
 QUICK = Effort(processes=2, warmup_s=0.05, min_calls=50, max_calls=100, max_s=0.05)
@@ -89,6 +89,8 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """Run `edgekd ARGS` in the test's own folder; in this process, for importing torch takes seconds."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("edgekd.pipeline.EFFORT", QUICK)
+    monkeypatch.setattr("edgekd.check.measure.EFFORT", QUICK)
+    monkeypatch.setattr("edgekd.cli.measuring.QUICK", QUICK)
     monkeypatch.setattr("edgekd.search.candidates.EFFORT", QUICK)
 
     def call(*arguments: object) -> Done:

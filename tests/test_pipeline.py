@@ -12,6 +12,8 @@ import onnxruntime
 import pytest
 from PIL import Image
 
+from edgekd.result import read_bench
+
 Cli = Callable[..., Any]
 
 
@@ -116,6 +118,69 @@ def test_bench_of_a_run_and_of_a_file(run: Path, cli: Cli, tmp_path: Path) -> No
     assert models[3]["accuracy"] is None
     assert models[3]["latency_p50_ms"] > 0
     assert "seeded random inputs" in done.stdout
+
+
+def test_bench_of_a_run_is_kept_in_it(run: Path, cli: Cli) -> None:
+    before = (run / "result.json").read_bytes()
+    for split, stem in (("test", "test"), ("val", "validation")):  # the second takes the first one's place
+        done = cli("bench", run, "-t", "cpu-x86", "--quick", "--split", split)
+        assert (done.returncode, done.stderr) == (0, "")
+        content, models = read_bench(run / "bench" / "cpu-x86" / "bench.json")
+        labels = np.load(run / "data" / f"{stem}.labels.npy")
+        assert (content["split"], content["images"], content["target"]) == (split, len(labels), "cpu-x86")
+        assert content["command"].endswith(f"--split {split}")
+        assert f"accuracy on the run's {stem} data, {len(labels)} inputs" in done.stdout
+        teacher, student, int8 = models
+        # The file again, in ONNX Runtime as it is here.
+        session = onnxruntime.InferenceSession(run / "exported" / student.file, providers=["CPUExecutionProvider"])
+        (logits,) = session.run(None, {"image": np.load(run / "data" / f"{stem}.npy")})
+        assert student.accuracy.value == pytest.approx(np.mean(logits.argmax(1) == labels))
+        assert student.top5.value == pytest.approx(
+            np.mean([label in row.argsort()[-5:] for row, label in zip(logits, labels, strict=True)])
+        )
+        assert student.recall == pytest.approx([np.mean(logits.argmax(1)[labels == k] == k) for k in range(10)])
+        assert teacher.torch_agreement.value is None
+        if split == "test":  # what the student in torch said of them was kept
+            torch = np.load(run / "data" / "test.student.npy")
+            assert student.max_logit_diff.value == pytest.approx(np.abs(torch - logits).max(), abs=1e-4)
+            assert student.torch_agreement.value == 1
+            assert int8.max_logit_diff.value is not None and student.max_logit_diff.value is not None
+            assert int8.max_logit_diff.value > student.max_logit_diff.value
+        assert int8.placement is not None
+        assert int8.placement.fused is not None and int8.placement.fused >= 3
+    records = sorted(path.name for path in (run / "bench" / "cpu-x86").iterdir())
+    assert "student-int8@cpu-x86.latency.json" in records
+    assert not list((run / "bench").glob(".*"))
+    assert (run / "result.json").read_bytes() == before
+
+
+def test_bench_of_a_run_with_other_data(run: Path, cli: Cli, tmp_path: Path) -> None:
+    images, labels = np.load(run / "data" / "test.npy"), np.load(run / "data" / "test.labels.npy")
+    np.savez(tmp_path / "dark.npz", inputs=images[:40] // 4, labels=labels[:40])
+    kept = (run / "bench" / "cpu-x86" / "bench.json").read_bytes() if (run / "bench").exists() else None
+    done = cli("bench", run, "-t", "cpu-x86", "--quick", "--data", "dark.npz", "--json", "dark.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "accuracy on dark.npz, 40 inputs" in done.stdout
+    models = json.loads((tmp_path / "dark.json").read_text())["models"]
+    session = onnxruntime.InferenceSession(run / "exported" / "teacher-fp32.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"image": images[:40] // 4})
+    assert models[0]["accuracy"] == pytest.approx(np.mean(logits.argmax(1) == labels[:40]))
+    now = (run / "bench" / "cpu-x86" / "bench.json").read_bytes() if (run / "bench").exists() else None
+    assert now == kept  # what `edgekd report` shows is about the run's own data
+
+    for given, said in ((tmp_path, "are embedded; give an .npz file instead"), ("gone", "no such folder or .npz file")):
+        done = cli("bench", run, "-t", "cpu-x86", "--quick", "--data", given)
+        assert done.returncode == 2
+        assert said in done.stderr
+
+
+def test_bench_of_a_run_that_lost_its_data(run: Path, cli: Cli, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "data" / "validation.npy").unlink()
+    done = cli("bench", copy, "-t", "cpu-x86", "--quick", "--split", "val")
+    assert done.returncode == 2
+    assert "validation.npy: is missing; run its `edgekd distill` with --fresh" in done.stderr
 
 
 def test_check_passes_fails_and_knows_when_it_cannot_tell(run: Path, cli: Cli) -> None:

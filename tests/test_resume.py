@@ -27,7 +27,7 @@ TIMEOUT_S = 600
 
 QUICKLY = """
 import edgekd.pipeline, edgekd.search.candidates
-from edgekd.bench.measure import Effort
+from edgekd.bench.records import Effort
 from edgekd.cli.main import main
 edgekd.pipeline.EFFORT = edgekd.search.candidates.EFFORT = Effort(processes=2, warmup_s=0.05, max_calls=100, max_s=0.05)
 main()

@@ -111,7 +111,7 @@ def test_a_bundled_target_loads_and_needs_only_what_its_provider_documents(name)
     assert target.about.strip()
     assert set(target.provider.options) <= PROVIDERS[target.provider.name].options
     assert target.machine == "local"
-    assert target.environment == ""
+    assert target.environment == {"openvino-cpu": "openvino", "cuda": "cuda", "wasm": "wasm"}.get(name, "")
     assert target.opset.min <= 20 <= target.opset.max
 
 
@@ -208,7 +208,8 @@ def changed(old: str, new: str) -> str:
         (
             MINIMAL + "[session]\nintra_op_thread = 1\n",
             "session.intra_op_thread: unknown key; did you mean 'intra_op_threads' or 'inter_op_threads'? "
-            "Known: affinity, allow_spinning, graph_level, inter_op_threads, intra_op_threads.",
+            "Known: affinity, allow_spinning, arena, batch_sizes, binding, graph_level, inter_op_threads, "
+            "intra_op_threads.",
         ),
         ("name = 'x'\n" + MINIMAL, "name: unknown key; a target is named by its file"),
         ("file = 'x'\n" + MINIMAL, "file: unknown key; a target is named by its file"),
@@ -230,6 +231,15 @@ def changed(old: str, new: str) -> str:
             MINIMAL + "[session]\nintra_op_threads = 0\n",
             "session.intra_op_threads: got 0; it should be greater than or equal to 1",
         ),
+        (
+            MINIMAL + "[session]\nbinding = 'bound'\n",
+            "session.binding: got \"bound\"; it should be 'run' or 'io'",
+        ),
+        (
+            MINIMAL + "[session]\nbatch_sizes = [8, 1]\n",
+            "session.batch_sizes.1: got 1; it should be greater than or equal to 2",
+        ),
+        (MINIMAL + "[session]\narena = 'no'\n", 'session.arena: got "no"; it should be a valid boolean'),
         (MINIMAL + "[limits]\nsize_kb = -3.5\n", "limits.size_kb: got -3.5; it should be greater than 0"),
         (
             changed('"aarch64"', '"arm7"'),
@@ -347,7 +357,8 @@ def test_a_reference_needs_its_source_and_a_known_network(tmp_path):
         ),
         ("coreml", MAC, []),
         ("coreml", VNNI_PC, ["this machine is x86_64, the target arm64"]),
-        ("wasm", VNNI_PC, ["this machine is x86_64, the target wasm32"]),
+        ("wasm", VNNI_PC, []),  # a browser or Node runs on any CPU
+        ("wasm", MAC, []),
     ],
 )
 def test_a_machine_is_the_target_only_without_differences(here, name, machine, differences):
@@ -364,11 +375,11 @@ def test_a_provider_that_is_there_is_enough():
 @pytest.mark.parametrize(
     ("name", "get_it"),
     [
-        ("cuda", 'pip install "edgekd[cuda]"'),
-        ("openvino-cpu", 'pip install "edgekd[openvino]"'),
+        ("cuda", "edgekd doctor --install cuda"),
+        ("openvino-cpu", "edgekd doctor --install openvino-cpu"),
         ("tensorrt", "TensorRT 10 libraries"),
         ("qnn-npu", "pip install onnxruntime-qnn"),
-        ("wasm", "npm install onnxruntime-web"),
+        ("wasm", "edgekd doctor --install wasm"),
     ],
 )
 def test_a_missing_provider_is_told_with_the_command_that_brings_it(name, get_it):
@@ -388,22 +399,44 @@ def test_no_provider_at_all_is_told_too():
         load_target("cpu-x86").require_provider([])
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "rest"),
-    [
-        ("machine", "ssh://board", "measuring on another machine is not built yet; use 'local'"),
-        (
-            "environment",
-            "venvs/openvino",
-            "separate environments are not built yet; run edgekd inside the environment itself",
-        ),
-    ],
-)
-def test_planned_keys_are_refused_rather_than_ignored(tmp_path, key, value, rest):
-    target = load(tmp_path, f'{key} = "{value}"\n' + MINIMAL)
+def test_without_an_environment_the_providers_own_way_is_told(tmp_path):
+    text = changed('"CPUExecutionProvider"', '"OpenVINOExecutionProvider"')
+    with pytest.raises(UnavailableError, match=r'pip install "edgekd\[openvino\]"'):
+        load(tmp_path, text).require_provider(["CPUExecutionProvider"])
+    with pytest.raises(UnavailableError, match=r"; edgekd doctor --install board$"):
+        load(tmp_path, 'environment = "openvino"\n' + text).require_provider(["CPUExecutionProvider"])
+
+
+def test_another_machine_is_refused_rather_than_ignored(tmp_path):
+    target = load(tmp_path, 'machine = "ssh://board"\n' + MINIMAL)
     with pytest.raises(UnavailableError) as caught:
         target.require_provider(["CPUExecutionProvider"])
-    assert str(caught.value) == f"{tmp_path / 'board.toml'}: {key}: got {value!r}; {rest}"
+    assert str(caught.value) == (
+        f"{tmp_path / 'board.toml'}: machine: got 'ssh://board'; "
+        "measuring on another machine is not built yet; use 'local'"
+    )
+
+
+def test_a_session_is_read_as_it_is_written(tmp_path):
+    session = load(
+        tmp_path, MINIMAL + "[session]\nbinding = 'io'\narena = false\nbatch_sizes = [4, 8]\naffinity = [0]\n"
+    ).session
+    assert (session.binding, session.arena, session.batch_sizes, session.affinity) == ("io", False, (4, 8), (0,))
+
+
+@pytest.mark.parametrize(
+    ("name", "machine", "said"),
+    [
+        ("cpu-x86", AVX2_PC, True),
+        ("cpu-x86", VNNI_PC, False),
+        ("cpu-x86-avx2", AVX2_PC, False),  # 7-bit weights
+        ("cpu-arm", AVX2_PC, False),  # not measured here
+        ("wasm", AVX2_PC, False),  # kernels of its own
+    ],
+)
+def test_saturating_arithmetic_is_told(here, name, machine, said):
+    here(machine)
+    assert any("can saturate" in line for line in load_target(name).remarks()) is said
 
 
 def test_cpuinfo_of_a_pc():

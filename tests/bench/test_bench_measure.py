@@ -14,13 +14,14 @@ from onnx import TensorProto, helper
 
 from edgekd.bench import measure as module
 from edgekd.bench import runner
-from edgekd.bench.measure import Effort, Subject, evaluate, file_sha256, logits_of, measure_speed
-from edgekd.bench.records import Plan, Record
-from edgekd.figures import Figure
-from edgekd.target import Target, load_target
+from edgekd.bench.measure import Answers, Subject, evaluate, file_sha256, logits_of, measure_each, measure_speed
+from edgekd.bench.records import Effort, Plan, Record
+from edgekd.errors import ModelError
+from edgekd.figures import Figure, ModelFigures, Placement
+from edgekd.target import Session, Target, load_target
 
 TARGET = load_target("cpu-x86")
-EFFORT = Effort(processes=2, warmup_s=0.0, min_calls=10, max_calls=10, max_s=0.0)
+EFFORT = Effort(processes=2, warmup_s=0.0, min_calls=10, max_calls=10, max_s=0.0, placement=False)
 
 
 @pytest.fixture
@@ -47,11 +48,17 @@ class FakeWorkers:
 
     def __init__(self) -> None:
         self.started: list[tuple[str, str]] = []
+        self.failing = ""
+        self.energy: float | None = None
+        self.inner_calls = 1
+        self.fixed_batch: int | None = None
 
-    def __call__(self, plan: Plan, model: Path, **_: Any) -> Record:
+    def __call__(self, plan: Plan, model: Path, *_: Any) -> Record:
         number = sum(1 for mode, name in self.started if (mode, name) == (plan.mode, model.name))
         self.started.append((plan.mode, model.name))
-        fingerprint = {"cpu": "fake", "nodes_by_provider": {"CPUExecutionProvider": 2}}
+        if f"{plan.mode} {model.name}" == self.failing:
+            raise ModelError(f"{model.name}: the worker crashed")
+        fingerprint = {"cpu": "fake", "nodes_by_provider": {"CPUExecutionProvider": 2}, "inputs": "data"}
         memory: dict[str, int | None] = {"import_bytes": 1, "load_bytes": 2, "run_bytes": 50_000_000}
         calls = tuple((4e-3 if number == 0 else 2e-3) + 1e-6 * n for n in range(125))
         return Record(
@@ -61,7 +68,14 @@ class FakeWorkers:
             memory=memory,
             first_call_s=1.0,
             latency_s=calls,
-            batch_size=plan.batch_size,
+            batch_size=self.fixed_batch or plan.batch_size,
+            warm=plan.warmup_s > 0 or plan.mode == "latency",
+            energy_j=self.energy,
+            inner_calls=self.inner_calls,
+            calls=100 * plan.sessions,
+            elapsed_s=0.5 * 2 ** (number % 3),
+            sessions=plan.sessions,
+            kernels=({"provider": "CPUExecutionProvider", "op_type": "Conv", "node": "c", "us": [3, 1, 2]},),
         )
 
 
@@ -90,14 +104,23 @@ def test_figures_of_a_measured_file(
     calls = np.concatenate([4 + 1e-3 * np.arange(125), 2 + 1e-3 * np.arange(125)])
     p50 = first.latency_p50_ms
     assert p50.value == pytest.approx(np.median(calls))
-    assert [p50.low, p50.high] == pytest.approx([2.062, 4.062])
+    # Two processes whose medians differ by a factor of two: t with one degree of freedom is 12.7, so the interval
+    # spans a factor 1.97 ** 6.35 on either side.
+    medians = np.log([4.062, 2.062])
+    half = 12.7062 * np.std(medians, ddof=1) / np.sqrt(2)
+    assert [p50.low, p50.high] == pytest.approx(list(np.exp(medians.mean() + np.array([-half, half]))), rel=1e-5)
     assert p50.provenance == "measured"
     assert first.latency_p95_ms.value == pytest.approx(np.percentile(calls, 95))
-    assert first.latency_p99_ms == Figure(why="250 calls are too few for p99")
+    assert first.latency_p99_ms == Figure(why="250 calls are too few for p99, which needs 459")
     assert first.throughput_per_s.value == pytest.approx(1_000 / np.median(calls))
-    assert first.load_ms.value == pytest.approx(150)
-    assert [first.load_ms.low, first.load_ms.high] == pytest.approx([100, 200])
+    assert p50.low is not None and p50.high is not None
+    assert first.throughput_per_s.low == pytest.approx(1_000 / p50.high)
+    assert first.throughput_per_s.high == pytest.approx(1_000 / p50.low)
+    assert first.load_ms.value == pytest.approx(100 * np.sqrt(2))  # the geometric mean of 100 and 200
+    assert first.first_call_ms.value == pytest.approx(1_000)
+    assert first.energy_mj == Figure(why="no counter here")
     assert first.peak_memory_mb == Figure(50.0, "measured")
+    assert (first.batches, first.placement, first.notes) == ({}, None, ())
     assert first.fingerprint["cpu"] == "fake"
     assert first.accuracy.value is None
     # Latency of both in turns, then memory of each in a process of its own.
@@ -108,13 +131,88 @@ def test_elsewhere_time_is_unknown_and_memory_a_proxy(
     subjects: list[Subject], workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here(monkeypatch, ["another CPU", "no board"])
-    (figures, _) = measure_speed(subjects, TARGET, None, None, EFFORT)
-    for name in ("latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "throughput_per_s", "load_ms"):
+    target = dataclasses.replace(TARGET, session=Session(batch_sizes=(8,)))
+    (figures, _) = measure_speed(subjects, target, None, None, EFFORT)
+    timed = ["latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "throughput_per_s", "load_ms", "first_call_ms"]
+    for name in [*timed, "energy_mj"]:
         figure = getattr(figures, name)
         assert (figure.value, figure.provenance) == (None, "unknown"), name
         assert figure.why.startswith("another CPU; no board"), name
     assert figures.peak_memory_mb == Figure(50.0, "proxy", why="another CPU; no board")
+    assert figures.batches == {}
+    assert figures.notes == ()  # nothing was timed, so nothing about warm-up or inputs
     assert [mode for mode, _ in workers.started] == ["memory"] * 2
+
+
+def test_an_error_of_one_keeps_the_other(
+    subjects: list[Subject], workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here(monkeypatch)
+    for mode in ("latency", "memory"):
+        workers.failing = f"{mode} teacher.onnx"
+        first, second = measure_each(subjects, TARGET, None, None, EFFORT)
+        assert isinstance(first, ModelError)
+        assert str(first) == "teacher.onnx: the worker crashed"
+        assert isinstance(second, ModelFigures)
+        assert second.latency_p50_ms.value is not None
+        with pytest.raises(ModelError, match=r"^teacher.onnx: the worker crashed$"):
+            measure_speed(subjects, TARGET, None, None, EFFORT)
+
+
+def test_energy_is_that_of_one_call(
+    subjects: list[Subject], workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here(monkeypatch)
+    workers.energy = 0.25  # joules for 125 calls
+    (figures,) = measure_speed(subjects[:1], TARGET, None, None, EFFORT)
+    assert figures.energy_mj.value == pytest.approx(2.0)
+    assert figures.energy_mj.provenance == "measured"
+    assert figures.energy_mj.why == "of the whole package, other programs included"
+    workers.inner_calls = 4  # behind each of the 125 timings
+    (figures,) = measure_speed(subjects[:1], TARGET, None, None, EFFORT)
+    assert figures.energy_mj.value == pytest.approx(0.5)
+
+
+def test_batches_and_sessions_are_in_inputs_per_second(
+    subjects: list[Subject], workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here(monkeypatch)
+    target = dataclasses.replace(TARGET, session=Session(batch_sizes=(4, 8)))
+    effort = dataclasses.replace(EFFORT, sessions=3)
+    (figures,) = measure_speed(subjects[:1], target, None, None, effort)
+    assert set(figures.batches) == {"batch 4", "batch 8", "1 session", "3 sessions"}
+    # A hundred calls a session in 0.5, 1 and 2 s: on the (geometric) mean in one second.
+    values = {name: figure.value for name, figure in figures.batches.items()}
+    assert values == {
+        "batch 4": pytest.approx(400),
+        "batch 8": pytest.approx(800),
+        "1 session": pytest.approx(100),
+        "3 sessions": pytest.approx(300),
+    }
+    one = figures.batches["batch 4"]
+    assert one.low is not None and one.high is not None
+    assert one.low < 400 < one.high
+    assert (one.provenance, one.why) == ("measured", "")
+    assert [mode for mode, _ in workers.started].count("throughput") == 12
+
+    workers.fixed_batch = 1
+    (figures,) = measure_speed(subjects[:1], target, None, None, EFFORT)
+    assert figures.batches["batch 4"].why == "the model's batch is fixed to 1"
+
+
+def test_placement_is_part_of_the_figures(
+    subjects: list[Subject], workers: FakeWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here(monkeypatch, ["another CPU"])  # where it runs is known there as well
+    effort = dataclasses.replace(EFFORT, placement=True, costliest=3)
+    for _ in range(2):  # the second time from what was kept
+        (figures,) = measure_speed(subjects[:1], TARGET, None, tmp_path / "records", effort)
+        assert figures.placement == Placement(
+            nodes={"CPUExecutionProvider": 1},
+            time_share={"CPUExecutionProvider": 1.0},
+            costliest=({"node": "c", "op_type": "Conv", "provider": "CPUExecutionProvider", "us": 2.0, "share": 1.0},),
+        )
+        assert [mode for mode, _ in workers.started] == ["memory", "profile"]
 
 
 def test_what_was_measured_is_kept(
@@ -122,17 +220,18 @@ def test_what_was_measured_is_kept(
 ) -> None:
     here(monkeypatch)
     records = tmp_path / "records"
-    first = measure_speed(subjects, TARGET, None, records, EFFORT)
-    assert len(workers.started) == 6
+    target = dataclasses.replace(TARGET, session=Session(batch_sizes=(8,)))
+    effort = dataclasses.replace(EFFORT, placement=True)
+    first = measure_speed(subjects, target, None, records, effort)
+    assert len(workers.started) == 2 * (2 + 1 + 1 + 3)
     assert sorted(path.name for path in records.iterdir()) == [
-        "student-int8@cpu-x86.latency.json",
-        "student-int8@cpu-x86.memory.json",
-        "teacher@cpu-x86.latency.json",
-        "teacher@cpu-x86.memory.json",
+        f"{model}@cpu-x86.{kind}.json"
+        for model in ("student-int8", "teacher")
+        for kind in ("latency", "memory", "placement", "throughput-batch-8")
     ]
     monkeypatch.setattr(runner, "run_worker", lambda *_, **__: pytest.fail("a worker was started"))
     monkeypatch.setattr(module, "measure_memory", lambda *_: pytest.fail("a worker was started"))
-    assert measure_speed(subjects, TARGET, None, records, EFFORT) == first
+    assert measure_speed(subjects, target, None, records, effort) == first
 
 
 def test_a_changed_file_is_measured_again(
@@ -154,8 +253,8 @@ def test_records_of_another_schema_are_made_again(
     measure_speed(subjects[:1], TARGET, None, tmp_path / "records", EFFORT)
     for path in (tmp_path / "records").iterdir():
         content = json.loads(path.read_text())
-        assert content["schema_version"] == 1
-        path.write_text(json.dumps(content | {"schema_version": 0}))
+        assert content["schema_version"] == 2
+        path.write_text(json.dumps(content | {"schema_version": 1}))
     workers.started.clear()
     measure_speed(subjects[:1], TARGET, None, tmp_path / "records", EFFORT)
     assert [mode for mode, _ in workers.started] == ["latency", "latency", "memory"]
@@ -166,8 +265,10 @@ def test_one_file_for_real(subjects: list[Subject], tmp_path: Path, monkeypatch:
     rows = np.arange(40, dtype=np.uint8).reshape(10, 2, 2, 1)
     np.save(tmp_path / "rows.npy", rows)
     (figures,) = measure_speed(
-        subjects[:1], TARGET, tmp_path / "rows.npy", None, dataclasses.replace(EFFORT, processes=1)
+        subjects[:1], TARGET, tmp_path / "rows.npy", None, dataclasses.replace(EFFORT, processes=1, placement=True)
     )
+    assert figures.placement is not None
+    assert sum(figures.placement.nodes.values()) == 2
     assert figures.latency_p50_ms.value is not None
     assert 0 < figures.latency_p50_ms.value < 1_000
     assert figures.throughput_per_s.value == pytest.approx(1_000 / figures.latency_p50_ms.value)
@@ -194,7 +295,7 @@ def test_scores_and_their_provenance(
     figures = measure_speed(subjects, TARGET, None, None, EFFORT)
     labels = np.array([0, 1, 2, 3])
     teacher, student = (np.eye(4, dtype=np.float32)[given] for given in ([0, 1, 2, 0], [0, 1, 1, 0]))
-    scored = evaluate(figures, [teacher, student], labels, teacher, TARGET)
+    scored = evaluate(figures, [teacher, student], Answers(labels=labels, teacher=teacher), TARGET)
     assert [model.accuracy.value for model in scored] == [0.75, 0.5]
     assert [model.agreement.value for model in scored] == [1.0, 0.75]
     # F1 of the student: 2/3 (one of two predicted 0 is right), 2/3, 0, 0.
@@ -202,4 +303,45 @@ def test_scores_and_their_provenance(
     for model in scored:
         for figure in (model.accuracy, model.agreement, model.macro_f1):
             assert (figure.provenance, figure.why) == (provenance, "; ".join(differences))
+        assert model.top5 == Figure()  # of four classes
+        assert model.torch_agreement == model.max_logit_diff == Figure()  # there was nothing to compare with
+    assert scored[0].recall == (1.0, 1.0, 1.0, 0.0)
+    assert scored[1].recall == (1.0, 1.0, 0.0, 0.0)
     assert scored[1].latency_p50_ms == figures[1].latency_p50_ms
+
+
+def a_model(name: str) -> ModelFigures:
+    return ModelFigures(name, f"{name}.onnx", "", 1, "fp32")
+
+
+def test_top5_is_for_more_than_five_classes() -> None:
+    rng = np.random.default_rng(0)
+    for classes in (5, 6):
+        logits = rng.standard_normal((50, classes)).astype(np.float32)
+        labels = rng.integers(0, classes, 50)
+        (scored,) = evaluate([a_model("student")], [logits], Answers(labels=labels), TARGET)
+        ranks = [int((row > row[label]).sum()) for row, label in zip(logits, labels, strict=True)]
+        assert scored.top5.value == (np.mean([rank < 5 for rank in ranks]) if classes == 6 else None)
+        assert scored.ece.value is not None and 0 < scored.ece.value < 1
+
+
+def test_the_student_in_torch_is_for_what_was_exported_from_it() -> None:
+    rng = np.random.default_rng(0)
+    torch = rng.standard_normal((50, 4)).astype(np.float32)
+    int8 = torch + (0.25 * (rng.random((50, 4)) > 0.5)).astype(np.float32)
+    answers = Answers(labels=np.zeros(50, np.int64), teacher=-torch, torch=torch)
+    teacher, student = evaluate([a_model("teacher"), a_model("student int8")], [-torch, int8], answers, TARGET)
+    assert (teacher.torch_agreement, teacher.max_logit_diff) == (Figure(), Figure())
+    assert teacher.agreement.value == 1
+    assert student.max_logit_diff.value == pytest.approx(0.25, rel=1e-6)
+    assert student.torch_agreement.value == np.mean(int8.argmax(1) == torch.argmax(1))
+    assert student.agreement.value == np.mean(int8.argmax(1) == torch.argmin(1))
+
+
+def test_answers_of_other_classes_are_not_compared() -> None:
+    other = np.zeros((3, 7), np.float32)
+    answers = Answers(labels=np.array([0, 1, 1]), teacher=other, torch=other)
+    (scored,) = evaluate([a_model("student")], [np.eye(3, 4, dtype=np.float32)], answers, TARGET)
+    assert (scored.agreement, scored.torch_agreement, scored.max_logit_diff) == (Figure(), Figure(), Figure())
+    assert scored.accuracy.value == pytest.approx(2 / 3)
+    assert scored.recall == (1.0, 0.5, None, None)

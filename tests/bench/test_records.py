@@ -5,7 +5,9 @@ import json
 
 import pytest
 
-from edgekd.bench.records import Plan, Record, comparable
+from edgekd.bench import worker
+from edgekd.bench.records import QUICK, RECORD_VERSION, THOROUGH, Effort, Plan, Record, comparable
+from edgekd.bench.statistics import min_calls_for
 
 RECORD = Record(
     mode="latency",
@@ -20,13 +22,42 @@ RECORD = Record(
 
 
 def as_worker_result(record: Record) -> dict[str, object]:
-    return json.loads(json.dumps({"schema_version": 1, **dataclasses.asdict(record)}))  # type: ignore[no-any-return]
+    return json.loads(json.dumps({"schema_version": RECORD_VERSION, **dataclasses.asdict(record)}))  # type: ignore[no-any-return]
 
 
 def test_a_record_survives_json() -> None:
     assert Record.from_json(as_worker_result(RECORD)) == RECORD
     predicted = dataclasses.replace(RECORD, mode="predict", latency_s=(), outputs_shape=(10_000, 10))
     assert Record.from_json(as_worker_result(predicted)) == predicted
+    profiled = dataclasses.replace(
+        RECORD,
+        mode="profile",
+        kernels=({"provider": "CPUExecutionProvider", "op_type": "Conv", "node": "c", "us": [1, 2]},),
+        assigned=(("CPUExecutionProvider", "Conv", "c"), ("CPUExecutionProvider", "Relu", "r")),
+        disturbance={"waited": 0.5, "mhz": None},
+        energy_j=1.5,
+    )
+    assert Record.from_json(as_worker_result(profiled)) == profiled
+
+
+def test_parent_and_worker_write_the_same_version() -> None:
+    assert worker.SCHEMA_VERSION == RECORD_VERSION
+
+
+def test_what_an_older_worker_wrote_is_still_read() -> None:
+    old = {
+        "schema_version": 1,
+        "mode": "latency",
+        "load_s": 0.25,
+        "first_call_s": 0.5,
+        "warmup_s": [0.1],
+        "latency_s": [0.01, 0.02],
+        "batch_size": 1,
+        "memory": {"import_bytes": 10, "load_bytes": 20, "run_bytes": 30},
+        "fingerprint": {"cpu": "a"},
+    }
+    read = Record.from_json(old)
+    assert (read.latency_s, read.inner_calls, read.energy_j, read.warm) == ((0.01, 0.02), 1, None, True)
 
 
 def test_what_a_mode_does_not_give_may_be_absent() -> None:
@@ -35,9 +66,9 @@ def test_what_a_mode_does_not_give_may_be_absent() -> None:
     assert (read.first_call_s, read.latency_s, read.warmup_s, read.outputs_shape) == (None, (), (), ())
 
 
-@pytest.mark.parametrize("version", [None, 0, 2, "1"])
+@pytest.mark.parametrize("version", [None, 0, 3, "1"])
 def test_another_schema_is_refused(version: object) -> None:
-    with pytest.raises(ValueError, match=rf"^schema_version is {version!r}, 1 is known$"):
+    with pytest.raises(ValueError, match=rf"^schema_version is {version!r}, 2 is known$"):
         Record.from_json(as_worker_result(RECORD) | {"schema_version": version})
 
 
@@ -55,6 +86,14 @@ def test_a_plan_is_plain_json() -> None:
     given = json.loads(json.dumps(plan.as_json()))
     assert given.pop("affinity") == [1, 2]
     assert Plan(**given, affinity=(1, 2)) == plan
+    assert set(plan.as_json()) == set(worker.DEFAULTS)  # neither knows a key that the other does not
+
+
+def test_each_effort_gives_a_p95_and_thorough_a_p99() -> None:
+    assert [e.processes * e.min_calls >= min_calls_for(95) for e in (QUICK, Effort(), THOROUGH)] == [True] * 3
+    assert THOROUGH.processes * THOROUGH.min_calls >= min_calls_for(99)
+    assert QUICK.budget_s < Effort().budget_s < THOROUGH.budget_s
+    assert all(2 <= e.min_processes <= e.processes for e in (QUICK, Effort(), THOROUGH))
 
 
 def test_records_may_be_pooled_if_all_marks_are_equal() -> None:

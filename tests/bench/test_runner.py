@@ -1,35 +1,55 @@
 """The parent of the workers: its plans, its order, and one clear line for every way a worker can end."""
 
 import dataclasses
+import json
+import os
+import shutil
 import stat
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
+from edgekd import host
 from edgekd.bench import runner
-from edgekd.bench.records import Plan, Record
-from edgekd.bench.runner import available_providers, make_plan, measure_latency, measure_memory, predict, run_worker
-from edgekd.errors import InputError, ModelError, UnavailableError
-from edgekd.target import Session, Target, load_target
+from edgekd.bench.records import Effort, Plan, Record
+from edgekd.bench.runner import (
+    make_plan,
+    measure_latency,
+    measure_memory,
+    measure_placement,
+    measure_throughput,
+    predict,
+    run_worker,
+)
+from edgekd.environments import Runtime, runtime_of
+from edgekd.errors import EdgekdError, InputError, ModelError
+from edgekd.host import Machine
+from edgekd.target import Provider, Session, Target, load_target
 
 PLAN = Plan(mode="latency", provider="CPUExecutionProvider", warmup_s=0.0, min_calls=3, max_calls=3)
+QUICK = Effort(processes=2, warmup_s=0.0, min_calls=3, max_calls=3, max_s=0.0)
+OWN = runtime_of(load_target("cpu-x86"))
+"""The Python the tests run in."""
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "model.onnx")
+
+
+def write_model(path: Path) -> Path:
     graph = helper.make_graph(
         [helper.make_node("Cast", ["image"], ["logits"], to=TensorProto.FLOAT)],
         "tiny",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 3])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])],
     )
-    path = tmp_path / "model.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
 
@@ -41,12 +61,23 @@ def target() -> Target:
     return dataclasses.replace(base, session=Session(intra_op_threads=2, allow_spinning=False, graph_level="basic"))
 
 
-def interpreter(folder: Path, body: str) -> tuple[str]:
-    """A program that is started in place of Python: $4 is the plan, $8 the result."""
-    path = folder / "interpreter"
-    path.write_text(f"#!/bin/sh\n{body}\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return (str(path),)
+Interpreter = Callable[[str], Target]
+
+
+@pytest.fixture
+def interpreter(tmp_path: Path, target: Target) -> Interpreter:
+    """A target whose environment has a shell script in place of Python: $PLAN, $MODEL and $OUT are its arguments."""
+
+    def write(body: str) -> Target:
+        path = tmp_path / "environment" / "bin" / "python"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # bin/python -I worker.py --plan P --model M --out R
+        path.write_text(f'#!/bin/sh\n[ "$1 $3 $5 $7" = "-I --plan --model --out" ] || exit 99\n'
+                        f'PLAN="$4" MODEL="$6" OUT="$8"\n{body}\n')  # fmt: skip
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        return dataclasses.replace(target, environment=f"{tmp_path}/environment")
+
+    return write
 
 
 def record(**values: Any) -> Record:
@@ -58,7 +89,7 @@ def record(**values: Any) -> Record:
 
 
 def test_a_real_worker(model: Path) -> None:
-    taken = run_worker(PLAN, model)
+    taken = run_worker(PLAN, model, OWN)
     assert taken.mode == "latency"
     assert len(taken.latency_s) == 3
     assert taken.fingerprint["providers_assigned"] == ["CPUExecutionProvider"]
@@ -66,7 +97,7 @@ def test_a_real_worker(model: Path) -> None:
 
 def test_a_missing_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        run_worker(PLAN, tmp_path / "gone.onnx")
+        run_worker(PLAN, tmp_path / "gone.onnx", OWN)
     assert str(caught.value) == f"{tmp_path / 'gone.onnx'}: no such model file"
 
 
@@ -74,35 +105,61 @@ def test_what_is_no_onnx_file_is_told(tmp_path: Path) -> None:
     path = tmp_path / "words.onnx"
     path.write_text("no model")
     with pytest.raises(InputError, match=rf"^{path}: onnxruntime cannot load it: .+") as caught:
-        run_worker(PLAN, path)
+        run_worker(PLAN, path, OWN)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("signal", ["SEGV", "ABRT", "KILL"])
-def test_a_crash_is_told(model: Path, tmp_path: Path, signal: str) -> None:
-    python = interpreter(tmp_path, f"echo one >&2\necho the last words >&2\nkill -{signal} $$")
+def told_by(target: Target, model: Path, timeout_s: float = 60.0) -> str:
+    """The line about what the target's fake interpreter does to the model."""
     with pytest.raises(ModelError) as caught:
-        run_worker(PLAN, model, python=python)
-    assert str(caught.value) == f"{model}: the worker crashed with SIG{signal} while it ran the model (the last words)"
+        run_worker(PLAN, model, runtime_of(target), timeout_s)
+    assert "\n" not in str(caught.value)
+    return str(caught.value).removeprefix(f"{model}: ")
 
 
-def test_a_crash_without_a_word_is_told(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"SIGSEGV while it ran the model \(no message\)$"):
-        run_worker(PLAN, model, python=interpreter(tmp_path, "kill -SEGV $$"))
+@pytest.mark.parametrize("signal", ["SEGV", "ABRT"])
+def test_a_crash_is_told(model: Path, interpreter: Interpreter, signal: str) -> None:
+    target = interpreter(f"echo one >&2\necho the last words >&2\nkill -{signal} $$")
+    assert told_by(target, model) == f"the worker crashed with SIG{signal} while it ran the model (the last words)"
 
 
-def test_a_hang_is_stopped_and_told(model: Path, tmp_path: Path) -> None:
+def test_a_crash_without_a_word_is_told(model: Path, interpreter: Interpreter) -> None:
+    assert told_by(interpreter("kill -SEGV $$"), model).endswith("SIGSEGV while it ran the model (no message)")
+
+
+def test_a_kill_is_told_as_lack_of_memory(model: Path, interpreter: Interpreter) -> None:
+    assert told_by(interpreter("kill -KILL $$"), model) == (
+        "the worker was killed while it ran the model, as the system does when memory runs out (no message)"
+    )
+
+
+def test_a_hang_is_stopped_with_all_it_started(model: Path, interpreter: Interpreter, tmp_path: Path) -> None:
+    target = interpreter(f"sleep 60 &\necho $! > {tmp_path}/child\nwait")
     begin = time.monotonic()
-    with pytest.raises(ModelError) as caught:
-        run_worker(PLAN, model, timeout_s=1.0, python=interpreter(tmp_path, "exec sleep 30"))
-    assert str(caught.value) == f"{model}: still running after 1 s (exit 124); stopped"
+    assert told_by(target, model, timeout_s=1.0) == "still running after 1 s (exit 124); stopped"
     assert time.monotonic() - begin < 15
+    child = int((tmp_path / "child").read_text())
+    for _ in range(100):
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        if Path(f"/proc/{child}/stat").exists() and Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
+            return  # dead; it waits for the system to take it away
+        time.sleep(0.05)
+    pytest.fail("the worker's child is still there")
 
 
-def test_an_end_without_a_result_is_told(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError) as caught:
-        run_worker(PLAN, model, python=interpreter(tmp_path, "echo no module >&2; exit 7"))
-    assert str(caught.value) == f"{model}: the worker ended with exit code 7 and no result (no module)"
+def test_an_end_without_a_result_is_told(model: Path, interpreter: Interpreter) -> None:
+    target = interpreter("echo no module >&2; exit 7")
+    assert told_by(target, model) == "the worker ended with exit code 7 and no result (no module)"
+
+
+def test_an_interpreter_that_cannot_be_started_is_told(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "python"
+    file.write_text("no program")
+    with pytest.raises(ModelError, match=rf"^{file}: cannot be started: Permission denied$"):
+        run_worker(PLAN, model, Runtime("python", (str(file),)))
 
 
 @pytest.mark.parametrize(
@@ -111,56 +168,116 @@ def test_an_end_without_a_result_is_told(model: Path, tmp_path: Path) -> None:
         "{ broken",
         "[]",
         "5",
+        '"error"',
         '{"schema_version": 2}',
-        '{"schema_version": 1}',
-        '{"schema_version": 1, "surprise": 1}',
+        '{"schema_version": 9, "mode": "latency", "load_s": 1, "fingerprint": {}, "memory": {}}',
+        '{"schema_version": 2, "surprise": 1}',
+        '{"schema_version": 2, "latency_s": 7}',
         "",
     ],
 )
-def test_a_result_that_is_none_is_told(model: Path, tmp_path: Path, content: str) -> None:
-    python = interpreter(tmp_path, f"printf '%s' '{content}' > \"$8\"")
-    with pytest.raises(ModelError, match=rf"^{model}: the worker's result cannot be read: ") as caught:
-        run_worker(PLAN, model, python=python)
-    assert "\n" not in str(caught.value)
+def test_a_result_that_is_none_is_told(model: Path, interpreter: Interpreter, content: str) -> None:
+    target = interpreter(f"printf '%s' '{content}' > \"$OUT\"")
+    assert told_by(target, model).startswith("the worker's result cannot be read: ")
 
 
-def test_a_workers_error_is_the_models(model: Path, tmp_path: Path) -> None:
-    python = interpreter(tmp_path, 'echo \'{"schema_version": 1, "error": "does not fit"}\' > "$8"; exit 1')
+def test_a_workers_error_is_the_models(model: Path, interpreter: Interpreter) -> None:
+    target = interpreter('echo \'{"schema_version": 2, "error": "does not fit"}\' > "$OUT"; exit 1')
     with pytest.raises(InputError) as caught:
-        run_worker(PLAN, model, python=python)
+        run_worker(PLAN, model, runtime_of(target))
     assert str(caught.value) == f"{model}: does not fit"
 
 
-def test_the_worker_gets_the_plan(model: Path, tmp_path: Path) -> None:
-    python = interpreter(tmp_path, f'cp "$4" {tmp_path}/seen.json; exit 9')
-    with pytest.raises(ModelError):
-        run_worker(PLAN, model, python=python)
-    seen = (tmp_path / "seen.json").read_text()
-    assert '"min_calls": 3' in seen
-    assert '"mode": "latency"' in seen
+def test_lack_of_memory_is_a_failure_of_the_model(model: Path, interpreter: Interpreter) -> None:
+    told = "out of memory, with a limit of 50 MB (the model fails when it runs)"
+    target = interpreter(f'echo \'{{"schema_version": 2, "error": "{told}"}}\' > "$OUT"; exit 1')
+    assert told_by(target, model) == told  # a ModelError: exit code 1
 
 
-def test_providers_of_this_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "CPUExecutionProvider" in available_providers()
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UnavailableError, match=r'^measuring needs onnxruntime; pip install "edgekd\[cpu\]"$'):
-        available_providers()
+def test_a_model_above_the_limit_for_real(tmp_path: Path, target: Target) -> None:
+    shape = numpy_helper.from_array(np.array([400_000_000, 1], np.int64), "shape")
+    graph = helper.make_graph(
+        [
+            helper.make_node("Expand", ["x", "shape"], ["huge"]),
+            helper.make_node("ReduceSum", ["huge"], ["logits"], keepdims=0),
+        ],
+        "huge",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [])],
+        [shape],
+    )
+    path = tmp_path / "huge.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    (taken,) = measure_latency([path], target, None, dataclasses.replace(QUICK, memory_limit_mb=1_000))
+    assert isinstance(taken, ModelError)
+    assert str(taken) == f"{path}: out of memory, with a limit of 1000 MB (the model fails when it runs)"
+
+
+def test_the_worker_gets_the_plan(model: Path, interpreter: Interpreter, tmp_path: Path) -> None:
+    told_by(interpreter(f'cp "$PLAN" {tmp_path}/seen.json; echo "$MODEL" > {tmp_path}/model; exit 9'), model)
+    assert json.loads((tmp_path / "seen.json").read_text()) == json.loads(json.dumps(PLAN.as_json()))
+    assert (tmp_path / "model").read_text().strip() == str(model)
+
+
+def test_progress_is_heard_and_other_words_are_not(model: Path, interpreter: Interpreter) -> None:
+    words = [
+        "echo done 64 130",
+        "echo loading",
+        "echo done with it",
+        "echo done",
+        "printf '\\377\\n'",
+        "echo done 130 130",
+    ]
+    target = interpreter("\n".join([*words, "exit 1"]))
+    heard: list[tuple[int, int]] = []
+    with pytest.raises(ModelError, match="exit code 1"):
+        run_worker(PLAN, model, runtime_of(target), told=lambda done, total: heard.append((done, total)))
+    assert heard == [(64, 130), (130, 130)]
 
 
 # --- plans ---
 
 
 def test_a_plan_takes_provider_and_session_of_the_target(target: Target) -> None:
-    plan = make_plan(target, mode="memory", max_calls=7)
-    assert plan == Plan(
+    given = dataclasses.replace(target, session=dataclasses.replace(target.session, arena=False, binding="io"))
+    plan = make_plan(given, mode="memory", max_calls=7)
+    assert dataclasses.replace(plan, memory_limit_bytes=None, precise_int8=False) == Plan(
         mode="memory",
         provider="CPUExecutionProvider",
         intra_op_threads=2,
         inter_op_threads=1,
         allow_spinning=False,
         graph_level="basic",
+        arena=False,
+        binding="io",
         max_calls=7,
     )
+
+
+def test_memory_is_limited_to_nearly_all_that_is_free(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    def limit(target: Target, effort: Effort | None = None) -> int | None:
+        return make_plan(target, effort, mode="latency").memory_limit_bytes
+
+    monkeypatch.setattr(host, "free_memory", lambda: 1_000_000_000)
+    assert limit(target) == 900_000_000
+    assert limit(target, Effort(memory_limit_mb=50)) == 50_000_000
+    gpu = dataclasses.replace(target, provider=Provider(name="CUDAExecutionProvider"))
+    assert limit(gpu) is None  # its driver reserves far more addresses than it uses
+    assert limit(gpu, Effort(memory_limit_mb=50)) == 50_000_000
+    monkeypatch.setattr(host, "free_memory", lambda: None)
+    assert limit(target) is None
+
+
+def test_a_stand_in_for_a_device_does_not_saturate(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = (Machine("x86_64", "a PC", frozenset({"avx2", *more}), "") for more in ((), ("avx512_vnni",)))
+    for differences, machine, precise in (
+        ([], old, False),
+        (["another CPU"], old, True),
+        (["another CPU"], new, False),
+    ):
+        monkeypatch.setattr(Target, "differences", lambda self, given=differences: given)
+        monkeypatch.setattr(host, "machine", lambda given=machine: given)
+        assert make_plan(target, mode="latency").precise_int8 is precise
 
 
 def test_pinning_is_for_the_device_alone(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,58 +290,150 @@ def test_pinning_is_for_the_device_alone(target: Target, monkeypatch: pytest.Mon
 # --- several workers ---
 
 
-def test_models_take_turns_in_alternating_order(
-    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class FakeWorkers:
+    """In place of `run_worker`: each model's answer, or the error it ends in."""
+
+    def __init__(self, answer: Callable[[Plan, str], Record]) -> None:
+        self.answer = answer
+        self.started: list[str] = []
+        self.plans: list[Plan] = []
+        self.timeouts: list[float] = []
+
+    def __call__(self, plan: Plan, model: Path, runtime: Runtime, timeout_s: float, told: Any = None) -> Record:
+        self.started.append(model.name)
+        self.plans.append(plan)
+        self.timeouts.append(timeout_s)
+        return self.answer(plan, model.name)
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Plan, str], Record]], FakeWorkers]:
+    def put(answer: Callable[[Plan, str], Record]) -> FakeWorkers:
+        fake = FakeWorkers(answer)
+        monkeypatch.setattr(runner, "run_worker", fake)
+        return fake
+
+    return put
+
+
+Put = Callable[[Callable[[Plan, str], Record]], FakeWorkers]
+
+
+def test_models_take_turns_in_alternating_order(target: Target, tmp_path: Path, workers: Put) -> None:
     models = [tmp_path / name for name in "abc"]
-    started: list[str] = []
+    fake = workers(lambda plan, name: record(load_s=float(len(fake.started))))
+    effort = Effort(processes=3, max_s=0.5, min_calls=7, max_calls=70, warmup_s=0.25, timeout_s=11)
+    taken = measure_latency(models, target, Path("rows.npy"), effort)
+    assert "".join(fake.started) == "abccbaabc"
+    assert [[one.load_s for one in records] for records in taken if isinstance(records, list)] == [
+        [1, 6, 7],
+        [2, 5, 8],
+        [3, 4, 9],
+    ]
+    for plan in fake.plans:
+        assert (plan.mode, plan.inputs, plan.intra_op_threads) == ("latency", "rows.npy", 2)
+        assert (plan.max_s, plan.min_calls, plan.max_calls, plan.warmup_s) == (0.5, 7, 70, 0.25)
+    assert set(fake.timeouts) == {11}
 
-    def run(plan: Plan, file: Path) -> Record:
-        started.append(file.name)
-        assert (plan.mode, plan.inputs, plan.max_s, plan.intra_op_threads) == ("latency", "rows.npy", 0.5, 2)
-        return record(load_s=float(len(started)))
 
-    monkeypatch.setattr(runner, "run_worker", run)
-    taken = measure_latency(models, target, Path("rows.npy"), processes=3, max_s=0.5)
-    assert "".join(started) == "abccbaabc"
-    assert [[one.load_s for one in records] for records in taken] == [[1, 6, 7], [2, 5, 8], [3, 4, 9]]
+def test_what_fails_keeps_the_others(target: Target, tmp_path: Path, workers: Put) -> None:
+    def answer(plan: Plan, name: str) -> Record:
+        if name == "b" and fake.started.count("b") == 2:
+            raise ModelError("b: the worker crashed")
+        return record(load_s=1.0)
+
+    fake = workers(answer)
+    a, b, c = measure_latency([tmp_path / name for name in "abc"], target, None, Effort(processes=3))
+    assert "".join(fake.started) == "abccbaac"  # b is not tried again
+    assert isinstance(a, list) and isinstance(c, list)
+    assert (len(a), len(c)) == (3, 3)
+    assert isinstance(b, ModelError)
+    assert str(b) == "b: the worker crashed"
 
 
-def test_processes_that_cannot_be_compared_are_refused(
-    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_real_workers_of_which_one_crashes(model: Path, interpreter: Interpreter, tmp_path: Path) -> None:
+    """The fake Python ends the worker of one model, and is the real one for the other."""
+    bad = tmp_path / "bad.onnx"
+    shutil.copy(model, bad)
+    python = OWN.command[0]
+    target = interpreter(f'case "$MODEL" in *bad*) kill -SEGV $$;; esac\nshift\nexec {python} -P "$@"')
+    first, second = measure_latency([bad, model], target, None, QUICK)
+    assert isinstance(first, ModelError)
+    assert "crashed with SIGSEGV" in str(first)
+    assert isinstance(second, list)
+    assert [len(one.latency_s) for one in second] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "models", "processes"),
+    # Begun is what begins within 5 s a model: a single one at 0, 1, … 5 s, and two at 0, 2, … 10 s.
+    [(0.0, 1, 8), (1.0, 1, 6), (1.0, 2, 6), (2.0, 1, 3), (100.0, 1, 3)],
+)
+def test_the_time_of_a_model_is_bounded_but_not_below_the_least(
+    target: Target,
+    tmp_path: Path,
+    workers: Put,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    models: int,
+    processes: int,
 ) -> None:
+    now = 0.0
+
+    def answer(plan: Plan, name: str) -> Record:
+        nonlocal now
+        now += seconds
+        return record()
+
+    workers(answer)
+    monkeypatch.setattr("edgekd.bench.runner.time.monotonic", lambda: now)
+    effort = Effort(processes=8, min_processes=3, budget_s=5.0)
+    taken = measure_latency([tmp_path / str(n) for n in range(models)], target, None, effort)
+    assert [len(records) for records in taken if isinstance(records, list)] == [processes] * models
+
+
+def test_processes_that_cannot_be_compared_are_refused(target: Target, tmp_path: Path, workers: Put) -> None:
     cpus = iter(["one", "one", "two"])
-    monkeypatch.setattr(runner, "run_worker", lambda plan, file: record(fingerprint={"cpu": next(cpus)}))
-    with pytest.raises(ModelError) as caught:
-        measure_latency([tmp_path / "m"], target, None, processes=3)
-    assert str(caught.value) == (
+    workers(lambda plan, name: record(fingerprint={"cpu": next(cpus)}))
+    (taken,) = measure_latency([tmp_path / "m"], target, None, Effort(processes=3))
+    assert isinstance(taken, ModelError)
+    assert str(taken) == (
         f"{tmp_path / 'm'}: its processes are not comparable: cpu is 'one' in one and 'two' in another"
     )
 
 
-def test_two_models_need_not_be_alike(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "run_worker", lambda plan, file: record(fingerprint={"model_sha256": file.name}))
-    taken = measure_latency([tmp_path / "a", tmp_path / "b"], target, None, processes=2)
-    assert [len(records) for records in taken] == [2, 2]
+def test_two_models_need_not_be_alike(target: Target, tmp_path: Path, workers: Put) -> None:
+    workers(lambda plan, name: record(fingerprint={"model_sha256": name}))
+    taken = measure_latency([tmp_path / "a", tmp_path / "b"], target, None, Effort(processes=2))
+    assert [len(records) for records in taken if isinstance(records, list)] == [2, 2]
 
 
-def test_a_fallback_is_refused(target: Target, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = dataclasses.replace(
-        load_target("cuda"), provider=dataclasses.replace(load_target("cuda").provider, allow_cpu_fallback=False)
+def test_a_fallback_is_refused(target: Target, model: Path, tmp_path: Path, workers: Put) -> None:
+    strict = dataclasses.replace(target, provider=Provider(name="OpenVINOExecutionProvider"), environment="")
+    nodes = {"OpenVINOExecutionProvider": 5, "CPUExecutionProvider": 2}
+    workers(lambda plan, name: record(fingerprint={"nodes_by_provider": nodes, "ops_elsewhere": {"Pad": 2}}))
+    message = (
+        f"{model}: 2 of 7 nodes on CPUExecutionProvider (2 Pad); "
+        f"target cpu-x86 asks for OpenVINOExecutionProvider alone"
     )
-    nodes = {"CUDAExecutionProvider": 5, "CPUExecutionProvider": 2}
-    monkeypatch.setattr(runner, "run_worker", lambda *_, **__: record(fingerprint={"nodes_by_provider": nodes}))
-    message = rf"^{model}: 2 of 7 nodes on CPUExecutionProvider; target cuda asks for CUDAExecutionProvider alone$"
-    with pytest.raises(ModelError, match=message):
-        measure_latency([model], gpu, None)
-    with pytest.raises(ModelError, match=message):
-        measure_memory(model, gpu)
-    with pytest.raises(ModelError, match=message):
-        predict(model, gpu, tmp_path / "in.npy", tmp_path / "out.npy")
+    (taken,) = measure_latency([model], strict, None, Effort())
+    assert isinstance(taken, ModelError)
+    assert str(taken) == message
+    calls: list[Callable[[], object]] = [
+        lambda: measure_memory(model, strict, Effort()),
+        lambda: measure_throughput(model, strict, None, Effort(), 1, 2),
+        lambda: measure_placement(model, strict, None, Effort()),
+        lambda: predict(model, strict, tmp_path / "in.npy", tmp_path / "out.npy"),
+    ]
+    for call in calls:
+        with pytest.raises(EdgekdError) as caught:
+            call()
+        assert str(caught.value) == message
+    assert not list(tmp_path.glob("*.npy"))
 
 
 def test_memory_is_measured_without_a_data_set(target: Target, model: Path) -> None:
-    taken = measure_memory(model, target)
+    taken = measure_memory(model, target, QUICK)
     assert taken.mode == "memory"
     assert taken.fingerprint["inputs"] == "random"
     assert len(taken.latency_s) == 5
@@ -232,16 +441,49 @@ def test_memory_is_measured_without_a_data_set(target: Target, model: Path) -> N
     assert peak is None or 10_000_000 < peak < 1_000_000_000
 
 
+def test_throughput_of_a_batch_in_two_sessions(target: Target, model: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "in.npy", np.zeros((5, 3), np.uint8))
+    taken = measure_throughput(model, target, tmp_path / "in.npy", QUICK, batch_size=4, sessions=2)
+    assert (taken.batch_size, taken.sessions, taken.fingerprint["inputs"]) == (4, 2, "data")
+    assert taken.calls >= 6
+    assert taken.elapsed_s > 0
+
+
+def test_where_the_nodes_ran_for_real(target: Target, model: Path) -> None:
+    taken = measure_placement(model, target, None, dataclasses.replace(QUICK, costliest=5))
+    assert taken.nodes == {"CPUExecutionProvider": 1}
+    assert taken.time_share == {"CPUExecutionProvider": pytest.approx(1.0)} or taken.time_share == {
+        "CPUExecutionProvider": 0.0  # the one kernel took less than a microsecond
+    }
+    assert [entry["op_type"] for entry in taken.costliest] == ["Cast"]
+    assert (taken.fused, taken.unfused, taken.fell_back) == (None, None, {})
+
+
 def test_predictions_arrive_whole_or_not_at_all(target: Target, model: Path, tmp_path: Path) -> None:
     rows = np.random.default_rng(0).integers(0, 256, (130, 3), dtype=np.uint8)
     np.save(tmp_path / "in.npy", rows)
     out = tmp_path / "deep" / "out.npy"
-    taken = predict(model, target, tmp_path / "in.npy", out)
+    heard: list[tuple[int, int]] = []
+    taken = predict(model, target, tmp_path / "in.npy", out, told=lambda done, total: heard.append((done, total)))
     assert taken.outputs_shape == (130, 3)
     assert np.array_equal(np.load(out), rows.astype(np.float32))
     assert [path.name for path in out.parent.iterdir()] == ["out.npy"]
+    assert heard and all(0 < done <= total == 130 for done, total in heard)
 
     np.save(tmp_path / "in.npy", rows.astype(np.float32))
     with pytest.raises(InputError, match=r"the data is float32 \[130, 3\]"):
         predict(model, target, tmp_path / "in.npy", tmp_path / "other" / "out.npy")
     assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_a_whole_data_set_may_take_longer(target: Target, model: Path, tmp_path: Path, workers: Put) -> None:
+    def answer(plan: Plan, name: str) -> Record:
+        if plan.outputs:
+            Path(plan.outputs).touch()
+        return record(mode=plan.mode)
+
+    fake = workers(answer)
+    effort = Effort(timeout_s=10)
+    predict(model, target, tmp_path / "in.npy", tmp_path / "out.npy", effort)
+    measure_memory(model, target, effort)
+    assert fake.timeouts == [120, 10]

@@ -1,9 +1,19 @@
-"""Statistics of recorded calls, against numpy and the bound of order statistics."""
+"""Statistics of recorded calls, against scipy and numpy, and by hand."""
+
+import math
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats  # type: ignore[import-untyped]
 
-from edgekd.bench.statistics import latency_of, min_calls_for
+from edgekd.bench.statistics import (
+    between,
+    latency_of,
+    min_calls_for,
+    order_statistics,
+    student_t,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("percentile", "calls"), [(95, 90), (99, 459), (50, 7)])
@@ -14,17 +24,104 @@ def test_calls_a_percentile_needs(percentile: float, calls: int) -> None:
     assert 1 - q**calls >= 0.99 > 1 - q ** (calls - 1)
 
 
+# --- inside the pooled calls ---
+
+
+@pytest.mark.parametrize("q", [0.5, 0.95, 0.99])
+@pytest.mark.parametrize("n", [10, 90, 459, 1_000, 40_000])
+def test_the_bound_of_order_statistics_is_the_binomials(n: int, q: float) -> None:
+    ordered = np.arange(1.0, n + 1)  # the value of each sample is its rank
+    low, high = order_statistics(ordered, q)
+    count = scipy_stats.binom(n, q)  # samples below the quantile
+    # P(quantile < x_low) = P(count < low), P(quantile > x_high) = P(count ≥ high): at most 2.5 % each, and no
+    # narrower pair of ranks keeps that, unless the samples end there.
+    assert count.cdf(low - 1) <= 0.025 or low == 1
+    assert count.cdf(low) > 0.025
+    assert count.sf(high - 1) <= 0.025 or high == n
+    assert count.sf(high - 2) > 0.025
+
+
+def test_ranks_of_a_hundred_calls_are_those_of_the_tables() -> None:
+    assert order_statistics(np.arange(1.0, 101), 0.5) == (40.0, 61.0)
+    # The largest of a hundred lies above p99 with 63 % only: the bound ends where the samples do.
+    assert order_statistics(np.arange(1.0, 101), 0.99)[1] == 100.0
+    assert order_statistics(np.array([7.0]), 0.5) == (7.0, 7.0)
+
+
+@pytest.mark.parametrize(("q", "n"), [(0.5, 25), (0.95, 200)])
+def test_the_bound_holds_the_quantile_as_often_as_it_says(q: float, n: int) -> None:
+    rng = np.random.default_rng(0)
+    truth = scipy_stats.lognorm(0.7).ppf(q)
+    bounds = [order_statistics(np.sort(rng.lognormal(0.0, 0.7, n)), q) for _ in range(2_000)]
+    covered = np.mean([low <= truth <= high for low, high in bounds])
+    assert 0.94 < covered < 0.99
+
+
+# --- between processes ---
+
+
+@pytest.mark.parametrize(("freedom", "close"), [(1, 1e-9), (2, 1e-9), (3, 5e-3), (4, 2e-3), (7, 2e-4), (30, 1e-6)])
+def test_quantiles_of_students_t(freedom: int, close: float) -> None:
+    assert student_t(freedom) == pytest.approx(scipy_stats.t(freedom).ppf(0.975), rel=close)
+
+
+def test_the_interval_over_processes_by_hand() -> None:
+    # Logarithms 0, 1, 2: mean 1, standard deviation 1; t of two degrees of freedom is 4.302653.
+    found = between([1.0, math.e, math.e**2])
+    half = 4.302653 / math.sqrt(3)
+    assert found.value == pytest.approx(math.e)
+    assert [math.log(found.low), math.log(found.high)] == pytest.approx([1 - half, 1 + half], rel=1e-6)
+
+
+def test_the_interval_over_processes_is_scipys_on_logarithms() -> None:
+    values = [0.011, 0.012, 0.0105, 0.013, 0.0118, 0.0111, 0.0123, 0.0119]
+    logs = np.log(values)
+    low, high = scipy_stats.t.interval(0.95, len(logs) - 1, logs.mean(), scipy_stats.sem(logs))
+    found = between(values)
+    assert found.value == pytest.approx(scipy_stats.gmean(values))
+    assert [found.low, found.high] == pytest.approx([math.exp(low), math.exp(high)], rel=1e-4)
+
+
+def test_one_process_gives_no_interval_and_zero_no_error() -> None:
+    for values in ([2.0], [2.0, 2.0, 2.0]):
+        found = between(values)
+        assert [found.value, found.low, found.high] == pytest.approx([2.0] * 3)
+    assert between([0.0, 0.0]).value == pytest.approx(0.0, abs=1e-9)
+
+
+# --- latency ---
+
+
 def test_percentiles_are_numpys_over_all_calls() -> None:
     rng = np.random.default_rng(0)
     processes = [list(rng.gamma(2.0, 1e-4, size)) for size in (300, 200, 500)]
     stats = latency_of(processes)
     everything = np.concatenate(processes)
     assert (stats.calls, stats.processes) == (1_000, 3)
-    assert stats.p50_s == pytest.approx(np.percentile(everything, 50), rel=1e-12)
-    assert stats.p95_s == pytest.approx(np.percentile(everything, 95), rel=1e-12)
-    assert stats.p99_s == pytest.approx(np.percentile(everything, 99), rel=1e-12)
-    medians = [np.median(process) for process in processes]
-    assert (stats.p50_low_s, stats.p50_high_s) == (min(medians), max(medians))
+    for q, given in ((50, stats.p50), (95, stats.p95), (99, stats.p99)):
+        assert given is not None
+        assert given.value == pytest.approx(np.percentile(everything, q), rel=1e-12)
+        assert given.low <= given.value <= given.high
+        # The worse of two intervals on each side: that of the calls, and that of the processes' own percentiles.
+        inside = order_statistics(np.sort(everything), q / 100)
+        over = between([float(np.percentile(process, q)) for process in processes])
+        assert given.low == min(inside[0], over.low)
+        assert given.high == max(inside[1], over.high)
+
+
+def test_processes_that_differ_make_the_interval_wide() -> None:
+    # A thousand equal calls in each process: the calls alone know the median to the last digit.
+    alike = latency_of([[2.0] * 1_000] * 4).p50
+    apart = latency_of([[1.9] * 1_000, [2.0] * 1_000, [2.0] * 1_000, [2.1] * 1_000]).p50
+    assert [alike.low, alike.high] == pytest.approx([2.0, 2.0])
+    assert apart.low < 1.9
+    assert apart.high > 2.1
+
+
+def test_one_process_leaves_the_bound_of_its_calls() -> None:
+    calls = [float(n) for n in range(1, 101)]
+    p50 = latency_of([calls]).p50
+    assert (p50.value, p50.low, p50.high) == (50.5, 40.0, 61.0)
 
 
 @pytest.mark.parametrize(
@@ -33,17 +130,21 @@ def test_percentiles_are_numpys_over_all_calls() -> None:
 )
 def test_too_few_calls_give_no_percentile(calls: int, p95: bool, p99: bool) -> None:
     stats = latency_of([[1.0] * calls])
-    assert stats.p50_s == 1.0
-    assert stats.p95_s == (1.0 if p95 else None)
-    assert stats.p99_s == (1.0 if p99 else None)
+    assert stats.p50.value == 1.0
+    assert (stats.p95 is not None, stats.p99 is not None) == (p95, p99)
 
 
 def test_calls_of_all_processes_count_together() -> None:
-    assert latency_of([[1.0] * 30] * 3).p95_s == 1.0
-    assert latency_of([[1.0] * 30, [1.0] * 59]).p95_s is None
+    assert latency_of([[1.0] * 30] * 3).p95 is not None
+    assert latency_of([[1.0] * 30, [1.0] * 59]).p95 is None
 
 
-def test_spread_is_the_range_of_the_medians() -> None:
-    stats = latency_of([[1.0, 2.0, 3.0], [2.0, 2.0, 2.0], [2.5, 2.5, 2.5]])
-    assert stats.p50_s == 2.0
-    assert (stats.p50_high_s - stats.p50_low_s) / stats.p50_s == pytest.approx(0.25)
+# --- shares ---
+
+
+@pytest.mark.parametrize(("hits", "total"), [(0, 10), (10, 10), (7, 10), (9_173, 10_000), (1, 1)])
+def test_the_interval_of_a_share_is_scipys(hits: int, total: int) -> None:
+    expected = scipy_stats.binomtest(hits, total).proportion_ci(0.95, method="wilson")
+    found = wilson(hits, total)
+    assert found.value == hits / total
+    assert [found.low, found.high] == pytest.approx([expected.low, expected.high], abs=1e-12)

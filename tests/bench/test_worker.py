@@ -2,6 +2,8 @@
 
 import ast
 import json
+import math
+import os
 import shutil
 import subprocess
 import sys
@@ -105,8 +107,8 @@ def test_the_program_writes_one_json(tmp_path: Path) -> None:
     done = subprocess.run([*command, *files], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     result = json.loads((tmp_path / "out.json").read_text())
-    keys = "schema_version mode load_s first_call_s warmup_s latency_s batch_size memory fingerprint"
-    assert set(result) == set(keys.split())
+    keys = "schema_version mode load_s first_call_s warmup_s warm inner_calls latency_s energy_j batch_size"
+    assert set(result) == {*keys.split(), "memory", "disturbance", "fingerprint"}
     assert len(result["latency_s"]) == 12
     assert len(result["warmup_s"]) >= 10
     assert all(value > 0 for value in (result["load_s"], result["first_call_s"], *result["latency_s"]))
@@ -120,14 +122,7 @@ def test_the_program_writes_one_json(tmp_path: Path) -> None:
     assert mark["numpy"] == np.__version__
     assert mark["affinity"] == [0]
     assert mark["inputs"] == "data"
-    for key in (
-        "provider",
-        "provider_options",
-        "intra_op_threads",
-        "inter_op_threads",
-        "allow_spinning",
-        "graph_level",
-    ):
+    for key in set(worker.SESSION_KEYS) - {"affinity"}:
         assert mark[key] == plan[key]
     digest = subprocess.run(["sha256sum", str(model)], capture_output=True, text=True, check=True).stdout.split()[0]
     assert mark["model_sha256"] == digest
@@ -143,9 +138,10 @@ def test_latencies_are_differences_of_the_clock(tmp_path: Path) -> None:
     assert result["load_s"] == TICK
     assert result["first_call_s"] == TICK
     assert result["warmup_s"] == []
-    assert result["latency_s"] == [TICK] * 5
-    steps = [1.0, 2.0, 1.0, 3.0, 1.0, 1.0, 4.0, 1.0, 5.0, 1.0, 6.0, 1.0, 7.0, 1.0, 8.0, 1.0]
-    # Readings: two for loading, two for the first call, one where counting begins, two for each call, one at the end.
+    assert result["latency_s"] == pytest.approx([TICK] * 5, rel=1e-6)
+    steps = [1.0, 2.0, 1.0, 3.0, 1.0, *(step for call in range(4, 9) for step in (1.0, 1.0, float(call))), 1.0]
+    # Readings: two for loading, two for the first call, one where counting begins; then three for each call: whether
+    # it is enough, begin and end.
     result = worker.measure(make_plan(), str(tmp_path / "m.onnx"), clock=ticking(iter(steps)))
     assert (result["load_s"], result["first_call_s"]) == (2.0, 3.0)
     assert result["latency_s"] == [4.0, 5.0, 6.0, 7.0, 8.0]
@@ -156,8 +152,8 @@ def test_latencies_are_differences_of_the_clock(tmp_path: Path) -> None:
     [
         ({"min_calls": 5, "max_calls": 50, "max_s": 0.0}, 5),
         ({"min_calls": 5, "max_calls": 50, "max_s": 1e9}, 50),
-        # After n calls the clock was read 2n times, and once for each question whether it is enough: 3n − 4 ≥ 30.
-        ({"min_calls": 5, "max_calls": 50, "max_s": 30 * TICK}, 12),
+        # After n calls the clock was read 3n times, and once more for the question whether it is enough: 3n + 1 ≥ 30.
+        ({"min_calls": 5, "max_calls": 50, "max_s": 30 * TICK}, 10),
         ({"min_calls": 20, "max_calls": 50, "max_s": 30 * TICK}, 20),
         ({"min_calls": 20, "max_calls": 8, "max_s": 1e9}, 8),
     ],
@@ -167,24 +163,68 @@ def test_the_number_of_calls_is_bounded(tmp_path: Path, bounds: dict[str, float]
     assert len(result["latency_s"]) == calls
 
 
-def test_warm_up_ends_when_two_blocks_agree(tmp_path: Path) -> None:
+def test_warm_up_ends_when_three_blocks_agree(tmp_path: Path) -> None:
     plan = make_plan(warmup_s=1_000.0)
     model = str(write_model(tmp_path / "m.onnx"))
-    assert worker.measure(plan, model, clock=ticking())["warmup_s"] == [TICK] * 20
-    # Blocks of ten calls of 8, 4, 2, 2 seconds: the fourth agrees with the third.
-    blocks = [seconds for seconds in (8.0, 4.0, 2.0, 2.0) for _ in range(10)]
-    steps = [1.0] * 4 + [reading for seconds in blocks for reading in (1.0, seconds)] + [1.0] * 12
-    assert worker.measure(plan, model, clock=ticking(iter(steps)))["warmup_s"] == blocks
+    result = worker.measure(plan, model, clock=ticking())
+    assert (result["warmup_s"], result["warm"]) == ([TICK] * 30, True)
+    # Blocks of ten calls of 8, 4, 4, 2, 2, 2 seconds: only the last three agree.
+    blocks = [seconds for seconds in (8.0, 4.0, 4.0, 2.0, 2.0, 2.0) for _ in range(10)]
+    steps = [1.0] * 4 + [reading for seconds in blocks for reading in (1.0, seconds)] + [1.0] * 30
+    result = worker.measure(plan, model, clock=ticking(iter(steps)))
+    assert (result["warmup_s"], result["warm"]) == (blocks, True)
+
+
+def test_blocks_within_two_percent_agree() -> None:
+    def calls(*medians: float) -> Callable[[int], float]:
+        return lambda number: medians[min(number // 10, len(medians) - 1)]
+
+    assert worker.warm_up(calls(1.0, 1.02, 1.01), 1_000.0) == ([1.0] * 10 + [1.02] * 10 + [1.01] * 10, True)
+    spent, warm = worker.warm_up(calls(1.0, 1.03, 1.01, 1.02), 1_000.0)
+    assert (len(spent), warm) == (40, True)
 
 
 def test_warm_up_is_bounded(tmp_path: Path) -> None:
-    # Each block is half as fast again; the limit of 100 s is reached in the fourth: 10 × (1 + 2 + 4 + 8).
-    blocks = [2.0**n for n in range(4) for _ in range(10)]
-    steps = [1.0] * 4 + [reading for seconds in blocks for reading in (1.0, seconds)] + [1.0] * 12
+    # Each block is half as fast again; the limit of 100 s is reached in the fourth, with 70 + 4 × 8 s.
+    blocks = [2.0**n for n in range(4) for _ in range(10)][:34]
+    steps = [1.0] * 4 + [reading for seconds in blocks for reading in (1.0, seconds)] + [1.0] * 30
     result = worker.measure(
         make_plan(warmup_s=100.0), str(write_model(tmp_path / "m.onnx")), clock=ticking(iter(steps))
     )
-    assert result["warmup_s"] == blocks
+    assert (result["warmup_s"], result["warm"]) == (blocks, False)
+    assert worker.warm_up(lambda _: pytest.fail("a call was made"), 0.0) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("call_s", "inner"),  # 50 µs through 0.95, 3.8, 30.5 and 61 µs
+    [(2.0**-20, 53), (2.0**-18, 14), (2.0**-15, 2), (2.0**-14, 1), (1.0, 1)],
+    ids=["1 µs", "4 µs", "31 µs", "61 µs", "1 s"],
+)
+def test_short_calls_are_timed_in_loops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call_s: float, inner: int
+) -> None:
+    """The clock goes on by the same for each call, and stands still meanwhile."""
+    now = 0.0
+    called: list[int] = []
+
+    def call(self: worker.Caller, number: int) -> None:
+        nonlocal now
+        now += call_s
+        called.append(number)
+
+    monkeypatch.setattr(worker.Caller, "__call__", call)
+    plan = make_plan(warmup_s=1e-9, min_calls=4, max_calls=4)
+    result = worker.measure(plan, str(write_model(tmp_path / "m.onnx")), clock=lambda: now)
+    assert result["inner_calls"] == inner
+    assert result["latency_s"] == pytest.approx([call_s] * 4, abs=1e-9)  # the mean of the loop, for each timing
+    assert called == [0, 0, *range(4 * inner)]  # first call, one of warm-up, then each call with the next input
+
+
+def test_very_short_calls_for_real(tmp_path: Path) -> None:
+    result = worker.measure(make_plan(warmup_s=0.02, min_calls=20), str(write_model(tmp_path / "m.onnx")))
+    typical = float(np.median(result["warmup_s"][-10:]))
+    assert result["inner_calls"] == (math.ceil(50e-6 / typical) if typical < 50e-6 else 1)
+    assert len(result["latency_s"]) == 5
 
 
 # --- inputs ---
@@ -212,22 +252,62 @@ def test_a_type_without_random_inputs_is_told(tmp_path: Path) -> None:
     )
 
 
-def test_data_is_fed_in_turn_and_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Session:
+    """A session that only notes what it is given."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        self.fed: list[NDArray[np.uint8]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+    def run(self, outputs: None, feed: dict[str, Any]) -> list[Any]:
+        self.fed.append(feed["image"])
+        return []
+
+
+@pytest.fixture
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
+    """The sessions that workers make."""
+    made: list[Session] = []
+    make = worker.make_session
+
+    def note(*arguments: Any) -> Session:
+        made.append(Session(make(*arguments)))
+        return made[-1]
+
+    monkeypatch.setattr(worker, "make_session", note)
+    return made
+
+
+def test_data_is_fed_in_turn_and_begins_anew(tmp_path: Path, spied: list[Session]) -> None:
     rows = np.load(write_inputs(tmp_path / "inputs.npy", 5))
-    fed: list[NDArray[np.uint8]] = []
-    call = worker.Feeds.call
-
-    def spy(self: worker.Feeds, number: int) -> dict[str, Any]:
-        given = call(self, number)
-        fed.append(given["image"])
-        return given
-
-    monkeypatch.setattr(worker.Feeds, "call", spy)
     plan = make_plan(inputs=str(tmp_path / "inputs.npy"), batch_size=2)
-    worker.measure(plan, str(write_model(tmp_path / "m.onnx")))
-    expected = [rows[[0, 1]], rows[[0, 1]], rows[[2, 3]], rows[[4, 0]], rows[[1, 2]], rows[[3, 4]]]
-    assert len(fed) == 6  # the first call, then five
-    assert all(np.array_equal(one, two) for one, two in zip(fed, expected, strict=True))
+    worker.measure(plan, str(write_model(tmp_path / "m.onnx")), clock=ticking())
+    # Three batches hold the five rows; the last one begins anew.
+    expected = [rows[[0, 1]], rows[[0, 1]], rows[[2, 3]], rows[[4, 0]], rows[[0, 1]], rows[[2, 3]]]
+    assert len(spied[0].fed) == 6  # the first call, then five
+    assert all(np.array_equal(one, two) for one, two in zip(spied[0].fed, expected, strict=True))
+    assert all(one.flags.c_contiguous for one in spied[0].fed)
+
+
+def test_no_more_than_64_inputs_are_kept_ready(tmp_path: Path, spied: list[Session]) -> None:
+    rows = np.load(write_inputs(tmp_path / "inputs.npy", 100))
+    plan = make_plan(inputs=str(tmp_path / "inputs.npy"), min_calls=70, max_calls=70)
+    worker.measure(plan, str(write_model(tmp_path / "m.onnx")), clock=ticking())
+    fed = spied[0].fed[1:]
+    assert all(np.array_equal(one[0], rows[place % 64]) for place, one in enumerate(fed))
+    assert len({one.tobytes() for one in fed}) == 64
+
+
+def test_random_inputs_are_seeded_and_rotated(tmp_path: Path, spied: list[Session]) -> None:
+    model = str(write_model(tmp_path / "m.onnx"))
+    for _ in range(2):
+        worker.measure(make_plan(min_calls=10, max_calls=10), model, clock=ticking())
+    one, two = ([array.tobytes() for array in session.fed] for session in spied)
+    assert one == two
+    assert len(set(one)) == 8
 
 
 @pytest.mark.parametrize("inputs", ["data", "random"])
@@ -260,7 +340,297 @@ def test_data_for_a_model_of_two_inputs_is_told(tmp_path: Path) -> None:
     assert failure(plan, model, tmp_path).startswith("the model takes tensor(uint8) ['n', 4, 4, 1], tensor(uint8) [")
 
 
+# --- modes ---
+
+
+@pytest.mark.parametrize("mode", ["latency", "throughput", "memory", "profile"])
+@pytest.mark.parametrize("inputs", ["data", "random"])
+def test_bound_inputs_and_outputs(tmp_path: Path, mode: str, inputs: str) -> None:
+    file = str(write_inputs(tmp_path / "inputs.npy", 7)) if inputs == "data" else None
+    plan = make_plan(mode=mode, binding="io", inputs=file)
+    result = worker.measure(plan, str(write_model(tmp_path / "m.onnx")))
+    assert result["fingerprint"]["binding"] == "io"
+    assert Record.from_json(json.loads(json.dumps(result))).mode == mode
+
+
+def test_bound_calls_do_not_go_through_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound: list[Any] = []
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", lambda *_: pytest.fail("session.run was called"))
+    run = onnxruntime.InferenceSession.run_with_iobinding
+
+    def note(self: Any, binding: Any) -> None:
+        bound.append(binding)
+        run(self, binding)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", note)
+    write_inputs(tmp_path / "inputs.npy", 3)
+    plan = make_plan(binding="io", inputs=str(tmp_path / "inputs.npy"))
+    worker.measure(plan, str(write_model(tmp_path / "m.onnx")), clock=ticking())
+    assert len(bound) == 6
+    assert len(set(map(id, bound))) == 3  # one a row, in turn
+    assert bound[1] is bound[4]
+
+
+@pytest.mark.parametrize("sessions", [1, 2])
+def test_throughput_of_sessions_side_by_side(tmp_path: Path, sessions: int, spied: list[Session]) -> None:
+    plan = make_plan(mode="throughput", sessions=sessions, batch_size=4, min_calls=3, max_s=0.02, warmup_s=0.001)
+    result = worker.measure(plan, str(write_model(tmp_path / "m.onnx")))
+    record = Record.from_json(json.loads(json.dumps(result)))
+    assert (record.sessions, record.batch_size) == (sessions, 4)
+    assert record.elapsed_s >= 0.02
+    assert len(spied) == sessions
+    assert record.calls >= 3 * sessions
+    # Every session was warmed up and then called; all calls but the warm-up's are counted.
+    assert all(len(session.fed) >= 3 for session in spied)
+    assert record.calls < sum(len(session.fed) for session in spied)
+
+
+def test_throughput_goes_on_until_each_session_had_its_calls(tmp_path: Path) -> None:
+    plan = make_plan(mode="throughput", sessions=3, min_calls=4, max_s=0.0)
+    result = worker.measure(plan, str(write_model(tmp_path / "m.onnx")))
+    assert result["calls"] == 12
+    assert result["elapsed_s"] > 0
+
+
+def write_int8_model(path: Path) -> Path:
+    """A convolution between QuantizeLinear and DequantizeLinear, as a quantizer writes it."""
+    constants: dict[str, NDArray[Any]] = {
+        "s": np.array(0.05, np.float32),
+        "z": np.array(128, np.uint8),
+        "w": np.random.default_rng(0).integers(-127, 128, (8, 3, 3, 3)).astype(np.int8),
+        "ws": np.array(0.01, np.float32),
+        "wz": np.array(0, np.int8),
+    }
+    given = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["image", "s", "z"], ["q"], name="enter"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], name="float"),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], name="weights"),
+        helper.make_node("Conv", ["d", "wd"], ["c"], name="convolution"),
+        helper.make_node("QuantizeLinear", ["c", "s", "z"], ["r"], name="back"),
+        helper.make_node("DequantizeLinear", ["r", "s", "z"], ["logits"], name="leave"),
+    ]
+    images = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, 12, 12])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 8, 10, 10])
+    graph = helper.make_graph(nodes, "int8", [images], [logits], given)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_a_profile_tells_kernels_and_assigned_nodes(tmp_path: Path) -> None:
+    model = write_int8_model(tmp_path / "m.onnx")
+    plan = make_plan(mode="profile", min_calls=6, optimized=str(tmp_path / "optimized.onnx"))
+    record = Record.from_json(json.loads(json.dumps(worker.measure(plan, str(model)))))
+    kinds = [kernel["op_type"] for kernel in record.kernels]
+    assert kinds.count("QLinearConv") == 1
+    assert "Conv" not in kinds
+    assert all(kernel["provider"] == "CPUExecutionProvider" for kernel in record.kernels)
+    assert all(len(kernel["us"]) == 5 for kernel in record.kernels)  # the first of the six sets things up
+    assert all(value >= 0 for kernel in record.kernels for value in kernel["us"])
+    optimized = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert sorted(kinds) == sorted(optimized)
+    if hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):  # as it was before any fusion
+        names = {"enter", "float", "weights", "convolution", "back", "leave"}
+        assert {name for _, _, name in record.assigned} == names
+        assert {provider for provider, _, _ in record.assigned} == {"CPUExecutionProvider"}
+        assert ("CPUExecutionProvider", "Conv", "convolution") in record.assigned
+        assert record.fingerprint["nodes_by_provider"] == {"CPUExecutionProvider": 6}
+        assert record.fingerprint["ops_elsewhere"] == {}
+    assert record.latency_s == ()  # nothing is timed while it is profiled
+
+
+def test_kernels_of_a_profile_by_hand() -> None:
+    def event(node: str, index: str, microseconds: int, **values: Any) -> dict[str, Any]:
+        args = {"provider": "P", "op_name": "Conv", "node_index": index}
+        return {"cat": "Node", "name": f"{node}_kernel_time", "dur": microseconds, "args": args} | values
+
+    events = [
+        {"cat": "Session", "name": "model_run", "dur": 9, "args": {}},
+        event("a", "1", 100),
+        event("b", "2", 50),
+        event("a", "1", 10),
+        event("a", "1", 12),
+        event("a", "3", 7),  # another node of the same name
+        {"cat": "Node", "name": "a_fence_before", "dur": 1, "args": {}},
+    ]
+    assert worker.kernels_of(events) == [
+        {"provider": "P", "op_type": "Conv", "node": "a", "us": [10, 12]},
+        {"provider": "P", "op_type": "Conv", "node": "b", "us": [50]},
+        {"provider": "P", "op_type": "Conv", "node": "a", "us": [7]},
+    ]
+
+
+def test_memory_of_a_model_shows_its_size(tmp_path: Path) -> None:
+    """In a process of its own: here the peak is that of the whole test run."""
+    big = numpy_helper.from_array(np.ones((2_000, 5_000), np.float32), "big")  # 40 MB
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "big"], ["logits"])],
+        "big",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2_000])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 5_000])],
+        [big],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    memory = as_program(make_plan(mode="memory"), tmp_path / "m.onnx", tmp_path)["memory"]
+    if memory["run_bytes"] is not None:  # Linux
+        assert memory["import_bytes"] <= memory["load_bytes"] - 40_000_000
+        assert memory["load_bytes"] <= memory["run_bytes"] < memory["import_bytes"] + 400_000_000
+
+
+def as_program(plan: dict[str, Any], model: Path, folder: Path) -> dict[str, Any]:
+    """What a process of its own writes."""
+    (folder / "plan.json").write_text(json.dumps(plan))
+    files = ["--plan", str(folder / "plan.json"), "--model", str(model), "--out", str(folder / "out.json")]
+    subprocess.run([sys.executable, "-P", str(FILE), *files], capture_output=True, timeout=60)
+    return json.loads((folder / "out.json").read_text())  # type: ignore[no-any-return]
+
+
+# --- what surrounds the figures ---
+
+
+def test_what_the_plan_leaves_out_is_the_default(tmp_path: Path) -> None:
+    plan = {"max_calls": 3, "min_calls": 3, "warmup_s": 0}
+    result = worker.measure(plan, str(write_model(tmp_path / "m.onnx")))
+    assert result["mode"] == "latency"
+    assert {key: result["fingerprint"][key] for key in worker.SESSION_KEYS} == {
+        key: worker.DEFAULTS[key] for key in worker.SESSION_KEYS
+    }
+    assert plan == {"max_calls": 3, "min_calls": 3, "warmup_s": 0}
+
+
+def test_session_options_are_in_the_fingerprint(tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "intra_op_threads": 2,
+        "inter_op_threads": 2,
+        "allow_spinning": False,
+        "graph_level": "basic",
+        "arena": False,
+        "precise_int8": True,
+        "binding": "io",
+    }
+    result = worker.measure(make_plan(**given), str(write_model(tmp_path / "m.onnx")))
+    assert {key: result["fingerprint"][key] for key in given} == given
+
+
+def test_disturbance_is_told_in_shares(tmp_path: Path) -> None:
+    told = worker.measure(make_plan(), str(write_model(tmp_path / "m.onnx")))["disturbance"]
+    assert set(told) == {"waited", "steal", "others_cores", "mhz", "load_1min"}
+    assert all(value is None or value >= 0 for value in told.values())
+
+
+def test_disturbance_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_CLK_TCK": 100}[name])
+    before = {
+        "time_s": 10.0, "waited_s": 1.0, "busy_ticks": 1_000, "own_s": 2.0, "ticks": 5_000, "steal_ticks": 50,
+        "mhz": 3_000.0, "load_1min": 0.5,
+    }  # fmt: skip
+    after = {
+        "time_s": 14.0, "waited_s": 1.2, "busy_ticks": 1_900, "own_s": 5.0, "ticks": 5_800, "steal_ticks": 130,
+        "mhz": 2_500.0, "load_1min": 9.0,
+    }  # fmt: skip
+    # In 4 s: waited 0.2 s; 9 s of CPU time, 3 of them our own; 80 of 800 ticks stolen.
+    told = worker.disturbance(before, after)
+    assert told == {
+        "waited": pytest.approx(0.05),
+        "steal": pytest.approx(0.1),
+        "others_cores": pytest.approx(1.5),
+        "mhz": 2_500.0,
+        "load_1min": 0.5,  # as it was before this process added to it
+    }
+    silent = dict.fromkeys(before) | {"time_s": 1.0, "own_s": 0.0}
+    told = worker.disturbance(silent, silent)
+    assert told == dict.fromkeys(told)
+
+
+@pytest.mark.parametrize("text", [None, "", "12 mJ"])
+def test_no_energy_counter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    if text is not None:
+        (tmp_path / "intel-rapl:0").mkdir()
+        (tmp_path / "intel-rapl:0" / "energy_uj").write_text(text)
+    assert worker.energy_counter(str(tmp_path)) is None
+
+
+def test_the_energy_counter_of_the_package(tmp_path: Path) -> None:
+    (tmp_path / "intel-rapl:0").mkdir()
+    file = tmp_path / "intel-rapl:0" / "energy_uj"
+    file.write_text("2500000\n")
+    counter = worker.energy_counter(str(tmp_path))
+    assert counter is not None
+    assert counter() == 2.5
+    file.write_text("4000000\n")
+    assert counter() == 4.0
+
+
+@pytest.mark.parametrize(("readings", "joules"), [([2.5, 4.0], 1.5), ([4.0, 0.5], None)], ids=["plain", "began anew"])
+def test_energy_of_the_timed_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readings: list[float], joules: float | None
+) -> None:
+    given = iter(readings)
+    monkeypatch.setattr(worker, "energy_counter", lambda: lambda: next(given))
+    result = worker.measure(make_plan(), str(write_model(tmp_path / "m.onnx")))
+    assert result["energy_j"] == joules
+
+
 # --- what cannot be measured ---
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        ({"mood": "good", "max": 3}, ["the plan has unknown keys: max, mood; known: mode, provider, "]),
+        ({"mode": "latancy"}, ["the plan's mode is 'latancy'; known: latency, throughput, memory, profile, predict"]),
+        ({"graph_level": "most"}, ["graph_level is 'most'; known: disable, basic, extended, all"]),
+        ({"binding": "iobinding"}, ["binding is 'iobinding'; known: run, io"]),
+        ({"min_calls": "many"}, ["min_calls is 'many'; it should be like 100"]),
+        ({"affinity": 3}, ["affinity is 3; it should be like []"]),
+        ([], ["the plan should be a JSON object, got []"]),
+        ({"mode": "predict"}, ["mode predict needs `inputs`"]),
+        ({"inputs": "gone.npy"}, ["gone.npy"]),
+    ],
+)
+def test_a_plan_that_is_none_is_told(tmp_path: Path, plan: Any, words: list[str]) -> None:
+    error = failure(plan, write_model(tmp_path / "m.onnx"), tmp_path)
+    assert all(word in error for word in words), error
+
+
+def test_a_plan_that_is_no_json_is_told(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{ broken")
+    out = tmp_path / "out.json"
+    assert worker.main(["--plan", str(tmp_path / "plan.json"), "--model", "m.onnx", "--out", str(out)]) == 1
+    assert "Expecting property name" in json.loads(out.read_text())["error"]
+
+
+def test_a_model_that_wants_more_memory_than_it_may_have(tmp_path: Path) -> None:
+    """A limit of the process, so in one of its own. The tensor has 1.2 GB, the limit is below."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Expand", ["x", "shape"], ["huge"]),
+            helper.make_node("ReduceSum", ["huge"], ["logits"], keepdims=0),
+        ],
+        "huge",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [])],
+        [numpy_helper.from_array(np.array([300_000_000, 1], np.int64), "shape")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    told = as_program(make_plan(memory_limit_bytes=1_000_000_000), tmp_path / "m.onnx", tmp_path)
+    assert told["error"] == "out of memory, with a limit of 1000 MB (the model fails when it runs)"
+    # Too little for onnxruntime itself.
+    told = as_program(make_plan(memory_limit_bytes=40_000_000), write_model(tmp_path / "small.onnx"), tmp_path)
+    assert told["error"] == "out of memory, with a limit of 40 MB"
+
+
+def test_the_worker_is_the_first_to_go_when_memory_runs_out(tmp_path: Path) -> None:
+    if not Path("/proc/self/oom_score_adj").exists():
+        pytest.skip("no /proc here")
+    code = (
+        "import sys; from edgekd.bench import worker\n"
+        "worker.confine({'affinity': [], 'memory_limit_bytes': 2 * 10**9})\n"
+        "import resource; print(open('/proc/self/oom_score_adj').read(), resource.getrlimit(resource.RLIMIT_AS)[0])"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["1000", "2000000000"]
 
 
 def test_a_provider_that_is_not_here_is_told(tmp_path: Path) -> None:
@@ -315,6 +685,17 @@ def test_predictions_are_those_of_onnx_runtime(tmp_path: Path, rows: int, batch:
 
 def matrix_of(model: Path) -> NDArray[np.float32]:
     return numpy_helper.to_array(onnx.load(model).graph.initializer[0])
+
+
+def test_progress_of_predictions_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter(range(1, 100))
+    monkeypatch.setattr("edgekd.bench.worker.time.monotonic", lambda: float(next(now)))
+    write_inputs(tmp_path / "inputs.npy", 10)
+    plan = make_plan(mode="predict", inputs=str(tmp_path / "inputs.npy"), outputs=str(tmp_path / "o.npy"), batch_size=4)
+    worker.measure(plan, str(write_model(tmp_path / "m.onnx")))
+    assert capsys.readouterr().out == "done 4 10\ndone 8 10\ndone 10 10\n"
 
 
 # --- the file alone ---

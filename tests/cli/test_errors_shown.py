@@ -36,12 +36,24 @@ def assert_refused(done, *words: str, code: int = 2) -> None:
         (["distill", "-t", "cpu-x86", "--budget", "size_kb=0"], ["--budget", "size_kb", "0", "greater than 0"]),
         (["distill", "-t", "cpu-x86", "--budget", "size_kb"], ["key=value"]),
         (["distill", "-t", "cpu-x86", "--budget", "size_kb=small"], ["'small'", "number"]),
-        (["distill", "-t", "cuda"], ["unavailable, because", "CUDAExecutionProvider", "pip install"]),
+        (["distill", "-t", "cuda"], ["target cuda: no CUDA device on this machine"]),
+        (["distill", "-t", "coreml"], ["coreml", "unavailable, because", "CoreMLExecutionProvider"]),
         (["distill", "cifar10", "-t", "cpu-x86"], ["data.path", "--data DIR"]),
         (["distill", "cifar10", "-t", "cpu-x86", "--data", "nowhere"], ["nowhere", "no such data folder"]),
         (["distill", "-t", "cpu-x86", "--teacher", "gone.safetensors"], ["gone.safetensors", "no such weights file"]),
         (["bench", "gone.onnx", "-t", "cpu-x86"], ["gone.onnx", "no such model file"]),
-        (["bench", "gone.onnx", "-t", "tensorrt"], ["tensorrt", "unavailable, because"]),
+        (["bench", "gone.onnx", "-t", "tensorrt"], ["target tensorrt: no CUDA device on this machine"]),
+        (["bench", "gone.onnx", "-t", "qnn-npu"], ["qnn-npu", "unavailable, because", "QNNExecutionProvider"]),
+        (["bench", "gone.onnx", "-t", "openvino-cpu"], ["is not installed; edgekd doctor --install openvino-cpu"]),
+        (["bench", "gone.onnx", "-t", "cpu-x86", "--quick", "--thorough"], ["--quick", "--thorough", "one of them"]),
+        (["bench", "gone.onnx", "-t", "cpu-x86", "--split", "nonsense"], ["--split 'nonsense'", "Known: test, val."]),
+        (["bench", "gone.onnx", "-t", "cpu-x86", "--parallel", "0"], ["--parallel"]),
+        (["bench", "gone.onnx", "-t", "cpu-x86", "--timeout", "soon"], ["--timeout"]),
+        (["bench", "gone.onnx", "-t", "cpu-x86", "--memory-limit", "0"], ["--memory-limit"]),
+        (["bench", "gone.onnx", "-t", "cpu-x86", "--data", "gone.npz"], ["gone.npz", "inputs and labels"]),
+        (["bench", ".", "-t", "cpu-x86"], ["is no run folder"]),
+        (["doctor", "--install", "cpu-x86"], ["target cpu-x86: needs no environment of its own"]),
+        (["doctor", "--install", "nosuch"], ["unknown target 'nosuch'"]),
         (["check", "gone.onnx", "-t", "cpu-x86", "--budget", "size_kb=1"], ["gone.onnx", "no such model file"]),
         (["check", ".", "-t", "cpu-x86"], ["is no run folder"]),
         (["teach", "--out", "teacher.bin"], ["teacher.bin", "safetensors"]),
@@ -49,7 +61,11 @@ def assert_refused(done, *words: str, code: int = 2) -> None:
         (["models", "nosuch"], ["unknown card 'nosuch'"]),
     ],
 )
-def test_wrong_arguments(cli: Cli, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+def test_wrong_arguments(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str]
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # no environment is installed
+    monkeypatch.setattr("edgekd.host.has_cuda_device", lambda: False)
     done = cli(*arguments)
     assert_refused(done, *words)
     assert not list(tmp_path.glob("runs/*/result.json"))

@@ -1,5 +1,6 @@
 """`targets`, `models` and `doctor` as a user sees them."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ def test_targets_and_models_list_every_bundled_file(cli: Cli) -> None:
 
 
 def test_a_target_is_shown_with_its_comments_and_where_it_stands(cli: Cli) -> None:
-    done = cli("targets", "cuda")
+    done = cli("targets", "coreml")
     assert "# " in done.stdout.splitlines()[0]
     assert "this machine: unavailable, because this onnxruntime offers" in done.stdout.splitlines()[-1]
 
@@ -33,14 +34,45 @@ def test_a_card_is_shown_to_be_copied(cli: Cli, tmp_path: Path) -> None:
     assert cli("models", "mine.toml").returncode == 0
 
 
-def test_doctor_names_build_providers_and_what_is_missing(cli: Cli) -> None:
+def test_doctor_names_build_providers_and_what_is_missing(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # no environment is installed
+    monkeypatch.setattr("edgekd.host.has_cuda_device", lambda: False)
     done = cli("doctor")
     assert done.returncode == 0
     assert f"onnxruntime {onnxruntime.__version__}" in done.stdout
     assert "CPUExecutionProvider" in done.stdout
     lines = {line.strip().split(" ")[0]: line for line in done.stdout.splitlines() if line.startswith("  ")}
     assert set(bundled_names("targets")) <= set(lines)
-    assert 'pip install "edgekd[cuda]"' in lines["cuda"]
+    assert "no CUDA device on this machine" in lines["cuda"]
+    assert "is not installed; edgekd doctor --install openvino-cpu" in lines["openvino-cpu"]
+    assert "is not installed; edgekd doctor --install wasm" in lines["wasm"]
+
+
+def test_doctor_installs_what_a_target_names(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a fake npm; that the runtime works is another test's."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
+    for name, body in (("npm", "mkdir node_modules"), ("node", "exit 0")):
+        path = tmp_path / "commands" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'commands'}:{os.environ['PATH']}")
+    done = cli("doctor", "--install", "wasm")
+    folder = tmp_path / "share" / "edgekd" / "environments" / "wasm"
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{folder}: ready; edgekd bench … --target wasm\n"
+    assert "installing, this may take minutes" in done.stderr
+    assert (folder / "node_modules").is_dir()
+    assert "can be measured here" in cli("targets", "wasm").stdout.splitlines()[-1]
+
+    (tmp_path / "commands" / "npm").write_text("#!/bin/sh\necho the network is down >&2\nexit 1\n")
+    done = cli("doctor", "--install", "wasm")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("edgekd: npm install ")
+    assert done.stderr.splitlines()[-1].endswith(": the network is down")
+    assert (folder / "node_modules").is_dir()  # the one before is still there
 
 
 def test_doctor_without_onnxruntime_says_how_to_get_it(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

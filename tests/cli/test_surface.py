@@ -5,11 +5,13 @@ from typer.main import get_command
 from edgekd.cli.main import app
 
 SURFACE = """
-bench MODELS... --help --json --quick --target -t
+bench MODELS... --data --help --json --memory-limit --parallel --profile --quick --split \
+--target --thorough --timeout -t
 check MODELS... --allow-estimated --budget --help --target -t
 distill CARD --budget --data --fresh --help --out --target --teacher -t
-doctor --help
+doctor --help --install
 models NAME --help
+report RUNS... --csv --help --html --json --markdown --plots
 targets NAME --help
 teach CARD --data --help --out
 """

@@ -14,8 +14,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekd import host, units
-from edgekd.bench.measure import Effort, Subject
-from edgekd.bench.records import Record
+from edgekd.bench.measure import Subject
+from edgekd.bench.records import Effort, Record
 from edgekd.bench.runner import make_plan
 from edgekd.errors import InputError
 from edgekd.export.quantize import quantize
