@@ -48,7 +48,7 @@ class Recipe:
 
 RECIPES = {
     "openvino": Recipe("python", ("numpy>=1.26.4", "onnxruntime-openvino>=1.24")),
-    "cuda": Recipe("python", ("numpy>=1.26.4", "onnxruntime-gpu[cuda,cudnn]>=1.24")),
+    "cuda": Recipe("python", ("numpy>=1.26.4", "onnxruntime-gpu[cuda,cudnn]>=1.24", "nvidia-ml-py")),
     "wasm": Recipe("node", ("onnxruntime-web@^1.24.0",)),
 }
 
@@ -72,7 +72,8 @@ def environment_folder(name: str, beside: str = "") -> Path:
 def runtime_of(target: Target) -> Runtime:
     """How to start workers for the target.
 
-    Its environment where that is installed; else edgekd's own Python, if that has the target's provider. Raises
+    Its environment where that is installed; else, if edgekd could make it, edgekd's own Python when that has the
+    target's provider. An environment of the user's own is never replaced. Raises
     UnavailableError, with the command that makes the environment, if neither is so.
     """
     own = Runtime("python", (sys.executable, "-P", str(WORKERS / "worker.py")))
@@ -86,12 +87,12 @@ def runtime_of(target: Target) -> Runtime:
         return Runtime("python", (str(python), "-I", str(WORKERS / "worker.py")))
     if (folder / "node_modules").is_dir():
         return Runtime("node", (_node(target), str(WORKERS / "worker.mjs"), "--modules", str(folder)))
-    if target.provider.name in _own_providers():
-        return own
     if target.environment in RECIPES:
+        if target.provider.name in _own_providers():
+            return own
         raise UnavailableError(
             f"target {target.name}: its environment {target.environment!r} is not installed; "
-            f"edgekd doctor --install {target.name}"
+            f"edgekd doctor --install {target.option}"
         )
     known = did_you_mean(target.environment, RECIPES)
     raise UnavailableError(

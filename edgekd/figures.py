@@ -39,15 +39,18 @@ class Placement:
     """Where the nodes of a model ran, and in which arithmetic; plain data, as it is written to JSON."""
 
     nodes: dict[str, int]
-    """Nodes by provider, as ONNX Runtime assigned them (before it fuses any)."""
+    """Nodes by provider, as ONNX Runtime assigned them before fusing; where it does not tell, kernels that ran."""
     time_share: dict[str, float]
-    """Share of the kernels' time by provider; adds up to 1."""
+    """Share of the kernels' time by provider; adds up to 1. Empty on a machine that is not the target."""
+    provenance: Provenance = "measured"
     fell_back: dict[str, int] = field(default_factory=dict)
     """Op types on another provider than the one asked for, with their number."""
     fused: int | None = None
     """Kernels that compute in 8 bits (QLinearConv …); None where the provider compiles the graph itself."""
     unfused: int | None = None
     """Nodes that compute in float between DequantizeLinear and QuantizeLinear; None as above."""
+    qdq: int | None = None
+    """QuantizeLinear and DequantizeLinear kernels that still ran; None as above."""
     blockers: dict[str, int] = field(default_factory=dict)
     """Op types of those nodes, with their number."""
     costliest: tuple[dict[str, Any], ...] = ()

@@ -149,7 +149,13 @@ def _read(path: Path, readable: Sequence[int]) -> tuple[dict[str, Any], list[Mod
         version = content.get("schema_version") if isinstance(content, dict) else None
         known = " and ".join(map(str, readable))
         raise InputError(f"{path}: schema_version is {version!r}; this edgekd reads {known}")
-    return content, [_read_model(entry) for entry in content["models"]]
+    try:
+        models = [_read_model(entry) for entry in content["models"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: its models cannot be read ({error!r}); was it edited?") from error
+    if not models:
+        raise InputError(f"{path}: holds no model; was it edited?")
+    return content, models
 
 
 def _read_model(entry: dict[str, Any]) -> ModelFigures:

@@ -203,6 +203,8 @@ def _refuse_changes(folder: Path, before: dict[str, Any], now: dict[str, Any]) -
     for part in parts:
         old, new = _flat(before.get(part), part), _flat(now[part], part)
         for key in sorted(old.keys() | new.keys()):
+            if key not in old and key.startswith("target.session."):
+                continue  # an older edgekd did not know this option, and did what is now its default
             if old.get(key) != new.get(key):
                 raise ConfigError(
                     f"{folder}: {key} was {old.get(key)!r} when this run began and is {new.get(key)!r} now; "

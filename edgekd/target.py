@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from edgekd import host
 from edgekd.errors import ConfigError, UnavailableError
 from edgekd.providers import PROVIDERS, option_error
-from edgekd.spec import build, locate, read_toml
+from edgekd.spec import build, bundled_names, locate, read_toml
 
 __all__ = [
     "Hardware",
@@ -215,7 +215,14 @@ class Target:
             )
 
     def _how(self, get_it: str) -> str:
-        return f"edgekd doctor --install {self.name}" if self.environment else get_it
+        if "/" in self.environment:
+            return f"install it in its environment, {self.environment}"
+        return f"edgekd doctor --install {self.option}" if self.environment else get_it
+
+    @property
+    def option(self) -> str:
+        """What `--target` finds this target by: the bundled name, or the path of a file of the user's."""
+        return self.name if self.name in bundled_names("targets") else self.file
 
 
 def load_target(name: str) -> Target:

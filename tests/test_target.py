@@ -403,7 +403,7 @@ def test_without_an_environment_the_providers_own_way_is_told(tmp_path):
     text = changed('"CPUExecutionProvider"', '"OpenVINOExecutionProvider"')
     with pytest.raises(UnavailableError, match=r'pip install "edgekd\[openvino\]"'):
         load(tmp_path, text).require_provider(["CPUExecutionProvider"])
-    with pytest.raises(UnavailableError, match=r"; edgekd doctor --install board$"):
+    with pytest.raises(UnavailableError, match=r"; edgekd doctor --install .+/board\.toml$"):
         load(tmp_path, 'environment = "openvino"\n' + text).require_provider(["CPUExecutionProvider"])
 
 

@@ -15,9 +15,10 @@ def top1(logits: Logits, labels: Labels) -> float:
 
 
 def top_k(logits: Logits, labels: Labels, k: int) -> float:
-    """Share of the rows of logits (n, C) with fewer than k entries larger than the label's."""
+    """Share of the rows of logits (n, C) with fewer than k entries before the label's: larger, or equal and earlier."""
     own = np.take_along_axis(logits, labels[:, None], axis=1)
-    return float(((logits > own).sum(axis=1) < k).mean())
+    earlier = np.arange(logits.shape[1]) < labels[:, None]
+    return float((((logits > own) | ((logits == own) & earlier)).sum(axis=1) < k).mean())
 
 
 def confusion(logits: Logits, labels: Labels) -> NDArray[np.int64]:
@@ -34,10 +35,10 @@ def recall(matrix: NDArray[np.int64]) -> list[float | None]:
 
 
 def macro_f1(logits: Logits, labels: Labels) -> float:
-    """Mean over the C classes of 2 TP / (2 TP + FP + FN); 0 for a class never seen nor predicted."""
+    """Mean of 2 TP / (2 TP + FP + FN) over the classes that were seen or predicted, as scikit-learn averages."""
     matrix = confusion(logits, labels)
     hits, total = matrix.diagonal(), matrix.sum(axis=0) + matrix.sum(axis=1)
-    return float(np.mean(np.where(total > 0, 2 * hits / np.maximum(total, 1), 0.0)))
+    return float(np.mean(2 * hits[total > 0] / total[total > 0]))
 
 
 def agreement(logits: Logits, other: Logits) -> float:
@@ -51,10 +52,14 @@ def largest_difference(logits: Logits, other: Logits) -> float:
 
 
 def calibration_error(logits: Logits, labels: Labels, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017, equation 3), bins of equal width over the confidence."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    powers = np.exp(shifted)
-    confidence = powers.max(axis=1) / powers.sum(axis=1)
+    """Expected calibration error (Guo et al. 2017, equation 3), bins of equal width over the confidence.
+
+    Outputs (n, C) that are probabilities already, as of a model that ends in Softmax, are taken as they are.
+    """
+    values = logits.astype(np.float64)
+    if not (values.min() >= 0 and np.allclose(values.sum(axis=1), 1, atol=1e-3)):
+        values = np.exp(values - values.max(axis=1, keepdims=True))
+    confidence = values.max(axis=1) / values.sum(axis=1)
     right = logits.argmax(axis=1) == labels
     place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     gaps = np.bincount(place, weights=right - confidence, minlength=bins)

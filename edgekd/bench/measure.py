@@ -15,7 +15,7 @@ from edgekd.bench.records import RECORD_VERSION, Effort, Record
 from edgekd.bench.remarks import remarks
 from edgekd.bench.runner import measure_latency, measure_memory, measure_placement, measure_throughput, predict
 from edgekd.bench.statistics import Interval, Latency, between, latency_of, min_calls_for
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, InputError, ModelError
 from edgekd.figures import Figure, ModelFigures, Placement, Provenance
 from edgekd.run import read_json, write_json
 from edgekd.target import Target
@@ -63,8 +63,8 @@ def measure_each(
 ) -> list[ModelFigures | EdgekdError]:
     """Latency, throughput, load time, memory and placement of each file, or the error that ended its measurement.
 
-    Latency and memory records found in `folder` are kept, and new ones are left there. On a machine that is not the
-    target, time is unknown and memory a proxy.
+    What was measured of the same file before and lies in `folder` is kept, and new records are left there. On a
+    machine that is not the target, time is unknown and memory a proxy.
     """
     taken: list[list[Record] | EdgekdError] = [[] for _ in subjects]
     if target.measurable:
@@ -88,10 +88,11 @@ def _measure_one(
 ) -> ModelFigures:
     if isinstance(records, EdgekdError):
         raise records
+    refuse_external_data(subject.file)
     memory = _memory_record(subject, target, folder, effort)
     placement = _placement(subject, target, inputs, folder, effort) if effort.placement else None
     figures = _figures(subject, target, records, memory, placement)
-    if not records:
+    if not (records and effort.placement):
         return figures
     return dataclasses.replace(figures, batches=_batches(subject, target, inputs, folder, effort))
 
@@ -118,6 +119,19 @@ def _memory_record(subject: Subject, target: Target, folder: Path | None, effort
     return kept[0]
 
 
+def refuse_external_data(file: Path) -> None:
+    """Raise InputError for a model whose weights lie in other files: its size and SHA-256 would leave them out."""
+    import onnx
+
+    try:
+        graph = onnx.load(file, load_external_data=False).graph
+    except Exception:  # what cannot be read as ONNX was refused, or taken, by the runtime
+        return
+    others = {entry.value for t in graph.initializer for entry in t.external_data if entry.key == "location"}
+    if others:
+        raise InputError(f"{file}: keeps its weights in other files ({', '.join(sorted(others))}); save it as one file")
+
+
 def _placement(subject: Subject, target: Target, inputs: Path | None, folder: Path | None, effort: Effort) -> Placement:
     path = _record_file(subject, "placement", target, folder) if folder else None
     mark = {"schema_version": SCHEMA_VERSION, "model_sha256": file_sha256(subject.file)}
@@ -141,7 +155,8 @@ def _kept(subject: Subject, kind: str, target: Target, folder: Path | None) -> l
     if path is None or not path.exists():
         return []
     data = read_json(path)
-    if data["schema_version"] != SCHEMA_VERSION or data["model_sha256"] != file_sha256(subject.file):
+    mark = {"schema_version": SCHEMA_VERSION, "model_sha256": file_sha256(subject.file)}
+    if not isinstance(data, dict) or not mark.items() <= data.items():
         return []
     return [Record.from_json(entry | {"schema_version": RECORD_VERSION}) for entry in data["records"]]
 
@@ -163,16 +178,19 @@ def _batches(
 ) -> dict[str, Figure]:
     """Inputs per second for the target's batch sizes, and for several sessions side by side when asked."""
     asked = {f"batch {size}": (size, 1) for size in target.session.batch_sizes}
-    if effort.sessions > 1:
-        asked |= {f"{count} sessions": (1, count) for count in (1, effort.sessions)}
-        asked["1 session"] = asked.pop("1 sessions")  # in the same mode, to compare with
+    if effort.sessions > 1:  # one session in the same mode, to compare with
+        asked |= {"1 session": (1, 1), f"{effort.sessions} sessions": (1, effort.sessions)}
     rates = {}
     for name, (size, sessions) in asked.items():
         kind = f"throughput-{name.replace(' ', '-')}"
         records = _kept(subject, kind, target, folder)
-        if not records:
-            records = [measure_throughput(subject.file, target, inputs, effort, size, sessions) for _ in range(3)]
-            _keep(subject, kind, target, folder, records)
+        try:
+            while len(records) < 3:
+                records.append(measure_throughput(subject.file, target, inputs, effort, size, sessions))
+        except EdgekdError as error:  # the other figures are none the worse
+            rates[name] = Figure(why=str(error).removeprefix(f"{subject.file}: "))
+            continue
+        _keep(subject, kind, target, folder, records)
         rate = between([record.calls * record.batch_size / record.elapsed_s for record in records])
         fixed = f"the model's batch is fixed to {records[0].batch_size}" if records[0].batch_size != size else ""
         rates[name] = Figure(rate.value, "measured", rate.low, rate.high, fixed)
@@ -257,6 +275,9 @@ def logits_of(
     if not path.exists():
         predict(subject.file, target, inputs, path, effort, told=told)
     logits: NDArray[np.float32] = np.load(path)
+    broken = int((~np.isfinite(logits)).any(axis=tuple(range(1, logits.ndim))).sum())
+    if broken:
+        raise ModelError(f"{subject.file}: gives NaN or infinite outputs for {broken} of {len(logits)} inputs")
     return logits.reshape(len(logits), -1)
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "all_subjects",
     "finished",
     "measure_file",
+    "measure_files",
     "measure_run",
     "read_arrays",
     "run_inputs",
@@ -67,7 +68,14 @@ def run_inputs(run: Run, split: Split) -> Inputs:
     file, labels, logits = (run.data / f"{stem}{end}.npy" for end in ("", ".labels", ".student"))
     if not (file.is_file() and labels.is_file()):
         raise InputError(f"{file}: is missing; run its `edgekd distill` with --fresh")
-    return Inputs(file, np.load(labels), f"the run's {stem} data", np.load(logits) if logits.is_file() else None)
+    try:
+        known = np.load(labels)
+        count = len(np.load(file, mmap_mode="r"))
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{file}: the run's data cannot be read: {one_line(error)}; run it with --fresh") from error
+    if known.ndim != 1 or len(known) != count or not count or known.min() < 0:
+        raise InputError(f"{labels}: should hold one class number ≥ 0 for each of {count} inputs; run it with --fresh")
+    return Inputs(file, known, f"the run's {stem} data", np.load(logits) if logits.is_file() else None)
 
 
 def read_arrays(path: Path, folder: Path) -> Inputs:
@@ -109,27 +117,59 @@ def subject_of(file: Path, model: ModelFigures) -> Subject:
     return Subject(name=model.name, file=file, precision=model.precision, params=model.params, macs=model.macs)
 
 
+def measure_files(
+    paths: Sequence[Path],
+    target: Target,
+    effort: Effort,
+    estimate: Estimate,
+    inputs: Inputs | None = None,
+    told: Callable[[str], Told] | None = None,
+) -> tuple[list[Measured], list[EdgekdError]]:
+    """Bare model files, with accuracy where `inputs` are given; errors are collected, and the others' results kept."""
+    problems: list[EdgekdError] = [
+        InputError(f"{path}: no such model file or run folder") for path in paths if not path.is_file()
+    ]
+    subjects = [Subject(name=path.name, file=path, precision="as it is") for path in paths if path.is_file()]
+    measured = []
+    taken = measure_each(subjects, target, inputs.file if inputs else None, None, effort)
+    for subject, figures in zip(subjects, taken, strict=True):
+        try:
+            if isinstance(figures, EdgekdError):
+                raise figures
+            measured.append(_with_accuracy(subject, figures, target, effort, estimate, inputs, told))
+        except EdgekdError as error:
+            problems.append(error)
+    return measured, problems
+
+
 def measure_file(
     path: Path, target: Target, effort: Effort, estimate: Estimate, inputs: Inputs | None = None
 ) -> Measured:
-    """A bare model file, with accuracy where `inputs` are given.
+    """The same for one file; raises EdgekdError if it cannot be measured."""
+    measured, problems = measure_files([path], target, effort, estimate, inputs)
+    if problems:
+        raise problems[0]
+    return measured[0]
 
-    Raises EdgekdError if it cannot be measured.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such model file or run folder")
-    subject = Subject(name=path.name, file=path, precision="as it is")
-    taken = measure_each([subject], target, inputs.file if inputs else None, None, effort)[0]
-    if isinstance(taken, EdgekdError):
-        raise taken
-    (figures,) = estimate([taken], [subject], target)
+
+def _with_accuracy(
+    subject: Subject,
+    figures: ModelFigures,
+    target: Target,
+    effort: Effort,
+    estimate: Estimate,
+    inputs: Inputs | None,
+    told: Callable[[str], Told] | None,
+) -> Measured:
+    (known,) = estimate([figures], [subject], target)
     if inputs is None:
-        return Measured(figures, "a bare file brings no data: accuracy unknown")
+        return Measured(known, "a bare file brings no data: accuracy unknown")
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
-        logits = logits_of(subject, target, inputs.file, Path(folder), effort)
-    _check_classes(logits, inputs, path)
-    (figures,) = evaluate([figures], [logits], Answers(labels=inputs.labels), target)
-    return Measured(figures, f"accuracy on {inputs.about}, {len(inputs.labels)} inputs")
+        hears = told(subject.name) if told else None
+        logits = logits_of(subject, target, inputs.file, Path(folder), effort, hears)
+    _check_classes(logits, inputs, subject.file)
+    (scored,) = evaluate([known], [logits], Answers(labels=inputs.labels), target)
+    return Measured(scored, f"accuracy on {inputs.about}, {len(inputs.labels)} inputs")
 
 
 def _check_classes(logits: NDArray[np.float32], inputs: Inputs, path: Path) -> None:

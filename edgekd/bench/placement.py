@@ -60,10 +60,16 @@ def placement_of(record: Record, optimized: Path | None, target: Target, costlie
     for us, kernel in rows:
         spent[kernel["provider"]] += us / total
     fused, unfused, blockers = _arithmetic(record, optimized)
+    kinds = Counter(kernel["op_type"] for kernel in record.kernels)
+    pairs = kinds["QuantizeLinear"] + kinds["DequantizeLinear"]
     rows.sort(key=lambda row: -row[0])
+    if not target.measurable:  # this machine's times say nothing of the target's
+        rows, spent = [], {}
     return Placement(
         nodes=_by_provider(record),
         time_share=dict(spent),
+        provenance="measured" if target.measurable else "proxy",
+        qdq=pairs if fused is not None else None,
         fell_back=_elsewhere(record, target),
         fused=fused,
         unfused=unfused,
@@ -84,7 +90,8 @@ def _arithmetic(record: Record, optimized: Path | None) -> tuple[int | None, int
         import onnx  # only to read the graph
 
         return int8_nodes(onnx.load(optimized, load_external_data=False).graph)
-    return (fused, None, {}) if fused else (None, None, {})
+    pairs = "QuantizeLinear" in kinds or "DequantizeLinear" in kinds
+    return (fused, None, {}) if fused or pairs else (None, None, {})
 
 
 def int8_nodes(graph: "GraphProto") -> tuple[int | None, int | None, dict[str, int]]:

@@ -1,6 +1,7 @@
 """The plan a worker gets and the record it gives back; both are plain JSON."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ class Effort:
     max_calls: int = 5_000
     max_s: float = 0.8
     placement: bool = True
-    """Whether a profiled session tells which kernels ran where."""
+    """Whether a profiled session tells which kernels ran where, and whether batches are timed, too."""
     costliest: int = 0
     """How many of the costliest nodes are told."""
     sessions: int = 1
@@ -105,11 +106,32 @@ class Record:
         """The record in a worker's result; ValueError or TypeError if it is none."""
         if data.get("schema_version") not in (1, RECORD_VERSION):
             raise ValueError(f"schema_version is {data.get('schema_version')!r}, {RECORD_VERSION} is known")
+        _check(data)
         values = {key: value for key, value in data.items() if key != "schema_version"}
         for key in ("warmup_s", "latency_s", "outputs_shape", "kernels"):
             values[key] = tuple(values.get(key, ()))
         values["assigned"] = tuple((p, op, name) for p, op, name in values.get("assigned", ()))
         return cls(**values)
+
+
+def _check(data: dict[str, Any]) -> None:
+    """Raise ValueError for what the figures could not be computed from: wrong types, times that are none."""
+    times = [*data.get("latency_s", ()), data.get("load_s", 0.0), data.get("first_call_s") or 0.0]
+    if not all(isinstance(t, int | float) and math.isfinite(t) and t >= 0 for t in times):
+        raise ValueError("latency_s, load_s and first_call_s should be seconds")
+    if data.get("mode") == "latency" and not data.get("latency_s"):
+        raise ValueError("latency_s holds no call")
+    if data.get("mode") == "throughput" and not (data.get("calls", 0) > 0 and data.get("elapsed_s", 0) > 0):
+        raise ValueError("calls and elapsed_s should be above 0")
+    for key in ("fingerprint", "memory", "disturbance"):
+        if not isinstance(data.get(key, {}), dict):
+            raise ValueError(f"{key} should be an object")
+    for key in ("memory", "disturbance"):
+        if not all(value is None or isinstance(value, int | float) for value in data.get(key, {}).values()):
+            raise ValueError(f"{key} should hold numbers")
+    for kernel in data.get("kernels", ()):
+        if not {"provider", "op_type", "node", "us"} <= set(kernel) or not kernel["us"]:
+            raise ValueError("kernels should hold provider, op_type, node and us")
 
 
 def comparable(records: list[Record]) -> str:

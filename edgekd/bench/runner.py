@@ -32,6 +32,8 @@ __all__ = [
 
 TIMEOUT_EXIT = 124
 """What `timeout(1)` and a worker that was stopped for its time exit with."""
+RESERVED_BYTES = 1_000_000_000
+"""Addresses that runtimes and their threads reserve without using them."""
 PREDICT_TIMES = 12
 """How many times longer than others a worker may take that runs over a whole data set."""
 Told = Callable[[int, int], None]
@@ -53,21 +55,22 @@ def make_plan(target: Target, effort: Effort | None = None, **values: Any) -> Pl
         affinity=session.affinity if target.measurable else (),
         # A stand-in for a device that does not saturate must not do so either.
         precise_int8=not target.measurable and host.machine().saturates_int8,
-        memory_limit_bytes=_limit_bytes(target, limit),
+        memory_limit_bytes=_limit_bytes(target, limit, values.get("inputs")),
         **values,
     )
 
 
-def _limit_bytes(target: Target, limit_mb: float | None) -> int | None:
-    """Address space for a worker: as asked, else 0.9 of the free memory.
+def _limit_bytes(target: Target, limit_mb: float | None, inputs: str | None) -> int | None:
+    """Address space for a worker: as asked, else the free memory and RESERVED_BYTES; the mapped data set comes on top.
 
     Only where the CPU does the work: a GPU's driver reserves far more addresses than it uses.
     """
+    mapped = Path(inputs).stat().st_size if inputs and Path(inputs).exists() else 0
     if limit_mb is not None:
-        return int(limit_mb * 1_000_000)
+        return int(limit_mb * 1_000_000) + mapped
     free = host.free_memory()
     on_cpu = target.provider.name in ("CPUExecutionProvider", "OpenVINOExecutionProvider")
-    return int(0.9 * free) if on_cpu and free else None
+    return free + RESERVED_BYTES + mapped if on_cpu and free else None
 
 
 def run_worker(

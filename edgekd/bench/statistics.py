@@ -46,10 +46,14 @@ class Latency:
 def latency_of(processes: Sequence[Sequence[float]]) -> Latency:
     """Percentiles of the pooled calls of several processes; None where there are too few calls.
 
+    Every process has the same weight: of those that managed more calls in their time the first ones count, for a fast
+    process would otherwise outvote a slow one.
+
     The interval joins two: the order-statistic bound of the pooled calls, and the interval over the processes' own
     percentiles, for the calls of one process say little about the next.
     """
-    samples = [np.asarray(process, dtype=np.float64) for process in processes]
+    shortest = min(map(len, processes))
+    samples = [np.asarray(process[:shortest], dtype=np.float64) for process in processes]
     calls = np.sort(np.concatenate(samples))
 
     def percentile(q: float) -> Interval | None:
@@ -83,7 +87,7 @@ def order_statistics(ordered: NDArray[np.float64], q: float) -> tuple[float, flo
 
 
 def between(values: Sequence[float]) -> Interval:
-    """The mean of one positive value per process, with Student's t interval on their logarithms.
+    """The geometric mean of one positive value per process, with Student's t interval on the logarithms.
 
     Logarithms, for disturbances multiply, and a time is never negative. One process gives no interval.
     """

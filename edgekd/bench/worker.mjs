@@ -76,7 +76,7 @@ const DTYPES = {
   b1: ['bool', Uint8Array],
 };
 const SHORTEST_S = 50e-6; // a call below this is timed in inner loops: the clock and JavaScript itself would show
-const ROTATED = 64; // inputs kept ready for the timed calls
+const ROTATED = 64; // rows kept ready for the timed calls (two batches at least)
 const COMPILING_S = 3.0; // how long the warm-up may last for V8's sake
 const TICKS_PER_S = 100; // of /proc/stat; Linux' USER_HZ, which Node cannot ask for
 const clock = () => performance.now() / 1000;
@@ -272,6 +272,7 @@ class Feeds {
     this.output = session.outputNames[0];
     this.random = plan.inputs === null;
     const [first] = this.inputs;
+    if (!first) throw new WorkerError('the model has no inputs');
     this.fixed = known(first.shape?.[0]);
     this.batch = this.fixed ? first.shape[0] : plan.batch_size; // a fixed batch is the model's
     if (this.random) {
@@ -287,8 +288,8 @@ class Feeds {
       throw new WorkerError(`the model takes ${takes}; the data is ${this.rows.dtype} ${listed(this.rows.shape)}`);
     }
     const different = plan.mode === 'predict' ? 0 : Math.ceil(this.rows.length / this.batch);
-    const numbers = [...Array(Math.min(ROTATED, different)).keys()];
-    this.ready = numbers.map((number) => this.feed(number * this.batch, this.batch));
+    const count = Math.min(Math.max(2, Math.floor(ROTATED / this.batch)), different);
+    this.ready = [...Array(count).keys()].map((number) => this.feed(number * this.batch, this.batch));
   }
 
   fits() {
@@ -506,11 +507,12 @@ async function predict(session, feeds, plan) {
   for (let start = 0; start < rows.length; start += batch) {
     const some = Math.min(batch, rows.length - start);
     // A fixed batch is filled up with rows from the beginning; their answers are dropped.
-    const ready = [feeds.feed(start, feeds.fixed ? batch : some)];
-    const answer = await caller(session, { ready, output: feeds.output })(0);
-    const width = product(answer.dims.slice(1));
+    const fed = feeds.fixed ? batch : some;
+    const call = caller(session, { ready: [feeds.feed(start, fed)], output: feeds.output });
+    const answer = await oneRowEach(call, fed);
+    const width = answer.dims[1];
     if (!shape) {
-      shape = [rows.length, ...answer.dims.slice(1)];
+      shape = [rows.length, width];
       fs.writeFileSync(file, npyHeader(shape));
     }
     const floats = asFloats(answer).subarray(0, some * width);
@@ -524,9 +526,27 @@ async function predict(session, feeds, plan) {
   return shape;
 }
 
+/** The first output of a call with so many rows, (rows, C) or (rows, C, 1, ...); WorkerError if it is anything else. */
+async function oneRowEach(call, rows) {
+  const needed = 'accuracy needs one row of logits per input';
+  let answer;
+  try {
+    answer = await call(0);
+  } catch (error) {
+    // onnxruntime-web can run such a model, but not read what comes out: sequences and maps.
+    if (!/on index 0\..*non-tensor/.test(error.message)) throw error;
+    throw new WorkerError(`the first output is no tensor; ${needed}`);
+  }
+  const { type, dims } = answer;
+  const wide = dims.length >= 2 && dims.slice(2).every((size) => size === 1);
+  if (!wide || dims[0] !== rows || type === 'string') {
+    throw new WorkerError(`the first output is ${type} ${listed(dims)}; ${needed}`);
+  }
+  return answer;
+}
+
 function npyHeader(shape) {
-  const sizes = shape.length === 1 ? `${shape[0]},` : shape.join(', ');
-  const text = `{'descr': '<f4', 'fortran_order': False, 'shape': (${sizes}), }`;
+  const text = `{'descr': '<f4', 'fortran_order': False, 'shape': (${shape.join(', ')}), }`;
   const padded = text.padEnd(Math.ceil((10 + text.length + 1) / 64) * 64 - 11) + '\n'; // data begin at a multiple of 64
   const size = Buffer.alloc(2);
   size.writeUInt16LE(padded.length);
@@ -618,6 +638,7 @@ function fingerprint(ort, plan, digest, feeds) {
     system: { Windows_NT: 'Windows' }[os.type()] ?? os.type(),
     architecture: architectures[process.arch] ?? process.arch,
     cpu: cpuModel(),
+    gpu: '',
     inputs: feeds.random ? 'random' : 'data',
   };
 }

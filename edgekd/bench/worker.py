@@ -102,8 +102,9 @@ DTYPES = {
     "tensor(int64)": np.int64,
     "tensor(bool)": np.bool_,
 }
+ON_NVIDIA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 SHORTEST_S = 50e-6  # a call below this is timed in inner loops: the clock and Python itself would show
-ROTATED = 64  # inputs kept ready for the timed calls
+ROTATED = 64  # rows kept ready for the timed calls (two batches at least)
 Clock = Callable[[], float]
 
 
@@ -187,7 +188,12 @@ def complete(plan: Any) -> dict[str, Any]:
 def confine(plan: dict[str, Any]) -> None:
     """Pin this process, limit its memory, and let the system kill it rather than others when memory runs out."""
     if plan["affinity"]:
-        os.sched_setaffinity(0, plan["affinity"])
+        try:
+            os.sched_setaffinity(0, plan["affinity"])
+        except (OSError, TypeError) as error:
+            here = sorted(os.sched_getaffinity(0))
+            raise WorkerError("affinity " + str(plan["affinity"]) + ": this process has CPUs " + str(here)) from error
+    die_with_parent()
     if plan["memory_limit_bytes"]:
         import resource  # not on Windows
 
@@ -197,6 +203,14 @@ def confine(plan: dict[str, Any]) -> None:
             file.write("1000")
     except OSError:
         pass  # no such file outside Linux
+
+
+def die_with_parent() -> None:
+    """Linux: a parent that is killed takes this process along, which would otherwise go on for nobody."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
 
 
 def out_of_memory(plan: dict[str, Any]) -> str:
@@ -219,6 +233,17 @@ def explain(error: Exception, plan: dict[str, Any], what: str) -> WorkerError:
     if wants_memory(error):
         return WorkerError(out_of_memory(plan) + " (" + what + ")")
     return WorkerError(what + ": " + text[:300])
+
+
+def one_row_each(answer: Any, rows: int) -> Any:
+    """The first output as (rows, C); WorkerError if it is anything else."""
+    if not isinstance(answer, np.ndarray):
+        raise WorkerError("the first output is no tensor; accuracy needs one row of logits per input")
+    wide = answer.ndim >= 2 and all(size == 1 for size in answer.shape[2:])
+    if not wide or answer.shape[0] != rows or answer.dtype.kind not in "fiub":
+        what = str(answer.dtype) + " " + str(list(answer.shape))
+        raise WorkerError("the first output is " + what + "; accuracy needs one row of logits per input")
+    return answer.reshape(rows, -1)
 
 
 def make_session(onnxruntime: Any, plan: dict[str, Any], model: str, profile_prefix: str = "") -> Any:
@@ -259,6 +284,8 @@ class Feeds:
 
     def __init__(self, session: Any, plan: dict[str, Any]) -> None:
         self.inputs = session.get_inputs()
+        if not self.inputs:
+            raise WorkerError("the model has no inputs")
         self.batch = plan["batch_size"]
         self.random = plan["inputs"] is None
         self.ready: list[dict[str, Any]] = []
@@ -283,7 +310,8 @@ class Feeds:
             self.batch = first.shape[0]
         if plan["mode"] != "predict":
             different = math.ceil(len(self.rows) / self.batch)
-            self.ready = [{first.name: self.take(number)} for number in range(min(ROTATED, different))]
+            count = min(max(2, ROTATED // self.batch), different)
+            self.ready = [{first.name: self.take(number)} for number in range(count)]
 
     def take(self, number: int) -> Any:
         """Rows of batch `number`, starting again after the last."""
@@ -349,7 +377,7 @@ def time_calls(call: Caller, plan: dict[str, Any], clock: Clock) -> dict[str, An
     warmup, warm = warm_up(once, plan["warmup_s"])
     typical = float(np.median(warmup[-10:])) if warmup else first
     inner = math.ceil(SHORTEST_S / typical) if 0 < typical < SHORTEST_S else 1
-    energy = energy_counter()
+    energy = energy_counter(plan["provider"], plan["provider_options"].get("device_id", "0"))
     spent_before = energy() if energy else None
     latency: list[float] = []
     begin = clock()
@@ -374,20 +402,24 @@ def time_calls(call: Caller, plan: dict[str, Any], clock: Clock) -> dict[str, An
 
 
 def warm_up(once: Callable[[int], float], limit_s: float) -> tuple[list[float], bool]:
-    """Calls until three blocks of ten calls have medians within 2 %, or `limit_s` of calls have passed."""
-    spent: list[float] = []
+    """Calls until three blocks have medians within 2 %, or `limit_s` of calls have passed.
+
+    A block is ten calls; fewer, and within 5 %, where three times ten would not fit into the limit.
+    """
+    if limit_s <= 0:
+        return [], False
+    spent = [once(0)]
     medians: list[float] = []
+    size, tolerance = (10, 1.02) if 30 * spent[0] <= limit_s else (max(1, int(limit_s / (4 * spent[0]))), 1.05)
     while sum(spent) < limit_s:
         block: list[float] = []
-        for _ in range(10):
+        while len(block) < size and (not block or sum(spent) + sum(block) < limit_s):
             block.append(once(len(spent) + len(block)))
-            if sum(spent) + sum(block) >= limit_s:
-                break
         spent += block
         medians = [*medians[-2:], float(np.median(block))]
-        if len(medians) == 3 and max(medians) <= 1.02 * min(medians):
+        if len(medians) == 3 and max(medians) <= tolerance * min(medians):
             return spent, True
-    return spent, False
+    return spent, size < 10 and len(spent) > 1 and max(spent[-3:]) <= 1.1 * min(spent[-3:])
 
 
 def throughput(callers: list[Caller], plan: dict[str, Any], clock: Clock) -> dict[str, Any]:
@@ -480,7 +512,7 @@ def predict(call: Caller, feeds: Feeds, plan: dict[str, Any]) -> list[int]:
             short = size - len(chunk) if isinstance(first, int) else 0
             if short:  # a fixed batch: fill up, and drop the surplus answers
                 chunk = np.concatenate([chunk, np.repeat(chunk[-1:], short, axis=0)])
-            answer = call.answer({name: chunk})[: len(chunk) - short]
+            answer = one_row_each(call.answer({name: chunk}), len(chunk))[: len(chunk) - short]
             if not shape:
                 shape = [len(rows), *answer.shape[1:]]
                 header = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
@@ -553,20 +585,42 @@ def disturbance(before: dict[str, Any], after: dict[str, Any]) -> dict[str, floa
     }
 
 
-def energy_counter(powercap: str = "/sys/class/powercap") -> Callable[[], float] | None:
-    """A function that reads joules: the CPU package's counter (powercap) or the GPU's (NVML); None without one."""
+def energy_counter(
+    provider: str = "CPUExecutionProvider", device: str = "0", powercap: str = "/sys/class/powercap"
+) -> Callable[[], float] | None:
+    """A function that reads joules of what does the work: the GPU's counter (NVML) or the CPU package's (powercap)."""
+    if provider in ON_NVIDIA:
+        return gpu_energy(int(device))
     path = powercap + "/intel-rapl:0/energy_uj"  # AMD's counter has this name as well
-    if read_text(path).strip().isdigit():
-        return lambda: int(read_text(path)) / 1e6
+    if provider != "CPUExecutionProvider" or not read_text(path).strip().isdigit():
+        return None
+    return lambda: int(read_text(path)) / 1e6
+
+
+def gpu_energy(device: int) -> Callable[[], float] | None:
+    """The same for an NVIDIA GPU; None without NVML, or for a GPU without a counter."""
     try:
         import pynvml  # type: ignore[import-not-found,unused-ignore]
 
         pynvml.nvmlInit()
-        device = pynvml.nvmlDeviceGetHandleByIndex(0)
-        pynvml.nvmlDeviceGetTotalEnergyConsumption(device)
-        return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(device) / 1e3
-    except Exception:  # no such package, no GPU, or one without a counter
+        gpu = pynvml.nvmlDeviceGetHandleByIndex(device)
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu)
+    except Exception:  # no such package, no GPU, no counter: each has an exception of its own
         return None
+    return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu)) / 1e3
+
+
+def gpu_names(provider: str) -> str:
+    """Names and driver of the NVIDIA GPUs here, for a provider that uses them; empty elsewhere."""
+    if provider not in ON_NVIDIA:
+        return ""
+    import subprocess
+
+    try:
+        ask = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        return "; ".join(subprocess.run(ask, capture_output=True, text=True, timeout=30).stdout.splitlines())
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 def fingerprint(onnxruntime: Any, session: Any, plan: dict[str, Any], digest: str, feeds: Feeds) -> dict[str, Any]:
@@ -589,6 +643,7 @@ def fingerprint(onnxruntime: Any, session: Any, plan: dict[str, Any], digest: st
         system=platform.system(),
         architecture=platform.machine(),
         cpu=cpu_model(),
+        gpu=gpu_names(plan["provider"]),
         inputs="random" if feeds.random else "data",
     )
     return mark

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -85,7 +86,8 @@ def bench(
     parallel: Annotated[int, typer.Option(min=1, metavar="N", help="Throughput of N sessions side by side.")] = 1,
     timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="When a worker is taken to hang.")] = 300,
     memory_limit: Annotated[
-        float | None, typer.Option(min=1, metavar="MB", help="Address space of a worker; default: what is free.")
+        float | None,
+        typer.Option(min=1, max=1e9, metavar="MB", help="Address space of a worker; default: what is free."),
     ] = None,
     save: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON, too.")] = None,
 ) -> None:
@@ -190,6 +192,7 @@ def main() -> None:
     """Entry point: every error a user can cause is one line on stderr and an exit code."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
+    signal.signal(signal.SIGTERM, _interrupt)  # a cancelled CI job: workers must not outlive us
     try:
         code = app([a for a in arguments if a != "--debug"], standalone_mode=False)
         if code == ExitCode.INTERRUPTED:  # some versions of typer turn the interrupt into this
@@ -210,6 +213,10 @@ def main() -> None:
             sys.exit(ExitCode.USAGE)
         _complain(f"internal error, please report it: {type(error).__name__}: {one_line(error)}", debug)
         sys.exit(ExitCode.INTERNAL)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _system(error: OSError) -> str:

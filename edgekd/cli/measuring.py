@@ -7,10 +7,10 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekd.bench.measure import Subject, Told
 from edgekd.bench.paths import (
@@ -20,7 +20,7 @@ from edgekd.bench.paths import (
     Split,
     all_subjects,
     finished,
-    measure_file,
+    measure_files,
     measure_run,
     read_arrays,
     run_inputs,
@@ -33,10 +33,14 @@ from edgekd.console import out, progress, say
 from edgekd.environments import require_runtime
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, did_you_mean, one_line
 from edgekd.figures import ModelFigures
+from edgekd.imports import require
 from edgekd.report.tables import budget_lines, comparison_rows, costly_rows, figure_rows, notes, rich_table
 from edgekd.result import model_json, write_bench
 from edgekd.run import Run, read_json, write_json
 from edgekd.target import Target, load_target
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 __all__ = ["Asked", "bench_models", "check_models", "make_asked"]
 
@@ -74,8 +78,9 @@ def make_asked(
 
 def bench_models(paths: list[Path], targets: list[str], asked: Asked, save: Path | None) -> list[int]:
     """A table of figures; what cannot be measured is said, and the rest is kept."""
+    _refuse_namesakes(targets)
     codes: list[int] = []
-    taken: list[tuple[Target, Measured]] = []
+    taken: list[tuple[Target, list[Measured]]] = []
     absent: list[tuple[str, str]] = []
     for name in targets:
         try:
@@ -86,33 +91,56 @@ def bench_models(paths: list[Path], targets: list[str], asked: Asked, save: Path
             codes.append(error.exit_code)
             absent.append((Path(name).stem, str(error)))
             continue
-        for path in paths:
-            measured, problems = _bench_path(path, target, asked)
+        for measured, problems in _bench_on(target, paths, asked):
             for problem in problems:
                 say(f"edgekd: {problem}")
                 codes.append(problem.exit_code)
-            taken += [(target, model) for model in measured]
-            if len(targets) == 1 and measured:
-                _show_models(measured, f"{target.name}: {target.title}")
-    if len(targets) > 1:
-        _show_targets(taken, absent)
+            if measured:
+                taken.append((target, measured))
+    _show(taken, absent, asked, several=len(targets) > 1)
     if save:
-        models = [{"target": target.name, **model_json(measured.figures)} for target, measured in taken]
+        models = [{"target": t.name, **model_json(m.figures)} for t, measured in taken for m in measured]
         reasons = [{"target": name, "reason": reason} for name, reason in absent]
         write_json(save, {"schema_version": 1, "command": asked.command, "models": models, "absent": reasons})
     return codes or [ExitCode.PASS]
 
 
-def _bench_path(path: Path, target: Target, asked: Asked) -> tuple[list[Measured], list[EdgekdError]]:
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
-        folder = Path(scratch)
-        try:
-            if path.is_dir():
-                return _bench_run(path, target, asked, folder)
-            inputs = read_arrays(asked.data, folder) if asked.data else None
-            return [measure_file(path, target, asked.effort, _estimate, inputs)], []
-        except EdgekdError as error:
-            return [], [error]
+def _refuse_namesakes(targets: Sequence[str]) -> None:
+    """Figures are kept by the target's name, so two of one name cannot be told apart."""
+    stems = [Path(name).stem for name in targets]
+    for stem in stems:
+        if stems.count(stem) > 1:
+            raise ConfigError(f"--target: {stem!r} is given more than once; rename one of the files")
+
+
+def _bench_on(target: Target, paths: list[Path], asked: Asked) -> Iterator[tuple[list[Measured], list[EdgekdError]]]:
+    """Each run folder, then all bare files together, which take turns."""
+    if asked.effort.memory_limit_mb and target.provider.name == "wasm":
+        say(f"edgekd: target {target.name}: --memory-limit does not reach into Node; it is not applied")
+    for run in (path for path in paths if path.is_dir()):
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
+            try:
+                yield _bench_run(run, target, asked, Path(scratch))
+            except EdgekdError as error:
+                yield [], [error]
+    files = [path for path in paths if not path.is_dir()]
+    if files:
+        with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch, progress() as bar:
+            try:
+                inputs = read_arrays(asked.data, Path(scratch)) if asked.data else None
+                yield measure_files(files, target, asked.effort, _estimate, inputs, _teller(bar, target))
+            except EdgekdError as error:
+                yield [], [error]
+
+
+def _teller(bar: "Progress", target: Target) -> Callable[[str], Told]:
+    """For each model, what moves its line of the progress bar."""
+
+    def told(name: str) -> Told:
+        task = bar.add_task(f"{name} on {target.name}", total=None)
+        return lambda done, total: bar.update(task, completed=done, total=total)
+
+    return told
 
 
 def _bench_run(path: Path, target: Target, asked: Asked, scratch: Path) -> tuple[list[Measured], list[EdgekdError]]:
@@ -120,13 +148,8 @@ def _bench_run(path: Path, target: Target, asked: Asked, scratch: Path) -> tuple
     inputs = _second_set(asked.data, run, scratch) if asked.data else run_inputs(run, asked.split)
     folder = scratch / target.name
     with progress() as bar:
-
-        def told(name: str) -> Told:
-            task = bar.add_task(f"{name} on {target.name}", total=None)
-            return lambda done, total: bar.update(task, completed=done, total=total)
-
         measured, problems = measure_run(
-            run, all_subjects(run, models), target, asked.effort, _estimate, inputs, folder, told
+            run, all_subjects(run, models), target, asked.effort, _estimate, inputs, folder, _teller(bar, target)
         )
     remark = f"accuracy on {inputs.about}, {len(inputs.labels)} inputs"
     measured = [dataclasses.replace(model, remark=remark) for model in measured]
@@ -144,7 +167,8 @@ def _keep(run: Run, target: Target, models: list[ModelFigures], folder: Path, ab
         place.parent.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as beside:
             shutil.copytree(folder, Path(beside, "new"))
-            shutil.rmtree(place, ignore_errors=True)
+            if place.exists():
+                place.rename(Path(beside, "old"))
             Path(beside, "new").rename(place)
     except OSError as error:
         say(f"edgekd: {place}: the figures cannot be kept there ({error.strerror}); edgekd report will not show them")
@@ -156,6 +180,7 @@ def _second_set(path: Path, run: Run, scratch: Path) -> Inputs:
         return read_arrays(path, scratch)
     if not path.is_dir():
         raise InputError(f"--data {path}: no such folder or .npz file")
+    require("PIL", "train", f"--data {path}: reading image files")
     from edgekd.card import Budget, Card
     from edgekd.data.arrays import keep_split
     from edgekd.data.sources import load_test
@@ -168,6 +193,17 @@ def _second_set(path: Path, run: Run, scratch: Path) -> Inputs:
         raise InputError(f"--data {path}: the data of card {card.name} are embedded; give an .npz file instead")
     split = load_test(card, path)
     return Inputs(keep_split(split, scratch / "second"), split.labels, f"the test data in {path}")
+
+
+def _show(
+    taken: Sequence[tuple[Target, list[Measured]]], absent: Sequence[tuple[str, str]], asked: Asked, several: bool
+) -> None:
+    """One table for several targets, and the long ones where there is one target or more was asked for."""
+    if several:
+        _show_targets([(target, model) for target, measured in taken for model in measured], absent)
+    if not several or asked.effort.costliest or asked.effort.sessions > 1:
+        for target, measured in taken:
+            _show_models(measured, f"{target.name}: {target.title}")
 
 
 def _show_models(taken: Sequence[Measured], title: str) -> None:

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,18 +38,18 @@ _SHOWN: dict[str, tuple[str, str, Callable[[float], str]]] = {
     "accuracy": ("top-1 accuracy", "share", units.accuracy),
     "top5": ("top-5 accuracy", "share", units.accuracy),
     "macro_f1": ("macro F1", "share", units.accuracy),
-    "ece": ("expected calibration error", "share", units.accuracy),
+    "ece": ("calibration error", "share", units.accuracy),
     "agreement": ("agreement with the teacher", "share", units.accuracy),
     "torch_agreement": ("agreement with torch", "share", units.accuracy),
-    "max_logit_diff": ("largest logit difference to torch", "", lambda value: f"{value:.2g}"),
+    "max_logit_diff": ("largest logit difference from torch", "", "{:.2g}".format),
     "latency_p50_ms": ("latency p50", "ms", units.milliseconds),
     "latency_p95_ms": ("latency p95", "ms", units.milliseconds),
-    "latency_p99_ms": ("latency p99", "ms", units.milliseconds),
+    "latency_p99_ms": ("latency p99, advisory", "ms", units.milliseconds),
     "throughput_per_s": ("inputs per second, from p50", "1/s", units.count),
     "load_ms": ("load time", "ms", units.milliseconds),
     "first_call_ms": ("first call", "ms", units.milliseconds),
     "peak_memory_mb": ("peak memory", "MB", lambda mb: units.bytes_(mb * 1e6)),
-    "energy_mj": ("energy per call", "mJ", lambda mj: f"{mj:.3g} mJ"),
+    "energy_mj": ("energy per call", "mJ", "{:.3g} mJ".format),
 }
 """Figure to its word, its unit and how it is shown, in the order they are shown."""
 
@@ -250,16 +251,12 @@ def _target(column: Column) -> dict[str, Any]:
     models = []
     for model in column.models:
         bounds = interval_of(model.accuracy, column.images)
-        calls = [{"calls": len(calls), "median_ms": _median(calls)} for calls in column.samples_ms[model.name]]
+        calls = [
+            {"calls": len(calls), "median_ms": statistics.median(calls)} for calls in column.samples_ms[model.name]
+        ]
         models.append(
             model_json(model)
             | {"accuracy_interval": [bounds.low, bounds.high] if bounds else None, "processes": calls}
             | {"recall": column.recall.get(model.name, ()), "confusion": column.confusion.get(model.name)}
         )
     return {key: getattr(column, key) for key in plain} | {"models": models}
-
-
-def _median(calls: Sequence[float]) -> float:
-    ordered = sorted(calls)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

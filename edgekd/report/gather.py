@@ -1,30 +1,41 @@
 """Everything the reports show of a run folder, read once; what is missing is said, not guessed."""
 
+import contextlib
 import json
+import re
 import shlex
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.bench.accuracy import confusion, recall
+from edgekd.bench.paths import finished
 from edgekd.bench.statistics import Interval, wilson
 from edgekd.card import Budget, load_card
 from edgekd.check.judge import Line
 from edgekd.errors import EdgekdError, InputError, one_line
 from edgekd.figures import Figure, ModelFigures
-from edgekd.result import read_bench, read_models
+from edgekd.result import read_bench
 from edgekd.run import Run, read_json
 from edgekd.spec import bundled_names
 
-__all__ = ["MOST_CLASSES", "Column", "Story", "Untrained", "gather", "interval_of"]
+__all__ = ["MOST_CLASSES", "Column", "Story", "Untrained", "blamed", "gather", "interval_of"]
 
 MOST_CLASSES = 100
 """Above this nobody reads a confusion matrix."""
 
 Matrix = tuple[tuple[int, ...], ...]
+
+_DAMAGE = (
+    *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError),
+    *(EOFError, StopIteration, RecursionError, zipfile.BadZipFile),
+)
+"""What comes of files that hold something else than edgekd wrote there."""
 
 
 @dataclass(frozen=True)
@@ -125,15 +136,23 @@ class Story:
 
 def gather(folder: Path) -> Story:
     """The story of a finished run folder; InputError, one line, if it is none or damaged."""
-    run = Run(folder)
-    if not run.result.exists():
-        begun = (folder / "run.json").exists()
-        what = "is not finished; run its `edgekd distill` again" if begun else "is no run folder"
-        raise InputError(f"{folder}: {what}")
     try:
-        return _story(run)
-    except (LookupError, TypeError, ValueError, AttributeError, EOFError, StopIteration) as error:
-        raise InputError(f"{folder}: holds what edgekd did not write there: {one_line(error)}") from error
+        with blamed(folder):
+            return _story(*finished(folder))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def blamed(*folders: Path) -> Iterator[None]:
+    """Turn what goes wrong over the content of run folders, on reading or on formatting, into one InputError."""
+    named = ", ".join(map(str, folders))
+    try:
+        yield
+    except _DAMAGE as error:
+        what = f"no {error}" if isinstance(error, KeyError) else one_line(error)
+        begin = "holds" if len(folders) == 1 else "one of them holds"
+        raise InputError(f"{named}: {begin} what edgekd did not write there: {what}") from error
 
 
 def interval_of(figure: Figure, images: int) -> Interval | None:
@@ -145,8 +164,7 @@ def interval_of(figure: Figure, images: int) -> Interval | None:
     return wilson(round(figure.value * images), images)
 
 
-def _story(run: Run) -> Story:
-    content, models = read_models(run.result)
+def _story(run: Run, content: dict[str, Any], models: Sequence[ModelFigures]) -> Story:
     path = run.folder / "run.json"
     snapshot: dict[str, Any] = read_json(path) if path.exists() else {}
     missing = [] if snapshot else ["run.json: the settings of the run and the names of its classes"]
@@ -236,7 +254,7 @@ def _benched(run: Run, path: Path, own: Column) -> Column:
         label=content["target"] + (", measured again" if content["target"] == own.target else ""),
         title=content["title"],
         provider=content["provider"],
-        command=command if isinstance(command, str) else shlex.join(command),
+        command=_hidden(command if isinstance(command, str) else shlex.join(command), run),
         split={"val": "validation"}.get(content.get("split") or "", content.get("split") or ""),
         images=content.get("images") or 0,
     )
@@ -246,8 +264,8 @@ def _column(
     run: Run, models: Sequence[ModelFigures], records: Path, *, target: str, split: str, **about: Any
 ) -> Column:
     samples: dict[str, tuple[tuple[float, ...], ...]] = {}
-    confusion: dict[str, Matrix] = {}
-    recall: dict[str, tuple[float | None, ...]] = {}
+    matrices: dict[str, Matrix] = {}
+    recalls: dict[str, tuple[float | None, ...]] = {}
     for model in models:
         stem = f"{model.name.replace(' ', '-')}@{target}"
         samples[model.name] = _samples(records / f"{stem}.latency.json", model)
@@ -255,20 +273,17 @@ def _column(
         matrix = _confusion(logits, run.data / f"{split}.labels.npy")
         shares = model.recall
         if matrix is not None:
-            seen = matrix.sum(axis=1)
-            shares = tuple(
-                float(hits / total) if total else None for hits, total in zip(matrix.diagonal(), seen, strict=True)
-            )
-            confusion[model.name] = tuple(tuple(map(int, row)) for row in matrix)
+            shares = tuple(recall(matrix))
+            matrices[model.name] = tuple(tuple(map(int, row)) for row in matrix)
         if shares:
-            recall[model.name] = shares
+            recalls[model.name] = shares
     return Column(
         target=target,
         split=split,
         models=tuple(models),
         samples_ms=samples,
-        confusion=confusion,
-        recall=recall,
+        confusion=matrices,
+        recall=recalls,
         **about,
     )
 
@@ -289,11 +304,9 @@ def _confusion(logits: Path, labels: Path) -> NDArray[np.int64] | None:
         return None
     scores, true = np.load(logits), np.load(labels)
     scores = scores.reshape(len(scores), -1)
-    classes = scores.shape[1]
-    if len(scores) != len(true) or classes > MOST_CLASSES:
+    if len(scores) != len(true) or scores.shape[1] > MOST_CLASSES:
         return None
-    pairs = true.astype(np.int64) * classes + scores.argmax(axis=1)
-    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+    return confusion(scores, true.astype(np.int64))
 
 
 def _classes(snapshot: dict[str, Any], column: Column) -> tuple[str, ...]:
@@ -320,6 +333,27 @@ def _commands(run: Run, content: dict[str, Any], snapshot: dict[str, Any], bench
 def _place(run: Run) -> str:
     """Where `edgekd distill` puts such a folder; where it lies on this machine is nobody's business."""
     return f"runs/{run.folder.resolve().name}"
+
+
+def _hidden(command: str, run: Run) -> str:
+    """The command without absolute paths: the run by where `edgekd distill` puts it, any other file by its name."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # an open quote: no shell takes it, and it is shown all the same
+        return " ".join(_relative(word, run) for word in command.split())
+    hidden = [_relative(word, run) for word in words]
+    return command if hidden == words else shlex.join(hidden)
+
+
+def _relative(word: str, run: Run) -> str:
+    option, path = re.fullmatch(r"(--?[\w-]+=|-\w(?=/)|)(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
+    if not path.startswith("/"):
+        return word
+    parts, name = PurePosixPath(path).parts, run.folder.resolve().name
+    if name not in parts:
+        return f"{option}{parts[-1]}"
+    inside = parts[len(parts) - parts[::-1].index(name) :]
+    return option + "/".join([_place(run), *inside])
 
 
 def _name(kind: str, name: str) -> str:

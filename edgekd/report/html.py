@@ -27,6 +27,11 @@ PROVENANCE = {
     "unknown": "not known, and not guessed",
 }
 
+LATENCY_INTERVAL = (
+    "measured: 95 %, the wider of the order-statistic and the between-process interval; "
+    "estimated: the model's stated margin"
+)
+
 CELLS = 60_000
 """Cells of confusion matrices in a page, which should stay small enough to be sent around."""
 
@@ -37,11 +42,11 @@ def html_report(stories: Sequence[Story]) -> str:
     plotly = require("plotly.offline", "report", "the HTML report")
     parts = [_overview(stories)] if len(stories) > 1 else []
     parts += [_run(story, f"run-{place}", CELLS // len(stories)) for place, story in enumerate(stories)]
-    parts.append(f"<footer>Made by edgekd {escape(__version__)}. Charts: plotly.js, MIT licence.</footer>")
+    parts.append(f"<footer>Made by edgekd {_text(__version__)}. Charts: plotly.js, MIT licence.</footer>")
     title = f"{stories[0].card} on {stories[0].target}" if len(stories) == 1 else f"{len(stories)} runs"
     filled = {
-        "GENERATOR": f"edgekd {escape(__version__)}",
-        "TITLE": f"{escape(title)} – edgekd",
+        "GENERATOR": f"edgekd {_text(__version__)}",
+        "TITLE": f"{_text(title)} – edgekd",
         "BODY": "\n".join(parts),
         "PLOTLY": plotly.get_plotlyjs().replace("</script", "<\\/script"),
     }
@@ -53,12 +58,12 @@ def html_report(stories: Sequence[Story]) -> str:
 
 def _overview(stories: Sequence[Story]) -> str:
     header, rows = overview_rows(stories)
-    cells = [[escape(cell) for cell in row] for row in rows]
+    cells = [[_text(cell) for cell in row] for row in rows]
     for place, (story, row) in enumerate(zip(stories, cells, strict=True)):
         row[0] = f'<a href="#run-{place}">{row[0]}</a>'
         row[2] = _pill(story.verdict)
     texts = {header.index(name) for name in ("target", "verdict", "shipped", "how")}
-    return _card(f"{len(stories)} runs", _table(list(map(escape, header)), cells, texts))
+    return _card(f"{len(stories)} runs", _table(list(map(_text, header)), cells, texts))
 
 
 def _run(story: Story, anchor: str, cells: int) -> str:
@@ -77,15 +82,15 @@ def _run(story: Story, anchor: str, cells: int) -> str:
 
 def _head(story: Story) -> str:
     header, rows = budget_rows(story)
-    cells = [[escape(cell) for cell in row] for row in rows]
+    cells = [[_text(cell) for cell in row] for row in rows]
     for line, row in zip(story.lines, cells, strict=True):
         told = line.reason not in ("", line.figure.provenance)  # which stands in the next cell
-        row[4] = _pill(line.outcome) + (f'<br><span class="note">{escape(line.reason)}</span>' if told else "")
+        row[4] = _pill(line.outcome) + (f'<br><span class="note">{_text(line.reason)}</span>' if told else "")
     budgets = _table(header, cells, {4, 5}) if rows else '<p class="note">No budget was asked for.</p>'
     return (
-        f'<section class="card"><div class="head"><div><h1>{escape(story.card)} <small>on</small> '
-        f'{escape(story.target)}</h1><p class="sentence">{escape(story.sentence)}</p></div>'
-        f'<div class="verdict {_css(story.verdict)}">{escape(story.verdict.upper())}</div></div>'
+        f'<section class="card"><div class="head"><div><h1>{_text(story.card)} <small>on</small> '
+        f'{_text(story.target)}</h1><p class="sentence">{_text(story.sentence)}</p></div>'
+        f'<div class="verdict {_css(story.verdict)}">{_text(story.verdict.upper())}</div></div>'
         f"<h3>Budget</h3>{budgets}<h3>The shipped file</h3>{_facts(_about(story))}</section>"
     )
 
@@ -120,10 +125,10 @@ def _trade(story: Story) -> str:
     unknown = [model.name for model in known if model.latency_p50_ms.value is None]
     untimed = f" Latency is not known of {', '.join(unknown)}." if unknown else ""
     caption = (
-        f"{hollow}; bars are intervals: of latency between processes, of accuracy 95 % (Wilson, "
-        f"{story.own.images:,} images). Dashed lines are the budget.{untimed}"
+        f"{hollow}; bars are intervals, of accuracy 95 % (Wilson, {story.own.images:,} images), of latency, if "
+        f"{LATENCY_INTERVAL}. Dashed lines are the budget.{untimed}"
     )
-    return _chart([chart], "size, latency and accuracy") + f'<p class="note">{escape(caption)}</p>'
+    return _chart([chart], "size, latency and accuracy") + f'<p class="note">{_text(caption)}</p>'
 
 
 def _latency(column: Column, story: Story) -> str:
@@ -143,19 +148,19 @@ def _across(story: Story) -> str:
     cells: dict[tuple[str, str], str] = {}
     for column, model in found:
         for word, cell, how in figure_rows([model])[1]:
-            told = "" if how in ("measured", "exact", "unknown") else f' <span class="aside">{how}</span>'
+            told = "" if how in ("measured", "exact", "unknown") else f' <span class="aside">{_text(how)}</span>'
             cells[word, column.label] = _together(cell) + told
     words = [row[0] for row in figure_rows([model for _, model in found])[1]]
     labels = [column.label for column, _ in found]
     rows = [[_together(word), *(cells.get((word, label), "–") for label in labels)] for word in words]
-    return f"<h3>{escape(story.chosen)} on every target</h3>" + _table(["", *map(escape, labels)], rows, set())
+    return f"<h3>{_text(story.chosen)} on every target</h3>" + _table(["", *map(_text, labels)], rows, set())
 
 
 def _figures(column: Column, story: Story) -> str:
     header, rows = figure_rows(column.models)
     cells = [[_together(row[0]), *map(_with_ratio, row[1:])] for row in rows]
     shipped = [model.name for model in column.models].index(story.chosen) + 1 if _holds(column, story) else -1
-    table = _table(list(map(escape, header)), cells, {len(header) - 1}, shipped)
+    table = _table(list(map(_text, header)), cells, {len(header) - 1}, shipped)
     chart = "" if column is story.own or not any(column.samples_ms.values()) else _latency(column, story)
     return f"<h3>{_label(column)}</h3>{table}{chart}"
 
@@ -170,7 +175,7 @@ def _with_ratio(cell: str) -> str:
 
 def _together(cell: str) -> str:
     """A figure and its unit on one line of the screen; a list may be broken."""
-    return f'<span class="one">{escape(cell)}</span>' if len(cell) <= 32 else escape(cell)
+    return f'<span class="one">{_text(cell)}</span>' if len(cell) <= 32 else _text(cell)
 
 
 def _holds(column: Column, story: Story) -> bool:
@@ -180,7 +185,7 @@ def _holds(column: Column, story: Story) -> bool:
 def _label(column: Column) -> str:
     about = [column.title, column.provider.removesuffix("ExecutionProvider")]
     about += [f"{column.images:,} {column.split} images"] if column.images else []
-    return f"{escape(column.label)} <small>{escape(' · '.join(filter(None, about)))}</small>"
+    return f"{_text(column.label)} <small>{_text(' · '.join(filter(None, about)))}</small>"
 
 
 def _placement(column: Column, story: Story) -> str:
@@ -188,32 +193,41 @@ def _placement(column: Column, story: Story) -> str:
     placed = [(model, model.placement) for model in column.models if model.placement]
     if not placed:
         return head + _assigned(column)
-    header = ["model", "nodes", "share of the time", "fell back", "8-bit kernels", "float between 8-bit nodes"]
-    rows = [[escape(model.name), *_placed(placement)] for model, placement in placed]
-    costly = [_costly(model) for model, placement in placed if placement.costliest]
-    return head + _table(header, rows, {1, 2, 3, 4, 5}) + "".join(costly)
+    header = ["model", "nodes", "share of the time", "fell back", "8-bit kernels", "float between 8-bit nodes", "how"]
+    rows = [[_text(model.name), *_placed(placement)] for model, placement in placed]
+    costly = [_costly(model) for model, placement in placed if placement.costliest and not _elsewhere(placement)]
+    note = ""
+    if any(_elsewhere(placement) for _, placement in placed):
+        note = _missing("the share of the time where the nodes ran on another machine than the target (proxy)")
+    return head + _table(header, rows, {1, 2, 3, 4, 5, 6}) + note + "".join(costly)
+
+
+def _elsewhere(placement: Placement) -> bool:
+    """Whether it ran on a machine that is not the target, whose times say nothing of the target's."""
+    return placement.provenance == "proxy"
 
 
 def _placed(placement: Placement) -> list[str]:
-    nodes = [f"{escape(_short(name))}: {count}" for name, count in placement.nodes.items()]
-    shares = [
-        f"{_bar(share)}{escape(_short(name))} {100 * share:.0f} %" for name, share in placement.time_share.items()
-    ]
-    fell = [f"{count} {escape(kind)}" for kind, count in placement.fell_back.items()] or ["nothing"]
-    blockers = ", ".join(f"{count} {escape(kind)}" for kind, count in placement.blockers.items())
+    nodes = [f"{_text(_short(name))}: {_text(count)}" for name, count in placement.nodes.items()]
+    times = {} if _elsewhere(placement) else placement.time_share
+    shares = [f"{_bar(share)}{_text(_short(name))} {100 * share:.0f} %" for name, share in times.items()]
+    fell = [_text(f"{count} {kind}") for kind, count in placement.fell_back.items()] or ["nothing"]
+    blockers = ", ".join(f"{count} {kind}" for kind, count in placement.blockers.items())
     share = "" if placement.fused_share is None else f" ({100 * placement.fused_share:.0f} %)"
     fused = "–" if placement.fused is None else f"{placement.fused}{share}"
     unfused = "–" if placement.unfused is None else f"{placement.unfused}{f' ({blockers})' if blockers else ''}"
-    return ["<br>".join(nodes), "<br>".join(shares) or "–", "<br>".join(fell), fused, unfused]
+    fused += "" if placement.qdq is None else f", {placement.qdq} Q/DQ"
+    last = fused, unfused, placement.provenance
+    return ["<br>".join(nodes), "<br>".join(shares) or "–", "<br>".join(fell), *map(_text, last)]
 
 
 def _costly(model: ModelFigures) -> str:
     header, rows = costly_rows(model)
     entries_ = model.placement.costliest if model.placement else ()
-    cells = [[escape(cell) for cell in row] for row in rows]
+    cells = [[_text(cell) for cell in row] for row in rows]
     for row, entry in zip(cells, entries_, strict=True):
         row[-1] = _bar(entry["share"]) + row[-1]
-    summary = f"<summary>The {len(rows)} costliest nodes of {escape(model.name)}</summary>"
+    summary = f"<summary>The {len(rows)} costliest nodes of {_text(model.name)}</summary>"
     return f"<details>{summary}{_table(header, cells, {1, 2})}</details>"
 
 
@@ -223,7 +237,7 @@ def _assigned(column: Column) -> str:
     for model in column.models:
         nodes: dict[str, int] = model.fingerprint.get("nodes_by_provider") or {}
         if nodes:
-            rows.append([escape(model.name), ", ".join(f"{escape(_short(k))}: {n}" for k, n in nodes.items())])
+            rows.append([_text(model.name), ", ".join(_text(f"{_short(k)}: {n}") for k, n in nodes.items())])
     if not rows:
         return _missing("no placement of the nodes is kept")
     return _table(["model", "nodes"], rows, {1}) + _missing("time by provider and 8-bit kernels were not recorded")
@@ -237,7 +251,7 @@ def _classes(story: Story, cells: int) -> str:
     kept = choices[: max(1, cells // len(story.classes) ** 2)]
     charts = [class_chart(column, model.name, story.classes) for column, model in kept]
     names = [f"{model.name} on {column.label}, {column.split} data" for column, model in kept]
-    options = "".join(f"<option>{escape(name)}</option>" for name in names)
+    options = "".join(f"<option>{_text(name)}</option>" for name in names)
     chosen = f'<p><label>Model: <select autocomplete="off">{options}</select></label></p>'
     note = "Bars are 95 % intervals (Wilson). Colours of the matrix are shares of a row, most of them for small ones."
     if len(kept) < len(choices):
@@ -249,51 +263,55 @@ def _provenance(story: Story) -> str:
     words = "; ".join(f"<b>{word}</b>: {meaning}" for word, meaning in PROVENANCE.items())
     tables = []
     for column in story.columns:
-        header = ["figure", "value", "95 % interval", "how", "note"]
+        header = ["figure", "value", "interval", "how", "note"]
         rows: list[list[str]] = []
         for model in column.models:
-            rows.append([escape(model.name)])
+            rows.append([_text(model.name)])
             for entry in entries(model, column.images):
                 cells = [entry.word, entry.text, entry.interval, entry.figure.provenance, entry.figure.why]
-                rows.append([escape(cell) for cell in cells])
-        summary = f"<summary>Every figure on {escape(column.label)}, with its interval</summary>"
+                rows.append([_text(cell) for cell in cells])
+        summary = f"<summary>Every figure on {_text(column.label)}, with its interval</summary>"
         told = "" if column is story.own else _list(notes(column.models))
         tables.append(f"<details>{summary}{told}{_table(header, rows, {3, 4})}</details>")
-    return f'<p class="note">{words}.</p>{_list(remarks(story))}{"".join(tables)}'
+    told = f"Intervals of what was {LATENCY_INTERVAL}. Of accuracy: 95 % (Wilson)."
+    return f'<p class="note">{words}.</p><p class="note">{_text(told)}</p>{_list(remarks(story))}{"".join(tables)}'
 
 
 def _repeat(story: Story) -> str:
-    files = [
-        [*map(escape, (m.name, m.file)), f'<span class="mono">{escape(m.sha256)}</span>'] for m in story.own.models
-    ]
+    files = [[*map(_text, (m.name, m.file)), f'<span class="mono">{_text(m.sha256)}</span>'] for m in story.own.models]
     printed = {
         key: json.dumps(value) if not isinstance(value, str) else value for key, value in story.fingerprint.items()
     }
     return (
-        f"<pre>{escape(chr(10).join(story.commands))}</pre>{_facts(story.versions)}"
+        f"<pre>{_text(chr(10).join(story.commands))}</pre>{_facts(story.versions)}"
         f"<h3>Files</h3>{_table(['model', 'file', 'SHA-256'], files, {1, 2})}"
         f"<details><summary>Fingerprint of the shipped file's measurement</summary>{_facts(printed)}</details>"
     )
 
 
 def _card(title: str, content: str) -> str:
-    return f'<section class="card"><h2>{escape(title)}</h2>{content}</section>'
+    return f'<section class="card"><h2>{_text(title)}</h2>{content}</section>'
 
 
 def _list(texts: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>" if texts else ""
+    return f"<ul>{''.join(f'<li>{_text(text)}</li>' for text in texts)}</ul>" if texts else ""
+
+
+def _text(value: object) -> str:
+    """Whatever a file held there, as text that the page shows as it is."""
+    return escape(str(value))
 
 
 def _missing(text: str) -> str:
-    return f'<p class="note">Not shown: {escape(text)}.</p>'
+    return f'<p class="note">Not shown: {_text(text)}.</p>'
 
 
 def _facts(facts: dict[str, str]) -> str:
-    return f'<dl class="facts">{"".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())}</dl>'
+    return f'<dl class="facts">{"".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in facts.items())}</dl>'
 
 
 def _pill(outcome: str) -> str:
-    return f'<span class="pill {_css(outcome)}">{escape(outcome)}</span>'
+    return f'<span class="pill {_css(outcome)}">{_text(outcome)}</span>'
 
 
 def _css(outcome: str) -> str:
@@ -331,4 +349,4 @@ def _chart(choices: Sequence[Chart], label: str) -> str:
     """A place for a chart, with what is drawn in it; `<` is written so that no name can end the script."""
     content = json.dumps(choices, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     script = f'<script type="application/json">{content}</script>'
-    return f'<div class="chart" role="img" aria-label="{escape(label)}">{script}</div>'
+    return f'<div class="chart" role="img" aria-label="{_text(label)}">{script}</div>'

@@ -85,9 +85,10 @@ def _placement_rows(models: Sequence[ModelFigures]) -> Rows:
     placed = [model.placement for model in models]
     if not any(placed):
         return []
-    rows = [["where it ran", *(placement_text(p) if p else "–" for p in placed), "measured"]]
+    how = ", ".join(sorted({p.provenance for p in placed if p}))
+    rows = [["where it ran", *(placement_text(p) if p else "–" for p in placed), how]]
     if any(p and p.fused is not None for p in placed):
-        rows.append(["int8 kernels", *(int8_text(p) if p else "–" for p in placed), "measured"])
+        rows.append(["int8 kernels", *(int8_text(p) if p else "–" for p in placed), how])
     return rows
 
 
@@ -104,13 +105,16 @@ def placement_text(placement: Placement) -> str:
 
 
 def int8_text(placement: Placement) -> str:
-    """`29 fused, 2 in float (1 Pad, 1 Slice)`."""
+    """`29 fused, 2 in float (1 Pad, 1 Slice), 6 Q/DQ`."""
     if placement.fused is None:
         return "–"
-    if placement.unfused is None:
-        return f"{placement.fused} fused"
-    blockers = ", ".join(f"{count} {kind}" for kind, count in placement.blockers.items())
-    return f"{placement.fused} fused, {placement.unfused} in float" + (f" ({blockers})" if blockers else "")
+    parts = [f"{placement.fused} fused"]
+    if placement.unfused is not None:
+        blockers = ", ".join(f"{count} {kind}" for kind, count in placement.blockers.items())
+        parts.append(f"{placement.unfused} in float" + (f" ({blockers})" if blockers else ""))
+    if placement.qdq is not None:
+        parts.append(f"{placement.qdq} Q/DQ")
+    return ", ".join(parts)
 
 
 def costly_rows(model: ModelFigures) -> tuple[list[str], Rows]:
@@ -134,7 +138,11 @@ def comparison_rows(measured: Sequence[tuple[str, ModelFigures]]) -> tuple[list[
         head = [target, m.name, _cell(m.accuracy, None, units.accuracy), *latency]
         load = _cell(m.load_ms, None, units.milliseconds)
         size = units.bytes_(m.size_bytes)
-        rows.append([*head, load, memory, size, where, int8, m.latency_p50_ms.provenance])
+        kinds = [("top-1", m.accuracy), ("p50", m.latency_p50_ms)]
+        known = {figure.provenance for _, figure in kinds if figure.value is not None or figure.why}
+        alike = len(known) == 1
+        how = known.pop() if alike else ", ".join(f"{word} {figure.provenance}" for word, figure in kinds)
+        rows.append([*head, load, memory, size, where, int8, how])
     return header, rows
 
 

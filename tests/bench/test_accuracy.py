@@ -54,8 +54,8 @@ def test_by_hand() -> None:
     logits = one_hot([0, 0, 1, 2], 4)
     labels = np.array([0, 1, 1, 2])
     assert top1(logits, labels) == 0.75
-    # F1: 2/3, 2/3, 1, and 0 for the class that neither occurs nor is predicted.
-    assert macro_f1(logits, labels) == pytest.approx((2 / 3 + 2 / 3 + 1 + 0) / 4)
+    # F1: 2/3, 2/3, 1; the class that neither occurs nor is predicted does not count.
+    assert macro_f1(logits, labels) == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
     assert macro_f1(one_hot([0, 1], 2), np.array([0, 1])) == 1
     assert macro_f1(one_hot([1, 0], 2), np.array([0, 1])) == 0
     # Row the truth, column the answer; the last class does not occur.

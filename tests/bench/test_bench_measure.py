@@ -178,7 +178,7 @@ def test_batches_and_sessions_are_in_inputs_per_second(
 ) -> None:
     here(monkeypatch)
     target = dataclasses.replace(TARGET, session=Session(batch_sizes=(4, 8)))
-    effort = dataclasses.replace(EFFORT, sessions=3)
+    effort = dataclasses.replace(EFFORT, sessions=3, placement=True)
     (figures,) = measure_speed(subjects[:1], target, None, None, effort)
     assert set(figures.batches) == {"batch 4", "batch 8", "1 session", "3 sessions"}
     # A hundred calls a session in 0.5, 1 and 2 s: on the (geometric) mean in one second.
@@ -196,7 +196,7 @@ def test_batches_and_sessions_are_in_inputs_per_second(
     assert [mode for mode, _ in workers.started].count("throughput") == 12
 
     workers.fixed_batch = 1
-    (figures,) = measure_speed(subjects[:1], target, None, None, EFFORT)
+    (figures,) = measure_speed(subjects[:1], target, None, None, dataclasses.replace(EFFORT, placement=True))
     assert figures.batches["batch 4"].why == "the model's batch is fixed to 1"
 
 
@@ -209,8 +209,8 @@ def test_placement_is_part_of_the_figures(
         (figures,) = measure_speed(subjects[:1], TARGET, None, tmp_path / "records", effort)
         assert figures.placement == Placement(
             nodes={"CPUExecutionProvider": 1},
-            time_share={"CPUExecutionProvider": 1.0},
-            costliest=({"node": "c", "op_type": "Conv", "provider": "CPUExecutionProvider", "us": 2.0, "share": 1.0},),
+            time_share={},  # this machine's times say nothing of the target's
+            provenance="proxy",
         )
         assert [mode for mode, _ in workers.started] == ["memory", "profile"]
 

@@ -254,12 +254,12 @@ def test_a_plan_takes_provider_and_session_of_the_target(target: Target) -> None
     )
 
 
-def test_memory_is_limited_to_nearly_all_that_is_free(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_limited_to_what_is_free_and_some_addresses(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     def limit(target: Target, effort: Effort | None = None) -> int | None:
         return make_plan(target, effort, mode="latency").memory_limit_bytes
 
     monkeypatch.setattr(host, "free_memory", lambda: 1_000_000_000)
-    assert limit(target) == 900_000_000
+    assert limit(target) == 2_000_000_000
     assert limit(target, Effort(memory_limit_mb=50)) == 50_000_000
     gpu = dataclasses.replace(target, provider=Provider(name="CUDAExecutionProvider"))
     assert limit(gpu) is None  # its driver reserves far more addresses than it uses

@@ -167,9 +167,9 @@ def test_warm_up_ends_when_three_blocks_agree(tmp_path: Path) -> None:
     plan = make_plan(warmup_s=1_000.0)
     model = str(write_model(tmp_path / "m.onnx"))
     result = worker.measure(plan, model, clock=ticking())
-    assert (result["warmup_s"], result["warm"]) == ([TICK] * 30, True)
+    assert (result["warmup_s"], result["warm"]) == ([TICK] * 31, True)  # one tells how long a call takes
     # Blocks of ten calls of 8, 4, 4, 2, 2, 2 seconds: only the last three agree.
-    blocks = [seconds for seconds in (8.0, 4.0, 4.0, 2.0, 2.0, 2.0) for _ in range(10)]
+    blocks = [8.0, *(seconds for seconds in (8.0, 4.0, 4.0, 2.0, 2.0, 2.0) for _ in range(10))]
     steps = [1.0] * 4 + [reading for seconds in blocks for reading in (1.0, seconds)] + [1.0] * 30
     result = worker.measure(plan, model, clock=ticking(iter(steps)))
     assert (result["warmup_s"], result["warm"]) == (blocks, True)
@@ -177,22 +177,28 @@ def test_warm_up_ends_when_three_blocks_agree(tmp_path: Path) -> None:
 
 def test_blocks_within_two_percent_agree() -> None:
     def calls(*medians: float) -> Callable[[int], float]:
-        return lambda number: medians[min(number // 10, len(medians) - 1)]
+        return lambda number: medians[min(max(number - 1, 0) // 10, len(medians) - 1)]
 
-    assert worker.warm_up(calls(1.0, 1.02, 1.01), 1_000.0) == ([1.0] * 10 + [1.02] * 10 + [1.01] * 10, True)
+    assert worker.warm_up(calls(1.0, 1.02, 1.01), 1_000.0) == ([1.0] * 11 + [1.02] * 10 + [1.01] * 10, True)
     spent, warm = worker.warm_up(calls(1.0, 1.03, 1.01, 1.02), 1_000.0)
-    assert (len(spent), warm) == (40, True)
+    assert (len(spent), warm) == (41, True)
 
 
 def test_warm_up_is_bounded(tmp_path: Path) -> None:
-    # Each block is half as fast again; the limit of 100 s is reached in the fourth, with 70 + 4 × 8 s.
-    blocks = [2.0**n for n in range(4) for _ in range(10)][:34]
+    # Each block is half as fast again; the limit of 100 s is reached in the fourth, with 71 + 4 × 8 s.
+    blocks = [1.0, *(2.0**n for n in range(4) for _ in range(10))][:35]
     steps = [1.0] * 4 + [reading for seconds in blocks for reading in (1.0, seconds)] + [1.0] * 30
     result = worker.measure(
         make_plan(warmup_s=100.0), str(write_model(tmp_path / "m.onnx")), clock=ticking(iter(steps))
     )
     assert (result["warmup_s"], result["warm"]) == (blocks, False)
     assert worker.warm_up(lambda _: pytest.fail("a call was made"), 0.0) == ([], False)
+
+
+def test_slow_calls_are_warmed_up_in_short_blocks() -> None:
+    assert worker.warm_up(lambda _: 1.0, 10.0) == ([1.0] * 7, True)  # blocks of two calls
+    assert worker.warm_up(lambda _: 1.0, 2.0) == ([1.0] * 2, True)  # no three blocks fit: the calls are alike
+    assert worker.warm_up(lambda number: 3.0 - number, 4.0) == ([3.0, 2.0], False)
 
 
 @pytest.mark.parametrize(
@@ -548,14 +554,15 @@ def test_no_energy_counter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text
     if text is not None:
         (tmp_path / "intel-rapl:0").mkdir()
         (tmp_path / "intel-rapl:0" / "energy_uj").write_text(text)
-    assert worker.energy_counter(str(tmp_path)) is None
+    assert worker.energy_counter(powercap=str(tmp_path)) is None
+    assert worker.energy_counter("CUDAExecutionProvider", "0", str(tmp_path)) is None
 
 
 def test_the_energy_counter_of_the_package(tmp_path: Path) -> None:
     (tmp_path / "intel-rapl:0").mkdir()
     file = tmp_path / "intel-rapl:0" / "energy_uj"
     file.write_text("2500000\n")
-    counter = worker.energy_counter(str(tmp_path))
+    counter = worker.energy_counter(powercap=str(tmp_path))
     assert counter is not None
     assert counter() == 2.5
     file.write_text("4000000\n")
@@ -567,7 +574,7 @@ def test_energy_of_the_timed_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readings: list[float], joules: float | None
 ) -> None:
     given = iter(readings)
-    monkeypatch.setattr(worker, "energy_counter", lambda: lambda: next(given))
+    monkeypatch.setattr(worker, "energy_counter", lambda *_: lambda: next(given))
     result = worker.measure(make_plan(), str(write_model(tmp_path / "m.onnx")))
     assert result["energy_j"] == joules
 

@@ -86,6 +86,18 @@ def write_model(path: Path, batch: str | int = "n", kind: int = TensorProto.UINT
     return path
 
 
+def write_nodes(
+    path: Path, nodes: list[onnx.NodeProto], output: onnx.ValueInfoProto, kind: int = TensorProto.FLOAT, **values: Any
+) -> Path:
+    """A model of an input `image` (n, 3), constants by name, and these nodes."""
+    constants = [numpy_helper.from_array(np.array(value), name) for name, value in values.items()]
+    image = helper.make_tensor_value_info("image", kind, ["n", 3])
+    graph = helper.make_graph(nodes, "nodes", [image], [output], constants)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 2)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    return path
+
+
 def write_inputs(path: Path, rows: int, dtype: type = np.uint8, shape: tuple[int, ...] = (4, 4, 1)) -> Path:
     np.save(path, np.random.default_rng(1).integers(0, 100, (rows, *shape)).astype(dtype))
     return path
@@ -209,6 +221,20 @@ def test_a_type_without_random_inputs_is_told(failure: Callable[..., str], tmp_p
     assert failure(make_plan(), model) == "input image is tensor(uint16); give real inputs for it"
 
 
+@pytest.mark.parametrize(("batch", "kept"), [(1, 64), (16, 4), (20, 3), (40, 2), (100, 2)])
+def test_few_inputs_are_kept_ready(run: Run, tmp_path: Path, batch: int, kept: int) -> None:
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])
+    node = helper.make_node("Gather", ["table", "image"], ["logits"])
+    table = np.zeros(2, np.float32)
+    model = write_nodes(tmp_path / "m.onnx", [node], logits, kind=TensorProto.INT64, table=table)
+    for wrong, code in ((kept - 1, 1), (kept, 0)):  # the model fails when it gets the batch of this number
+        rows = np.zeros((batch * (kept + 1), 3), np.int64)
+        rows[batch * wrong] = 99
+        np.save(tmp_path / "inputs.npy", rows)
+        plan = make_plan(inputs=str(tmp_path / "inputs.npy"), batch_size=batch, min_calls=70, max_calls=70)
+        assert run(plan, model).returncode == code, wrong
+
+
 # --- predicting ---
 
 
@@ -256,6 +282,21 @@ def test_other_outputs_become_floats(measure: Callable[..., dict[str, Any]], tmp
         predictions(measure, tmp_path / "m.onnx", tmp_path / "inputs.npy"),
         np.trunc(rows) if kind == "INT64" else rows,
     )
+
+
+@pytest.mark.parametrize("batch", ["n", 4])
+def test_axes_of_one_after_the_logits_are_dropped(
+    measure: Callable[..., dict[str, Any]], tmp_path: Path, batch: str | int
+) -> None:
+    model = onnx.load(write_model(tmp_path / "m.onnx", batch=batch))
+    model.graph.node.append(helper.make_node("Reshape", ["logits", "shape"], ["wide"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, 3, 1, 1]), "shape"))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("wide", TensorProto.FLOAT, [batch, 3, 1, 1]))
+    onnx.save(model, tmp_path / "wide.onnx")
+    inputs = write_inputs(tmp_path / "inputs.npy", 18)
+    given = predictions(measure, tmp_path / "wide.onnx", inputs)
+    assert given.shape == (18, 3)
+    assert np.array_equal(given, predictions(measure, tmp_path / "m.onnx", inputs))
 
 
 def test_progress_of_predictions_is_told(run: Run, tmp_path: Path) -> None:
@@ -321,6 +362,72 @@ def test_a_model_that_fails_when_it_runs_is_told(failure: Callable[..., str], tm
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
     assert failure(make_plan(), tmp_path / "m.onnx").startswith("the model fails when it runs: ")
+
+
+def test_a_model_without_inputs_is_told(failure: Callable[..., str], tmp_path: Path) -> None:
+    value = numpy_helper.from_array(np.zeros((2, 2), np.float32), "value")
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [2, 2])
+    graph = helper.make_graph([helper.make_node("Constant", [], ["logits"], value=value)], "constant", [], [logits])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    inputs = str(write_inputs(tmp_path / "inputs.npy", 2))
+    for plan in (make_plan(), make_plan(inputs=inputs), make_plan(mode="predict", inputs=inputs, outputs="o.npy")):
+        assert failure(plan, tmp_path / "m.onnx") == "the model has no inputs"
+
+
+@pytest.mark.parametrize(
+    ("shape", "got"),
+    [
+        ([1, 4, 3], "float32 [1, 4, 3]"),
+        ([2, 6], "float32 [2, 6]"),
+        ([12, 1], "float32 [12, 1]"),
+        ([4, 1, 3], "float32 [4, 1, 3]"),
+        ([12], "float32 [12]"),
+    ],
+    ids=str,
+)
+def test_an_output_without_a_row_per_input_is_told(
+    failure: Callable[..., str], tmp_path: Path, shape: list[int], got: str
+) -> None:
+    node = helper.make_node("Reshape", ["image", "shape"], ["logits"])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [None] * len(shape))
+    model = write_nodes(tmp_path / "m.onnx", [node], logits, shape=shape)
+    inputs = write_inputs(tmp_path / "inputs.npy", 6, dtype=np.float32, shape=(3,))
+    plan = make_plan(mode="predict", inputs=str(inputs), outputs=str(tmp_path / "o.npy"), batch_size=4)
+    assert failure(plan, model) == f"the first output is {got}; accuracy needs one row of logits per input"
+
+
+FLOATS = helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+MAPS = helper.make_sequence_type_proto(helper.make_map_type_proto(TensorProto.INT64, FLOATS))
+
+
+@pytest.mark.parametrize(
+    ("node", "output", "got"),
+    [
+        (
+            helper.make_node("SequenceConstruct", ["image", "image"], ["logits"]),
+            helper.make_tensor_sequence_value_info("logits", TensorProto.FLOAT, ["n", 3]),
+            "no tensor",
+        ),
+        (
+            helper.make_node("ZipMap", ["image"], ["logits"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2]),
+            helper.make_value_info("logits", MAPS),
+            "no tensor",
+        ),
+        (
+            helper.make_node("Cast", ["image"], ["logits"], to=TensorProto.STRING),
+            helper.make_tensor_value_info("logits", TensorProto.STRING, ["n", 3]),
+            "string [4, 3]",
+        ),
+    ],
+    ids=["sequence", "maps", "text"],
+)
+def test_an_output_that_is_no_logits_is_told(
+    failure: Callable[..., str], tmp_path: Path, node: onnx.NodeProto, output: onnx.ValueInfoProto, got: str
+) -> None:
+    model = write_nodes(tmp_path / "m.onnx", [node], output)
+    inputs = write_inputs(tmp_path / "inputs.npy", 6, dtype=np.float32, shape=(3,))
+    plan = make_plan(mode="predict", inputs=str(inputs), outputs=str(tmp_path / "o.npy"), batch_size=4)
+    assert failure(plan, model) == f"the first output is {got}; accuracy needs one row of logits per input"
 
 
 def test_a_model_beyond_32_bits_is_told(failure: Callable[..., str], tmp_path: Path) -> None:

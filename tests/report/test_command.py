@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,3 +83,55 @@ def test_without_plotly_it_is_one_line_with_the_command(report, make_run, tmp_pa
     code, _, err = report(make_run(), "--html", tmp_path / "a.html")
     assert code == 2
     assert err == 'edgekd: the HTML report needs plotly; pip install "edgekd[report]"\n'
+
+
+def damaged(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Any], None]]] = {
+    "images in words": ("result.json", lambda content: content.update(test_images="many")),
+    "an empty model": ("result.json", lambda content: content.update(models=[{}])),
+    "no models": ("result.json", lambda content: content.update(models=[])),
+    "a size of nothing": ("result.json", lambda content: content["models"][2].update(size_bytes=0)),
+    "a size in words": ("result.json", lambda content: content["models"][2].update(size_bytes="small")),
+    "another limit": ("result.json", lambda content: content["budget"][0].update(key="beauty")),
+    "a limit in words": ("result.json", lambda content: content["budget"][0].update(limit="fast")),
+    "a share in words": (
+        "result.json",
+        lambda content: content["models"][2]["placement"].update(time_share={"CPUExecutionProvider": "most"}),
+    ),
+    "images in words on a target": ("bench/cpu-arm/bench.json", lambda content: content.update(images="many")),
+    "a latency in words": ("bench/cpu-arm/bench.json", lambda content: content["models"][1].update(latency_p50_ms="x")),
+    "no candidates": ("candidates.json", lambda content: content.clear()),
+    "an empty candidate": ("candidates.json", lambda content: content.update(candidates=[{}])),
+    "no records": ("records/teacher@cpu-x86.latency.json", lambda content: content.clear()),
+    "calls in words": (
+        "records/teacher@cpu-x86.latency.json",
+        lambda content: content.update(records=[{"latency_s": "x"}]),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "change"), DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("option", ["", "--markdown"])
+def test_a_damaged_run_is_one_line_and_nothing_else(report, make_run, tmp_path, name, change, option) -> None:
+    good, run = make_run(), make_run(name="damaged", benched=("cpu-arm",))
+    damaged(run / name, change)
+    place = tmp_path / "report"
+    code, out, err = report(good, run, *([option, place] if option else []))
+    assert (code, out) == (2, "")
+    assert err.startswith(f"edgekd: {run}")
+    assert err.count("\n") == 1
+    assert not place.exists()
+
+
+def test_what_only_one_form_shows_is_found_before_anything_is_written(report, make_run, tmp_path) -> None:
+    run = make_run()
+    damaged(run / "result.json", lambda content: content["models"][2]["placement"]["costliest"][0].pop("share"))
+    code, out, err = report(run, "--csv", tmp_path / "a.csv", "--html", tmp_path / "a.html", "--json", tmp_path / "j")
+    assert (code, out) == (2, "")
+    assert err == f"edgekd: {run}: holds what edgekd did not write there: no 'share'\n"
+    assert not {"a.csv", "a.html", "j"} & files(tmp_path)

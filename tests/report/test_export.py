@@ -7,9 +7,11 @@ import json
 import pytest
 
 from edgekd.check.judge import Line
-from edgekd.figures import Figure
+from edgekd.figures import Figure, ModelFigures
 from edgekd.report.export import as_csv, as_json, as_markdown, entries, margin
 from edgekd.report.gather import gather
+from edgekd.report.tables import figure_rows
+from edgekd.result import FIGURES
 
 OTHERS = ("cpu-arm", "cpu-x86-avx2", "cuda", "wasm", "coreml")
 
@@ -93,3 +95,11 @@ def test_accuracy_gets_its_interval_and_unknown_figures_their_reason(make_run) -
     assert shown["accuracy"].interval == "87.40 % … 95.02 %"
     assert shown["energy_mj"].text == "–"
     assert "load_ms" not in shown  # nobody asked for it
+
+
+def test_figures_have_the_words_of_the_tables() -> None:
+    exact = {"size_bytes": 1, "params": 1, "macs": 1}
+    every = {name: Figure(0.5, "measured") for name in FIGURES}
+    model = ModelFigures(name="m", file="m.onnx", sha256="0", precision="fp32", **exact, **every)  # type: ignore[arg-type]
+    shown = [(entry.word, entry.text) for entry in entries(model, 0)]
+    assert shown == [(row[0], row[1]) for row in figure_rows([model])[1]]

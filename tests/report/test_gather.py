@@ -170,3 +170,24 @@ def test_reporting_needs_no_torch() -> None:
     heavy = "torch", "onnx", "onnxruntime", "plotly", "matplotlib"
     code = f"import sys; sys.modules.update(dict.fromkeys({heavy})); import edgekd.cli.reporting, edgekd.report.html"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("edgekd bench RUN -t cpu-arm --thorough", "edgekd bench RUN -t cpu-arm --thorough"),
+        ("edgekd bench ../runs/a -t my/own.toml", "edgekd bench ../runs/a -t my/own.toml"),
+        ("edgekd bench /home/ann/digits@cpu-x86/ -t cpu-arm", "edgekd bench runs/digits@cpu-x86 -t cpu-arm"),
+        ("edgekd bench /a/digits@cpu-x86/model.onnx", "edgekd bench runs/digits@cpu-x86/model.onnx"),
+        ("edgekd bench a --data=/home/ann/x.npz -t/home/ann/t.toml", "edgekd bench a --data=x.npz -tt.toml"),
+        ("edgekd bench a --save '/home/ann b/x.json'", "edgekd bench a --save x.json"),
+        ("edgekd 'bench /home/ann/x", "edgekd 'bench x"),
+    ],
+)
+def test_a_command_hides_where_files_lie(make_run, command, shown) -> None:
+    folder = make_run(benched=("cpu-arm",))
+    path = folder / "bench" / "cpu-arm" / "bench.json"
+    write_json(path, read_json(path) | {"command": command})
+    story = gather(folder)
+    assert story.columns[1].command == shown
+    assert shown in story.commands

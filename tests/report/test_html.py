@@ -1,23 +1,27 @@
 """The page: self-contained, small enough, and every name shown as it is."""
 
 import dataclasses
+import html
 import json
 import re
 import shutil
 import sys
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
 from edgekd.errors import UnavailableError
+from edgekd.figures import ModelFigures
 from edgekd.report.charts import latency_chart, trade_chart
 from edgekd.report.confusion import class_chart
 from edgekd.report.drawing import log_axis, plain
-from edgekd.report.gather import gather
+from edgekd.report.gather import Story, gather
 from edgekd.report.html import html_report
 
 pytest.importorskip("plotly", reason="plotly is not installed")
 
+TAG = "<img src=x onerror=alert(1)>"
 MARKS = re.compile(r"<script>/\*\*.*?</script>", re.DOTALL)
 
 
@@ -59,7 +63,7 @@ def test_it_says_verdict_budget_and_sentence_first(page) -> None:
     order = ["digits on cpu-x86", "13 × smaller", "FAIL", "latency p50", "≤ 0.250 ms", "20 % below", "50 % above",
              "Cost and accuracy", "Latency, call by call", "All figures", "student int8 on every target",
              "Raspberry Pi", "Where it runs", "Xnnpack 25 %", "1 Pad", "6 (75 %)", "conv<1>", "Classes",
-             "How each figure was obtained", "95 % interval", "no counter here", "How to repeat it",
+             "How each figure was obtained", "Intervals of what", "no counter here", "How to repeat it",
              "edgekd distill digits --target cpu-x86", "1.24.1"]  # fmt: skip
     place = 0
     for text in order:
@@ -76,6 +80,75 @@ def test_names_cannot_become_tags(page) -> None:
         assert "<" not in content
         for chart in json.loads(content):
             assert "<script" not in json.dumps(chart)  # plotly takes tags in its texts for its own
+
+
+def poison(content: dict[str, Any], name: str) -> None:
+    """A tag wherever a file may hold any text or is not looked at closely."""
+    for model in content["models"]:
+        model["provenance"] = dict.fromkeys(model["provenance"], TAG)
+        model["notes"] = dict.fromkeys(model["provenance"], TAG)
+        model |= {"file": TAG, "precision": TAG, "remarks": [TAG], "sha256": TAG}
+        model["fingerprint"] = {TAG: TAG, "cpu": TAG, "python": [TAG], "nodes_by_provider": {TAG: TAG}}
+        model["batches"] = {TAG: {"value": 1.0, "provenance": TAG, "why": TAG}}
+        if model["placement"]:
+            node = {"node": TAG, "op_type": TAG, "provider": TAG, "us": 1.0, "share": 0.5}
+            counts = {"nodes": {TAG: TAG}, "fell_back": {TAG: TAG}, "blockers": {TAG: TAG}}
+            model["placement"] |= {**counts, "time_share": {TAG: 1.0}, "provenance": TAG, "costliest": [node]}
+    keys = ["title", "split", "command", "provider"] if name == "bench.json" else [
+        *("card", "verdict", "why_chosen", "candidates", "test_reads", "edgekd")]  # fmt: skip
+    content |= dict.fromkeys(keys, TAG)
+    if name == "result.json":
+        content |= {"notes": [TAG], "shape": {TAG: TAG}}
+        content["training"]["epochs"] = content["parity"]["images"] = TAG
+        for line in content["budget"]:
+            line |= {"outcome": TAG, "provenance": TAG, "reason": TAG}
+
+
+def test_no_field_of_the_files_becomes_a_tag(make_run) -> None:
+    folder = make_run(benched=("cpu-arm",))
+    for path in (folder / "result.json", folder / "bench" / "cpu-arm" / "bench.json"):
+        content = json.loads(path.read_text())
+        poison(content, path.name)
+        path.write_text(json.dumps(content))
+    story = gather(folder)
+    for placed in ({}, {"placement": None}, {"fused": None, "unfused": TAG, "qdq": TAG}):
+        page = MARKS.sub("", html_report([with_placement(story, placed), story]))
+        assert TAG not in page
+        assert "<img" not in page
+        assert page.count(html.escape(TAG)) > 100
+
+
+def with_placement(story: Story, change: dict[str, Any]) -> Story:
+    """The story with another placement of each model, or with none."""
+
+    def changed(model: ModelFigures) -> ModelFigures:
+        if not change or model.placement is None:
+            return model
+        placement = None if "placement" in change else dataclasses.replace(model.placement, **change)
+        return dataclasses.replace(model, placement=placement)
+
+    columns = [dataclasses.replace(column, models=tuple(map(changed, column.models))) for column in story.columns]
+    return dataclasses.replace(story, columns=tuple(columns))
+
+
+def test_a_placement_of_another_machine_says_so_and_has_no_times(make_run) -> None:
+    story = with_placement(gather(make_run()), {"provenance": "proxy", "qdq": 7})
+    words = Tags(html_report([story])).words
+    where = words[words.index("Where it runs") : words.index("Recall") if "Recall" in words else words.index("Classes")]
+    assert "proxy" in where
+    assert "another machine than the target" in where
+    assert "Xnnpack: 4" in where
+    assert "6 (75 %), 7 Q/DQ" in where
+    assert "75 %" not in where.replace("6 (75 %)", "")
+    assert "costliest" not in where
+
+
+def test_intervals_are_called_what_they_are(page) -> None:
+    words = Tags(page).words
+    told = "measured: 95 %, the wider of the order-statistic and the between-process interval; estimated: the model's"
+    assert f"of latency, if {told} stated margin. Dashed" in words
+    assert f"Intervals of what was {told} stated margin. Of accuracy" in words
+    assert "95 % interval" not in words.replace("Bars are 95 % intervals (Wilson)", "")
 
 
 def test_a_name_that_looks_like_a_mark_of_the_template_stays(make_run) -> None:

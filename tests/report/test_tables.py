@@ -48,7 +48,7 @@ def test_rows_show_ratios_to_the_teacher_and_how_each_was_obtained() -> None:
     assert header == ["", "teacher", "student int8", "how"]
     assert cells["file size"] == ["1.0 MB", "85.0 kB (0.085 ×)", "exact"]
     assert cells["top-1 accuracy"] == ["93.39 %", "88.00 %", "measured"]
-    assert cells["latency p50"] == ["4.00 ms", "1.00 ms [0.500 ms … 2.00 ms] (0.25 ×)", "estimated, measured"]
+    assert cells["latency p50"] == ["4.00 ms ±2.5 %", "1.00 ms [0.500 ms … 2.00 ms] (0.25 ×)", "estimated, measured"]
     assert cells["latency p95"] == ["–", "–", "unknown"]
     assert "load time" not in cells  # nobody asked for it
 
