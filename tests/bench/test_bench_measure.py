@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.bench import measure as module
 from edgekd.bench import runner
@@ -345,3 +345,34 @@ def test_answers_of_other_classes_are_not_compared() -> None:
     assert (scored.agreement, scored.torch_agreement, scored.max_logit_diff) == (Figure(), Figure(), Figure())
     assert scored.accuracy.value == pytest.approx(2 / 3)
     assert scored.recall == (1.0, 0.5, None, None)
+
+
+def test_weights_in_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here(monkeypatch)
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["image", "shift"], ["logits"])],
+        "external",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 400])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 400])],
+        [numpy_helper.from_array(np.ones(400, np.float32), "shift")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = tmp_path / "external.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (problem,) = measure_each([Subject(name="m", file=path, precision="fp32")], TARGET, None, None, EFFORT)
+    assert str(problem) == f"{path}: keeps its weights in other files (weights.bin); save it as one file"
+
+
+def test_outputs_that_are_no_numbers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here(monkeypatch)
+    graph = helper.make_graph(
+        [helper.make_node("Div", ["image", "image"], ["logits"])],
+        "nan",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 2])],
+    )
+    path = tmp_path / "nan.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    np.save(tmp_path / "rows.npy", np.array([[1, 1], [0, 1], [2, 2]], np.float32))
+    with pytest.raises(ModelError, match=r"gives NaN or infinite outputs for 1 of 3 inputs$"):
+        logits_of(Subject(name="m", file=path, precision="fp32"), TARGET, tmp_path / "rows.npy", tmp_path)

@@ -122,3 +122,24 @@ def test_a_mark_only_the_second_has_and_another_batch_differ() -> None:
     other = dataclasses.replace(RECORD, fingerprint=RECORD.fingerprint | {"affinity": [1]})
     assert comparable([RECORD, other]) == "affinity is None in one and [1] in another"
     assert "batch_size" in comparable([RECORD, dataclasses.replace(RECORD, batch_size=4)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"latency_s": []}, "latency_s holds no call"),
+        ({"latency_s": ["a"]}, "should be seconds"),
+        ({"latency_s": [float("nan")]}, "should be seconds"),
+        ({"latency_s": [-1.0]}, "should be seconds"),
+        ({"load_s": None}, "should be seconds"),
+        ({"fingerprint": [1]}, "fingerprint should be an object"),
+        ({"memory": []}, "memory should be an object"),
+        ({"memory": {"run_bytes": "much"}}, "memory should hold numbers"),
+        ({"disturbance": {"waited": "x"}}, "disturbance should hold numbers"),
+        ({"kernels": [{"x": 1}]}, "kernels should hold"),
+        ({"mode": "throughput", "calls": 0, "elapsed_s": 1.0}, "calls and elapsed_s should be above 0"),
+    ],
+)
+def test_what_no_figure_can_be_computed_from_is_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Record.from_json(as_worker_result(RECORD) | changes)

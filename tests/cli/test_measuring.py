@@ -2,7 +2,9 @@
 
 import json
 import platform
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -224,3 +226,39 @@ def test_options_become_effort(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_options_that_do_not_fit_are_told(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         asked(**values)
+
+
+def test_two_targets_of_one_name_are_refused(cli: Callable[..., Any], tmp_path: Path) -> None:
+    done = cli("bench", "model.onnx", "--target", "cpu-x86", "--target", "boards/cpu-x86.toml")
+    assert done.returncode == 2
+    assert done.stderr == "edgekd: --target: 'cpu-x86' is given more than once; rename one of the files\n"
+
+
+def test_a_cancelled_bench_leaves_no_worker(tmp_path: Path) -> None:
+    """SIGTERM, as a CI system sends it, while a worker hangs."""
+    target = tmp_path / "slow.toml"
+    environment = tmp_path / "environment" / "bin"
+    environment.mkdir(parents=True)
+    python = environment / "python"
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *get_available_providers*) echo \'["CPUExecutionProvider"]\';;\n'
+        f"*) echo $$ > {tmp_path}/pid; exec sleep 60;; esac\n"
+    )
+    python.chmod(0o755)
+    machine = platform.machine()
+    target.write_text(
+        f'title = "t"\nenvironment = "{tmp_path}/environment"\n[hardware]\narchitecture = "{machine}"\n'
+        '[provider]\nname = "CPUExecutionProvider"\n'
+    )
+    (tmp_path / "m.onnx").write_bytes(b"")
+    command = [sys.executable, "-m", "edgekd", "bench", str(tmp_path / "m.onnx"), "--target", str(target)]
+    bench = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+        assert time.monotonic() < deadline and bench.poll() is None
+        time.sleep(0.05)
+    bench.terminate()
+    _, said = bench.communicate(timeout=30)
+    assert bench.returncode == 130
+    assert said.startswith("edgekd: interrupted")
+    assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
