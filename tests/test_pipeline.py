@@ -122,36 +122,51 @@ def test_bench_of_a_run_and_of_a_file(run: Path, cli: Cli, tmp_path: Path) -> No
 
 def test_bench_of_a_run_is_kept_in_it(run: Path, cli: Cli) -> None:
     before = (run / "result.json").read_bytes()
-    for split, stem in (("test", "test"), ("val", "validation")):  # the second takes the first one's place
-        done = cli("bench", run, "-t", "cpu-x86", "--quick", "--split", split)
-        assert (done.returncode, done.stderr) == (0, "")
-        content, models = read_bench(run / "bench" / "cpu-x86" / "bench.json")
-        labels = np.load(run / "data" / f"{stem}.labels.npy")
-        assert (content["split"], content["images"], content["target"]) == (split, len(labels), "cpu-x86")
-        assert content["command"].endswith(f"--split {split}")
-        assert f"accuracy on the run's {stem} data, {len(labels)} inputs" in done.stdout
-        teacher, student, int8 = models
-        # The file again, in ONNX Runtime as it is here.
-        session = onnxruntime.InferenceSession(run / "exported" / student.file, providers=["CPUExecutionProvider"])
-        (logits,) = session.run(None, {"image": np.load(run / "data" / f"{stem}.npy")})
-        assert student.accuracy.value == pytest.approx(np.mean(logits.argmax(1) == labels))
-        assert student.top5.value == pytest.approx(
-            np.mean([label in row.argsort()[-5:] for row, label in zip(logits, labels, strict=True)])
-        )
-        assert student.recall == pytest.approx([np.mean(logits.argmax(1)[labels == k] == k) for k in range(10)])
-        assert teacher.torch_agreement.value is None
-        if split == "test":  # what the student in torch said of them was kept
-            torch = np.load(run / "data" / "test.student.npy")
-            assert student.max_logit_diff.value == pytest.approx(np.abs(torch - logits).max(), abs=1e-4)
-            assert student.torch_agreement.value == 1
-            assert int8.max_logit_diff.value is not None and student.max_logit_diff.value is not None
-            assert int8.max_logit_diff.value > student.max_logit_diff.value
-        assert int8.placement is not None
-        assert int8.placement.fused is not None and int8.placement.fused >= 3
+    done = cli("bench", run, "-t", "cpu-x86", "--quick")
+    assert (done.returncode, done.stderr) == (0, "")
+    content, models = read_bench(run / "bench" / "cpu-x86" / "bench.json")
+    labels = np.load(run / "data" / "test.labels.npy")
+    assert (content["split"], content["images"], content["target"]) == ("test", len(labels), "cpu-x86")
+    assert content["command"].endswith("-t cpu-x86 --quick")
+    assert f"accuracy on the run's test data, {len(labels)} inputs" in done.stdout
+    teacher, student, int8 = models
+    # The file again, in ONNX Runtime as it is here.
+    session = onnxruntime.InferenceSession(run / "exported" / student.file, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"image": np.load(run / "data" / "test.npy")})
+    assert student.accuracy.value == pytest.approx(np.mean(logits.argmax(1) == labels))
+    assert student.top5.value == pytest.approx(
+        np.mean([label in row.argsort()[-5:] for row, label in zip(logits, labels, strict=True)])
+    )
+    assert student.recall == pytest.approx([np.mean(logits.argmax(1)[labels == k] == k) for k in range(10)])
+    assert teacher.torch_agreement.value is None
+    torch = np.load(run / "data" / "test.student.npy")  # what the student in torch said of them was kept
+    assert student.max_logit_diff.value == pytest.approx(np.abs(torch - logits).max(), abs=1e-4)
+    assert student.torch_agreement.value == 1
+    assert int8.max_logit_diff.value is not None and student.max_logit_diff.value is not None
+    assert int8.max_logit_diff.value > student.max_logit_diff.value
+    assert int8.placement is not None
+    assert int8.placement.fused is not None and int8.placement.fused >= 3
     records = sorted(path.name for path in (run / "bench" / "cpu-x86").iterdir())
     assert "student-int8@cpu-x86.latency.json" in records
     assert not list((run / "bench").glob(".*"))
     assert (run / "result.json").read_bytes() == before
+
+
+def test_bench_on_validation_data_is_shown_and_not_kept(run: Path, cli: Cli, tmp_path: Path) -> None:
+    kept = {path: path.read_bytes() for path in (run / "bench").rglob("*") if path.is_file()}
+    done = cli("bench", run, "-t", "cpu-x86", "--quick", "--split", "val", "--json", "val.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    labels = np.load(run / "data" / "validation.labels.npy")
+    assert f"accuracy on the run's validation data, {len(labels)} inputs" in done.stdout
+    models = json.loads((tmp_path / "val.json").read_text())["models"]
+    session = onnxruntime.InferenceSession(run / "exported" / models[1]["file"], providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"image": np.load(run / "data" / "validation.npy")})
+    assert models[1]["accuracy"] == pytest.approx(np.mean(logits.argmax(1) == labels))
+    # The report compares figures of the same data.
+    assert {path: path.read_bytes() for path in (run / "bench").rglob("*") if path.is_file()} == kept
+    done = cli("bench", run / "model.onnx", "-t", "cpu-x86", "--quick", "--split", "val")
+    assert done.returncode == 2
+    assert done.stderr == "edgekd: --split val: is for run folders, and without --data; leave one of them out\n"
 
 
 def test_bench_of_a_run_with_other_data(run: Path, cli: Cli, tmp_path: Path) -> None:

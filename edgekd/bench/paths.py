@@ -83,6 +83,9 @@ def read_arrays(path: Path, folder: Path) -> Inputs:
 
     Raises InputError for anything else.
     """
+    if not zipfile.is_zipfile(path):
+        what = "should be an .npz file with the arrays inputs and labels" if path.exists() else "no such file"
+        raise InputError(f"{path}: {what}")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             inputs, labels = arrays["inputs"], arrays["labels"]

@@ -44,7 +44,7 @@ def _limits(records: Sequence[Record]) -> list[str]:
     lines = []
     unstable = sum(not record.warm for record in records)
     if unstable:
-        lines.append(f"{unstable} of {len(records)} processes were not yet stable when their warm-up time was over")
+        lines.append(f"not yet stable when the warm-up time was over: {unstable} of {len(records)} processes")
     inner = max(record.inner_calls for record in records)
     if inner > 1:
         lines.append(

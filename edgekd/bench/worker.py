@@ -122,11 +122,12 @@ def main(argv: list[str] | None = None) -> int:
     plan: dict[str, Any] = {}
     try:
         with open(args.plan, encoding="utf-8") as file:  # noqa: PTH123 - runs where pathlib costs start-up time
-            plan = json.load(file)
+            plan = read_plan(file.read(), args.plan)
         result, code = measure(plan, args.model), 0
     except (WorkerError, OSError, ValueError, ImportError, MemoryError) as error:
         text = out_of_memory(plan) if wants_memory(error) else str(error)
         result, code = {"schema_version": SCHEMA_VERSION, "error": text}, 1
+        print("worker: " + text, file=sys.stderr)
     temporary = args.out + ".part"
     with open(temporary, "w", encoding="utf-8") as file:  # noqa: PTH123
         json.dump(result, file)
@@ -166,6 +167,14 @@ def measure(plan: dict[str, Any], model: str, clock: Clock = time.perf_counter) 
     result["disturbance"] = disturbance(before, counters())
     result["fingerprint"] = fingerprint(onnxruntime, session, plan, digest, feeds)
     return result
+
+
+def read_plan(text: str, name: str) -> Any:
+    """The JSON in a plan's text; WorkerError, naming the file, if it is none."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise WorkerError(name + ": not valid JSON: " + str(error)) from error
 
 
 def complete(plan: Any) -> dict[str, Any]:

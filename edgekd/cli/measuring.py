@@ -79,6 +79,8 @@ def make_asked(
 def bench_models(paths: list[Path], targets: list[str], asked: Asked, save: Path | None) -> list[int]:
     """A table of figures; what cannot be measured is said, and the rest is kept."""
     _refuse_namesakes(targets)
+    if asked.split == "val" and (asked.data or not all(path.is_dir() for path in paths)):
+        raise ConfigError("--split val: is for run folders, and without --data; leave one of them out")
     codes: list[int] = []
     taken: list[tuple[Target, list[Measured]]] = []
     absent: list[tuple[str, str]] = []
@@ -153,7 +155,7 @@ def _bench_run(path: Path, target: Target, asked: Asked, scratch: Path) -> tuple
         )
     remark = f"accuracy on {inputs.about}, {len(inputs.labels)} inputs"
     measured = [dataclasses.replace(model, remark=remark) for model in measured]
-    if measured and not asked.data:
+    if measured and not asked.data and asked.split == "test":  # the report compares figures of the same data
         about = {"split": asked.split, "images": len(inputs.labels), "command": asked.command}
         _keep(run, target, [model.figures for model in measured], folder, about)
     return measured, problems

@@ -48,7 +48,7 @@ def test_the_worst_process_is_told_and_all_reasons_in_one_line() -> None:
 
 def test_a_warm_up_that_did_not_become_stable() -> None:
     told = remarks([record(warm=False), record(), record(warm=False)])
-    assert told == ["2 of 3 processes were not yet stable when their warm-up time was over"]
+    assert told == ["not yet stable when the warm-up time was over: 2 of 3 processes"]
 
 
 def test_inner_loops() -> None:
@@ -64,4 +64,4 @@ def test_random_inputs() -> None:
 
 def test_the_gravest_comes_first() -> None:
     one = record({"steal": 0.5}, warm=False, inner_calls=2, fingerprint={"inputs": "random"})
-    assert [line.split()[0] for line in remarks([one])] == ["loaded", "1", "calls", "seeded"]
+    assert [line.split()[0] for line in remarks([one])] == ["loaded", "not", "calls", "seeded"]
