@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+# Networks this small gain nothing from threads, and on a busy machine two of them wait for each other most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from edgekd.bench.records import Effort
 from edgekd.cli.main import main
 
