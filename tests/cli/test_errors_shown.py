@@ -50,7 +50,7 @@ def assert_refused(done, *words: str, code: int = 2) -> None:
         (["bench", "gone.onnx", "-t", "cpu-x86", "--parallel", "0"], ["--parallel"]),
         (["bench", "gone.onnx", "-t", "cpu-x86", "--timeout", "soon"], ["--timeout"]),
         (["bench", "gone.onnx", "-t", "cpu-x86", "--memory-limit", "0"], ["--memory-limit"]),
-        (["bench", "gone.onnx", "-t", "cpu-x86", "--data", "gone.npz"], ["gone.npz", "inputs and labels"]),
+        (["bench", "gone.onnx", "-t", "cpu-x86", "--data", "gone.npz"], ["gone.npz: no such file"]),
         (["bench", ".", "-t", "cpu-x86"], ["is no run folder"]),
         (["doctor", "--install", "cpu-x86"], ["target cpu-x86: needs no environment of its own"]),
         (["doctor", "--install", "nosuch"], ["unknown target 'nosuch'"]),
