@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -185,13 +184,11 @@ def install(target: Target) -> Path:
     return folder
 
 
-def _step(command: list[str], folder: Path | None = None, extra: Mapping[str, str] | None = None) -> None:
-    environment = {**os.environ, **(extra or {})}
+def _step(command: list[str], folder: Path | None = None) -> None:
     try:
         done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace",
-            timeout=INSTALL_LIMIT_S,
-        )  # fmt: skip
+            command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=INSTALL_LIMIT_S
+        )
     except subprocess.TimeoutExpired:
         raise UnavailableError(f"{' '.join(command)}: still running after {INSTALL_LIMIT_S} s; stopped") from None
     if done.returncode:

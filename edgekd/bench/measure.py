@@ -66,11 +66,12 @@ def measure_each(
     What was measured of the same file before and lies in `folder` is kept, and new records are left there. On a
     machine that is not the target, time is unknown and memory a proxy.
     """
-    taken: list[list[Record] | EdgekdError] = [[] for _ in subjects]
-    if target.measurable:
-        taken = _latency_records(subjects, target, inputs, folder, effort)
+    refused = [_external_data(subject.file) for subject in subjects]
+    whole = [subject for subject, problem in zip(subjects, refused, strict=True) if problem is None]
+    timed = iter(_latency_records(whole, target, inputs, folder, effort) if target.measurable else [[] for _ in whole])
     figures: list[ModelFigures | EdgekdError] = []
-    for subject, records in zip(subjects, taken, strict=True):
+    for subject, problem in zip(subjects, refused, strict=True):
+        records: list[Record] | EdgekdError = problem if problem is not None else next(timed)
         try:
             figures.append(_measure_one(subject, target, records, inputs, folder, effort))
         except EdgekdError as error:
@@ -88,7 +89,6 @@ def _measure_one(
 ) -> ModelFigures:
     if isinstance(records, EdgekdError):
         raise records
-    refuse_external_data(subject.file)
     memory = _memory_record(subject, target, folder, effort)
     placement = _placement(subject, target, inputs, folder, effort) if effort.placement else None
     figures = _figures(subject, target, records, memory, placement)
@@ -119,17 +119,17 @@ def _memory_record(subject: Subject, target: Target, folder: Path | None, effort
     return kept[0]
 
 
-def refuse_external_data(file: Path) -> None:
-    """Raise InputError for a model whose weights lie in other files: its size and SHA-256 would leave them out."""
+def _external_data(file: Path) -> InputError | None:
+    """Why a model whose weights lie in other files is refused: its size and SHA-256 would leave them out."""
     import onnx
 
     try:
         graph = onnx.load(file, load_external_data=False).graph
-    except Exception:  # what cannot be read as ONNX was refused, or taken, by the runtime
-        return
+    except Exception:  # protobuf's errors have no common base; the runtime says what is wrong with the file
+        return None
     others = {entry.value for t in graph.initializer for entry in t.external_data if entry.key == "location"}
-    if others:
-        raise InputError(f"{file}: keeps its weights in other files ({', '.join(sorted(others))}); save it as one file")
+    where = ", ".join(sorted(others))
+    return InputError(f"{file}: keeps its weights in other files ({where}); save it as one file") if others else None
 
 
 def _placement(subject: Subject, target: Target, inputs: Path | None, folder: Path | None, effort: Effort) -> Placement:

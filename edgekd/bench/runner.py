@@ -86,6 +86,8 @@ def run_worker(
         plan_file, out, errors = Path(folder, "plan.json"), Path(folder, "result.json"), Path(folder, "stderr")
         plan_file.write_text(json.dumps(plan.as_json()), encoding="utf-8")
         command = [*runtime.command, "--plan", str(plan_file), "--model", str(model), "--out", str(out)]
+        if runtime.kind == "python":
+            command.append("--die-with-parent")
         code = _wait(command, errors, timeout_s, told)
         if code is None:
             raise ModelError(f"{model}: still running after {timeout_s:g} s (exit {TIMEOUT_EXIT}); stopped")

@@ -118,8 +118,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--plan", required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--out", required=True)
+    parser.add_argument(
+        "--die-with-parent", action="store_true", help="end when the starting process is killed (Linux)"
+    )
     args = parser.parse_args(argv)
     plan: dict[str, Any] = {}
+    if args.die_with_parent:
+        die_with_parent()
     try:
         with open(args.plan, encoding="utf-8") as file:  # noqa: PTH123 - runs where pathlib costs start-up time
             plan = read_plan(file.read(), args.plan)
@@ -202,7 +207,6 @@ def confine(plan: dict[str, Any]) -> None:
         except (OSError, TypeError) as error:
             here = sorted(os.sched_getaffinity(0))
             raise WorkerError("affinity " + str(plan["affinity"]) + ": this process has CPUs " + str(here)) from error
-    die_with_parent()
     if plan["memory_limit_bytes"]:
         import resource  # not on Windows
 
@@ -215,7 +219,10 @@ def confine(plan: dict[str, Any]) -> None:
 
 
 def die_with_parent() -> None:
-    """Linux: a parent that is killed takes this process along, which would otherwise go on for nobody."""
+    """Linux: a parent that is killed takes this process along, which would otherwise go on for nobody.
+
+    Not by default: a person may start a worker on a device and log out.
+    """
     if sys.platform == "linux":
         import ctypes
 
