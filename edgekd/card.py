@@ -149,12 +149,22 @@ class Budget:
 
     latency_p50_ms: Positive | None = None
     latency_p95_ms: Positive | None = None
+    latency_p99_ms: Positive | None = None
+    """Advisory: too unsteady to gate by, so it is told and never fails."""
+    load_ms: Positive | None = None
+    """Making the session."""
     size_kb: Positive | None = None
     peak_memory_mb: Positive | None = None
     min_accuracy: Fraction | None = None
     max_accuracy_drop: Annotated[float, Field(ge=0, le=100)] | None = None
     """Points below the teacher."""
     teacher_min_accuracy: Fraction | None = None
+    min_agreement: Fraction | None = None
+    """Share of the test inputs on which it says what the teacher says."""
+    min_coverage: Fraction | None = None
+    """Share of the nodes that the target's provider runs."""
+    min_fused_share: Fraction | None = None
+    """Of the nodes that could compute in int8, the share that does."""
 
     def with_values(self, other: "Budget") -> "Budget":
         """This budget with every value that `other` sets."""

@@ -3,20 +3,38 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["BUDGETED", "Figure", "ModelFigures", "Placement", "Provenance"]
+__all__ = ["BUDGETED", "COMPARED", "Figure", "ModelFigures", "Placement", "Provenance"]
 
 Provenance = Literal["measured", "emulated", "proxy", "estimated", "exact", "unknown"]
 
 BUDGETED = {
     "latency_p50_ms": "latency p50",
     "latency_p95_ms": "latency p95",
+    "latency_p99_ms": "latency p99",
+    "load_ms": "load time",
     "size_kb": "file size",
     "peak_memory_mb": "peak memory",
     "min_accuracy": "accuracy",
     "max_accuracy_drop": "accuracy drop",
     "teacher_min_accuracy": "teacher's accuracy",
+    "min_agreement": "agreement with the teacher",
+    "min_coverage": "nodes on the provider",
+    "min_fused_share": "fused in int8",
 }
 """Budget keys in the order they are shown, with the words for them."""
+
+COMPARED = {
+    "max_slowdown": "p50 slowdown",
+    "max_slowdown_p95": "p95 slowdown",
+    "max_load_growth": "load time growth",
+    "max_size_growth": "file size growth",
+    "max_memory_growth": "peak memory growth",
+    "max_accuracy_loss": "accuracy loss",
+    "min_same_answers": "same answers",
+    "max_coverage_loss": "fewer nodes on the provider",
+    "max_fused_loss": "less fused in int8",
+}
+"""Tolerance keys, by which a model is held against a baseline, in the order they are shown."""
 
 
 @dataclass(frozen=True)

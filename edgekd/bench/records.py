@@ -5,9 +5,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["QUICK", "RECORD_VERSION", "THOROUGH", "Effort", "Plan", "Record", "comparable"]
+__all__ = ["PAIR", "QUICK", "RECORD_VERSION", "THOROUGH", "Effort", "Plan", "Record", "comparable"]
 
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 """`schema_version` of what the workers of this edgekd write; their history is in edgekd/bench/worker.py."""
 
 
@@ -40,12 +40,15 @@ class Effort:
 QUICK = Effort(processes=3, budget_s=3.0, warmup_s=0.1, min_calls=30, max_s=0.2)
 THOROUGH = Effort(processes=20, budget_s=90.0, warmup_s=1.0, min_calls=25, max_calls=20_000, max_s=2.0)
 
+PAIR = Effort(warmup_s=0.1, min_calls=24, max_calls=1_500, max_s=0.6)
+"""One process in which two models take turns; how many there are is planned in edgekd/check/looks.py."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What one worker process does; the fields are explained in edgekd/bench/worker.py."""
 
-    mode: Literal["latency", "throughput", "memory", "profile", "predict"]
+    mode: Literal["latency", "pair", "throughput", "memory", "profile", "predict"]
     provider: str
     provider_options: dict[str, str] = field(default_factory=dict)
     intra_op_threads: int = 1
@@ -56,6 +59,9 @@ class Plan:
     affinity: tuple[int, ...] = ()
     precise_int8: bool = False
     binding: Literal["run", "io"] = "run"
+    baseline: str | None = None
+    baseline_first: bool = True
+    block_s: float = 0.005
     inputs: str | None = None
     outputs: str | None = None
     optimized: str | None = None
@@ -88,6 +94,10 @@ class Record:
     inner_calls: int = 1
     """Calls behind each entry of `latency_s`; more than one for calls under 50 µs."""
     latency_s: tuple[float, ...] = ()
+    block_calls: int = 0
+    """Pair: entries of `latency_s` in a block, after which the other model had its turn."""
+    baseline: dict[str, Any] | None = None
+    """Pair: load_s, first_call_s, latency_s and fingerprint of the other model; its blocks in the same order."""
     energy_j: float | None = None
     """Joules of all the timed calls; None without a counter."""
     calls: int = 0
@@ -104,7 +114,7 @@ class Record:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Record":
         """The record in a worker's result; ValueError or TypeError if it is none."""
-        if data.get("schema_version") not in (1, RECORD_VERSION):
+        if data.get("schema_version") not in (1, 2, RECORD_VERSION):
             raise ValueError(f"schema_version is {data.get('schema_version')!r}, {RECORD_VERSION} is known")
         _check(data)
         values = {key: value for key, value in data.items() if key != "schema_version"}

@@ -24,6 +24,7 @@ __all__ = [
     "make_plan",
     "measure_latency",
     "measure_memory",
+    "measure_pair",
     "measure_placement",
     "measure_throughput",
     "predict",
@@ -185,6 +186,15 @@ def _one_more(
     if problem := comparable(records):
         return ModelError(f"{model}: its processes are not comparable: {problem}")
     return records
+
+
+def measure_pair(
+    model: Path, baseline: Path, target: Target, inputs: Path | None, effort: Effort, turn: int
+) -> Record:
+    """One fresh process in which a model and its baseline take turns; every second `turn` the model is made first."""
+    files: dict[str, Any] = {"inputs": str(inputs) if inputs else None, "baseline": str(baseline)}
+    plan = make_plan(target, effort, mode="pair", baseline_first=turn % 2 == 0, **files, **_bounds(effort))
+    return _measured(plan, model, target, effort)
 
 
 def measure_memory(model: Path, target: Target, effort: Effort) -> Record:

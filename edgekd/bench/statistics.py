@@ -8,7 +8,18 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Interval", "Latency", "between", "latency_of", "min_calls_for", "order_statistics", "student_t", "wilson"]
+__all__ = [
+    "Interval",
+    "Latency",
+    "Ratios",
+    "between",
+    "latency_of",
+    "min_calls_for",
+    "order_statistics",
+    "ratios_of",
+    "student_t",
+    "wilson",
+]
 
 CONFIDENCE = 0.95
 
@@ -67,6 +78,34 @@ def latency_of(processes: Sequence[Sequence[float]]) -> Latency:
     median = percentile(50)
     assert median is not None
     return Latency(len(calls), len(samples), median, percentile(95), percentile(99))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratios:
+    """Model over baseline, as one process saw both: above 1 where the model takes longer."""
+
+    p50: float
+    p95: float | None
+    """None for too few calls."""
+    load: float
+
+
+def ratios_of(
+    latency_s: Sequence[float], baseline_s: Sequence[float], block_calls: int, load_s: float, baseline_load_s: float
+) -> Ratios:
+    """The ratios of a model and a baseline that took turns in one process, in blocks of `block_calls` calls.
+
+    p50: the median over neighbouring blocks of the ratio of their medians, so that what slows down both for longer
+    than a block cancels out. p95: of all calls.
+    """
+    model, baseline = np.asarray(latency_s, dtype=np.float64), np.asarray(baseline_s, dtype=np.float64)
+    blocks = [np.median(calls.reshape(-1, block_calls), axis=1) for calls in (model, baseline)]
+    enough = len(model) >= min_calls_for(95)
+    return Ratios(
+        p50=float(np.median(blocks[0] / blocks[1])),
+        p95=float(np.percentile(model, 95) / np.percentile(baseline, 95)) if enough else None,
+        load=load_s / baseline_load_s,
+    )
 
 
 def order_statistics(ordered: NDArray[np.float64], q: float) -> tuple[float, float]:

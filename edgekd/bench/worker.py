@@ -6,11 +6,14 @@ It needs Python 3.9, numpy and onnxruntime 1.17, and nothing of edgekd. The plan
 out has the value of DEFAULTS below:
 
     mode      "latency": time single calls; "throughput": many calls, in one session or several side by side;
-              "memory": peak memory without a data set; "profile": which kernels ran where, and for how long;
+              "pair": time the model and `baseline` by turns, in short blocks; "memory": peak memory without a data set; "profile": which kernels ran where, and for how long;
               "predict": write the outputs for all inputs to `outputs` (.npy)
     provider, provider_options, intra_op_threads, inter_op_threads, allow_spinning, graph_level, arena,
     affinity, precise_int8, binding          how the session is made; all of it goes into the fingerprint
               binding "run": session.run with numpy arrays; "io": inputs and outputs bound before the call
+    baseline  pair: the other model file, given the same inputs
+    baseline_first                           pair: which session is made first (it then has the better memory)
+    block_s   pair: how long a block of one model's calls takes, about
     inputs    a .npy file with inputs along the first axis, memory-mapped; null: seeded random ones
     memory_limit_bytes                       address space this process may take (RLIMIT_AS)
     optimized                                profile: where to write the graph as ONNX Runtime optimized it
@@ -44,7 +47,8 @@ __all__ = ["DEFAULTS", "Feeds", "energy_counter", "main", "measure"]
 # result history:
 # 1 - latency_s, first_call_s, load_s, memory, fingerprint
 # 2 - binding, arena, inner_calls, warm, disturbance, energy_j, throughput, nodes; DEFAULTS fill up a plan
-SCHEMA_VERSION = 2
+# 3 - mode pair: baseline, block_calls
+SCHEMA_VERSION = 3
 
 DEFAULTS: dict[str, Any] = {
     "mode": "latency",
@@ -58,6 +62,9 @@ DEFAULTS: dict[str, Any] = {
     "affinity": [],
     "precise_int8": False,
     "binding": "run",
+    "baseline": None,
+    "baseline_first": True,
+    "block_s": 0.005,
     "inputs": None,
     "outputs": None,
     "optimized": None,
@@ -88,7 +95,7 @@ LEVELS = {
     "all": "ORT_ENABLE_ALL",
 }
 CHOICES = {
-    "mode": ("latency", "throughput", "memory", "profile", "predict"),
+    "mode": ("latency", "pair", "throughput", "memory", "profile", "predict"),
     "binding": ("run", "io"),
     "graph_level": tuple(LEVELS),
 }
@@ -104,6 +111,8 @@ DTYPES = {
 }
 ON_NVIDIA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 SHORTEST_S = 50e-6  # a call below this is timed in inner loops: the clock and Python itself would show
+LOADS = 5  # pair: of each model
+SLOW_LOAD_S = 0.5
 ROTATED = 64  # rows kept ready for the timed calls (two batches at least)
 Clock = Callable[[], float]
 
@@ -147,12 +156,11 @@ def measure(plan: dict[str, Any], model: str, clock: Clock = time.perf_counter) 
     import onnxruntime
 
     memory = {"import_bytes": peak_memory()}
-    with open(model, "rb") as file:  # noqa: PTH123
-        digest = hashlib.sha256(file.read()).hexdigest()
     before = counters()
-    begin = clock()
-    session = make_session(onnxruntime, plan, model)
-    load_s = clock() - begin
+    if plan["mode"] == "pair":
+        (session, load_s), baseline = load_pair(onnxruntime, plan, model, clock)
+    else:
+        (session, load_s), baseline = loaded(onnxruntime, plan, model, clock), None
     memory["load_bytes"] = peak_memory()
     feeds = Feeds(session, plan)
     call = Caller(onnxruntime, session, feeds, plan)
@@ -165,13 +173,47 @@ def measure(plan: dict[str, Any], model: str, clock: Clock = time.perf_counter) 
         others = [make_session(onnxruntime, plan, model) for _ in range(plan["sessions"] - 1)]
         callers = [call, *(Caller(onnxruntime, other, feeds, plan) for other in others)]
         result.update(throughput(callers, plan, clock))
+    elif baseline is not None:
+        result.update(pair(onnxruntime, call, baseline, plan, clock))
     else:
         result.update(time_calls(call, plan, clock))
     memory["run_bytes"] = peak_memory()
     result["memory"] = memory
     result["disturbance"] = disturbance(before, counters())
-    result["fingerprint"] = fingerprint(onnxruntime, session, plan, digest, feeds)
+    result["fingerprint"] = fingerprint(onnxruntime, session, plan, sha256_of(model), feeds)
     return result
+
+
+def loaded(onnxruntime: Any, plan: dict[str, Any], model: str, clock: Clock) -> tuple[Any, float]:
+    """A session and the seconds it took to make it."""
+    begin = clock()
+    session = make_session(onnxruntime, plan, model)
+    return session, clock() - begin
+
+
+def load_pair(onnxruntime: Any, plan: dict[str, Any], model: str, clock: Clock) -> list[tuple[Any, float]]:
+    """The model and its baseline, with the median of LOADS times that loading each took; slow ones are loaded once.
+
+    Loads are timed one at a time, by turns: a second session in the same process would have to find new memory.
+    The very first one, which pays for the process, is neither's. The sessions are then made in the order asked for.
+    """
+    files = [model, plan["baseline"]]
+    order = [1, 0] if plan["baseline_first"] else [0, 1]
+    make_session(onnxruntime, plan, files[order[0]])
+    spent: list[list[float]] = [[], []]
+    while len(spent[0]) < LOADS and sum(map(sum, spent)) < SLOW_LOAD_S:
+        for place in order if len(spent[0]) % 2 == 0 else order[::-1]:
+            spent[place].append(loaded(onnxruntime, plan, files[place], clock)[1])
+    sessions: list[Any] = [None, None]
+    for place in order:
+        sessions[place] = make_session(onnxruntime, plan, files[place])
+    return [(session, float(np.median(seconds))) for session, seconds in zip(sessions, spent)]
+
+
+def sha256_of(model: str) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(model, "rb") as file:  # noqa: PTH123
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def read_plan(text: str, name: str) -> Any:
@@ -415,6 +457,55 @@ def time_calls(call: Caller, plan: dict[str, Any], clock: Clock) -> dict[str, An
         "latency_s": [round(seconds, 9) for seconds in latency],
         "energy_j": spent if spent is not None and spent >= 0 else None,  # the counter starts again at its maximum
     }
+
+
+def pair(onnxruntime: Any, call: Caller, baseline: tuple[Any, float], plan: dict[str, Any], clock: Clock) -> dict[str, Any]:
+    """Time the model and the baseline by turns, in short blocks: what slows the machine down slows both.
+
+    Blocks go baseline, model, model, baseline, …; each has the same number of calls.
+    """
+    session, load_s = baseline
+    try:
+        feeds = Feeds(session, plan)
+        callers = (Caller(onnxruntime, session, feeds, plan), call)
+        (firsts, typical), spent = _warm_pair(callers, plan, clock), ([], [])  # type: ignore[var-annotated]
+    except WorkerError as error:
+        raise WorkerError("beside its baseline: " + str(error)) from error
+    inner = math.ceil(SHORTEST_S / min(typical)) if 0 < min(typical) < SHORTEST_S else 1
+    size = max(3, min(plan["max_calls"], math.ceil(plan["block_s"] / (inner * max(typical)))))
+    begin = clock()
+    while len(spent[1]) < plan["max_calls"]:
+        if len(spent[1]) >= plan["min_calls"] and clock() - begin >= plan["max_s"]:
+            break
+        turn = len(spent[1])
+        for place in (0, 1) if turn // size % 2 == 0 else (1, 0):
+            for number in range(turn, turn + size):
+                start = clock()
+                for offset in range(inner):
+                    callers[place](number * inner + offset)
+                spent[place].append((clock() - start) / inner)
+    return {
+        "first_call_s": firsts[1],
+        "inner_calls": inner,
+        "block_calls": size,
+        "latency_s": [round(seconds, 9) for seconds in spent[1]],
+        "baseline": {
+            "load_s": load_s,
+            "first_call_s": firsts[0],
+            "latency_s": [round(seconds, 9) for seconds in spent[0]],
+            "fingerprint": fingerprint(onnxruntime, session, plan, sha256_of(plan["baseline"]), feeds),
+        },
+    }
+
+
+def _warm_pair(callers: tuple[Caller, Caller], plan: dict[str, Any], clock: Clock) -> tuple[list[float], list[float]]:
+    """Seconds of each one's first call, and of a typical call when warm."""
+    firsts, typical = [], []
+    for caller in callers:
+        firsts.append(_timed(caller, 0, clock))
+        warmup, _ = warm_up(lambda number, caller=caller: _timed(caller, number, clock), plan["warmup_s"])  # type: ignore[misc]
+        typical.append(float(np.median(warmup[-10:])) if warmup else firsts[-1])
+    return firsts, typical
 
 
 def warm_up(once: Callable[[int], float], limit_s: float) -> tuple[list[float], bool]:

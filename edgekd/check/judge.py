@@ -1,17 +1,18 @@
 """Verdicts: pure functions of figures and budgets; nothing is measured here."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from edgekd import units
 from edgekd.card import Budget
 from edgekd.errors import ExitCode
-from edgekd.figures import BUDGETED, Figure, ModelFigures
+from edgekd.figures import BUDGETED, COMPARED, Figure, ModelFigures
 from edgekd.target import Target
 
 __all__ = [
     "EXIT_CODES",
+    "Judged",
     "Line",
     "Outcome",
     "Verdict",
@@ -37,14 +38,54 @@ class Line:
     figure: Figure
     outcome: Outcome
     reason: str = ""
+    confidence: str = ""
+    """How sure: `95 % over 4 planned looks; 6 process pairs`, or `exact`."""
+
+    @property
+    def words(self) -> str:
+        """What is judged: `file size`."""
+        return BUDGETED.get(self.key) or COMPARED[self.key]
+
+    @property
+    def sign(self) -> str:
+        """≤ for a limit from above, ≥ for one from below."""
+        return "≥" if _at_least(self.key) else "≤"
+
+    @property
+    def shown(self) -> str:
+        """The figure with its unit: `27.7 kB`, `+1.2 %`, `unknown`."""
+        return show_value(self.key, self.figure)
+
+    @property
+    def shown_limit(self) -> str:
+        """The limit with its unit."""
+        return show_limit(self.key, self.limit)
+
+    @property
+    def shown_interval(self) -> str:
+        """`0.652 ms … 0.671 ms`; empty for an exact figure."""
+        if self.figure.low is None or self.figure.high is None:
+            return ""
+        return f"{show_limit(self.key, self.figure.low)} … {show_limit(self.key, self.figure.high)}"
+
+    @property
+    def margin(self) -> float | None:
+        """What is left until the limit, negative beyond it, in the limit's own unit."""
+        if self.figure.value is None:
+            return None
+        return self.figure.value - self.limit if _at_least(self.key) else self.limit - self.figure.value
+
+    @property
+    def advisory(self) -> bool:
+        """Whether it is told and never decides: p99 varies by a fifth from one process to the next."""
+        return self.key == "latency_p99_ms"
 
     @property
     def text(self) -> str:
         """`file size 27.7 kB ≤ 60.0 kB: pass`."""
-        sign = "≥" if _at_least(self.key) else "≤"
-        value = show_value(self.key, self.figure)
         reason = f" ({self.reason})" if self.reason else ""
-        return f"{BUDGETED[self.key]} {value} {sign} {show_limit(self.key, self.limit)}: {self.outcome}{reason}"
+        outcome = f"{self.outcome}, advisory" if self.advisory else self.outcome
+        return f"{self.words} {self.shown} {self.sign} {self.shown_limit}: {outcome}{reason}"
 
 
 @dataclass(frozen=True)
@@ -56,7 +97,7 @@ class Verdict:
     @property
     def outcome(self) -> Outcome:
         """The verdict as a word."""
-        outcomes = [line.outcome for line in self.lines]
+        outcomes = [line.outcome for line in self.lines if not line.advisory]
         return "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
 
     @property
@@ -68,6 +109,39 @@ class Verdict:
     def reasons(self) -> list[str]:
         """The lines that did not pass, as text."""
         return [line.text for line in self.lines if line.outcome != "pass"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What `check` says of one model on one target: a verdict, or why there is none."""
+
+    name: str
+    target: str
+    verdict: Verdict | None = None
+    problem: str = ""
+    """One line: it crashed, its baseline is missing, …"""
+    problem_code: ExitCode = ExitCode.USAGE
+    file: str = ""
+    sha256: str = ""
+    baseline: str = ""
+    """What it was held against, in words; empty for budgets alone."""
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    """How long the check took."""
+    machine: str = ""
+    """CPU and runtime of the measurement; empty if nothing was measured."""
+    figures: dict[str, Figure] = field(default_factory=dict)
+    """By budget key, judged or not."""
+
+    @property
+    def outcome(self) -> str:
+        """pass, fail, inconclusive or error."""
+        return self.verdict.outcome if self.verdict else "error"
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What the command exits with if this is all it did."""
+        return self.verdict.exit_code if self.verdict else self.problem_code
 
 
 def judge(
@@ -121,7 +195,7 @@ def _line(key: str, limit: float, figure: Figure, allow_estimated: bool) -> Line
 
 
 def _at_least(key: str) -> bool:
-    return key in ("min_accuracy", "teacher_min_accuracy")
+    return key.startswith("min_") or key == "teacher_min_accuracy"
 
 
 def budget_figures(model: ModelFigures, teacher_accuracy: Figure | None = None) -> dict[str, Figure]:
@@ -149,7 +223,11 @@ def show_limit(key: str, value: float) -> str:
         return units.bytes_(value * 1_000)
     if key == "peak_memory_mb":
         return units.bytes_(value * 1_000_000)
-    return f"{value:.2f} points" if key == "max_accuracy_drop" else units.accuracy(value)
+    if key in ("max_accuracy_drop", "max_accuracy_loss"):
+        return f"{value:.2f} points"
+    if key.startswith("max_"):
+        return f"{100 * value:+.1f} %"
+    return units.accuracy(value)
 
 
 def show_value(key: str, figure: Figure) -> str:
