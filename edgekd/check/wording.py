@@ -1,0 +1,54 @@
+"""What every report of a check says in the same words: margins, details, names that cannot break a format."""
+
+import re
+
+from edgekd.check.judge import Judged, Line, show_limit
+from edgekd.figures import BUDGETED
+
+__all__ = ["background", "details", "kind", "shown_figure", "shown_margin", "visible"]
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def visible(text: str) -> str:
+    r"""Control characters and broken encodings as `\x1b` or `\udc80`; tab and line ends stay.
+
+    Names come from users and file systems; XML forbids these characters, UTF-8 the lone surrogates, and a log obeys
+    an escape sequence.
+    """
+    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def shown_figure(line: Line) -> str:
+    """`0.652 ms (measured)`: no figure without how it was obtained."""
+    return line.shown if line.figure.value is None else f"{line.shown} ({line.figure.provenance})"
+
+
+def shown_margin(line: Line) -> str:
+    """`+0.1 ms` left until the limit, `−0.1 ms` beyond it; empty for an unknown figure."""
+    margin = line.margin
+    if margin is None:
+        return ""
+    return ("−" if margin < 0 else "+") + show_limit(line.key, abs(margin)).lstrip("+")
+
+
+def kind(line: Line) -> str:
+    """`budget` for a limit of its own, `regression` for one that a baseline sets."""
+    return "budget" if line.key in BUDGETED else "regression"
+
+
+def details(line: Line) -> list[str]:
+    """All that is known of one line, a sentence each."""
+    known = [
+        ("how", line.figure.provenance if line.figure.value is not None else ""),
+        ("interval", line.shown_interval),
+        ("margin", shown_margin(line)),
+        ("confidence", line.confidence),
+    ]
+    return [line.text, *(f"{word}: {text}" for word, text in known if text)]
+
+
+def background(judged: Judged) -> list[tuple[str, str]]:
+    """What a model was held against and measured on, by word; what is unknown is left out."""
+    known = [("machine", judged.machine), ("baseline", judged.baseline), ("sha256", judged.sha256)]
+    return [(word, text) for word, text in known if text]
