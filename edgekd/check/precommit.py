@@ -1,0 +1,136 @@
+"""`edgekd-check-files`: what a commit can be asked about an ONNX file without running it: its size and its opset."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekd import units
+from edgekd.check.wording import visible
+from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, one_line, worst
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+__all__ = ["file_problems", "main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """One line for each problem; exit 1 if there is any, 2 if a file cannot be read."""
+    options = _parser().parse_args(arguments)
+    low, high = options.min_opset, options.max_opset
+    if low is not None and high is not None and low > high:
+        return _complain(ConfigError(f"--min-opset {low}: should be at most --max-opset, which is {high}"))
+    codes = [ExitCode.PASS]
+    for file in options.files:
+        try:
+            problems = file_problems(file, options.max_size_kb, low, high)
+        except EdgekdError as error:
+            codes.append(_complain(error))
+            continue
+        for problem in problems:
+            print(visible(problem))
+        codes.append(ExitCode.FAIL if problems else ExitCode.PASS)
+    return worst(codes)
+
+
+def _complain(error: EdgekdError) -> ExitCode:
+    print(visible(f"edgekd-check-files: {error}"), file=sys.stderr)
+    return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("edgekd-check-files", description="Check size and opset of ONNX files.")
+    parser.add_argument("--max-size-kb", type=_positive, metavar="N", help="of the file and its weights; kB = 1,000 B")
+    parser.add_argument("--min-opset", type=int, metavar="N", help="oldest opset of the default domain")
+    parser.add_argument("--max-opset", type=int, metavar="N", help="newest opset of the default domain")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
+    return parser
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: should be a number above 0")
+    return value
+
+
+def file_problems(
+    file: Path, max_size_kb: float | None = None, min_opset: int | None = None, max_opset: int | None = None
+) -> list[str]:
+    """What is wrong with `file`, one line each.
+
+    Raises InputError if it, or a file that holds its weights, cannot be read.
+    """
+    model = _load(file)
+    size = _size(file, model)
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=None)
+    problems = []
+    if max_size_kb is not None and size > max_size_kb * 1_000:
+        limit = units.bytes_(max_size_kb * 1_000)
+        problems.append(f"size {units.bytes_(size)} ({size:,} B) > {limit}; quantize it, or raise --max-size-kb")
+    if opset is None and (min_opset is not None or max_opset is not None):
+        problems.append("declares no opset of the default domain, so its limits cannot be checked; export it again")
+    if opset is not None and min_opset is not None and opset < min_opset:
+        problems.append(f"opset {opset} < {min_opset}; export it with opset {min_opset}, or lower --min-opset")
+    if opset is not None and max_opset is not None and opset > max_opset:
+        problems.append(f"opset {opset} > {max_opset}; export it with opset {max_opset}, or raise --max-opset")
+    return [f"{file}: {problem}" for problem in problems]
+
+
+def _load(file: Path) -> "ModelProto":
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
+    if content.startswith(b"version https://git-lfs.github.com/"):
+        raise InputError(f"{file}: is a Git LFS pointer, not the model; git lfs pull fetches it")
+    try:
+        model = onnx.load_model_from_string(content)
+    except DecodeError as error:
+        raise InputError(f"{file}: is not an ONNX file ({one_line(error)})") from error
+    if not model.HasField("graph") or not model.opset_import:
+        raise InputError(f"{file}: is not an ONNX file (it has no graph or no opset)")
+    return model
+
+
+def _size(file: Path, model: "ModelProto") -> int:
+    """Bytes of the file and of the others its weights lie in."""
+    tensors = [*_graph_tensors(model.graph), *(t for f in model.functions for t in _node_tensors(f.node))]
+    others = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return file.stat().st_size + sum(_weights_size(file, other) for other in sorted(others))
+
+
+def _weights_size(file: Path, location: str) -> int:
+    folder = file.parent
+    try:
+        path = (folder / location).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise InputError(f"{file}: keeps weights in {location!r}; they should lie in the folder of the model")
+        return path.stat().st_size
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise InputError(f"{file}: keeps weights in {location!r}, which cannot be read ({reason}); add it") from error
+
+
+def _graph_tensors(graph: "GraphProto") -> Iterator["TensorProto"]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: "Sequence[NodeProto]") -> Iterator["TensorProto"]:
+    """The tensors of constants, and of the branches and loops inside nodes."""
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for graph in (attribute.g, *attribute.graphs):
+            yield from _graph_tensors(graph)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
