@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from edgekd.check.judge import Judged, Line
-from edgekd.check.wording import visible
+from edgekd.check.wording import named_apart, visible
 
 __all__ = ["github_annotations"]
 
@@ -18,7 +18,7 @@ def github_annotations(judged: Sequence[Judged]) -> str:
     """One command a line: an error for what failed, a warning for what is inconclusive or only advisory."""
     errors: list[tuple[str, str]] = []
     warnings: list[tuple[str, str]] = []
-    for one in judged:
+    for one in named_apart(judged):
         title = f"{one.name} on {one.target}"
         if one.verdict is None:
             errors.append((title, one.problem))

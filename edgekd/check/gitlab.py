@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from edgekd.check.judge import Judged
-from edgekd.check.wording import visible
+from edgekd.check.wording import named_apart, visible
 from edgekd.figures import BUDGETED, COMPARED, Figure
 
 __all__ = ["gitlab_metrics"]
@@ -15,11 +15,11 @@ _WORDS = BUDGETED | COMPARED
 def gitlab_metrics(judged: Sequence[Judged]) -> str:
     """Every known figure, judged or not; a family a metric, as OpenMetrics wants it."""
     families: dict[str, dict[str, str]] = {key: {} for key in _WORDS}
-    for one in judged:
+    for one in named_apart(judged):
         for key, figure in _figures(one).items():
             if figure.value is not None and math.isfinite(figure.value):
                 labels = _labels(model=one.name, target=one.target, metric=_WORDS[key])
-                families[key].setdefault(labels, f"{figure.value:.6g}")
+                families[key][labels] = f"{figure.value:.6g}"
     lines = []
     for key, samples in families.items():
         if samples:

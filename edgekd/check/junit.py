@@ -4,16 +4,17 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
 from edgekd.check.judge import Judged, Line
-from edgekd.check.wording import background, details, kind, visible
+from edgekd.check.wording import background, details, kind, named_apart, visible
 
 __all__ = ["junit_xml"]
 
 
-def junit_xml(judged: Sequence[Judged], on_inconclusive: str) -> str:
+def junit_xml(judged: Sequence[Judged], on_inconclusive: str | None) -> str:
     """One suite a target, one case for each metric of each model.
 
     An inconclusive case is skipped; with `on_inconclusive` "fail" it fails, with "pass" it passes and says so.
     """
+    judged = named_apart(judged)
     targets = list(dict.fromkeys(one.target for one in judged))
     root = ET.Element("testsuites", name="edgekd check")
     for target in targets:
@@ -26,7 +27,7 @@ def junit_xml(judged: Sequence[Judged], on_inconclusive: str) -> str:
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.tostring(root, encoding="unicode")}\n'
 
 
-def _suite(target: str, judged: Sequence[Judged], on_inconclusive: str, several: bool) -> ET.Element:
+def _suite(target: str, judged: Sequence[Judged], on_inconclusive: str | None, several: bool) -> ET.Element:
     suite = ET.Element("testsuite", name=visible(target))
     machines = dict.fromkeys(one.machine for one in judged if one.machine)
     _properties(suite, [("target", target), *(("machine", machine) for machine in machines)])
@@ -41,7 +42,7 @@ def _suite(target: str, judged: Sequence[Judged], on_inconclusive: str, several:
     return suite
 
 
-def _cases(one: Judged, model: str, on_inconclusive: str) -> list[ET.Element]:
+def _cases(one: Judged, model: str, on_inconclusive: str | None) -> list[ET.Element]:
     lines = one.verdict.lines if one.verdict else ()
     seconds = f"{one.seconds / max(1, len(lines)):.3f}"  # one measurement gave them all: each has its share
     if not lines:
@@ -67,7 +68,7 @@ def _case(one: Judged, model: str, name: str, seconds: str) -> ET.Element:
     return case
 
 
-def _result(case: ET.Element, line: Line, on_inconclusive: str) -> None:
+def _result(case: ET.Element, line: Line, on_inconclusive: str | None) -> None:
     """What makes a case fail or be skipped; an advisory line does neither."""
     if line.outcome == "not judged":
         ET.SubElement(case, "skipped", message=visible(line.text))

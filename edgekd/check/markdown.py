@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgekd import units
 from edgekd.check.judge import EXIT_CODES, Judged, Line
-from edgekd.check.wording import background, shown_figure, shown_margin, visible
+from edgekd.check.wording import background, named_apart, shown_figure, shown_margin, visible
 from edgekd.errors import InputError, worst
 from edgekd.report.tables import markdown_table
 
@@ -26,6 +26,7 @@ _ACTIVE = re.compile(r"([\\`*\[\]~#!]|(?<![^\W_])_|_(?![^\W_]))")
 
 def markdown_summary(judged: Sequence[Judged]) -> str:
     """A headline, one table, and the notes folded away."""
+    judged = named_apart(judged)
     outcome = _overall(judged)
     parts = [f"## {MARKS[outcome]} edgekd check: {outcome}", _counts(judged)]
     rows = [row for one in judged for row in _rows(one)]

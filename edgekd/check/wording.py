@@ -1,11 +1,13 @@
 """What every report of a check says in the same words: margins, details, names that cannot break a format."""
 
+import dataclasses
 import re
+from collections.abc import Sequence
 
 from edgekd.check.judge import Judged, Line, show_limit
 from edgekd.figures import BUDGETED
 
-__all__ = ["background", "details", "kind", "shown_figure", "shown_margin", "visible"]
+__all__ = ["background", "details", "kind", "named_apart", "shown_figure", "shown_margin", "visible"]
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -17,6 +19,20 @@ def visible(text: str) -> str:
     an escape sequence.
     """
     return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def named_apart(judged: Sequence[Judged]) -> list[Judged]:
+    """The same, where two of one name on one target are known by their files, or else numbered.
+
+    Every report finds an entry by its name; of two that are alike most show one and are silent about the other.
+    """
+    names = [(one.name, one.target) for one in judged]
+    longer = [one.file or one.name if names.count((one.name, one.target)) > 1 else one.name for one in judged]
+    apart = []
+    for place, (one, name) in enumerate(zip(judged, longer, strict=True)):
+        before = sum(longer[i] == name and judged[i].target == one.target for i in range(place))
+        apart.append(dataclasses.replace(one, name=f"{name} ({before + 1})" if before else name))
+    return apart
 
 
 def shown_figure(line: Line) -> str:

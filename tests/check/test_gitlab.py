@@ -1,5 +1,6 @@
 """GitLab's metrics report, read as OpenMetrics and as GitLab reads it."""
 
+import dataclasses
 import re
 import shlex
 
@@ -54,8 +55,9 @@ def test_a_name_breaks_neither_reader(broken: Judged) -> None:
     assert list(as_gitlab_reads(text).values()) == ["1.5"]
 
 
-def test_one_sample_a_label_set(mixed: Judged) -> None:
-    assert samples(gitlab_metrics([mixed, mixed])) == samples(gitlab_metrics([mixed]))
+def test_models_of_one_name_keep_their_figures_apart(passed: Judged) -> None:
+    keys = samples(gitlab_metrics([passed, dataclasses.replace(passed, file="b/small.onnx"), passed]))
+    assert [model for _, model, *_ in keys] == ["small.onnx", "b/small.onnx", "small.onnx (2)"]
 
 
 def test_every_metric_has_a_name_of_its_own() -> None:

@@ -13,11 +13,11 @@ from edgekd.check.judge import Judged, Verdict
 from edgekd.check.junit import junit_xml
 
 
-def read(judged: Sequence[Judged], on_inconclusive: str = "") -> Any:
+def read(judged: Sequence[Judged], on_inconclusive: str | None = None) -> Any:
     return JUnitXml.fromstring(junit_xml(judged, on_inconclusive).encode())
 
 
-def cases(judged: Sequence[Judged], on_inconclusive: str = "") -> dict[str, Any]:
+def cases(judged: Sequence[Judged], on_inconclusive: str | None = None) -> dict[str, Any]:
     return {case.name: case for suite in read(judged, on_inconclusive) for case in suite}
 
 
@@ -32,6 +32,12 @@ def test_a_suite_a_target_and_a_case_a_metric(mixed: Judged, slower: Judged) -> 
     keys = [(case.classname, case.name) for suite in report for case in suite]
     assert ("student.onnx on wasm", "file size") in keys
     assert len(set(keys)) == len(keys)
+
+
+def test_models_of_one_name_are_told_apart(passed: Judged) -> None:
+    judged = [dataclasses.replace(passed, file=file) for file in ("a/small.onnx", "b/small.onnx", "b/small.onnx")]
+    (suite,) = read(judged)
+    assert [case.classname for case in suite] == ["a/small.onnx", "b/small.onnx", "b/small.onnx (2)"]
 
 
 def test_one_target_needs_no_naming(mixed: Judged) -> None:
@@ -61,8 +67,8 @@ def test_results_of_every_outcome(mixed: Judged, slower: Judged) -> None:
     ]
 
 
-@pytest.mark.parametrize(("policy", "expected"), [("", [Skipped]), ("fail", [Failure]), ("pass", [])])
-def test_inconclusive_is_what_was_asked_for(mixed: Judged, policy: str, expected: list[type]) -> None:
+@pytest.mark.parametrize(("policy", "expected"), [(None, [Skipped]), ("fail", [Failure]), ("pass", [])])
+def test_inconclusive_is_what_was_asked_for(mixed: Judged, policy: str | None, expected: list[type]) -> None:
     found = cases([mixed], policy)
     assert [type(result) for result in found["latency p95"].result] == expected
     assert "too close to tell" in found["latency p95"].system_out
@@ -89,4 +95,4 @@ def test_a_problem_is_an_error_and_its_name_breaks_nothing(broken: Judged) -> No
 def test_nothing_to_judge_is_skipped_and_nothing_at_all_is_a_report() -> None:
     (case,) = cases([Judged(name="m", target="t", verdict=Verdict(()))]).values()
     assert isinstance(case.result[0], Skipped)
-    assert ET.fromstring(junit_xml([], "")).attrib["tests"] == "0"
+    assert ET.fromstring(junit_xml([], None)).attrib["tests"] == "0"
