@@ -1,14 +1,17 @@
 """What a person sees while edgekd works: progress on stderr, results on stdout."""
 
+import contextlib
 import sys
 from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from rich.console import Console
     from rich.progress import Progress
 
-__all__ = ["out", "progress", "say"]
+__all__ = ["out", "progress", "say", "status"]
 
 
 @cache
@@ -43,3 +46,13 @@ def progress() -> "Progress":
         transient=True,
         disable=not sys.stderr.isatty(),
     )
+
+
+@contextlib.contextmanager
+def status() -> "Iterator[Callable[[str], None]]":
+    """What is being done right now, on one line that goes away; silent where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    with _console(True).status("") as spinner:
+        yield lambda text: spinner.update(text)

@@ -20,7 +20,7 @@ from edgekd.figures import Figure, ModelFigures, Placement, Provenance
 from edgekd.run import read_json, write_json
 from edgekd.target import Target
 
-__all__ = ["Answers", "Subject", "evaluate", "file_sha256", "logits_of", "measure_each", "measure_speed"]
+__all__ = ["Answers", "Subject", "evaluate", "external_data", "file_sha256", "logits_of", "measure_each", "measure_speed"]
 
 # records/*.json history:
 # 1 - model, target, latency (one record a process), memory
@@ -66,7 +66,7 @@ def measure_each(
     What was measured of the same file before and lies in `folder` is kept, and new records are left there. On a
     machine that is not the target, time is unknown and memory a proxy.
     """
-    refused = [_external_data(subject.file) for subject in subjects]
+    refused = [external_data(subject.file) for subject in subjects]
     whole = [subject for subject, problem in zip(subjects, refused, strict=True) if problem is None]
     timed = iter(_latency_records(whole, target, inputs, folder, effort) if target.measurable else [[] for _ in whole])
     figures: list[ModelFigures | EdgekdError] = []
@@ -119,7 +119,7 @@ def _memory_record(subject: Subject, target: Target, folder: Path | None, effort
     return kept[0]
 
 
-def _external_data(file: Path) -> InputError | None:
+def external_data(file: Path) -> InputError | None:
     """Why a model whose weights lie in other files is refused: its size and SHA-256 would leave them out."""
     import onnx
 

@@ -25,6 +25,7 @@ __all__ = [
     "Measured",
     "Split",
     "all_subjects",
+    "check_classes",
     "finished",
     "measure_file",
     "measure_files",
@@ -170,12 +171,13 @@ def _with_accuracy(
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
         hears = told(subject.name) if told else None
         logits = logits_of(subject, target, inputs.file, Path(folder), effort, hears)
-    _check_classes(logits, inputs, subject.file)
+    check_classes(logits, inputs, subject.file)
     (scored,) = evaluate([known], [logits], Answers(labels=inputs.labels), target)
     return Measured(scored, f"accuracy on {inputs.about}, {len(inputs.labels)} inputs")
 
 
-def _check_classes(logits: NDArray[np.float32], inputs: Inputs, path: Path) -> None:
+def check_classes(logits: NDArray[np.float32], inputs: Inputs, path: Path) -> None:
+    """Raise InputError for labels that the model's answers do not know."""
     if inputs.labels.max() >= logits.shape[1]:
         raise InputError(
             f"{inputs.about}: labels go up to {inputs.labels.max()}, and {path} tells {logits.shape[1]} classes apart"
@@ -207,7 +209,7 @@ def measure_run(
         try:
             hears = told(subject.name) if told else None
             logits = logits_of(subject, target, inputs.file, folder, effort, hears)
-            _check_classes(logits, inputs, subject.file)
+            check_classes(logits, inputs, subject.file)
         except EdgekdError as error:
             problems.append(error)
             continue

@@ -117,6 +117,8 @@ class Record:
         if data.get("schema_version") not in (1, 2, RECORD_VERSION):
             raise ValueError(f"schema_version is {data.get('schema_version')!r}, {RECORD_VERSION} is known")
         _check(data)
+        if data.get("mode") == "pair":
+            _check_pair(data)
         values = {key: value for key, value in data.items() if key != "schema_version"}
         for key in ("warmup_s", "latency_s", "outputs_shape", "kernels"):
             values[key] = tuple(values.get(key, ()))
@@ -142,6 +144,21 @@ def _check(data: dict[str, Any]) -> None:
     for kernel in data.get("kernels", ()):
         if not {"provider", "op_type", "node", "us"} <= set(kernel) or not kernel["us"]:
             raise ValueError("kernels should hold provider, op_type, node and us")
+
+
+def _check_pair(data: dict[str, Any]) -> None:
+    """The same for a pair: ratios of times above 0, block by block."""
+    other, size = data.get("baseline"), data.get("block_calls", 0)
+    if not isinstance(other, dict) or not isinstance(other.get("fingerprint"), dict):
+        raise ValueError("baseline should be an object with a fingerprint")
+    mine, theirs = (list(side.get("latency_s", ())) for side in (data, other))
+    times = [*mine, *theirs, *(side.get(key) for side in (data, other) for key in ("load_s", "first_call_s"))]
+    if not all(isinstance(t, int | float) and math.isfinite(t) and t > 0 for t in times):
+        raise ValueError("the times of a model and its baseline should be seconds above 0")
+    if not mine or len(mine) != len(theirs):
+        raise ValueError(f"a model and its baseline should have equally many calls, not {len(mine)} and {len(theirs)}")
+    if not isinstance(size, int) or size <= 0 or len(mine) % size:
+        raise ValueError(f"block_calls is {size!r}; {len(mine)} calls should be whole blocks")
 
 
 def comparable(records: list[Record]) -> str:

@@ -1,6 +1,7 @@
 """The parent of the workers: plans, starts them, reads their JSON; it never times anything itself."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ __all__ = [
     "measure_memory",
     "measure_pair",
     "measure_placement",
+    "measure_process",
     "measure_throughput",
     "predict",
     "run_worker",
@@ -79,10 +81,15 @@ def run_worker(
 ) -> Record:
     """One fresh worker process of the target's runtime; `told(done, total)` hears of its progress.
 
-    Raises InputError if the model cannot be loaded, ModelError if it crashes or hangs the worker.
+    Raises InputError if the model cannot be loaded, ModelError if it crashes or hangs the worker; so also for the
+    plan's baseline.
     """
     if not model.is_file():
         raise InputError(f"{model}: no such model file")
+    if plan.baseline is not None and not Path(plan.baseline).is_file():
+        raise InputError(f"baseline {plan.baseline}: no such model file")
+    # Which of two models ended their process, nobody can tell.
+    culprit = f"{model}" if plan.baseline is None else f"{model} or baseline {plan.baseline}"
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
         plan_file, out, errors = Path(folder, "plan.json"), Path(folder, "result.json"), Path(folder, "stderr")
         plan_file.write_text(json.dumps(plan.as_json()), encoding="utf-8")
@@ -91,10 +98,10 @@ def run_worker(
             command.append("--die-with-parent")
         code = _wait(command, errors, timeout_s, told)
         if code is None:
-            raise ModelError(f"{model}: still running after {timeout_s:g} s (exit {TIMEOUT_EXIT}); stopped")
+            raise ModelError(f"{culprit}: still running after {timeout_s:g} s (exit {TIMEOUT_EXIT}); stopped")
         if not out.exists():
-            raise ModelError(f"{model}: the worker {_ending(code, errors)}")
-        return _read(out, model)
+            raise ModelError(f"{culprit}: the worker {_ending(code, errors)}")
+        return _read(out, model, f"baseline {plan.baseline}: ")
 
 
 def _wait(command: list[str], errors: Path, timeout_s: float, told: Told | None) -> int | None:
@@ -139,12 +146,15 @@ def _ending(code: int, errors: Path) -> str:
     return f"ended with exit code {code} and no result ({last})"
 
 
-def _read(out: Path, model: Path) -> Record:
+def _read(out: Path, model: Path, blamed: str) -> Record:
+    """The record; the worker's error is the model's, or the baseline's where it begins with `blamed`."""
     try:
         data = json.loads(out.read_text(encoding="utf-8"))
         if "error" in data:
-            kind = ModelError if str(data["error"]).startswith("out of memory") else InputError
-            raise kind(f"{model}: {data['error']}")
+            text = str(data["error"])
+            whose, what = (blamed, text.removeprefix(blamed)) if text.startswith(blamed) else (f"{model}: ", text)
+            kind = ModelError if what.startswith("out of memory") else InputError
+            raise kind(whose + what)
         return Record.from_json(data)
     except (ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{model}: the worker's result cannot be read: {error}") from error
@@ -188,9 +198,13 @@ def _one_more(
     return records
 
 
-def measure_pair(
-    model: Path, baseline: Path, target: Target, inputs: Path | None, effort: Effort, turn: int
-) -> Record:
+def measure_process(model: Path, target: Target, inputs: Path | None, effort: Effort) -> Record:
+    """The calls of one fresh process."""
+    source = str(inputs) if inputs else None
+    return _measured(make_plan(target, effort, mode="latency", inputs=source, **_bounds(effort)), model, target, effort)
+
+
+def measure_pair(model: Path, baseline: Path, target: Target, inputs: Path | None, effort: Effort, turn: int) -> Record:
     """One fresh process in which a model and its baseline take turns; every second `turn` the model is made first."""
     files: dict[str, Any] = {"inputs": str(inputs) if inputs else None, "baseline": str(baseline)}
     plan = make_plan(target, effort, mode="pair", baseline_first=turn % 2 == 0, **files, **_bounds(effort))
@@ -260,4 +274,8 @@ def _measured(
     record = run_worker(plan, model, runtime_of(target), times * effort.timeout_s, told)
     if problem := fallback(record, target):
         raise ModelError(f"{model}: {problem}")
+    if record.baseline is not None:
+        other = dataclasses.replace(record, fingerprint=record.baseline["fingerprint"])
+        if problem := fallback(other, target):
+            raise ModelError(f"baseline {plan.baseline}: {problem}")
     return record

@@ -8,6 +8,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.distributions import Interval, student_t
+
 __all__ = [
     "Interval",
     "Latency",
@@ -17,20 +19,10 @@ __all__ = [
     "min_calls_for",
     "order_statistics",
     "ratios_of",
-    "student_t",
     "wilson",
 ]
 
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value and the 95 % interval around it."""
-
-    value: float
-    low: float
-    high: float
 
 
 def min_calls_for(percentile: float) -> int:
@@ -45,7 +37,7 @@ def min_calls_for(percentile: float) -> int:
 
 @dataclass(frozen=True)
 class Latency:
-    """Percentiles over all processes (seconds), each with the wider of two 95 % intervals; p99 is advisory."""
+    """Percentiles over all processes (seconds), each with the wider of two intervals; p99 is advisory."""
 
     calls: int
     processes: int
@@ -54,7 +46,7 @@ class Latency:
     p99: Interval | None
 
 
-def latency_of(processes: Sequence[Sequence[float]]) -> Latency:
+def latency_of(processes: Sequence[Sequence[float]], confidence: float = CONFIDENCE) -> Latency:
     """Percentiles of the pooled calls of several processes; None where there are too few calls.
 
     Every process has the same weight: of those that managed more calls in their time the first ones count, for a fast
@@ -71,8 +63,8 @@ def latency_of(processes: Sequence[Sequence[float]]) -> Latency:
         if q != 50 and len(calls) < min_calls_for(q):
             return None
         value = float(np.percentile(calls, q))
-        inside = order_statistics(calls, q / 100)
-        over = between([float(np.percentile(process, q)) for process in samples])
+        inside = order_statistics(calls, q / 100, confidence)
+        over = between([float(np.percentile(process, q)) for process in samples], confidence)
         return Interval(value, min(value, inside[0], over.low), max(value, inside[1], over.high))
 
     median = percentile(50)
@@ -108,24 +100,24 @@ def ratios_of(
     )
 
 
-def order_statistics(ordered: NDArray[np.float64], q: float) -> tuple[float, float]:
+def order_statistics(ordered: NDArray[np.float64], q: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """The distribution-free interval of the quantile q from sorted samples (n,).
 
     The number of samples below the quantile is binomial (n, q); the interval lies between the order statistics
-    that leave (1 − CONFIDENCE) / 2 on either side (David and Nagaraja, Order Statistics, 2003, section 7.1), or at
+    that leave (1 − confidence) / 2 on either side (David and Nagaraja, Order Statistics, 2003, section 7.1), or at
     the smallest and largest sample where n is too small for that.
     """
     n = len(ordered)
     k = np.arange(1, n + 1)
     steps = np.log((n - k + 1) / k) + math.log(q / (1 - q))
     below = np.cumsum(np.exp(np.concatenate([[0.0], np.cumsum(steps)]) + n * math.log(1 - q)))  # P(count ≤ k)
-    tail = (1 - CONFIDENCE) / 2
+    tail = (1 - confidence) / 2
     low = int(np.searchsorted(below, tail))  # the largest l with P(count < l) ≤ tail
     high = int(np.searchsorted(below, 1 - tail))  # the smallest u with P(count ≤ u) ≥ 1 − tail
     return float(ordered[max(low - 1, 0)]), float(ordered[min(high, n - 1)])
 
 
-def between(values: Sequence[float]) -> Interval:
+def between(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """The geometric mean of one positive value per process, with Student's t interval on the logarithms.
 
     Logarithms, for disturbances multiply, and a time is never negative. One process gives no interval.
@@ -134,29 +126,8 @@ def between(values: Sequence[float]) -> Interval:
     centre = float(logs.mean())
     if len(logs) < 2:
         return Interval(math.exp(centre), math.exp(centre), math.exp(centre))
-    half = student_t(len(logs) - 1) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
+    half = student_t((1 + confidence) / 2, len(logs) - 1) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
     return Interval(math.exp(centre), math.exp(centre - half), math.exp(centre + half))
-
-
-def student_t(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t distribution.
-
-    Exact for 1 and 2 degrees of freedom, else the Cornish–Fisher expansion (Abramowitz and Stegun 26.7.5), which is
-    within 0.5 % for 3 and better for more.
-    """
-    if freedom == 1:
-        return math.tan(math.pi * (CONFIDENCE / 2))
-    if freedom == 2:
-        alpha = (1 + CONFIDENCE) / 2
-        return (2 * alpha - 1) * math.sqrt(2 / (4 * alpha * (1 - alpha)))
-    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + math.fsum(term / freedom ** (power + 1) for power, term in enumerate(terms))
 
 
 def wilson(hits: int, total: int) -> Interval:

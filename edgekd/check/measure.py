@@ -1,62 +1,281 @@
-"""What `check` measures of a run folder or a bare model file; no torch."""
+"""What `check` measures, and how it goes on until the planned looks have a verdict; no torch."""
 
 import dataclasses
+import hashlib
 import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
-from edgekd.bench.measure import file_sha256
-from edgekd.bench.paths import Estimate, Measured, finished, measure_file, measure_run, run_inputs, subject_of
-from edgekd.bench.records import Effort
+from edgekd import __version__
+from edgekd.bench.measure import Subject, external_data, file_sha256, logits_of
+from edgekd.bench.paths import Estimate, Inputs, check_classes
+from edgekd.bench.records import PAIR, Effort, Record, comparable
+from edgekd.bench.remarks import remarks
+from edgekd.bench.runner import measure_memory, measure_pair, measure_placement, measure_process
 from edgekd.card import Budget
-from edgekd.check.judge import Verdict, budget_figures, effective_budget, judge
-from edgekd.errors import ConfigError, InputError
-from edgekd.run import Run, read_json
+from edgekd.check.judge import Judged, Verdict
+from edgekd.check.looks import BUDGET_LOOKS, PAIR_LOOKS
+from edgekd.check.record import Answers, Checked, Sample
+from edgekd.check.sources import Source, refuse_other_machine, signature_of
+from edgekd.check.tolerance import Tolerance
+from edgekd.check.verdict import figures_of, judge_samples
+from edgekd.errors import ModelError
+from edgekd.figures import ModelFigures
 from edgekd.target import Target
 
-__all__ = ["measure_for_check"]
+__all__ = ["Asked", "check", "judge_record", "measure_all"]
 
-EFFORT = Effort()
-"""How much time each file gets."""
+MEMORY_PROCESSES = 3
+SPEED_BUDGETS = ("latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "load_ms")
+SPEED_TOLERANCES = ("max_slowdown", "max_slowdown_p95", "max_load_growth")
 
 
-def measure_for_check(
-    path: Path, target: Target, override: Budget, allow_estimated: bool, estimate: Estimate
-) -> tuple[Measured, Verdict]:
-    """Measure a run's `model.onnx` or a bare file now, and judge it.
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """By what a model is judged."""
 
-    A run brings its card's budget, which `override` overrides. Raises ConfigError if there is no budget.
+    budget: Budget
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    allow_estimated: bool = False
+    allow_difference: tuple[str, ...] = ()
+    """Keys of a fingerprint in which a stored record may differ from this machine."""
+    effort: Effort = field(default_factory=Effort)
+    """Of one process; how many there are is planned in edgekd/check/looks.py."""
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What a verdict will ask for; nothing else is measured."""
+
+    latency: bool
+    pairs: bool
+    memory: bool
+    placement: bool
+    answers: bool
+
+
+Told = Callable[[str], None]
+
+
+def check(
+    source: Source, target: Target, asked: Asked, baseline: Source | Checked | None, estimate: Estimate, told: Told
+) -> tuple[Judged, Checked]:
+    """Measure a model, beside its baseline if there is one, until every planned look has its verdict.
+
+    A baseline file is measured here and now, by turns with the model; a stored record is as it was measured then.
+    `told(text)` hears what is going on. Raises EdgekdError if one of both cannot be measured.
     """
-    if path.is_dir():
-        measured, budget = _run(path, target, estimate)
-        budget = budget.with_values(override)
-    else:
-        measured, budget = measure_file(path, target, EFFORT, estimate), override
-    budget = dataclasses.replace(budget, teacher_min_accuracy=None)  # the teacher's, not this file's
-    budget = effective_budget(budget, target)
-    if budget == Budget():
-        raise ConfigError(f"{path}: no budget to judge it by; give one or more --budget key=value, such as size_kb=300")
-    return measured, judge(budget_figures(measured.figures, measured.teacher_accuracy), budget, allow_estimated)
+    begin = time.monotonic()
+    needs = _needs(source, target, asked, baseline)
+    checked = _first(source, target, asked, baseline, needs, estimate)
+    allowed: list[str] = []
+    while True:
+        verdict, wanted, notes = judge_samples(checked, asked.budget, asked.tolerance, asked.allow_estimated)
+        alone = max(wanted.latency, BUDGET_LOOKS[0] if needs.latency else 0)
+        together = max(wanted.pairs, PAIR_LOOKS[0] if needs.pairs else 0)
+        if len(checked.sample.latency) >= alone and len(checked.pairs) >= together:
+            break
+        told(f"{len(checked.sample.latency)} of {alone} processes, {len(checked.pairs)} of {together} pairs")
+        checked = _one_more(checked, source, target, asked, baseline, alone, together)
+        allowed = _refuse_others(checked, asked)
+    judged = judged_of(checked, verdict, [*allowed, *notes], target)
+    return dataclasses.replace(judged, file=str(source.file), seconds=time.monotonic() - begin), checked
 
 
-def _run(path: Path, target: Target, estimate: Estimate) -> tuple[Measured, Budget]:
-    """The run's `model.onnx`, as it lies there now, and the budget the run was made for."""
-    run, content, models = finished(path)
-    chosen = next(model for model in models if model.name == content["chosen"])
-    if not run.model.is_file():
-        raise InputError(f"{run.model}: is missing; run its `edgekd distill` with --fresh")
-    if file_sha256(run.model) != chosen.sha256:
-        raise InputError(f"{run.model}: is not the file the run made (its SHA-256 differs); check it by its own path")
-    subjects = [subject_of(run.exported / models[0].file, models[0]), subject_of(run.model, chosen)]
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:  # measured today, not what the run kept
-        measured, problems = measure_run(run, subjects, target, EFFORT, estimate, run_inputs(run, "test"), Path(folder))
-    if problems:
-        raise problems[0]
-    return measured[1], _run_budget(run, content["target"], target)
+def measure_all(source: Source, target: Target, effort: Effort, estimate: Estimate) -> Sample:
+    """Everything of one model, as a baseline keeps it."""
+    needs = _Needs(target.measurable, False, True, True, source.inputs is not None)
+    asked = Asked(budget=Budget(), effort=effort)
+    sample = _sample(source, target, asked, needs, estimate)
+    if not target.measurable:
+        return sample
+    inputs = source.inputs.file if source.inputs else None
+    records = [measure_process(source.file, target, inputs, effort) for _ in range(BUDGET_LOOKS[0])]
+    return dataclasses.replace(sample, latency=tuple(records), fingerprint=records[0].fingerprint)
 
 
-def _run_budget(run: Run, made_for: str, target: Target) -> Budget:
-    """The budget the run was made for; its latency counts on its own target alone."""
-    budget = Budget(**read_json(run.folder / "run.json")["budget"])
-    if made_for == target.name:
-        return budget
-    return dataclasses.replace(budget, latency_p50_ms=None, latency_p95_ms=None)
+def judge_record(checked: Checked, asked: Asked, target: Target) -> Judged:
+    """The verdict on a record alone: nothing is measured, and what it does not hold is inconclusive."""
+    begin = time.monotonic()
+    verdict, _, notes = judge_samples(checked, asked.budget, asked.tolerance, asked.allow_estimated)
+    origin = f"from a record of {checked.sample.at}; nothing was measured now"
+    judged = judged_of(checked, verdict, [origin, *notes], target)
+    return dataclasses.replace(judged, seconds=time.monotonic() - begin)
+
+
+def judged_of(checked: Checked, verdict: Verdict, notes: list[str], target: Target) -> Judged:
+    """The verdict with what a reader needs beside it."""
+    sample, baseline = checked.sample, checked.baseline
+    disturbed = remarks(checked.pairs or sample.latency) if checked.pairs or sample.latency else []
+    shown = sample if sample.latency else dataclasses.replace(sample, latency=checked.pairs)
+    mark = sample.fingerprint
+    return Judged(
+        name=sample.name,
+        target=target.name,
+        verdict=verdict,
+        sha256=sample.sha256,
+        baseline=_about(baseline, checked.stored) if baseline else "",
+        notes=tuple(dict.fromkeys([*notes, *disturbed])),
+        machine=f"{mark['cpu']}, onnxruntime {mark['onnxruntime']}" if mark else "",
+        figures={key: figure for key, figure in figures_of(shown).items() if figure.value is not None},
+    )
+
+
+def _about(baseline: Sample, stored: bool) -> str:
+    how = f"record of {baseline.at}" if stored else "measured by turns"
+    return f"{baseline.name} ({baseline.sha256[:12]}, {how})"
+
+
+def _refuse_others(checked: Checked, asked: Asked) -> list[str]:
+    """Before more time is spent: a stored baseline must be of this machine, or what differs must be allowed."""
+    if not checked.stored or checked.baseline is None:
+        return []
+    return refuse_other_machine(checked.baseline, checked.sample, asked.allow_difference)
+
+
+def _needs(source: Source, target: Target, asked: Asked, baseline: Source | Checked | None) -> _Needs:
+    budget = {key for key, value in dataclasses.asdict(asked.budget).items() if value is not None}
+    tolerance = {key for key, value in dataclasses.asdict(asked.tolerance).items() if value != "off"}
+    same = isinstance(baseline, Source) and file_sha256(baseline.file) == file_sha256(source.file)
+    if baseline is None or same:
+        tolerance = set()
+    timed = target.measurable and not tolerance.isdisjoint(SPEED_TOLERANCES)
+    return _Needs(
+        latency=target.measurable
+        and (not budget.isdisjoint(SPEED_BUDGETS) or (timed and isinstance(baseline, Checked))),
+        pairs=timed and isinstance(baseline, Source),
+        memory="peak_memory_mb" in budget or "max_memory_growth" in tolerance,
+        placement=not (budget | tolerance).isdisjoint(
+            {"min_coverage", "min_fused_share", "max_coverage_loss", "max_fused_loss"}
+        ),
+        answers=source.inputs is not None
+        and not (budget | tolerance).isdisjoint(
+            {"min_accuracy", "max_accuracy_drop", "min_agreement", "max_accuracy_loss", "min_same_answers"}
+        ),
+    )
+
+
+def _first(
+    source: Source,
+    target: Target,
+    asked: Asked,
+    baseline: Source | Checked | None,
+    needs: _Needs,
+    estimate: Estimate,
+) -> Checked:
+    """All but time: what needs no looks."""
+    sample = _sample(source, target, asked, needs, estimate)
+    if baseline is None:
+        return Checked(sample=sample)
+    if isinstance(baseline, Checked):
+        checked = Checked(sample=sample, baseline=baseline.sample, stored=True)
+        _refuse_others(checked, asked)
+        return checked
+    other = dataclasses.replace(baseline, inputs=source.inputs, teacher=None)  # both answer the same questions
+    return Checked(sample=sample, baseline=_sample(other, target, asked, needs, estimate))
+
+
+def _sample(source: Source, target: Target, asked: Asked, needs: _Needs, estimate: Estimate) -> Sample:
+    problem = external_data(source.file)
+    if problem:
+        raise problem
+    inputs, effort = source.inputs.file if source.inputs else None, asked.effort
+    memory = [measure_memory(source.file, target, effort) for _ in range(MEMORY_PROCESSES)] if needs.memory else []
+    placement = measure_placement(source.file, target, inputs, effort) if needs.placement else None
+    peaks = [peak for record in memory if (peak := record.memory.get("run_bytes")) is not None]
+    sample = Sample(
+        name=source.name,
+        sha256=file_sha256(source.file),
+        size_bytes=source.file.stat().st_size,
+        target=target.name,
+        provider=target.provider.name,
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        edgekd=__version__,
+        elsewhere="; ".join(target.differences()),
+        signature=signature_of(source.file),
+        memory_bytes=tuple(peaks),
+        placement=placement,
+        answers=_answers(source, target, asked.effort) if needs.answers else None,
+        fingerprint=memory[0].fingerprint if memory else {},
+    )
+    if target.measurable or asked.budget.latency_p50_ms is None:
+        return sample
+    subject = Subject(name=source.name, file=source.file, precision=source.precision)
+    bare = ModelFigures(sample.name, source.file.name, sample.sha256, sample.size_bytes, source.precision)
+    (known,) = estimate([bare], [subject], target)
+    return dataclasses.replace(sample, estimate=known.latency_p50_ms if known.latency_p50_ms.why else None)
+
+
+def _answers(source: Source, target: Target, effort: Effort) -> Answers:
+    inputs = source.inputs
+    assert inputs is not None
+
+    def classes(name: str, file: Path, folder: Path) -> tuple[int, ...]:
+        subject = Subject(name=name, file=file, precision=source.precision)
+        logits = logits_of(subject, target, inputs.file, folder, effort)
+        check_classes(logits, inputs, file)
+        return tuple(map(int, logits.argmax(axis=1)))
+
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+        own = classes("model", source.file, Path(folder))
+        teacher = classes("teacher", source.teacher, Path(folder)) if source.teacher else ()
+    return Answers(
+        data=_digest(inputs),
+        about=inputs.about,
+        classes=own,
+        labels=tuple(map(int, inputs.labels)),
+        teacher=teacher,
+    )
+
+
+def _digest(inputs: Inputs) -> str:
+    """SHA-256 of inputs and labels."""
+    whole = hashlib.sha256(inputs.labels.tobytes())
+    with inputs.file.open("rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            whole.update(chunk)
+    return whole.hexdigest()
+
+
+def _one_more(
+    checked: Checked,
+    source: Source,
+    target: Target,
+    asked: Asked,
+    baseline: Source | Checked | None,
+    alone: int,
+    together: int,
+) -> Checked:
+    """One more process of each kind that is still wanted; kinds take turns, so that drift hits all alike."""
+    inputs = source.inputs.file if source.inputs else None
+    sample = checked.sample
+    if len(sample.latency) < alone:
+        record = measure_process(source.file, target, inputs, asked.effort)
+        sample = dataclasses.replace(sample, latency=_with(sample.latency, record), fingerprint=record.fingerprint)
+        checked = dataclasses.replace(checked, sample=sample)
+    if isinstance(baseline, Source) and len(checked.pairs) < together:
+        turn = len(checked.pairs)
+        effort = _pair_effort(asked.effort)
+        record = measure_pair(source.file, baseline.file, target, inputs, effort, turn)
+        fingerprint = sample.fingerprint if sample.latency else record.fingerprint
+        sample = dataclasses.replace(sample, fingerprint=fingerprint)
+        checked = dataclasses.replace(checked, sample=sample, pairs=_with(checked.pairs, record))
+        if len(checked.same) < PAIR_LOOKS[0]:
+            again = measure_pair(baseline.file, baseline.file, target, inputs, effort, turn)
+            checked = dataclasses.replace(checked, same=_with(checked.same, again))
+    return checked
+
+
+def _pair_effort(effort: Effort) -> Effort:
+    """PAIR, with the limits that were asked for."""
+    return dataclasses.replace(PAIR, timeout_s=effort.timeout_s, memory_limit_mb=effort.memory_limit_mb)
+
+
+def _with(records: tuple[Record, ...], record: Record) -> tuple[Record, ...]:
+    """The records with one more; ModelError if it may not be pooled with them."""
+    if problem := comparable([*records[:1], record]):
+        raise ModelError(f"the processes of this check are not comparable: {problem}")
+    return (*records, record)

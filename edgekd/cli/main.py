@@ -30,6 +30,10 @@ Targets = Annotated[
     list[str],
     typer.Option("--target", "-t", metavar="NAME|FILE", help="Bundled target or a TOML file; repeatable."),
 ]
+OptionalTargets = Annotated[
+    list[str] | None,
+    typer.Option("--target", "-t", metavar="NAME|FILE", help="Bundled target or a TOML file; repeatable."),
+]
 Budgets = Annotated[
     list[str],
     typer.Option("--budget", metavar="KEY=VALUE", help="Override one limit of the card; repeatable."),
@@ -100,22 +104,109 @@ def bench(
 
 @app.command()
 def check(
-    models: Models,
-    target: Targets,
+    models: Annotated[
+        list[Path] | None, typer.Argument(metavar="[MODEL|RUN|RECORD...]", help="ONNX files, run folders or records.")
+    ] = None,
+    target: OptionalTargets = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Model or run to measure by turns with it, or a stored record."),
+    ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Models, targets, budgets and baselines, in one file.")
+    ] = None,
     budget: Budgets = [],  # noqa: B006 - typer copies it
+    tolerance: Annotated[
+        list[str],
+        typer.Option(metavar="KEY=VALUE", help="How much worse than its baseline it may be; repeatable."),
+    ] = [],  # noqa: B006
+    data: Annotated[Path | None, typer.Option(metavar="FILE", help="Inputs and labels (.npz), for accuracy.")] = None,
     allow_estimated: Annotated[
         bool, typer.Option("--allow-estimated", help="Let an estimated latency pass or fail.")
     ] = False,
+    allow_difference: Annotated[
+        list[str],
+        typer.Option(metavar="KEY", help="Let a stored record be of another cpu, onnxruntime, …; repeatable."),
+    ] = [],  # noqa: B006
+    on_inconclusive: Annotated[
+        str | None, typer.Option(metavar="pass|fail", help="What an inconclusive verdict counts as; default exit 3.")
+    ] = None,
+    ratchet: Annotated[bool, typer.Option("--ratchet", help="Offer tighter limits where there is room.")] = False,
+    timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Stop a process that hangs.")] = 300,
+    init: Annotated[bool, typer.Option("--init", help="Write a manifest from a run folder, and stop.")] = False,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="JUnit XML.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Summary; $GITHUB_STEP_SUMMARY gets it by itself.")
+    ] = None,
+    gitlab_metrics: Annotated[Path | None, typer.Option(metavar="FILE", help="GitLab's metrics report.")] = None,
+    save: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Everything, for programs.")] = None,
+    records: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep all samples, to judge or accept them later.")
+    ] = None,
+    history: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append a line for `edgekd report --history`.")
+    ] = None,
 ) -> None:
-    """Judge absolute budgets: exit 0 pass, 1 fail, 2 error, 3 inconclusive."""
-    from edgekd.cli.measuring import check_models
+    """Judge budgets and regressions: exit 0 pass, 1 fail, 2 error, 3 inconclusive."""
+    from edgekd.cli.checking import CheckOptions, check_models, write_manifest
+    from edgekd.cli.outputs import Outputs
 
-    _end(check_models(models, target, budget, allow_estimated))
+    if init:
+        _end([write_manifest(models or [])])
+    options = CheckOptions(
+        budget=budget,
+        tolerance=tolerance,
+        baseline=baseline,
+        manifest=manifest,
+        data=data,
+        allow_estimated=allow_estimated,
+        allow_difference=tuple(allow_difference),
+        on_inconclusive=on_inconclusive,
+        ratchet=ratchet,
+        timeout_s=timeout,
+        outputs=Outputs(
+            junit=junit, markdown=markdown, gitlab_metrics=gitlab_metrics, json=save, records=records, history=history
+        ),
+    )
+    _end(check_models(models or [], target or [], options))
+
+
+baseline_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Keep what was measured, for later checks."
+)
+app.add_typer(baseline_app, name="baseline")
+
+
+@baseline_app.command("accept")
+def baseline_accept(
+    models: Annotated[
+        list[Path] | None, typer.Argument(metavar="[MODEL|RUN|RECORD...]", help="ONNX files, run folders or records.")
+    ] = None,
+    target: OptionalTargets = None,
+    manifest: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write every record that this manifest names.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(metavar="FILE|DIR", help="Default baselines/MODEL@TARGET.json.")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="FILE", help="Inputs and labels (.npz), for accuracy.")] = None,
+) -> None:
+    """Measure models and keep the records as the baselines of later checks."""
+    from edgekd.cli.baselines import accept
+
+    _end(accept(models or [], target or [], manifest, to, data))
+
+
+@baseline_app.callback()
+def _baseline() -> None:
+    pass
 
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUN...]", help="Run folders.")] = None,
+    history: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Instead of runs: what `edgekd check --history` wrote, with its steps."),
+    ] = None,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="One interactive page that needs no network.")
     ] = None,
@@ -126,10 +217,10 @@ def report(
     save: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Everything, for programs.")] = None,
     plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Pictures, PNG.")] = None,
 ) -> None:
-    """Show or write what runs hold: verdict, budget, figures and where each comes from."""
-    from edgekd.cli.reporting import report_runs
+    """Show or write what runs hold: verdict, budget, figures and where each comes from; or the history of checks."""
+    from edgekd.cli.reporting import Forms, report
 
-    _end([report_runs(runs, html, markdown, csv, save, plots)])
+    _end([report(runs or [], history, Forms(html, markdown, csv, save, plots))])
 
 
 @app.command()

@@ -1,8 +1,6 @@
-"""`bench` and `check`: measure files, print figures, judge budgets."""
+"""`bench`: measure files, print figures."""
 
 import dataclasses
-import functools
-import importlib.util
 import shlex
 import shutil
 import sys
@@ -12,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.bench.measure import Subject, Told
+from edgekd.bench.measure import Told
 from edgekd.bench.paths import (
     SPLITS,
     Inputs,
@@ -26,15 +24,13 @@ from edgekd.bench.paths import (
     run_inputs,
 )
 from edgekd.bench.records import QUICK, THOROUGH, Effort
-from edgekd.card import parse_budget
-from edgekd.check.judge import Verdict
-from edgekd.check.measure import measure_for_check
+from edgekd.cli.estimating import estimate
 from edgekd.console import out, progress, say
 from edgekd.environments import require_runtime
-from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, did_you_mean, one_line
+from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, did_you_mean
 from edgekd.figures import ModelFigures
 from edgekd.imports import require
-from edgekd.report.tables import budget_lines, comparison_rows, costly_rows, figure_rows, notes, rich_table
+from edgekd.report.tables import comparison_rows, costly_rows, figure_rows, notes, rich_table
 from edgekd.result import model_json, write_bench
 from edgekd.run import Run, read_json, write_json
 from edgekd.target import Target, load_target
@@ -42,7 +38,7 @@ from edgekd.target import Target, load_target
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["Asked", "bench_models", "check_models", "make_asked"]
+__all__ = ["Asked", "bench_models", "make_asked"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +126,7 @@ def _bench_on(target: Target, paths: list[Path], asked: Asked) -> Iterator[tuple
         with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch, progress() as bar:
             try:
                 inputs = read_arrays(asked.data, Path(scratch)) if asked.data else None
-                yield measure_files(files, target, asked.effort, _estimate, inputs, _teller(bar, target))
+                yield measure_files(files, target, asked.effort, estimate, inputs, _teller(bar, target))
             except EdgekdError as error:
                 yield [], [error]
 
@@ -151,7 +147,7 @@ def _bench_run(path: Path, target: Target, asked: Asked, scratch: Path) -> tuple
     folder = scratch / target.name
     with progress() as bar:
         measured, problems = measure_run(
-            run, all_subjects(run, models), target, asked.effort, _estimate, inputs, folder, _teller(bar, target)
+            run, all_subjects(run, models), target, asked.effort, estimate, inputs, folder, _teller(bar, target)
         )
     remark = f"accuracy on {inputs.about}, {len(inputs.labels)} inputs"
     measured = [dataclasses.replace(model, remark=remark) for model in measured]
@@ -235,51 +231,3 @@ def _show_targets(taken: Sequence[tuple[Target, Measured]], absent: Sequence[tup
                 names.append(target.name)
     for remark, names in remarks.items():
         out(f"  note: {', '.join(names)}: {remark}")
-
-
-def check_models(paths: list[Path], targets: list[str], budget: list[str], allow_estimated: bool) -> Iterator[int]:
-    """One verdict per model and target; yields the exit codes."""
-    override = parse_budget(budget)
-    for name in targets:
-        for path in paths:
-            try:
-                target = load_target(name)
-                require_runtime(target)
-                measured, verdict = measure_for_check(path, target, override, allow_estimated, _estimate)
-            except EdgekdError as error:
-                say(f"edgekd: {error}")
-                yield error.exit_code
-                continue
-            _show_verdict(measured, verdict, target.name)
-            yield verdict.exit_code
-
-
-def _estimate(figures: Sequence[ModelFigures], subjects: Sequence[Subject], target: Target) -> list[ModelFigures]:
-    """Estimates where the target has references and torch is here to time their networks; else as they are."""
-    if target.measurable or not target.reference:
-        return list(figures)
-    if importlib.util.find_spec("torchvision") is None:
-        _say_once('edgekd: estimating latency needs torch; pip install "edgekd[train,cpu]"')
-        return list(figures)
-    from edgekd.export.variants import precision_of
-    from edgekd.search.estimate import with_estimates
-
-    try:
-        known = [dataclasses.replace(s, precision=precision_of(s.file)) for s in subjects]
-    except Exception as error:  # onnx raises whatever protobuf does
-        raise InputError(f"{subjects[0].file}: cannot be read as ONNX: {one_line(error)}") from error
-    return with_estimates(figures, known, target)
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    say(text)
-
-
-def _show_verdict(measured: Measured, verdict: Verdict, target: str) -> None:
-    out(f"{measured.figures.name} on {target}: {verdict.outcome}")
-    for text in budget_lines(verdict):
-        out(f"  {text}")
-    for remark in (measured.remark, *measured.figures.notes):
-        if remark:
-            out(f"  note: {remark}")

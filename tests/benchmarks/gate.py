@@ -36,9 +36,10 @@ SIZES = {
     "resnet8-int8": [(32, 32, 1), (32, 32, 2), (32, 32, 3), (32, 33, 0), (32, 36, 0), (33, 33, 0), (32, 40, 0)],
     "resnet20-int8": [(32, 32, 3), (32, 32, 5), (32, 32, 7), (32, 33, 0), (32, 34, 0), (33, 33, 0), (32, 36, 0),
                       (34, 34, 0), (35, 35, 0), (32, 38, 0), (32, 40, 0)],
-    "mobilenet_v2-fp32": [(224, w, 0) for w in (225, 227, 229, 231, 233, 237, 241, 247, 255, 263, 271, 279)],
+    "mobilenet_v2-fp32": [(224, 224, 1), (224, 224, 2), (224, 224, 3)]
+    + [(224, w, 0) for w in (225, 227, 233, 237, 241, 247, 255, 263, 271, 279)],
 }  # fmt: skip
-"""Height, width, and linear layers added at the end."""
+"""Height, width, and linear layers (mobilenet: pairs of them) added at the end."""
 BUSY = "import time\nwhile True:\n    end = time.perf_counter() + 0.06\n    while time.perf_counter() < end: pass\n    time.sleep(0.04)"
 
 
@@ -55,6 +56,9 @@ def make(model: str, size: tuple[int, int], more: int, path: Path) -> None:
     torch.manual_seed(0)
     if model == "mobilenet_v2-fp32":
         net: torch.nn.Module = torchvision.models.mobilenet_v2(weights=None)
+        widths = [1280] + [128, 1280] * more
+        extra = [torch.nn.Linear(inside, outside) for inside, outside in zip(widths, widths[1:], strict=False)]
+        net.classifier = torch.nn.Sequential(*extra, net.classifier)  # type: ignore[arg-type]
     else:
         net = CifarResNet(CifarResNetShape(depth=8 if "resnet8" in model else 20), 3, 10)
         layers = [torch.nn.Linear(64, 64) for _ in range(more)]

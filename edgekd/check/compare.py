@@ -1,0 +1,266 @@
+"""A model against its baseline, metric by metric: pure functions of what was measured of both."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from edgekd.bench.records import Record
+from edgekd.bench.statistics import latency_of, min_calls_for, ratios_of
+from edgekd.check.judge import Line, Outcome
+from edgekd.check.looks import (
+    BUDGET_LOOKS,
+    ERROR,
+    PAIR_LOOKS,
+    PER_LOOK,
+    Decision,
+    difference_between,
+    mean_of,
+    not_slower,
+    resolution,
+)
+from edgekd.check.record import Answers, Checked, Sample
+from edgekd.check.tolerance import Tolerance
+from edgekd.distributions import mcnemar, smallest_significant
+from edgekd.figures import COMPARED, Figure, Provenance
+
+__all__ = ["compared_lines", "pair_ratios", "steadiness"]
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A line about time, and how many processes its next look needs: taking turns, or of the model alone."""
+
+    line: Line
+    pairs: int = 0
+    alone: int = 0
+
+
+def compared_lines(checked: Checked, tolerance: Tolerance) -> tuple[list[Line], int, int]:
+    """A line for each tolerance that is not off, and how many processes the next look needs: pairs, and alone."""
+    assert checked.baseline is not None
+    if checked.sample.sha256 == checked.baseline.sha256 and not checked.pairs and not checked.stored:
+        return [_same_file(tolerance)], 0, 0
+    timed = _times(checked, tolerance)
+    found = [*(entry.line for entry in timed), *_plain(checked.sample, checked.baseline, tolerance)]
+    order = list(COMPARED)
+    lines = sorted(found, key=lambda line: order.index(line.key))
+    pairs = max((entry.pairs for entry in timed), default=0)
+    return lines, pairs, max((entry.alone for entry in timed), default=0)
+
+
+def _same_file(tolerance: Tolerance) -> Line:
+    limit = 0.0 if tolerance.max_slowdown == "off" else tolerance.max_slowdown
+    return Line("max_slowdown", limit, Figure(0.0, "exact"), "pass", "the very same file (SHA-256)", "exact")
+
+
+def _times(checked: Checked, tolerance: Tolerance) -> list[_Timed]:
+    limits = {
+        "max_slowdown": tolerance.max_slowdown,
+        "max_slowdown_p95": tolerance.max_slowdown_p95,
+        "max_load_growth": tolerance.max_load_growth,
+    }
+    known = {key: limit for key, limit in limits.items() if limit != "off"}
+    if checked.sample.elsewhere:
+        why = f"time cannot be compared here: {checked.sample.elsewhere}"
+        return [_Timed(Line(key, limit, Figure(why=why), "inconclusive", why)) for key, limit in known.items()]
+    return _stored(checked, known, tolerance) if checked.stored else _paired(checked, known)
+
+
+def pair_ratios(record: Record) -> tuple[float, float | None, float]:
+    """Ratios of p50, p95 and load time, model over baseline, in one process in which both took turns."""
+    other = record.baseline
+    assert other is not None
+    ratios = ratios_of(record.latency_s, other["latency_s"], record.block_calls, record.load_s, other["load_s"])
+    return ratios.p50, ratios.p95, ratios.load
+
+
+def _paired(checked: Checked, limits: dict[str, float]) -> list[_Timed]:
+    columns = list(zip(*map(pair_ratios, checked.pairs), strict=True)) or [(), (), ()]
+    entries = []
+    for key, column in zip(("max_slowdown", "max_slowdown_p95", "max_load_growth"), columns, strict=True):
+        if key not in limits:
+            continue
+        ratios = [ratio for ratio in column if ratio is not None]
+        if len(ratios) < len(column):
+            why = "too few calls in a process for p95"
+            entries.append(_Timed(Line(key, limits[key], Figure(why=why), "not judged", why)))
+            continue
+        decision = not_slower(ratios, mean_of, limits[key])
+        line = _timed_line(key, limits[key], decision, f"{decision.samples} process pairs", len(PAIR_LOOKS))
+        if key == "max_slowdown" and line.outcome == "fail":
+            line = _doubted(line, checked.same, limits[key], decision.samples)
+        entries.append(_Timed(line, pairs=decision.wanted))
+    return entries
+
+
+def _stored(checked: Checked, limits: dict[str, float], tolerance: Tolerance) -> list[_Timed]:
+    assert checked.baseline is not None
+    entries = []
+    for key, limit in limits.items():
+        if key != "max_load_growth":
+            if tolerance.max_slowdown_stored == "off":
+                continue
+            limit = max(limit, tolerance.max_slowdown_stored)
+        old, new = (_per_process(key, sample.latency) for sample in (checked.baseline, checked.sample))
+        if len(old) < 2 or not new:
+            why = "its record holds too few processes" if len(old) < 2 else "not measured"
+            entries.append(_Timed(Line(key, limit, Figure(why=why), "inconclusive", why)))
+            continue
+        decision = not_slower(new, difference_between(old), limit, BUDGET_LOOKS)
+        about = f"{decision.samples} processes, unpaired"
+        line = _timed_line(key, limit, decision, about, len(BUDGET_LOOKS))
+        entries.append(_Timed(line, alone=decision.wanted))
+    return entries
+
+
+def _per_process(key: str, records: Sequence[Record]) -> list[float]:
+    if key == "max_load_growth":
+        return [record.load_s for record in records]
+    if key == "max_slowdown":
+        return [median(record.latency_s) for record in records]
+    if any(len(record.latency_s) < min_calls_for(95) for record in records):
+        return []
+    stats = [latency_of([record.latency_s]).p95 for record in records]
+    return [p95.value for p95 in stats if p95]
+
+
+def _timed_line(key: str, limit: float, decision: Decision, about: str, looks: int) -> Line:
+    bounds = decision.bounds
+    figure = Figure(bounds.value - 1, "measured", bounds.low - 1, bounds.high - 1)
+    reasons = []
+    if bounds.high < 1:
+        reasons.append(f"faster: it takes {100 * bounds.value:.1f} % of the baseline's time")
+    if decision.outcome == "fail":
+        reasons.append("confirmed on fresh samples")
+    if decision.unconfirmed:
+        reasons.append(f"{decision.unconfirmed} × above the limit, not confirmed on fresh samples")
+    if decision.outcome == "inconclusive":
+        reasons.append("too close to tell")
+    if decision.outcome == "more":
+        reasons.append(f"{decision.samples} are too few; the next look needs {decision.wanted}")
+    outcome: Outcome = "inconclusive" if decision.outcome == "more" else decision.outcome
+    sure = f"{100 * (1 - ERROR):.0f} % over all looks; look {decision.look} of {looks}, {about}"
+    return Line(key, limit, figure, outcome, "; ".join(reasons), sure)
+
+
+def _doubted(line: Line, same: Sequence[Record], limit: float, count: int) -> Line:
+    """A slowdown is no finding on a machine that sees one of that size between a file and itself."""
+    if len(same) < 2:
+        return line
+    ratios = [pair_ratios(record)[0] for record in same]
+    itself, least = mean_of(ratios, PER_LOOK), resolution(ratios, count)
+    slowdown = line.figure.value or 0.0
+    if slowdown < least or (itself.low > 1 and itself.value > 1 + limit):
+        reason = f"this machine is too unsteady: the baseline against itself gave {100 * (itself.value - 1):+.1f} %"
+        return Line(line.key, line.limit, line.figure, "inconclusive", reason, line.confidence)
+    return line
+
+
+def steadiness(checked: Checked, tolerance: Tolerance) -> list[str]:
+    """What the baseline against itself tells of this machine, as a note."""
+    notes = []
+    if len(checked.same) >= 2:
+        ratios = [pair_ratios(record)[0] for record in checked.same]
+        few, many = (resolution(ratios, count) for count in (PAIR_LOOKS[0], PAIR_LOOKS[-1]))
+        itself = 100 * (mean_of(ratios, PER_LOOK).value - 1)
+        notes.append(
+            f"this machine, now: the baseline against itself {itself:+.1f} % (A/A, {len(ratios)} process pairs); "
+            f"can detect ≥ {100 * few:.1f} % with {PAIR_LOOKS[0]} pairs, ≥ {100 * many:.1f} % with {PAIR_LOOKS[-1]}"
+        )
+        if tolerance.max_slowdown != "off" and many > tolerance.max_slowdown:
+            notes.append("noisy machine: it cannot show what max_slowdown forbids; use a quieter one, or a wider limit")
+    if checked.stored and checked.baseline is not None:
+        notes.append(f"the baseline was measured on {checked.baseline.at}; a machine's pace drifts between days")
+    before, now = checked.baseline, checked.sample
+    if before is not None and before.signature != now.signature and before.signature and now.signature:
+        notes.append(f"the baseline takes {before.signature}, this model {now.signature}: are they for the same task?")
+    return notes
+
+
+def _plain(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line]:
+    """What needs no looks: size, memory, placement, answers."""
+    lines = [
+        _exact("max_size_growth", tolerance.max_size_growth, new.size_bytes / old.size_bytes - 1),
+        _memory(new, old, tolerance),
+        *_placed(new, old, tolerance),
+        *_answers(new, old, tolerance),
+    ]
+    return [line for line in lines if line is not None]
+
+
+def _exact(key: str, limit: float | str, value: float, provenance: Provenance = "exact") -> Line | None:
+    if isinstance(limit, str):
+        return None
+    value = round(value, 9)
+    return Line(key, limit, Figure(value, provenance), "pass" if value <= limit else "fail", "", "exact")
+
+
+def _memory(new: Sample, old: Sample, tolerance: Tolerance) -> Line | None:
+    limit = tolerance.max_memory_growth
+    if isinstance(limit, str):
+        return None
+    if not (new.memory_bytes and old.memory_bytes):
+        why = "this system does not tell a process's peak memory"
+        return Line("max_memory_growth", limit, Figure(why=why), "not judged", why)
+    value = median(new.memory_bytes) / median(old.memory_bytes) - 1
+    low = min(new.memory_bytes) / max(old.memory_bytes) - 1
+    high = max(new.memory_bytes) / min(old.memory_bytes) - 1
+    outcome: Outcome = "pass" if high <= limit else "fail" if low > limit else "inconclusive"
+    figure = Figure(value, "proxy" if new.elsewhere else "measured", low, high)
+    return Line("max_memory_growth", limit, figure, outcome, "", f"range of {len(new.memory_bytes)} processes each")
+
+
+def _placed(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line | None]:
+    if new.placement is None or old.placement is None:
+        return []
+    shares = []
+    for sample in (new, old):
+        assert sample.placement is not None
+        total = sum(sample.placement.nodes.values()) or 1
+        shares.append(sample.placement.nodes.get(sample.provider, 0) / total)
+    lines = [_exact("max_coverage_loss", tolerance.max_coverage_loss, shares[1] - shares[0], "measured")]
+    before, now = old.placement.fused_share, new.placement.fused_share
+    if before is not None:
+        lines.append(_exact("max_fused_loss", tolerance.max_fused_loss, before - (now or 0.0), "measured"))
+    return lines
+
+
+def _answers(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line | None]:
+    limit, least = tolerance.max_accuracy_loss, tolerance.min_same_answers
+    if new.answers is None or old.answers is None or new.answers.data != old.answers.data:
+        why = "no data given" if new.answers is None else "the baseline has no answers for these data"
+        outcome: Outcome = "not judged" if new.answers is None and least == "off" else "inconclusive"
+        asked = {"max_accuracy_loss": limit, "min_same_answers": least}
+        return [Line(k, x, Figure(why=why), outcome, why) for k, x in asked.items() if not isinstance(x, str)]
+    lines: list[Line | None] = []
+    if not isinstance(limit, str):
+        lines.append(_accuracy(new.answers, old.answers, limit, "proxy" if new.elsewhere else "measured"))
+    if not isinstance(least, str):
+        pairs = zip(new.answers.classes, old.answers.classes, strict=True)
+        share = sum(a == b for a, b in pairs) / len(new.answers.classes)
+        lines.append(
+            Line(
+                "min_same_answers", least, Figure(share, "measured"), "pass" if share >= least else "fail", "", "exact"
+            )
+        )
+    return lines
+
+
+def _accuracy(new: Answers, old: Answers, limit: float, provenance: Provenance) -> Line:
+    """The loss, and McNemar's test on the inputs that only one of both gets right."""
+    rows = list(zip(old.classes, new.classes, new.labels, strict=True))
+    lost = sum(was == label != now for was, now, label in rows)
+    won = sum(was != label == now for was, now, label in rows)
+    loss = 100 * (lost - won) / len(rows)
+    p = mcnemar(lost, won)
+    shown = 100 * smallest_significant(lost + won) / len(rows)
+    outcome: Outcome = "pass" if loss <= limit else "fail" if p <= 0.05 else "inconclusive"
+    counts = f"b = {lost} lost, c = {won} won, n = {len(rows)}"
+    sure = f"McNemar, exact: {counts}, p = {_p(p)}; this set can show a loss of {shown:.2f} points"
+    reason = "the loss may be chance" if outcome == "inconclusive" else ""
+    return Line("max_accuracy_loss", limit, Figure(round(loss, 6), provenance), outcome, reason, sure)
+
+
+def _p(value: float) -> str:
+    return f"{value:.2g}" if value >= 1e-4 or math.isclose(value, 0) else "< 0.0001"

@@ -1,0 +1,221 @@
+"""`edgekd-check.toml`: which models are checked on which targets, by which budgets; kept in the user's repository."""
+
+import dataclasses
+import glob
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from edgekd.card import Budget
+from edgekd.check.tolerance import Tolerance
+from edgekd.errors import ConfigError, InputError, did_you_mean
+from edgekd.run import read_json
+from edgekd.spec import build, read_toml
+
+__all__ = ["NAME", "Job", "manifest_for_run", "read_manifest"]
+
+NAME = "edgekd-check.toml"
+"""What a manifest is called by default."""
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Entry:
+    """One `[[model]]`."""
+
+    path: str
+    """A model file, a run folder, or a pattern such as `models/*.onnx`; relative to the manifest."""
+    targets: Names | None = None
+    """Default: those of the whole manifest."""
+    baseline: str = ""
+    """A model, run or record; `{stem}` and `{target}` stand for the model's and the target's name."""
+    data: str = ""
+    """An .npz file with the arrays inputs and labels, for accuracy."""
+    budget: dict[str, Any] = field(default_factory=dict)
+    tolerance: dict[str, float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Manifest:
+    """The whole file."""
+
+    targets: Names | None = None
+    baseline: str = ""
+    data: str = ""
+    budget: dict[str, Any] = field(default_factory=dict)
+    """Limits for every model and target; a table of a target's name holds those for that target."""
+    tolerance: dict[str, float | str] = field(default_factory=dict)
+    model: Annotated[tuple[Entry, ...], Field(min_length=1)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """One model on one target, and by what it is judged."""
+
+    path: Path
+    target: str
+    budget: Budget
+    tolerance: Tolerance
+    baseline: Path | None = None
+    data: Path | None = None
+
+
+def read_manifest(path: Path) -> list[Job]:
+    """The jobs of a manifest, in its order.
+
+    Raises ConfigError for anything wrong in it, with file, key, value, rule and nearest name, InputError for a path
+    that leads nowhere.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such manifest; `edgekd check RUN --init` writes one")
+    manifest = build(Manifest, read_toml(path), str(path))
+    jobs = [job for number, entry in enumerate(manifest.model) for job in _jobs(manifest, entry, number, path)]
+    seen: set[tuple[str, str]] = set()
+    for job in jobs:
+        key = (str(job.path), job.target)
+        if key in seen:
+            raise ConfigError(f"{path}: {job.path} is checked twice on {job.target}; leave one [[model]] out")
+        seen.add(key)
+    _refuse_shared_records(jobs, path)
+    return jobs
+
+
+def _refuse_shared_records(jobs: list[Job], path: Path) -> None:
+    """Two models of one name must not share a stored record: each would be held against the other's."""
+    used: dict[str, Path] = {}
+    for job in jobs:
+        if job.baseline is not None and job.baseline.suffix == ".json":
+            other = used.setdefault(str(job.baseline), job.path)
+            if other != job.path:
+                raise ConfigError(
+                    f"{path}: baseline: {other} and {job.path} share {job.baseline}; give each its own, as with "
+                    "baselines/{stem}@{target}.json in its own folder"
+                )
+
+
+def _jobs(manifest: Manifest, entry: Entry, number: int, path: Path) -> list[Job]:
+    where = f"{path}: model.{number}"
+    targets = entry.targets or manifest.targets
+    if not targets:
+        raise ConfigError(f'{where}.targets: is missing; add it, such as targets = ["cpu-x86"]')
+    tolerance = build(Tolerance, manifest.tolerance | entry.tolerance, f"{where}.tolerance")
+    everywhere = _budgets(manifest.budget, f"{path}: budget")
+    own = _budgets(entry.budget, f"{where}.budget")
+    for target in [name for name in everywhere | own if name]:
+        known = [*targets, *(manifest.targets or ()), *(name for e in manifest.model for name in e.targets or ())]
+        if target not in map(_stem, known):
+            raise ConfigError(
+                f"{path}: budget.{target}: no such target here; {did_you_mean(target, map(_stem, known))}"
+            )
+    jobs = []
+    for file in _files(path.parent, entry.path, f"{where}.path"):
+        for target in targets:
+            budget = Budget()
+            for budgets in (everywhere, own):
+                budget = budget.with_values(budgets[""]).with_values(budgets.get(_stem(target), Budget()))
+            names = {"stem": file.stem if file.suffix else file.name, "target": _stem(target)}
+            baseline = _filled(entry.baseline or manifest.baseline, names, f"{where}.baseline")
+            data = entry.data or manifest.data
+            jobs.append(
+                Job(
+                    path=file,
+                    target=_target(target, path.parent),
+                    budget=budget,
+                    tolerance=tolerance,
+                    baseline=path.parent / baseline if baseline else None,
+                    data=path.parent / data if data else None,
+                )
+            )
+    return jobs
+
+
+def _stem(target: str) -> str:
+    return Path(target).stem if target.endswith(".toml") else target
+
+
+def _target(name: str, folder: Path) -> str:
+    """A bundled name as it is; a file relative to the manifest."""
+    return str(folder / name) if name.endswith(".toml") else name
+
+
+def _budgets(table: dict[str, Any], where: str) -> dict[str, Budget]:
+    """Budgets by target; the key "" holds those for all, as in a card."""
+    plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
+    budgets = {"": build(Budget, plain, where)}
+    for target, limits in table.items():
+        if isinstance(limits, dict):
+            budgets[target] = build(Budget, limits, f"{where}.{target}")
+    return budgets
+
+
+def _files(folder: Path, pattern: str, where: str) -> list[Path]:
+    if glob.has_magic(pattern):
+        found = sorted(folder.glob(pattern))
+        if not found:
+            raise InputError(f"{where}: {pattern!r} matches nothing in {folder.resolve()}")
+        return found
+    if not (folder / pattern).exists():
+        raise InputError(f"{where}: {folder / pattern}: no such model file or run folder")
+    return [folder / pattern]
+
+
+def _filled(text: str, names: dict[str, str], where: str) -> str:
+    try:
+        return text.format_map(names)
+    except (KeyError, ValueError, IndexError, AttributeError):
+        raise ConfigError(f"{where}: got {text!r}; only {{stem}} and {{target}} may stand in braces") from None
+
+
+def manifest_for_run(run: Path, folder: Path) -> str:
+    """A commented manifest that checks a finished run's model by the budget the run was made for.
+
+    Raises InputError for anything but a run folder.
+    """
+    if not (run / "run.json").is_file() or not (run / "result.json").is_file():
+        raise InputError(f"{run}: is no finished run folder; --init writes a manifest from one")
+    made = read_json(run / "run.json")
+    target = read_json(run / "result.json")["target"]
+    limits = {key: value for key, value in made["budget"].items() if value is not None}
+    limits.pop("teacher_min_accuracy", None)
+    plain = run.resolve()
+    path = plain.relative_to(folder.resolve()) if plain.is_relative_to(folder.resolve()) else plain
+    budget = "\n".join(f"{key} = {value}" for key, value in limits.items()) or "# size_kb = 300"
+    return TEMPLATE.format(target=_quoted(target), path=_quoted(str(path)), budget=budget)
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+TEMPLATE = """\
+# What `edgekd check --manifest edgekd-check.toml` checks. Paths are relative to this file.
+
+targets = [{target}]    # `edgekd targets` lists them; a file such as "targets/mine.toml" is one, too
+
+# data = "test.npz"      # arrays `inputs` and `labels`: accuracy of models that bring no data of their own
+
+# A baseline turns on the comparison. A model file is measured beside the new one, by turns; a record that
+# `edgekd baseline accept --manifest edgekd-check.toml` writes is compared across time, with a wider limit.
+# baseline = "baselines/{{stem}}@{{target}}.json"
+
+[tolerance]              # how much worse than its baseline a model may be; "off" leaves one out
+max_slowdown = 0.025     # median latency, against a model measured beside it
+max_slowdown_p95 = 0.10
+max_slowdown_stored = 0.10  # both, against a stored record
+max_load_growth = 0.25
+max_size_growth = 0.01
+max_memory_growth = 0.05
+max_accuracy_loss = 0.5  # points
+
+[[model]]
+path = {path}            # a model file, a run folder, or a pattern such as "models/*.onnx"
+
+[model.budget]           # what the run was made for; [model.budget.TARGET] holds limits for one target
+{budget}
+"""

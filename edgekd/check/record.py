@@ -1,0 +1,163 @@
+"""What a check measured, as a file: raw samples that anyone can judge again, and the baselines kept from them."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekd.bench.records import RECORD_VERSION, Record
+from edgekd.errors import InputError, one_line
+from edgekd.figures import Figure, Placement
+from edgekd.run import atomic
+
+__all__ = ["Answers", "Checked", "Sample", "as_baseline", "differences", "read_record", "write_record"]
+
+# record history:
+# 1 - sample, baseline, pairs, same
+SCHEMA_VERSION = 1
+KIND = "edgekd check record"
+KEPT_CALLS = 400
+"""Calls of a process that a baseline keeps: enough for its p95, and small enough for a repository."""
+NOT_COMPARED = ("model_sha256", "nodes_by_provider", "ops_elsewhere", "numpy", "python")
+"""Keys of a fingerprint that may differ between a model and its baseline; all others tell of another machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What a model said of labelled inputs."""
+
+    data: str
+    """SHA-256 of inputs and labels."""
+    about: str
+    """Which data, in words."""
+    classes: tuple[int, ...]
+    """The most likely class of each input."""
+    labels: tuple[int, ...]
+    teacher: tuple[int, ...] = ()
+    """The teacher's most likely class of each input, where a run brings a teacher."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """All that was measured of one model on one target."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+    target: str
+    provider: str
+    """The target's execution provider."""
+    at: str
+    """When, ISO 8601 in UTC."""
+    edgekd: str
+    elsewhere: str = ""
+    """Why this machine is not the target, so that times say nothing; empty where it is."""
+    signature: str = ""
+    """Inputs with type and shape."""
+    latency: tuple[Record, ...] = ()
+    memory_bytes: tuple[int, ...] = ()
+    """Peak memory of several processes."""
+    placement: Placement | None = None
+    answers: Answers | None = None
+    estimate: Figure | None = None
+    """Of the median latency, ms, on a target that is not here."""
+    fingerprint: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A model, and what it is held against."""
+
+    sample: Sample
+    baseline: Sample | None = None
+    stored: bool = False
+    """Whether the baseline was measured at another time."""
+    pairs: tuple[Record, ...] = ()
+    """Processes in which both took turns."""
+    same: tuple[Record, ...] = ()
+    """Processes in which the baseline took turns with itself: how steady this machine is."""
+
+
+def write_record(path: Path, checked: Checked) -> None:
+    """Write a record, atomically."""
+    content = {"schema_version": SCHEMA_VERSION, "kind": KIND, "records": RECORD_VERSION, **dataclasses.asdict(checked)}
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    with atomic(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_record(path: Path) -> Checked:
+    """The content of a record; InputError if it is none, or of a later edgekd."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such record; `edgekd baseline accept MODEL --target T` makes one") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}: not valid JSON: {one_line(error)}; `edgekd baseline accept` writes it anew"
+        ) from error
+    if not isinstance(data, dict) or data.get("kind") != KIND:
+        raise InputError(f"{path}: is no record of edgekd check; `edgekd baseline accept MODEL --target T` makes one")
+    version = data.get("schema_version")
+    if version != SCHEMA_VERSION:
+        later = isinstance(version, int) and version > SCHEMA_VERSION
+        what = "update edgekd, or" if later else "run"
+        raise InputError(
+            f"{path}: schema_version is {version!r}; this edgekd reads {SCHEMA_VERSION}; "
+            f"{what} `edgekd baseline accept` to write it anew"
+        )
+    try:
+        sample, baseline = _sample(data["sample"]), data["baseline"]
+        return Checked(
+            sample=sample,
+            baseline=_sample(baseline) if baseline else None,
+            stored=data["stored"],
+            pairs=_records(data["pairs"]),
+            same=_records(data["same"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: is damaged ({error!r}); `edgekd baseline accept` writes it anew") from error
+
+
+def _sample(data: dict[str, Any]) -> Sample:
+    values = dict(data)
+    values["latency"] = _records(data["latency"])
+    values["memory_bytes"] = tuple(map(int, data["memory_bytes"]))
+    if placement := data["placement"]:
+        values["placement"] = Placement(**placement | {"costliest": tuple(placement["costliest"])})
+    if answers := data["answers"]:
+        lists = {key: tuple(map(int, answers[key])) for key in ("classes", "labels", "teacher")}
+        if len(lists["classes"]) != len(lists["labels"]):
+            raise ValueError("classes and labels should have the same length")
+        values["answers"] = Answers(**answers | lists)
+    if estimate := data["estimate"]:
+        values["estimate"] = Figure(**estimate)
+    if not isinstance(data["size_bytes"], int) or not isinstance(data["name"], str):
+        raise ValueError("name should be a text and size_bytes a number")
+    return Sample(**values)
+
+
+def _records(entries: list[dict[str, Any]]) -> tuple[Record, ...]:
+    return tuple(Record.from_json(entry | {"schema_version": RECORD_VERSION}) for entry in entries)
+
+
+def as_baseline(sample: Sample) -> Checked:
+    """A record to keep as a baseline: of each process, calls at even distances, at most KEPT_CALLS."""
+    return Checked(sample=dataclasses.replace(sample, latency=tuple(map(_thinned, sample.latency))))
+
+
+def _thinned(record: Record) -> Record:
+    step = max(1, -(-len(record.latency_s) // KEPT_CALLS))
+    kept = tuple(float(f"{seconds:.4g}") for seconds in record.latency_s[::step])
+    return dataclasses.replace(record, latency_s=kept, warmup_s=(), kernels=(), assigned=())
+
+
+def differences(old: Sample, new: Sample) -> dict[str, str]:
+    """By key, how the machine or the session of two samples differ, in words."""
+    before, now = old.fingerprint, new.fingerprint
+    if not (before and now):
+        return {}
+    keys = [key for key in before | now if key not in NOT_COMPARED and before.get(key) != now.get(key)]
+    found = {key: f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in keys}
+    return found

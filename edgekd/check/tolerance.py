@@ -1,0 +1,60 @@
+"""How much worse than its baseline a model may be."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from edgekd.errors import ConfigError
+from edgekd.spec import build
+
+__all__ = ["Tolerance", "parse_tolerance"]
+
+Off = Literal["off"]
+Growth = Annotated[float, Field(ge=0, le=10)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Points = Annotated[float, Field(ge=0, le=100)]
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class Tolerance:
+    """Limits of a comparison, each a share of the baseline's figure where nothing else is said; "off" leaves it out."""
+
+    max_slowdown: Growth | Off = 0.025
+    """Median latency, both measured here and now by turns."""
+    max_slowdown_p95: Growth | Off = 0.10
+    """The same of p95, which varies more."""
+    max_slowdown_stored: Growth | Off = 0.10
+    """Both, against a stored record: the machine may have changed its pace since."""
+    max_load_growth: Growth | Off = 0.25
+    """Making the session."""
+    max_size_growth: Growth | Off = 0.01
+    max_memory_growth: Growth | Off = 0.05
+    max_accuracy_loss: Points | Off = 0.5
+    """Points."""
+    min_same_answers: Share | Off = "off"
+    """Share of the inputs that both put into the same class."""
+    max_coverage_loss: Share | Off = 0.0
+    """Share of the nodes that the provider no longer runs."""
+    max_fused_loss: Share | Off = 0.0
+    """Share of the nodes that no longer compute in int8, of those that could."""
+
+    def with_values(self, values: dict[str, float | str]) -> "Tolerance":
+        """This tolerance with the `values` given."""
+        return dataclasses.replace(self, **values)  # type: ignore[arg-type]
+
+
+def parse_tolerance(options: list[str]) -> dict[str, float | str]:
+    """`["max_slowdown=0.05", …]` (the values of `--tolerance`); ConfigError for anything that is none."""
+    values: dict[str, float | str] = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        if not equals:
+            raise ConfigError(f"--tolerance {option!r}: it should be key=value, such as max_slowdown=0.05")
+        try:
+            values[key.strip()] = "off" if text.strip() == "off" else float(text)
+        except ValueError:
+            raise ConfigError(f"--tolerance {key}: got {text!r}; it should be a number or off") from None
+    build(Tolerance, values, "--tolerance")
+    return values

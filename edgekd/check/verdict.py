@@ -1,0 +1,153 @@
+"""From samples to a verdict: pure functions; nothing is measured here, and the same samples always give the same."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from edgekd.bench.records import Record
+from edgekd.bench.statistics import between, latency_of, min_calls_for, wilson
+from edgekd.card import Budget
+from edgekd.check.compare import compared_lines, steadiness
+from edgekd.check.judge import Line, Verdict, judge
+from edgekd.check.looks import BUDGET_LOOKS, ERROR, Decision, below_limit
+from edgekd.check.record import Checked, Sample
+from edgekd.check.tolerance import Tolerance
+from edgekd.distributions import Interval
+from edgekd.figures import Figure
+
+__all__ = ["Wanted", "figures_of", "judge_samples"]
+
+TIMED = ("latency_p50_ms", "latency_p95_ms", "load_ms")
+"""Budget keys that are judged in planned looks."""
+NOTHING = Interval(0.0, 0.0, float("inf"))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How many processes in all the next look needs; 0 where nothing more does."""
+
+    latency: int = 0
+    pairs: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.latency or self.pairs)
+
+
+def judge_samples(
+    checked: Checked, budget: Budget, tolerance: Tolerance, allow_estimated: bool = False
+) -> tuple[Verdict, Wanted, list[str]]:
+    """The verdict on what was measured so far, what the next look needs, and what a reader should know."""
+    limits = {key: limit for key, limit in dataclasses.asdict(budget).items() if limit is not None}
+    figures = figures_of(checked.sample)
+    decisions: dict[str, Decision] = {}
+    if checked.sample.latency:
+        decisions = {
+            key: below_limit(checked.sample.latency, _bounds(key), limits[key] / 1e3) for key in TIMED if key in limits
+        }
+    figures |= {key: _looked_at(decision, figures[key]) for key, decision in decisions.items()}
+    verdict = judge(figures, budget, allow_estimated)
+    lines = [_explained(line, checked.sample, decisions.get(line.key)) for line in verdict.lines]
+    wanted = [decision.wanted for decision in decisions.values()]
+    if checked.baseline is None:
+        return Verdict(tuple(lines)), Wanted(latency=max(wanted, default=0)), []
+    compared, more, old = compared_lines(checked, tolerance)
+    both = Wanted(max([*wanted, old], default=0), more)
+    return Verdict((*lines, *compared)), both, steadiness(checked, tolerance)
+
+
+def _bounds(key: str) -> Callable[[Sequence[Record], float], Interval]:
+    """What estimates a budget's figure (seconds) from the records of several processes."""
+
+    def load(records: Sequence[Record], confidence: float) -> Interval:
+        return between([record.load_s for record in records], confidence)
+
+    def percentile(records: Sequence[Record], confidence: float) -> Interval:
+        latency = latency_of([record.latency_s for record in records], confidence)
+        return (latency.p50 if key == "latency_p50_ms" else latency.p95) or NOTHING
+
+    return load if key == "load_ms" else percentile
+
+
+def _looked_at(decision: Decision, figure: Figure) -> Figure:
+    """The figure as the last planned look saw it."""
+    bounds = decision.bounds
+    if figure.value is None or bounds is NOTHING:
+        return figure
+    return dataclasses.replace(figure, value=1e3 * bounds.value, low=1e3 * bounds.low, high=1e3 * bounds.high)
+
+
+def _explained(line: Line, sample: Sample, decision: Decision | None) -> Line:
+    """The line with its confidence in words."""
+    if decision is not None:
+        looks = f"look {decision.look} of {len(BUDGET_LOOKS)}, {decision.samples} processes"
+        if decision.outcome == "more":  # a verdict now would be a look that was not planned
+            why = f"{decision.samples} processes are too few; the next look needs {decision.wanted}"
+            line = dataclasses.replace(line, outcome="inconclusive", reason=why)
+        return dataclasses.replace(line, confidence=f"{100 * (1 - ERROR):.0f} % over all looks; {looks}")
+    answers = sample.answers
+    if line.key == "min_accuracy" and answers:
+        share = wilson(_hits(answers.classes, answers.labels), len(answers.labels))
+        text = f"exact on these {len(answers.labels)}; of others 95 %: {100 * share.low:.2f} … {100 * share.high:.2f} %"
+        return dataclasses.replace(line, confidence=text)
+    if line.key == "peak_memory_mb" and sample.memory_bytes:
+        return dataclasses.replace(line, confidence=f"range of {len(sample.memory_bytes)} processes")
+    if line.key == "latency_p99_ms" and sample.latency:
+        return dataclasses.replace(line, confidence=f"95 %, {len(sample.latency)} processes")
+    return dataclasses.replace(line, confidence="exact" if line.figure.value is not None else "")
+
+
+def figures_of(sample: Sample) -> dict[str, Figure]:
+    """Figures by budget key, times with their 95 % interval."""
+    figures = {"size_kb": Figure(sample.size_bytes / 1e3, "exact"), **_times(sample), **_answered(sample)}
+    if sample.memory_bytes:
+        low, middle, high = (f(sample.memory_bytes) / 1e6 for f in (min, median, max))
+        figures["peak_memory_mb"] = Figure(middle, "proxy" if sample.elsewhere else "measured", low, high)
+    placement = sample.placement
+    if placement is not None and placement.nodes:
+        share = placement.nodes.get(sample.provider, 0) / sum(placement.nodes.values())
+        figures["min_coverage"] = Figure(share, placement.provenance)
+        if placement.fused_share is None:
+            why = "the provider compiles the graph itself" if placement.fused else "nothing in it computes in int8"
+            figures["min_fused_share"] = Figure(why=why)
+        else:
+            figures["min_fused_share"] = Figure(placement.fused_share, placement.provenance)
+    return figures
+
+
+def _times(sample: Sample) -> dict[str, Figure]:
+    unknown = Figure(why=sample.elsewhere or "not measured")
+    figures = dict.fromkeys((*TIMED, "latency_p99_ms"), unknown)
+    if sample.estimate is not None:
+        figures["latency_p50_ms"] = sample.estimate
+    if not sample.latency:
+        return figures
+    latency = latency_of([record.latency_s for record in sample.latency])
+    for percentile, interval in ((50, latency.p50), (95, latency.p95), (99, latency.p99)):
+        needed = f"{latency.calls} calls are too few for p{percentile}, which needs {min_calls_for(percentile)}"
+        figures[f"latency_p{percentile}_ms"] = _ms(interval) if interval else Figure(why=needed)
+    figures["load_ms"] = _ms(between([record.load_s for record in sample.latency]))
+    return figures
+
+
+def _ms(seconds: Interval) -> Figure:
+    return Figure(1e3 * seconds.value, "measured", 1e3 * seconds.low, 1e3 * seconds.high)
+
+
+def _answered(sample: Sample) -> dict[str, Figure]:
+    answers = sample.answers
+    if answers is None:
+        return {"min_accuracy": Figure(why="no data: --data FILE.npz brings inputs and labels")}
+    provenance = "proxy" if sample.elsewhere else "measured"
+    count = len(answers.labels)
+    right = _hits(answers.classes, answers.labels)
+    figures = {"min_accuracy": Figure(right / count, provenance, why=sample.elsewhere)}  # type: ignore[arg-type]
+    if answers.teacher:
+        drop = 100 * (_hits(answers.teacher, answers.labels) - right) / count
+        figures["max_accuracy_drop"] = Figure(round(drop, 6), provenance, why=sample.elsewhere)  # type: ignore[arg-type]
+        figures["min_agreement"] = Figure(_hits(answers.classes, answers.teacher) / count, provenance)  # type: ignore[arg-type]
+    return figures
+
+
+def _hits(classes: Sequence[int], labels: Sequence[int]) -> int:
+    return sum(a == b for a, b in zip(classes, labels, strict=True))

@@ -1,0 +1,81 @@
+"""`baseline accept`: what was measured becomes what later checks are held against."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgekd.card import Budget
+from edgekd.check.jobs import sample_of
+from edgekd.check.manifest import Job, read_manifest
+from edgekd.check.record import Sample, as_baseline, read_record, write_record
+from edgekd.check.sources import is_record
+from edgekd.check.tolerance import Tolerance
+from edgekd.check.verdict import figures_of
+from edgekd.cli.estimating import estimate
+from edgekd.console import out, say
+from edgekd.errors import ConfigError, EdgekdError, ExitCode
+from edgekd.units import milliseconds
+
+__all__ = ["accept"]
+
+BASELINES = Path("baselines")
+"""Where baselines are kept when nothing else is said."""
+
+
+def accept(
+    paths: list[Path], targets: list[str], manifest: Path | None, to: Path | None, data: Path | None
+) -> Iterator[int]:
+    """Measure each model, or take its record, and keep it as the baseline; yields the exit codes."""
+    if manifest and (paths or targets or to or data):
+        raise ConfigError("--manifest: names models, targets, baselines and data itself; give it alone")
+    if manifest is None and not (paths and (targets or all(map(is_record, paths)))):
+        raise ConfigError("baseline accept: name models and a --target, records of `check --records`, or a --manifest")
+    if to and is_record(to) and len(paths) * max(1, len(targets)) > 1:
+        raise ConfigError(f"--to {to}: is one file for several baselines; give a folder")
+    jobs = (
+        _of_manifest(manifest) if manifest else [_job(path, name, data) for path in paths for name in targets or [""]]
+    )
+    taken: set[Path] = set()
+    for job in jobs:
+        try:
+            sample = sample_of(job, estimate)
+            place = _place(job, sample, to)
+            if place in taken:
+                raise ConfigError(f"{place}: {job.path} would replace the baseline just written; use --to")
+            before = read_record(place).sample if place.exists() else None
+            write_record(place, as_baseline(sample))
+        except EdgekdError as error:
+            say(f"edgekd: {error}")
+            yield error.exit_code
+            continue
+        taken.add(place)
+        out(f"{place}: {sample.name} on {sample.target} {_changed(sample, before)}")
+        yield ExitCode.PASS
+
+
+def _of_manifest(manifest: Path) -> list[Job]:
+    jobs = [job for job in read_manifest(manifest) if job.baseline and is_record(job.baseline)]
+    if not jobs:
+        raise ConfigError(f'{manifest}: names no record; add baseline = "baselines/{{stem}}@{{target}}.json"')
+    return jobs
+
+
+def _job(path: Path, target: str, data: Path | None) -> Job:
+    return Job(path=path, target=target, budget=Budget(), tolerance=Tolerance(), data=data)
+
+
+def _place(job: Job, sample: Sample, to: Path | None) -> Path:
+    if job.baseline:
+        return job.baseline
+    if to and is_record(to):
+        return to
+    stem = Path(sample.name).stem if is_record(job.path) or job.path.suffix else job.path.name
+    return (to or BASELINES) / f"{stem}@{sample.target}.json"
+
+
+def _changed(now: Sample, before: Sample | None) -> str:
+    if before is None:
+        return "(new)"
+    old, new = (figures_of(sample)["latency_p50_ms"].value for sample in (before, now))
+    if old is None or new is None:
+        return "(replaced)"
+    return f"(replaced; p50 {milliseconds(old)} then, {milliseconds(new)} now)"

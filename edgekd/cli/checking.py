@@ -1,0 +1,150 @@
+"""`check`: jobs from the command line or a manifest, and their verdicts."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgekd.bench.records import Effort
+from edgekd.card import parse_budget
+from edgekd.check.jobs import JobOptions, run_job
+from edgekd.check.judge import Judged, Line
+from edgekd.check.manifest import NAME, Job, manifest_for_run, read_manifest
+from edgekd.check.record import Checked
+from edgekd.check.tolerance import Tolerance, parse_tolerance
+from edgekd.cli.estimating import estimate
+from edgekd.cli.outputs import Outputs, write_outputs
+from edgekd.console import out, say, status
+from edgekd.errors import ConfigError, ExitCode
+from edgekd.run import atomic
+
+__all__ = ["CheckOptions", "check_models", "write_manifest"]
+
+COUNTED = {None: ExitCode.INCONCLUSIVE, "pass": ExitCode.PASS, "fail": ExitCode.FAIL}
+"""What an inconclusive verdict exits with, by `--on-inconclusive`."""
+MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "not judged": "–"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """What the user of `check` asked for, beside models and targets."""
+
+    budget: list[str] = field(default_factory=list)
+    tolerance: list[str] = field(default_factory=list)
+    baseline: Path | None = None
+    manifest: Path | None = None
+    data: Path | None = None
+    allow_estimated: bool = False
+    allow_difference: tuple[str, ...] = ()
+    on_inconclusive: str | None = None
+    ratchet: bool = False
+    timeout_s: float = 300.0
+    outputs: Outputs = field(default_factory=Outputs)
+
+
+def check_models(paths: list[Path], targets: list[str], options: CheckOptions) -> Iterable[int]:
+    """One verdict per model and target; yields the exit codes."""
+    if options.on_inconclusive not in COUNTED:
+        raise ConfigError(f"--on-inconclusive {options.on_inconclusive!r}: it should be pass or fail")
+    jobs = _jobs(paths, targets, options)
+    limits = JobOptions(
+        allow_estimated=options.allow_estimated,
+        allow_difference=options.allow_difference,
+        effort=Effort(timeout_s=options.timeout_s),
+    )
+    done: list[Judged] = []
+    records: list[Checked] = []
+    for job in jobs:
+        with status() as told:
+            judged, checked = run_job(job, limits, estimate, told)
+        done.append(judged)
+        records += [checked] if checked else []
+        _show(judged, options.on_inconclusive)
+        if options.ratchet:
+            _offer(judged)
+        yield COUNTED[options.on_inconclusive] if judged.outcome == "inconclusive" else judged.exit_code
+    yield from write_outputs(options.outputs, done, records, options.on_inconclusive)
+
+
+def _jobs(paths: list[Path], targets: list[str], options: CheckOptions) -> list[Job]:
+    """What the command line names, or the manifest."""
+    budget, tolerance = parse_budget(options.budget), parse_tolerance(options.tolerance)
+    if options.manifest:
+        if paths or targets or options.baseline or options.data:
+            raise ConfigError("--manifest: names models, targets, baselines and data itself; give it alone")
+        return [
+            dataclasses.replace(
+                job, budget=job.budget.with_values(budget), tolerance=job.tolerance.with_values(tolerance)
+            )
+            for job in read_manifest(options.manifest)
+        ]
+    if not paths:
+        hint = f" (there is one here: --manifest {NAME})" if Path(NAME).is_file() else ""
+        raise ConfigError(f"check: no model given; name model files, run folders or records, or a --manifest{hint}")
+    if not targets:
+        raise ConfigError("check: no target given; name one, such as --target cpu-x86 (`edgekd targets` lists them)")
+    limits = Tolerance().with_values(tolerance)
+    return [
+        Job(path=path, target=target, budget=budget, tolerance=limits, baseline=options.baseline, data=options.data)
+        for target in targets
+        for path in paths
+    ]
+
+
+def _show(judged: Judged, on_inconclusive: str | None) -> None:
+    if judged.verdict is None:
+        say(f"edgekd: {judged.problem}")
+        return
+    against = f", against {judged.baseline}" if judged.baseline else ""
+    counted = on_inconclusive if judged.outcome == "inconclusive" else None
+    taken = f" (counted as {counted}: --on-inconclusive)" if counted else ""
+    out(f"{judged.name} on {judged.target}: {judged.outcome}{taken}{against}, {judged.seconds:.1f} s")
+    for line in judged.verdict.lines:
+        for text in _texts(line):
+            out(f"  {text}")
+    for note in judged.notes:
+        out(f"  note: {note}")
+
+
+def _texts(line: Line) -> Iterator[str]:
+    """The line, and below it the interval and how sure it is."""
+    yield f"{MARKS[line.outcome]} {line.text}"
+    confidence = "" if line.confidence == "exact" else line.confidence
+    if sure := "; ".join(filter(None, [line.shown_interval, confidence])):
+        yield f"    {sure}"
+
+
+def _offer(judged: Judged) -> None:
+    """Tighter limits that this measurement would still have passed, with 5 % to spare."""
+    lines = judged.verdict.lines if judged.verdict else ()
+    offered = [text for line in lines if (text := _tighter(line))]
+    if offered:
+        out("  --ratchet: tighter limits that it would still pass, with 5 % to spare:")
+    for text in offered:
+        out(f"    {text}")
+    slowdown = next((line.figure.high for line in lines if line.key == "max_slowdown"), None)
+    if slowdown is not None and slowdown < 0:
+        out("  --ratchet: faster than its baseline; `edgekd baseline accept` makes this model the new one")
+
+
+def _tighter(line: Line) -> str:
+    """`size_kb = 240    # was 300`; empty where there is nothing to gain."""
+    bound = line.figure.value if line.figure.high is None else line.figure.high
+    if line.outcome != "pass" or bound is None or not line.key.endswith(("_ms", "_kb", "_mb")):
+        return ""
+    tighter = float(f"{1.05 * bound:.3g}")
+    return f"{line.key} = {tighter:g}    # was {line.limit:g}" if tighter < 0.95 * line.limit else ""
+
+
+def write_manifest(paths: list[Path]) -> int:
+    """Write `edgekd-check.toml` from a run folder; an existing file stays."""
+    if len(paths) != 1:
+        raise ConfigError("--init: name the one run folder to write a manifest from")
+    path = Path(NAME)
+    if path.exists():
+        raise ConfigError(f"{path}: is there already; add a [[model]] by hand, or move it away")
+    text = manifest_for_run(paths[0], Path())
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    out(f"wrote {path}; now: edgekd check --manifest {path}")
+    return ExitCode.PASS

@@ -1,0 +1,36 @@
+"""Latency of a target that is not here, where torch is; elsewhere it stays unknown."""
+
+import dataclasses
+import functools
+import importlib.util
+from collections.abc import Sequence
+
+from edgekd.bench.measure import Subject
+from edgekd.console import say
+from edgekd.errors import InputError, one_line
+from edgekd.figures import ModelFigures
+from edgekd.target import Target
+
+__all__ = ["estimate"]
+
+
+def estimate(figures: Sequence[ModelFigures], subjects: Sequence[Subject], target: Target) -> list[ModelFigures]:
+    """Estimates where the target has references and torch is here to time their networks; else as they are."""
+    if target.measurable or not target.reference:
+        return list(figures)
+    if importlib.util.find_spec("torchvision") is None:
+        _say_once('edgekd: estimating latency needs torch; pip install "edgekd[train,cpu]"')
+        return list(figures)
+    from edgekd.export.variants import precision_of
+    from edgekd.search.estimate import with_estimates
+
+    try:
+        known = [dataclasses.replace(s, precision=precision_of(s.file)) for s in subjects]
+    except Exception as error:  # onnx raises whatever protobuf does
+        raise InputError(f"{subjects[0].file}: cannot be read as ONNX: {one_line(error)}") from error
+    return with_estimates(figures, known, target)
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    say(text)

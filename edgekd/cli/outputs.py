@@ -1,0 +1,141 @@
+"""Where the verdicts of `check` are written for machines and other people."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from edgekd import __version__
+from edgekd.check.judge import Judged
+from edgekd.check.record import Checked, write_record
+from edgekd.console import out, say
+from edgekd.errors import EdgekdError, ExitCode
+from edgekd.run import atomic, write_json
+
+__all__ = ["Outputs", "write_outputs"]
+
+# check.json history:
+# 1 - judged: name, target, outcome, problem, lines, notes, seconds, machine, figures
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """The files asked for."""
+
+    junit: Path | None = None
+    markdown: Path | None = None
+    gitlab_metrics: Path | None = None
+    json: Path | None = None
+    records: Path | None = None
+    history: Path | None = None
+
+
+def write_outputs(
+    outputs: Outputs, judged: Sequence[Judged], records: Sequence[Checked], on_inconclusive: str | None
+) -> Iterator[int]:
+    """Write each file; one that cannot be written is told, and the others have their turn; yields exit codes."""
+    for write in _writers(outputs, judged, records, on_inconclusive):
+        try:
+            write()
+        except EdgekdError as error:
+            say(f"edgekd: {error}")
+            yield error.exit_code
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            say(f"edgekd: {where}cannot be written: {os.strerror(error.errno or 0)}; the verdicts above stand")
+            yield ExitCode.USAGE
+
+
+def _writers(
+    outputs: Outputs, judged: Sequence[Judged], records: Sequence[Checked], on_inconclusive: str | None
+) -> Iterator[Callable[[], None]]:
+    files: list[tuple[Path | None, Callable[[Path], None]]] = [
+        (outputs.json, lambda path: write_json(path, _content(judged))),
+        (outputs.junit, lambda path: _junit(path, judged, on_inconclusive)),
+        (outputs.markdown, lambda path: _markdown(path, judged)),
+        (outputs.gitlab_metrics, lambda path: _gitlab(path, judged)),
+        (outputs.records, lambda path: _records(path, records)),
+        (outputs.history, lambda path: _history(path, judged)),
+    ]
+    yield from (partial(write, path) for path, write in files if path is not None)
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        yield partial(_summary, Path(summary), judged)
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        yield partial(_annotations, judged)
+
+
+def _content(judged: Sequence[Judged]) -> dict[str, Any]:
+    return {"schema_version": SCHEMA_VERSION, "edgekd": __version__, "judged": list(map(_entry, judged))}
+
+
+def _entry(judged: Judged) -> dict[str, Any]:
+    plain = ("name", "target", "outcome", "problem", "file", "sha256", "baseline", "seconds", "machine")
+    lines = judged.verdict.lines if judged.verdict else ()
+    return {
+        **{key: getattr(judged, key) for key in plain},
+        "exit_code": int(judged.exit_code),
+        "notes": list(judged.notes),
+        "lines": [
+            dataclasses.asdict(line) | {"margin": line.margin, "advisory": line.advisory, "text": line.text}
+            for line in lines
+        ],
+        "figures": {key: dataclasses.asdict(figure) for key, figure in judged.figures.items()},
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _junit(path: Path, judged: Sequence[Judged], on_inconclusive: str | None) -> None:
+    from edgekd.check.junit import junit_xml
+
+    _write(path, junit_xml(judged, on_inconclusive))
+
+
+def _markdown(path: Path, judged: Sequence[Judged]) -> None:
+    from edgekd.check.markdown import markdown_summary
+
+    _write(path, markdown_summary(judged))
+
+
+def _gitlab(path: Path, judged: Sequence[Judged]) -> None:
+    from edgekd.check.gitlab import gitlab_metrics
+
+    _write(path, gitlab_metrics(judged))
+
+
+def _summary(path: Path, judged: Sequence[Judged]) -> None:
+    from edgekd.check.markdown import append_summary, markdown_summary
+
+    append_summary(path, markdown_summary(judged))
+
+
+def _annotations(judged: Sequence[Judged]) -> None:
+    from edgekd.check.annotations import github_annotations
+
+    out(github_annotations(judged).rstrip("\n"))
+
+
+def _history(path: Path, judged: Sequence[Judged]) -> None:
+    from edgekd.check.history import append_history, this_commit
+
+    append_history(path, judged, datetime.now(UTC), this_commit())
+
+
+def _records(folder: Path, records: Sequence[Checked]) -> None:
+    """A file a model and target; a second one of the same name gets a number."""
+    used: set[str] = set()
+    for checked in records:
+        stem = f"{Path(checked.sample.name).stem}@{checked.sample.target}"
+        name, number = stem, 2
+        while name in used:
+            name, number = f"{stem}-{number}", number + 1
+        used.add(name)
+        write_record(folder / f"{name}.json", checked)

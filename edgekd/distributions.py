@@ -1,0 +1,70 @@
+"""The few distributions that verdicts need, exact and without SciPy, whose import alone takes longer than a verdict."""
+
+import bisect
+import math
+from dataclasses import dataclass
+
+__all__ = ["Interval", "mcnemar", "smallest_significant", "student_t"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the interval around it; 95 % where nothing else is said."""
+
+    value: float
+    low: float
+    high: float
+
+
+def student_t(probability: float, freedom: int) -> float:
+    """The quantile of Student's t distribution, by bisection of its distribution function.
+
+    The function is the finite series for whole degrees of freedom (Abramowitz and Stegun 26.7.3 and 26.7.4).
+    """
+    if probability < 0.5:
+        return -student_t(1 - probability, freedom)
+    inside = 2 * probability - 1
+    low, high = 0.0, math.pi / 2  # of the angle arctan(t / √ν), in which the series is written
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, freedom) < inside else (low, middle)
+    return math.tan(low) * math.sqrt(freedom)
+
+
+def _within(angle: float, freedom: int) -> float:
+    """P(|T| ≤ √ν tan(angle))."""
+    cosine = math.cos(angle)
+    odd = freedom % 2
+    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
+    for k in range(2 + odd, freedom + 1, 2):
+        total += term
+        term *= cosine**2 * (k - 1) / k
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """The exact two-sided p of McNemar's test (Edwards 1948; exact form: the sign test of Dixon and Mood 1946).
+
+    `lost` inputs are right with the baseline alone, `won` with the other model alone; what both get right or wrong says
+    nothing about which is better.
+    """
+    n = lost + won
+    if n == 0:
+        return 1.0
+    tail, ways = 0, 1
+    for k in range(min(lost, won) + 1):
+        tail += ways
+        ways = ways * (n - k) // (k + 1)
+    return float(min(1.0, 2 * tail / 2**n))
+
+
+def smallest_significant(discordant: int, level: float = 0.05) -> int:
+    """The smallest net number of inputs lost that McNemar's test shows, were the answers to differ on so many.
+
+    With fewer than six that differ nothing can be shown; six, all lost, are the least.
+    """
+    n = max(discordant, 6)
+    nets = range(n % 2, n + 1, 2)
+    # p falls as the net grows, and the largest net (all lost) has p = 2 / 2ⁿ.
+    return nets[bisect.bisect_left(nets, True, key=lambda net: mcnemar((n + net) // 2, (n - net) // 2) <= level)]
