@@ -95,9 +95,10 @@ def refuse_other_machine(stored: Sample, now: Sample, allowed: Collection[str]) 
         found.pop("inputs", None)  # only calls that are timed are made with the user's data
     refused = {key: text for key, text in found.items() if key not in allowed}
     if refused:
+        allow = " ".join(f"--allow-difference {key}" for key in refused)
         raise ConfigError(
             f"the record of {stored.name} was made elsewhere: {'; '.join(refused.values())}; measure a baseline here, "
-            f"give the old model file as --baseline, or allow it: {' '.join(f'--allow-difference {key}' for key in refused)}"
+            f"give the old model file as --baseline, or allow it: {allow}"
         )
     return [f"compared although {text}" for text in found.values()]
 
