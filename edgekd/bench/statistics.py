@@ -23,6 +23,8 @@ __all__ = [
 ]
 
 CONFIDENCE = 0.95
+RATIO_CALLS = 30
+"""Calls of a process below which no ratio of p95 is given."""
 
 
 def min_calls_for(percentile: float) -> int:
@@ -78,7 +80,7 @@ class Ratios:
 
     p50: float
     p95: float | None
-    """None for too few calls."""
+    """None for fewer than RATIO_CALLS calls."""
     load: float
 
 
@@ -88,11 +90,11 @@ def ratios_of(
     """The ratios of a model and a baseline that took turns in one process, in blocks of `block_calls` calls.
 
     p50: the median over neighbouring blocks of the ratio of their medians, so that what slows down both for longer
-    than a block cancels out. p95: of all calls.
+    than a block cancels out. p95: of all calls; where they are few it lies too high or too low, for both alike.
     """
     model, baseline = np.asarray(latency_s, dtype=np.float64), np.asarray(baseline_s, dtype=np.float64)
     blocks = [np.median(calls.reshape(-1, block_calls), axis=1) for calls in (model, baseline)]
-    enough = len(model) >= min_calls_for(95)
+    enough = len(model) >= RATIO_CALLS
     return Ratios(
         p50=float(np.median(blocks[0] / blocks[1])),
         p95=float(np.percentile(model, 95) / np.percentile(baseline, 95)) if enough else None,

@@ -24,11 +24,11 @@ from edgekd.check.tolerance import Tolerance
 from edgekd.distributions import mcnemar, smallest_significant
 from edgekd.figures import COMPARED, Figure, Provenance
 
-__all__ = ["compared_lines", "pair_ratios", "steadiness"]
+__all__ = ["Timed", "compared_lines", "pair_ratios", "paired_lines", "steadiness"]
 
 
 @dataclass(frozen=True)
-class _Timed:
+class Timed:
     """A line about time, and how many processes its next look needs: taking turns, or of the model alone."""
 
     line: Line
@@ -54,7 +54,7 @@ def _same_file(tolerance: Tolerance) -> Line:
     return Line("max_slowdown", limit, Figure(0.0, "exact"), "pass", "the very same file (SHA-256)", "exact")
 
 
-def _times(checked: Checked, tolerance: Tolerance) -> list[_Timed]:
+def _times(checked: Checked, tolerance: Tolerance) -> list[Timed]:
     limits = {
         "max_slowdown": tolerance.max_slowdown,
         "max_slowdown_p95": tolerance.max_slowdown_p95,
@@ -63,8 +63,11 @@ def _times(checked: Checked, tolerance: Tolerance) -> list[_Timed]:
     known = {key: limit for key, limit in limits.items() if limit != "off"}
     if checked.sample.elsewhere:
         why = f"time cannot be compared here: {checked.sample.elsewhere}"
-        return [_Timed(Line(key, limit, Figure(why=why), "inconclusive", why)) for key, limit in known.items()]
-    return _stored(checked, known, tolerance) if checked.stored else _paired(checked, known)
+        return [Timed(Line(key, limit, Figure(why=why), "inconclusive", why)) for key, limit in known.items()]
+    if checked.stored:
+        return _stored(checked, known, tolerance)
+    same = [pair_ratios(record)[0] for record in checked.same]
+    return paired_lines([pair_ratios(record) for record in checked.pairs], same, known)
 
 
 def pair_ratios(record: Record) -> tuple[float, float | None, float]:
@@ -75,26 +78,29 @@ def pair_ratios(record: Record) -> tuple[float, float | None, float]:
     return ratios.p50, ratios.p95, ratios.load
 
 
-def _paired(checked: Checked, limits: dict[str, float]) -> list[_Timed]:
-    columns = list(zip(*map(pair_ratios, checked.pairs), strict=True)) or [(), (), ()]
+def paired_lines(
+    ratios: Sequence[tuple[float, float | None, float]], same: Sequence[float], limits: dict[str, float]
+) -> list[Timed]:
+    """Lines from `ratios` (p50, p95, load time; a process each) and those of p50 that the baseline has to itself."""
+    columns = list(zip(*ratios, strict=True)) or [(), (), ()]
     entries = []
     for key, column in zip(("max_slowdown", "max_slowdown_p95", "max_load_growth"), columns, strict=True):
         if key not in limits:
             continue
-        ratios = [ratio for ratio in column if ratio is not None]
-        if len(ratios) < len(column):
+        known = [ratio for ratio in column if ratio is not None]
+        if len(known) < len(column):
             why = "too few calls in a process for p95"
-            entries.append(_Timed(Line(key, limits[key], Figure(why=why), "not judged", why)))
+            entries.append(Timed(Line(key, limits[key], Figure(why=why), "not judged", why)))
             continue
-        decision = not_slower(ratios, mean_of, limits[key])
+        decision = not_slower(known, mean_of, limits[key])
         line = _timed_line(key, limits[key], decision, f"{decision.samples} process pairs", len(PAIR_LOOKS))
         if key == "max_slowdown" and line.outcome == "fail":
-            line = _doubted(line, checked.same, limits[key], decision.samples)
-        entries.append(_Timed(line, pairs=decision.wanted))
+            line = _doubted(line, same, limits[key], decision.samples)
+        entries.append(Timed(line, pairs=decision.wanted))
     return entries
 
 
-def _stored(checked: Checked, limits: dict[str, float], tolerance: Tolerance) -> list[_Timed]:
+def _stored(checked: Checked, limits: dict[str, float], tolerance: Tolerance) -> list[Timed]:
     assert checked.baseline is not None
     entries = []
     for key, limit in limits.items():
@@ -105,12 +111,12 @@ def _stored(checked: Checked, limits: dict[str, float], tolerance: Tolerance) ->
         old, new = (_per_process(key, sample.latency) for sample in (checked.baseline, checked.sample))
         if len(old) < 2 or not new:
             why = "its record holds too few processes" if len(old) < 2 else "not measured"
-            entries.append(_Timed(Line(key, limit, Figure(why=why), "inconclusive", why)))
+            entries.append(Timed(Line(key, limit, Figure(why=why), "inconclusive", why)))
             continue
         decision = not_slower(new, difference_between(old), limit, BUDGET_LOOKS)
         about = f"{decision.samples} processes, unpaired"
         line = _timed_line(key, limit, decision, about, len(BUDGET_LOOKS))
-        entries.append(_Timed(line, alone=decision.wanted))
+        entries.append(Timed(line, alone=decision.wanted))
     return entries
 
 
@@ -144,12 +150,11 @@ def _timed_line(key: str, limit: float, decision: Decision, about: str, looks: i
     return Line(key, limit, figure, outcome, "; ".join(reasons), sure)
 
 
-def _doubted(line: Line, same: Sequence[Record], limit: float, count: int) -> Line:
+def _doubted(line: Line, same: Sequence[float], limit: float, count: int) -> Line:
     """A slowdown is no finding on a machine that sees one of that size between a file and itself."""
     if len(same) < 2:
         return line
-    ratios = [pair_ratios(record)[0] for record in same]
-    itself, least = mean_of(ratios, PER_LOOK), resolution(ratios, count)
+    itself, least = mean_of(same, PER_LOOK), resolution(same, count)
     slowdown = line.figure.value or 0.0
     if slowdown < least or (itself.low > 1 and itself.value > 1 + limit):
         reason = f"this machine is too unsteady: the baseline against itself gave {100 * (itself.value - 1):+.1f} %"

@@ -1,8 +1,9 @@
 """How often `edgekd check` cries wolf, and how often it finds a slower model, on this machine.
 
-    python tests/benchmarks/gate.py prepare FOLDER          models with 0, 2, 5, 10 and 20 % more work, and their true ratios
-    python tests/benchmarks/gate.py record FOLDER OUT.json --minutes 60
-    python tests/benchmarks/gate.py replay OUT.json RESULT.json
+    python tests/benchmarks/gate.py prepare FOLDER                    models with about 0, 2, 5, 10 and 20 % more work
+    python tests/benchmarks/gate.py truth FOLDER TRUTH.json           how much slower they really are
+    python tests/benchmarks/gate.py record FOLDER PAIRS.json --minutes 60
+    python tests/benchmarks/gate.py replay PAIRS.json TRUTH.json RESULT.json
     python tests/benchmarks/gate.py live FOLDER RESULT.json --checks 60
 
 `prepare` makes ResNet-8 and ResNet-20 in int8 and mobilenet_v2 in fp32, all with random weights, and the same
@@ -13,12 +14,16 @@ pairs; `live` runs whole checks.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist, fmean, stdev
 from typing import Any
@@ -26,6 +31,8 @@ from typing import Any
 from edgekd.bench.records import PAIR, Effort
 from edgekd.bench.runner import measure_pair
 from edgekd.bench.statistics import ratios_of
+from edgekd.check.compare import paired_lines
+from edgekd.check.looks import CONFIRMATION, PAIR_LOOKS
 from edgekd.run import write_json
 from edgekd.target import Quantization, load_target
 
@@ -40,7 +47,13 @@ SIZES = {
     + [(224, w, 0) for w in (225, 227, 233, 237, 241, 247, 255, 263, 271, 279)],
 }  # fmt: skip
 """Height, width, and linear layers (mobilenet: pairs of them) added at the end."""
-BUSY = "import time\nwhile True:\n    end = time.perf_counter() + 0.06\n    while time.perf_counter() < end: pass\n    time.sleep(0.04)"
+BUSY = """import time
+while True:
+    end = time.perf_counter() + 0.06
+    while time.perf_counter() < end:
+        pass
+    time.sleep(0.04)
+"""
 
 
 def make(model: str, size: tuple[int, int], more: int, path: Path) -> None:
@@ -55,14 +68,14 @@ def make(model: str, size: tuple[int, int], more: int, path: Path) -> None:
 
     torch.manual_seed(0)
     if model == "mobilenet_v2-fp32":
-        net: torch.nn.Module = torchvision.models.mobilenet_v2(weights=None)
+        net = torchvision.models.mobilenet_v2(weights=None)
         widths = [1280] + [128, 1280] * more
-        extra = [torch.nn.Linear(inside, outside) for inside, outside in zip(widths, widths[1:], strict=False)]
-        net.classifier = torch.nn.Sequential(*extra, net.classifier)  # type: ignore[arg-type]
+        extra = [torch.nn.Linear(inside, outside) for inside, outside in itertools.pairwise(widths)]
+        net.classifier = torch.nn.Sequential(*extra, net.classifier)
     else:
         net = CifarResNet(CifarResNetShape(depth=8 if "resnet8" in model else 20), 3, 10)
         layers = [torch.nn.Linear(64, 64) for _ in range(more)]
-        net.linear = torch.nn.Sequential(*layers, net.linear)  # type: ignore[arg-type]
+        net.linear = torch.nn.Sequential(*layers, net.linear)  # type: ignore[assignment]
     example = torch.randn(2, 3, *size)
     with quiet_export():
         batch = torch.export.Dim("batch")
@@ -149,7 +162,8 @@ def truth(folder: Path, out: Path, cpu: int) -> None:
     found = []
     for (model, more), ratios in taken.items():
         value, half = geometric(ratios)
-        found.append({"model": model, "more": more, "ratio": round(value, 5), "margin": round(half, 5), "pairs": len(ratios)})
+        about = {"model": model, "more": more, "pairs": len(ratios)}
+        found.append(about | {"ratio": round(value, 5), "margin": round(half, 5)})
         print(found[-1], flush=True)
     write_json(out, {"schema_version": 1, "target": TARGET, "truth": found})
 
@@ -164,7 +178,8 @@ def record(folder: Path, out: Path, minutes: float, cpu: int) -> None:
         busy = spell % 2 == 1
         load = None
         if busy:
-            load = subprocess.Popen([sys.executable, "-c", BUSY], preexec_fn=lambda: os.sched_setaffinity(0, {1 - cpu}))  # noqa: PLW1509
+            load = subprocess.Popen([sys.executable, "-c", BUSY])
+            os.sched_setaffinity(load.pid, {1 - cpu})
         try:
             spell_end = time.monotonic() + 120
             while time.monotonic() < min(spell_end, end):
@@ -172,7 +187,8 @@ def record(folder: Path, out: Path, minutes: float, cpu: int) -> None:
                 draw.shuffle(todo)
                 for model, more, file, baseline in todo:
                     pair = one(file, baseline, turn)
-                    taken.append({"model": model, "more": more, "busy": busy, "turn": turn, "at": round(time.time(), 1)} | pair)
+                    about = {"model": model, "more": more, "busy": busy, "turn": turn, "at": round(time.time(), 1)}
+                    taken.append(about | pair)
                 turn += 1
         finally:
             if load:
@@ -183,20 +199,145 @@ def record(folder: Path, out: Path, minutes: float, cpu: int) -> None:
         print(len(taken), "pairs", flush=True)
 
 
+def replay(pairs_file: Path, truth_file: Path, out: Path) -> None:
+    """Let the judge decide on windows of recorded pairs, 300 A/A and 100 a ratio for each network and condition.
+
+    Windows are consecutive in time and start at random; they overlap where fewer were recorded, so that the intervals,
+    which take checks for independent, are somewhat too narrow.
+    """
+    taken = json.loads(pairs_file.read_text(encoding="utf-8"))["pairs"]
+    truths = json.loads(truth_file.read_text(encoding="utf-8"))["truth"]
+    results = []
+    for truth_ in truths:
+        for condition in ("idle", "busy"):
+            mine = [p for p in taken if p["model"] == truth_["model"] and condition_of(p) == condition]
+            cell, same = ([p for p in mine if p["more"] == more] for more in (truth_["more"], "1"))
+            checks = 300 if truth_["more"] == "1" else 100
+            if len(cell) >= PAIR_LOOKS[-1] + CONFIRMATION and len(same) >= PAIR_LOOKS[0]:
+                results.append(truth_ | {"condition": condition, "recorded": len(cell)} | replayed(cell, same, checks))
+                print(results[-1], flush=True)
+    write_json(
+        out, {"schema_version": 1, "target": TARGET, "looks": PAIR_LOOKS, "results": results, "sums": sums(results)}
+    )
+
+
+def condition_of(pair: dict[str, Any]) -> str:
+    """idle, busy (the bounded load ran), or other: something else used the machine."""
+    if pair["busy"]:
+        return "busy"
+    return "idle" if (pair["others_cores"] or 0.0) < 0.2 else "other"
+
+
+def replayed(cell: list[dict[str, Any]], same: list[dict[str, Any]], checks: int) -> dict[str, Any]:
+    draw = random.Random(0)
+    limits = {"max_slowdown": 0.025, "max_slowdown_p95": 0.10, "max_load_growth": 0.25}
+    most = PAIR_LOOKS[-1] + CONFIRMATION
+    found: dict[str, int] = {"pass": 0, "fail": 0, "inconclusive": 0}
+    p50: dict[str, int] = {"pass": 0, "fail": 0, "inconclusive": 0}
+    used, seconds = [], []
+    for _ in range(checks):
+        start, other = draw.randrange(len(cell)), draw.randrange(len(same))
+        window = [cell[(start + k) % len(cell)] for k in range(most)]
+        itself = [same[(other + k) % len(same)]["p50"] for k in range(PAIR_LOOKS[0])]
+        count = PAIR_LOOKS[0]
+        while True:
+            ratios = [(p["p50"], p["p95"], p["load"]) for p in window[:count]]
+            timed = paired_lines(ratios, itself, limits)
+            wanted = max(entry.pairs for entry in timed)
+            if wanted <= count:
+                break
+            count = wanted
+        outcomes = [entry.line.outcome for entry in timed]
+        found["fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"] += 1
+        p50[outcomes[0]] += 1
+        used.append(count)
+        seconds.append(sum(p["wall_s"] for p in window[:count]) + sum(p["wall_s"] for p in same[: PAIR_LOOKS[0]]))
+    return {
+        "checks": checks,
+        "verdicts": found,
+        "p50_verdicts": p50,
+        "fail_interval": clopper_pearson(found["fail"], checks),
+        "pairs_used": {"median": sorted(used)[checks // 2], "most": max(used)},
+        "seconds": {"median": round(sorted(seconds)[checks // 2], 1), "most": round(max(seconds), 1)},
+    }
+
+
+def sums(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Verdicts of all networks together, by ratio and condition."""
+    found = []
+    for more in ("1", *map(str, MORE)):
+        for condition in ("idle", "busy"):
+            mine = [r for r in results if r["more"] == more and r["condition"] == condition]
+            total = {key: sum(r["verdicts"][key] for r in mine) for key in ("pass", "fail", "inconclusive")}
+            checks = sum(total.values())
+            if checks:
+                interval = clopper_pearson(total["fail"], checks)
+                found.append(
+                    {"more": more, "condition": condition, **total, "checks": checks, "fail_interval": interval}
+                )
+    return found
+
+
+def clopper_pearson(hits: int, total: int) -> list[float]:
+    from scipy.stats import binomtest  # type: ignore[import-untyped]
+
+    interval = binomtest(hits, total).proportion_ci(0.95, "exact")
+    return [round(float(interval.low), 4), round(float(interval.high), 4)]
+
+
+def live(folder: Path, out: Path, checks: int, cpu: int) -> None:
+    """Whole checks by the command, half of them A/A and half against the network that is about 5 % slower."""
+    os.sched_setaffinity(0, {cpu})
+    done: list[dict[str, Any]] = json.loads(out.read_text(encoding="utf-8"))["checks"] if out.exists() else []
+    jobs = [pair for pair in pairs_of(folder) if pair[1] in ("1", "1.05")]
+    for number in range(len(done), checks // 2 * len(jobs)):
+        model, more, file, baseline = jobs[number % len(jobs)]
+        begin = time.perf_counter()
+        with tempfile.TemporaryDirectory() as scratch:
+            answer = Path(scratch, "answer.json")
+            command = [sys.executable, "-m", "edgekd", "check", str(file), "--baseline", str(baseline)]
+            off = ["--tolerance", "max_size_growth=off", "--tolerance", "max_memory_growth=off"]
+            subprocess.run([*command, "-t", TARGET, *off, "--json", str(answer)], capture_output=True, check=False)
+            (judged,) = json.loads(answer.read_text(encoding="utf-8"))["judged"]
+        lines = {line["key"]: line["outcome"] for line in judged["lines"]}
+        slowdown = next(line["figure"]["value"] for line in judged["lines"] if line["key"] == "max_slowdown")
+        wall = round(time.perf_counter() - begin, 1)
+        entry = {"model": model, "more": more, "outcome": judged["outcome"], "lines": lines, "wall_s": wall}
+        done.append(entry | {"slowdown": round(slowdown, 5), "loaded": any("loaded" in n for n in judged["notes"])})
+        write_json(out, {"schema_version": 1, "target": TARGET, "checks": done, "sums": live_sums(done)})
+
+
+def live_sums(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = []
+    for model in MODELS:
+        for more in ("1", "1.05"):
+            mine = [entry for entry in done if (entry["model"], entry["more"]) == (model, more)]
+            if not mine:
+                continue
+            total = {key: sum(e["outcome"] == key for e in mine) for key in ("pass", "fail", "inconclusive", "error")}
+            walls = sorted(entry["wall_s"] for entry in mine)
+            seconds = {"median": walls[len(walls) // 2], "most": walls[-1]}
+            interval = clopper_pearson(total["fail"], len(mine))
+            found.append({"model": model, "more": more, **total, "fail_interval": interval, "seconds": seconds})
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("prepare", "truth", "record"))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("step", choices=("prepare", "truth", "record", "replay", "live"))
+    parser.add_argument("paths", type=Path, nargs="+")
     parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--checks", type=int, default=60, help="live: of each network")
     parser.add_argument("--cpu", type=int, default=1, help="the CPU to measure on")
     asked = parser.parse_args()
-    if asked.step == "prepare":
-        prepare(asked.folder)
-    elif asked.step == "truth":
-        truth(asked.folder, asked.out, asked.cpu)
-    else:
-        record(asked.folder, asked.out, asked.minutes, asked.cpu)
+    steps: dict[str, Callable[..., None]] = {
+        "prepare": prepare,
+        "truth": partial(truth, cpu=asked.cpu),
+        "record": partial(record, minutes=asked.minutes, cpu=asked.cpu),
+        "replay": replay,
+        "live": partial(live, checks=asked.checks, cpu=asked.cpu),
+    }
+    steps[asked.step](*asked.paths)
 
 
 if __name__ == "__main__":
