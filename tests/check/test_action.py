@@ -349,3 +349,47 @@ def save_model(path: Path) -> None:
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy")
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    done = subprocess.run(["git", *who, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("known_before", [True, False])
+def test_the_gitlab_script_finds_the_model_of_the_base(job: Job, known_before: bool) -> None:
+    git(job.workspace, "init", "--quiet")
+    (job.workspace / ("model.onnx" if known_before else "other.onnx")).write_text("old")
+    git(job.workspace, "add", ".")
+    git(job.workspace, "commit", "--quiet", "--message", "base")
+    base = git(job.workspace, "rev-parse", "HEAD")
+    (job.workspace / "model.onnx").write_text("new")
+    content = yaml.safe_load(snippet(job.folder, "latency:").read_text())["latency"]
+    variables = content["variables"] | {"CI_MERGE_REQUEST_DIFF_BASE_SHA": base}
+    path = f"{job.folder}/runner temp/edgekd/bin:{os.environ['PATH']}"
+    subprocess.run(
+        ["bash", "-eo", "pipefail", "-c", content["script"][-1]],
+        cwd=job.workspace,
+        env={**os.environ, **job.environment, **variables, "PATH": path},
+        check=True,
+    )
+    baseline = ["--baseline", "base.onnx"] if known_before else []
+    arguments = job.record.read_text().split("\0")[:-1]
+    assert arguments[: 4 + len(baseline)] == ["check", "model.onnx", "--target", "cpu-x86", *baseline]
+    assert not known_before or (job.workspace / "base.onnx").read_text() == "old"
+    reports = content["artifacts"]["reports"]
+    assert arguments[-4:] == ["--junit", reports["junit"], "--gitlab-metrics", reports["metrics"]]
+
+
+@pytest.mark.parametrize("known_before", [True, False])
+def test_the_workflow_finds_the_model_of_the_base(job: Job, known_before: bool) -> None:
+    content = yaml.safe_load((ROOT / ".github" / "workflows" / "latency.yml").read_text())["jobs"]["latency"]
+    (step,) = [step for step in content["steps"] if step.get("id") == "base"]
+    (job.workspace / "base").mkdir()
+    if known_before:
+        (job.workspace / "base" / "model.onnx").touch()
+    job.environment.update(content["env"])
+    ended = run_step({**step, "shell": "bash"}, job, {}, ROOT)
+    assert ended.outputs == ({"model": "base/model.onnx"} if known_before else {})
+    assert ended.log.startswith("::notice") is not known_before
