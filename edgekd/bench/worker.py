@@ -5,15 +5,16 @@
 It needs Python 3.9, numpy and onnxruntime 1.17, and nothing of edgekd. The plan is a JSON object; what it leaves
 out has the value of DEFAULTS below:
 
-    mode      "latency": time single calls; "throughput": many calls, in one session or several side by side;
-              "pair": time the model and `baseline` by turns, in short blocks; "memory": peak memory without a data set; "profile": which kernels ran where, and for how long;
-              "predict": write the outputs for all inputs to `outputs` (.npy)
+    mode      "latency": time single calls; "pair": time the model and `baseline` by turns, in short blocks;
+              "throughput": many calls, in one session or several side by side; "memory": peak memory without a
+              data set; "profile": which kernels ran where, and for how long; "predict": write the outputs for
+              all inputs to `outputs` (.npy)
     provider, provider_options, intra_op_threads, inter_op_threads, allow_spinning, graph_level, arena,
     affinity, precise_int8, binding          how the session is made; all of it goes into the fingerprint
               binding "run": session.run with numpy arrays; "io": inputs and outputs bound before the call
     baseline  pair: the other model file, given the same inputs
     baseline_first                           pair: which session is made first (it then has the better memory)
-    block_s   pair: how long a block of one model's calls takes, about
+    block_s   pair: how long a block of one model's calls takes, about; only whole blocks are timed
     inputs    a .npy file with inputs along the first axis, memory-mapped; null: seeded random ones
     memory_limit_bytes                       address space this process may take (RLIMIT_AS)
     optimized                                profile: where to write the graph as ONNX Runtime optimized it
@@ -21,13 +22,15 @@ out has the value of DEFAULTS below:
 
 It is one file on purpose, longer than others: what is copied to a device should be one thing.
 
-The result is one JSON object: raw seconds per call and a fingerprint, or `error` with one line. Statistics
-are the reader's business. Exit code 0, or 1 with an error in the result. `predict` prints rows done to stdout.
+The result is one JSON object: raw seconds per call and a fingerprint, or `error` with one line; one that is the
+baseline's fault begins with "baseline FILE: ". Statistics are the reader's business. Exit code 0, or 1 with an
+error in the result. `predict` prints rows done to stdout.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import math
@@ -37,7 +40,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -155,6 +158,7 @@ def measure(plan: dict[str, Any], model: str, clock: Clock = time.perf_counter) 
     confine(plan)
     import onnxruntime
 
+    require(onnxruntime, plan["provider"])
     memory = {"import_bytes": peak_memory()}
     before = counters()
     if plan["mode"] == "pair":
@@ -197,17 +201,36 @@ def load_pair(onnxruntime: Any, plan: dict[str, Any], model: str, clock: Clock) 
     Loads are timed one at a time, by turns: a second session in the same process would have to find new memory.
     The very first one, which pays for the process, is neither's. The sessions are then made in the order asked for.
     """
-    files = [model, plan["baseline"]]
+    files, names = [model, plan["baseline"]], ["", blame(plan)]
     order = [1, 0] if plan["baseline_first"] else [0, 1]
-    make_session(onnxruntime, plan, files[order[0]])
+
+    def load(place: int) -> tuple[Any, float]:
+        with blaming(names[place]):
+            return loaded(onnxruntime, plan, files[place], clock)
+
+    load(order[0])
     spent: list[list[float]] = [[], []]
     while len(spent[0]) < LOADS and sum(map(sum, spent)) < SLOW_LOAD_S:
         for place in order if len(spent[0]) % 2 == 0 else order[::-1]:
-            spent[place].append(loaded(onnxruntime, plan, files[place], clock)[1])
+            spent[place].append(load(place)[1])
     sessions: list[Any] = [None, None]
     for place in order:
-        sessions[place] = make_session(onnxruntime, plan, files[place])
+        sessions[place] = load(place)[0]
     return [(session, float(np.median(seconds))) for session, seconds in zip(sessions, spent)]
+
+
+def blame(plan: dict[str, Any]) -> str:
+    """What the errors of the baseline begin with."""
+    return "baseline " + str(plan["baseline"]) + ": "
+
+
+@contextlib.contextmanager
+def blaming(name: str) -> Iterator[None]:
+    """Errors inside begin with `name`; those of the model itself need none."""
+    try:
+        yield
+    except WorkerError as error:
+        raise WorkerError(name + str(error)) from error
 
 
 def sha256_of(model: str) -> str:
@@ -238,7 +261,10 @@ def complete(plan: Any) -> dict[str, Any]:
             raise WorkerError("the plan's " + key + " is " + repr(value) + "; it should be like " + repr(default))
         if value not in CHOICES.get(key, (value,)):
             raise WorkerError("the plan's " + key + " is " + repr(value) + "; known: " + ", ".join(CHOICES[key]))
-    return {**DEFAULTS, **plan}
+    whole = {**DEFAULTS, **plan}
+    if whole["mode"] == "pair" and not (whole["baseline"] and isinstance(whole["baseline"], str)):
+        raise WorkerError("mode pair needs `baseline`")
+    return whole
 
 
 def confine(plan: dict[str, Any]) -> None:
@@ -304,12 +330,16 @@ def one_row_each(answer: Any, rows: int) -> Any:
     return answer.reshape(rows, -1)
 
 
-def make_session(onnxruntime: Any, plan: dict[str, Any], model: str, profile_prefix: str = "") -> Any:
-    """A session on the plan's provider; WorkerError if the provider is not here or did not take the model."""
+def require(onnxruntime: Any, provider: str) -> None:
+    """WorkerError if this onnxruntime has no such provider."""
     offered = onnxruntime.get_available_providers()
-    provider = plan["provider"]
     if provider not in offered:
         raise WorkerError("this onnxruntime offers " + ", ".join(offered) + "; " + provider + " is not among them")
+
+
+def make_session(onnxruntime: Any, plan: dict[str, Any], model: str, profile_prefix: str = "") -> Any:
+    """A session on the plan's provider; WorkerError if it did not take the model."""
+    provider = plan["provider"]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = plan["intra_op_threads"]
     options.inter_op_num_threads = plan["inter_op_threads"]
@@ -395,7 +425,7 @@ class Caller:
     """One session, ready to be called with its inputs in turn."""
 
     def __init__(self, onnxruntime: Any, session: Any, feeds: Feeds, plan: dict[str, Any]) -> None:
-        self.session, self.feeds, self.plan = session, feeds.ready, plan
+        self.session, self.feeds, self.batch, self.plan = session, feeds.ready, feeds.batch, plan
         self.bound = []
         for feed in self.feeds if plan["binding"] == "io" else []:
             binding = session.io_binding()
@@ -459,31 +489,32 @@ def time_calls(call: Caller, plan: dict[str, Any], clock: Clock) -> dict[str, An
     }
 
 
-def pair(onnxruntime: Any, call: Caller, baseline: tuple[Any, float], plan: dict[str, Any], clock: Clock) -> dict[str, Any]:
+def pair(
+    onnxruntime: Any, call: Caller, baseline: tuple[Any, float], plan: dict[str, Any], clock: Clock
+) -> dict[str, Any]:
     """Time the model and the baseline by turns, in short blocks: what slows the machine down slows both.
 
     Blocks go baseline, model, model, baseline, …; each has the same number of calls.
     """
     session, load_s = baseline
-    try:
+    names = (blame(plan), "")
+    with blaming(names[0]):
         feeds = Feeds(session, plan)
         callers = (Caller(onnxruntime, session, feeds, plan), call)
-        (firsts, typical), spent = _warm_pair(callers, plan, clock), ([], [])  # type: ignore[var-annotated]
-    except WorkerError as error:
-        raise WorkerError("beside its baseline: " + str(error)) from error
+    if feeds.batch != call.batch:
+        raise WorkerError(names[0] + "it takes " + str(feeds.batch) + " inputs a call, the model " + str(call.batch))
+    firsts, typical = _warm_pair(callers, names, plan, clock)
     inner = math.ceil(SHORTEST_S / min(typical)) if 0 < min(typical) < SHORTEST_S else 1
-    size = max(3, min(plan["max_calls"], math.ceil(plan["block_s"] / (inner * max(typical)))))
+    size = max(3, math.ceil(min(plan["max_calls"], plan["block_s"] / (inner * max(*typical, 1e-9)))))
+    spent: tuple[list[float], list[float]] = ([], [])
     begin = clock()
     while len(spent[1]) < plan["max_calls"]:
         if len(spent[1]) >= plan["min_calls"] and clock() - begin >= plan["max_s"]:
             break
         turn = len(spent[1])
         for place in (0, 1) if turn // size % 2 == 0 else (1, 0):
-            for number in range(turn, turn + size):
-                start = clock()
-                for offset in range(inner):
-                    callers[place](number * inner + offset)
-                spent[place].append((clock() - start) / inner)
+            with blaming(names[place]):
+                spent[place].extend(_block(callers[place], range(turn, turn + size), inner, clock))
     return {
         "first_call_s": firsts[1],
         "inner_calls": inner,
@@ -498,14 +529,28 @@ def pair(onnxruntime: Any, call: Caller, baseline: tuple[Any, float], plan: dict
     }
 
 
-def _warm_pair(callers: tuple[Caller, Caller], plan: dict[str, Any], clock: Clock) -> tuple[list[float], list[float]]:
+def _warm_pair(
+    callers: tuple[Caller, Caller], names: tuple[str, str], plan: dict[str, Any], clock: Clock
+) -> tuple[list[float], list[float]]:
     """Seconds of each one's first call, and of a typical call when warm."""
     firsts, typical = [], []
-    for caller in callers:
-        firsts.append(_timed(caller, 0, clock))
-        warmup, _ = warm_up(lambda number, caller=caller: _timed(caller, number, clock), plan["warmup_s"])  # type: ignore[misc]
+    for caller, name in zip(callers, names):
+        with blaming(name):
+            firsts.append(_timed(caller, 0, clock))
+            warmup, _ = warm_up(lambda number, caller=caller: _timed(caller, number, clock), plan["warmup_s"])  # type: ignore[misc]
         typical.append(float(np.median(warmup[-10:])) if warmup else firsts[-1])
     return firsts, typical
+
+
+def _block(caller: Caller, numbers: Iterable[int], inner: int, clock: Clock) -> list[float]:
+    """Seconds of each call, the mean of `inner` ones."""
+    spent = []
+    for number in numbers:
+        start = clock()
+        for offset in range(inner):
+            caller(number * inner + offset)
+        spent.append((clock() - start) / inner)
+    return spent
 
 
 def warm_up(once: Callable[[int], float], limit_s: float) -> tuple[list[float], bool]:

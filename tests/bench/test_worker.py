@@ -261,8 +261,9 @@ def test_a_type_without_random_inputs_is_told(tmp_path: Path) -> None:
 class Session:
     """A session that only notes what it is given."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, name: str = "") -> None:
         self.session = session
+        self.name = name
         self.fed: list[NDArray[np.uint8]] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -491,6 +492,246 @@ def as_program(plan: dict[str, Any], model: Path, folder: Path) -> dict[str, Any
     return json.loads((folder / "out.json").read_text())  # type: ignore[no-any-return]
 
 
+# --- pairs ---
+
+
+class Pair:
+    """Models `new` and `old`, whose loads and calls take as long as a test says, on a clock that nothing else moves."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.files = {name: str(write_model(folder / name)) for name in ("new", "old")}
+        self.now = 0.0
+        self.load_s: dict[str, list[float]] = {"new": [0.0], "old": [0.0]}
+        """Of each load; the last one is also that of all after it."""
+        self.call_s: dict[str, float] = {"new": 1.0, "old": 1.0}
+        self.first_s = 0.0
+        """What the first call of each takes longer."""
+        self.loaded: list[str] = []
+        self.called: list[tuple[str, int]] = []
+        make = worker.make_session
+
+        def load(onnxruntime: Any, plan: dict[str, Any], model: str) -> Session:
+            name = Path(model).name
+            seconds = self.load_s[name]
+            self.now += seconds[min(self.loaded.count(name), len(seconds) - 1)]
+            self.loaded.append(name)
+            return Session(make(onnxruntime, plan, model), name)
+
+        def call(caller: worker.Caller, number: int) -> None:
+            name = caller.session.name
+            self.now += self.call_s[name] + (0.0 if name in dict(self.called) else self.first_s)
+            self.called.append((name, number))
+
+        monkeypatch.setattr(worker, "make_session", load)
+        monkeypatch.setattr(worker.Caller, "__call__", call)
+
+    def measure(self, **values: Any) -> dict[str, Any]:
+        plan = make_plan(mode="pair", baseline=self.files["old"], **values)
+        return worker.measure(plan, self.files["new"], clock=lambda: self.now)
+
+
+@pytest.fixture
+def paired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pair:
+    return Pair(tmp_path, monkeypatch)
+
+
+def initials(names: list[str]) -> str:
+    return "".join(name[0] for name in names)
+
+
+@pytest.mark.parametrize("baseline_first", [True, False])
+def test_blocks_of_both_models_alternate(paired: Pair, baseline_first: bool) -> None:
+    paired.call_s = {"new": 2.0, "old": 1.0}
+    result = paired.measure(block_s=9.0, min_calls=20, max_calls=20, baseline_first=baseline_first)
+    assert (result["block_calls"], result["inner_calls"]) == (5, 1)  # five calls of the slower take 10 s
+    blocks = ["old", "new", "new", "old", "old", "new", "new", "old"]
+    numbers = [(name, range(5 * (place // 2), 5 * (place // 2) + 5)) for place, name in enumerate(blocks)]
+    firsts = [("old", 0), ("new", 0)]
+    assert paired.called == firsts + [(name, number) for name, block in numbers for number in block]
+    assert (result["first_call_s"], result["latency_s"]) == (2.0, [2.0] * 20)
+    assert (result["baseline"]["first_call_s"], result["baseline"]["latency_s"]) == (1.0, [1.0] * 20)
+
+
+@pytest.mark.parametrize(
+    ("block_s", "new_s", "old_s", "max_calls", "size"),
+    [
+        (10.0, 1.0, 1.0, 100, 10),
+        (10.0, 3.0, 1.0, 100, 4),
+        (10.0, 1.0, 3.0, 100, 4),
+        (10.0, 9.0, 9.0, 100, 3),  # not fewer than three
+        (10.0, 1.0, 1.0, 7, 7),
+        (math.inf, 1.0, 1.0, 7, 7),
+        (10.0, 0.0, 0.0, 7, 7),  # shorter than the clock can tell
+        (0.0, 1.0, 1.0, 7, 3),
+    ],
+)
+def test_a_block_is_as_long_as_asked(
+    paired: Pair, block_s: float, new_s: float, old_s: float, max_calls: int, size: int
+) -> None:
+    paired.call_s = {"new": new_s, "old": old_s}
+    assert paired.measure(block_s=block_s, min_calls=1, max_calls=max_calls)["block_calls"] == size
+
+
+@pytest.mark.parametrize(
+    ("bounds", "calls"),
+    [
+        ({"min_calls": 5, "max_calls": 100, "max_s": 0.0}, 8),  # whole blocks
+        ({"min_calls": 8, "max_calls": 100, "max_s": 0.0}, 8),
+        ({"min_calls": 5, "max_calls": 10, "max_s": 1e9}, 12),
+        ({"min_calls": 5, "max_calls": 100, "max_s": 33.0}, 20),  # two blocks take 8 s
+    ],
+)
+def test_the_calls_of_a_pair_are_bounded(paired: Pair, bounds: dict[str, float], calls: int) -> None:
+    result = paired.measure(block_s=4.0, **bounds)
+    assert result["block_calls"] == 4
+    assert len(result["latency_s"]) == len(result["baseline"]["latency_s"]) == calls
+
+
+@pytest.mark.parametrize("quick", ["new", "old"])
+def test_short_calls_of_a_pair_are_timed_in_loops(paired: Pair, quick: str) -> None:
+    """As many calls in a loop for both, so that the quicker one's loop is long enough."""
+    slow = "old" if quick == "new" else "new"
+    paired.call_s = {quick: 2.0**-18, slow: 2.0**-17}
+    result = paired.measure(block_s=0.0004, min_calls=8, max_calls=8)
+    # 50 µs through 3.8; a loop of 14 slow calls takes 107 µs.
+    assert (result["inner_calls"], result["block_calls"]) == (14, 4)
+    assert result["latency_s"] == pytest.approx([paired.call_s["new"]] * 8, abs=1e-9)
+    assert result["baseline"]["latency_s"] == pytest.approx([paired.call_s["old"]] * 8, abs=1e-9)
+    for name in ("new", "old"):
+        assert [number for who, number in paired.called if who == name] == [0, *range(8 * 14)]
+    assert initials([who for who, _ in paired.called[2:]]) == 56 * "o" + 112 * "n" + 56 * "o"
+
+
+def test_both_are_warmed_up_before_the_first_block(paired: Pair) -> None:
+    paired.first_s = 9.0
+    result = paired.measure(warmup_s=100.0, block_s=4.0, min_calls=4, max_calls=4)
+    assert (
+        initials([who for who, _ in paired.called]) == 32 * "o" + 32 * "n" + "oooonnnn"
+    )  # a first call, 31 of warm-up
+    assert (result["first_call_s"], result["baseline"]["first_call_s"]) == (10.0, 10.0)
+    assert (result["block_calls"], result["latency_s"]) == (4, [1.0] * 4)  # its length is that of warm calls
+
+
+@pytest.mark.parametrize(
+    ("baseline_first", "order"), [(True, "o" + "onnoonnoon" + "on"), (False, "n" + "noonnoonno" + "no")]
+)
+def test_loads_take_turns(paired: Pair, baseline_first: bool, order: str) -> None:
+    """The first one pays for the process and the last two are called; between them lie five of each."""
+    milliseconds = {"old": [50, 7, 1, 3, 9, 5, 70] if baseline_first else [7, 1, 3, 9, 5, 70],
+                    "new": [2, 8, 4, 6, 12, 70] if baseline_first else [50, 2, 8, 4, 6, 12, 70]}  # fmt: skip
+    paired.load_s = {name: [number / 1000 for number in numbers] for name, numbers in milliseconds.items()}
+    result = paired.measure(baseline_first=baseline_first)
+    assert initials(paired.loaded) == order
+    assert (result["load_s"], result["baseline"]["load_s"]) == (pytest.approx(0.006), pytest.approx(0.005))
+
+
+@pytest.mark.parametrize(("seconds", "order"), [(0.3, "o" + "on" + "on"), (0.2, "o" + "onno" + "on")])
+def test_slow_loads_are_not_repeated(paired: Pair, seconds: float, order: str) -> None:
+    paired.load_s = {"new": [seconds], "old": [seconds]}
+    result = paired.measure()
+    assert initials(paired.loaded) == order
+    assert (result["load_s"], result["baseline"]["load_s"]) == (pytest.approx(seconds), pytest.approx(seconds))
+
+
+@pytest.mark.parametrize("inputs", ["data", "random"])
+def test_both_models_get_the_same_inputs(tmp_path: Path, spied: list[Session], inputs: str) -> None:
+    file = str(write_inputs(tmp_path / "inputs.npy", 5)) if inputs == "data" else None
+    models = [str(write_model(tmp_path / name)) for name in ("new", "old")]
+    plan = make_plan(mode="pair", baseline=models[1], inputs=file, block_s=0.0, min_calls=9, max_calls=9)
+    result = worker.measure(plan, models[0], clock=ticking())
+    old, new = ([array.tobytes() for array in session.fed] for session in spied[-2:])
+    assert len(old) == 10
+    assert old == new
+    assert len(set(old)) == (5 if inputs == "data" else 8)
+    assert result["fingerprint"]["inputs"] == result["baseline"]["fingerprint"]["inputs"] == inputs
+    assert not any(session.fed for session in spied[:-2])
+
+
+@pytest.mark.parametrize("binding", ["run", "io"])
+def test_a_pair_of_real_models(tmp_path: Path, binding: str) -> None:
+    new, old = write_model(tmp_path / "new.onnx"), write_int8_model(tmp_path / "old.onnx")
+    plan = make_plan(mode="pair", baseline=str(old), binding=binding, warmup_s=0.01, min_calls=6, max_calls=6)
+    result = as_program(plan, new, tmp_path)
+    keys = "schema_version mode load_s batch_size first_call_s inner_calls block_calls latency_s baseline"
+    assert set(result) == {*keys.split(), "memory", "disturbance", "fingerprint"}
+    assert set(result["baseline"]) == {"load_s", "first_call_s", "latency_s", "fingerprint"}
+    record = Record.from_json(result)
+    assert record.baseline is not None
+    assert len(record.latency_s) >= 6
+    mine, other = record.fingerprint, record.baseline["fingerprint"]
+    assert (mine["model_sha256"], other["model_sha256"]) == (worker.sha256_of(str(new)), worker.sha256_of(str(old)))
+    differing = {key for key in mine | other if mine.get(key) != other.get(key)}
+    assert "model_sha256" in differing
+    assert differing <= {"model_sha256", "nodes_by_provider"}
+
+
+def write_gather(path: Path, rows: int) -> Path:
+    """A model that looks its inputs up in a table, and fails for those beyond the table's end."""
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "image"], ["logits"])],
+        "gather",
+        [helper.make_tensor_value_info("image", TensorProto.INT64, ["n", 1])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 1])],
+        [numpy_helper.from_array(np.zeros(rows, np.float32), "table")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize("row", [0, 4], ids=["first call", "second block"])
+@pytest.mark.parametrize("whose", ["new", "old"])
+def test_the_model_of_a_pair_that_fails_is_named(tmp_path: Path, whose: str, row: int) -> None:
+    new, old = (write_gather(tmp_path / name, rows=5 if name == whose else 50) for name in ("new", "old"))
+    rows = np.zeros((6, 1), np.int64)
+    rows[row] = 20
+    np.save(tmp_path / "inputs.npy", rows)
+    plan = make_plan(mode="pair", baseline=str(old), inputs=str(tmp_path / "inputs.npy"), block_s=0.0, min_calls=6)
+    error = failure(plan, new, tmp_path)
+    assert error.startswith(("" if whose == "new" else f"baseline {old}: ") + "the model fails when it runs: ")
+
+
+@pytest.mark.parametrize("baseline_first", [True, False])
+@pytest.mark.parametrize("content", [None, b"no model"], ids=["missing", "broken"])
+@pytest.mark.parametrize("whose", ["new", "old"])
+def test_the_model_of_a_pair_that_cannot_be_loaded_is_named(
+    tmp_path: Path, whose: str, content: bytes | None, baseline_first: bool
+) -> None:
+    new, old = (write_model(tmp_path / name) for name in ("new", "old"))
+    bad = new if whose == "new" else old
+    if content is None:
+        bad.unlink()
+    else:
+        bad.write_bytes(content)
+    error = failure(make_plan(mode="pair", baseline=str(old), baseline_first=baseline_first), new, tmp_path)
+    assert error.startswith(("" if whose == "new" else f"baseline {old}: ") + "onnxruntime cannot load it: ")
+
+
+def test_inputs_that_only_the_baseline_does_not_take_are_told(tmp_path: Path) -> None:
+    new, old = write_model(tmp_path / "new"), write_model(tmp_path / "old", kind=TensorProto.FLOAT)
+    plan = make_plan(mode="pair", baseline=str(old), inputs=str(write_inputs(tmp_path / "inputs.npy", 6)))
+    assert failure(plan, new, tmp_path) == (
+        f"baseline {old}: the model takes tensor(float) ['n', 4, 4, 1]; the data is uint8 [6, 4, 4, 1]"
+    )
+    plan = make_plan(mode="pair", baseline=str(new), inputs=str(tmp_path / "inputs.npy"))
+    assert failure(plan, old, tmp_path).startswith("the model takes tensor(float)")
+    gone = make_plan(mode="pair", baseline=str(new), inputs=str(tmp_path / "gone.npy"))
+    assert failure(gone, new, tmp_path).endswith(f"No such file or directory: '{tmp_path / 'gone.npy'}'")
+
+
+@pytest.mark.parametrize("inputs", ["data", "random"])
+def test_models_of_different_batches_are_no_pair(tmp_path: Path, inputs: str) -> None:
+    new, old = write_model(tmp_path / "new", batch=4), write_model(tmp_path / "old", batch=2)
+    file = str(write_inputs(tmp_path / "inputs.npy", 8)) if inputs == "data" else None
+    error = failure(make_plan(mode="pair", baseline=str(old), inputs=file), new, tmp_path)
+    assert error == f"baseline {old}: it takes 2 inputs a call, the model 4"
+
+
+def test_a_provider_that_is_not_here_is_no_fault_of_the_baseline(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m.onnx")
+    plan = make_plan(mode="pair", baseline=str(model), provider="CUDAExecutionProvider")
+    assert failure(plan, model, tmp_path).startswith("this onnxruntime offers ")
+
+
 # --- what surrounds the figures ---
 
 
@@ -586,13 +827,21 @@ def test_energy_of_the_timed_calls(
     ("plan", "words"),
     [
         ({"mood": "good", "max": 3}, ["the plan has unknown keys: max, mood; known: mode, provider, "]),
-        ({"mode": "latancy"}, ["the plan's mode is 'latancy'; known: latency, throughput, memory, profile, predict"]),
+        (
+            {"mode": "latancy"},
+            ["the plan's mode is 'latancy'; known: latency, pair, throughput, memory, profile, predict"],
+        ),
         ({"graph_level": "most"}, ["graph_level is 'most'; known: disable, basic, extended, all"]),
         ({"binding": "iobinding"}, ["binding is 'iobinding'; known: run, io"]),
         ({"min_calls": "many"}, ["min_calls is 'many'; it should be like 100"]),
         ({"affinity": 3}, ["affinity is 3; it should be like []"]),
         ([], ["the plan should be a JSON object, got []"]),
         ({"mode": "predict"}, ["mode predict needs `inputs`"]),
+        ({"mode": "pair"}, ["mode pair needs `baseline`"]),
+        ({"mode": "pair", "baseline": ""}, ["mode pair needs `baseline`"]),
+        ({"mode": "pair", "baseline": 5}, ["mode pair needs `baseline`"]),
+        ({"baseline_first": 1}, ["baseline_first is 1; it should be like True"]),
+        ({"block_s": "short"}, ["block_s is 'short'; it should be like 0.005"]),
         ({"inputs": "gone.npy"}, ["gone.npy"]),
     ],
 )
@@ -610,6 +859,7 @@ def test_a_plan_that_is_no_json_is_told(tmp_path: Path) -> None:
 
 def test_a_model_that_wants_more_memory_than_it_may_have(tmp_path: Path) -> None:
     """A limit of the process, so in one of its own. The tensor has 1.2 GB, the limit is below."""
+    small = write_model(tmp_path / "small.onnx")
     graph = helper.make_graph(
         [
             helper.make_node("Expand", ["x", "shape"], ["huge"]),
@@ -623,8 +873,11 @@ def test_a_model_that_wants_more_memory_than_it_may_have(tmp_path: Path) -> None
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
     told = as_program(make_plan(memory_limit_bytes=1_000_000_000), tmp_path / "m.onnx", tmp_path)
     assert told["error"] == "out of memory, with a limit of 1000 MB (the model fails when it runs)"
+    plan = make_plan(mode="pair", baseline=str(tmp_path / "m.onnx"), memory_limit_bytes=1_000_000_000)
+    whose = f"baseline {tmp_path / 'm.onnx'}: "
+    assert as_program(plan, small, tmp_path)["error"] == whose + told["error"]
     # Too little for onnxruntime itself.
-    told = as_program(make_plan(memory_limit_bytes=40_000_000), write_model(tmp_path / "small.onnx"), tmp_path)
+    told = as_program(make_plan(memory_limit_bytes=40_000_000), small, tmp_path)
     assert told["error"] == "out of memory, with a limit of 40 MB"
 
 
