@@ -17,7 +17,7 @@
  *     optimized              is ignored: onnxruntime-web cannot write files
  *     model                  is one file; external data is not read
  *     load_s                 is the model's alone: the runtime has been compiled and started before
- *     warmup_s               may be longer than asked for (unless that is 0), see warmUp
+ *     warmup_s               may be longer than asked for (unless that is 0), see warmUp; in a pair for each model
  *     disturbance            is of the timed calls alone: before them V8's own threads compete with this one
  *     energy_j               is null
  */
@@ -29,7 +29,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
 
-const SCHEMA_VERSION = 2; // the history is in worker.py
+const SCHEMA_VERSION = 3; // the history is in worker.py
 
 const DEFAULTS = {
   mode: 'latency',
@@ -43,6 +43,9 @@ const DEFAULTS = {
   affinity: [],
   precise_int8: false,
   binding: 'run',
+  baseline: null,
+  baseline_first: true,
+  block_s: 0.005,
   inputs: null,
   outputs: null,
   optimized: null,
@@ -60,7 +63,7 @@ const SESSION_KEYS = [
 ];
 const LEVELS = { disable: 'disabled', basic: 'basic', extended: 'extended', all: 'all' };
 const CHOICES = {
-  mode: ['latency', 'throughput', 'memory', 'profile', 'predict'],
+  mode: ['latency', 'pair', 'throughput', 'memory', 'profile', 'predict'],
   binding: ['run', 'io'],
   graph_level: Object.keys(LEVELS),
 };
@@ -76,6 +79,8 @@ const DTYPES = {
   b1: ['bool', Uint8Array],
 };
 const SHORTEST_S = 50e-6; // a call below this is timed in inner loops: the clock and JavaScript itself would show
+const LOADS = 5; // pair: of each model
+const SLOW_LOAD_S = 0.5;
 const ROTATED = 64; // rows kept ready for the timed calls (two batches at least)
 const COMPILING_S = 3.0; // how long the warm-up may last for V8's sake
 const TICKS_PER_S = 100; // of /proc/stat; Linux' USER_HZ, which Node cannot ask for
@@ -115,9 +120,8 @@ async function measure(asked, model, modules) {
   const ort = await start(modules, plan);
   const memory = { import_bytes: peakMemory() };
   const digest = digestOf(model);
-  const begin = clock();
-  const session = await makeSession(ort, plan, model);
-  const loadS = clock() - begin;
+  const paired = plan.mode === 'pair';
+  const [[session, loadS], baseline] = paired ? await loadPair(ort, plan, model) : [await loaded(ort, plan, model)];
   memory.load_bytes = peakMemory();
   const feeds = new Feeds(ort, session, plan);
   const result = { schema_version: SCHEMA_VERSION, mode: plan.mode, load_s: loadS, batch_size: feeds.batch };
@@ -126,12 +130,58 @@ async function measure(asked, model, modules) {
   if (plan.mode === 'predict') result.outputs_shape = await predict(session, feeds, plan);
   else if (plan.mode === 'profile') Object.assign(result, await profile(ort, call, feeds, plan, model));
   else if (plan.mode === 'throughput') Object.assign(result, await throughput(call, plan));
+  else if (paired) Object.assign(result, await pair(ort, [call, feeds.batch], baseline, plan));
   else Object.assign(result, await timeCalls(call, plan));
   memory.run_bytes = peakMemory();
   result.memory = memory;
   result.disturbance ??= disturbance(before, counters());
   result.fingerprint = fingerprint(ort, plan, digest, feeds);
   return result;
+}
+
+/** A session and the seconds it took to make it. */
+async function loaded(ort, plan, model) {
+  const begin = clock();
+  const session = await makeSession(ort, plan, model);
+  return [session, clock() - begin];
+}
+
+/**
+ * The model and its baseline, with the median of LOADS times that loading each took; slow ones are loaded once.
+ *
+ * One at a time and by turns, as in worker.py, which says why; here a session has to be released by hand.
+ */
+async function loadPair(ort, plan, model) {
+  const [files, names] = [[model, plan.baseline], ['', blame(plan)]];
+  const order = plan.baseline_first ? [1, 0] : [0, 1];
+  const load = (place) => blaming(names[place], () => loaded(ort, plan, files[place]));
+  const timedLoad = async (place) => {
+    const [session, seconds] = await load(place);
+    await session.release();
+    return seconds;
+  };
+  await timedLoad(order[0]);
+  const spent = [[], []];
+  const total = () => spent.flat().reduce((a, b) => a + b, 0);
+  while (spent[0].length < LOADS && total() < SLOW_LOAD_S) {
+    const turns = spent[0].length % 2 === 0 ? order : [...order].reverse();
+    for (const place of turns) spent[place].push(await timedLoad(place));
+  }
+  const sessions = [null, null];
+  for (const place of order) [sessions[place]] = await load(place);
+  return sessions.map((session, place) => [session, median(spent[place])]);
+}
+
+/** What the errors of the baseline begin with. */
+const blame = (plan) => `baseline ${plan.baseline}: `;
+
+/** What `action` gives; its errors begin with `name`, those of the model itself need none. */
+async function blaming(name, action) {
+  try {
+    return await action();
+  } catch (error) {
+    throw new WorkerError(name + (error instanceof WorkerError ? error : explain(error)).message);
+  }
 }
 
 /** The plan with all its keys; WorkerError if something in it is wrong or cannot be had here. */
@@ -153,6 +203,9 @@ function complete(plan) {
     }
   }
   const whole = { ...DEFAULTS, ...plan };
+  if (whole.mode === 'pair' && !(whole.baseline && typeof whole.baseline === 'string')) {
+    throw new WorkerError('mode pair needs `baseline`');
+  }
   if (whole.provider !== 'wasm') {
     throw new WorkerError(`this onnxruntime offers wasm; ${whole.provider} is not among them`);
   }
@@ -395,6 +448,64 @@ async function timeCalls(call, plan) {
     energy_j: null,
     disturbance: disturbance(before, counters()),
   };
+}
+
+/**
+ * Time the model and the baseline by turns, in short blocks: what slows the machine down slows both.
+ *
+ * Blocks go baseline, model, model, baseline, …; each has the same number of calls.
+ */
+async function pair(ort, [call, batch], [session, loadS], plan) {
+  const names = [blame(plan), ''];
+  const feeds = await blaming(names[0], () => new Feeds(ort, session, plan));
+  if (feeds.batch !== batch) {
+    throw new WorkerError(`${names[0]}it takes ${feeds.batch} inputs a call, the model ${batch}`);
+  }
+  const callers = [caller(session, feeds), call];
+  const [firsts, typical] = [[], []];
+  for (const [place, one] of callers.entries()) {
+    firsts.push(await blaming(names[place], () => timed(one, 0)));
+    const [warmup] = await blaming(names[place], () => warmUp(one, plan));
+    typical.push(warmup.length ? median(warmup.slice(-10)) : firsts[place]);
+  }
+  const shortest = Math.min(...typical);
+  const inner = shortest > 0 && shortest < SHORTEST_S ? Math.ceil(SHORTEST_S / shortest) : 1;
+  const wanted = plan.block_s / (inner * Math.max(...typical, 1e-9));
+  const size = Math.max(3, Math.ceil(Math.min(plan.max_calls, wanted)));
+  const spent = [[], []];
+  const before = counters();
+  const begin = clock();
+  while (spent[1].length < plan.max_calls) {
+    const turn = spent[1].length;
+    if (turn >= plan.min_calls && clock() - begin >= plan.max_s) break;
+    for (const place of (turn / size) % 2 === 0 ? [0, 1] : [1, 0]) {
+      spent[place].push(...(await blaming(names[place], () => block(callers[place], turn, size, inner))));
+    }
+  }
+  return {
+    first_call_s: firsts[1],
+    inner_calls: inner,
+    block_calls: size,
+    latency_s: spent[1].map(rounded),
+    baseline: {
+      load_s: loadS,
+      first_call_s: firsts[0],
+      latency_s: spent[0].map(rounded),
+      fingerprint: fingerprint(ort, plan, digestOf(plan.baseline), feeds),
+    },
+    disturbance: disturbance(before, counters()),
+  };
+}
+
+/** Seconds of each of so many calls from number `first` on, the mean of `inner` ones. */
+async function block(call, first, size, inner) {
+  const spent = [];
+  for (let number = first; number < first + size; number++) {
+    const start = clock();
+    for (let offset = 0; offset < inner; offset++) await call(number * inner + offset);
+    spent.push((clock() - start) / inner);
+  }
+  return spent;
 }
 
 /**

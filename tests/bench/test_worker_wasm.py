@@ -139,6 +139,7 @@ def test_a_record_has_what_pythons_has(measure: Callable[..., dict[str, Any]], t
     result, pythons = measure(plan, model), of_python(plan, model)
     assert list(tmp_path.glob("*.part")) == []
     assert result.keys() == pythons.keys()
+    assert result["schema_version"] == pythons["schema_version"]
     for key in ("disturbance", "memory"):
         assert result[key].keys() == pythons[key].keys()
     assert result["fingerprint"].keys() == pythons["fingerprint"].keys() | {"node"}
@@ -163,6 +164,66 @@ def test_a_record_has_what_pythons_has(measure: Callable[..., dict[str, Any]], t
         assert mark[key] == pythons["fingerprint"][key], key
     assert mark["node"] and mark["onnxruntime"]
     assert mark["numpy"] is mark["python"] is None
+
+
+@pytest.mark.parametrize("baseline_first", [True, False])
+def test_a_pair_has_what_pythons_has(
+    measure: Callable[..., dict[str, Any]], tmp_path: Path, baseline_first: bool
+) -> None:
+    new, old = write_model(tmp_path / "new.onnx"), write_model(tmp_path / "old.onnx", batch=2)
+    inputs = str(write_inputs(tmp_path / "inputs.npy", 7))
+    plan = make_plan(mode="pair", baseline=str(old), baseline_first=baseline_first, inputs=inputs, batch_size=2)
+    result, pythons = measure(plan, new), of_python(plan, new)
+    assert result.keys() == pythons.keys()
+    assert result["baseline"].keys() == pythons["baseline"].keys()
+    record = Record.from_json(result)
+    assert (record.mode, record.batch_size) == ("pair", 2)
+    assert record.baseline is not None
+    assert len(record.latency_s) >= 5
+    for given, expected in ((result, pythons), (result["baseline"], pythons["baseline"])):
+        assert given["fingerprint"].keys() == expected["fingerprint"].keys() | {"node"}
+        assert given["fingerprint"]["model_sha256"] == expected["fingerprint"]["model_sha256"]
+        assert given["fingerprint"]["inputs"] == "data"
+    assert record.fingerprint["model_sha256"] != record.baseline["fingerprint"]["model_sha256"]
+
+
+def write_gather(path: Path, rows: int) -> Path:
+    """A model that looks its inputs (n, 3) up in a table, and fails for those beyond the table's end."""
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])
+    node = helper.make_node("Gather", ["table", "image"], ["logits"])
+    return write_nodes(path, [node], logits, kind=TensorProto.INT64, table=np.zeros(rows, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("row", "fail", "whose"),
+    # With a first call of either model, and then blocks of three: o0–2 n0–2 n3–5 o3–5.
+    [(1, "both", "old"), (4, "both", "new"), (4, "old", "old"), (4, "new", "new")],
+)
+def test_blocks_alternate_and_the_model_that_fails_is_named(
+    run: Run, tmp_path: Path, row: int, fail: str, whose: str
+) -> None:
+    new, old = (write_gather(tmp_path / name, 5 if fail in (name, "both") else 50) for name in ("new", "old"))
+    rows = np.zeros((6, 3), np.int64)
+    rows[row] = 20
+    np.save(tmp_path / "inputs.npy", rows)
+    plan = make_plan(mode="pair", baseline=str(old), inputs=str(tmp_path / "inputs.npy"), block_s=0.0, min_calls=6)
+    assert run(plan, new).returncode == 1
+    error = json.loads((tmp_path / "out.json").read_text())["error"]
+    assert error.startswith(("" if whose == "new" else f"baseline {old}: ") + "the model fails when it runs: ")
+
+
+@pytest.mark.parametrize("whose", ["new", "old"])
+def test_both_models_of_a_pair_are_warmed_up(run: Run, tmp_path: Path, whose: str) -> None:
+    """The first block ends before the row for which one of them fails; only a warm-up gets there."""
+    new, old = (write_gather(tmp_path / name, 5 if name == whose else 50) for name in ("new", "old"))
+    rows = np.zeros((12, 3), np.int64)
+    rows[9] = 20
+    np.save(tmp_path / "inputs.npy", rows)
+    plan = make_plan(mode="pair", baseline=str(old), inputs=str(tmp_path / "inputs.npy"), block_s=0.0, max_calls=3)
+    assert run(plan, new).returncode == 0
+    assert run({**plan, "warmup_s": 0.01}, new).returncode == 1
+    error = json.loads((tmp_path / "out.json").read_text())["error"]
+    assert error.startswith(("" if whose == "new" else f"baseline {old}: ") + "the model fails when it runs: ")
 
 
 def test_peak_memory_grows(measure: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
@@ -312,12 +373,17 @@ def test_progress_of_predictions_is_told(run: Run, tmp_path: Path) -> None:
     ("values", "error"),
     [
         ({"typo": 1}, "the plan has unknown keys: typo; known: mode, provider, "),
-        ({"mode": "dance"}, 'the plan\'s mode is "dance"; known: latency, throughput, memory, profile, predict'),
+        ({"mode": "dance"}, 'the plan\'s mode is "dance"; known: latency, pair, throughput, memory, profile, predict'),
         ({"batch_size": "1"}, 'the plan\'s batch_size is "1"; it should be like 1'),
         ({"binding": "io"}, 'onnxruntime-web cannot bind inputs and outputs: binding "io"'),
         ({"mode": "throughput", "sessions": 2}, "JavaScript calls from one thread: sessions can only be 1"),
         ({"provider": "webgpu"}, "this onnxruntime offers wasm; webgpu is not among them"),
         ({"mode": "predict", "outputs": "o.npy"}, "mode predict needs `inputs`"),
+        ({"mode": "pair"}, "mode pair needs `baseline`"),
+        ({"mode": "pair", "baseline": ""}, "mode pair needs `baseline`"),
+        ({"mode": "pair", "baseline": 5}, "mode pair needs `baseline`"),
+        ({"baseline_first": 1}, "the plan's baseline_first is 1; it should be like true"),
+        ({"block_s": "short"}, 'the plan\'s block_s is "short"; it should be like 0.005'),
         ({"inputs": "none.npy"}, "ENOENT: no such file or directory, open 'none.npy'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -350,6 +416,23 @@ def test_a_broken_model_is_told(failure: Callable[..., str], tmp_path: Path, sha
     whole = write_model(tmp_path / "m.onnx").read_bytes()
     (tmp_path / "m.onnx").write_bytes(whole[: int(share * len(whole))])
     assert failure(make_plan(), tmp_path / "m.onnx").startswith("onnxruntime cannot load it: ")
+
+
+@pytest.mark.parametrize("content", [None, b"no model"], ids=["missing", "broken"])
+def test_a_baseline_that_cannot_be_loaded_is_told(
+    failure: Callable[..., str], tmp_path: Path, content: bytes | None
+) -> None:
+    old = tmp_path / "old.onnx"
+    if content is not None:
+        old.write_bytes(content)
+    error = failure(make_plan(mode="pair", baseline=str(old)), write_model(tmp_path / "m.onnx"))
+    assert error.startswith(f"baseline {old}: onnxruntime cannot load it: ")
+
+
+def test_models_of_different_batches_are_no_pair(failure: Callable[..., str], tmp_path: Path) -> None:
+    new, old = write_model(tmp_path / "new", batch=4), write_model(tmp_path / "old", batch=2)
+    error = failure(make_plan(mode="pair", baseline=str(old)), new)
+    assert error == f"baseline {old}: it takes 2 inputs a call, the model 4"
 
 
 def test_a_model_that_fails_when_it_runs_is_told(failure: Callable[..., str], tmp_path: Path) -> None:
