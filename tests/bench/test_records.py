@@ -21,12 +21,22 @@ RECORD = Record(
 )
 
 
+PAIRED = dataclasses.replace(
+    RECORD,
+    mode="pair",
+    latency_s=(0.01, 0.02, 0.03, 0.04),
+    block_calls=2,
+    baseline={"load_s": 0.2, "first_call_s": 0.4, "latency_s": [0.02, 0.03, 0.04, 0.05], "fingerprint": {"cpu": "a"}},
+)
+
+
 def as_worker_result(record: Record) -> dict[str, object]:
     return json.loads(json.dumps({"schema_version": RECORD_VERSION, **dataclasses.asdict(record)}))  # type: ignore[no-any-return]
 
 
 def test_a_record_survives_json() -> None:
     assert Record.from_json(as_worker_result(RECORD)) == RECORD
+    assert Record.from_json(as_worker_result(PAIRED)) == PAIRED
     predicted = dataclasses.replace(RECORD, mode="predict", latency_s=(), outputs_shape=(10_000, 10))
     assert Record.from_json(as_worker_result(predicted)) == predicted
     profiled = dataclasses.replace(
@@ -44,9 +54,10 @@ def test_parent_and_worker_write_the_same_version() -> None:
     assert worker.SCHEMA_VERSION == RECORD_VERSION
 
 
-def test_what_an_older_worker_wrote_is_still_read() -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_an_older_worker_wrote_is_still_read(version: int) -> None:
     old = {
-        "schema_version": 1,
+        "schema_version": version,
         "mode": "latency",
         "load_s": 0.25,
         "first_call_s": 0.5,
@@ -66,9 +77,9 @@ def test_what_a_mode_does_not_give_may_be_absent() -> None:
     assert (read.first_call_s, read.latency_s, read.warmup_s, read.outputs_shape) == (None, (), (), ())
 
 
-@pytest.mark.parametrize("version", [None, 0, 3, "1"])
+@pytest.mark.parametrize("version", [None, 0, RECORD_VERSION + 1, "1"])
 def test_another_schema_is_refused(version: object) -> None:
-    with pytest.raises(ValueError, match=rf"^schema_version is {version!r}, 2 is known$"):
+    with pytest.raises(ValueError, match=rf"^schema_version is {version!r}, {RECORD_VERSION} is known$"):
         Record.from_json(as_worker_result(RECORD) | {"schema_version": version})
 
 
@@ -143,3 +154,50 @@ def test_a_mark_only_the_second_has_and_another_batch_differ() -> None:
 def test_what_no_figure_can_be_computed_from_is_refused(changes: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Record.from_json(as_worker_result(RECORD) | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"block_calls": 0}, "block_calls is 0; 4 calls should be whole blocks"),
+        ({"block_calls": -2}, "block_calls is -2"),
+        ({"block_calls": 3}, "block_calls is 3; 4 calls should be whole blocks"),
+        ({"block_calls": 2.0}, "block_calls is 2.0"),
+        ({"block_calls": None}, "block_calls is None"),
+        ({"latency_s": [0.01, 0.02]}, "equally many calls, not 2 and 4"),
+        ({"latency_s": []}, "equally many calls, not 0 and 4"),
+        ({"latency_s": [0.01, 0.0, 0.01, 0.01]}, "seconds above 0"),
+        ({"load_s": 0.0}, "seconds above 0"),
+        ({"first_call_s": None}, "seconds above 0"),
+        ({"baseline": None}, "baseline should be an object with a fingerprint"),
+        ({"baseline": [1]}, "baseline should be an object with a fingerprint"),
+    ],
+)
+def test_a_pair_without_ratios_is_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Record.from_json(as_worker_result(PAIRED) | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"latency_s": [0.01, 0.02]}, "equally many calls, not 4 and 2"),
+        ({"latency_s": []}, "equally many calls, not 4 and 0"),
+        ({"latency_s": [0.01, 0.01, -0.01, 0.01]}, "seconds above 0"),
+        ({"latency_s": [0.01, 0.01, float("inf"), 0.01]}, "seconds above 0"),
+        ({"latency_s": "four"}, "seconds above 0"),
+        ({"load_s": 0}, "seconds above 0"),
+        ({"load_s": None}, "seconds above 0"),
+        ({"first_call_s": float("nan")}, "seconds above 0"),
+        ({"fingerprint": None}, "baseline should be an object with a fingerprint"),
+    ],
+)
+def test_a_baseline_without_ratios_is_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Record.from_json(as_worker_result(PAIRED) | {"baseline": (PAIRED.baseline or {}) | changes})
+
+
+def test_an_empty_pair_is_refused() -> None:
+    nothing = {"latency_s": [], "baseline": (PAIRED.baseline or {}) | {"latency_s": []}}
+    with pytest.raises(ValueError, match="not 0 and 0"):
+        Record.from_json(as_worker_result(PAIRED) | nothing)
