@@ -22,6 +22,7 @@ from edgekd.bench.runner import (
     make_plan,
     measure_latency,
     measure_memory,
+    measure_pair,
     measure_placement,
     measure_throughput,
     predict,
@@ -430,6 +431,107 @@ def test_a_fallback_is_refused(target: Target, model: Path, tmp_path: Path, work
             call()
         assert str(caught.value) == message
     assert not list(tmp_path.glob("*.npy"))
+
+
+# --- a model and its baseline ---
+
+
+def test_a_pair_for_real(target: Target, model: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old.onnx"
+    other = onnx.load(write_model(old))
+    other.graph.node.append(helper.make_node("Identity", ["logits"], ["same"]))
+    other.graph.output[0].name = "same"
+    onnx.save(other, old)
+    np.save(tmp_path / "in.npy", np.zeros((5, 3), np.uint8))
+    effort = dataclasses.replace(QUICK, min_calls=7, max_calls=50)
+    taken = measure_pair(model, old, target, tmp_path / "in.npy", effort, 0)
+    assert (taken.mode, taken.fingerprint["inputs"]) == ("pair", "data")
+    assert taken.baseline is not None
+    assert 7 <= len(taken.latency_s) == len(taken.baseline["latency_s"])
+    turned = measure_pair(old, model, target, None, effort, 1)
+    assert turned.baseline is not None
+    assert turned.fingerprint["inputs"] == "random"
+    assert turned.baseline["fingerprint"]["model_sha256"] == taken.fingerprint["model_sha256"]
+    assert taken.baseline["fingerprint"]["model_sha256"] == turned.fingerprint["model_sha256"]
+    assert taken.fingerprint["model_sha256"] != turned.fingerprint["model_sha256"]
+
+
+def test_every_second_pair_makes_the_model_first(target: Target, tmp_path: Path, workers: Put) -> None:
+    fake = workers(lambda plan, name: record(mode="pair"))
+    effort = Effort(max_s=0.5, min_calls=7, max_calls=70, warmup_s=0.25, timeout_s=11)
+    for turn in range(4):
+        measure_pair(tmp_path / "new", tmp_path / "old", target, Path("rows.npy"), effort, turn)
+    assert [plan.baseline_first for plan in fake.plans] == [True, False, True, False]
+    assert fake.started == ["new"] * 4
+    for plan in fake.plans:
+        assert (plan.mode, plan.baseline, plan.inputs) == ("pair", str(tmp_path / "old"), "rows.npy")
+        assert (plan.max_s, plan.min_calls, plan.max_calls, plan.warmup_s) == (0.5, 7, 70, 0.25)
+    assert set(fake.timeouts) == {11}
+
+
+@pytest.mark.parametrize("baseline", [None, {"CPUExecutionProvider": 2}], ids=["model", "baseline"])
+def test_a_fallback_in_a_pair_is_refused(
+    target: Target, model: Path, workers: Put, baseline: dict[str, int] | None
+) -> None:
+    strict = dataclasses.replace(target, provider=Provider(name="OpenVINOExecutionProvider"), environment="")
+    good = {"nodes_by_provider": {"OpenVINOExecutionProvider": 5}, "ops_elsewhere": {}}
+    bad = {
+        "nodes_by_provider": {"OpenVINOExecutionProvider": 5, "CPUExecutionProvider": 2},
+        "ops_elsewhere": {"Pad": 2},
+    }
+    mine, other = (good, bad) if baseline else (bad, good)
+    workers(lambda plan, name: record(mode="pair", fingerprint=mine, baseline={"fingerprint": other}))
+    with pytest.raises(ModelError) as caught:
+        measure_pair(model, Path("old.onnx"), strict, None, QUICK, 0)
+    assert str(caught.value) == (
+        ("baseline old.onnx" if baseline else f"{model}") + ": 2 of 7 nodes on CPUExecutionProvider (2 Pad); "
+        "target cpu-x86 asks for OpenVINOExecutionProvider alone"
+    )
+    lenient = Provider(name="OpenVINOExecutionProvider", allow_cpu_fallback=True)
+    measure_pair(model, Path("old.onnx"), dataclasses.replace(strict, provider=lenient), None, QUICK, 0)
+
+
+def test_a_missing_or_broken_baseline_is_told(target: Target, model: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old.onnx"
+    with pytest.raises(InputError) as caught:
+        measure_pair(model, old, target, None, QUICK, 0)
+    assert str(caught.value) == f"baseline {old}: no such model file"
+    old.write_text("no model")
+    with pytest.raises(InputError, match=rf"^baseline {old}: onnxruntime cannot load it: "):
+        measure_pair(model, old, target, None, QUICK, 0)
+    with pytest.raises(InputError, match=rf"^{old}: onnxruntime cannot load it: "):
+        measure_pair(old, model, target, None, QUICK, 0)
+
+
+def test_a_baseline_that_wants_too_much_memory_is_a_failure(
+    model: Path, interpreter: Interpreter, tmp_path: Path
+) -> None:
+    old = write_model(tmp_path / "old.onnx")
+    told = f"baseline {old}: out of memory, with a limit of 50 MB (the model fails when it runs)"
+    target = interpreter(f'echo \'{{"schema_version": 3, "error": "{told}"}}\' > "$OUT"; exit 1')
+    with pytest.raises(ModelError) as caught:
+        measure_pair(model, old, target, None, QUICK, 0)
+    assert str(caught.value) == told
+
+
+def test_a_crash_of_a_pair_names_both(model: Path, interpreter: Interpreter, tmp_path: Path) -> None:
+    """The fake Python ends the worker that is to load the bad baseline, and is the real one for the other."""
+    bad, good = write_model(tmp_path / "bad.onnx"), write_model(tmp_path / "good.onnx")
+    python = OWN.command[0]
+    target = interpreter(f'grep -q bad.onnx "$PLAN" && kill -SEGV $$\nshift\nexec {python} -P "$@"')
+    with pytest.raises(ModelError) as caught:
+        measure_pair(model, bad, target, None, QUICK, 0)
+    ending = "the worker crashed with SIGSEGV while it ran the model (no message)"
+    assert str(caught.value) == f"{model} or baseline {bad}: {ending}"
+    assert measure_pair(model, good, target, None, QUICK, 0).mode == "pair"
+
+
+def test_a_hang_of_a_pair_names_both(model: Path, interpreter: Interpreter) -> None:
+    with pytest.raises(ModelError, match=rf"^{model} or baseline {model}: still running after 0\.3 s"):
+        measure_pair(model, model, interpreter("sleep 60"), None, dataclasses.replace(QUICK, timeout_s=0.3), 0)
+
+
+# --- memory, throughput, placement, predictions ---
 
 
 def test_memory_is_measured_without_a_data_set(target: Target, model: Path) -> None:
