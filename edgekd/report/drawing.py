@@ -36,8 +36,8 @@ _TICKS = ((1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 4, 5, 6, 7, 8, 9), (1
 
 
 def plain(text: str) -> str:
-    """Text that plotly shows as it is; it takes tags and entities for its own."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Text that plotly shows as it is; it takes tags, entities and formulas between dollars for its own."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "&#36;")
 
 
 def error_bars(figures: Sequence[Figure], colour: str) -> Chart:

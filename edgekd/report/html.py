@@ -3,17 +3,14 @@
 import json
 import re
 from collections.abc import Sequence
-from html import escape
-from importlib import resources
 
-from edgekd import __version__, units
+from edgekd import units
 from edgekd.figures import ModelFigures, Placement
-from edgekd.imports import require
 from edgekd.report.charts import latency_chart, trade_chart
 from edgekd.report.confusion import class_chart
-from edgekd.report.drawing import Chart
 from edgekd.report.export import budget_rows, entries, overview_rows, remarks
 from edgekd.report.gather import Column, Story
+from edgekd.report.page import bullets, chart_of, css_class, facts_of, page_of, pill, safe, section, table_of
 from edgekd.report.tables import costly_rows, figure_rows, notes
 
 __all__ = ["html_report"]
@@ -38,60 +35,47 @@ CELLS = 60_000
 
 def html_report(stories: Sequence[Story]) -> str:
     """The page: an overview if there are several runs, then a part for each. UnavailableError without plotly."""
-    require("plotly", "report", "the HTML report")
-    plotly = require("plotly.offline", "report", "the HTML report")
     parts = [_overview(stories)] if len(stories) > 1 else []
     parts += [_run(story, f"run-{place}", CELLS // len(stories)) for place, story in enumerate(stories)]
-    parts.append(f"<footer>Made by edgekd {_text(__version__)}. Charts: plotly.js, MIT licence.</footer>")
-    title = f"{stories[0].card} on {stories[0].target}" if len(stories) == 1 else f"{len(stories)} runs"
-    filled = {
-        "GENERATOR": f"edgekd {_text(__version__)}",
-        "TITLE": f"{_text(title)} – edgekd",
-        "BODY": "\n".join(parts),
-        "PLOTLY": plotly.get_plotlyjs().replace("</script", "<\\/script"),
-    }
-    template = resources.files("edgekd.report").joinpath("page.html").read_text(encoding="utf-8")
-    # Split, not replaced one after the other: a name in the body that looks like a mark stays what it is.
-    pieces = re.split(r"@@([A-Z]+)@@", template)
-    return "".join(filled[piece] if place % 2 else piece for place, piece in enumerate(pieces))
+    return page_of(f"{stories[0].card} on {stories[0].target}" if len(stories) == 1 else f"{len(stories)} runs", parts)
 
 
 def _overview(stories: Sequence[Story]) -> str:
     header, rows = overview_rows(stories)
-    cells = [[_text(cell) for cell in row] for row in rows]
+    cells = [[safe(cell) for cell in row] for row in rows]
     for place, (story, row) in enumerate(zip(stories, cells, strict=True)):
         row[0] = f'<a href="#run-{place}">{row[0]}</a>'
-        row[2] = _pill(story.verdict)
+        row[2] = pill(story.verdict)
     texts = {header.index(name) for name in ("target", "verdict", "shipped", "how")}
-    return _card(f"{len(stories)} runs", _table(list(map(_text, header)), cells, texts))
+    return section(f"{len(stories)} runs", table_of(list(map(safe, header)), cells, texts))
 
 
 def _run(story: Story, anchor: str, cells: int) -> str:
     parts = [
         _head(story),
-        _card("Cost and accuracy", _trade(story)),
-        _card("Latency, call by call", _latency(story.own, story)),
-        _card("All figures", "".join([_across(story), *(_figures(column, story) for column in story.columns)])),
-        _card("Where it runs", "".join(_placement(column, story) for column in story.columns)),
-        _card("Classes", _classes(story, cells)),
-        _card("How each figure was obtained", _provenance(story)),
-        _card("How to repeat it", _repeat(story)),
+        section("Cost and accuracy", _trade(story)),
+        section("Latency, call by call", _latency(story.own, story)),
+        section("All figures", "".join([_across(story), *(_figures(column, story) for column in story.columns)])),
+        section("Where it runs", "".join(_placement(column, story) for column in story.columns)),
+        section("Classes", _classes(story, cells)),
+        section("How each figure was obtained", _provenance(story)),
+        section("How to repeat it", _repeat(story)),
     ]
     return f'<div class="run" id="{anchor}">{"".join(parts)}</div>'
 
 
 def _head(story: Story) -> str:
     header, rows = budget_rows(story)
-    cells = [[_text(cell) for cell in row] for row in rows]
+    cells = [[safe(cell) for cell in row] for row in rows]
     for line, row in zip(story.lines, cells, strict=True):
         told = line.reason not in ("", line.figure.provenance)  # which stands in the next cell
-        row[4] = _pill(line.outcome) + (f'<br><span class="note">{_text(line.reason)}</span>' if told else "")
-    budgets = _table(header, cells, {4, 5}) if rows else '<p class="note">No budget was asked for.</p>'
+        row[4] = pill(line.outcome) + (f'<br><span class="note">{safe(line.reason)}</span>' if told else "")
+    budgets = table_of(header, cells, {4, 5}) if rows else '<p class="note">No budget was asked for.</p>'
     return (
-        f'<section class="card"><div class="head"><div><h1>{_text(story.card)} <small>on</small> '
-        f'{_text(story.target)}</h1><p class="sentence">{_text(story.sentence)}</p></div>'
-        f'<div class="verdict {_css(story.verdict)}">{_text(story.verdict.upper())}</div></div>'
-        f"<h3>Budget</h3>{budgets}<h3>The shipped file</h3>{_facts(_about(story))}</section>"
+        f'<section class="card"><div class="head"><div><h1>{safe(story.card)} <small>on</small> '
+        f'{safe(story.target)}</h1><p class="sentence">{safe(story.sentence)}</p></div>'
+        f'<div class="verdict {css_class(story.verdict)}">{safe(story.verdict.upper())}</div></div>'
+        f"<h3>Budget</h3>{budgets}<h3>The shipped file</h3>{facts_of(_about(story))}</section>"
     )
 
 
@@ -128,7 +112,7 @@ def _trade(story: Story) -> str:
         f"{hollow}; bars are intervals, of accuracy 95 % (Wilson, {story.own.images:,} images), of latency, if "
         f"{LATENCY_INTERVAL}. Dashed lines are the budget.{untimed}"
     )
-    return _chart([chart], "size, latency and accuracy") + f'<p class="note">{_text(caption)}</p>'
+    return chart_of([chart], "size, latency and accuracy") + f'<p class="note">{safe(caption)}</p>'
 
 
 def _latency(column: Column, story: Story) -> str:
@@ -137,7 +121,7 @@ def _latency(column: Column, story: Story) -> str:
         return _missing(f"no latency of single calls on {column.target} is kept")
     caption = "Thin lines are single processes, bold ones all of them together; the slowest calls lie further right."
     note = f'<p class="note">{caption}</p>' if column is story.own else ""
-    return _chart([chart], f"latency on {column.label}") + note
+    return chart_of([chart], f"latency on {column.label}") + note
 
 
 def _across(story: Story) -> str:
@@ -148,19 +132,19 @@ def _across(story: Story) -> str:
     cells: dict[tuple[str, str], str] = {}
     for column, model in found:
         for word, cell, how in figure_rows([model])[1]:
-            told = "" if how in ("measured", "exact", "unknown") else f' <span class="aside">{_text(how)}</span>'
+            told = "" if how in ("measured", "exact", "unknown") else f' <span class="aside">{safe(how)}</span>'
             cells[word, column.label] = _together(cell) + told
     words = [row[0] for row in figure_rows([model for _, model in found])[1]]
     labels = [column.label for column, _ in found]
     rows = [[_together(word), *(cells.get((word, label), "–") for label in labels)] for word in words]
-    return f"<h3>{_text(story.chosen)} on every target</h3>" + _table(["", *map(_text, labels)], rows, set())
+    return f"<h3>{safe(story.chosen)} on every target</h3>" + table_of(["", *map(safe, labels)], rows, set())
 
 
 def _figures(column: Column, story: Story) -> str:
     header, rows = figure_rows(column.models)
     cells = [[_together(row[0]), *map(_with_ratio, row[1:])] for row in rows]
     shipped = [model.name for model in column.models].index(story.chosen) + 1 if _holds(column, story) else -1
-    table = _table(list(map(_text, header)), cells, {len(header) - 1}, shipped)
+    table = table_of(list(map(safe, header)), cells, {len(header) - 1}, shipped)
     chart = "" if column is story.own or not any(column.samples_ms.values()) else _latency(column, story)
     return f"<h3>{_label(column)}</h3>{table}{chart}"
 
@@ -175,7 +159,7 @@ def _with_ratio(cell: str) -> str:
 
 def _together(cell: str) -> str:
     """A figure and its unit on one line of the screen; a list may be broken."""
-    return f'<span class="one">{_text(cell)}</span>' if len(cell) <= 32 else _text(cell)
+    return f'<span class="one">{safe(cell)}</span>' if len(cell) <= 32 else safe(cell)
 
 
 def _holds(column: Column, story: Story) -> bool:
@@ -185,7 +169,7 @@ def _holds(column: Column, story: Story) -> bool:
 def _label(column: Column) -> str:
     about = [column.title, column.provider.removesuffix("ExecutionProvider")]
     about += [f"{column.images:,} {column.split} images"] if column.images else []
-    return f"{_text(column.label)} <small>{_text(' · '.join(filter(None, about)))}</small>"
+    return f"{safe(column.label)} <small>{safe(' · '.join(filter(None, about)))}</small>"
 
 
 def _placement(column: Column, story: Story) -> str:
@@ -194,12 +178,12 @@ def _placement(column: Column, story: Story) -> str:
     if not placed:
         return head + _assigned(column)
     header = ["model", "nodes", "share of the time", "fell back", "8-bit kernels", "float between 8-bit nodes", "how"]
-    rows = [[_text(model.name), *_placed(placement)] for model, placement in placed]
+    rows = [[safe(model.name), *_placed(placement)] for model, placement in placed]
     costly = [_costly(model) for model, placement in placed if placement.costliest and not _elsewhere(placement)]
     note = ""
     if any(_elsewhere(placement) for _, placement in placed):
         note = _missing("the share of the time where the nodes ran on another machine than the target (proxy)")
-    return head + _table(header, rows, {1, 2, 3, 4, 5, 6}) + note + "".join(costly)
+    return head + table_of(header, rows, {1, 2, 3, 4, 5, 6}) + note + "".join(costly)
 
 
 def _elsewhere(placement: Placement) -> bool:
@@ -208,27 +192,27 @@ def _elsewhere(placement: Placement) -> bool:
 
 
 def _placed(placement: Placement) -> list[str]:
-    nodes = [f"{_text(_short(name))}: {_text(count)}" for name, count in placement.nodes.items()]
+    nodes = [f"{safe(_short(name))}: {safe(count)}" for name, count in placement.nodes.items()]
     times = {} if _elsewhere(placement) else placement.time_share
-    shares = [f"{_bar(share)}{_text(_short(name))} {100 * share:.0f} %" for name, share in times.items()]
-    fell = [_text(f"{count} {kind}") for kind, count in placement.fell_back.items()] or ["nothing"]
+    shares = [f"{_bar(share)}{safe(_short(name))} {100 * share:.0f} %" for name, share in times.items()]
+    fell = [safe(f"{count} {kind}") for kind, count in placement.fell_back.items()] or ["nothing"]
     blockers = ", ".join(f"{count} {kind}" for kind, count in placement.blockers.items())
     share = "" if placement.fused_share is None else f" ({100 * placement.fused_share:.0f} %)"
     fused = "–" if placement.fused is None else f"{placement.fused}{share}"
     unfused = "–" if placement.unfused is None else f"{placement.unfused}{f' ({blockers})' if blockers else ''}"
     fused += "" if placement.qdq is None else f", {placement.qdq} Q/DQ"
     last = fused, unfused, placement.provenance
-    return ["<br>".join(nodes), "<br>".join(shares) or "–", "<br>".join(fell), *map(_text, last)]
+    return ["<br>".join(nodes), "<br>".join(shares) or "–", "<br>".join(fell), *map(safe, last)]
 
 
 def _costly(model: ModelFigures) -> str:
     header, rows = costly_rows(model)
     entries_ = model.placement.costliest if model.placement else ()
-    cells = [[_text(cell) for cell in row] for row in rows]
+    cells = [[safe(cell) for cell in row] for row in rows]
     for row, entry in zip(cells, entries_, strict=True):
         row[-1] = _bar(entry["share"]) + row[-1]
-    summary = f"<summary>The {len(rows)} costliest nodes of {_text(model.name)}</summary>"
-    return f"<details>{summary}{_table(header, cells, {1, 2})}</details>"
+    summary = f"<summary>The {len(rows)} costliest nodes of {safe(model.name)}</summary>"
+    return f"<details>{summary}{table_of(header, cells, {1, 2})}</details>"
 
 
 def _assigned(column: Column) -> str:
@@ -237,10 +221,10 @@ def _assigned(column: Column) -> str:
     for model in column.models:
         nodes: dict[str, int] = model.fingerprint.get("nodes_by_provider") or {}
         if nodes:
-            rows.append([_text(model.name), ", ".join(_text(f"{_short(k)}: {n}") for k, n in nodes.items())])
+            rows.append([safe(model.name), ", ".join(safe(f"{_short(k)}: {n}") for k, n in nodes.items())])
     if not rows:
         return _missing("no placement of the nodes is kept")
-    return _table(["model", "nodes"], rows, {1}) + _missing("time by provider and 8-bit kernels were not recorded")
+    return table_of(["model", "nodes"], rows, {1}) + _missing("time by provider and 8-bit kernels were not recorded")
 
 
 def _classes(story: Story, cells: int) -> str:
@@ -251,12 +235,12 @@ def _classes(story: Story, cells: int) -> str:
     kept = choices[: max(1, cells // len(story.classes) ** 2)]
     charts = [class_chart(column, model.name, story.classes) for column, model in kept]
     names = [f"{model.name} on {column.label}, {column.split} data" for column, model in kept]
-    options = "".join(f"<option>{_text(name)}</option>" for name in names)
+    options = "".join(f"<option>{safe(name)}</option>" for name in names)
     chosen = f'<p><label>Model: <select autocomplete="off">{options}</select></label></p>'
     note = "Bars are 95 % intervals (Wilson). Colours of the matrix are shares of a row, most of them for small ones."
     if len(kept) < len(choices):
         note += f" {len(choices) - len(kept)} more are in what --json writes."
-    return f'<div class="choice">{chosen}{_chart(charts, "recall and confusion")}</div><p class="note">{note}</p>'
+    return f'<div class="choice">{chosen}{chart_of(charts, "recall and confusion")}</div><p class="note">{note}</p>'
 
 
 def _provenance(story: Story) -> str:
@@ -266,56 +250,31 @@ def _provenance(story: Story) -> str:
         header = ["figure", "value", "interval", "how", "note"]
         rows: list[list[str]] = []
         for model in column.models:
-            rows.append([_text(model.name)])
+            rows.append([safe(model.name)])
             for entry in entries(model, column.images):
                 cells = [entry.word, entry.text, entry.interval, entry.figure.provenance, entry.figure.why]
-                rows.append([_text(cell) for cell in cells])
-        summary = f"<summary>Every figure on {_text(column.label)}, with its interval</summary>"
-        told = "" if column is story.own else _list(notes(column.models))
-        tables.append(f"<details>{summary}{told}{_table(header, rows, {3, 4})}</details>")
+                rows.append([safe(cell) for cell in cells])
+        summary = f"<summary>Every figure on {safe(column.label)}, with its interval</summary>"
+        told = "" if column is story.own else bullets(notes(column.models))
+        tables.append(f"<details>{summary}{told}{table_of(header, rows, {3, 4})}</details>")
     told = f"Intervals of what was {LATENCY_INTERVAL}. Of accuracy: 95 % (Wilson)."
-    return f'<p class="note">{words}.</p><p class="note">{_text(told)}</p>{_list(remarks(story))}{"".join(tables)}'
+    return f'<p class="note">{words}.</p><p class="note">{safe(told)}</p>{bullets(remarks(story))}{"".join(tables)}'
 
 
 def _repeat(story: Story) -> str:
-    files = [[*map(_text, (m.name, m.file)), f'<span class="mono">{_text(m.sha256)}</span>'] for m in story.own.models]
+    files = [[*map(safe, (m.name, m.file)), f'<span class="mono">{safe(m.sha256)}</span>'] for m in story.own.models]
     printed = {
         key: json.dumps(value) if not isinstance(value, str) else value for key, value in story.fingerprint.items()
     }
     return (
-        f"<pre>{_text(chr(10).join(story.commands))}</pre>{_facts(story.versions)}"
-        f"<h3>Files</h3>{_table(['model', 'file', 'SHA-256'], files, {1, 2})}"
-        f"<details><summary>Fingerprint of the shipped file's measurement</summary>{_facts(printed)}</details>"
+        f"<pre>{safe(chr(10).join(story.commands))}</pre>{facts_of(story.versions)}"
+        f"<h3>Files</h3>{table_of(['model', 'file', 'SHA-256'], files, {1, 2})}"
+        f"<details><summary>Fingerprint of the shipped file's measurement</summary>{facts_of(printed)}</details>"
     )
 
 
-def _card(title: str, content: str) -> str:
-    return f'<section class="card"><h2>{_text(title)}</h2>{content}</section>'
-
-
-def _list(texts: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{_text(text)}</li>' for text in texts)}</ul>" if texts else ""
-
-
-def _text(value: object) -> str:
-    """Whatever a file held there, as text that the page shows as it is."""
-    return escape(str(value))
-
-
 def _missing(text: str) -> str:
-    return f'<p class="note">Not shown: {_text(text)}.</p>'
-
-
-def _facts(facts: dict[str, str]) -> str:
-    return f'<dl class="facts">{"".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in facts.items())}</dl>'
-
-
-def _pill(outcome: str) -> str:
-    return f'<span class="pill {_css(outcome)}">{_text(outcome)}</span>'
-
-
-def _css(outcome: str) -> str:
-    return re.sub(r"[^a-z]+", "-", outcome)
+    return f'<p class="note">Not shown: {safe(text)}.</p>'
 
 
 def _bar(share: float) -> str:
@@ -324,29 +283,3 @@ def _bar(share: float) -> str:
 
 def _short(provider: str) -> str:
     return provider.removesuffix("ExecutionProvider")
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: set[int], shipped: int = -1) -> str:
-    """A table of cells that are HTML already; columns in `texts` are aligned left, `shipped` stands out."""
-
-    def tag(kind: str, place: int, cell: str) -> str:
-        names = [name for name, wanted in (("text", place in texts), ("shipped", place == shipped)) if wanted]
-        joined = " ".join(names)
-        css = f' class="{joined}"' if names else ""
-        return f"<{kind}{css}>{cell}</{kind}>"
-
-    head = "".join(tag("th", place, cell) for place, cell in enumerate(header))
-    lines = []
-    for row in rows:
-        if len(row) == 1:  # a heading within the table
-            lines.append(f'<tr class="group"><td colspan="{len(header)}">{row[0]}</td></tr>')
-        else:
-            lines.append(f"<tr>{''.join(tag('td', place, cell) for place, cell in enumerate(row))}</tr>")
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-
-
-def _chart(choices: Sequence[Chart], label: str) -> str:
-    """A place for a chart, with what is drawn in it; `<` is written so that no name can end the script."""
-    content = json.dumps(choices, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    script = f'<script type="application/json">{content}</script>'
-    return f'<div class="chart" role="img" aria-label="{_text(label)}">{script}</div>'

@@ -262,3 +262,4 @@ def test_a_log_axis_has_as_many_round_numbers_as_have_room(ends, pixels, texts) 
 
 def test_plotly_shows_text_as_it_is() -> None:
     assert plain("<b>a & b</b>") == "&lt;b&gt;a &amp; b&lt;/b&gt;"
+    assert plain("$x^2$") == "&#36;x^2&#36;"

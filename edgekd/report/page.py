@@ -1,0 +1,86 @@
+"""What the pages of edgekd are made of: one HTML file that needs no other file and no network."""
+
+import json
+import re
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+
+from edgekd import __version__
+from edgekd.imports import require
+from edgekd.report.drawing import Chart
+
+__all__ = ["bullets", "chart_of", "css_class", "facts_of", "page_of", "pill", "safe", "section", "table_of"]
+
+
+def page_of(title: str, parts: Sequence[str]) -> str:
+    """The page with its scripts; `parts` are HTML already. UnavailableError without plotly."""
+    require("plotly", "report", "the HTML report")
+    plotly = require("plotly.offline", "report", "the HTML report")
+    footer = f"<footer>Made by edgekd {safe(__version__)}. Charts: plotly.js, MIT licence.</footer>"
+    filled = {
+        "GENERATOR": f"edgekd {safe(__version__)}",
+        "TITLE": f"{safe(title)} – edgekd",
+        "BODY": "\n".join([*parts, footer]),
+        "PLOTLY": plotly.get_plotlyjs().replace("</script", "<\\/script"),
+    }
+    template = resources.files("edgekd.report").joinpath("page.html").read_text(encoding="utf-8")
+    # Split, not replaced one after the other: a name in the body that looks like a mark stays what it is.
+    pieces = re.split(r"@@([A-Z]+)@@", template)
+    return "".join(filled[piece] if place % 2 else piece for place, piece in enumerate(pieces))
+
+
+def section(title: str, content: str) -> str:
+    """A part of the page with a heading; `content` is HTML."""
+    return f'<section class="card"><h2>{safe(title)}</h2>{content}</section>'
+
+
+def table_of(header: Sequence[str], rows: Sequence[Sequence[str]], texts: set[int], shipped: int = -1) -> str:
+    """A table of cells that are HTML already; columns in `texts` are aligned left, `shipped` stands out."""
+
+    def tag(kind: str, place: int, cell: str) -> str:
+        names = [name for name, wanted in (("text", place in texts), ("shipped", place == shipped)) if wanted]
+        joined = " ".join(names)
+        css = f' class="{joined}"' if names else ""
+        return f"<{kind}{css}>{cell}</{kind}>"
+
+    head = "".join(tag("th", place, cell) for place, cell in enumerate(header))
+    lines = []
+    for row in rows:
+        if len(row) == 1:  # a heading within the table
+            lines.append(f'<tr class="group"><td colspan="{len(header)}">{row[0]}</td></tr>')
+        else:
+            lines.append(f"<tr>{''.join(tag('td', place, cell) for place, cell in enumerate(row))}</tr>")
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def chart_of(choices: Sequence[Chart], label: str) -> str:
+    """A place for a chart, with what is drawn in it; `<` is written so that no name can end the script."""
+    content = json.dumps(choices, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    script = f'<script type="application/json">{content}</script>'
+    return f'<div class="chart" role="img" aria-label="{safe(label)}">{script}</div>'
+
+
+def facts_of(facts: dict[str, str]) -> str:
+    """Words and what they stand for."""
+    return f'<dl class="facts">{"".join(f"<dt>{safe(k)}</dt><dd>{safe(v)}</dd>" for k, v in facts.items())}</dl>'
+
+
+def bullets(texts: Sequence[str]) -> str:
+    """A list; nothing if there are no texts."""
+    return f"<ul>{''.join(f'<li>{safe(text)}</li>' for text in texts)}</ul>" if texts else ""
+
+
+def pill(outcome: str) -> str:
+    """An outcome in its colour."""
+    return f'<span class="pill {css_class(outcome)}">{safe(outcome)}</span>'
+
+
+def css_class(outcome: str) -> str:
+    """The class that gives an outcome its colour."""
+    return re.sub(r"[^a-z]+", "-", outcome)
+
+
+def safe(value: object) -> str:
+    """Whatever a file held there, as text that the page shows as it is."""
+    return escape(str(value))
