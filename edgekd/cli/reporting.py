@@ -1,28 +1,92 @@
-"""`report`: what run folders hold, as text, page, picture or data."""
+"""`report`: what run folders hold, or a history of checks, as text, page, picture or data."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from edgekd.console import out
-from edgekd.errors import ExitCode
+from edgekd.check.history import read_history
+from edgekd.console import out, say
+from edgekd.errors import ConfigError, ExitCode
 from edgekd.imports import require
 from edgekd.report.export import as_csv, as_json, as_markdown, overview_rows, remarks
 from edgekd.report.gather import Story, blamed, gather
+from edgekd.report.history import history_csv, history_json, history_markdown, history_tables
+from edgekd.report.series import Group, group_series
 from edgekd.report.tables import figure_rows, rich_table
 from edgekd.run import atomic
 
-__all__ = ["report_runs"]
+__all__ = ["Forms", "report", "report_history", "report_runs"]
 
 
-def report_runs(
-    folders: Sequence[Path],
-    html: Path | None,
-    markdown: Path | None,
-    csv: Path | None,
-    json: Path | None,
-    plots: Path | None,
-) -> int:
+@dataclass(frozen=True)
+class Forms:
+    """Files to write; if none is named, a summary is printed."""
+
+    html: Path | None = None
+    markdown: Path | None = None
+    csv: Path | None = None
+    json: Path | None = None
+    plots: Path | None = None
+    """A folder."""
+
+
+def report(folders: Sequence[Path], history: Path | None, forms: Forms) -> int:
+    """Runs, or the history of checks. ConfigError if both are named, or neither."""
+    if history and folders:
+        raise ConfigError(f"report: {folders[0]} and --history {history} are two reports; ask for one after the other")
+    if history:
+        return report_history(history, forms)
+    if not folders:
+        raise ConfigError("report: Missing argument 'RUN...': name run folders, or a history of checks with --history")
+    return report_runs(folders, forms)
+
+
+def report_history(path: Path, forms: Forms) -> int:
+    """The figures of all checks in the order of time, with the steps in them; made first, then written or printed."""
+    require("ruptures", "report", "--history")
+    entries, warnings = read_history(path)
+    groups = group_series(entries)
+    files: list[tuple[Path, bytes]] = []
+    if forms.html:
+        from edgekd.report.history_page import history_page
+
+        files.append((forms.html, history_page(groups, warnings).encode()))
+    if forms.markdown:
+        files.append((forms.markdown, history_markdown(groups).encode()))
+    if forms.csv:
+        files.append((forms.csv, history_csv(groups).encode()))
+    if forms.json:
+        files.append((forms.json, history_json(groups, warnings).encode()))
+    files += _timelines(groups, forms.plots) if forms.plots else []
+    for warning in warnings:
+        say(f"edgekd: {warning}")
+    return _deliver(files, [item for group in groups for item in _history_summary(group)])
+
+
+def _history_summary(group: Group) -> list[object]:
+    told: list[object] = []
+    for title, header, rows in history_tables(group):
+        told.append(rich_table(header, [[*row[:-1], row[-1].replace("; ", "\n")] for row in rows], title))
+    return told or [f"{group.model} on {group.target}: no figures; the latest check: {group.outcome}"]
+
+
+def _timelines(groups: Sequence[Group], folder: Path) -> Iterator[tuple[Path, bytes]]:
+    require("matplotlib", "report", "--plots")
+    from edgekd.report.history_plot import picture_name, plot_history
+
+    used: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
+        drawn = Path(scratch, "drawn.png")
+        for group in groups:
+            name = picture_name(group)
+            used[name] += 1
+            plot_history(group, drawn)
+            yield folder / (f"{name}-{used[name]}.png" if used[name] > 1 else f"{name}.png"), drawn.read_bytes()
+
+
+def report_runs(folders: Sequence[Path], forms: Forms) -> int:
     """Write the files that are asked for, or print a summary.
 
     All of it is made first: nothing is written or printed if a folder is no finished run, or is damaged.
@@ -34,14 +98,22 @@ def report_runs(
             summary += _summary(story)
         stories.append(story)
     with blamed(*folders):
-        files = list(_files(stories, html, ((markdown, as_markdown), (csv, as_csv), (json, as_json))))
-        files += _pictures(stories, plots) if plots else []
+        texts = ((forms.markdown, as_markdown), (forms.csv, as_csv), (forms.json, as_json))
+        files = list(_files(stories, forms.html, texts))
+        files += _pictures(stories, forms.plots) if forms.plots else []
         overview = [rich_table(*overview_rows(stories), f"{len(stories)} runs")] if len(stories) > 1 else []
+    return _deliver(files, [*overview, *summary])
+
+
+def _deliver(files: Iterable[tuple[Path, bytes]], summary: Iterable[object]) -> int:
+    """Write the files; if there are none, print the summary."""
+    written = False
     for path, content in files:
         with atomic(path) as temporary:
             temporary.write_bytes(content)
         out(f"{path}: written")
-    for item in [] if files else [*overview, *summary]:
+        written = True
+    for item in [] if written else summary:
         out(item)
     return ExitCode.PASS
 

@@ -40,17 +40,13 @@ FAR = 4.0
 
 @dataclass(frozen=True)
 class Step:
-    """A new level, from figure number `at` (0 is the first) on; medians of the level before and of the new one."""
+    """A new level: from figure number `at` (0 is the first) on, with the medians of the level before and of its own."""
 
     at: int
     before: float
     after: float
-    scale: Scale = "ratio"
-
-    @property
-    def change(self) -> float:
-        """In percent of the level before, or in points."""
-        return 100 * (self.after / self.before - 1) if self.scale == "ratio" else self.after - self.before
+    change: float
+    """In percent of the level before, or in points."""
 
 
 def find_steps(figures: Sequence[float], scale: Scale = "ratio") -> list[Step]:
@@ -69,7 +65,10 @@ def find_steps(figures: Sequence[float], scale: Scale = "ratio") -> list[Step]:
     places = [int(end) for end in search.predict(pen=PENALTY)][:-1]
     places = _worth_telling(values, places, max(LEAST[scale], LEAST_IN_NOISE * noise))
     levels = _levels(figures, places)
-    return [Step(at, before, after, scale) for at, (before, after) in zip(places, pairwise(levels), strict=True)]
+    return [
+        Step(at, before, after, 100 * (after / before - 1) if scale == "ratio" else after - before)
+        for at, (before, after) in zip(places, pairwise(levels), strict=True)
+    ]
 
 
 def _noise(values: Sequence[float]) -> float:

@@ -89,13 +89,15 @@ def test_one_or_two_outliers_are_no_step(length, at, factor) -> None:
 
 
 def test_several_steps_with_the_medians_of_the_levels() -> None:
-    assert find_steps([100.0] * 5 + [110.0] * 4 + [99.0] * 3) == [Step(5, 100.0, 110.0), Step(9, 110.0, 99.0)]
-    assert find_steps([100.0] * 5 + [110.0] * 4)[0].change == pytest.approx(10)
+    up, down = find_steps([100.0] * 5 + [110.0] * 4 + [99.0] * 3)
+    assert (up, down) == (Step(5, 100.0, 110.0, up.change), Step(9, 110.0, 99.0, down.change))
+    assert [up.change, down.change] == pytest.approx([10, -10])
 
 
 def test_exact_figures_count_from_one_percent_on() -> None:
     assert find_steps([30_000.0] * 5 + [30_200.0] * 5) == []
-    assert find_steps([30_000.0] * 5 + [30_400.0] * 5) == [Step(5, 30_000.0, 30_400.0)]
+    (step,) = find_steps([30_000.0] * 5 + [30_400.0] * 5)
+    assert [step.at, step.before, step.after, step.change] == pytest.approx([5, 30_000, 30_400, 4 / 3])
 
 
 def test_shares_are_held_by_points() -> None:
