@@ -2,35 +2,25 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edgekd.bench.paths import Estimate, read_arrays
-from edgekd.bench.records import Effort
 from edgekd.card import Budget
+from edgekd.check.asked import Asked, Job, JobOptions
 from edgekd.check.judge import Judged, effective_budget
-from edgekd.check.manifest import Job
-from edgekd.check.measure import Asked, check, judge_record, measure_all
-from edgekd.check.record import Checked, Sample, read_record
-from edgekd.check.sources import Source, baseline_of, is_record, refuse_other_machine, source_of
-from edgekd.environments import require_runtime
+from edgekd.check.record import Checked, Sample, is_record, read_record, record_of, refuse_other_machine
+from edgekd.check.verdict import judge_record
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError
 from edgekd.target import Target, load_target
 
-__all__ = ["JobOptions", "run_job", "sample_of"]
+if TYPE_CHECKING:  # what measures is imported where it is used: a verdict on records alone must be quick
+    from edgekd.bench.paths import Estimate
 
-
-@dataclass(frozen=True, kw_only=True)
-class JobOptions:
-    """What holds for all jobs of a check."""
-
-    allow_estimated: bool = False
-    allow_difference: tuple[str, ...] = ()
-    effort: Effort = field(default_factory=Effort)
+__all__ = ["run_job", "sample_of"]
 
 
 def run_job(
-    job: Job, options: JobOptions, estimate: Estimate, told: Callable[[str], None]
+    job: Job, options: JobOptions, estimate: "Estimate", told: Callable[[str], None]
 ) -> tuple[Judged, Checked | None]:
     """The verdict on one model on one target, or why there is none, and what was measured for it."""
     try:
@@ -46,26 +36,24 @@ def run_job(
 
 def _judged_record(job: Job, target: Target, options: JobOptions) -> Judged:
     """A record is judged as it is; with a baseline record, against that one."""
-    checked = _record_of(job.path, target)
+    checked = record_of(job.path, target)
     if job.baseline is not None:
-        stored = baseline_of(job.baseline, target)
-        if isinstance(stored, Source):
+        if not is_record(job.baseline):
             raise ConfigError(f"--baseline {job.baseline}: {job.path} is a record, so its baseline must be one, too")
-        refuse_other_machine(stored.sample, checked.sample, options.allow_difference)
-        checked = Checked(sample=checked.sample, baseline=stored.sample, stored=True)
+        stored = record_of(job.baseline, target).sample
+        refuse_other_machine(stored, checked.sample, options.allow_difference)
+        checked = Checked(sample=checked.sample, baseline=stored, stored=True)
     return judge_record(checked, _asked(job, Budget(), target, options, checked.baseline is not None), target)
 
 
-def _record_of(path: Path, target: Target) -> Checked:
-    checked = read_record(path)
-    if checked.sample.target != target.name:
-        raise InputError(f"{path}: is a record of target {checked.sample.target}, not of {target.name}")
-    return checked
-
-
 def _measured(
-    job: Job, target: Target, options: JobOptions, estimate: Estimate, told: Callable[[str], None]
+    job: Job, target: Target, options: JobOptions, estimate: "Estimate", told: Callable[[str], None]
 ) -> tuple[Judged, Checked]:
+    from edgekd.bench.paths import read_arrays
+    from edgekd.check.measure import check
+    from edgekd.check.sources import baseline_of, source_of
+    from edgekd.environments import require_runtime
+
     require_runtime(target)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         inputs = read_arrays(job.data, Path(scratch)) if job.data else None
@@ -92,12 +80,30 @@ def _asked(job: Job, own: Budget, target: Target, options: JobOptions, compared:
     )
 
 
-def sample_of(job: Job, estimate: Estimate) -> Sample:
-    """Everything of one model, measured now or taken from a record, to keep as a baseline."""
+def sample_of(job: Job, estimate: "Estimate") -> Sample:
+    """Everything of one model, measured now or taken from a record, to keep as a baseline.
+
+    Raises InputError for a record that was made for a comparison alone, for it holds too little.
+    """
     if is_record(job.path):
-        return _record_of(job.path, load_target(job.target)).sample if job.target else read_record(job.path).sample
+        return _whole(read_record(job.path) if not job.target else record_of(job.path, load_target(job.target)), job)
+    from edgekd.bench.paths import read_arrays
+    from edgekd.check.measure import measure_all
+    from edgekd.check.sources import source_of
+    from edgekd.environments import require_runtime
+
     target = load_target(job.target)
     require_runtime(target)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         inputs = read_arrays(job.data, Path(scratch)) if job.data else None
-        return measure_all(source_of(job.path, target, inputs), target, Effort(), estimate)
+        return measure_all(source_of(job.path, target, inputs), target, JobOptions().effort, estimate)
+
+
+def _whole(checked: Checked, job: Job) -> Sample:
+    sample = checked.sample
+    if not sample.latency and not sample.elsewhere:
+        raise InputError(
+            f"{job.path}: holds no times of the model alone, which a baseline needs; "
+            "`edgekd baseline accept MODEL --target T` measures them"
+        )
+    return sample

@@ -1,6 +1,5 @@
 """`edgekd-check.toml`: which models are checked on which targets, by which budgets; kept in the user's repository."""
 
-import dataclasses
 import glob
 from dataclasses import field
 from pathlib import Path
@@ -10,12 +9,13 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from edgekd.card import Budget
+from edgekd.check.asked import Job
 from edgekd.check.tolerance import Tolerance
 from edgekd.errors import ConfigError, InputError, did_you_mean
 from edgekd.run import read_json
 from edgekd.spec import build, read_toml
 
-__all__ = ["NAME", "Job", "manifest_for_run", "read_manifest"]
+__all__ = ["NAME", "manifest_for_run", "read_manifest"]
 
 NAME = "edgekd-check.toml"
 """What a manifest is called by default."""
@@ -50,18 +50,6 @@ class Manifest:
     """Limits for every model and target; a table of a target's name holds those for that target."""
     tolerance: dict[str, float | str] = field(default_factory=dict)
     model: Annotated[tuple[Entry, ...], Field(min_length=1)]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
-    """One model on one target, and by what it is judged."""
-
-    path: Path
-    target: str
-    budget: Budget
-    tolerance: Tolerance
-    baseline: Path | None = None
-    data: Path | None = None
 
 
 def read_manifest(path: Path) -> list[Job]:

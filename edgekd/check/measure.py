@@ -5,7 +5,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,37 +13,23 @@ from edgekd import __version__
 from edgekd.bench.measure import Subject, external_data, file_sha256, logits_of
 from edgekd.bench.paths import Estimate, Inputs, check_classes
 from edgekd.bench.records import PAIR, Effort, Record, comparable
-from edgekd.bench.remarks import remarks
 from edgekd.bench.runner import measure_memory, measure_pair, measure_placement, measure_process
 from edgekd.card import Budget
-from edgekd.check.judge import Judged, Verdict
+from edgekd.check.asked import Asked
+from edgekd.check.judge import Judged
 from edgekd.check.looks import BUDGET_LOOKS, PAIR_LOOKS
-from edgekd.check.record import Answers, Checked, Sample
-from edgekd.check.sources import Source, refuse_other_machine, signature_of
-from edgekd.check.tolerance import Tolerance
-from edgekd.check.verdict import figures_of, judge_samples
+from edgekd.check.record import Answers, Checked, Sample, refuse_other_machine
+from edgekd.check.sources import Source, signature_of
+from edgekd.check.verdict import judge_samples, judged_of
 from edgekd.errors import ModelError
 from edgekd.figures import ModelFigures
 from edgekd.target import Target
 
-__all__ = ["Asked", "check", "judge_record", "measure_all"]
+__all__ = ["check", "measure_all"]
 
 MEMORY_PROCESSES = 3
 SPEED_BUDGETS = ("latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "load_ms")
 SPEED_TOLERANCES = ("max_slowdown", "max_slowdown_p95", "max_load_growth")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """By what a model is judged."""
-
-    budget: Budget
-    tolerance: Tolerance = field(default_factory=Tolerance)
-    allow_estimated: bool = False
-    allow_difference: tuple[str, ...] = ()
-    """Keys of a fingerprint in which a stored record may differ from this machine."""
-    effort: Effort = field(default_factory=Effort)
-    """Of one process; how many there are is planned in edgekd/check/looks.py."""
 
 
 @dataclass(frozen=True)
@@ -95,38 +81,6 @@ def measure_all(source: Source, target: Target, effort: Effort, estimate: Estima
     inputs = source.inputs.file if source.inputs else None
     records = [measure_process(source.file, target, inputs, effort) for _ in range(BUDGET_LOOKS[0])]
     return dataclasses.replace(sample, latency=tuple(records), fingerprint=records[0].fingerprint)
-
-
-def judge_record(checked: Checked, asked: Asked, target: Target) -> Judged:
-    """The verdict on a record alone: nothing is measured, and what it does not hold is inconclusive."""
-    begin = time.monotonic()
-    verdict, _, notes = judge_samples(checked, asked.budget, asked.tolerance, asked.allow_estimated)
-    origin = f"from a record of {checked.sample.at}; nothing was measured now"
-    judged = judged_of(checked, verdict, [origin, *notes], target)
-    return dataclasses.replace(judged, seconds=time.monotonic() - begin)
-
-
-def judged_of(checked: Checked, verdict: Verdict, notes: list[str], target: Target) -> Judged:
-    """The verdict with what a reader needs beside it."""
-    sample, baseline = checked.sample, checked.baseline
-    disturbed = remarks(checked.pairs or sample.latency) if checked.pairs or sample.latency else []
-    shown = sample if sample.latency else dataclasses.replace(sample, latency=checked.pairs)
-    mark = sample.fingerprint
-    return Judged(
-        name=sample.name,
-        target=target.name,
-        verdict=verdict,
-        sha256=sample.sha256,
-        baseline=_about(baseline, checked.stored) if baseline else "",
-        notes=tuple(dict.fromkeys([*notes, *disturbed])),
-        machine=f"{mark['cpu']}, onnxruntime {mark['onnxruntime']}" if mark else "",
-        figures={key: figure for key, figure in figures_of(shown).items() if figure.value is not None},
-    )
-
-
-def _about(baseline: Sample, stored: bool) -> str:
-    how = f"record of {baseline.at}" if stored else "measured by turns"
-    return f"{baseline.name} ({baseline.sha256[:12]}, {how})"
 
 
 def _refuse_others(checked: Checked, asked: Asked) -> list[str]:

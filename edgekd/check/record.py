@@ -2,16 +2,29 @@
 
 import dataclasses
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgekd.bench.records import RECORD_VERSION, Record
-from edgekd.errors import InputError, one_line
+from edgekd.errors import ConfigError, InputError, one_line
 from edgekd.figures import Figure, Placement
 from edgekd.run import atomic
+from edgekd.target import Target
 
-__all__ = ["Answers", "Checked", "Sample", "as_baseline", "differences", "read_record", "write_record"]
+__all__ = [
+    "Answers",
+    "Checked",
+    "Sample",
+    "as_baseline",
+    "differences",
+    "is_record",
+    "read_record",
+    "record_of",
+    "refuse_other_machine",
+    "write_record",
+]
 
 # record history:
 # 1 - sample, baseline, pairs, same
@@ -161,3 +174,37 @@ def differences(old: Sample, new: Sample) -> dict[str, str]:
     keys = [key for key in before | now if key not in NOT_COMPARED and before.get(key) != now.get(key)]
     found = {key: f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in keys}
     return found
+
+
+def is_record(path: Path) -> bool:
+    """Whether the path is meant to be a record; nothing is opened."""
+    return path.suffix == ".json"
+
+
+def record_of(path: Path, target: Target) -> Checked:
+    """The record at a path; InputError for one of another target, or what `read_record` raises."""
+    if not path.exists():
+        make = f"`edgekd baseline accept MODEL --target {target.option} --to {path}` makes one"
+        raise InputError(f"{path}: no such record; {make}")
+    checked = read_record(path)
+    if checked.sample.target != target.name:
+        raise InputError(f"{path}: is a record of target {checked.sample.target}, not of {target.name}")
+    return checked
+
+
+def refuse_other_machine(stored: Sample, now: Sample, allowed: Collection[str]) -> list[str]:
+    """What differs between a stored record and this measurement, as far as it is allowed, in words.
+
+    Raises ConfigError for what is not.
+    """
+    found = differences(stored, now)
+    if not now.latency:
+        found.pop("inputs", None)  # only calls that are timed are made with the user's data
+    refused = {key: text for key, text in found.items() if key not in allowed}
+    if refused:
+        allow = " ".join(f"--allow-difference {key}" for key in refused)
+        raise ConfigError(
+            f"the record of {stored.name} was made elsewhere: {'; '.join(refused.values())}; measure a baseline here, "
+            f"give the old model file as --baseline, or allow it: {allow}"
+        )
+    return [f"compared although {text}" for text in found.values()]

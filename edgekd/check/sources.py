@@ -1,19 +1,18 @@
 """What a user points `check` at: a model file, a run folder, a record; and which of them a baseline is."""
 
 import dataclasses
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.bench.measure import file_sha256
 from edgekd.bench.paths import Inputs, finished, run_inputs
 from edgekd.card import Budget
-from edgekd.check.record import Checked, Sample, differences, read_record
-from edgekd.errors import ConfigError, InputError
+from edgekd.check.record import Checked, is_record, record_of
+from edgekd.errors import InputError
 from edgekd.run import Run, read_json
 from edgekd.target import Target
 
-__all__ = ["Source", "baseline_of", "is_record", "refuse_other_machine", "signature_of", "source_of"]
+__all__ = ["Source", "baseline_of", "signature_of", "source_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +27,6 @@ class Source:
     """The run's teacher, whose answers those of the model are held against."""
     budget: Budget = Budget()  # noqa: RUF009 - frozen
     """What the run was made for; empty for a bare file."""
-
-
-def is_record(path: Path) -> bool:
-    """Whether the path is meant to be a record; nothing is opened."""
-    return path.suffix == ".json"
 
 
 def source_of(path: Path, target: Target, inputs: Inputs | None) -> Source:
@@ -74,33 +68,11 @@ def baseline_of(path: Path, target: Target) -> Source | Checked:
 
     Raises InputError for a record of another target, or a file that is not there.
     """
+    if is_record(path):
+        return record_of(path, target)
     if not path.exists():
-        make = f"`edgekd baseline accept MODEL --target {target.option} --to {path}` makes one"
-        raise InputError(f"{path}: no such baseline; {make if is_record(path) else 'give a model, a run or a record'}")
-    if not is_record(path):
-        return dataclasses.replace(source_of(path, target, None), inputs=None)
-    stored = read_record(path)
-    if stored.sample.target != target.name:
-        raise InputError(f"{path}: is a record of target {stored.sample.target}, not of {target.name}")
-    return stored
-
-
-def refuse_other_machine(stored: Sample, now: Sample, allowed: Collection[str]) -> list[str]:
-    """What differs between a stored record and this measurement, as far as it is allowed, in words.
-
-    Raises ConfigError for what is not.
-    """
-    found = differences(stored, now)
-    if not now.latency:
-        found.pop("inputs", None)  # only calls that are timed are made with the user's data
-    refused = {key: text for key, text in found.items() if key not in allowed}
-    if refused:
-        allow = " ".join(f"--allow-difference {key}" for key in refused)
-        raise ConfigError(
-            f"the record of {stored.name} was made elsewhere: {'; '.join(refused.values())}; measure a baseline here, "
-            f"give the old model file as --baseline, or allow it: {allow}"
-        )
-    return [f"compared although {text}" for text in found.values()]
+        raise InputError(f"{path}: no such baseline; give a model, a run or a record (.json)")
+    return dataclasses.replace(source_of(path, target, None), inputs=None)
 
 
 def signature_of(file: Path) -> str:

@@ -1,22 +1,26 @@
 """From samples to a verdict: pure functions; nothing is measured here, and the same samples always give the same."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from edgekd.bench.records import Record
+from edgekd.bench.remarks import remarks
 from edgekd.bench.statistics import between, latency_of, min_calls_for, wilson
 from edgekd.card import Budget
+from edgekd.check.asked import Asked
 from edgekd.check.compare import compared_lines, steadiness
-from edgekd.check.judge import Line, Verdict, judge
+from edgekd.check.judge import Judged, Line, Verdict, judge
 from edgekd.check.looks import BUDGET_LOOKS, ERROR, Decision, below_limit
 from edgekd.check.record import Checked, Sample
 from edgekd.check.tolerance import Tolerance
 from edgekd.distributions import Interval
 from edgekd.figures import Figure
+from edgekd.target import Target
 
-__all__ = ["Wanted", "figures_of", "judge_samples"]
+__all__ = ["Wanted", "figures_of", "judge_record", "judge_samples", "judged_of"]
 
 TIMED = ("latency_p50_ms", "latency_p95_ms", "load_ms")
 """Budget keys that are judged in planned looks."""
@@ -151,3 +155,35 @@ def _answered(sample: Sample) -> dict[str, Figure]:
 
 def _hits(classes: Sequence[int], labels: Sequence[int]) -> int:
     return sum(a == b for a, b in zip(classes, labels, strict=True))
+
+
+def judge_record(checked: Checked, asked: Asked, target: Target) -> Judged:
+    """The verdict on a record alone: nothing is measured, and what it does not hold is inconclusive."""
+    begin = time.monotonic()
+    verdict, _, notes = judge_samples(checked, asked.budget, asked.tolerance, asked.allow_estimated)
+    origin = f"from a record of {checked.sample.at}; nothing was measured now"
+    judged = judged_of(checked, verdict, [origin, *notes], target)
+    return dataclasses.replace(judged, seconds=time.monotonic() - begin)
+
+
+def judged_of(checked: Checked, verdict: Verdict, notes: list[str], target: Target) -> Judged:
+    """The verdict with what a reader needs beside it."""
+    sample, baseline = checked.sample, checked.baseline
+    disturbed = remarks(checked.pairs or sample.latency) if checked.pairs or sample.latency else []
+    shown = sample if sample.latency else dataclasses.replace(sample, latency=checked.pairs)
+    mark = sample.fingerprint
+    return Judged(
+        name=sample.name,
+        target=target.name,
+        verdict=verdict,
+        sha256=sample.sha256,
+        baseline=_about(baseline, checked.stored) if baseline else "",
+        notes=tuple(dict.fromkeys([*notes, *disturbed])),
+        machine=f"{mark['cpu']}, onnxruntime {mark['onnxruntime']}" if mark else "",
+        figures={key: figure for key, figure in figures_of(shown).items() if figure.value is not None},
+    )
+
+
+def _about(baseline: Sample, stored: bool) -> str:
+    how = f"record of {baseline.at}" if stored else "measured by turns"
+    return f"{baseline.name} ({baseline.sha256[:12]}, {how})"

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgekd.card import Budget
+from edgekd.check.asked import Job
 from edgekd.check.jobs import sample_of
-from edgekd.check.manifest import Job, read_manifest
-from edgekd.check.record import Sample, as_baseline, read_record, write_record
-from edgekd.check.sources import is_record
+from edgekd.check.manifest import read_manifest
+from edgekd.check.record import Sample, as_baseline, is_record, read_record, write_record
 from edgekd.check.tolerance import Tolerance
 from edgekd.check.verdict import figures_of
 from edgekd.cli.estimating import estimate

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from edgekd.bench.records import Effort
 from edgekd.card import parse_budget
-from edgekd.check.jobs import JobOptions, run_job
+from edgekd.check.asked import Job, JobOptions
+from edgekd.check.jobs import run_job
 from edgekd.check.judge import Judged, Line
-from edgekd.check.manifest import NAME, Job, manifest_for_run, read_manifest
+from edgekd.check.manifest import NAME, manifest_for_run, read_manifest
 from edgekd.check.record import Checked
 from edgekd.check.tolerance import Tolerance, parse_tolerance
 from edgekd.cli.estimating import estimate

@@ -4,17 +4,20 @@ import dataclasses
 import functools
 import importlib.util
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from edgekd.bench.measure import Subject
 from edgekd.console import say
 from edgekd.errors import InputError, one_line
 from edgekd.figures import ModelFigures
 from edgekd.target import Target
 
+if TYPE_CHECKING:
+    from edgekd.bench.measure import Subject
+
 __all__ = ["estimate"]
 
 
-def estimate(figures: Sequence[ModelFigures], subjects: Sequence[Subject], target: Target) -> list[ModelFigures]:
+def estimate(figures: Sequence[ModelFigures], subjects: "Sequence[Subject]", target: Target) -> list[ModelFigures]:
     """Estimates where the target has references and torch is here to time their networks; else as they are."""
     if target.measurable or not target.reference:
         return list(figures)

@@ -120,7 +120,8 @@ def _summary(path: Path, judged: Sequence[Judged]) -> None:
 def _annotations(judged: Sequence[Judged]) -> None:
     from edgekd.check.annotations import github_annotations
 
-    out(github_annotations(judged).rstrip("\n"))
+    if text := github_annotations(judged).rstrip("\n"):
+        out(text)
 
 
 def _history(path: Path, judged: Sequence[Judged]) -> None:

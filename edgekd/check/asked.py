@@ -1,0 +1,41 @@
+"""What is asked of a check: plain data, read from the command line, a manifest or a test."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgekd.bench.records import Effort
+from edgekd.card import Budget
+from edgekd.check.tolerance import Tolerance
+
+__all__ = ["Asked", "Job", "JobOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One model on one target, and by what it is judged."""
+
+    path: Path
+    target: str
+    budget: Budget
+    tolerance: Tolerance
+    baseline: Path | None = None
+    data: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """What holds for all jobs of a check."""
+
+    allow_estimated: bool = False
+    allow_difference: tuple[str, ...] = ()
+    """Keys of a fingerprint in which a stored record may differ from this machine."""
+    effort: Effort = field(default_factory=Effort)
+    """Of one process; how many there are is planned in edgekd/check/looks.py."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked(JobOptions):
+    """By what one model is judged."""
+
+    budget: Budget
+    tolerance: Tolerance = field(default_factory=Tolerance)
