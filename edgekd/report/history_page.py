@@ -131,7 +131,7 @@ def _every(group: Group, slots: Slots) -> str:
     header = ["at, UTC", "commit", "verdict", "machine", *(safe(BUDGETED[key]) for key in keys)]
     missing = len(group.entries) - len(drawn)
     note = f'<p class="note">{missing} older checks are in what --json writes.</p>' if missing else ""
-    return f"<details><summary>Every check</summary>{table_of(header, rows, {1, 2, 3})}{note}</details>{note}"
+    return f"<details><summary>Every check</summary>{table_of(header, rows, {1, 2, 3})}</details>{note}"
 
 
 def _change(one: Series, change: float, better: bool) -> str:

@@ -11,7 +11,7 @@ check MODELS... --allow-estimated --budget --help --target -t
 distill CARD --budget --data --fresh --help --out --target --teacher -t
 doctor --help --install
 models NAME --help
-report RUNS... --csv --help --html --json --markdown --plots
+report RUNS... --csv --help --history --html --json --markdown --plots
 targets NAME --help
 teach CARD --data --help --out
 """
