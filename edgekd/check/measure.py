@@ -21,7 +21,7 @@ from edgekd.check.looks import BUDGET_LOOKS, PAIR_LOOKS
 from edgekd.check.record import Answers, Checked, Sample, refuse_other_machine
 from edgekd.check.sources import Source, signature_of
 from edgekd.check.verdict import judge_samples, judged_of
-from edgekd.errors import ModelError
+from edgekd.errors import InputError, ModelError
 from edgekd.figures import ModelFigures
 from edgekd.target import Target
 
@@ -136,6 +136,9 @@ def _sample(source: Source, target: Target, asked: Asked, needs: _Needs, estimat
     problem = external_data(source.file)
     if problem:
         raise problem
+    signature = signature_of(source.file)
+    if not signature and not any(dataclasses.astuple(needs)):  # else the runtime says what is wrong with the file
+        raise InputError(f"{source.file}: cannot be read as ONNX; is it a model?")
     inputs, effort = source.inputs.file if source.inputs else None, asked.effort
     memory = [measure_memory(source.file, target, effort) for _ in range(MEMORY_PROCESSES)] if needs.memory else []
     placement = measure_placement(source.file, target, inputs, effort) if needs.placement else None
@@ -149,7 +152,7 @@ def _sample(source: Source, target: Target, asked: Asked, needs: _Needs, estimat
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         edgekd=__version__,
         elsewhere="; ".join(target.differences()),
-        signature=signature_of(source.file),
+        signature=signature,
         memory_bytes=tuple(peaks),
         placement=placement,
         answers=_answers(source, target, asked.effort) if needs.answers else None,
