@@ -128,7 +128,9 @@ def read_history(path: Path) -> tuple[list[Entry], list[str]]:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else one_line(error)
-        raise InputError(f"{path}: the history cannot be read: {reason}; `edgekd check` writes one") from error
+        raise InputError(
+            f"{path}: the history cannot be read: {reason}; `edgekd check --history` writes one"
+        ) from error
     entries, warnings = [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -144,7 +146,7 @@ def read_history(path: Path) -> tuple[list[Entry], list[str]]:
             warnings.append(f"{path}: line {number} is skipped: {kind}")
     if not entries:
         found = f"none of its {len(warnings)} lines is readable" if warnings else "it is empty"
-        raise InputError(f"{path}: holds no check: {found}; name a file that `edgekd check` wrote")
+        raise InputError(f"{path}: holds no check: {found}; name a file that `edgekd check --history` wrote")
     return sorted(entries, key=lambda entry: entry.at), warnings
 
 

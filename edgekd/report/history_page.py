@@ -12,11 +12,11 @@ from edgekd.report.timeline import timeline_chart
 
 __all__ = ["history_page"]
 
-POINTS = 8_000
+POINTS = 4_000
 """Points in a page, which should stay small enough to be sent around."""
 
-FEWEST = 30
-"""Checks of each series that are drawn in any case."""
+FEWEST, MOST = 30, 1_000
+"""Checks of each series that are drawn in any case, and at most: more cannot be told apart."""
 
 METHOD = (
     "A step is a new level that has lasted three checks or more, at least 1 % (0.2 points of a share) and twice the "
@@ -37,7 +37,7 @@ def history_page(groups: Sequence[Group], warnings: Sequence[str]) -> str:
     machines = dict.fromkeys(machine for group in groups for machine in group.machines)
     colours = {machine: COLOURS[place % len(COLOURS)] for place, machine in enumerate(machines)}
     count = sum(len(group.series) for group in groups)
-    most = max(FEWEST, POINTS // max(count, 1))
+    most = min(MOST, max(FEWEST, POINTS // max(count, 1)))
     parts = [_overview(groups, warnings)]
     parts += [_group(group, f"model-{place}", most, colours) for place, group in enumerate(groups)]
     parts.append(section("How to read it", f'<p class="note">{LEGEND}</p><p class="note">{METHOD}</p>'))

@@ -20,7 +20,7 @@ from edgekd.check.judge import Judged, judge
 from edgekd.cli.main import main
 from edgekd.figures import Figure
 from edgekd.report.history import CSV_HEADER, history_csv, history_json, history_markdown, history_rows
-from edgekd.report.history_page import POINTS, history_page
+from edgekd.report.history_page import MOST, history_page
 from edgekd.report.history_plot import picture_name, plot_history
 from edgekd.report.series import Group, group_series
 from edgekd.report.slots import drawn_limits, drawn_steps, extent_of, slots_of
@@ -159,6 +159,9 @@ def test_the_chart_has_a_colour_for_each_machine(groups) -> None:
     points = [trace for trace in chart["data"] if trace["mode"] == "lines+markers"]
     assert [trace["marker"]["color"] for trace in points] == ["#111111", "#222222"]
     assert points[0]["error_y"]["array"] == pytest.approx([0.02 * y for y in points[0]["y"]], rel=1e-3)
+    assert points[0]["hovertext"][0] == (
+        f"<b>0.200 ms</b> [0.196 ms … 0.204 ms]<br>2026-09-01 08:00 {commit(0)[:9]}, check: pass<br>{FAST}"
+    )
     assert [shape["line"]["color"] for shape in chart["layout"]["shapes"]] == ["#111111", "#222222"]
     assert chart["data"][-1]["name"] == "limit, ≤ 0.240 ms"
 
@@ -196,10 +199,12 @@ def test_the_page_is_self_contained_and_shows_names_as_they_are(groups) -> None:
 
 
 def test_a_long_history_stays_a_small_page() -> None:
-    entries = [an_entry(number, commit(number), value=1 + 0.01 * (number % 7)) for number in range(2 * POINTS)]
+    entries = [
+        an_entry(number, commit(number), value=1 + 0.01 * (number % 7)) for number in range(2 * POINTS)
+    ]  # one series
     page = history_page(group_series(entries), [])
-    assert len(page.encode()) <= 8_000_000
-    assert f"{POINTS} older checks are in what --json writes." in page
+    assert len(page.encode()) <= 6_000_000
+    assert "500 older checks are in what --json writes." in page
 
 
 def test_a_picture_is_drawn_of_any_name(groups, tmp_path) -> None:
@@ -248,7 +253,10 @@ def test_the_command_writes_every_file_asked_for(report, history, tmp_path) -> N
     [
         ([], "report: Missing argument 'RUN...': name run folders, or a history of checks with --history"),
         (["run", "--history", "h"], "report: run and --history h are two reports; ask for one after the other"),
-        (["--history", "h"], "h: the history cannot be read: No such file or directory; `edgekd check` writes one"),
+        (
+            ["--history", "h"],
+            "h: the history cannot be read: No such file or directory; `edgekd check --history` writes one",
+        ),
     ],
 )
 def test_what_cannot_be_reported_is_one_line(report, tmp_path, monkeypatch, arguments, told) -> None:
