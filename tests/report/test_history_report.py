@@ -199,9 +199,7 @@ def test_the_page_is_self_contained_and_shows_names_as_they_are(groups) -> None:
 
 
 def test_a_long_history_stays_a_small_page() -> None:
-    entries = [
-        an_entry(number, commit(number), value=1 + 0.01 * (number % 7)) for number in range(2 * POINTS)
-    ]  # one series
+    entries = [an_entry(number, commit(number), value=1 + 0.01 * (number % 7)) for number in range(MOST + 500)]
     page = history_page(group_series(entries), [])
     assert len(page.encode()) <= 6_000_000
     assert "500 older checks are in what --json writes." in page
