@@ -1,9 +1,11 @@
 """What several tests share."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from edgekd.bench.records import Effort
+from edgekd.check.asked import JobOptions
 from edgekd.cli.main import main
 
 QUICK = Effort(processes=2, warmup_s=0.05, min_calls=50, max_calls=100, max_s=0.05)
@@ -92,7 +95,9 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """Run `edgekd ARGS` in the test's own folder; in this process, for importing torch takes seconds."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("edgekd.pipeline.EFFORT", QUICK)
-    monkeypatch.setattr("edgekd.check.measure.EFFORT", QUICK)
+    monkeypatch.setattr("edgekd.cli.checking.Effort", partial(Effort, **dataclasses.asdict(QUICK)))
+    monkeypatch.setattr("edgekd.check.jobs.JobOptions", partial(JobOptions, effort=QUICK))
+    monkeypatch.setattr("edgekd.check.measure.PAIR", QUICK)
     monkeypatch.setattr("edgekd.cli.measuring.QUICK", QUICK)
     monkeypatch.setattr("edgekd.search.candidates.EFFORT", QUICK)
 
