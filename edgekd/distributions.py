@@ -62,9 +62,9 @@ def mcnemar(lost: int, won: int) -> float:
 def smallest_significant(discordant: int, level: float = 0.05) -> int:
     """The smallest net number of inputs lost that McNemar's test shows, were the answers to differ on so many.
 
-    With fewer than six that differ nothing can be shown; six, all lost, are the least.
+    With fewer than six that differ nothing can be shown at the level of 0.05; six, all lost, are the least.
     """
-    n = max(discordant, 6)
+    n = max(discordant, math.ceil(1 - math.log2(level)))
     nets = range(n % 2, n + 1, 2)
     # p falls as the net grows, and the largest net (all lost) has p = 2 / 2ⁿ.
     return nets[bisect.bisect_left(nets, True, key=lambda net: mcnemar((n + net) // 2, (n - net) // 2) <= level)]

@@ -89,8 +89,7 @@ def paired_lines(
             continue
         known = [ratio for ratio in column if ratio is not None]
         if len(known) < len(column):
-            why = "too few calls in a process for p95"
-            entries.append(Timed(Line(key, limits[key], Figure(why=why), "not judged", why)))
+            entries.append(Timed(_too_few_calls(key, limits[key])))
             continue
         decision = not_slower(known, mean_of, limits[key])
         line = _timed_line(key, limits[key], decision, f"{decision.samples} process pairs", len(PAIR_LOOKS))
@@ -108,7 +107,11 @@ def _stored(checked: Checked, limits: dict[str, float], tolerance: Tolerance) ->
             if tolerance.max_slowdown_stored == "off":
                 continue
             limit = max(limit, tolerance.max_slowdown_stored)
-        old, new = (_per_process(key, sample.latency) for sample in (checked.baseline, checked.sample))
+        both = checked.baseline.latency, checked.sample.latency
+        if key == "max_slowdown_p95" and not all(map(_enough_for_p95, both)):
+            entries.append(Timed(_too_few_calls(key, limit)))
+            continue
+        old, new = (_per_process(key, records) for records in both)
         if len(old) < 2 or not new:
             why = "its record holds too few processes" if len(old) < 2 else "not measured"
             entries.append(Timed(Line(key, limit, Figure(why=why), "inconclusive", why)))
@@ -120,13 +123,20 @@ def _stored(checked: Checked, limits: dict[str, float], tolerance: Tolerance) ->
     return entries
 
 
+def _enough_for_p95(records: Sequence[Record]) -> bool:
+    return all(len(record.latency_s) >= min_calls_for(95) for record in records)
+
+
+def _too_few_calls(key: str, limit: float) -> Line:
+    why = "too few calls in a process for p95"
+    return Line(key, limit, Figure(why=why), "not judged", why)
+
+
 def _per_process(key: str, records: Sequence[Record]) -> list[float]:
     if key == "max_load_growth":
         return [record.load_s for record in records]
     if key == "max_slowdown":
         return [median(record.latency_s) for record in records]
-    if any(len(record.latency_s) < min_calls_for(95) for record in records):
-        return []
     stats = [latency_of([record.latency_s]).p95 for record in records]
     return [p95.value for p95 in stats if p95]
 
@@ -134,6 +144,8 @@ def _per_process(key: str, records: Sequence[Record]) -> list[float]:
 def _timed_line(key: str, limit: float, decision: Decision, about: str, looks: int) -> Line:
     bounds = decision.bounds
     figure = Figure(bounds.value - 1, "measured", bounds.low - 1, bounds.high - 1)
+    if decision.samples < 2:  # there is no interval yet
+        figure = Figure(why="not measured")
     reasons = []
     if bounds.high < 1:
         reasons.append(f"faster: it takes {100 * bounds.value:.1f} % of the baseline's time")
@@ -218,7 +230,9 @@ def _memory(new: Sample, old: Sample, tolerance: Tolerance) -> Line | None:
 
 def _placed(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line | None]:
     if new.placement is None or old.placement is None:
-        return []
+        limits = {"max_coverage_loss": tolerance.max_coverage_loss, "max_fused_loss": tolerance.max_fused_loss}
+        why = "where the nodes ran was not measured of both"
+        return [Line(k, x, Figure(why=why), "not judged", why) for k, x in limits.items() if not isinstance(x, str)]
     shares = []
     for sample in (new, old):
         assert sample.placement is not None
@@ -233,7 +247,7 @@ def _placed(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line | None]
 
 def _answers(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line | None]:
     limit, least = tolerance.max_accuracy_loss, tolerance.min_same_answers
-    if new.answers is None or old.answers is None or new.answers.data != old.answers.data:
+    if new.answers is None or old.answers is None or _asked_of(new.answers) != _asked_of(old.answers):
         why = "no data given" if new.answers is None else "the baseline has no answers for these data"
         outcome: Outcome = "not judged" if new.answers is None and least == "off" else "inconclusive"
         asked = {"max_accuracy_loss": limit, "min_same_answers": least}
@@ -250,6 +264,11 @@ def _answers(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line | None
             )
         )
     return lines
+
+
+def _asked_of(answers: Answers) -> tuple[str, tuple[int, ...]]:
+    """What tells one set of data from another."""
+    return answers.data, answers.labels
 
 
 def _accuracy(new: Answers, old: Answers, limit: float, provenance: Provenance) -> Line:

@@ -1,5 +1,7 @@
 """One job of a check, from a path and a target's name to a verdict; what goes wrong becomes part of the answer."""
 
+import dataclasses
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -29,21 +31,26 @@ def run_job(
             return _judged_record(job, target, options), None
         return _measured(job, target, options, estimate, told)
     except EdgekdError as error:
-        name = job.path.name or str(job.path)
-        code = ExitCode(error.exit_code)
-        return Judged(name=name, target=Path(job.target).stem, problem=str(error), problem_code=code), None
+        problem, code = str(error), ExitCode(error.exit_code)
+    except OSError as error:  # a file that may not be read, a full disk: the other jobs have their turn
+        problem, code = f"{error.filename or job.path}: {os.strerror(error.errno or 0)}", ExitCode.USAGE
+    target_name = Path(job.target).stem if job.target.endswith(".toml") else job.target
+    name = job.path.name or str(job.path)
+    return Judged(name=name, target=target_name, problem=problem, problem_code=code), None
 
 
 def _judged_record(job: Job, target: Target, options: JobOptions) -> Judged:
     """A record is judged as it is; with a baseline record, against that one."""
-    checked = record_of(job.path, target)
+    checked, allowed = record_of(job.path, target), []
     if job.baseline is not None:
         if not is_record(job.baseline):
             raise ConfigError(f"--baseline {job.baseline}: {job.path} is a record, so its baseline must be one, too")
         stored = record_of(job.baseline, target).sample
-        refuse_other_machine(stored, checked.sample, options.allow_difference)
+        allowed = refuse_other_machine(stored, checked.sample, options.allow_difference)
         checked = Checked(sample=checked.sample, baseline=stored, stored=True)
-    return judge_record(checked, _asked(job, Budget(), target, options, checked.baseline is not None), target)
+    asked = _asked(job, Budget(), target, options, checked.baseline is not None)
+    judged = judge_record(checked, asked, target)
+    return dataclasses.replace(judged, file=str(job.path), notes=(*allowed, *judged.notes))
 
 
 def _measured(

@@ -114,7 +114,9 @@ def _more(
 ) -> Decision:
     """More samples are wanted; until then the bounds are those of what there is."""
     nothing = Interval(math.nan, 0.0, math.inf)
-    bounds = before.bounds if before else estimate(samples, PER_LOOK) if len(samples) > 1 else nothing
+    if before is not None:
+        return Decision("more", before.bounds, before.samples, look, wanted, unconfirmed)
+    bounds = estimate(samples, PER_LOOK) if len(samples) > 1 else nothing
     return Decision("more", bounds, len(samples), look, wanted, unconfirmed)
 
 
@@ -135,10 +137,10 @@ def difference_between(old: Sequence[float]) -> Callable[[Sequence[float], float
 
     The degrees of freedom are Welch and Satterthwaite's (Welch 1947), rounded down.
     """
-    before = [math.log(value) for value in old]
+    before = [math.log(max(value, 1e-12)) for value in old]
 
     def ratio(new: Sequence[float], confidence: float) -> Interval:
-        now = [math.log(value) for value in new]
+        now = [math.log(max(value, 1e-12)) for value in new]
         shares = [max(stdev(logs), 1e-9) ** 2 / len(logs) for logs in (now, before)]
         freedom = sum(shares) ** 2 / sum(s**2 / (len(logs) - 1) for s, logs in zip(shares, (now, before), strict=True))
         half = student_t((1 + confidence) / 2, max(1, int(freedom))) * math.sqrt(sum(shares))

@@ -90,22 +90,21 @@ def _jobs(manifest: Manifest, entry: Entry, number: int, path: Path) -> list[Job
     targets = entry.targets or manifest.targets
     if not targets:
         raise ConfigError(f'{where}.targets: is missing; add it, such as targets = ["cpu-x86"]')
-    tolerance = build(Tolerance, manifest.tolerance | entry.tolerance, f"{where}.tolerance")
+    tolerance = build(Tolerance, manifest.tolerance, f"{path}: tolerance")
+    tolerance = tolerance.with_values(_given(entry.tolerance, f"{where}.tolerance"))
     everywhere = _budgets(manifest.budget, f"{path}: budget")
     own = _budgets(entry.budget, f"{where}.budget")
-    for target in [name for name in everywhere | own if name]:
-        known = [*targets, *(manifest.targets or ()), *(name for e in manifest.model for name in e.targets or ())]
-        if target not in map(_stem, known):
-            raise ConfigError(
-                f"{path}: budget.{target}: no such target here; {did_you_mean(target, map(_stem, known))}"
-            )
+    every = {_stem(name) for names in (manifest.targets, *(e.targets for e in manifest.model)) for name in names or ()}
+    for budgets, place in ((everywhere, f"{path}: budget"), (own, f"{where}.budget")):
+        for name in budgets.keys() - {""} - every:
+            raise ConfigError(f"{place}.{name}: no such target here; {did_you_mean(name, every)}")
     jobs = []
     for file in _files(path.parent, entry.path, f"{where}.path"):
         for target in targets:
             budget = Budget()
             for budgets in (everywhere, own):
                 budget = budget.with_values(budgets[""]).with_values(budgets.get(_stem(target), Budget()))
-            names = {"stem": file.stem if file.suffix else file.name, "target": _stem(target)}
+            names = {"stem": file.name if file.is_dir() else file.stem, "target": _stem(target)}
             baseline = _filled(entry.baseline or manifest.baseline, names, f"{where}.baseline")
             data = entry.data or manifest.data
             jobs.append(
@@ -119,6 +118,11 @@ def _jobs(manifest: Manifest, entry: Entry, number: int, path: Path) -> list[Job
                 )
             )
     return jobs
+
+
+def _given(tolerance: dict[str, float | str], where: str) -> dict[str, float | str]:
+    build(Tolerance, tolerance, where)
+    return tolerance
 
 
 def _stem(target: str) -> str:
@@ -141,14 +145,15 @@ def _budgets(table: dict[str, Any], where: str) -> dict[str, Budget]:
 
 
 def _files(folder: Path, pattern: str, where: str) -> list[Path]:
-    if glob.has_magic(pattern):
-        found = sorted(folder.glob(pattern))
-        if not found:
-            raise InputError(f"{where}: {pattern!r} matches nothing in {folder.resolve()}")
-        return found
-    if not (folder / pattern).exists():
+    if (folder / pattern).exists():  # a file's name may hold brackets, too
+        return [folder / pattern]
+    if not glob.has_magic(pattern):
         raise InputError(f"{where}: {folder / pattern}: no such model file or run folder")
-    return [folder / pattern]
+    # Path.glob refuses absolute patterns.
+    found = sorted(folder / name for name in glob.glob(pattern, root_dir=folder, recursive=True))  # noqa: PTH207
+    if not found:
+        raise InputError(f"{where}: {pattern!r} matches nothing in {folder.resolve()}")
+    return found
 
 
 def _filled(text: str, names: dict[str, str], where: str) -> str:

@@ -57,7 +57,7 @@ def check(
     begin = time.monotonic()
     needs = _needs(source, target, asked, baseline)
     checked = _first(source, target, asked, baseline, needs, estimate)
-    allowed: list[str] = []
+    allowed = _refuse_others(checked, asked)
     while True:
         verdict, wanted, notes = judge_samples(checked, asked.budget, asked.tolerance, asked.allow_estimated)
         alone = max(wanted.latency, BUDGET_LOOKS[0] if needs.latency else 0)
@@ -79,8 +79,10 @@ def measure_all(source: Source, target: Target, effort: Effort, estimate: Estima
     if not target.measurable:
         return sample
     inputs = source.inputs.file if source.inputs else None
-    records = [measure_process(source.file, target, inputs, effort) for _ in range(BUDGET_LOOKS[0])]
-    return dataclasses.replace(sample, latency=tuple(records), fingerprint=records[0].fingerprint)
+    records: tuple[Record, ...] = ()
+    for _ in range(BUDGET_LOOKS[0]):
+        records = _with(records, measure_process(source.file, target, inputs, effort))
+    return dataclasses.replace(sample, latency=records, fingerprint=records[0].fingerprint)
 
 
 def _refuse_others(checked: Checked, asked: Asked) -> list[str]:
@@ -125,9 +127,7 @@ def _first(
     if baseline is None:
         return Checked(sample=sample)
     if isinstance(baseline, Checked):
-        checked = Checked(sample=sample, baseline=baseline.sample, stored=True)
-        _refuse_others(checked, asked)
-        return checked
+        return Checked(sample=sample, baseline=baseline.sample, stored=True)
     other = dataclasses.replace(baseline, inputs=source.inputs, teacher=None)  # both answer the same questions
     return Checked(sample=sample, baseline=_sample(other, target, asked, needs, estimate))
 

@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from edgekd.bench.records import RECORD_VERSION, Record
 from edgekd.errors import ConfigError, InputError, one_line
 from edgekd.figures import Figure, Placement
 from edgekd.run import atomic
+from edgekd.spec import build
 from edgekd.target import Target
 
 __all__ = [
@@ -32,6 +36,8 @@ SCHEMA_VERSION = 1
 KIND = "edgekd check record"
 KEPT_CALLS = 400
 """Calls of a process that a baseline keeps: enough for its p95, and small enough for a repository."""
+AGAIN = "`edgekd baseline accept` writes it anew"
+Count = Annotated[int, Field(gt=0)]
 NOT_COMPARED = ("model_sha256", "nodes_by_provider", "ops_elsewhere", "numpy", "python")
 """Keys of a fingerprint that may differ between a model and its baseline; all others tell of another machine."""
 
@@ -57,7 +63,7 @@ class Sample:
 
     name: str
     sha256: str
-    size_bytes: int
+    size_bytes: Count
     target: str
     provider: str
     """The target's execution provider."""
@@ -69,13 +75,19 @@ class Sample:
     signature: str = ""
     """Inputs with type and shape."""
     latency: tuple[Record, ...] = ()
-    memory_bytes: tuple[int, ...] = ()
+    memory_bytes: tuple[Count, ...] = ()
     """Peak memory of several processes."""
     placement: Placement | None = None
     answers: Answers | None = None
     estimate: Figure | None = None
     """Of the median latency, ms, on a target that is not here."""
     fingerprint: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def stem(self) -> str:
+        """What files about it are called after: the run's folder, or the model file without its suffix."""
+        run, in_run, _ = self.name.partition("/")
+        return run if in_run else Path(self.name).stem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +118,10 @@ def read_record(path: Path) -> Checked:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such record; `edgekd baseline accept MODEL --target T` makes one") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: not valid JSON: {one_line(error)}; `edgekd baseline accept` writes it anew"
-        ) from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {os.strerror(error.errno or 0)}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON: {one_line(error)}; {AGAIN}") from error
     if not isinstance(data, dict) or data.get("kind") != KIND:
         raise InputError(f"{path}: is no record of edgekd check; `edgekd baseline accept MODEL --target T` makes one")
     version = data.get("schema_version")
@@ -121,38 +133,33 @@ def read_record(path: Path) -> Checked:
             f"{what} `edgekd baseline accept` to write it anew"
         )
     try:
-        sample, baseline = _sample(data["sample"]), data["baseline"]
         return Checked(
-            sample=sample,
-            baseline=_sample(baseline) if baseline else None,
-            stored=data["stored"],
-            pairs=_records(data["pairs"]),
-            same=_records(data["same"]),
+            sample=_sample(data["sample"], "sample"),
+            baseline=_sample(data["baseline"], "baseline") if data["baseline"] else None,
+            stored=bool(data["stored"]),
+            pairs=_records(data["pairs"], "pair"),
+            same=_records(data["same"], "pair"),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: is damaged ({error!r}); `edgekd baseline accept` writes it anew") from error
+    except KeyError as error:
+        raise InputError(f"{path}: is damaged: {error} is missing; {AGAIN}") from error
+    except (ConfigError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: is damaged: {one_line(error)}; {AGAIN}") from error
 
 
-def _sample(data: dict[str, Any]) -> Sample:
-    values = dict(data)
-    values["latency"] = _records(data["latency"])
-    values["memory_bytes"] = tuple(map(int, data["memory_bytes"]))
-    if placement := data["placement"]:
-        values["placement"] = Placement(**placement | {"costliest": tuple(placement["costliest"])})
-    if answers := data["answers"]:
-        lists = {key: tuple(map(int, answers[key])) for key in ("classes", "labels", "teacher")}
-        if len(lists["classes"]) != len(lists["labels"]):
-            raise ValueError("classes and labels should have the same length")
-        values["answers"] = Answers(**answers | lists)
-    if estimate := data["estimate"]:
-        values["estimate"] = Figure(**estimate)
-    if not isinstance(data["size_bytes"], int) or not isinstance(data["name"], str):
-        raise ValueError("name should be a text and size_bytes a number")
-    return Sample(**values)
+def _sample(data: dict[str, Any], where: str) -> Sample:
+    sample = build(Sample, {key: value for key, value in data.items() if key != "latency"}, where)
+    if answers := sample.answers:
+        lengths = {len(answers.classes), len(answers.labels), len(answers.teacher) or len(answers.labels)}
+        if len(lengths) != 1 or lengths == {0}:
+            raise ValueError(f"{where}: answers: classes, labels and teacher should be equally many")
+    return dataclasses.replace(sample, latency=_records(data["latency"], "latency"))
 
 
-def _records(entries: list[dict[str, Any]]) -> tuple[Record, ...]:
-    return tuple(Record.from_json(entry | {"schema_version": RECORD_VERSION}) for entry in entries)
+def _records(entries: list[dict[str, Any]], mode: str) -> tuple[Record, ...]:
+    records = tuple(Record.from_json(entry | {"schema_version": RECORD_VERSION}) for entry in entries)
+    if any(record.mode != mode for record in records):
+        raise ValueError(f"mode should be {mode}")
+    return records
 
 
 def as_baseline(sample: Sample) -> Checked:

@@ -1,6 +1,7 @@
 """From samples to a verdict: pure functions; nothing is measured here, and the same samples always give the same."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,8 +77,8 @@ def _bounds(key: str) -> Callable[[Sequence[Record], float], Interval]:
 def _looked_at(decision: Decision, figure: Figure) -> Figure:
     """The figure as the last planned look saw it."""
     bounds = decision.bounds
-    if figure.value is None or bounds is NOTHING:
-        return figure
+    if figure.value is None or not math.isfinite(bounds.value) or not math.isfinite(bounds.high):
+        return figure  # too few samples for bounds
     return dataclasses.replace(figure, value=1e3 * bounds.value, low=1e3 * bounds.low, high=1e3 * bounds.high)
 
 
@@ -112,7 +113,8 @@ def figures_of(sample: Sample) -> dict[str, Figure]:
         share = placement.nodes.get(sample.provider, 0) / sum(placement.nodes.values())
         figures["min_coverage"] = Figure(share, placement.provenance)
         if placement.fused_share is None:
-            why = "the provider compiles the graph itself" if placement.fused else "nothing in it computes in int8"
+            compiled = placement.fused is None
+            why = "the provider compiles the graph itself" if compiled else "nothing in it computes in int8"
             figures["min_fused_share"] = Figure(why=why)
         else:
             figures["min_fused_share"] = Figure(placement.fused_share, placement.provenance)
@@ -179,7 +181,7 @@ def judged_of(checked: Checked, verdict: Verdict, notes: list[str], target: Targ
         sha256=sample.sha256,
         baseline=_about(baseline, checked.stored) if baseline else "",
         notes=tuple(dict.fromkeys([*notes, *disturbed])),
-        machine=f"{mark['cpu']}, onnxruntime {mark['onnxruntime']}" if mark else "",
+        machine=f"{mark.get('cpu', '')}, onnxruntime {mark.get('onnxruntime', '')}" if mark else "",
         figures={key: figure for key, figure in figures_of(shown).items() if figure.value is not None},
     )
 

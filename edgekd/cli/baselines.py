@@ -41,14 +41,14 @@ def accept(
             place = _place(job, sample, to)
             if place in taken:
                 raise ConfigError(f"{place}: {job.path} would replace the baseline just written; use --to")
-            before = read_record(place).sample if place.exists() else None
+            changed = _changed(sample, place)
             write_record(place, as_baseline(sample))
         except EdgekdError as error:
             say(f"edgekd: {error}")
             yield error.exit_code
             continue
         taken.add(place)
-        out(f"{place}: {sample.name} on {sample.target} {_changed(sample, before)}")
+        out(f"{place}: {sample.name} on {sample.target} {changed}")
         yield ExitCode.PASS
 
 
@@ -68,13 +68,16 @@ def _place(job: Job, sample: Sample, to: Path | None) -> Path:
         return job.baseline
     if to and is_record(to):
         return to
-    stem = Path(sample.name).stem if is_record(job.path) or job.path.suffix else job.path.name
-    return (to or BASELINES) / f"{stem}@{sample.target}.json"
+    return (to or BASELINES) / f"{sample.stem}@{sample.target}.json"
 
 
-def _changed(now: Sample, before: Sample | None) -> str:
-    if before is None:
+def _changed(now: Sample, place: Path) -> str:
+    if not place.exists():
         return "(new)"
+    try:
+        before = read_record(place).sample
+    except EdgekdError:  # damaged, or of another edgekd: to write it anew is what its error told the user to do
+        return "(replaced; what was there could not be read)"
     old, new = (figures_of(sample)["latency_p50_ms"].value for sample in (before, now))
     if old is None or new is None:
         return "(replaced)"

@@ -134,7 +134,7 @@ def _records(folder: Path, records: Sequence[Checked]) -> None:
     """A file a model and target; a second one of the same name gets a number."""
     used: set[str] = set()
     for checked in records:
-        stem = f"{Path(checked.sample.name).stem}@{checked.sample.target}"
+        stem = f"{checked.sample.stem}@{checked.sample.target}"
         name, number = stem, 2
         while name in used:
             name, number = f"{stem}-{number}", number + 1
