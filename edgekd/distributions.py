@@ -3,6 +3,7 @@
 import bisect
 import math
 from dataclasses import dataclass
+from functools import cache
 
 __all__ = ["Interval", "mcnemar", "smallest_significant", "student_t"]
 
@@ -16,6 +17,7 @@ class Interval:
     high: float
 
 
+@cache  # every look asks for the same few
 def student_t(probability: float, freedom: int) -> float:
     """The quantile of Student's t distribution, by bisection of its distribution function.
 

@@ -153,7 +153,11 @@ def difference_between(old: Sequence[float]) -> Callable[[Sequence[float], float
 def resolution(same: Sequence[float], count: int) -> float:
     """The smallest slowdown that `count` process pairs show with 95 % probability, by the spread of an A/A measurement.
 
-    `same` are the ratios of a model to itself, one a process.
+    `same` are the ratios of a model to itself, one a process. The power of the t test is that of the noncentral t
+    distribution, in Johnson and Welch's approximation (1940); `same` tells the spread no better than they are many.
     """
     spread = stdev([math.log(ratio) for ratio in same]) / math.sqrt(count)
-    return math.expm1((student_t((1 + PER_LOOK) / 2, count - 1) + student_t(0.95, len(same) - 1)) * spread)
+    freedom = count - 1
+    bound = student_t((1 + PER_LOOK) / 2, freedom)
+    above = student_t(0.95, len(same) - 1) * math.sqrt(1 + bound**2 / (2 * freedom))
+    return math.expm1((bound * (1 - 1 / (4 * freedom)) + above) * spread)
