@@ -17,6 +17,9 @@ from edgekd.bench.records import Effort
 from edgekd.check.asked import JobOptions
 from edgekd.cli.main import main
 
+pytest_plugins = "pytester"
+"""For tests/test_pytest_plugin.py; pytest takes it from here alone."""
+
 QUICK = Effort(processes=2, warmup_s=0.05, min_calls=50, max_calls=100, max_s=0.05)
 """100 calls in two processes: enough for a p95, too few for a verdict anybody should trust."""
 
