@@ -168,14 +168,14 @@ def truth(folder: Path, out: Path, cpu: int) -> None:
     write_json(out, {"schema_version": 1, "target": TARGET, "truth": found})
 
 
-def record(folder: Path, out: Path, minutes: float, cpu: int) -> None:
+def record(folder: Path, out: Path, minutes: float, cpu: int, idle_only: bool) -> None:
     """Process pairs in random order, in spells of two minutes: the other CPU idle, then 60 % busy."""
     os.sched_setaffinity(0, {cpu})
     taken: list[dict[str, Any]] = json.loads(out.read_text(encoding="utf-8"))["pairs"] if out.exists() else []
     end, spell, turn = time.monotonic() + 60 * minutes, 0, 0
     draw = random.Random(len(taken))
     while time.monotonic() < end:
-        busy = spell % 2 == 1
+        busy = spell % 2 == 1 and not idle_only
         load = None
         if busy:
             load = subprocess.Popen([sys.executable, "-c", BUSY])
@@ -222,10 +222,9 @@ def replay(pairs_file: Path, truth_file: Path, out: Path) -> None:
 
 
 def condition_of(pair: dict[str, Any]) -> str:
-    """idle, busy (the bounded load ran), or other: something else used the machine."""
-    if pair["busy"]:
-        return "busy"
-    return "idle" if (pair["others_cores"] or 0.0) < 0.2 else "other"
+    """busy: the bounded load ran, or something else kept the other CPU busy for a third of the time or more."""
+    others = pair["others_cores"] or 0.0
+    return "busy" if pair["busy"] or others >= 0.33 else "idle" if others < 0.1 else "between"
 
 
 def replayed(cell: list[dict[str, Any]], same: list[dict[str, Any]], checks: int) -> dict[str, Any]:
@@ -327,13 +326,14 @@ def main() -> None:
     parser.add_argument("step", choices=("prepare", "truth", "record", "replay", "live"))
     parser.add_argument("paths", type=Path, nargs="+")
     parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--idle-only", action="store_true", help="record: without the load on the other CPU")
     parser.add_argument("--checks", type=int, default=60, help="live: of each network")
     parser.add_argument("--cpu", type=int, default=1, help="the CPU to measure on")
     asked = parser.parse_args()
     steps: dict[str, Callable[..., None]] = {
         "prepare": prepare,
         "truth": partial(truth, cpu=asked.cpu),
-        "record": partial(record, minutes=asked.minutes, cpu=asked.cpu),
+        "record": partial(record, minutes=asked.minutes, cpu=asked.cpu, idle_only=asked.idle_only),
         "replay": replay,
         "live": partial(live, checks=asked.checks, cpu=asked.cpu),
     }
