@@ -1,6 +1,5 @@
 """A model against its baseline, metric by metric: pure functions of what was measured of both."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -281,10 +280,10 @@ def _accuracy(new: Answers, old: Answers, limit: float, provenance: Provenance) 
     shown = 100 * smallest_significant(lost + won) / len(rows)
     outcome: Outcome = "pass" if loss <= limit else "fail" if p <= 0.05 else "inconclusive"
     counts = f"b = {lost} lost, c = {won} won, n = {len(rows)}"
-    sure = f"McNemar, exact: {counts}, p = {_p(p)}; this set can show a loss of {shown:.2f} points"
+    sure = f"McNemar, exact: {counts}, p {_p(p)}; this set can show a loss of {shown:.2f} points"
     reason = "the loss may be chance" if outcome == "inconclusive" else ""
     return Line("max_accuracy_loss", limit, Figure(round(loss, 6), provenance), outcome, reason, sure)
 
 
 def _p(value: float) -> str:
-    return f"{value:.2g}" if value >= 1e-4 or math.isclose(value, 0) else "< 0.0001"
+    return f"= {value:.2g}" if value >= 1e-4 else "< 0.0001"

@@ -1,8 +1,13 @@
-"""What the tests of the reports share: one check of each kind."""
+"""What the tests of checks share: one check of each kind, and samples made by hand."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
+from edgekd.bench.records import Record
 from edgekd.check.judge import Judged, Line, Verdict
+from edgekd.check.record import Answers, Sample
 from edgekd.figures import Figure
 
 P50 = Line("latency_p50_ms", 1.0, Figure(0.652, "measured", 0.64, 0.671), "pass", "", "95 % over 4 planned looks")
@@ -47,3 +52,56 @@ def passed() -> Judged:
 def broken() -> Judged:
     """A model that could not be checked, with a name that no format likes."""
     return Judged(name=NASTY, target="cpu-arm", problem=f"{NASTY}: crashed with signal 11")
+
+
+MACHINE = {"cpu": "a CPU", "onnxruntime": "1.24.1", "python": "3.11.9", "numpy": "2.1.0", "inputs": "random"}
+
+
+class Make:
+    """Samples as a worker would have measured them, from the figures they should have."""
+
+    machine = MACHINE
+
+    @staticmethod
+    def alone(p50_s: float = 1e-3, p95_s: float | None = None, calls: int = 100, load_s: float = 0.01) -> Record:
+        """A process of the model alone; nine in ten calls take `p50_s`, the others `p95_s`."""
+        slow = calls // 10
+        times = (p50_s,) * (calls - slow) + (p95_s or p50_s,) * slow
+        return Record(mode="latency", load_s=load_s, fingerprint=dict(MACHINE), memory={}, latency_s=times)
+
+    @staticmethod
+    def pair(ratio: float = 1.0, p95: float | None = None, load: float = 1.0, calls: int = 100) -> Record:
+        """A process in which a model and its baseline took turns, with these ratios between them."""
+        slow = calls // 10
+        p95 = ratio if p95 is None else p95
+        other = {"load_s": 0.01, "first_call_s": 0.01, "latency_s": [1e-3] * calls, "fingerprint": dict(MACHINE)}
+        return Record(
+            mode="pair",
+            load_s=0.01 * load,
+            first_call_s=0.01,
+            fingerprint=dict(MACHINE),
+            memory={},
+            latency_s=(1e-3 * ratio,) * (calls - slow) + (1e-3 * p95,) * slow,
+            block_calls=calls // 10,
+            baseline=other,
+        )
+
+    @staticmethod
+    def answers(classes: Sequence[int], labels: Sequence[int], data: str = "d" * 64, **more: Any) -> Answers:
+        """What a model said."""
+        return Answers(data=data, about="set.npz", classes=tuple(classes), labels=tuple(labels), **more)
+
+    @staticmethod
+    def sample(name: str = "new.onnx", **values: Any) -> Sample:
+        """A sample of 100 kB; the first letter of the name stands for its content."""
+        plain: dict[str, Any] = {
+            "sha256": name[0] * 64, "size_bytes": 100_000, "target": "cpu-x86", "provider": "CPUExecutionProvider",
+            "at": "2026-11-02T14:05:09+00:00", "edgekd": "0.1.0", "signature": "uint8 [N,3]", "fingerprint": MACHINE,
+        }  # fmt: skip
+        return Sample(name=name, **plain | values)
+
+
+@pytest.fixture
+def make() -> Make:
+    """What makes samples by hand."""
+    return Make()
