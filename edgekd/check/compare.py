@@ -155,7 +155,7 @@ def _timed_line(key: str, limit: float, decision: Decision, about: str, looks: i
     if decision.outcome == "inconclusive":
         reasons.append("too close to tell")
     if decision.outcome == "more":
-        reasons.append(f"{decision.samples} are too few; the next look needs {decision.wanted}")
+        reasons.append(f"{decision.samples} processes are too few; the next look needs {decision.wanted}")
     outcome: Outcome = "inconclusive" if decision.outcome == "more" else decision.outcome
     sure = f"{100 * (1 - ERROR):.0f} % over all looks; look {decision.look} of {looks}, {about}"
     return Line(key, limit, figure, outcome, "; ".join(reasons), sure)

@@ -243,7 +243,7 @@ def replayed(cell: list[dict[str, Any]], same: list[dict[str, Any]], checks: int
             ratios = [(p["p50"], p["p95"], p["load"]) for p in window[:count]]
             timed = paired_lines(ratios, itself, limits)
             wanted = max(entry.pairs for entry in timed)
-            if wanted <= count:
+            if wanted <= count or any(entry.line.outcome == "fail" for entry in timed):
                 break
             count = wanted
         outcomes = [entry.line.outcome for entry in timed]
