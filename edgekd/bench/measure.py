@@ -20,7 +20,16 @@ from edgekd.figures import Figure, ModelFigures, Placement, Provenance
 from edgekd.run import read_json, write_json
 from edgekd.target import Target
 
-__all__ = ["Answers", "Subject", "evaluate", "external_data", "file_sha256", "logits_of", "measure_each", "measure_speed"]
+__all__ = [
+    "Answers",
+    "Subject",
+    "evaluate",
+    "external_data",
+    "file_sha256",
+    "logits_of",
+    "measure_each",
+    "measure_speed",
+]
 
 # records/*.json history:
 # 1 - model, target, latency (one record a process), memory
