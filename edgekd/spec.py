@@ -71,8 +71,9 @@ def _explain(cls: type, error: pydantic.ValidationError) -> str:
     problems = error.errors(include_url=False)
     # An unknown key is usually the cause of a missing one, so it is told first.
     first = min(problems, key=lambda p: p["type"] not in ("unexpected_keyword_argument", "extra_forbidden"))
-    key = ".".join(str(part) for part in first["loc"] if not _is_union_tag(part))
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    key = _key(first["loc"])
+    others = len({_key(problem["loc"]) for problem in problems}) - 1
+    more = f" (and {others} more)" if others else ""
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{key}: unknown key; {did_you_mean(str(first['loc'][-1]), _keys_at(cls, first['loc'][:-1]))}{more}"
     if first["type"] in ("missing", "missing_argument"):
@@ -80,11 +81,19 @@ def _explain(cls: type, error: pydantic.ValidationError) -> str:
     if first["type"] == "value_error":  # a rule of ours; the text names what was got
         rule = first["msg"].removeprefix("Value error, ")
         return f"{key}: {rule}{more}" if key else f"{rule}{more}"
-    return f"{key}: got {_short(first['input'])}; it {first['msg'].removeprefix('Input ')}{more}"
+    # Where one of several types will do, each says what it expects.
+    rules = dict.fromkeys(problem["msg"].removeprefix("Input ") for problem in problems if _key(problem["loc"]) == key)
+    rule, *either = rules
+    rule += "".join(f" or {other.removeprefix('should be ')}" for other in either)
+    return f"{key}: got {_short(first['input'])}; it {rule}{more}"
+
+
+def _key(loc: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in loc if not _is_union_tag(part))
 
 
 def _is_union_tag(part: int | str) -> bool:
-    return isinstance(part, str) and (part in ("int", "float", "str", "bool") or "[" in part)
+    return isinstance(part, str) and (part in ("int", "float", "str", "bool", "constrained-float") or "[" in part)
 
 
 def _short(value: Any) -> str:

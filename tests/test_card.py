@@ -106,14 +106,16 @@ def test_a_card_may_have_no_budget(tmp_path: Path) -> None:
 
 def test_an_unknown_key_in_a_budget(tmp_path: Path) -> None:
     known = (
-        "latency_p50_ms, latency_p95_ms, max_accuracy_drop, min_accuracy, peak_memory_mb, size_kb, teacher_min_accuracy"
+        "latency_p50_ms, latency_p95_ms, latency_p99_ms, load_ms, max_accuracy_drop, min_accuracy, min_agreement, "
+        "min_coverage, min_fused_share, peak_memory_mb, size_kb, teacher_min_accuracy"
     )
     assert problem(tmp_path, ("size_kb = 60", "size_mb = 60")) == (
         f"[budget]: size_mb: unknown key; did you mean 'size_kb'? Known: {known}."
     )
     said = problem(tmp_path, ("latency_p50_ms", "latency_ms"))
     assert said.startswith(
-        "[budget.cpu-x86]: latency_ms: unknown key; did you mean 'latency_p95_ms' or 'latency_p50_ms'?"
+        "[budget.cpu-x86]: latency_ms: unknown key; "
+        "did you mean 'latency_p99_ms' or 'latency_p95_ms' or 'latency_p50_ms'?"
     )
     assert problem(tmp_path, ("[budget.cpu-x86]", "[budget.cpu-x86.size_kb]")).startswith(
         "[budget.cpu-x86]: size_kb: got {"
