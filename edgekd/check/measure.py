@@ -137,7 +137,9 @@ def _first(
     if isinstance(baseline, Checked):
         return Checked(sample=sample, baseline=baseline.sample, stored=True)
     other = dataclasses.replace(baseline, inputs=source.inputs, teacher=None)  # both answer the same questions
-    return Checked(sample=sample, baseline=_sample(other, target, asked, needs, estimate))
+    compared = dataclasses.replace(asked, budget=Budget())  # the baseline is judged by none
+    needs = _needs(source, target, compared, baseline)
+    return Checked(sample=sample, baseline=_sample(other, target, compared, needs, estimate))
 
 
 def _sample(source: Source, target: Target, asked: Asked, needs: _Needs, estimate: Estimate) -> Sample:

@@ -1,44 +1,69 @@
-"""What `check` measures, and by which budget it is judged."""
+"""What a check measures, in which order, and when it stops; workers are replaced where their times would matter."""
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.bench.measure import Subject, file_sha256
-from edgekd.bench.paths import Inputs, Measured
+from edgekd.bench.paths import Inputs
+from edgekd.bench.records import Effort, Record
 from edgekd.card import Budget
 from edgekd.check import measure
-from edgekd.check.measure import measure_for_check
-from edgekd.errors import ConfigError, InputError, ModelError
-from edgekd.figures import Figure, ModelFigures
+from edgekd.check.asked import Asked, Job, JobOptions
+from edgekd.check.jobs import run_job, sample_of
+from edgekd.check.judge import Judged
+from edgekd.check.measure import check, measure_all
+from edgekd.check.record import Checked, as_baseline, read_record, write_record
+from edgekd.check.sources import Source, baseline_of, signature_of, source_of
+from edgekd.check.tolerance import Tolerance
+from edgekd.errors import ConfigError, ExitCode, InputError, ModelError
+from edgekd.figures import COMPARED, Figure, ModelFigures, Placement
 from edgekd.result import model_json
-from edgekd.run import Run
 from edgekd.target import Target, load_target
 
-TARGET = load_target("cpu-x86")
-NO_BUDGET = Budget()
+OFF: dict[str, Any] = dict.fromkeys([*COMPARED, "max_slowdown_stored"], "off")
+TINY = Effort(warmup_s=0.0, min_calls=30, max_calls=30, max_s=0.0)
 
 
 def as_they_are(figures: Sequence[ModelFigures], subjects: Sequence[Subject], target: Target) -> list[ModelFigures]:
     return list(figures)
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
+def save(path: Path, doc: str = "") -> Path:
     graph = helper.make_graph(
         [helper.make_node("Cast", ["image"], ["logits"], to=TensorProto.FLOAT)],
         "tiny",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 3])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])],
     )
-    path = tmp_path / "model.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, doc_string=doc)
+    onnx.save(model, path)
     return path
+
+
+@pytest.fixture
+def target(monkeypatch: pytest.MonkeyPatch) -> Target:
+    """A target that this machine is."""
+    monkeypatch.setattr(Target, "differences", lambda self: [])
+    return load_target("cpu-x86")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save(tmp_path / "model.onnx", "the new one")
+
+
+@pytest.fixture
+def before(tmp_path: Path) -> Path:
+    return save(tmp_path / "before.onnx", "the old one")
 
 
 @pytest.fixture
@@ -46,91 +71,459 @@ def run(tmp_path: Path, model: Path) -> Path:
     """A finished run, made up, whose files are all the same one."""
     folder = tmp_path / "run"
     (folder / "exported").mkdir(parents=True)
+    (folder / "data").mkdir()
     figures = [ModelFigures(name, f"{name}.onnx", file_sha256(model), 1_000, "fp32") for name in ("teacher", "student")]
     for entry in figures:
         (folder / "exported" / entry.file).write_bytes(model.read_bytes())
     (folder / "model.onnx").write_bytes(model.read_bytes())
     content = {"schema_version": 2, "chosen": "student", "target": "cpu-x86", "models": list(map(model_json, figures))}
     (folder / "result.json").write_text(json.dumps(content))
-    budget = {"size_kb": 60.0, "latency_p50_ms": 2.0, "min_accuracy": 0.5}
+    budget = {"size_kb": 60.0, "latency_p50_ms": 2.0, "min_accuracy": 0.5, "teacher_min_accuracy": 0.99}
     (folder / "run.json").write_text(json.dumps({"budget": budget}))
+    np.save(folder / "data" / "test.npy", np.zeros((4, 3), np.uint8))
+    np.save(folder / "data" / "test.labels.npy", np.array([0, 0, 0, 1]))
     return folder
 
 
+class Workers:
+    """In place of the processes of a check; what each was asked is in `asked`."""
+
+    def __init__(self, make: Any) -> None:
+        self.make = make
+        self.asked: list[str] = []
+        self.alone: Callable[[int], Record] = lambda turn: make.alone(1e-3 * (1 + 0.001 * (turn % 5)))
+        self.ratio: Callable[[int], float] = lambda turn: 1 + 0.001 * (turn % 5)
+        self.classes: dict[str, list[int]] = {}
+
+    def count(self, word: str) -> int:
+        return sum(entry.startswith(word) for entry in self.asked)
+
+    def process(self, model: Path, target: Target, inputs: Path | None, effort: Effort) -> Record:
+        self.asked.append(f"alone {model.name}")
+        return self.alone(self.count("alone") - 1)
+
+    def pair(
+        self, model: Path, baseline: Path, target: Target, inputs: Path | None, effort: Effort, turn: int
+    ) -> Record:
+        same = model == baseline
+        self.asked.append(f"{'same' if same else 'pair'} {turn}")
+        return self.make.pair(1 + 0.001 * (turn % 3) if same else self.ratio(turn))  # type: ignore[no-any-return]
+
+    def memory(self, model: Path, target: Target, effort: Effort) -> Record:
+        self.asked.append(f"memory {model.name}")
+        record: Record = self.make.alone()
+        return dataclasses.replace(record, memory={"run_bytes": 50_000_000})
+
+    def placement(self, model: Path, target: Target, inputs: Path | None, effort: Effort) -> Placement:
+        self.asked.append(f"placement {model.name}")
+        return Placement(nodes={"CPUExecutionProvider": 1}, time_share={}, fused=0, unfused=0)
+
+    def logits(self, subject: Subject, target: Target, inputs: Path, folder: Path, effort: Effort) -> Any:
+        self.asked.append(f"answers {subject.name} {subject.file.name}")
+        return np.eye(3)[self.classes.get(subject.file.name, [0, 0, 0, 0])]
+
+
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """In place of measuring: p50 1 ms, accuracy 90 % of the teacher, 80 % of the student."""
-    asked: list[list[str]] = []
-
-    def take(run: Run, subjects: Sequence[Subject], *_: Any) -> tuple[list[Measured], list[Any]]:
-        asked.append([str(subject.file.relative_to(run.folder)) for subject in subjects])
-        teacher = Figure(0.9, "measured")
-        return [
-            Measured(
-                ModelFigures(
-                    subject.name, subject.file.name, "", subject.file.stat().st_size, "fp32",
-                    accuracy=Figure(accuracy, "measured"), latency_p50_ms=Figure(1.0, "measured", 0.9, 1.1),
-                ),
-                teacher_accuracy=teacher,
-            )
-            for subject, accuracy in zip(subjects, (0.9, 0.8), strict=True)
-        ], []  # fmt: skip
-
-    monkeypatch.setattr(measure, "measure_run", take)
-    monkeypatch.setattr(measure, "run_inputs", lambda run, split: Inputs(Path(split), None, split))  # type: ignore[arg-type]
-    return asked
+def workers(monkeypatch: pytest.MonkeyPatch, make: Any) -> Workers:
+    found = Workers(make)
+    monkeypatch.setattr(measure, "measure_process", found.process)
+    monkeypatch.setattr(measure, "measure_pair", found.pair)
+    monkeypatch.setattr(measure, "measure_memory", found.memory)
+    monkeypatch.setattr(measure, "measure_placement", found.placement)
+    monkeypatch.setattr(measure, "logits_of", found.logits)
+    return found
 
 
-def test_a_run_is_judged_by_its_budget(run: Path, measured: list[list[str]]) -> None:
-    taken, verdict = measure_for_check(run, TARGET, NO_BUDGET, False, as_they_are)
-    assert measured == [["exported/teacher.onnx", "model.onnx"]]
-    assert taken.figures.name == "student"
-    assert {line.key: line.outcome for line in verdict.lines} == {
-        "latency_p50_ms": "pass",
-        "size_kb": "pass",
-        "min_accuracy": "pass",
-    }
-    _, verdict = measure_for_check(run, TARGET, Budget(min_accuracy=0.85, max_accuracy_drop=20.0), False, as_they_are)
-    outcomes = {line.key: line.outcome for line in verdict.lines}
-    assert (outcomes["min_accuracy"], outcomes["max_accuracy_drop"], verdict.outcome) == ("fail", "pass", "fail")
+def checked_of(
+    source: Source, target: Target, budget: Budget, baseline: Source | Checked | None = None, **tolerance: Any
+) -> tuple[Judged, Checked]:
+    asked = Asked(budget=budget, tolerance=Tolerance(**OFF | tolerance))
+    return check(source, target, asked, baseline, as_they_are, lambda text: None)
 
 
-def test_its_latency_counts_on_its_own_target_alone(run: Path, measured: list[list[str]]) -> None:
-    _, verdict = measure_for_check(run, load_target("wasm"), NO_BUDGET, False, as_they_are)
-    assert "latency_p50_ms" not in {line.key for line in verdict.lines}
-    assert "peak_memory_mb" in {line.key for line in verdict.lines}  # wasm's own ceiling
-    _, verdict = measure_for_check(run, load_target("wasm"), Budget(latency_p50_ms=0.5), False, as_they_are)
-    assert {line.key: line.outcome for line in verdict.lines}["latency_p50_ms"] == "fail"
+def outcomes(judged: Judged) -> dict[str, str]:
+    assert judged.verdict is not None
+    return {line.key: line.outcome for line in judged.verdict.lines}
 
 
-def test_the_teachers_minimum_is_not_this_files(run: Path, measured: list[list[str]]) -> None:
-    _, verdict = measure_for_check(run, TARGET, Budget(teacher_min_accuracy=1.0), False, as_they_are)
-    assert "teacher_min_accuracy" not in {line.key for line in verdict.lines}
+# --- only what a verdict will ask for ---
 
 
-def test_a_file_that_is_not_the_runs_is_told(run: Path, measured: list[list[str]]) -> None:
+def test_the_size_needs_no_worker(model: Path, target: Target, workers: Workers) -> None:
+    judged, checked = checked_of(Source(name="m", file=model), target, Budget(size_kb=1))
+    assert (judged.outcome, workers.asked) == ("pass", [])
+    assert (judged.file, judged.sha256) == (str(model), file_sha256(model))
+    assert checked.sample.signature == "uint8 [N,3]"
+    assert checked.sample.size_bytes == model.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("budget", "asked"),
+    [
+        (Budget(latency_p50_ms=2), {"alone": 8}),
+        (Budget(load_ms=100), {"alone": 8}),
+        (Budget(latency_p99_ms=2), {"alone": 8}),
+        (Budget(peak_memory_mb=60), {"memory": 3}),
+        (Budget(min_coverage=1.0), {"placement": 1}),
+        (Budget(min_accuracy=0.1), {}),  # a bare file without data
+    ],
+)
+def test_a_budget_brings_its_own_workers(
+    model: Path, target: Target, workers: Workers, budget: Budget, asked: dict[str, int]
+) -> None:
+    checked_of(Source(name="m", file=model), target, budget)
+    assert Counter(entry.split()[0] for entry in workers.asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "asked"),
+    [
+        ({}, {}),
+        ({"max_slowdown": 0.025}, {"pair": 6, "same": 6}),
+        ({"max_memory_growth": 0.05}, {"memory": 6}),
+        ({"max_fused_loss": 0.0}, {"placement": 2}),
+        ({"max_size_growth": 0.01}, {}),
+    ],
+)
+def test_a_tolerance_brings_its_own_workers(
+    model: Path, before: Path, target: Target, workers: Workers, tolerance: dict[str, float], asked: dict[str, int]
+) -> None:
+    old = Source(name="old", file=before)
+    checked_of(Source(name="m", file=model), target, Budget(size_kb=1), old, **tolerance)
+    assert Counter(entry.split()[0] for entry in workers.asked) == asked
+
+
+def test_the_very_same_file_is_not_timed_against_itself(
+    model: Path, tmp_path: Path, target: Target, workers: Workers
+) -> None:
+    twin = tmp_path / "twin.onnx"
+    twin.write_bytes(model.read_bytes())
+    source, old = Source(name="m", file=model), Source(name="old", file=twin)
+    judged, _ = check(source, target, Asked(budget=Budget()), old, as_they_are, lambda text: None)
+    assert (outcomes(judged), workers.asked) == ({"max_slowdown": "pass"}, [])
+
+
+def test_time_is_not_measured_where_the_target_is_not(
+    model: Path, before: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Target, "differences", lambda self: ["this machine is no board"])
+    source, old = Source(name="m", file=model), Source(name="old", file=before)
+    budget = Budget(latency_p50_ms=1.0, peak_memory_mb=60)
+    judged, _ = checked_of(source, load_target("cpu-x86"), budget, old, max_slowdown=0.025)
+    assert Counter(entry.split()[0] for entry in workers.asked) == {"memory": 3}
+    assert outcomes(judged) == {
+        "latency_p50_ms": "inconclusive", "peak_memory_mb": "pass", "max_slowdown": "inconclusive",
+    }  # fmt: skip
+
+
+def test_an_estimate_is_asked_for_a_target_that_is_not_here(
+    model: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Target, "differences", lambda self: ["this machine is no board"])
+    guess = Figure(0.5, "estimated", 0.4, 0.6, "from resnet18")
+
+    def estimated(figures: Sequence[ModelFigures], *_: Any) -> list[ModelFigures]:
+        return [dataclasses.replace(model, latency_p50_ms=guess) for model in figures]
+
+    source, board = Source(name="m", file=model), load_target("cpu-x86")
+    for allowed, outcome in ((False, "inconclusive"), (True, "pass")):
+        asked = Asked(budget=Budget(latency_p50_ms=1.0), allow_estimated=allowed)
+        judged, checked = check(source, board, asked, None, estimated, lambda text: None)
+        assert (judged.outcome, checked.sample.estimate) == (outcome, guess)
+
+
+# --- looks ---
+
+
+def test_it_goes_on_until_the_looks_have_a_verdict(model: Path, target: Target, workers: Workers, make: Any) -> None:
+    heard: list[str] = []
+    source = Source(name="m", file=model)
+    workers.alone = lambda turn: make.alone(1e-3 * (1.1 if turn % 2 else 0.9))
+    asked = Asked(budget=Budget(latency_p50_ms=1.0))
+    judged, checked = check(source, target, asked, None, as_they_are, heard.append)
+    assert (judged.outcome, workers.count("alone"), len(checked.sample.latency)) == ("inconclusive", 24, 24)
+    assert heard[0] == "0 of 8 processes, 0 of 0 pairs"
+    assert heard[8] == "8 of 12 processes, 0 of 0 pairs"
+    assert len(heard) == 24
+
+
+def test_a_slowdown_is_confirmed_on_fresh_processes(
+    model: Path, before: Path, target: Target, workers: Workers
+) -> None:
+    source, old = Source(name="m", file=model), Source(name="old", file=before)
+    workers.ratio = lambda turn: 1.05 + 0.001 * (turn % 3)
+    judged, checked = checked_of(source, target, Budget(), old, max_slowdown=0.025)
+    assert (judged.outcome, len(checked.pairs), len(checked.same)) == ("fail", 12, 6)
+    assert workers.asked[:4] == ["pair 0", "same 0", "pair 1", "same 1"]  # by turns, so that drift hits all alike
+    assert judged.baseline == f"old ({file_sha256(before)[:12]}, measured by turns)"
+    assert any(note.startswith("this machine, now: the baseline against itself +0.1 %") for note in judged.notes)
+    # Six slow ones in a row, and none after them.
+    workers.ratio = lambda turn: 1.05 + 0.001 * (turn % 3) if turn < 6 else 1.0 + 0.001 * (turn % 3)
+    judged, checked = checked_of(source, target, Budget(), old, max_slowdown=0.025)
+    assert judged.outcome in ("pass", "inconclusive")
+    assert len(checked.pairs) > 12
+
+
+def test_a_check_that_has_failed_goes_no_further(model: Path, target: Target, workers: Workers, make: Any) -> None:
+    workers.alone = lambda turn: make.alone(1e-3 * (1.1 if turn % 2 else 0.9), load_s=1.0)
+    budget = Budget(latency_p50_ms=1.0, load_ms=10)
+    judged, _ = checked_of(Source(name="m", file=model), target, budget)
+    assert outcomes(judged) == {"latency_p50_ms": "inconclusive", "load_ms": "fail"}
+    assert workers.count("alone") == 8
+
+
+def test_the_records_of_a_check_give_its_verdict_again(
+    model: Path, before: Path, target: Target, workers: Workers, tmp_path: Path
+) -> None:
+    source, old = Source(name="m", file=model), Source(name="old", file=before)
+    asked = Asked(budget=Budget(latency_p50_ms=1.1, size_kb=1))
+    judged, checked = check(source, target, asked, old, as_they_are, lambda text: None)
+    write_record(tmp_path / "record.json", checked)
+    job = Job(path=tmp_path / "record.json", target="cpu-x86", budget=asked.budget, tolerance=asked.tolerance)
+    again, kept = run_job(job, JobOptions(), as_they_are, lambda text: None)
+    assert (again.verdict, kept) == (judged.verdict, None)
+    assert again.notes[0].startswith("from a record of ")
+    assert again.file == str(tmp_path / "record.json")
+
+
+def test_processes_that_differ_are_not_pooled(model: Path, target: Target, workers: Workers, make: Any) -> None:
+    def throttled(turn: int) -> Record:
+        mark = make.machine | {"onnxruntime": "1.24.1" if turn < 3 else "1.25.0"}
+        record: Record = make.alone()
+        return dataclasses.replace(record, fingerprint=mark)
+
+    workers.alone = throttled
+    source = Source(name="m", file=model)
+    said = "not comparable: onnxruntime is '1.24.1' in one and '1.25.0' in another"
+    with pytest.raises(ModelError, match=said):
+        checked_of(source, target, Budget(latency_p50_ms=1.0))
+    workers.asked.clear()
+    with pytest.raises(ModelError, match=said):
+        measure_all(source, target, TINY, as_they_are)
+
+
+# --- a stored baseline ---
+
+
+def test_a_stored_baseline_takes_processes_of_the_model_alone(
+    model: Path, before: Path, target: Target, workers: Workers
+) -> None:
+    stored = as_baseline(measure_all(Source(name="old", file=before), target, TINY, as_they_are))
+    assert len(stored.sample.latency) == 8
+    assert stored.sample.memory_bytes == (50_000_000,) * 3
+    assert stored.sample.placement is not None
+    workers.asked.clear()
+    asked = Asked(budget=Budget())
+    judged, checked = check(Source(name="m", file=model), target, asked, stored, as_they_are, lambda text: None)
+    assert Counter(entry.split()[0] for entry in workers.asked) == {"alone": 8, "memory": 3, "placement": 1}
+    assert judged.outcome == "pass"
+    assert (checked.stored, checked.pairs) == (True, ())
+    assert f"record of {stored.sample.at}" in judged.baseline
+
+
+def test_a_stored_baseline_of_another_machine_is_refused_before_time_is_spent(
+    model: Path, before: Path, target: Target, workers: Workers, make: Any
+) -> None:
+    sample = measure_all(Source(name="old", file=before), target, TINY, as_they_are)
+    stored = as_baseline(dataclasses.replace(sample, fingerprint=make.machine | {"cpu": "another CPU"}))
+    workers.asked.clear()
+    source = Source(name="m", file=model)
+    with pytest.raises(ConfigError, match=r"cpu was 'another CPU' and is 'a CPU'; .* --allow-difference cpu$"):
+        check(source, target, Asked(budget=Budget()), stored, as_they_are, lambda text: None)
+    assert workers.count("alone") == 0
+    asked = Asked(budget=Budget(), allow_difference=("cpu",))
+    judged, _ = check(source, target, asked, stored, as_they_are, lambda text: None)
+    assert judged.notes[0] == "compared although cpu was 'another CPU' and is 'a CPU'"
+    # Also where nothing but memory is measured.
+    asked = dataclasses.replace(asked, tolerance=Tolerance(**OFF | {"max_memory_growth": 0.05}))
+    judged, _ = check(source, target, asked, stored, as_they_are, lambda text: None)
+    assert judged.notes[0] == "compared although cpu was 'another CPU' and is 'a CPU'"
+
+
+# --- data ---
+
+
+def inputs(tmp_path: Path) -> Inputs:
+    np.save(tmp_path / "set.npy", np.zeros((4, 3), np.uint8))
+    return Inputs(tmp_path / "set.npy", np.array([0, 0, 0, 1]), "set.npz")
+
+
+def test_both_answer_the_same_questions(
+    model: Path, before: Path, tmp_path: Path, target: Target, workers: Workers
+) -> None:
+    workers.classes = {"before.onnx": [0, 0, 0, 1], "model.onnx": [0, 0, 1, 1]}
+    source = Source(name="m", file=model, inputs=inputs(tmp_path))
+    old = Source(name="old", file=before)
+    judged, checked = checked_of(source, target, Budget(min_accuracy=0.75), old, max_accuracy_loss=0.5)
+    assert outcomes(judged) == {"min_accuracy": "pass", "max_accuracy_loss": "inconclusive"}
+    assert workers.asked == ["answers model model.onnx", "answers model before.onnx"]
+    assert checked.baseline is not None and checked.sample.answers is not None and checked.baseline.answers is not None
+    assert checked.sample.answers.data == checked.baseline.answers.data
+    np.save(tmp_path / "set.npy", np.ones((4, 3), np.uint8))
+    _, other = checked_of(source, target, Budget(min_accuracy=0.75))
+    assert other.sample.answers is not None and other.sample.answers.data != checked.sample.answers.data
+
+
+def test_labels_that_the_model_does_not_know(model: Path, tmp_path: Path, target: Target, workers: Workers) -> None:
+    strange = dataclasses.replace(inputs(tmp_path), labels=np.array([0, 1, 2, 3]))
+    with pytest.raises(InputError, match=r"^set.npz: labels go up to 3, and .*model.onnx tells 3 classes apart$"):
+        checked_of(Source(name="m", file=model, inputs=strange), target, Budget(min_accuracy=0.5))
+
+
+# --- what is pointed at ---
+
+
+def test_a_run_brings_data_teacher_and_budget(run: Path, target: Target, workers: Workers) -> None:
+    source = source_of(run, target, None)
+    assert (source.name, source.file, source.teacher) == (
+        "run/student", run / "model.onnx", run / "exported" / "teacher.onnx",
+    )  # fmt: skip
+    assert source.budget == Budget(size_kb=60, latency_p50_ms=2, min_accuracy=0.5)  # the teacher's minimum is its own
+    workers.classes = {"teacher.onnx": [0, 0, 0, 1], "model.onnx": [0, 0, 1, 1]}
+    job = Job(path=run, target="cpu-x86", budget=Budget(max_accuracy_drop=20.0), tolerance=Tolerance())
+    judged, _ = run_job(job, JobOptions(), as_they_are, lambda text: None)
+    assert outcomes(judged) == {
+        "latency_p50_ms": "pass", "size_kb": "pass", "min_accuracy": "pass", "max_accuracy_drop": "fail",
+    }  # fmt: skip
+    assert judged.figures["max_accuracy_drop"].value == 25.0
+
+
+def test_a_runs_latency_counts_on_its_own_target_alone(run: Path, target: Target) -> None:
+    assert source_of(run, load_target("wasm"), None).budget == Budget(size_kb=60, min_accuracy=0.5)
+
+
+def test_a_file_that_is_not_the_runs_is_told(run: Path, target: Target) -> None:
     with (run / "model.onnx").open("ab") as file:
         file.write(b"\0")
     with pytest.raises(InputError, match=r"model.onnx: is not the file the run made \(its SHA-256 differs\)"):
-        measure_for_check(run, TARGET, NO_BUDGET, False, as_they_are)
+        source_of(run, target, None)
     (run / "model.onnx").unlink()
     with pytest.raises(InputError, match=r"model.onnx: is missing; run its `edgekd distill` with --fresh$"):
-        measure_for_check(run, TARGET, NO_BUDGET, False, as_they_are)
+        source_of(run, target, None)
 
 
-def test_a_model_that_cannot_be_measured_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "measure_run", lambda *_: ([], [ModelError("model.onnx: the worker crashed")]))
-    monkeypatch.setattr(measure, "run_inputs", lambda *_: None)
-    with pytest.raises(ModelError, match=r"^model.onnx: the worker crashed$"):
-        measure_for_check(run, TARGET, NO_BUDGET, False, as_they_are)
+def test_what_a_baseline_may_be(run: Path, model: Path, target: Target, tmp_path: Path, make: Any) -> None:
+    found = baseline_of(run, target)
+    assert isinstance(found, Source)
+    assert (found.file, found.inputs) == (run / "model.onnx", None)
+    assert baseline_of(model, target) == Source(name="model.onnx", file=model)
+    write_record(tmp_path / "kept.json", Checked(sample=make.sample()))
+    assert baseline_of(tmp_path / "kept.json", target) == read_record(tmp_path / "kept.json")
+    with pytest.raises(InputError, match=r"gone.onnx: no such baseline; give a model, a run or a record"):
+        baseline_of(tmp_path / "gone.onnx", target)
 
 
-def test_a_bare_file(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = ModelFigures("model.onnx", "model.onnx", "", 1_000, "as it is", latency_p50_ms=Figure(1.0, "measured"))
-    monkeypatch.setattr(measure, "measure_file", lambda *_: Measured(figures))
-    _, verdict = measure_for_check(model, TARGET, Budget(latency_p50_ms=2.0), False, as_they_are)
-    assert verdict.outcome == "pass"
-    _, verdict = measure_for_check(model, TARGET, Budget(min_accuracy=0.5), False, as_they_are)
-    assert verdict.outcome == "inconclusive"
-    with pytest.raises(ConfigError, match=r"no budget to judge it by; give one or more --budget key=value"):
-        measure_for_check(model, TARGET, NO_BUDGET, False, as_they_are)
+def test_the_signature_of_a_file(model: Path, tmp_path: Path) -> None:
+    assert signature_of(model) == "uint8 [N,3]"
+    (tmp_path / "broken.onnx").write_bytes(b"nonsense")
+    assert signature_of(tmp_path / "broken.onnx") == ""
+
+
+# --- jobs ---
+
+
+def job_for(path: Path, **values: Any) -> Job:
+    return Job(path=path, **{"target": "cpu-x86", "budget": Budget(), "tolerance": Tolerance(), **values})
+
+
+def failed(job: Job) -> Judged:
+    judged, checked = run_job(job, JobOptions(), as_they_are, lambda text: None)
+    assert (judged.verdict, judged.outcome, checked) == (None, "error", None)
+    return judged
+
+
+def test_what_goes_wrong_is_part_of_the_answer(
+    model: Path, target: Target, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = failed(job_for(tmp_path / "gone.onnx", budget=Budget(size_kb=1)))
+    assert (judged.name, judged.target, judged.exit_code) == ("gone.onnx", "cpu-x86", ExitCode.USAGE)
+    assert judged.problem == f"{tmp_path / 'gone.onnx'}: no such model file or run folder"
+    assert "unknown target 'cpu-x87'" in failed(job_for(model, target="cpu-x87")).problem
+    assert "no budget to judge it by; give one or more --budget key=value" in failed(job_for(model)).problem
+
+    def crash(*_: Any) -> Record:
+        raise ModelError("model.onnx: the worker crashed")
+
+    monkeypatch.setattr(measure, "measure_process", crash)
+    judged = failed(job_for(model, budget=Budget(latency_p50_ms=1)))
+    assert (judged.problem, judged.exit_code) == ("model.onnx: the worker crashed", ExitCode.FAIL)
+
+
+def test_a_file_that_may_not_be_read_leaves_the_other_jobs_alone(
+    model: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(file: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr(measure, "file_sha256", refused)
+    judged = failed(job_for(model, budget=Budget(size_kb=1)))
+    assert (judged.problem, judged.exit_code) == (f"{model}: Permission denied", ExitCode.USAGE)
+
+
+def test_weights_in_other_files_are_refused(model: Path, target: Target, tmp_path: Path) -> None:
+    big = onnx.load(model)
+    big.graph.initializer.append(numpy_helper.from_array(np.zeros(1_000, np.float32), "w"))
+    onnx.save(big, tmp_path / "big.onnx", save_as_external_data=True, location="weights", size_threshold=0)
+    problem = failed(job_for(tmp_path / "big.onnx", budget=Budget(size_kb=1))).problem
+    assert "keeps its weights in other files (weights)" in problem
+
+
+def test_the_devices_ceilings_bind_every_model(model: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Target, "differences", lambda self: [])
+    monkeypatch.setattr("edgekd.environments.require_runtime", lambda target: None)
+    ceiling = load_target("wasm").limits.peak_memory_mb
+    assert ceiling is not None
+    judged, _ = run_job(job_for(model, target="wasm"), JobOptions(), as_they_are, lambda text: None)
+    assert judged.verdict is not None
+    assert [(line.key, line.limit) for line in judged.verdict.lines] == [("peak_memory_mb", ceiling)]
+
+
+def test_a_record_against_a_record(tmp_path: Path, model: Path, make: Any) -> None:
+    records = (make.alone(1e-3), make.alone(1.001e-3)) * 4
+    for name, cpu, size in (("old", "a CPU", 100_000), ("new", "another CPU", 120_000)):
+        mark = make.machine | {"cpu": cpu}
+        sample = make.sample(f"{name}.onnx", size_bytes=size, latency=records, fingerprint=mark)
+        write_record(tmp_path / f"{name}.json", Checked(sample=sample))
+    job = job_for(tmp_path / "new.json", baseline=tmp_path / "old.json")
+    assert "cpu was 'a CPU' and is 'another CPU'" in failed(job).problem
+    allowed = JobOptions(allow_difference=("cpu",))
+    judged, checked = run_job(job, allowed, as_they_are, lambda text: None)
+    assert (outcomes(judged)["max_slowdown"], outcomes(judged)["max_size_growth"]) == ("pass", "fail")
+    assert judged.notes[0] == "compared although cpu was 'a CPU' and is 'another CPU'"
+    assert checked is None
+    job = job_for(tmp_path / "new.json", baseline=model)
+    assert failed(job).problem.endswith("is a record, so its baseline must be one, too")
+
+
+def test_a_baseline_is_all_that_can_be_measured_or_a_whole_record(
+    model: Path, target: Target, workers: Workers, tmp_path: Path, make: Any
+) -> None:
+    sample = sample_of(job_for(model), as_they_are)
+    assert Counter(entry.split()[0] for entry in workers.asked) == {"memory": 3, "placement": 1, "alone": 8}
+    write_record(tmp_path / "whole.json", Checked(sample=sample))
+    assert sample_of(job_for(tmp_path / "whole.json"), as_they_are) == sample
+    assert sample_of(job_for(tmp_path / "whole.json", target=""), as_they_are) == sample
+    write_record(tmp_path / "pairs.json", Checked(sample=make.sample(), pairs=(make.pair(),)))
+    with pytest.raises(InputError, match=r"pairs.json: holds no times of the model alone, which a baseline needs; "):
+        sample_of(job_for(tmp_path / "pairs.json"), as_they_are)
+
+
+# --- for real ---
+
+
+def test_two_real_models_by_turns(model: Path, before: Path, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real workers; limits so wide that no time matters."""
+    monkeypatch.setattr(measure, "PAIR", TINY)
+    wide = Tolerance(**OFF | dict.fromkeys(("max_slowdown", "max_slowdown_p95", "max_load_growth"), 10))
+    asked = Asked(budget=Budget(size_kb=1), tolerance=wide, effort=TINY)
+    source, old = Source(name="m", file=model), Source(name="old", file=before)
+    judged, checked = check(source, target, asked, old, as_they_are, lambda text: None)
+    assert outcomes(judged) == {
+        "size_kb": "pass", "max_slowdown": "pass", "max_slowdown_p95": "pass", "max_load_growth": "pass",
+    }  # fmt: skip
+    assert (len(checked.pairs), len(checked.same)) == (6, 6)
+    for record in (*checked.pairs, *checked.same):
+        assert record.baseline is not None
+        assert record.baseline["fingerprint"]["model_sha256"] == file_sha256(before)
+    assert {record.fingerprint["model_sha256"] for record in checked.pairs} == {file_sha256(model)}
+    assert checked.sample.fingerprint["onnxruntime"] in judged.machine

@@ -107,7 +107,7 @@ def test_pairs_pass_fail_and_want_more(old: Sample, make: Any) -> None:
     few = against(old, make, pairs=slow.pairs[:7])
     lines, pairs, alone = compared_lines(few, only(max_slowdown=0.025))
     assert (pairs, alone) == (12, 0)
-    assert (lines[0].outcome, lines[0].reason) == ("inconclusive", "6 are too few; the next look needs 12")
+    assert (lines[0].outcome, lines[0].reason) == ("inconclusive", "6 processes are too few; the next look needs 12")
 
 
 def test_ratios_are_told_with_the_interval_of_their_look(old: Sample, make: Any) -> None:
@@ -134,7 +134,9 @@ def test_without_pairs_there_is_no_figure(old: Sample, make: Any, count: int) ->
     line = one(against(old, make, pairs=varied(make, 1.0, count)), max_slowdown=0.025)
     assert line.outcome == "inconclusive"
     assert (line.figure.value, line.figure.low, line.figure.high) == (None, None, None)
-    assert line.text == (f"p50 slowdown unknown ≤ +2.5 %: inconclusive ({count} are too few; the next look needs 6)")
+    assert line.text == (
+        f"p50 slowdown unknown ≤ +2.5 %: inconclusive ({count} processes are too few; the next look needs 6)"
+    )
 
 
 def test_p95_and_loading_have_limits_of_their_own(old: Sample, make: Any) -> None:
