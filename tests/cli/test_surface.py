@@ -1,13 +1,18 @@
 """The commands and options, frozen: a change here is a change for every user."""
 
+from collections.abc import Iterator
+from typing import Any
+
 from typer.main import get_command
 
 from edgekd.cli.main import app
 
 SURFACE = """
+baseline accept MODELS... --data --help --manifest --target --to -t
 bench MODELS... --data --help --json --memory-limit --parallel --profile --quick --split \
 --target --thorough --timeout -t
-check MODELS... --allow-estimated --budget --help --target -t
+check MODELS... --allow-difference --allow-estimated --baseline --budget --data --gitlab-metrics --help --history \
+--init --json --junit --manifest --markdown --on-inconclusive --ratchet --records --target --timeout --tolerance -t
 distill CARD --budget --data --fresh --help --out --target --teacher -t
 doctor --help --install
 models NAME --help
@@ -17,13 +22,19 @@ teach CARD --data --help --out
 """
 
 
-def test_commands_and_options() -> None:
-    lines = []
-    for name, command in sorted(get_command(app).commands.items()):  # type: ignore[attr-defined]
+def surface(group: Any, prefix: str = "") -> Iterator[str]:
+    """A line for each command of the group and of those in it."""
+    for name, command in sorted(group.commands.items()):
+        if hasattr(command, "commands"):
+            yield from surface(command, f"{prefix}{name} ")
+            continue
         parameters = command.params
-        options = sorted(o for p in parameters if p.param_type_name == "option" for o in p.opts)
+        options = {o for p in parameters if p.param_type_name == "option" for o in p.opts}
         arguments = [
             p.name.upper() + ("..." if p.nargs == -1 else "") for p in parameters if p.param_type_name == "argument"
         ]
-        lines.append(" ".join([name, *arguments, *sorted({*options, "--help"})]))
-    assert lines == SURFACE.strip().splitlines()
+        yield " ".join([prefix + name, *arguments, *sorted({*options, "--help"})])
+
+
+def test_commands_and_options() -> None:
+    assert list(surface(get_command(app))) == SURFACE.strip().splitlines()
