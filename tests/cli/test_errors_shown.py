@@ -71,11 +71,19 @@ def test_wrong_arguments(
     assert not list(tmp_path.glob("runs/*/result.json"))
 
 
-@pytest.mark.parametrize("command", ["bench", "check"])
-def test_a_file_that_is_no_onnx_model(cli: Cli, tmp_path: Path, command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["bench"], "onnxruntime cannot load it"),
+        (["check", "--budget", "latency_p50_ms=1"], "onnxruntime cannot load it"),
+        (["check", "--budget", "size_kb=1"], "cannot be read as ONNX; is it a model?"),
+        (["baseline", "accept"], "onnxruntime cannot load it"),
+    ],
+)
+def test_a_file_that_is_no_onnx_model(cli: Cli, tmp_path: Path, command: list[str], said: str) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"not an ONNX file")
-    budget = ["--budget", "size_kb=1"] if command == "check" else []
-    assert_refused(cli(command, "broken.onnx", "-t", "cpu-x86", *budget), "broken.onnx", "onnxruntime cannot load it")
+    assert_refused(cli(*command, "broken.onnx", "-t", "cpu-x86"), "broken.onnx", said)
+    assert not (tmp_path / "baselines").exists()
 
 
 def test_a_pickle_with_code_is_not_run(cli: Cli, tmp_path: Path) -> None:
