@@ -13,6 +13,7 @@ from edgekd.check.judge import Judged, Line
 from edgekd.check.manifest import NAME, manifest_for_run, read_manifest
 from edgekd.check.record import Checked
 from edgekd.check.tolerance import Tolerance, parse_tolerance
+from edgekd.check.wording import shown_margin
 from edgekd.cli.estimating import estimate
 from edgekd.cli.outputs import Outputs, write_outputs
 from edgekd.console import out, say, status
@@ -108,11 +109,11 @@ def _show(judged: Judged, on_inconclusive: str | None) -> None:
 
 
 def _texts(line: Line) -> Iterator[str]:
-    """The line, and below it the interval and how sure it is."""
+    """The line, and below it the interval, what is left until the limit, and how sure it is."""
     yield f"{MARKS[line.outcome]} {line.text}"
-    confidence = "" if line.confidence == "exact" else line.confidence
-    if sure := "; ".join(filter(None, [line.shown_interval, confidence])):
-        yield f"    {sure}"
+    margin = f"margin {shown_margin(line)}" if line.margin is not None else ""
+    if known := "; ".join(filter(None, [line.shown_interval, margin, line.confidence])):
+        yield f"    {known}"
 
 
 def _offer(judged: Judged) -> None:
