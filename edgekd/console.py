@@ -5,6 +5,8 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING
 
+from edgekd.units import visible
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -25,12 +27,12 @@ def _console(stderr: bool) -> "Console":
 
 def say(text: str) -> None:
     """One line about what is going on."""
-    _console(True).print(text, markup=False)
+    _console(True).print(visible(text), markup=False)
 
 
 def out(item: object) -> None:
     """A result: text, or anything rich can draw."""
-    _console(False).print(item, markup=False)
+    _console(False).print(visible(item) if isinstance(item, str) else item, markup=False)
 
 
 def progress() -> "Progress":

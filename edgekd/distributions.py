@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 
-__all__ = ["Interval", "mcnemar", "smallest_significant", "student_t"]
+__all__ = ["Interval", "exp", "mcnemar", "smallest_significant", "student_t"]
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,11 @@ class Interval:
     value: float
     low: float
     high: float
+
+
+def exp(x: float) -> float:
+    """eˣ within what a float can hold: damaged records give absurd times."""
+    return math.exp(max(-700.0, min(x, 700.0)))
 
 
 @cache  # every look asks for the same few

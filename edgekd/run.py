@@ -45,7 +45,7 @@ def write_json(path: Path, data: Any) -> None:
     """`data` as indented JSON, written atomically; NaN is refused."""
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")  # names of files may be bytes
 
 
 def read_json(path: Path) -> Any:

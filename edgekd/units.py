@@ -1,6 +1,8 @@
 """The only place that turns seconds, bytes and counts into text."""
 
-__all__ = ["accuracy", "bytes_", "count", "duration", "milliseconds", "percent", "ratio"]
+import re
+
+__all__ = ["accuracy", "bytes_", "count", "duration", "milliseconds", "percent", "ratio", "visible"]
 
 
 def milliseconds(ms: float) -> str:
@@ -54,3 +56,15 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def visible(text: str) -> str:
+    r"""Control characters and broken encodings as `\x1b` or `\udc80`; tab and line ends stay.
+
+    Names come from users and file systems; XML forbids these characters, UTF-8 the lone surrogates, and a log obeys
+    an escape sequence.
+    """
+    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)

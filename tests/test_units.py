@@ -92,4 +92,13 @@ def test_ratios(value: float, text: str) -> None:
 
 
 def test_every_name_is_tested_and_public() -> None:
-    assert set(units.__all__) == {"accuracy", "bytes_", "count", "duration", "milliseconds", "percent", "ratio"}
+    assert set(units.__all__) == {
+        "accuracy",
+        "bytes_",
+        "count",
+        "duration",
+        "milliseconds",
+        "percent",
+        "ratio",
+        "visible",
+    }

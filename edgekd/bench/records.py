@@ -40,7 +40,7 @@ class Effort:
 QUICK = Effort(processes=3, budget_s=3.0, warmup_s=0.1, min_calls=30, max_s=0.2)
 THOROUGH = Effort(processes=20, budget_s=90.0, warmup_s=1.0, min_calls=25, max_calls=20_000, max_s=2.0)
 
-PAIR = Effort(warmup_s=0.1, min_calls=24, max_calls=1_500, max_s=0.6)
+PAIR = Effort(warmup_s=0.1, min_calls=30, max_calls=1_500, max_s=0.6)
 """One process in which two models take turns; how many there are is planned in edgekd/check/looks.py."""
 
 
@@ -126,21 +126,31 @@ class Record:
         return cls(**values)
 
 
-def _check(data: dict[str, Any]) -> None:
-    """Raise ValueError for what the figures could not be computed from: wrong types, times that are none."""
-    times = [*data.get("latency_s", ()), data.get("load_s", 0.0), data.get("first_call_s") or 0.0]
-    if not all(isinstance(t, int | float) and math.isfinite(t) and t >= 0 for t in times):
-        raise ValueError("latency_s, load_s and first_call_s should be seconds")
-    if data.get("mode") == "latency" and not data.get("latency_s"):
-        raise ValueError("latency_s holds no call")
-    if data.get("mode") == "throughput" and not (data.get("calls", 0) > 0 and data.get("elapsed_s", 0) > 0):
-        raise ValueError("calls and elapsed_s should be above 0")
+def _check_objects(data: dict[str, Any]) -> None:
     for key in ("fingerprint", "memory", "disturbance"):
         if not isinstance(data.get(key, {}), dict):
             raise ValueError(f"{key} should be an object")
     for key in ("memory", "disturbance"):
         if not all(value is None or isinstance(value, int | float) for value in data.get(key, {}).values()):
             raise ValueError(f"{key} should hold numbers")
+
+
+LONGEST_S = 1e6
+"""Times beyond this are damage."""
+
+
+def _check(data: dict[str, Any]) -> None:
+    """Raise ValueError for what the figures could not be computed from: wrong types, times that are none."""
+    times = [*data.get("latency_s", ()), data.get("load_s", 0.0), data.get("first_call_s") or 0.0]
+    if not all(isinstance(t, int | float) and 0 <= t < LONGEST_S for t in times):
+        raise ValueError("latency_s, load_s and first_call_s should be seconds")
+    if not all(isinstance(data.get(key, 1), int) and data.get(key, 1) > 0 for key in ("inner_calls", "batch_size")):
+        raise ValueError("inner_calls and batch_size should be whole numbers above 0")
+    if data.get("mode") == "latency" and not data.get("latency_s"):
+        raise ValueError("latency_s holds no call")
+    if data.get("mode") == "throughput" and not (data.get("calls", 0) > 0 and data.get("elapsed_s", 0) > 0):
+        raise ValueError("calls and elapsed_s should be above 0")
+    _check_objects(data)
     for kernel in data.get("kernels", ()):
         if not {"provider", "op_type", "node", "us"} <= set(kernel) or not kernel["us"]:
             raise ValueError("kernels should hold provider, op_type, node and us")

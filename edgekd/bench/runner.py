@@ -37,6 +37,8 @@ TIMEOUT_EXIT = 124
 """What `timeout(1)` and a worker that was stopped for its time exit with."""
 RESERVED_BYTES = 1_000_000_000
 """Addresses that runtimes and their threads reserve without using them."""
+PAIR_TIMES = 4
+"""The same for one that loads two models several times and calls both."""
 PREDICT_TIMES = 12
 """How many times longer than others a worker may take that runs over a whole data set."""
 Told = Callable[[int, int], None]
@@ -208,7 +210,7 @@ def measure_pair(model: Path, baseline: Path, target: Target, inputs: Path | Non
     """One fresh process in which a model and its baseline take turns; every second `turn` the model is made first."""
     files: dict[str, Any] = {"inputs": str(inputs) if inputs else None, "baseline": str(baseline)}
     plan = make_plan(target, effort, mode="pair", baseline_first=turn % 2 == 0, **files, **_bounds(effort))
-    return _measured(plan, model, target, effort)
+    return _measured(plan, model, target, effort, PAIR_TIMES)
 
 
 def measure_memory(model: Path, target: Target, effort: Effort) -> Record:

@@ -8,7 +8,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.distributions import Interval, student_t
+from edgekd.distributions import Interval, exp, student_t
 
 __all__ = [
     "Interval",
@@ -129,7 +129,7 @@ def between(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval
     if len(logs) < 2:
         return Interval(math.exp(centre), math.exp(centre), math.exp(centre))
     half = student_t((1 + confidence) / 2, len(logs) - 1) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
-    return Interval(math.exp(centre), math.exp(centre - half), math.exp(centre + half))
+    return Interval(exp(centre), exp(centre - half), exp(centre + half))
 
 
 def wilson(hits: int, total: int) -> Interval:

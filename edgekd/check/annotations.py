@@ -14,7 +14,7 @@ _DATA = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
 _PROPERTY = _DATA | str.maketrans({":": "%3A", ",": "%2C"})
 
 
-def github_annotations(judged: Sequence[Judged]) -> str:
+def github_annotations(judged: Sequence[Judged], on_inconclusive: str | None = None) -> str:
     """One command a line: an error for what failed, a warning for what is inconclusive or only advisory."""
     errors: list[tuple[str, str]] = []
     warnings: list[tuple[str, str]] = []
@@ -25,13 +25,14 @@ def github_annotations(judged: Sequence[Judged]) -> str:
             continue
         for line in one.verdict.lines:
             if line.outcome in ("fail", "inconclusive"):
-                (errors if _fails(line) else warnings).append((f"{title}: {line.words}", line.text))
+                (errors if _fails(line, on_inconclusive) else warnings).append((f"{title}: {line.words}", line.text))
     commands = [*_commands("error", errors), *_commands("warning", warnings)]
     return "".join(f"{command}\n" for command in commands)
 
 
-def _fails(line: Line) -> bool:
-    return line.outcome == "fail" and not line.advisory
+def _fails(line: Line, on_inconclusive: str | None) -> bool:
+    failed = line.outcome == "fail" or (line.outcome == "inconclusive" and on_inconclusive == "fail")
+    return failed and not line.advisory
 
 
 def _commands(command: str, entries: Sequence[tuple[str, str]]) -> list[str]:

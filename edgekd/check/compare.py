@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, quantiles
 
 from edgekd.bench.records import Record
-from edgekd.bench.statistics import latency_of, min_calls_for, ratios_of
+from edgekd.bench.statistics import RATIO_CALLS, ratios_of
 from edgekd.check.judge import Line, Outcome
 from edgekd.check.looks import (
     BUDGET_LOOKS,
@@ -15,6 +15,7 @@ from edgekd.check.looks import (
     Decision,
     difference_between,
     mean_of,
+    noise,
     not_slower,
     resolution,
 )
@@ -105,7 +106,7 @@ def _stored(checked: Checked, limits: dict[str, float], tolerance: Tolerance) ->
         if key != "max_load_growth":
             if tolerance.max_slowdown_stored == "off":
                 continue
-            limit = max(limit, tolerance.max_slowdown_stored)
+            limit = tolerance.max_slowdown_stored
         both = checked.baseline.latency, checked.sample.latency
         if key == "max_slowdown_p95" and not all(map(_enough_for_p95, both)):
             entries.append(Timed(_too_few_calls(key, limit)))
@@ -123,7 +124,7 @@ def _stored(checked: Checked, limits: dict[str, float], tolerance: Tolerance) ->
 
 
 def _enough_for_p95(records: Sequence[Record]) -> bool:
-    return all(len(record.latency_s) >= min_calls_for(95) for record in records)
+    return all(len(record.latency_s) >= RATIO_CALLS for record in records)
 
 
 def _too_few_calls(key: str, limit: float) -> Line:
@@ -136,8 +137,7 @@ def _per_process(key: str, records: Sequence[Record]) -> list[float]:
         return [record.load_s for record in records]
     if key == "max_slowdown":
         return [median(record.latency_s) for record in records]
-    stats = [latency_of([record.latency_s]).p95 for record in records]
-    return [p95.value for p95 in stats if p95]
+    return [quantiles(record.latency_s, n=20, method="inclusive")[-1] for record in records]
 
 
 def _timed_line(key: str, limit: float, decision: Decision, about: str, looks: int) -> Line:
@@ -165,9 +165,8 @@ def _doubted(line: Line, same: Sequence[float], limit: float, count: int) -> Lin
     """A slowdown is no finding on a machine that sees one of that size between a file and itself."""
     if len(same) < 2:
         return line
-    itself, least = mean_of(same, PER_LOOK), resolution(same, count)
-    slowdown = line.figure.value or 0.0
-    if slowdown < least or (itself.low > 1 and itself.value > 1 + limit):
+    itself = mean_of(same, PER_LOOK)
+    if (line.figure.value or 0.0) < noise(same, count) or (itself.low > 1 and itself.value > 1 + limit):
         reason = f"this machine is too unsteady: the baseline against itself gave {100 * (itself.value - 1):+.1f} %"
         return Line(line.key, line.limit, line.figure, "inconclusive", reason, line.confidence)
     return line
@@ -178,14 +177,17 @@ def steadiness(checked: Checked, tolerance: Tolerance) -> list[str]:
     notes = []
     if len(checked.same) >= 2:
         ratios = [pair_ratios(record)[0] for record in checked.same]
-        few, many = (resolution(ratios, count) for count in (PAIR_LOOKS[0], PAIR_LOOKS[-1]))
         itself = 100 * (mean_of(ratios, PER_LOOK).value - 1)
+        limit = 0.0 if tolerance.max_slowdown == "off" else tolerance.max_slowdown
+        least = resolution(ratios, limit)
         notes.append(
             f"this machine, now: the baseline against itself {itself:+.1f} % (A/A, {len(ratios)} process pairs); "
-            f"can detect ≥ {100 * few:.1f} % with {PAIR_LOOKS[0]} pairs, ≥ {100 * many:.1f} % with {PAIR_LOOKS[-1]}"
+            f"can detect ≥ {100 * least:.1f} % (in 19 of 20 checks)"
         )
-        if tolerance.max_slowdown != "off" and many > tolerance.max_slowdown:
-            notes.append("noisy machine: it cannot show what max_slowdown forbids; use a quieter one, or a wider limit")
+        if least > 2 * max(limit, 0.01):
+            notes.append(
+                "noisy machine: what is slower by less may end inconclusive; use a quieter one, or a wider limit"
+            )
     if checked.stored and checked.baseline is not None:
         notes.append(f"the baseline was measured on {checked.baseline.at}; a machine's pace drifts between days")
     before, now = checked.baseline, checked.sample
@@ -217,7 +219,7 @@ def _memory(new: Sample, old: Sample, tolerance: Tolerance) -> Line | None:
     if isinstance(limit, str):
         return None
     if not (new.memory_bytes and old.memory_bytes):
-        why = "this system does not tell a process's peak memory"
+        why = "peak memory was not measured of both, or this system does not tell it"
         return Line("max_memory_growth", limit, Figure(why=why), "not judged", why)
     value = median(new.memory_bytes) / median(old.memory_bytes) - 1
     low = min(new.memory_bytes) / max(old.memory_bytes) - 1
@@ -228,7 +230,7 @@ def _memory(new: Sample, old: Sample, tolerance: Tolerance) -> Line | None:
 
 
 def _placed(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line | None]:
-    if new.placement is None or old.placement is None:
+    if not (new.placement and old.placement and new.placement.nodes and old.placement.nodes):
         limits = {"max_coverage_loss": tolerance.max_coverage_loss, "max_fused_loss": tolerance.max_fused_loss}
         why = "where the nodes ran was not measured of both"
         return [Line(k, x, Figure(why=why), "not judged", why) for k, x in limits.items() if not isinstance(x, str)]
@@ -237,10 +239,12 @@ def _placed(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line | None]
         assert sample.placement is not None
         total = sum(sample.placement.nodes.values()) or 1
         shares.append(sample.placement.nodes.get(sample.provider, 0) / total)
-    lines = [_exact("max_coverage_loss", tolerance.max_coverage_loss, shares[1] - shares[0], "measured")]
+    lines = [_exact("max_coverage_loss", tolerance.max_coverage_loss, shares[1] - shares[0], new.placement.provenance)]
     before, now = old.placement.fused_share, new.placement.fused_share
     if before is not None:
-        lines.append(_exact("max_fused_loss", tolerance.max_fused_loss, before - (now or 0.0), "measured"))
+        lines.append(
+            _exact("max_fused_loss", tolerance.max_fused_loss, before - (now or 0.0), new.placement.provenance)
+        )
     return lines
 
 
@@ -248,7 +252,8 @@ def _answers(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line | None
     limit, least = tolerance.max_accuracy_loss, tolerance.min_same_answers
     if new.answers is None or old.answers is None or _asked_of(new.answers) != _asked_of(old.answers):
         why = "no data given" if new.answers is None else "the baseline has no answers for these data"
-        outcome: Outcome = "not judged" if new.answers is None and least == "off" else "inconclusive"
+        by_default = least == "off" and limit == Tolerance().max_accuracy_loss
+        outcome: Outcome = "not judged" if new.answers is None and by_default else "inconclusive"
         asked = {"max_accuracy_loss": limit, "min_same_answers": least}
         return [Line(k, x, Figure(why=why), outcome, why) for k, x in asked.items() if not isinstance(x, str)]
     lines: list[Line | None] = []

@@ -12,8 +12,9 @@ from edgekd.check.asked import Asked, Job, JobOptions
 from edgekd.check.judge import Judged, effective_budget
 from edgekd.check.record import Checked, Sample, is_record, read_record, record_of, refuse_other_machine
 from edgekd.check.verdict import judge_record
-from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError
+from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, one_line
 from edgekd.target import Target, load_target
+from edgekd.units import visible
 
 if TYPE_CHECKING:  # what measures is imported where it is used: a verdict on records alone must be quick
     from edgekd.bench.paths import Estimate
@@ -33,22 +34,25 @@ def run_job(
     except EdgekdError as error:
         problem, code = str(error), ExitCode(error.exit_code)
     except OSError as error:  # a file that may not be read, a full disk: the other jobs have their turn
-        problem, code = f"{error.filename or job.path}: {os.strerror(error.errno or 0)}", ExitCode.USAGE
+        reason = os.strerror(error.errno) if error.errno else one_line(error)
+        problem, code = f"{error.filename or job.path}: {reason}", ExitCode.USAGE
     target_name = Path(job.target).stem if job.target.endswith(".toml") else job.target
     name = job.path.name or str(job.path)
-    return Judged(name=name, target=target_name, problem=problem, problem_code=code), None
+    return Judged(name=visible(name), target=target_name, problem=problem, problem_code=code), None
 
 
 def _judged_record(job: Job, target: Target, options: JobOptions) -> Judged:
     """A record is judged as it is; with a baseline record, against that one."""
     checked, allowed = record_of(job.path, target), []
+    if job.data is not None:
+        raise ConfigError(f"--data {job.data}: {job.path} is a record, which holds its answers already; leave it out")
     if job.baseline is not None:
         if not is_record(job.baseline):
             raise ConfigError(f"--baseline {job.baseline}: {job.path} is a record, so its baseline must be one, too")
         stored = record_of(job.baseline, target).sample
         allowed = refuse_other_machine(stored, checked.sample, options.allow_difference)
         checked = Checked(sample=checked.sample, baseline=stored, stored=True)
-    asked = _asked(job, Budget(), target, options, checked.baseline is not None)
+    asked = _asked(job, Budget(**checked.budget), target, options, checked.baseline is not None)
     judged = judge_record(checked, asked, target)
     return dataclasses.replace(judged, file=str(job.path), notes=(*allowed, *judged.notes))
 
@@ -73,6 +77,8 @@ def _measured(
 def _asked(job: Job, own: Budget, target: Target, options: JobOptions, compared: bool) -> Asked:
     """By what the job is judged; ConfigError if by nothing."""
     budget = effective_budget(own.with_values(job.budget), target)
+    if set(dataclasses.asdict(job.tolerance).values()) == {"off"}:
+        compared = False
     if budget == Budget() and not compared:
         raise ConfigError(
             f"{job.path}: no budget to judge it by; give one or more --budget key=value, such as size_kb=300, "

@@ -11,6 +11,7 @@ from edgekd.figures import BUDGETED, COMPARED, Figure, ModelFigures
 from edgekd.target import Target
 
 __all__ = [
+    "COUNTED",
     "EXIT_CODES",
     "Judged",
     "Line",
@@ -18,6 +19,7 @@ __all__ = [
     "Verdict",
     "budget_figures",
     "effective_budget",
+    "exit_code_of",
     "judge",
     "show_limit",
     "show_value",
@@ -142,6 +144,15 @@ class Judged:
     def exit_code(self) -> ExitCode:
         """What the command exits with if this is all it did."""
         return self.verdict.exit_code if self.verdict else self.problem_code
+
+
+COUNTED = {None: ExitCode.INCONCLUSIVE, "pass": ExitCode.PASS, "fail": ExitCode.FAIL}
+"""What an inconclusive verdict exits with, by what the user says it counts as."""
+
+
+def exit_code_of(judged: Judged, on_inconclusive: str | None) -> ExitCode:
+    """The exit code of one verdict, with what the user says of inconclusive ones."""
+    return COUNTED[on_inconclusive] if judged.outcome == "inconclusive" else judged.exit_code
 
 
 def judge(

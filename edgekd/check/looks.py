@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal, TypeVar
 
-from edgekd.distributions import Interval, student_t
+from edgekd.distributions import Interval, exp, student_t
 
 __all__ = [
     "BUDGET_LOOKS",
@@ -23,6 +23,7 @@ __all__ = [
     "below_limit",
     "difference_between",
     "mean_of",
+    "noise",
     "not_slower",
     "resolution",
 ]
@@ -129,7 +130,7 @@ def mean_of(ratios: Sequence[float], confidence: float) -> Interval:
     logs = [math.log(ratio) for ratio in ratios]
     half = student_t((1 + confidence) / 2, len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
     centre = fmean(logs)
-    return Interval(math.exp(centre), math.exp(centre - half), math.exp(centre + half))
+    return Interval(exp(centre), exp(centre - half), exp(centre + half))
 
 
 def difference_between(old: Sequence[float]) -> Callable[[Sequence[float], float], Interval]:
@@ -145,19 +146,33 @@ def difference_between(old: Sequence[float]) -> Callable[[Sequence[float], float
         freedom = sum(shares) ** 2 / sum(s**2 / (len(logs) - 1) for s, logs in zip(shares, (now, before), strict=True))
         half = student_t((1 + confidence) / 2, max(1, int(freedom))) * math.sqrt(sum(shares))
         centre = fmean(now) - fmean(before)
-        return Interval(math.exp(centre), math.exp(centre - half), math.exp(centre + half))
+        return Interval(exp(centre), exp(centre - half), exp(centre + half))
 
     return ratio
 
 
-def resolution(same: Sequence[float], count: int) -> float:
-    """The smallest slowdown that `count` process pairs show with 95 % probability, by the spread of an A/A measurement.
+def noise(same: Sequence[float], count: int) -> float:
+    """How far from 1 the mean of `count` ratios may lie by chance at one look, by the spread of an A/A measurement.
 
-    `same` are the ratios of a model to itself, one a process. The power of the t test is that of the noncentral t
-    distribution, in Johnson and Welch's approximation (1940); `same` tells the spread no better than they are many.
+    `same` are the ratios of a model to itself, one a process.
     """
     spread = stdev([math.log(ratio) for ratio in same]) / math.sqrt(count)
-    freedom = count - 1
-    bound = student_t((1 + PER_LOOK) / 2, freedom)
-    above = student_t(0.95, len(same) - 1) * math.sqrt(1 + bound**2 / (2 * freedom))
-    return math.expm1((bound * (1 - 1 / (4 * freedom)) + above) * spread)
+    return math.expm1(student_t((1 + PER_LOOK) / 2, count - 1) * spread)
+
+
+def resolution(same: Sequence[float], limit: float) -> float:
+    """The smallest slowdown that fails with 95 % probability: at the last look, and again on the fresh samples.
+
+    Either must lie above chance and above `limit`, and does with 97.5 %. The power of the t test is that of the
+    noncentral t distribution, in Johnson and Welch's approximation (1940); `same` tells the spread no better than they
+    are many.
+    """
+    spread = stdev([math.log(ratio) for ratio in same])
+    power = student_t(0.975, len(same) - 1)
+    least = 0.0
+    for count, confidence in ((PAIR_LOOKS[-1], PER_LOOK), (CONFIRMATION, 1 - ERROR)):
+        freedom, error = count - 1, spread / math.sqrt(count)
+        bound = student_t((1 + confidence) / 2, freedom)
+        chance = (bound * (1 - 1 / (4 * freedom)) + power * math.sqrt(1 + bound**2 / (2 * freedom))) * error
+        least = max(least, chance, math.log1p(limit) + power * error)
+    return math.expm1(least)

@@ -13,7 +13,7 @@ from edgekd.check.asked import Job
 from edgekd.check.tolerance import Tolerance
 from edgekd.errors import ConfigError, InputError, did_you_mean
 from edgekd.run import read_json
-from edgekd.spec import build, read_toml
+from edgekd.spec import build, bundled_names, read_toml
 
 __all__ = ["NAME", "manifest_for_run", "read_manifest"]
 
@@ -157,10 +157,11 @@ def _files(folder: Path, pattern: str, where: str) -> list[Path]:
 
 
 def _filled(text: str, names: dict[str, str], where: str) -> str:
-    try:
-        return text.format_map(names)
-    except (KeyError, ValueError, IndexError, AttributeError):
-        raise ConfigError(f"{where}: got {text!r}; only {{stem}} and {{target}} may stand in braces") from None
+    for name, value in names.items():
+        text = text.replace(f"{{{name}}}", value)
+    if "{" in text or "\0" in text:
+        raise ConfigError(f"{where}: got {text!r}; only {{stem}} and {{target}} may stand in braces")
+    return text
 
 
 def manifest_for_run(run: Path, folder: Path) -> str:
@@ -170,14 +171,17 @@ def manifest_for_run(run: Path, folder: Path) -> str:
     """
     if not (run / "run.json").is_file() or not (run / "result.json").is_file():
         raise InputError(f"{run}: is no finished run folder; --init writes a manifest from one")
-    made = read_json(run / "run.json")
-    target = read_json(run / "result.json")["target"]
+    made, result = read_json(run / "run.json"), read_json(run / "result.json")
+    if not (isinstance(made, dict) and isinstance(made.get("budget"), dict) and isinstance(result, dict)):
+        raise InputError(f"{run}: its run.json or result.json holds no budget; was it edited?")
+    target = str(result.get("target"))
+    own = "" if target in bundled_names("targets") else f"; put the path of {target}.toml here"
     limits = {key: value for key, value in made["budget"].items() if value is not None}
     limits.pop("teacher_min_accuracy", None)
     plain = run.resolve()
     path = plain.relative_to(folder.resolve()) if plain.is_relative_to(folder.resolve()) else plain
     budget = "\n".join(f"{key} = {value}" for key, value in limits.items()) or "# size_kb = 300"
-    return TEMPLATE.format(target=_quoted(target), path=_quoted(str(path)), budget=budget)
+    return TEMPLATE.format(target=_quoted(target), own=own, path=_quoted(str(path)), budget=budget)
 
 
 def _quoted(text: str) -> str:
@@ -189,7 +193,7 @@ def _quoted(text: str) -> str:
 TEMPLATE = """\
 # What `edgekd check --manifest edgekd-check.toml` checks. Paths are relative to this file.
 
-targets = [{target}]    # `edgekd targets` lists them; a file such as "targets/mine.toml" is one, too
+targets = [{target}]    # `edgekd targets` lists them; a file such as "targets/mine.toml" is one, too{own}
 
 # data = "test.npz"      # arrays `inputs` and `labels`: accuracy of models that bring no data of their own
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgekd import units
-from edgekd.check.judge import EXIT_CODES, Judged, Line
+from edgekd.check.judge import EXIT_CODES, Judged, Line, exit_code_of
 from edgekd.check.wording import background, named_apart, shown_figure, shown_margin, visible
 from edgekd.errors import InputError, worst
 from edgekd.report.tables import markdown_table
@@ -24,10 +24,10 @@ _ACTIVE = re.compile(r"([\\`*\[\]~#!]|(?<![^\W_])_|_(?![^\W_]))")
 """What Markdown would obey; `_` does nothing between letters or digits, and file names are full of it."""
 
 
-def markdown_summary(judged: Sequence[Judged]) -> str:
+def markdown_summary(judged: Sequence[Judged], on_inconclusive: str | None = None) -> str:
     """A headline, one table, and the notes folded away."""
     judged = named_apart(judged)
-    outcome = _overall(judged)
+    outcome = _overall(judged, on_inconclusive)
     parts = [f"## {MARKS[outcome]} edgekd check: {outcome}", _counts(judged)]
     rows = [row for one in judged for row in _rows(one)]
     if rows:
@@ -39,9 +39,9 @@ def markdown_summary(judged: Sequence[Judged]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _overall(judged: Sequence[Judged]) -> str:
+def _overall(judged: Sequence[Judged], on_inconclusive: str | None) -> str:
     """The word that belongs to the exit code of the whole command."""
-    code = worst(one.exit_code for one in judged)
+    code = worst(exit_code_of(one, on_inconclusive) for one in judged)
     return next((word for word, its_code in EXIT_CODES.items() if its_code == code), "error")
 
 

@@ -69,6 +69,8 @@ def check(
         told(f"{len(checked.sample.latency)} of {alone} processes, {len(checked.pairs)} of {together} pairs")
         checked = _one_more(checked, source, target, asked, baseline, alone, together)
         allowed = _refuse_others(checked, asked)
+    limits = {key: value for key, value in dataclasses.asdict(asked.budget).items() if value is not None}
+    checked = dataclasses.replace(checked, budget=limits)
     judged = judged_of(checked, verdict, [*allowed, *notes], target)
     return dataclasses.replace(judged, file=str(source.file), seconds=time.monotonic() - begin), checked
 
@@ -147,7 +149,7 @@ def _sample(source: Source, target: Target, asked: Asked, needs: _Needs, estimat
     if problem:
         raise problem
     signature = signature_of(source.file)
-    if not signature and not any(dataclasses.astuple(needs)):  # else the runtime says what is wrong with the file
+    if signature is None and not any(dataclasses.astuple(needs)):  # else the runtime says what is wrong with the file
         raise InputError(f"{source.file}: cannot be read as ONNX; is it a model?")
     inputs, effort = source.inputs.file if source.inputs else None, asked.effort
     memory = [measure_memory(source.file, target, effort) for _ in range(MEMORY_PROCESSES)] if needs.memory else []
@@ -162,10 +164,10 @@ def _sample(source: Source, target: Target, asked: Asked, needs: _Needs, estimat
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         edgekd=__version__,
         elsewhere="; ".join(target.differences()),
-        signature=signature,
+        signature=signature or "",
         memory_bytes=tuple(peaks),
         placement=placement,
-        answers=_answers(source, target, asked.effort) if needs.answers else None,
+        answers=_answers(source, target, asked) if needs.answers else None,
         fingerprint=memory[0].fingerprint if memory else {},
     )
     if target.measurable or asked.budget.latency_p50_ms is None:
@@ -176,19 +178,22 @@ def _sample(source: Source, target: Target, asked: Asked, needs: _Needs, estimat
     return dataclasses.replace(sample, estimate=known.latency_p50_ms if known.latency_p50_ms.why else None)
 
 
-def _answers(source: Source, target: Target, effort: Effort) -> Answers:
+def _answers(source: Source, target: Target, asked: Asked) -> Answers:
     inputs = source.inputs
     assert inputs is not None
+    beside = (
+        source.teacher if asked.budget.max_accuracy_drop is not None or asked.budget.min_agreement is not None else None
+    )
 
     def classes(name: str, file: Path, folder: Path) -> tuple[int, ...]:
         subject = Subject(name=name, file=file, precision=source.precision)
-        logits = logits_of(subject, target, inputs.file, folder, effort)
+        logits = logits_of(subject, target, inputs.file, folder, asked.effort)
         check_classes(logits, inputs, file)
         return tuple(map(int, logits.argmax(axis=1)))
 
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
         own = classes("model", source.file, Path(folder))
-        teacher = classes("teacher", source.teacher, Path(folder)) if source.teacher else ()
+        teacher = classes("teacher", beside, Path(folder)) if beside else ()
     return Answers(
         data=_digest(inputs),
         about=inputs.about,

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from edgekd.bench.records import RECORD_VERSION, Record
-from edgekd.errors import ConfigError, InputError, one_line
+from edgekd.card import Budget
+from edgekd.errors import ConfigError, InputError, did_you_mean, one_line
 from edgekd.figures import Figure, Placement
 from edgekd.run import atomic
 from edgekd.spec import build
@@ -24,6 +25,7 @@ __all__ = [
     "as_baseline",
     "differences",
     "is_record",
+    "may_be_replaced",
     "read_record",
     "record_of",
     "refuse_other_machine",
@@ -31,7 +33,7 @@ __all__ = [
 ]
 
 # record history:
-# 1 - sample, baseline, pairs, same
+# 1 - sample, baseline, pairs, same, budget
 SCHEMA_VERSION = 1
 KIND = "edgekd check record"
 KEPT_CALLS = 400
@@ -100,6 +102,8 @@ class Checked:
     """Whether the baseline was measured at another time."""
     pairs: tuple[Record, ...] = ()
     """Processes in which both took turns."""
+    budget: dict[str, float] = dataclasses.field(default_factory=dict)
+    """The limits it was judged by, by key."""
     same: tuple[Record, ...] = ()
     """Processes in which the baseline took turns with itself: how steady this machine is."""
 
@@ -109,7 +113,15 @@ def write_record(path: Path, checked: Checked) -> None:
     content = {"schema_version": SCHEMA_VERSION, "kind": KIND, "records": RECORD_VERSION, **dataclasses.asdict(checked)}
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     with atomic(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def may_be_replaced(path: Path) -> bool:
+    """Whether a file is a record, of whatever version and state, or is not there at all."""
+    if not path.exists():
+        return True
+    with path.open("rb") as file:
+        return KIND.encode() in file.read(200)
 
 
 def read_record(path: Path) -> Checked:
@@ -139,11 +151,16 @@ def read_record(path: Path) -> Checked:
             stored=bool(data["stored"]),
             pairs=_records(data["pairs"], "pair"),
             same=_records(data["same"], "pair"),
+            budget=_limits(data["budget"]),
         )
     except KeyError as error:
         raise InputError(f"{path}: is damaged: {error} is missing; {AGAIN}") from error
-    except (ConfigError, TypeError, ValueError, AttributeError) as error:
+    except (ConfigError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{path}: is damaged: {one_line(error)}; {AGAIN}") from error
+
+
+def _limits(data: dict[str, Any]) -> dict[str, float]:
+    return {key: limit for key, limit in dataclasses.asdict(build(Budget, data, "budget")).items() if limit is not None}
 
 
 def _sample(data: dict[str, Any], where: str) -> Sample:
@@ -175,12 +192,21 @@ def _thinned(record: Record) -> Record:
 
 def differences(old: Sample, new: Sample) -> dict[str, str]:
     """By key, how the machine or the session of two samples differ, in words."""
-    before, now = old.fingerprint, new.fingerprint
-    if not (before and now):
+    before, now = _mark(old), _mark(new)
+    if old.latency and not old.fingerprint:
+        return {"fingerprint": "the record does not say where it was measured"}
+    if not (before and now):  # nothing was measured that depends on the machine
         return {}
     keys = [key for key in before | now if key not in NOT_COMPARED and before.get(key) != now.get(key)]
     found = {key: f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in keys}
     return found
+
+
+def _mark(sample: Sample) -> dict[str, Any]:
+    """The fingerprint, and how many inputs a timed call takes."""
+    if not (sample.fingerprint and sample.latency):
+        return sample.fingerprint
+    return sample.fingerprint | {"batch_size": sample.latency[0].batch_size}
 
 
 def is_record(path: Path) -> bool:
@@ -204,9 +230,13 @@ def refuse_other_machine(stored: Sample, now: Sample, allowed: Collection[str]) 
 
     Raises ConfigError for what is not.
     """
+    known = stored.fingerprint.keys() | {"batch_size", "fingerprint"}
+    for key in allowed:
+        if stored.fingerprint and key not in known:
+            raise ConfigError(f"--allow-difference {key}: {did_you_mean(key, known)}")
     found = differences(stored, now)
-    if not now.latency:
-        found.pop("inputs", None)  # only calls that are timed are made with the user's data
+    if not now.latency:  # only calls that are timed are made with the user's data
+        found = {key: text for key, text in found.items() if key not in ("inputs", "batch_size")}
     refused = {key: text for key, text in found.items() if key not in allowed}
     if refused:
         allow = " ".join(f"--allow-difference {key}" for key in refused)

@@ -10,6 +10,7 @@ from edgekd.card import Budget
 from edgekd.check.record import Checked, is_record, record_of
 from edgekd.errors import InputError
 from edgekd.run import Run, read_json
+from edgekd.spec import build
 from edgekd.target import Target
 
 __all__ = ["Source", "baseline_of", "signature_of", "source_of"]
@@ -29,17 +30,18 @@ class Source:
     """What the run was made for; empty for a bare file."""
 
 
-def source_of(path: Path, target: Target, inputs: Inputs | None) -> Source:
+def source_of(path: Path, target: Target, inputs: Inputs | None, own_data: bool = True) -> Source:
     """The model at a path: a file, or the `model.onnx` of a run folder, with the run's test data and budget.
 
-    `inputs` given by the user go before the run's. Raises InputError for anything else.
+    `inputs` given by the user go before the run's, which are left alone without `own_data`. Raises InputError for
+    anything else.
     """
     if not path.is_dir():
         if not path.is_file():
             raise InputError(f"{path}: no such model file or run folder")
         return Source(name=path.name, file=path, inputs=inputs)
     run, content, models = finished(path)
-    chosen = next((model for model in models if model.name == content["chosen"]), None)
+    chosen = next((model for model in models if model.name == content.get("chosen")), None)
     if chosen is None or not run.model.is_file():
         raise InputError(f"{run.model}: is missing; run its `edgekd distill` with --fresh")
     if file_sha256(run.model) != chosen.sha256:
@@ -48,15 +50,19 @@ def source_of(path: Path, target: Target, inputs: Inputs | None) -> Source:
         name=f"{path.name}/{chosen.name}",
         file=run.model,
         precision=chosen.precision,
-        inputs=inputs or run_inputs(run, "test"),
+        inputs=inputs or (run_inputs(run, "test") if own_data else None),
         teacher=run.exported / models[0].file,
-        budget=_run_budget(run, content["target"], target),
+        budget=_run_budget(run, content.get("target"), target),
     )
 
 
-def _run_budget(run: Run, made_for: str, target: Target) -> Budget:
+def _run_budget(run: Run, made_for: str | None, target: Target) -> Budget:
     """The budget the run was made for; its latency counts on its own target alone."""
-    budget = Budget(**read_json(run.folder / "run.json")["budget"])
+    file = run.folder / "run.json"
+    made = read_json(file)
+    if not isinstance(made, dict) or not isinstance(made.get("budget"), dict):
+        raise InputError(f"{file}: holds no budget; was it edited?")
+    budget = build(Budget, made["budget"], f"{file}: budget")
     budget = dataclasses.replace(budget, teacher_min_accuracy=None)  # the teacher's, not this file's
     if made_for == target.name:
         return budget
@@ -72,20 +78,22 @@ def baseline_of(path: Path, target: Target) -> Source | Checked:
         return record_of(path, target)
     if not path.exists():
         raise InputError(f"{path}: no such baseline; give a model, a run or a record (.json)")
-    return dataclasses.replace(source_of(path, target, None), inputs=None)
+    return source_of(path, target, None, own_data=False)
 
 
-def signature_of(file: Path) -> str:
-    """Inputs of an ONNX file with type and shape: `float [N,3,32,32]`; empty for what cannot be read as ONNX."""
+def signature_of(file: Path) -> str | None:
+    """Inputs of an ONNX file with type and shape: `float [N,3,32,32]`; None for what cannot be read as ONNX."""
     import onnx
 
     try:
         graph = onnx.load(file, load_external_data=False).graph
+        if not graph.output:  # protobuf reads almost anything as an empty message
+            return None
         constants = {tensor.name for tensor in graph.initializer}
         kinds = [value.type.tensor_type for value in graph.input if value.name not in constants]
         texts = [f"{onnx.TensorProto.DataType.Name(kind.elem_type).lower()} [{_shape(kind)}]" for kind in kinds]
     except Exception:  # protobuf's errors have no common base; the runtime says what is wrong with the file
-        return ""
+        return None
     return ", ".join(texts)
 
 

@@ -55,10 +55,17 @@ def judge_samples(
     lines = [_explained(line, checked.sample, decisions.get(line.key)) for line in verdict.lines]
     wanted = [decision.wanted for decision in decisions.values()]
     if checked.baseline is None:
-        return Verdict(tuple(lines)), Wanted(latency=max(wanted, default=0)), []
+        return _judged_at_all(lines), Wanted(latency=max(wanted, default=0)), []
     compared, more, old = compared_lines(checked, tolerance)
     both = Wanted(max([*wanted, old], default=0), more)
-    return Verdict((*lines, *compared)), both, steadiness(checked, tolerance)
+    return _judged_at_all([*lines, *compared]), both, steadiness(checked, tolerance)
+
+
+def _judged_at_all(lines: list[Line]) -> Verdict:
+    """Where nothing could be judged, that is no pass."""
+    if any(line.outcome != "not judged" for line in lines):
+        return Verdict(tuple(lines))
+    return Verdict(tuple(dataclasses.replace(line, outcome="inconclusive") for line in lines))
 
 
 def _bounds(key: str) -> Callable[[Sequence[Record], float], Interval]:
@@ -99,7 +106,8 @@ def _explained(line: Line, sample: Sample, decision: Decision | None) -> Line:
         return dataclasses.replace(line, confidence=f"range of {len(sample.memory_bytes)} processes")
     if line.key == "latency_p99_ms" and sample.latency:
         return dataclasses.replace(line, confidence=f"95 %, {len(sample.latency)} processes")
-    return dataclasses.replace(line, confidence="exact" if line.figure.value is not None else "")
+    counted = line.figure.value is not None and line.figure.provenance != "estimated"
+    return dataclasses.replace(line, confidence="exact" if counted else "")
 
 
 def figures_of(sample: Sample) -> dict[str, Figure]:
@@ -109,7 +117,7 @@ def figures_of(sample: Sample) -> dict[str, Figure]:
         low, middle, high = (f(sample.memory_bytes) / 1e6 for f in (min, median, max))
         figures["peak_memory_mb"] = Figure(middle, "proxy" if sample.elsewhere else "measured", low, high)
     placement = sample.placement
-    if placement is not None and placement.nodes:
+    if placement is not None and any(placement.nodes.values()):
         share = placement.nodes.get(sample.provider, 0) / sum(placement.nodes.values())
         figures["min_coverage"] = Figure(share, placement.provenance)
         if placement.fused_share is None:
@@ -172,7 +180,6 @@ def judged_of(checked: Checked, verdict: Verdict, notes: list[str], target: Targ
     """The verdict with what a reader needs beside it."""
     sample, baseline = checked.sample, checked.baseline
     disturbed = remarks(checked.pairs or sample.latency) if checked.pairs or sample.latency else []
-    shown = sample if sample.latency else dataclasses.replace(sample, latency=checked.pairs)
     mark = sample.fingerprint
     return Judged(
         name=sample.name,
@@ -182,7 +189,7 @@ def judged_of(checked: Checked, verdict: Verdict, notes: list[str], target: Targ
         baseline=_about(baseline, checked.stored) if baseline else "",
         notes=tuple(dict.fromkeys([*notes, *disturbed])),
         machine=f"{mark.get('cpu', '')}, onnxruntime {mark.get('onnxruntime', '')}" if mark else "",
-        figures={key: figure for key, figure in figures_of(shown).items() if figure.value is not None},
+        figures={key: figure for key, figure in figures_of(sample).items() if figure.value is not None},
     )
 
 

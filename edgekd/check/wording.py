@@ -1,24 +1,18 @@
 """What every report of a check says in the same words: margins, details, names that cannot break a format."""
 
 import dataclasses
-import re
 from collections.abc import Sequence
 
 from edgekd.check.judge import Judged, Line, show_limit
 from edgekd.figures import BUDGETED
+from edgekd.units import visible
 
-__all__ = ["background", "details", "kind", "named_apart", "shown_figure", "shown_margin", "visible"]
-
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+__all__ = ["background", "details", "flat", "kind", "named_apart", "shown_figure", "shown_margin", "visible"]
 
 
-def visible(text: str) -> str:
-    r"""Control characters and broken encodings as `\x1b` or `\udc80`; tab and line ends stay.
-
-    Names come from users and file systems; XML forbids these characters, UTF-8 the lone surrogates, and a log obeys
-    an escape sequence.
-    """
-    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
+def flat(text: str) -> str:
+    """On one line, and nothing in it that a terminal or a CI log would obey."""
+    return visible(" ".join(text.split()))
 
 
 def named_apart(judged: Sequence[Judged]) -> list[Judged]:

@@ -1,5 +1,6 @@
 """`baseline accept`: what was measured becomes what later checks are held against."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,12 +8,12 @@ from edgekd.card import Budget
 from edgekd.check.asked import Job
 from edgekd.check.jobs import sample_of
 from edgekd.check.manifest import read_manifest
-from edgekd.check.record import Sample, as_baseline, is_record, read_record, write_record
+from edgekd.check.record import Sample, as_baseline, is_record, may_be_replaced, read_record, write_record
 from edgekd.check.tolerance import Tolerance
 from edgekd.check.verdict import figures_of
 from edgekd.cli.estimating import estimate
 from edgekd.console import out, say
-from edgekd.errors import ConfigError, EdgekdError, ExitCode
+from edgekd.errors import ConfigError, EdgekdError, ExitCode, one_line
 from edgekd.units import milliseconds
 
 __all__ = ["accept"]
@@ -41,11 +42,17 @@ def accept(
             place = _place(job, sample, to)
             if place in taken:
                 raise ConfigError(f"{place}: {job.path} would replace the baseline just written; use --to")
+            if not may_be_replaced(place):
+                raise ConfigError(f"{place}: is there already and is no record of edgekd; name another file")
             changed = _changed(sample, place)
             write_record(place, as_baseline(sample))
         except EdgekdError as error:
             say(f"edgekd: {error}")
             yield error.exit_code
+            continue
+        except OSError as error:
+            say(f"edgekd: {error.filename or job.path}: {os.strerror(error.errno) if error.errno else one_line(error)}")
+            yield ExitCode.USAGE
             continue
         taken.add(place)
         out(f"{place}: {sample.name} on {sample.target} {changed}")

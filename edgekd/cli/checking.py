@@ -9,11 +9,11 @@ from edgekd.bench.records import Effort
 from edgekd.card import parse_budget
 from edgekd.check.asked import Job, JobOptions
 from edgekd.check.jobs import run_job
-from edgekd.check.judge import Judged, Line
+from edgekd.check.judge import COUNTED, Judged, Line, exit_code_of
 from edgekd.check.manifest import NAME, manifest_for_run, read_manifest
-from edgekd.check.record import Checked
+from edgekd.check.record import Checked, is_record
 from edgekd.check.tolerance import Tolerance, parse_tolerance
-from edgekd.check.wording import shown_margin
+from edgekd.check.wording import flat, shown_margin
 from edgekd.cli.estimating import estimate
 from edgekd.cli.outputs import Outputs, write_outputs
 from edgekd.console import out, say, status
@@ -22,8 +22,6 @@ from edgekd.run import atomic
 
 __all__ = ["CheckOptions", "check_models", "write_manifest"]
 
-COUNTED = {None: ExitCode.INCONCLUSIVE, "pass": ExitCode.PASS, "fail": ExitCode.FAIL}
-"""What an inconclusive verdict exits with, by `--on-inconclusive`."""
 MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "not judged": "–"}
 
 
@@ -64,7 +62,7 @@ def check_models(paths: list[Path], targets: list[str], options: CheckOptions) -
         _show(judged, options.on_inconclusive)
         if options.ratchet:
             _offer(judged)
-        yield COUNTED[options.on_inconclusive] if judged.outcome == "inconclusive" else judged.exit_code
+        yield exit_code_of(judged, options.on_inconclusive)
     yield from write_outputs(options.outputs, done, records, options.on_inconclusive)
 
 
@@ -85,6 +83,8 @@ def _jobs(paths: list[Path], targets: list[str], options: CheckOptions) -> list[
         raise ConfigError(f"check: no model given; name model files, run folders or records, or a --manifest{hint}")
     if not targets:
         raise ConfigError("check: no target given; name one, such as --target cpu-x86 (`edgekd targets` lists them)")
+    if tolerance and not options.baseline and not all(map(is_record, paths)):
+        raise ConfigError("--tolerance: says how much worse than a baseline a model may be; give a --baseline, too")
     limits = Tolerance().with_values(tolerance)
     return [
         Job(path=path, target=target, budget=budget, tolerance=limits, baseline=options.baseline, data=options.data)
@@ -95,17 +95,17 @@ def _jobs(paths: list[Path], targets: list[str], options: CheckOptions) -> list[
 
 def _show(judged: Judged, on_inconclusive: str | None) -> None:
     if judged.verdict is None:
-        say(f"edgekd: {judged.problem}")
+        say(f"edgekd: {flat(judged.problem)}")
         return
     against = f", against {judged.baseline}" if judged.baseline else ""
     counted = on_inconclusive if judged.outcome == "inconclusive" else None
     taken = f" (counted as {counted}: --on-inconclusive)" if counted else ""
-    out(f"{judged.name} on {judged.target}: {judged.outcome}{taken}{against}, {judged.seconds:.1f} s")
+    out(flat(f"{judged.name} on {judged.target}: {judged.outcome}{taken}{against}, {judged.seconds:.1f} s"))
     for line in judged.verdict.lines:
         for text in _texts(line):
             out(f"  {text}")
     for note in judged.notes:
-        out(f"  note: {note}")
+        out(f"  note: {flat(note)}")
 
 
 def _texts(line: Line) -> Iterator[str]:
@@ -125,7 +125,7 @@ def _offer(judged: Judged) -> None:
     for text in offered:
         out(f"    {text}")
     slowdown = next((line.figure.high for line in lines if line.key == "max_slowdown"), None)
-    if slowdown is not None and slowdown < 0:
+    if judged.outcome == "pass" and slowdown is not None and slowdown < 0:
         out("  --ratchet: faster than its baseline; `edgekd baseline accept` makes this model the new one")
 
 

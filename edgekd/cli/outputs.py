@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import __version__
-from edgekd.check.judge import Judged
+from edgekd.check.judge import Judged, exit_code_of
 from edgekd.check.record import Checked, write_record
 from edgekd.console import out, say
-from edgekd.errors import EdgekdError, ExitCode
+from edgekd.errors import EdgekdError, ExitCode, one_line
 from edgekd.run import atomic, write_json
 
 __all__ = ["Outputs", "write_outputs"]
@@ -46,8 +46,9 @@ def write_outputs(
             say(f"edgekd: {error}")
             yield error.exit_code
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            say(f"edgekd: {where}cannot be written: {os.strerror(error.errno or 0)}; the verdicts above stand")
+            reason = os.strerror(error.errno) if error.errno else one_line(error)
+            where = error.filename2 or error.filename or "a report"
+            say(f"edgekd: {where}: cannot be written: {reason}; the verdicts above stand")
             yield ExitCode.USAGE
 
 
@@ -55,30 +56,31 @@ def _writers(
     outputs: Outputs, judged: Sequence[Judged], records: Sequence[Checked], on_inconclusive: str | None
 ) -> Iterator[Callable[[], None]]:
     files: list[tuple[Path | None, Callable[[Path], None]]] = [
-        (outputs.json, lambda path: write_json(path, _content(judged))),
+        (outputs.json, lambda path: write_json(path, _content(judged, on_inconclusive))),
         (outputs.junit, lambda path: _junit(path, judged, on_inconclusive)),
-        (outputs.markdown, lambda path: _markdown(path, judged)),
+        (outputs.markdown, lambda path: _markdown(path, judged, on_inconclusive)),
         (outputs.gitlab_metrics, lambda path: _gitlab(path, judged)),
         (outputs.records, lambda path: _records(path, records)),
         (outputs.history, lambda path: _history(path, judged)),
     ]
     yield from (partial(write, path) for path, write in files if path is not None)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        yield partial(_summary, Path(summary), judged)
+        yield partial(_summary, Path(summary), judged, on_inconclusive)
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        yield partial(_annotations, judged)
+        yield partial(_annotations, judged, on_inconclusive)
 
 
-def _content(judged: Sequence[Judged]) -> dict[str, Any]:
-    return {"schema_version": SCHEMA_VERSION, "edgekd": __version__, "judged": list(map(_entry, judged))}
+def _content(judged: Sequence[Judged], on_inconclusive: str | None) -> dict[str, Any]:
+    entries = [_entry(one, on_inconclusive) for one in judged]
+    return {"schema_version": SCHEMA_VERSION, "edgekd": __version__, "judged": entries}
 
 
-def _entry(judged: Judged) -> dict[str, Any]:
+def _entry(judged: Judged, on_inconclusive: str | None) -> dict[str, Any]:
     plain = ("name", "target", "outcome", "problem", "file", "sha256", "baseline", "seconds", "machine")
     lines = judged.verdict.lines if judged.verdict else ()
     return {
         **{key: getattr(judged, key) for key in plain},
-        "exit_code": int(judged.exit_code),
+        "exit_code": int(exit_code_of(judged, on_inconclusive)),
         "notes": list(judged.notes),
         "lines": [
             dataclasses.asdict(line) | {"margin": line.margin, "advisory": line.advisory, "text": line.text}
@@ -90,7 +92,7 @@ def _entry(judged: Judged) -> dict[str, Any]:
 
 def _write(path: Path, text: str) -> None:
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _junit(path: Path, judged: Sequence[Judged], on_inconclusive: str | None) -> None:
@@ -99,10 +101,10 @@ def _junit(path: Path, judged: Sequence[Judged], on_inconclusive: str | None) ->
     _write(path, junit_xml(judged, on_inconclusive))
 
 
-def _markdown(path: Path, judged: Sequence[Judged]) -> None:
+def _markdown(path: Path, judged: Sequence[Judged], on_inconclusive: str | None) -> None:
     from edgekd.check.markdown import markdown_summary
 
-    _write(path, markdown_summary(judged))
+    _write(path, markdown_summary(judged, on_inconclusive))
 
 
 def _gitlab(path: Path, judged: Sequence[Judged]) -> None:
@@ -111,23 +113,24 @@ def _gitlab(path: Path, judged: Sequence[Judged]) -> None:
     _write(path, gitlab_metrics(judged))
 
 
-def _summary(path: Path, judged: Sequence[Judged]) -> None:
+def _summary(path: Path, judged: Sequence[Judged], on_inconclusive: str | None) -> None:
     from edgekd.check.markdown import append_summary, markdown_summary
 
-    append_summary(path, markdown_summary(judged))
+    append_summary(path, markdown_summary(judged, on_inconclusive))
 
 
-def _annotations(judged: Sequence[Judged]) -> None:
+def _annotations(judged: Sequence[Judged], on_inconclusive: str | None) -> None:
     from edgekd.check.annotations import github_annotations
 
-    if text := github_annotations(judged).rstrip("\n"):
+    if text := github_annotations(judged, on_inconclusive).rstrip("\n"):
         out(text)
 
 
 def _history(path: Path, judged: Sequence[Judged]) -> None:
     from edgekd.check.history import append_history, this_commit
+    from edgekd.check.wording import named_apart
 
-    append_history(path, judged, datetime.now(UTC), this_commit())
+    append_history(path, named_apart(judged), datetime.now(UTC), this_commit())
 
 
 def _records(folder: Path, records: Sequence[Checked]) -> None:

@@ -163,7 +163,7 @@ def test_a_slowdown_within_the_noise_of_the_machine_is_no_finding(old: Sample, m
     slow = varied(make, 1.05, 12)
     quiet = against(old, make, pairs=slow, same=varied(make, 1.0, 6))
     assert one(quiet, max_slowdown=0.025).outcome == "fail"
-    unsteady = against(old, make, pairs=slow, same=varied(make, 1.0, 6, 0.05))
+    unsteady = against(old, make, pairs=slow, same=varied(make, 1.0, 6, 0.1))
     line = one(unsteady, max_slowdown=0.025)
     assert line.outcome == "inconclusive"
     assert line.reason == "this machine is too unsteady: the baseline against itself gave +0.0 %"
@@ -187,8 +187,9 @@ def test_the_steadiness_of_the_machine_is_a_note(old: Sample, make: Any) -> None
     (note,) = steadiness(against(old, make, same=varied(make, 1.01, 6)), Tolerance())
     assert note.startswith("this machine, now: the baseline against itself +1.0 % (A/A, 6 process pairs); can detect ≥")
     notes = steadiness(against(old, make, same=varied(make, 1.0, 6, 0.05)), Tolerance())
-    assert notes[1:] == ["noisy machine: it cannot show what max_slowdown forbids; use a quieter one, or a wider limit"]
-    assert len(steadiness(against(old, make, same=varied(make, 1.0, 6, 0.05)), OFF)) == 1
+    (noisy,) = notes[1:]
+    assert noisy.startswith("noisy machine: what is slower by less may end inconclusive")
+    assert len(steadiness(against(old, make, same=varied(make, 1.0, 6, 0.002)), Tolerance())) == 1
     assert steadiness(against(old, make, same=varied(make, 1.0, 1)), Tolerance()) == []
 
 
@@ -223,7 +224,7 @@ def test_a_record_is_compared_with_the_wider_limit(make: Any) -> None:
     assert (line.key, line.limit, line.outcome) == ("max_slowdown", 0.1, "pass")
     assert line.figure.value == pytest.approx(0.08)
     assert line.confidence == "95 % over all looks; look 1 of 4, 8 processes, unpaired"
-    assert one(stored(make, 1.08, 8), max_slowdown=0.2, max_slowdown_stored=0.1).limit == 0.2  # the wider of both
+    assert one(stored(make, 1.08, 8), max_slowdown=0.2, max_slowdown_stored=0.1).limit == 0.1  # no other counts
     slow = stored(make, 1.2, 14)
     assert one(slow, max_slowdown=0.025, max_slowdown_stored=0.1).outcome == "fail"
     assert lines_of(slow, only(max_slowdown=0.025)) == {}  # max_slowdown_stored is off
@@ -262,7 +263,7 @@ def test_what_a_record_does_not_hold_is_told(make: Any) -> None:
 
 
 def test_p95_of_a_slow_model_is_not_judged_rather_than_never_passed(make: Any) -> None:
-    lines = lines_of(stored(make, 1.0, 8, calls=50), Tolerance())
+    lines = lines_of(stored(make, 1.0, 8, calls=29), Tolerance())
     assert lines["max_slowdown"].outcome == "pass"
     line = lines["max_slowdown_p95"]
     assert (line.outcome, line.reason) == ("not judged", "too few calls in a process for p95")

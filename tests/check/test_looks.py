@@ -21,6 +21,9 @@ from edgekd.check.looks import (
     not_slower,
     resolution,
 )
+from edgekd.check.looks import (
+    noise as noise_of,
+)
 from edgekd.distributions import Interval
 
 LIMIT = 0.025
@@ -220,15 +223,22 @@ def test_a_quiet_machine_neither_alarms_nor_overlooks(kind: str) -> None:
     assert outcomes(1.05, logs).count("fail") >= 0.95 * len(logs)
 
 
-def test_what_the_resolution_promises_is_found() -> None:
+@pytest.mark.parametrize("limit", [0.0, 0.025])
+def test_what_the_resolution_promises_is_found(limit: float) -> None:
     rng = np.random.default_rng(0)
-    same = rng.lognormal(0.0, 0.01, 4_000)
-    for count in (PAIR_LOOKS[0], PAIR_LOOKS[-1]):
-        least = resolution(list(same), count)
-        logs = rng.normal(math.log1p(least), 0.01, (4_000, count))
-        half = stats.t.ppf((1 + PER_LOOK) / 2, count - 1) * logs.std(axis=1, ddof=1) / math.sqrt(count)
-        assert 0.93 < np.mean(logs.mean(axis=1) > half) < 0.97
-        smaller = logs - math.log1p(least) / 2
-        assert np.mean(smaller.mean(axis=1) > half) < 0.6
-    assert resolution(list(same), 24) < resolution(list(same), 6)
-    assert resolution(list(same[:6]), 6) > 0.01  # and few say little of the spread
+    same = list(rng.lognormal(0.0, 0.02, 4_000))
+    least = resolution(same, limit)
+    ratios = rng.lognormal(math.log1p(least), 0.02, (400, PAIR_LOOKS[-1] + CONFIRMATION))
+    found = np.mean([not_slower(list(row), mean_of, limit).outcome == "fail" for row in ratios])
+    assert found >= 0.93
+    less = ratios / (1 + least) * (1 + limit + (least - limit) / 8)
+    assert np.mean([not_slower(list(row), mean_of, limit).outcome == "fail" for row in less]) < 0.75
+    assert resolution(same[:6], limit) > limit  # and few say little of the spread
+
+
+def test_noise_is_what_chance_gives_at_one_look() -> None:
+    rng = np.random.default_rng(1)
+    same = list(rng.lognormal(0.0, 0.01, 4_000))
+    beyond = np.mean(rng.normal(0.0, 0.01, (20_000, 24)).mean(axis=1) > math.log1p(noise_of(same, 24)))
+    assert 0.001 < beyond < (1 - PER_LOOK) / 2  # below it, for the t of few processes is wider than the normal
+    assert noise_of(same, 24) < noise_of(same, 6)

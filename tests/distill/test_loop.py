@@ -151,7 +151,7 @@ def test_training_is_what_plain_torch_does(
         for group in reference.param_groups:
             group["lr"] = rates[step]
         reference.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         reference.step()
         losses.append(loss.item())
     for name, tensor in expected.state_dict().items():
