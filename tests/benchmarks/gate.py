@@ -295,7 +295,7 @@ def live(folder: Path, out: Path, checks: int, cpu: int) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             answer = Path(scratch, "answer.json")
             command = [sys.executable, "-m", "edgekd", "check", str(file), "--baseline", str(baseline)]
-            exact = ("max_size_growth", "max_memory_growth", "max_coverage_loss", "max_fused_loss")  # they say nothing here
+            exact = ("max_size_growth", "max_memory_growth", "max_coverage_loss", "max_fused_loss")  # no news here
             off = [word for key in exact for word in ("--tolerance", f"{key}=off")]
             subprocess.run([*command, "-t", TARGET, *off, "--json", str(answer)], capture_output=True, check=False)
             (judged,) = json.loads(answer.read_text(encoding="utf-8"))["judged"]
