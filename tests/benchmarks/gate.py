@@ -33,7 +33,7 @@ from edgekd.bench.runner import measure_pair
 from edgekd.bench.statistics import ratios_of
 from edgekd.check.compare import paired_lines
 from edgekd.check.looks import CONFIRMATION, PAIR_LOOKS
-from edgekd.run import write_json
+from edgekd.run import atomic, write_json
 from edgekd.target import Quantization, load_target
 
 TARGET = "cpu-x86"
@@ -171,7 +171,7 @@ def truth(folder: Path, out: Path, cpu: int) -> None:
 def record(folder: Path, out: Path, minutes: float, cpu: int, idle_only: bool) -> None:
     """Process pairs in random order, in spells of two minutes: the other CPU idle, then 60 % busy."""
     os.sched_setaffinity(0, {cpu})
-    taken: list[dict[str, Any]] = json.loads(out.read_text(encoding="utf-8"))["pairs"] if out.exists() else []
+    taken = read_pairs(out) if out.exists() else []
     end, spell, turn = time.monotonic() + 60 * minutes, 0, 0
     draw = random.Random(len(taken))
     while time.monotonic() < end:
@@ -195,8 +195,22 @@ def record(folder: Path, out: Path, minutes: float, cpu: int, idle_only: bool) -
                 load.kill()
                 load.wait()
         spell += 1
-        write_json(out, {"schema_version": 1, "target": TARGET, "pairs": taken})
+        write_pairs(out, taken)
         print(len(taken), "pairs", flush=True)
+
+
+def write_pairs(path: Path, pairs: list[dict[str, Any]]) -> None:
+    """A line a pair, for they are many; the keys stand once."""
+    columns = list(pairs[0])
+    rows = ",\n".join(json.dumps([pair[key] for key in columns], separators=(",", ":")) for pair in pairs)
+    head = f'{{"schema_version": 1, "target": {json.dumps(TARGET)}, "columns": {json.dumps(columns)}, "rows": [\n'
+    with atomic(path) as temporary:
+        temporary.write_text(f"{head}{rows}\n]}}\n", encoding="utf-8")
+
+
+def read_pairs(path: Path) -> list[dict[str, Any]]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return [dict(zip(content["columns"], row, strict=True)) for row in content["rows"]]
 
 
 def replay(pairs_file: Path, truth_file: Path, out: Path) -> None:
@@ -205,7 +219,7 @@ def replay(pairs_file: Path, truth_file: Path, out: Path) -> None:
     Windows are consecutive in time and start at random; they overlap where fewer were recorded, so that the intervals,
     which take checks for independent, are somewhat too narrow.
     """
-    taken = json.loads(pairs_file.read_text(encoding="utf-8"))["pairs"]
+    taken = read_pairs(pairs_file)
     truths = json.loads(truth_file.read_text(encoding="utf-8"))["truth"]
     results = []
     for truth_ in truths:
