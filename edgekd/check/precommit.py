@@ -50,9 +50,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r}: should be a number above 0")
+        raise argparse.ArgumentTypeError(f"got {text!r}; it should be a number above 0")
     return value
 
 

@@ -137,6 +137,9 @@ def test_limits_that_make_no_sense(folder: Path, capsys: pytest.CaptureFixture[s
         with pytest.raises(SystemExit) as ended:
             main([option])
         assert ended.value.code == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        if option.startswith("--max-size-kb"):
+            assert said.endswith(f"--max-size-kb: got {option.partition('=')[2]!r}; it should be a number above 0")
 
 
 def test_the_hook_as_pre_commit_runs_it(folder: Path) -> None:
