@@ -17,6 +17,7 @@ from edgekd.figures import Figure, ModelFigures
 from edgekd.result import read_models
 from edgekd.run import Run
 from edgekd.target import Target
+from edgekd.units import visible
 
 __all__ = [
     "SPLITS",
@@ -102,7 +103,7 @@ def read_arrays(path: Path, folder: Path) -> Inputs:
         )
     file = folder / "second.npy"
     np.save(file, inputs)
-    return Inputs(file, labels.astype(np.int64), str(path))
+    return Inputs(file, labels.astype(np.int64), visible(str(path)))
 
 
 def finished(folder: Path) -> tuple[Run, dict[str, Any], list[ModelFigures]]:

@@ -94,8 +94,10 @@ def run_worker(
     culprit = f"{model}" if plan.baseline is None else f"{model} or baseline {plan.baseline}"
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
         plan_file, out, errors = Path(folder, "plan.json"), Path(folder, "result.json"), Path(folder, "stderr")
-        plan_file.write_text(json.dumps(plan.as_json()), encoding="utf-8")
-        command = [*runtime.command, "--plan", str(plan_file), "--model", str(model), "--out", str(out)]
+        baseline = plan.baseline and _as_text(Path(plan.baseline), Path(folder, "baseline.onnx"))
+        plan_file.write_text(json.dumps(plan.as_json() | {"baseline": baseline}), encoding="utf-8")
+        file = _as_text(model, Path(folder, "model.onnx"))
+        command = [*runtime.command, "--plan", str(plan_file), "--model", file, "--out", str(out)]
         if runtime.kind == "python":
             command.append("--die-with-parent")
         code = _wait(command, errors, timeout_s, told)
@@ -103,7 +105,17 @@ def run_worker(
             raise ModelError(f"{culprit}: still running after {timeout_s:g} s (exit {TIMEOUT_EXIT}); stopped")
         if not out.exists():
             raise ModelError(f"{culprit}: the worker {_ending(code, errors)}")
-        return _read(out, model, f"baseline {plan.baseline}: ")
+        return _read(out, model, f"baseline {baseline}: ", f"baseline {plan.baseline}: ")
+
+
+def _as_text(file: Path, link: Path) -> str:
+    """The path as a runtime can open it, which takes UTF-8 alone: where a name is bytes, a link to the file."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        link.symlink_to(file.resolve())
+        return str(link)
+    return str(file)
 
 
 def _wait(command: list[str], errors: Path, timeout_s: float, told: Told | None) -> int | None:
@@ -148,13 +160,13 @@ def _ending(code: int, errors: Path) -> str:
     return f"ended with exit code {code} and no result ({last})"
 
 
-def _read(out: Path, model: Path, blamed: str) -> Record:
-    """The record; the worker's error is the model's, or the baseline's where it begins with `blamed`."""
+def _read(out: Path, model: Path, blamed: str, baseline: str) -> Record:
+    """The record; the worker's error is the model's, or the `baseline`'s where it begins with `blamed`."""
     try:
         data = json.loads(out.read_text(encoding="utf-8"))
         if "error" in data:
             text = str(data["error"])
-            whose, what = (blamed, text.removeprefix(blamed)) if text.startswith(blamed) else (f"{model}: ", text)
+            whose, what = (baseline, text.removeprefix(blamed)) if text.startswith(blamed) else (f"{model}: ", text)
             kind = ModelError if what.startswith("out of memory") else InputError
             raise kind(whose + what)
         return Record.from_json(data)

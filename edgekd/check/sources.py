@@ -12,6 +12,7 @@ from edgekd.errors import InputError
 from edgekd.run import Run, read_json
 from edgekd.spec import build
 from edgekd.target import Target
+from edgekd.units import visible
 
 __all__ = ["Source", "baseline_of", "signature_of", "source_of"]
 
@@ -39,7 +40,7 @@ def source_of(path: Path, target: Target, inputs: Inputs | None, own_data: bool 
     if not path.is_dir():
         if not path.is_file():
             raise InputError(f"{path}: no such model file or run folder")
-        return Source(name=path.name, file=path, inputs=inputs)
+        return Source(name=visible(path.name), file=path, inputs=inputs)
     run, content, models = finished(path)
     chosen = next((model for model in models if model.name == content.get("chosen")), None)
     if chosen is None or not run.model.is_file():
@@ -47,7 +48,7 @@ def source_of(path: Path, target: Target, inputs: Inputs | None, own_data: bool 
     if file_sha256(run.model) != chosen.sha256:
         raise InputError(f"{run.model}: is not the file the run made (its SHA-256 differs); check it by its own path")
     return Source(
-        name=f"{path.name}/{chosen.name}",
+        name=visible(f"{path.name}/{chosen.name}"),
         file=run.model,
         precision=chosen.precision,
         inputs=inputs or (run_inputs(run, "test") if own_data else None),

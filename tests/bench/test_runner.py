@@ -437,7 +437,7 @@ def test_a_fallback_is_refused(target: Target, model: Path, tmp_path: Path, work
 
 
 def test_a_pair_for_real(target: Target, model: Path, tmp_path: Path) -> None:
-    old = tmp_path / "old.onnx"
+    old = tmp_path / os.fsdecode(b"old\xff.onnx")  # ONNX Runtime itself opens no such name
     other = onnx.load(write_model(old))
     other.graph.node.append(helper.make_node("Identity", ["logits"], ["same"]))
     other.graph.output[0].name = "same"
@@ -492,7 +492,7 @@ def test_a_fallback_in_a_pair_is_refused(
 
 
 def test_a_missing_or_broken_baseline_is_told(target: Target, model: Path, tmp_path: Path) -> None:
-    old = tmp_path / "old.onnx"
+    old = tmp_path / os.fsdecode(b"old\xff.onnx")
     with pytest.raises(InputError) as caught:
         measure_pair(model, old, target, None, QUICK, 0)
     assert str(caught.value) == f"baseline {old}: no such model file"
