@@ -5,7 +5,7 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING
 
-from edgekd.units import visible
+from edgekd.units import flat, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,12 +22,14 @@ def _console(stderr: bool) -> "Console":
 
     stream = sys.stderr if stderr else sys.stdout
     # A pipe or a CI log has no width of its own; tables must not be folded there.
-    return Console(stderr=stderr, highlight=False, soft_wrap=True, width=None if stream.isatty() else 200)
+    # Nor may a path such as data:100:x become an emoji.
+    width = None if stream.isatty() else 200
+    return Console(stderr=stderr, highlight=False, soft_wrap=True, emoji=False, width=width)
 
 
 def say(text: str) -> None:
     """One line about what is going on."""
-    _console(True).print(visible(text), markup=False)
+    _console(True).print(flat(text), markup=False)
 
 
 def out(item: object) -> None:
@@ -56,5 +58,7 @@ def status() -> "Iterator[Callable[[str], None]]":
     if not sys.stderr.isatty():
         yield lambda text: None
         return
+    from rich.text import Text
+
     with _console(True).status("") as spinner:
-        yield lambda text: spinner.update(text)
+        yield lambda text: spinner.update(Text(flat(text)))

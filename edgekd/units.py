@@ -2,7 +2,7 @@
 
 import re
 
-__all__ = ["accuracy", "bytes_", "count", "duration", "milliseconds", "percent", "ratio", "visible"]
+__all__ = ["accuracy", "bytes_", "count", "duration", "flat", "milliseconds", "percent", "ratio", "visible"]
 
 
 def milliseconds(ms: float) -> str:
@@ -68,3 +68,12 @@ def visible(text: str) -> str:
     an escape sequence.
     """
     return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+_COMMAND = re.compile(r"^:(?=:)|#(?=#\[)")
+"""What GitHub's log obeys: `::error` at the start of a line, `##[error]` anywhere."""
+
+
+def flat(text: str) -> str:
+    """On one line, and nothing in it that a terminal or a CI log would obey."""
+    return _COMMAND.sub(r"\g<0> ", visible(" ".join(text.split())))

@@ -91,12 +91,27 @@ def test_ratios(value: float, text: str) -> None:
     assert units.ratio(value) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "shown", "line"),
+    [
+        ("größe 1,5 → ✓\t2", "größe 1,5 → ✓\t2", "größe 1,5 → ✓ 2"),
+        ("a\x1b[31m\x00\x9b\udcff", r"a\x1b[31m\x00\x9b\udcff", r"a\x1b[31m\x00\x9b\udcff"),
+        ("a\n::error::b", "a\n::error::b", "a ::error::b"),
+        (" ::error::b", " ::error::b", ": :error::b"),
+        ("a##[error]b #[c", "a##[error]b #[c", "a# #[error]b #[c"),
+    ],
+)
+def test_nothing_in_a_name_is_obeyed(text: str, shown: str, line: str) -> None:
+    assert (units.visible(text), units.flat(text)) == (shown, line)
+
+
 def test_every_name_is_tested_and_public() -> None:
     assert set(units.__all__) == {
         "accuracy",
         "bytes_",
         "count",
         "duration",
+        "flat",
         "milliseconds",
         "percent",
         "ratio",

@@ -7,12 +7,7 @@ from edgekd.check.judge import Judged, Line, show_limit
 from edgekd.figures import BUDGETED
 from edgekd.units import visible
 
-__all__ = ["background", "details", "flat", "kind", "named_apart", "shown_figure", "shown_margin", "visible"]
-
-
-def flat(text: str) -> str:
-    """On one line, and nothing in it that a terminal or a CI log would obey."""
-    return visible(" ".join(text.split()))
+__all__ = ["background", "details", "kind", "named_apart", "shown_figure", "shown_margin", "visible"]
 
 
 def named_apart(judged: Sequence[Judged]) -> list[Judged]:

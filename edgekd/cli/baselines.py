@@ -14,7 +14,7 @@ from edgekd.check.verdict import figures_of
 from edgekd.cli.estimating import estimate
 from edgekd.console import out, say
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, one_line
-from edgekd.units import milliseconds
+from edgekd.units import flat, milliseconds
 
 __all__ = ["accept"]
 
@@ -55,7 +55,7 @@ def accept(
             yield ExitCode.USAGE
             continue
         taken.add(place)
-        out(f"{place}: {sample.name} on {sample.target} {changed}")
+        out(flat(f"{place}: {sample.name} on {sample.target} {changed}"))
         yield ExitCode.PASS
 
 

@@ -13,12 +13,13 @@ from edgekd.check.judge import COUNTED, Judged, Line, exit_code_of
 from edgekd.check.manifest import NAME, manifest_for_run, read_manifest
 from edgekd.check.record import Checked, is_record
 from edgekd.check.tolerance import Tolerance, parse_tolerance
-from edgekd.check.wording import flat, shown_margin
+from edgekd.check.wording import shown_margin
 from edgekd.cli.estimating import estimate
 from edgekd.cli.outputs import Outputs, write_outputs
 from edgekd.console import out, say, status
 from edgekd.errors import ConfigError, ExitCode
 from edgekd.run import atomic
+from edgekd.units import flat
 
 __all__ = ["CheckOptions", "check_models", "write_manifest"]
 
@@ -95,7 +96,7 @@ def _jobs(paths: list[Path], targets: list[str], options: CheckOptions) -> list[
 
 def _show(judged: Judged, on_inconclusive: str | None) -> None:
     if judged.verdict is None:
-        say(f"edgekd: {flat(judged.problem)}")
+        say(f"edgekd: {judged.problem}")
         return
     against = f", against {judged.baseline}" if judged.baseline else ""
     counted = on_inconclusive if judged.outcome == "inconclusive" else None
@@ -110,10 +111,10 @@ def _show(judged: Judged, on_inconclusive: str | None) -> None:
 
 def _texts(line: Line) -> Iterator[str]:
     """The line, and below it the interval, what is left until the limit, and how sure it is."""
-    yield f"{MARKS[line.outcome]} {line.text}"
+    yield f"{MARKS[line.outcome]} {flat(line.text)}"
     margin = f"margin {shown_margin(line)}" if line.margin is not None else ""
     if known := "; ".join(filter(None, [line.shown_interval, margin, line.confidence])):
-        yield f"    {known}"
+        yield f"    {flat(known)}"
 
 
 def _offer(judged: Judged) -> None:

@@ -13,6 +13,7 @@ import typer
 
 from edgekd import __version__
 from edgekd.errors import EdgekdError, ExitCode, one_line, worst
+from edgekd.units import flat
 
 __all__ = ["app", "main"]
 
@@ -321,4 +322,4 @@ def _system(error: OSError) -> str:
 def _complain(message: str, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    print(f"edgekd: {message}", file=sys.stderr)
+    print(f"edgekd: {flat(message)}", file=sys.stderr)
