@@ -1,7 +1,6 @@
 """The plan a worker gets and the record it gives back; both are plain JSON."""
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -135,8 +134,8 @@ def _check_objects(data: dict[str, Any]) -> None:
             raise ValueError(f"{key} should hold numbers")
 
 
-LONGEST_S = 1e6
-"""Times beyond this are damage."""
+SHORTEST_S, LONGEST_S = 1e-12, 1e6
+"""Times beyond these are damage; so is a ratio of two that no float can hold."""
 
 
 def _check(data: dict[str, Any]) -> None:
@@ -163,7 +162,7 @@ def _check_pair(data: dict[str, Any]) -> None:
         raise ValueError("baseline should be an object with a fingerprint")
     mine, theirs = (list(side.get("latency_s", ())) for side in (data, other))
     times = [*mine, *theirs, *(side.get(key) for side in (data, other) for key in ("load_s", "first_call_s"))]
-    if not all(isinstance(t, int | float) and math.isfinite(t) and t > 0 for t in times):
+    if not all(isinstance(t, int | float) and SHORTEST_S < t < LONGEST_S for t in times):
         raise ValueError("the times of a model and its baseline should be seconds above 0")
     if not mine or len(mine) != len(theirs):
         raise ValueError(f"a model and its baseline should have equally many calls, not {len(mine)} and {len(theirs)}")

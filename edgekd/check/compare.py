@@ -230,43 +230,41 @@ def _memory(new: Sample, old: Sample, tolerance: Tolerance) -> Line | None:
 
 
 def _placed(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line | None]:
-    if not (new.placement and old.placement and new.placement.nodes and old.placement.nodes):
+    both = [sample.placement for sample in (new, old) if sample.placement and any(sample.placement.nodes.values())]
+    if len(both) < 2:
         limits = {"max_coverage_loss": tolerance.max_coverage_loss, "max_fused_loss": tolerance.max_fused_loss}
         why = "where the nodes ran was not measured of both"
         return [Line(k, x, Figure(why=why), "not judged", why) for k, x in limits.items() if not isinstance(x, str)]
-    shares = []
-    for sample in (new, old):
-        assert sample.placement is not None
-        total = sum(sample.placement.nodes.values()) or 1
-        shares.append(sample.placement.nodes.get(sample.provider, 0) / total)
-    lines = [_exact("max_coverage_loss", tolerance.max_coverage_loss, shares[1] - shares[0], new.placement.provenance)]
-    before, now = old.placement.fused_share, new.placement.fused_share
-    if before is not None:
-        lines.append(
-            _exact("max_fused_loss", tolerance.max_fused_loss, before - (now or 0.0), new.placement.provenance)
-        )
+    now, before = both
+    mine, theirs = (
+        placed.nodes.get(sample.provider, 0) / sum(placed.nodes.values())
+        for placed, sample in ((now, new), (before, old))
+    )
+    lines = [_exact("max_coverage_loss", tolerance.max_coverage_loss, theirs - mine, now.provenance)]
+    if before.fused_share is not None:
+        loss = before.fused_share - (now.fused_share or 0.0)
+        lines.append(_exact("max_fused_loss", tolerance.max_fused_loss, loss, now.provenance))
     return lines
 
 
 def _answers(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line | None]:
     limit, least = tolerance.max_accuracy_loss, tolerance.min_same_answers
+    outcome: Outcome
     if new.answers is None or old.answers is None or _asked_of(new.answers) != _asked_of(old.answers):
         why = "no data given" if new.answers is None else "the baseline has no answers for these data"
         by_default = least == "off" and limit == Tolerance().max_accuracy_loss
-        outcome: Outcome = "not judged" if new.answers is None and by_default else "inconclusive"
+        outcome = "not judged" if new.answers is None and by_default else "inconclusive"
         asked = {"max_accuracy_loss": limit, "min_same_answers": least}
         return [Line(k, x, Figure(why=why), outcome, why) for k, x in asked.items() if not isinstance(x, str)]
     lines: list[Line | None] = []
+    provenance: Provenance = "proxy" if new.elsewhere else "measured"
     if not isinstance(limit, str):
-        lines.append(_accuracy(new.answers, old.answers, limit, "proxy" if new.elsewhere else "measured"))
+        lines.append(_accuracy(new.answers, old.answers, limit, provenance))
     if not isinstance(least, str):
         pairs = zip(new.answers.classes, old.answers.classes, strict=True)
         share = sum(a == b for a, b in pairs) / len(new.answers.classes)
-        lines.append(
-            Line(
-                "min_same_answers", least, Figure(share, "measured"), "pass" if share >= least else "fail", "", "exact"
-            )
-        )
+        outcome = "pass" if share >= least else "fail"
+        lines.append(Line("min_same_answers", least, Figure(share, provenance), outcome, "", "exact"))
     return lines
 
 

@@ -39,6 +39,8 @@ KIND = "edgekd check record"
 KEPT_CALLS = 400
 """Calls of a process that a baseline keeps: enough for its p95, and small enough for a repository."""
 AGAIN = "`edgekd baseline accept` writes it anew"
+BEYOND = 1e18
+"""No number of a record is this large."""
 Count = Annotated[int, Field(gt=0)]
 NOT_COMPARED = ("model_sha256", "nodes_by_provider", "ops_elsewhere", "numpy", "python")
 """Keys of a fingerprint that may differ between a model and its baseline; all others tell of another machine."""
@@ -127,22 +129,26 @@ def may_be_replaced(path: Path) -> bool:
 def read_record(path: Path) -> Checked:
     """The content of a record; InputError if it is none, or of a later edgekd."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text, parse_int=_whole, parse_float=_real, parse_constant=_real)
     except FileNotFoundError:
         raise InputError(f"{path}: no such record; `edgekd baseline accept MODEL --target T` makes one") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {os.strerror(error.errno or 0)}") from error
+    except ArithmeticError as error:
+        raise InputError(f"{path}: is damaged: {error}; {AGAIN}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON: {one_line(error)}; {AGAIN}") from error
     if not isinstance(data, dict) or data.get("kind") != KIND:
         raise InputError(f"{path}: is no record of edgekd check; `edgekd baseline accept MODEL --target T` makes one")
-    version = data.get("schema_version")
-    if version != SCHEMA_VERSION:
-        later = isinstance(version, int) and version > SCHEMA_VERSION
+    for key, known, oldest in (("schema_version", SCHEMA_VERSION, SCHEMA_VERSION), ("records", RECORD_VERSION, 1)):
+        version = data.get(key)
+        if isinstance(version, int) and oldest <= version <= known:
+            continue
+        later = isinstance(version, int) and version > known
         what = "update edgekd, or" if later else "run"
         raise InputError(
-            f"{path}: schema_version is {version!r}; this edgekd reads {SCHEMA_VERSION}; "
-            f"{what} `edgekd baseline accept` to write it anew"
+            f"{path}: {key} is {version!r}; this edgekd reads {known}; {what} `edgekd baseline accept` to write it anew"
         )
     try:
         return Checked(
@@ -159,6 +165,19 @@ def read_record(path: Path) -> Checked:
         raise InputError(f"{path}: is damaged: {one_line(error)}; {AGAIN}") from error
 
 
+def _whole(text: str) -> int:
+    _real(text)
+    return int(text)
+
+
+def _real(text: str) -> float:
+    """The number; ArithmeticError for one so large that no measurement gives it, and no figure can be made of it."""
+    value = float(text)
+    if not abs(value) < BEYOND:
+        raise ArithmeticError(f"a number in it is {text if len(text) <= 20 else text[:19] + '…'}")
+    return value
+
+
 def _limits(data: dict[str, Any]) -> dict[str, float]:
     return {key: limit for key, limit in dataclasses.asdict(build(Budget, data, "budget")).items() if limit is not None}
 
@@ -169,6 +188,10 @@ def _sample(data: dict[str, Any], where: str) -> Sample:
         lengths = {len(answers.classes), len(answers.labels), len(answers.teacher) or len(answers.labels)}
         if len(lengths) != 1 or lengths == {0}:
             raise ValueError(f"{where}: answers: classes, labels and teacher should be equally many")
+    if "\0" in sample.name + sample.target or "/" in sample.target:
+        raise ValueError(f"{where}: name and target should do as names of files")
+    if (placed := sample.placement) and min(*placed.nodes.values(), placed.fused or 0, placed.unfused or 0, 0) < 0:
+        raise ValueError(f"{where}: placement: the numbers of nodes should be at least 0")
     return dataclasses.replace(sample, latency=_records(data["latency"], "latency"))
 
 
@@ -193,7 +216,7 @@ def _thinned(record: Record) -> Record:
 def differences(old: Sample, new: Sample) -> dict[str, str]:
     """By key, how the machine or the session of two samples differ, in words."""
     before, now = _mark(old), _mark(new)
-    if old.latency and not old.fingerprint:
+    if any((sample.latency or sample.memory_bytes) and not sample.fingerprint for sample in (old, new)):
         return {"fingerprint": "the record does not say where it was measured"}
     if not (before and now):  # nothing was measured that depends on the machine
         return {}
@@ -230,9 +253,9 @@ def refuse_other_machine(stored: Sample, now: Sample, allowed: Collection[str]) 
 
     Raises ConfigError for what is not.
     """
-    known = stored.fingerprint.keys() | {"batch_size", "fingerprint"}
+    known = stored.fingerprint.keys() | now.fingerprint.keys() | {"batch_size", "fingerprint"}
     for key in allowed:
-        if stored.fingerprint and key not in known:
+        if now.fingerprint and key not in known:  # what was measured of neither is not compared
             raise ConfigError(f"--allow-difference {key}: {did_you_mean(key, known)}")
     found = differences(stored, now)
     if not now.latency:  # only calls that are timed are made with the user's data

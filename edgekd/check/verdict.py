@@ -18,7 +18,7 @@ from edgekd.check.looks import BUDGET_LOOKS, ERROR, Decision, below_limit
 from edgekd.check.record import Checked, Sample
 from edgekd.check.tolerance import Tolerance
 from edgekd.distributions import Interval
-from edgekd.figures import Figure
+from edgekd.figures import COMPARED, Figure
 from edgekd.target import Target
 
 __all__ = ["Wanted", "figures_of", "judge_record", "judge_samples", "judged_of"]
@@ -58,7 +58,18 @@ def judge_samples(
         return _judged_at_all(lines), Wanted(latency=max(wanted, default=0)), []
     compared, more, old = compared_lines(checked, tolerance)
     both = Wanted(max([*wanted, old], default=0), more)
-    return _judged_at_all([*lines, *compared]), both, steadiness(checked, tolerance)
+    lines = [*lines, *compared] or _nothing(tolerance)
+    return _judged_at_all(lines), both, steadiness(checked, tolerance)
+
+
+def _nothing(tolerance: Tolerance) -> list[Line]:
+    """A line for each tolerance where none of them says anything of these two: that is no pass."""
+    why = "there is nothing to compare by it here"
+    limits = {key: limit for key, limit in dataclasses.asdict(tolerance).items() if limit != "off"}
+    return [
+        Line(key if key in COMPARED else "max_slowdown", limit, Figure(why=why), "not judged", why)
+        for key, limit in limits.items()
+    ]
 
 
 def _judged_at_all(lines: list[Line]) -> Verdict:

@@ -13,7 +13,7 @@ from edgekd.check.compare import compared_lines, steadiness
 from edgekd.check.judge import Line
 from edgekd.check.record import Checked, Sample
 from edgekd.check.tolerance import Tolerance
-from edgekd.figures import COMPARED, Placement
+from edgekd.figures import COMPARED, Placement, Provenance
 
 OFF = Tolerance(**dict.fromkeys(COMPARED, "off"), max_slowdown_stored="off")  # type: ignore[arg-type]
 
@@ -333,6 +333,8 @@ def test_placement_that_was_not_measured_of_both_is_not_judged(old: Sample, make
     for key in ("max_coverage_loss", "max_fused_loss"):
         assert one(checked, **{key: 0.0}).outcome == "not judged"
     assert lines_of(checked, OFF) == {}
+    nobody = dataclasses.replace(old, **placed(0))  # type: ignore[arg-type]
+    assert one(against(nobody, make, placed(10)), max_coverage_loss=0.0).outcome == "not judged"
 
 
 # --- answers ---
@@ -404,3 +406,20 @@ def test_answers_to_other_data_are_inconclusive(old: Sample, make: Any) -> None:
     ):
         line = one(checked, max_accuracy_loss=0.5)
         assert (line.outcome, line.reason) == ("inconclusive", "the baseline has no answers for these data")
+
+
+def test_on_another_machine_what_stands_in_is_told(old: Sample, make: Any) -> None:
+    here = placed(9, 1, fused=8, unfused=2)["placement"]
+    old = dataclasses.replace(old, placement=here, answers=make.answers(RIGHT, RIGHT))
+    tolerance = only(max_coverage_loss=0.0, max_fused_loss=0.0, min_same_answers=0.5, max_accuracy_loss=0.5)
+    ways: list[tuple[str, Provenance]] = [("", "measured"), ("no board", "proxy")]
+    for elsewhere, provenance in ways:
+        found = {"placement": dataclasses.replace(here, provenance=provenance), "elsewhere": elsewhere}
+        lines = lines_of(against(old, make, {**found, "answers": make.answers(RIGHT, RIGHT)}), tolerance)
+        assert {line.figure.provenance for line in lines.values()} == {provenance}
+        assert len(lines) == 4
+
+
+def test_an_accuracy_tolerance_of_the_users_own_wants_data(old: Sample, make: Any) -> None:
+    assert one(against(old, make), max_accuracy_loss=0.5).outcome == "not judged"
+    assert one(against(old, make), max_accuracy_loss=0.4).outcome == "inconclusive"

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgekd.bench.records import RECORD_VERSION
 from edgekd.check.record import (
     Checked,
     Sample,
     as_baseline,
     differences,
     is_record,
+    may_be_replaced,
     read_record,
     record_of,
     refuse_other_machine,
@@ -167,6 +169,13 @@ def test_a_record_of_another_edgekd(path: Path, whole: Checked) -> None:
         "schema_version is 0; this edgekd reads 1; run `edgekd baseline accept` to write it anew"
     )
     assert edited(path, whole, lambda c: c.pop("schema_version")).startswith("schema_version is None; ")
+    assert edited(path, whole, lambda c: c.update(records=RECORD_VERSION + 1)) == (
+        f"records is {RECORD_VERSION + 1}; this edgekd reads {RECORD_VERSION}; update edgekd, or "
+        "`edgekd baseline accept` to write it anew"
+    )
+    write_record(path, whole)
+    path.write_text(path.read_text().replace(f'"records":{RECORD_VERSION}', '"records":1'))
+    assert read_record(path) == whole
 
 
 @pytest.mark.parametrize(
@@ -192,7 +201,20 @@ def test_a_record_of_another_edgekd(path: Path, whole: Checked) -> None:
         (lambda c: c["sample"]["latency"][0].pop("fingerprint"), "Record.__init__() missing "),
         (lambda c: c["sample"]["latency"][0].update(latency_s=[]), "latency_s holds no call"),
         (lambda c: c["sample"]["latency"][0].update(latency_s=["1"]), "latency_s, load_s and first_call_s should be"),
-        (lambda c: c["sample"]["latency"][0].update(latency_s=[float("nan")]), "latency_s, load_s and first_call_s"),
+        (lambda c: c["sample"]["latency"][0].update(latency_s=[float("nan")]), "a number in it is NaN"),
+        (lambda c: c["sample"].update(memory_bytes=[10**400]), "a number in it is 1000000000000000000…"),
+        (lambda c: c["sample"]["fingerprint"].update(mhz=-float("inf")), "a number in it is -Infinity"),
+        (lambda c: c["sample"].update(name="a\0b"), "sample: name and target should do as names of files"),
+        (lambda c: c["sample"].update(target="../../b"), "sample: name and target should do as names of files"),
+        (
+            lambda c: c["sample"]["placement"].update(nodes={"A": 1, "B": -1}),
+            "sample: placement: the numbers of nodes ",
+        ),
+        (
+            lambda c: c["baseline"].update(placement={"nodes": {}, "time_share": {}, "fused": -1}),
+            "baseline: placement: ",
+        ),
+        (lambda c: c.update(budget={"size": 3}), "budget: size: unknown key; "),
         (lambda c: c["sample"]["latency"][0].update(mode="memory"), "mode should be latency"),
         (lambda c: c["pairs"][0].update(mode="latency"), "mode should be pair"),
         (lambda c: c["pairs"][0].update(block_calls=7), "block_calls is 7; "),
@@ -264,3 +286,41 @@ def test_data_matter_to_what_is_timed_alone(make: Any) -> None:
     timed = dataclasses.replace(new, latency=(make.alone(),))
     with pytest.raises(ConfigError, match="inputs was 'data' and is 'random'"):
         refuse_other_machine(old, timed, [])
+
+
+def test_a_record_that_does_not_say_where_it_was_made_is_refused(make: Any) -> None:
+    timed = make.sample(latency=(make.alone(),))
+    lost = dataclasses.replace(timed, fingerprint={})
+    for old, new in ((lost, timed), (timed, lost), (make.sample(fingerprint={}, memory_bytes=(1,)), make.sample())):
+        with pytest.raises(
+            ConfigError, match=r"does not say where it was measured; .* --allow-difference fingerprint$"
+        ):
+            refuse_other_machine(old, new, [])
+        assert len(refuse_other_machine(old, new, ["fingerprint"])) == 1
+
+
+def test_other_batches_are_other_calls(make: Any) -> None:
+    one, two = (make.sample(latency=(dataclasses.replace(make.alone(), batch_size=size),)) for size in (1, 2))
+    with pytest.raises(ConfigError, match="batch_size was 2 and is 1"):
+        refuse_other_machine(two, one, [])
+    assert refuse_other_machine(two, one, ["batch_size"]) == ["compared although batch_size was 2 and is 1"]
+
+
+def test_a_difference_that_there_cannot_be(make: Any) -> None:
+    old = make.sample(latency=(make.alone(),))
+    with pytest.raises(ConfigError, match=r"^--allow-difference onnxruntim: did you mean 'onnxruntime'\? Known: "):
+        refuse_other_machine(old, old, ["onnxruntim"])
+    new = make.sample(latency=(make.alone(),), fingerprint=make.machine | {"threads": 2})
+    assert refuse_other_machine(old, new, ["threads"]) == ["compared although threads was None and is 2"]
+
+
+def test_only_records_are_replaced(tmp_path: Path, whole: Checked) -> None:
+    path = tmp_path / "a.json"
+    assert may_be_replaced(path)
+    write_record(path, whole)
+    whole_text = path.read_text()
+    for text in (whole_text, whole_text[:60], whole_text.replace('"schema_version":1', '"schema_version":99')):
+        path.write_text(text)
+        assert may_be_replaced(path)
+    path.write_text('{"name": "package", "version": "1.0.0"}')
+    assert not may_be_replaced(path)

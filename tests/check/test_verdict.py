@@ -113,6 +113,7 @@ def test_an_estimate_counts_where_it_is_allowed(make: Any) -> None:
     assert judge_samples(checked, budget, Tolerance())[0].outcome == "inconclusive"
     allowed = judge_samples(checked, budget, Tolerance(), allow_estimated=True)[0]
     assert [line.outcome for line in allowed.lines] == ["pass", "inconclusive"]  # p95 is never estimated
+    assert allowed.lines[0].confidence == ""  # a guess is not exact
 
 
 # --- other budgets ---
@@ -213,6 +214,27 @@ def test_the_same_samples_give_the_same_verdict(make: Any) -> None:
     assert judge_samples(checked, Budget(latency_p50_ms=1.0), Tolerance()) == judge_samples(
         checked, Budget(latency_p50_ms=1.0), Tolerance()
     )
+
+
+OFF: dict[str, Any] = {field.name: "off" for field in dataclasses.fields(Tolerance)}
+
+
+@pytest.mark.parametrize(
+    "tolerance",
+    [
+        {"max_memory_growth": 0.05},  # not measured
+        {"max_slowdown_stored": 0.1},  # the baseline is no record
+        {"max_fused_loss": 0.0},  # nothing in either computes in int8
+    ],
+)
+def test_where_nothing_is_judged_that_is_no_pass(make: Any, tolerance: dict[str, float]) -> None:
+    floats = make.sample(placement=placed(fused=0, unfused=0))
+    checked = Checked(sample=floats, baseline=dataclasses.replace(floats, name="old.onnx", sha256="o" * 64))
+    verdict, wanted, _ = judge_samples(checked, Budget(), Tolerance(**OFF | tolerance))
+    assert ([line.outcome for line in verdict.lines], verdict.outcome, wanted) == (
+        ["inconclusive"], "inconclusive", Wanted(),
+    )  # fmt: skip
+    assert judge_samples(checked, Budget(size_kb=200), Tolerance(**OFF | tolerance))[0].outcome == "pass"
 
 
 # --- records ---
