@@ -14,7 +14,7 @@ from typing import Any
 
 from edgekd import __version__
 from edgekd.card import Budget, Card
-from edgekd.errors import ConfigError, InputError
+from edgekd.errors import ConfigError, InputError, one_line
 from edgekd.target import Target
 
 __all__ = ["Run", "atomic", "open_run", "read_json", "write_json"]
@@ -52,8 +52,8 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file; InputError if it is not one."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON: {error}; delete it to have it made again") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON: {one_line(error)}; delete it to have it made again") from error
 
 
 @dataclass(frozen=True)

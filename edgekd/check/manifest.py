@@ -1,11 +1,14 @@
 """`edgekd-check.toml`: which models are checked on which targets, by which budgets; kept in the user's repository."""
 
+import dataclasses
 import glob
+import json
+import re
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from edgekd.card import Budget
@@ -14,26 +17,36 @@ from edgekd.check.tolerance import Tolerance
 from edgekd.errors import ConfigError, InputError, did_you_mean
 from edgekd.run import read_json
 from edgekd.spec import build, bundled_names, read_toml
+from edgekd.units import visible
 
 __all__ = ["NAME", "manifest_for_run", "read_manifest"]
 
 NAME = "edgekd-check.toml"
 """What a manifest is called by default."""
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-Names = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("should hold no NUL character")
+    return text
+
+
+Place = Annotated[str, AfterValidator(_no_nul)]
+Names = Annotated[tuple[Place, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Entry:
     """One `[[model]]`."""
 
-    path: str
+    path: Place
     """A model file, a run folder, or a pattern such as `models/*.onnx`; relative to the manifest."""
     targets: Names | None = None
     """Default: those of the whole manifest."""
-    baseline: str = ""
+    baseline: Place = ""
     """A model, run or record; `{stem}` and `{target}` stand for the model's and the target's name."""
-    data: str = ""
+    data: Place = ""
     """An .npz file with the arrays inputs and labels, for accuracy."""
     budget: dict[str, Any] = field(default_factory=dict)
     tolerance: dict[str, float | str] = field(default_factory=dict)
@@ -44,8 +57,8 @@ class Manifest:
     """The whole file."""
 
     targets: Names | None = None
-    baseline: str = ""
-    data: str = ""
+    baseline: Place = ""
+    data: Place = ""
     budget: dict[str, Any] = field(default_factory=dict)
     """Limits for every model and target; a table of a target's name holds those for that target."""
     tolerance: dict[str, float | str] = field(default_factory=dict)
@@ -157,11 +170,10 @@ def _files(folder: Path, pattern: str, where: str) -> list[Path]:
 
 
 def _filled(text: str, names: dict[str, str], where: str) -> str:
-    for name, value in names.items():
-        text = text.replace(f"{{{name}}}", value)
-    if "{" in text or "\0" in text:
+    known = re.compile("{(" + "|".join(names) + ")}")
+    if "{" in (rest := known.sub("", text)) or "}" in rest:
         raise ConfigError(f"{where}: got {text!r}; only {{stem}} and {{target}} may stand in braces")
-    return text
+    return known.sub(lambda match: names[match[1]], text)
 
 
 def manifest_for_run(run: Path, folder: Path) -> str:
@@ -174,9 +186,12 @@ def manifest_for_run(run: Path, folder: Path) -> str:
     made, result = read_json(run / "run.json"), read_json(run / "result.json")
     if not (isinstance(made, dict) and isinstance(made.get("budget"), dict) and isinstance(result, dict)):
         raise InputError(f"{run}: its run.json or result.json holds no budget; was it edited?")
-    target = str(result.get("target"))
+    target = result.get("target")
+    if not isinstance(target, str) or not target.isprintable():
+        raise InputError(f"{run / 'result.json'}: target: got {target!r}; it should be a target's name; was it edited?")
     own = "" if target in bundled_names("targets") else f"; put the path of {target}.toml here"
-    limits = {key: value for key, value in made["budget"].items() if value is not None}
+    asked = build(Budget, made["budget"], f"{run / 'run.json'}: budget")
+    limits = {key: value for key, value in dataclasses.asdict(asked).items() if value is not None}
     limits.pop("teacher_min_accuracy", None)
     plain = run.resolve()
     path = plain.relative_to(folder.resolve()) if plain.is_relative_to(folder.resolve()) else plain
@@ -185,9 +200,12 @@ def manifest_for_run(run: Path, folder: Path) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A TOML basic string."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    """A TOML basic string; InputError for what TOML cannot hold: names that are bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{visible(text)}: is no text, so that no manifest can name it; rename it") from None
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 TEMPLATE = """\

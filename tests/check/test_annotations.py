@@ -49,3 +49,12 @@ def test_at_most_ten_of_a_kind(slower: Judged, mixed: Judged) -> None:
     assert errors[-1] == "10 more are left out here; the log has them all"
     assert "left out" not in warnings[-1]
     assert len(commands(github_annotations([slower] * 10))) == 10
+
+
+def test_what_is_inconclusive_is_an_error_where_that_fails(mixed: Judged) -> None:
+    def errors(on_inconclusive: str | None) -> list[str]:
+        found = commands(github_annotations([mixed], on_inconclusive))
+        return [title.partition(": ")[2] for command, title, _ in found if command == "error"]
+
+    assert errors("pass") == errors(None) == ["file size"]
+    assert errors("fail") == ["latency p95", "file size"]

@@ -385,6 +385,9 @@ def test_a_run_brings_data_teacher_and_budget(run: Path, target: Target, workers
     assert outcomes(judged) == {
         "latency_p50_ms": "pass", "size_kb": "pass", "min_accuracy": "pass", "max_accuracy_drop": "fail",
     }  # fmt: skip
+    assert workers.count("answers teacher") == 1
+    run_job(dataclasses.replace(job, budget=Budget()), JobOptions(), as_they_are, lambda text: None)
+    assert (workers.count("answers teacher"), workers.count("answers model")) == (1, 2)  # nobody asked for it
     assert judged.figures["max_accuracy_drop"].value == 25.0
 
 
@@ -406,6 +409,8 @@ def test_what_a_baseline_may_be(run: Path, model: Path, target: Target, tmp_path
     found = baseline_of(run, target)
     assert isinstance(found, Source)
     assert (found.file, found.inputs) == (run / "model.onnx", None)
+    (run / "data" / "test.npy").unlink()
+    assert baseline_of(run, target) == found
     assert baseline_of(model, target) == Source(name="model.onnx", file=model)
     write_record(tmp_path / "kept.json", Checked(sample=make.sample()))
     assert baseline_of(tmp_path / "kept.json", target) == read_record(tmp_path / "kept.json")
@@ -417,6 +422,16 @@ def test_the_signature_of_a_file(model: Path, tmp_path: Path) -> None:
     assert signature_of(model) == "uint8 [N,3]"
     (tmp_path / "broken.onnx").write_bytes(b"nonsense")
     assert signature_of(tmp_path / "broken.onnx") is None
+
+
+def test_a_model_without_inputs_is_a_model(tmp_path: Path, target: Target) -> None:
+    value = numpy_helper.from_array(np.zeros(3, np.float32))
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [3])
+    graph = helper.make_graph([helper.make_node("Constant", [], ["y"], value=value)], "g", [], [output])
+    onnx.save(helper.make_model(graph), tmp_path / "constant.onnx")
+    assert signature_of(tmp_path / "constant.onnx") == ""
+    job = job_for(tmp_path / "constant.onnx", budget=Budget(size_kb=1))
+    assert run_job(job, JobOptions(), as_they_are, lambda text: None)[0].outcome == "pass"
 
 
 # --- jobs ---

@@ -1,6 +1,8 @@
 """Manifests: what they ask for, and what a mistake in one says."""
 
 import json
+import os
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -255,6 +257,12 @@ ONE = 'targets = ["cpu-x86"]\n[[model]]\npath = "models/a.onnx"\n'
         ),
         (ONE + 'baseline = "{stem.json"', "model.0.baseline: got '{stem.json'; only {stem} and {target} may stand in "),
         (ONE + 'baseline = "{}"', "model.0.baseline: got '{}'; only {stem} and {target} may stand in braces"),
+        (ONE + 'baseline = "{{stem}}"', "model.0.baseline: got '{{stem}}'; only {stem} and {target} may stand in "),
+        (ONE + 'baseline = "stem}.json"', "model.0.baseline: got 'stem}.json'; only {stem} and {target} may stand in "),
+        (ONE + 'baseline = "a\\u0000b"', "model.0.baseline: should hold no NUL character"),
+        (ONE + 'data = "a\\u0000b"', "model.0.data: should hold no NUL character"),
+        ('data = "a\\u0000b"\n' + ONE, "data: should hold no NUL character"),
+        (ONE.replace("a.onnx", "\\u0000*"), "model.0.path: should hold no NUL character"),
         (
             ONE + '[[model]]\npath = "models/*.onnx"',
             "{folder}/models/a.onnx is checked twice on cpu-x86; leave one [[model]] out",
@@ -280,6 +288,14 @@ def test_two_models_may_share_a_model_as_their_baseline(folder: Path) -> None:
     assert {job.baseline for job in jobs} == {folder / "main.onnx"}
 
 
+def test_a_models_own_braces_stay(folder: Path) -> None:
+    (folder / "models/{target}.onnx").write_bytes(b"")
+    (job,) = read(
+        folder, 'targets = ["wasm"]\nbaseline = "{stem}@{target}.json"\n[[model]]\npath = "models/{target}.onnx"'
+    )
+    assert job.baseline == folder / "{target}@wasm.json"
+
+
 def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "none.toml"
     with pytest.raises(ConfigError) as caught:
@@ -297,7 +313,7 @@ def finished(folder: Path, budget: dict[str, float | None]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["digits@cpu-x86", 'a "quoted" \\ name'])
+@pytest.mark.parametrize("name", ["digits@cpu-x86", 'a "quoted" \\ name', "two\nlines\x7f\x1b"])
 def test_a_runs_manifest_asks_what_the_run_was_made_for(tmp_path: Path, name: str) -> None:
     limits = {"latency_p50_ms": 0.00002, "size_kb": 60.0, "min_accuracy": 0.9, "max_accuracy_drop": None}
     run = finished(tmp_path / "runs" / name, {**limits, "teacher_min_accuracy": 0.95})
@@ -310,7 +326,7 @@ def test_a_runs_manifest_asks_what_the_run_was_made_for(tmp_path: Path, name: st
         tolerance=Tolerance(),
     )
     assert str(tmp_path) not in manifest_for_run(run, tmp_path)  # it must mean the same in another checkout
-    assert str(run) in manifest_for_run(run, tmp_path / "elsewhere").replace("\\\\", "\\").replace('\\"', '"')
+    assert tomllib.loads(manifest_for_run(run, tmp_path / "elsewhere"))["model"][0]["path"] == str(run)
 
 
 def test_a_run_without_a_budget(tmp_path: Path) -> None:
@@ -323,3 +339,41 @@ def test_what_is_no_finished_run(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(InputError, match=r": is no finished run folder; --init writes a manifest from one$"):
         manifest_for_run(tmp_path, tmp_path)
+
+
+def test_a_target_of_the_users_own_has_to_be_put_there(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run", {"size_kb": 60.0})
+    assert "; put the path" not in manifest_for_run(run, tmp_path)
+    (run / "result.json").write_text(json.dumps({"target": "mine"}))
+    text = manifest_for_run(run, tmp_path)
+    assert tomllib.loads(text)["targets"] == ["mine"]
+    assert "; put the path of mine.toml here\n" in text
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("run.json", "[]", "its run.json or result.json holds no budget; was it edited?"),
+        ("run.json", '{"budget": 3}', "its run.json or result.json holds no budget; was it edited?"),
+        ("run.json", '{"budget": {"size_kb": "x"}}', 'budget: size_kb: got "x"; it should be a valid number'),
+        ("run.json", '{"budget": {"size": 3}}', "budget: size: unknown key; did you mean 'size_kb'"),
+        ("run.json", "{", "not valid JSON: "),
+        ("run.json", "[" * 100_000, "not valid JSON: "),
+        ("run.json", "9" * 5_000, "not valid JSON: "),
+        ("result.json", '{"target": "a\\nb"}', r"target: got 'a\nb'; it should be a target's name; was it edited?"),
+        ("result.json", "{}", "target: got None; it should be a target's name; was it edited?"),
+    ],
+)
+def test_a_run_that_was_edited_is_one_line(tmp_path: Path, file: str, content: str, said: str) -> None:
+    run = finished(tmp_path / "run", {"size_kb": 60.0})
+    (run / file).write_text(content)
+    with pytest.raises((ConfigError, InputError)) as caught:
+        manifest_for_run(run, tmp_path)
+    assert said in str(caught.value)
+    assert str(caught.value).startswith(str(run)) and "\n" not in str(caught.value)
+
+
+def test_a_run_whose_name_is_bytes(tmp_path: Path) -> None:
+    run = finished(tmp_path / os.fsdecode(b"run\xff"), {"size_kb": 60.0})
+    with pytest.raises(InputError, match=r"^run\\udcff: is no text, so that no manifest can name it; rename it$"):
+        manifest_for_run(run, tmp_path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from onnx import TensorProto, helper
 from edgekd.bench.records import Record
 from edgekd.check.history import read_history
 from edgekd.check.record import read_record
+from edgekd.check.tolerance import Tolerance
 from edgekd.figures import Placement
 
 Cli = Callable[..., Any]
@@ -138,15 +140,24 @@ def test_exit_codes_of_several_models(cli: Cli, here: Path, machine: Machine) ->
 
 
 @pytest.mark.parametrize(
-    ("option", "code", "said"),
+    ("option", "code", "said", "headline", "command"),
     [
-        ([], 3, "inconclusive, "),
-        (["--on-inconclusive", "pass"], 0, "inconclusive (counted as pass: --on-inconclusive), "),
-        (["--on-inconclusive", "fail"], 1, "inconclusive (counted as fail: --on-inconclusive), "),
+        ([], 3, "inconclusive, ", "inconclusive", "::warning "),
+        (["--on-inconclusive", "pass"], 0, "inconclusive (counted as pass: --on-inconclusive), ", "pass", "::warning "),
+        (["--on-inconclusive", "fail"], 1, "inconclusive (counted as fail: --on-inconclusive), ", "fail", "::error "),
     ],
 )
-def test_what_an_inconclusive_verdict_counts_as(cli: Cli, here: Path, option: list[str], code: int, said: str) -> None:
-    done = cli("check", "tiny.onnx", "-t", here, "--budget", "min_accuracy=0.5", *option)
+def test_what_an_inconclusive_verdict_counts_as(
+    cli: Cli, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    option: list[str], code: int, said: str, headline: str, command: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    written = ["--markdown", "summary.md", "--json", "all.json"]
+    done = cli("check", "tiny.onnx", "-t", here, "--budget", "min_accuracy=0.5", *option, *written)
+    assert (tmp_path / "summary.md").read_text().splitlines()[0].endswith(f" edgekd check: {headline}")
+    (one,) = json.loads((tmp_path / "all.json").read_text())["judged"]
+    assert (one["outcome"], one["exit_code"]) == ("inconclusive", code)
+    assert done.stdout.splitlines()[-1].startswith(command)
     assert done.returncode == code
     assert done.stdout.startswith(f"tiny.onnx on here: {said}")
     assert (
@@ -206,6 +217,22 @@ def test_a_slower_model_fails(cli: Cli, here: Path, machine: Machine) -> None:
     done = cli("check", "tiny.onnx", "-t", here, "--baseline", "other.onnx", *off, "--ratchet")
     assert done.returncode == 0
     assert "--ratchet: faster than its baseline; `edgekd baseline accept` makes this model the new one" in done.stdout
+    small = ["--budget", "size_kb=0.01"]
+    done = cli("check", "tiny.onnx", "-t", here, "--baseline", "other.onnx", *off, *small, "--ratchet")
+    assert (done.returncode, "baseline accept" in done.stdout) == (1, False)
+
+
+def test_a_tolerance_wants_a_baseline(cli: Cli, here: Path, records: Path) -> None:
+    wide = ["--tolerance", "max_slowdown=0.5"]
+    done = cli("check", "tiny.onnx", "-t", here, "--budget", "size_kb=1", *wide)
+    assert_refused(done, "--tolerance: says how much worse than a baseline a model may be; give a --baseline, too")
+    kept = records / "tiny@here.json"
+    assert cli("check", kept, "-t", here, "--budget", "size_kb=1", *wide).returncode == 0  # it may hold its baseline
+    done = cli("check", kept, "-t", here, "--budget", "size_kb=1", "--data", "set.npz")
+    assert_refused(done, "--data set.npz: ", "is a record, which holds its answers already; leave it out")
+    off = [f"--tolerance={field.name}=off" for field in dataclasses.fields(Tolerance)]
+    done = cli("check", "tiny.onnx", "-t", here, "--baseline", "other.onnx", *off)
+    assert_refused(done, "tiny.onnx: no budget to judge it by")
 
 
 def test_a_baseline_that_is_not_there(cli: Cli, here: Path) -> None:
@@ -296,6 +323,21 @@ def test_a_record_becomes_the_baseline(cli: Cli, here: Path, machine: Machine, t
     assert_refused(done, "kept/tiny@here.json: holds no times of the model alone, which a baseline needs")
 
 
+def test_what_is_no_record_is_not_replaced_and_the_next_model_has_its_turn(
+    cli: Cli, here: Path, machine: Machine, tmp_path: Path
+) -> None:
+    (tmp_path / "tiny@here.json").write_text('{"name": "package"}')
+    (tmp_path / "deep" / "tiny@here.json").mkdir(parents=True)
+    for folder, said in ((".", "is there already and is no record of edgekd; name another file"), ("deep", "director")):
+        done = cli("baseline", "accept", "tiny.onnx", "other.onnx", "-t", here, "--to", folder)
+        assert_refused(done, "tiny@here.json: ", said)
+        assert read_record(tmp_path / folder / "other@here.json").sample.name == "other.onnx"
+    assert (tmp_path / "tiny@here.json").read_text() == '{"name": "package"}'
+    edit(tmp_path / "other@here.json", lambda content: content.update(schema_version=99))
+    done = cli("baseline", "accept", "other.onnx", "-t", here, "--to", ".")
+    assert done.stdout == "other@here.json: other.onnx on here (replaced; what was there could not be read)\n"
+
+
 MANIFEST = """\
 targets = ["here.toml"]
 baseline = "baselines/{stem}@{target}.json"
@@ -369,6 +411,10 @@ def test_a_manifest_from_a_run(cli: Cli, tmp_path: Path) -> None:
     assert_refused(done, "edgekd-check.toml: is there already; add a [[model]] by hand, or move it away")
     assert (tmp_path / "edgekd-check.toml").read_text() == written
     assert_refused(cli("check", "--init"), "--init: name the one run folder to write a manifest from")
+    (tmp_path / "edgekd-check.toml").unlink()
+    (run / "run.json").write_text('{"budget": {"size_kb": "x"}}')
+    assert_refused(cli("check", "runs/digits@cpu-x86", "--init"), 'run.json: budget: size_kb: got "x"; ')
+    assert not (tmp_path / "edgekd-check.toml").exists()
 
 
 # --- records of other machines, and records alone ---
@@ -420,6 +466,45 @@ def test_a_record_is_judged_without_measuring(cli: Cli, here: Path, machine: Mac
     assert_refused(done, "baselines/tiny@here.json: is a record of target here, not of cpu-arm")
     done = cli("check", records / "tiny@here.json", "-t", here)
     assert_refused(done, "no budget to judge it by")
+
+
+def test_a_record_keeps_the_budget_it_was_made_for(cli: Cli, here: Path, machine: Machine) -> None:
+    cli("check", "tiny.onnx", "-t", here, "--budget", "latency_p50_ms=1.5", "--records", "kept")
+    done = cli("check", "kept/tiny@here.json", "-t", here)
+    assert done.returncode == 0
+    assert "✓ latency p50 1.00 ms ≤ 1.50 ms: pass" in done.stdout
+    assert cli("check", "kept/tiny@here.json", "-t", here, "--budget", "latency_p50_ms=0.5").returncode == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda c: c["sample"]["latency"][0]["latency_s"].append(10**400),
+        lambda c: c["sample"]["latency"][0]["latency_s"].append(1e300),
+        lambda c: c["sample"]["latency"][0].update(load_s=-1),
+        lambda c: c["sample"]["latency"][0].update(inner_calls="x"),
+        lambda c: c["sample"]["latency"][0].update(batch_size=0),
+        lambda c: c["sample"].update(size_bytes=10**400),
+        lambda c: c["sample"].update(memory_bytes=[10**17, 1], placement=None),
+        lambda c: c["sample"]["placement"].update(nodes={"CPUExecutionProvider": 0}),
+        lambda c: c["sample"].update(estimate={"value": float("inf")}),
+        lambda c: c["pairs"][0]["baseline"].update(latency_s=[0.0] * 100),
+        lambda c: c["pairs"][0]["baseline"].update(latency_s=[5e-324] * 100),
+        lambda c: [pair["baseline"].update(latency_s=[1e-11] * 50 + [9e5] * 50) for pair in c["same"]],
+        lambda c: c.update(pairs=[], same=c["same"][:2]),
+        lambda c: c.update(same=[c["same"][0] | {"load_s": 1e-9}, c["same"][1]]),
+    ],
+)
+def test_a_damaged_record_is_one_line_or_inconclusive(
+    cli: Cli, here: Path, machine: Machine, tmp_path: Path, damage: Any
+) -> None:
+    budget = ["--budget", "latency_p50_ms=1.5", "--budget", "peak_memory_mb=60", "--budget", "min_coverage=0.5"]
+    cli("check", "tiny.onnx", "-t", here, "--baseline", "other.onnx", *budget, "--records", "kept")
+    edit(tmp_path / "kept/tiny@here.json", damage)
+    done = cli("check", "kept/tiny@here.json", "-t", here, "--budget", "min_accuracy=0.1", "--json", "all.json")
+    assert (done.returncode, len(done.stderr.splitlines())) in ((2, 1), (3, 0)), done.stdout
+    assert "internal error" not in done.stderr
+    assert json.loads((tmp_path / "all.json").read_text())["judged"][0]["exit_code"] == done.returncode
 
 
 def test_records_alone_import_nothing_heavy(here: Path, tmp_path: Path, records: Path) -> None:
@@ -499,11 +584,62 @@ def test_every_output_is_written(cli: Cli, here: Path, machine: Machine, tmp_pat
     assert warnings == []
 
 
-def test_records_of_one_name_get_a_number(cli: Cli, here: Path, tmp_path: Path) -> None:
+def test_two_of_one_name_are_told_apart(cli: Cli, here: Path, tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "other.onnx").rename(tmp_path / "old/tiny.onnx")
-    cli("check", "tiny.onnx", "old/tiny.onnx", "-t", here, "--budget", "size_kb=1", "--records", "kept")
+    written = ["--records", "kept", "--history", "history.jsonl"]
+    cli("check", "tiny.onnx", "old/tiny.onnx", "-t", here, "--budget", "size_kb=1", *written)
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["tiny@here-2.json", "tiny@here.json"]
+    entries, _ = read_history(tmp_path / "history.jsonl")
+    assert [entry.model for entry in entries] == ["tiny.onnx", "old/tiny.onnx"]
+
+
+def test_a_name_that_is_bytes_is_written_everywhere(cli: Cli, here: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"bad\xff.onnx")
+    (tmp_path / "tiny.onnx").rename(tmp_path / name)
+    done = cli(
+        "check", name, "-t", here, "--budget", "size_kb=1", "--budget", "min_coverage=1",
+        "--junit", "out/junit.xml", "--markdown", "out/summary.md", "--gitlab-metrics", "out/metrics.txt",
+        "--json", "out/all.json", "--records", "out/records", "--history", "out/history.jsonl",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(r"bad\udcff.onnx on here: pass, ")
+    out = tmp_path / "out"
+    assert len(list(out.iterdir())) == 6
+    assert json.loads((out / "all.json").read_text())["judged"][0]["file"] == name
+    (record,) = (out / "records").iterdir()
+    assert read_record(record).sample.name == r"bad\udcff.onnx"
+    assert read_history(out / "history.jsonl")[0][0].model == r"bad\udcff.onnx"
+    for file in ("junit.xml", "summary.md", "metrics.txt"):
+        assert r"udcff.onnx" in (out / file).read_text()
+    assert cli("check", record, "-t", here).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["a\n::error::owned\x1b[31m", "::error::owned\n\x9b1m", "a\n##[error]owned"])
+def test_nothing_in_a_name_is_obeyed(
+    cli: Cli, here: Path, tmp_path: Path, records: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    edit(tmp_path / records / "tiny@here.json", lambda c: c["sample"].update(name=name, at=name, elsewhere=name))
+    against = ["--baseline", records / "tiny@here.json"]
+    edit(tmp_path / records / "other@here.json", lambda c: c["sample"]["fingerprint"].update(cpu=name))
+    said = [
+        cli("check", records / "tiny@here.json", "-t", here, "--budget", "load_ms=0.01", "--budget", "size_kb=0.1"),
+        cli("check", records / "other@here.json", "-t", here, *against),
+        cli("check", records / "other@here.json", "-t", here, *against, "--allow-difference", "cpu"),
+        cli("baseline", "accept", records / "tiny@here.json", "--to", "kept"),
+        cli("check", f"{name}.onnx", "-t", here, "--budget", "size_kb=1"),
+        cli("check", "tiny.onnx", "-t", name, "--budget", "size_kb=1"),
+    ]
+    text = "".join(done.stdout + done.stderr for done in said)
+    assert "owned" in text or "1m" in text
+    assert all(character.isprintable() or character == "\n" for character in text)
+    obeyed = [line for line in text.splitlines() if line.strip().startswith("::") or "##[" in line]
+    assert all(line.startswith(("::error title=", "::warning title=")) for line in obeyed), obeyed
+
+
+def test_a_path_with_a_number_between_colons_is_no_emoji(cli: Cli, here: Path) -> None:
+    assert cli("check", "a:100:b.onnx", "-t", here, "--budget", "size_kb=1").stderr.startswith("edgekd: a:100:b.onnx: ")
 
 
 @pytest.mark.parametrize("option", ["--junit", "--markdown", "--gitlab-metrics", "--json", "--records", "--history"])
