@@ -107,14 +107,35 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Recipe(Training):
-    """How to distil: L = α T² KL(p_teacher ‖ p_student) + (1 − α) CE (Hinton et al. 2015)."""
+    """How to distil: L = α T² KL(p_teacher ‖ p_student) + (1 − α) CE (Hinton et al. 2015), or the terms in `losses`."""
 
     temperature: Positive = 4.0
     alpha: Fraction = 0.9
+    losses: dict[Literal["ce", "kd", "soft_ce", "mse", "dkd", "dist"], Positive] = field(default_factory=dict)
+    """Weight of each term, in place of `alpha`; the formulas are in edgekd/distill/losses.py."""
+    standardize: bool = False
+    """Bring each row of logits to mean 0 and deviation 1 before the soft terms (Sun et al. 2024)."""
+    dkd_alpha: Annotated[float, Field(ge=0)] = 1.0
+    dkd_beta: Annotated[float, Field(ge=0)] = 8.0
+    """Weight of the classes other than the label's in `dkd` (Zhao et al. 2022)."""
+    dist_beta: Annotated[float, Field(ge=0)] = 1.0
+    dist_gamma: Annotated[float, Field(ge=0)] = 1.0
+    """Weights of the relations between classes and between samples in `dist` (Huang et al. 2022)."""
     views: Annotated[int, Field(ge=1)] = 8
     """Augmented forms of each image; the teacher sees each once and its logits are kept."""
     init_from_teacher: bool = False
     """Copy the teacher's tensors of equal name and shape into the student before training."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        if {"kd", "soft_ce"} <= self.losses.keys():
+            raise ValueError("losses: must name kd or soft_ce, not both: their gradients are the same")
+        return self
+
+    def weights(self) -> dict[str, float]:
+        """The weight of each term that is used."""
+        named = dict(self.losses) or {"kd": self.alpha, "ce": 1 - self.alpha}
+        return {name: weight for name, weight in named.items() if weight > 0}
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import __version__
-from edgekd.card import Budget, Card
+from edgekd.card import Budget, Card, Recipe
 from edgekd.errors import ConfigError, InputError, one_line
 from edgekd.target import Target
 
@@ -196,14 +196,18 @@ def _snapshot(card: Card, target: Target, budget: Budget, files: dict[str, str])
     }
 
 
+_NONE = object()
+
+
 def _refuse_changes(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    defaults = _flat(dataclasses.asdict(Recipe(epochs=1)), "card.recipe")
     parts = ["schema_version", "card", "target", "files"]
     if (folder / "student").exists():  # until then the budget may be widened: nothing was chosen that is kept
         parts.append("budget")
     for part in parts:
         old, new = _flat(before.get(part), part), _flat(now[part], part)
         for key in sorted(old.keys() | new.keys()):
-            if key not in old and key.startswith("target.session."):
+            if key not in old and (key.startswith("target.session.") or new.get(key) == defaults.get(key, _NONE)):
                 continue  # an older edgekd did not know this option, and did what is now its default
             if old.get(key) != new.get(key):
                 raise ConfigError(

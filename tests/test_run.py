@@ -94,6 +94,23 @@ def test_other_changes_are_refused_too(tmp_path: Path, card: Card, target: Targe
         pass
 
 
+def test_a_run_of_an_edgekd_that_knew_fewer_options_goes_on(tmp_path: Path, card: Card, target: Target) -> None:
+    folder = tmp_path / "run"
+    with open_run(folder, card, target, Budget(), FILES, False) as run:
+        run.begin("digest")
+    content = read_json(folder / "run.json")
+    del content["card"]["recipe"]["standardize"], content["target"]["session"]["arena"]
+    write_json(folder / "run.json", content)
+    with open_run(folder, card, target, Budget(), FILES, False):
+        pass
+    other = dataclasses.replace(card, recipe=dataclasses.replace(card.recipe, standardize=True))
+    with (
+        pytest.raises(ConfigError, match=r"card\.recipe\.standardize was None .* is True now"),
+        open_run(folder, other, target, Budget(), FILES, False),
+    ):
+        pass
+
+
 def test_a_comment_in_the_card_changes_nothing(tmp_path: Path, card: Card, target: Target) -> None:
     with open_run(tmp_path / "run", card, target, Budget(), FILES, False) as run:
         run.begin("digest")

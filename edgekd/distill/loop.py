@@ -50,10 +50,10 @@ class Job:
     checkpoint: Path
 
 
-def train(net: nn.Module, job: Job) -> list[dict[str, float]]:
-    """Train `net` in place; returns one entry per epoch: loss, validation accuracy, seconds.
+def train(net: nn.Module, job: Job) -> list[dict[str, Any]]:
+    """Train `net` in place; returns one entry per epoch: loss, its terms, validation accuracy, seconds.
 
-    Raises BudgetError with epoch and step when the loss is no longer finite.
+    Raises BudgetError with epoch, step, term and the last good checkpoint when the loss is no longer finite.
     """
     training, where = job.training, device()
     net.to(where).to(memory_format=torch.channels_last)  # 15 % faster convolutions on a CPU
@@ -64,7 +64,7 @@ def train(net: nn.Module, job: Job) -> list[dict[str, float]]:
     labels = torch.from_numpy(job.train.labels)
     steps = len(list(batches(len(labels), training.batch_size, np.arange(len(labels)))))
     for epoch in range(len(history), training.epochs):
-        begin, total = time.perf_counter(), 0.0
+        begin, totals = time.perf_counter(), dict[str, float]()
         torch.manual_seed(training.seed * 1_000_003 + epoch)  # dropout and the like
         k = epoch % job.views
         teacher_logits = job.teacher_logits(k) if job.teacher_logits else None
@@ -78,17 +78,20 @@ def train(net: nn.Module, job: Job) -> list[dict[str, float]]:
                 soft = torch.from_numpy(teacher_logits[indices]).to(where) if teacher_logits is not None else None
                 with autocast(training.precision):
                     logits = net(images)
-                loss = job.loss(logits.float(), soft, labels[indices].to(where))
+                terms = job.loss(logits.float(), soft, labels[indices].to(where))
+                loss = torch.stack(list(terms.values())).sum()
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(training, epoch * steps + step, steps)
                 optimizer.step()
-                total += _finite(loss, job, epoch, step)
+                for name, value in _finite(terms, job, epoch, step).items():
+                    totals[name] = totals.get(name, 0.0) + value
                 bar.advance(task)
         entry = {
             "epoch": epoch + 1,
-            "loss": total / steps,
+            "loss": sum(totals.values()) / steps,
+            "terms": {name: total / steps for name, total in totals.items()},
             "validation_accuracy": accuracy(whole, job.validation, training.precision),
         }
         entry["seconds"] = time.perf_counter() - begin
@@ -156,14 +159,18 @@ def _optimizer(net: nn.Module, training: Training) -> torch.optim.Optimizer:
     )
 
 
-def _finite(loss: Tensor, job: Job, epoch: int, step: int) -> float:
-    value = loss.item()
-    if not math.isfinite(value):
-        raise BudgetError(
-            f"{job.name}: the loss is {value} at epoch {epoch + 1}, step {step + 1}; "
-            f"lower the learning rate (now {job.training.learning_rate:g}) or raise warmup_epochs, then use --fresh"
-        )
-    return value
+def _finite(terms: dict[str, Tensor], job: Job, epoch: int, step: int) -> dict[str, float]:
+    """The terms as numbers; BudgetError if one is none."""
+    values = {name: term.item() for name, term in terms.items()}
+    for name, value in values.items():
+        if not math.isfinite(value):
+            kept = f"; the last good checkpoint is {job.checkpoint}, after epoch {epoch}" if epoch else ""
+            raise BudgetError(
+                f"{job.name}: the loss term {name} is {value} at epoch {epoch + 1}, step {step + 1}; "
+                f"lower the learning rate (now {job.training.learning_rate:g}) or raise warmup_epochs, then use --fresh"
+                f"{kept}"
+            )
+    return values
 
 
 def _conditions(job: Job) -> dict[str, Any]:
@@ -178,7 +185,7 @@ def _conditions(job: Job) -> dict[str, Any]:
     }
 
 
-def _save(net: nn.Module, optimizer: torch.optim.Optimizer, job: Job, history: list[dict[str, float]]) -> None:
+def _save(net: nn.Module, optimizer: torch.optim.Optimizer, job: Job, history: list[dict[str, Any]]) -> None:
     state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
     content = io.BytesIO()  # torch writing to a full disk ends in an error that does not say so
     torch.save(state | {"conditions": _conditions(job)}, content)
@@ -187,7 +194,7 @@ def _save(net: nn.Module, optimizer: torch.optim.Optimizer, job: Job, history: l
     write_json(job.checkpoint.with_name("history.json"), {"schema_version": 1, "epochs": history})
 
 
-def _resume(net: nn.Module, optimizer: torch.optim.Optimizer, job: Job) -> list[dict[str, float]]:
+def _resume(net: nn.Module, optimizer: torch.optim.Optimizer, job: Job) -> list[dict[str, Any]]:
     if not job.checkpoint.exists():
         return []
     try:
@@ -203,13 +210,13 @@ def _resume(net: nn.Module, optimizer: torch.optim.Optimizer, job: Job) -> list[
             )
     net.load_state_dict(state["net"])
     optimizer.load_state_dict(state["optimizer"])
-    history: list[dict[str, float]] = state["history"]
+    history: list[dict[str, Any]] = state["history"]
     if len(history) < job.training.epochs:
         say(f"{job.name}: resumed after epoch {len(history)} of {job.training.epochs}")
     return history
 
 
-def _tell(job: Job, history: list[dict[str, float]], images: int) -> None:
+def _tell(job: Job, history: list[dict[str, Any]], images: int) -> None:
     last, left = history[-1], job.training.epochs - len(history)
     shown = max(1, job.training.epochs // 20)  # short epochs would scroll everything else away
     if left % shown and last["seconds"] < 10:

@@ -1,15 +1,27 @@
-"""Losses: plain functions (student_logits, teacher_logits, labels) -> scalar, chosen once before the loop."""
+"""Losses: plain functions of logits, chosen once before the loop; every term is the mean over the batch."""
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from edgekd.card import Recipe, Training
 
-__all__ = ["Loss", "cross_entropy", "distillation", "kd"]
+__all__ = [
+    "Loss",
+    "cross_entropy",
+    "dist",
+    "distillation",
+    "dkd",
+    "kd",
+    "mse",
+    "soft_cross_entropy",
+    "standardized",
+]
 
-Loss = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor | None, Tensor], dict[str, Tensor]]
+"""(student's logits (B, C), teacher's or None, labels (B,)) -> the weighted terms; their sum is minimised."""
 
 
 def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -23,18 +35,100 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Te
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
-def distillation(recipe: Recipe) -> Loss:
-    """α T² KL(teacher ‖ student) + (1 − α) CE(student, labels) (Hinton et al. 2015, section 2)."""
+def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """T² CE(softmax(teacher / T), softmax(student / T)): `kd` plus the teacher's entropy, which no gradient sees.
 
-    def loss(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
+    Both logits (B, C) (Hinton et al. 2015, section 2).
+    """
+    teacher = F.softmax(teacher_logits / temperature, dim=1)
+    return F.cross_entropy(student_logits / temperature, teacher) * temperature**2
+
+
+def mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """The mean squared difference of all logits (B, C) (Ba and Caruana 2014, arXiv 1312.6184, equation 1, less the ½).
+
+    It is what `kd` tends to as T grows, but for a factor and the mean of each row (Hinton et al. 2015, section 2.1).
+    """
+    return F.mse_loss(student_logits, teacher_logits)
+
+
+def dkd(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float, alpha: float, beta: float
+) -> Tensor:
+    """T² (α TCKD + β NCKD): KD with the label's class and the other classes apart (Zhao et al. 2022,
+    arXiv 2203.08679, equation 7).
+
+    TCKD is the KL divergence of (label, not label), NCKD that of the other classes among themselves. With α = 1 and
+    β = 1 − p_teacher(label) of each sample it is `kd` (equation 5). Both logits (B, C), labels (B,).
+    """
+    own = F.one_hot(labels, student_logits.shape[1]).bool()
+    student, teacher = (logits / temperature for logits in (student_logits, teacher_logits))
+    target = F.kl_div(_binary(student, own), _binary(teacher, own), reduction="batchmean", log_target=True)
+    others = F.kl_div(_others(student, own), _others(teacher, own), reduction="batchmean", log_target=True)
+    return (alpha * target + beta * others) * temperature**2
+
+
+def _binary(logits: Tensor, own: Tensor) -> Tensor:
+    """log (p, 1 − p) of the label's class, (B, 2)."""
+    whole = logits.logsumexp(dim=1)
+    rest = logits.masked_fill(own, float("-inf")).logsumexp(dim=1)
+    return torch.stack([logits[own] - whole, rest - whole], dim=1)
+
+
+def _others(logits: Tensor, own: Tensor) -> Tensor:
+    """log softmax of all classes but the label's, (B, C − 1)."""
+    rows = len(logits)
+    return F.log_softmax(logits[~own].reshape(rows, -1), dim=1)
+
+
+def dist(student_logits: Tensor, teacher_logits: Tensor, temperature: float, beta: float, gamma: float) -> Tensor:
+    """T² (β (1 − mean correlation of rows) + γ (1 − mean correlation of columns)) of the softmaxes at T.
+
+    Pearson's correlation in place of KL: relations between classes for each sample, and between the samples of the
+    batch for each class (Huang et al. 2022, arXiv 2205.10536, equations 7, 9 and 10). Both logits (B, C).
+    """
+    student, teacher = (F.softmax(logits / temperature, dim=1) for logits in (student_logits, teacher_logits))
+    inter = 1 - _correlation(student, teacher)
+    intra = 1 - _correlation(student.T, teacher.T)
+    return (beta * inter + gamma * intra) * temperature**2
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Mean over the rows of Pearson's correlation of a (n, m) and b (n, m)."""
+    return F.cosine_similarity(a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True), dim=1).mean()
+
+
+def standardized(logits: Tensor) -> Tensor:
+    """Each row (B, C) with mean 0 and standard deviation 1, so that a student need not match the teacher's scale
+    (Sun et al. 2024, arXiv 2403.01427, algorithm 1).
+    """
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    return centred / (logits.std(dim=1, keepdim=True) + 1e-7)
+
+
+def distillation(recipe: Recipe) -> Loss:
+    """The terms that the recipe names, each times its weight."""
+    weights = recipe.weights()
+    temperature = recipe.temperature
+
+    def loss(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
         assert teacher_logits is not None  # the loop is given the teacher's logits with this loss
-        soft = kd(student_logits, teacher_logits, recipe.temperature)
-        hard = F.cross_entropy(student_logits, labels, label_smoothing=recipe.label_smoothing)
-        return recipe.alpha * soft + (1 - recipe.alpha) * hard
+        pair = (student_logits, teacher_logits)
+        if recipe.standardize:
+            pair = (standardized(student_logits), standardized(teacher_logits))
+        terms: dict[str, Callable[[], Tensor]] = {
+            "ce": lambda: F.cross_entropy(student_logits, labels, label_smoothing=recipe.label_smoothing),
+            "kd": lambda: kd(*pair, temperature),
+            "soft_ce": lambda: soft_cross_entropy(*pair, temperature),
+            "mse": lambda: mse(*pair),
+            "dkd": lambda: dkd(*pair, labels, temperature, recipe.dkd_alpha, recipe.dkd_beta),
+            "dist": lambda: dist(*pair, temperature, recipe.dist_beta, recipe.dist_gamma),
+        }
+        return {name: weight * terms[name]() for name, weight in weights.items()}
 
     return loss
 
 
 def cross_entropy(training: Training) -> Loss:
     """CE(student, labels) with the training's label smoothing; no teacher."""
-    return lambda logits, _, labels: F.cross_entropy(logits, labels, label_smoothing=training.label_smoothing)
+    return lambda logits, _, labels: {"ce": F.cross_entropy(logits, labels, label_smoothing=training.label_smoothing)}

@@ -111,7 +111,7 @@ def _attempt(
         checkpoint=scratch / "checkpoint.pt",
     )
     history = train(net, job)
-    reached = history[-1]["validation_accuracy"]
+    reached: float = history[-1]["validation_accuracy"]
     if minimum is None or reached >= minimum:
         write_json(out.with_name(f"{out.stem}-history.json"), {"schema_version": 1, "epochs": history})
         save_state(net, out, {"card": card.name})

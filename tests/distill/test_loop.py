@@ -198,14 +198,15 @@ def test_teacher_logits_and_views_go_together(digits: tuple[Split, Split], tmp_p
         asked.append(k)
         return soft_targets(k)
 
-    def loss(student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+    def loss(student: Tensor, teacher: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
         assert teacher is not None
         seen.append((teacher, labels))
-        return student.square().mean()
+        return {"size": student.square().mean(), "sum": student.sum() * 0}
 
     training = Recipe(epochs=5, batch_size=100)
     job = make_job(digits, tmp_path, training, loss=loss, teacher_logits=logits, views=3)
-    train(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), job)
+    history = train(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), job)
+    assert all(entry["terms"] == {"size": pytest.approx(entry["loss"]), "sum": 0} for entry in history)
     assert asked == [0, 1, 2, 0, 1]
     for step, (teacher, labels) in enumerate(seen):
         epoch, place = divmod(step, 2)
@@ -222,9 +223,9 @@ def stops_after(calls: int, loss: Loss, how: Callable[[Tensor], Tensor]) -> Loss
     """The loss, until the call that `how` answers instead."""
     made = iter(range(1, 1_000_000))
 
-    def counted(student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
-        value = loss(student, teacher, labels)
-        return how(value) if next(made) > calls else value
+    def counted(student: Tensor, teacher: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
+        terms = loss(student, teacher, labels)
+        return {name: how(term) for name, term in terms.items()} if next(made) > calls else terms
 
     return counted
 
@@ -255,7 +256,7 @@ def test_a_resumed_training_equals_an_undisturbed_one(
     torch.manual_seed(1234)
     calls: list[int] = []
 
-    def counting(student: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
+    def counting(student: Tensor, teacher: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
         calls.append(len(labels))
         return loss(student, teacher, labels)
 
@@ -323,6 +324,7 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step(
     with pytest.raises(BudgetError) as caught:
         train(small_net("convnet"), make_job(digits, tmp_path, training, loss=loss))
     assert str(caught.value) == (
-        f"student: the loss is {value} at epoch 2, step 2; "
-        "lower the learning rate (now 0.05) or raise warmup_epochs, then use --fresh"
+        f"student: the loss term ce is {value} at epoch 2, step 2; "
+        "lower the learning rate (now 0.05) or raise warmup_epochs, then use --fresh; "
+        f"the last good checkpoint is {tmp_path / 'checkpoint.pt'}, after epoch 1"
     )

@@ -8,10 +8,14 @@ import torch
 from numpy.typing import NDArray
 
 from edgekd.card import Recipe, Training
-from edgekd.distill.losses import cross_entropy, distillation, kd
+from edgekd.distill.losses import cross_entropy, dist, distillation, dkd, kd, mse, soft_cross_entropy, standardized
+from edgekd.errors import ConfigError
+from edgekd.spec import build
 
 STUDENT = np.array([[1.0, -0.5, 0.25], [0.0, 2.0, -1.0]])
 TEACHER = np.array([[0.5, 0.5, -2.0], [-1.0, 3.0, 0.0]])
+S, T = torch.from_numpy(STUDENT), torch.from_numpy(TEACHER)
+LABELS = torch.tensor([2, 1])
 
 
 def softmax(logits: NDArray[np.float64], temperature: float = 1.0) -> NDArray[np.float64]:
@@ -93,13 +97,120 @@ def test_kd_of_extreme_logits_is_finite() -> None:
 def test_distillation_mixes_both_losses(alpha: float, smoothing: float) -> None:
     recipe = Recipe(epochs=1, temperature=2.0, alpha=alpha, label_smoothing=smoothing)
     labels = [2, 1]
-    given = distillation(recipe)(torch.from_numpy(STUDENT), torch.from_numpy(TEACHER), torch.tensor(labels))
+    terms = distillation(recipe)(torch.from_numpy(STUDENT), torch.from_numpy(TEACHER), torch.tensor(labels))
+    given = sum(term.item() for term in terms.values())
     expected = alpha * kd_by_hand(STUDENT, TEACHER, 2.0) + (1 - alpha) * ce_by_hand(STUDENT, labels, smoothing)
-    assert given.item() == pytest.approx(expected, rel=1e-12)
+    assert given == pytest.approx(expected, rel=1e-12)
 
 
 def test_cross_entropy_needs_no_teacher() -> None:
     training = Training(epochs=1, label_smoothing=0.2)
     for one in (training, dataclasses.replace(training, label_smoothing=0.0)):
-        given = cross_entropy(one)(torch.from_numpy(STUDENT), None, torch.tensor([0, 1])).item()
+        (given,) = (term.item() for term in cross_entropy(one)(S, None, torch.tensor([0, 1])).values())
         assert given == pytest.approx(ce_by_hand(STUDENT, [0, 1], one.label_smoothing), rel=1e-12)
+
+
+def kl(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
+    return float((p * (np.log(p) - np.log(q))).sum())
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_soft_cross_entropy_is_kd_and_the_teachers_entropy(temperature: float) -> None:
+    p = softmax(TEACHER, temperature)
+    entropy = temperature**2 * float(-(p * np.log(p)).sum(axis=1).mean())
+    given = soft_cross_entropy(S, T, temperature).item()
+    assert given == pytest.approx(kd_by_hand(STUDENT, TEACHER, temperature) + entropy, rel=1e-12)
+    slopes = []
+    for term in (kd, soft_cross_entropy):
+        student = S.clone().requires_grad_()
+        term(student, T, temperature).backward()
+        slopes.append(student.grad)
+    torch.testing.assert_close(slopes[0], slopes[1])
+
+
+def test_mse_by_hand() -> None:
+    assert mse(S, T).item() == pytest.approx(((STUDENT - TEACHER) ** 2).mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_dkd_by_hand(temperature: float) -> None:
+    p, q = softmax(TEACHER, temperature), softmax(STUDENT, temperature)
+    target, others = [], []
+    for row, label in enumerate(LABELS.tolist()):
+        rest = [c for c in range(3) if c != label]
+        target.append(kl(*(np.array([x[row, label], x[row, rest].sum()]) for x in (p, q))))
+        others.append(kl(*(x[row, rest] / x[row, rest].sum() for x in (p, q))))
+    expected = temperature**2 * (0.5 * np.mean(target) + 3.0 * np.mean(others))
+    assert dkd(S, T, LABELS, temperature, 0.5, 3.0).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_kd_is_dkd_with_the_teachers_own_beta(temperature: float) -> None:
+    # Zhao et al. 2022, equation 5; β differs from sample to sample, so each row is taken alone.
+    p = softmax(TEACHER, temperature)
+    rows = []
+    for row, label in enumerate(LABELS.tolist()):
+        one = slice(row, row + 1)
+        rows.append(dkd(S[one], T[one], LABELS[one], temperature, 1.0, 1 - p[row, label]).item())
+    assert np.mean(rows) == pytest.approx(kd_by_hand(STUDENT, TEACHER, temperature), rel=1e-12)
+
+
+def test_dist_by_numpys_correlation() -> None:
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(size=(2, 5, 4))
+    p, q = softmax(teacher, 2.0), softmax(student, 2.0)
+    rows = np.mean([np.corrcoef(p[b], q[b])[0, 1] for b in range(5)])
+    columns = np.mean([np.corrcoef(p[:, c], q[:, c])[0, 1] for c in range(4)])
+    given = dist(torch.from_numpy(student), torch.from_numpy(teacher), 2.0, 1.5, 0.5).item()
+    assert given == pytest.approx(4 * (1.5 * (1 - rows) + 0.5 * (1 - columns)), rel=1e-9)
+
+
+def test_standardized_rows() -> None:
+    given = standardized(3.0 * S + 7.0).numpy()
+    assert given.mean(axis=1) == pytest.approx([0, 0], abs=1e-12)
+    assert given.std(axis=1, ddof=1) == pytest.approx([1, 1], rel=1e-6)
+    assert kd(standardized(3.0 * T + 7.0), standardized(T), 2.0).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_equal_logits_cost_nothing() -> None:
+    found = {
+        "kd": kd(T, T, 4.0),
+        "mse": mse(T, T),
+        "dkd": dkd(T, T, LABELS, 4.0, 1.0, 8.0),
+        "dist": dist(T, T, 1.0, 1.0, 1.0),
+    }
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(dict.fromkeys(found, 0), abs=1e-7)
+
+
+@pytest.mark.parametrize("name", ["kd", "soft_ce", "mse", "dkd", "dist"])
+@pytest.mark.parametrize("standardize", [False, True])
+def test_gradients_by_finite_differences(name: str, standardize: bool) -> None:
+    recipe = build(Recipe, {"epochs": 1, "losses": {name: 0.7, "ce": 0.2}, "standardize": standardize}, "card")
+    loss = distillation(recipe)
+
+    def total(student: torch.Tensor) -> torch.Tensor:
+        return torch.stack(list(loss(student, T, LABELS).values())).sum()
+
+    assert torch.autograd.gradcheck(total, S.clone().requires_grad_(), atol=1e-6)
+
+
+def test_terms_come_apart_with_their_weights() -> None:
+    recipe = build(Recipe, {"epochs": 1, "temperature": 2.0, "losses": {"kd": 0.5, "mse": 2.0}}, "card")
+    terms = distillation(recipe)(S, T, LABELS)
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(
+        {"kd": 0.5 * kd_by_hand(STUDENT, TEACHER, 2.0), "mse": 2.0 * float(((STUDENT - TEACHER) ** 2).mean())}
+    )
+
+
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        ({"kd": 1.0, "soft_ce": 1.0}, "not both"),
+        ({"kdd": 1.0}, "losses"),
+        ({"kd": 0.0}, "greater than 0"),
+        ({"kd": -1.0}, "greater than 0"),
+    ],
+)
+def test_bad_weights(losses: dict[str, float], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        build(Recipe, {"epochs": 1, "losses": losses}, "card.toml: recipe")
