@@ -1,6 +1,7 @@
 """What a person sees while edgekd works: progress on stderr, results on stdout."""
 
 import contextlib
+import os
 import sys
 from functools import cache
 from typing import TYPE_CHECKING
@@ -34,7 +35,17 @@ def say(text: str) -> None:
 
 def out(item: object) -> None:
     """A result: text, or anything rich can draw."""
-    _console(False).print(visible(item) if isinstance(item, str) else item, markup=False)
+    with _unread():
+        _console(False).print(visible(item) if isinstance(item, str) else item, markup=False)
+
+
+@contextlib.contextmanager
+def _unread() -> "Iterator[None]":
+    """A reader that has gone (`| head -1`) must not change the exit code: what is left is said to nobody."""
+    try:
+        yield
+    except (BrokenPipeError, SystemExit):  # rich turns the one into the other, and is quiet from then on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def progress() -> "Progress":

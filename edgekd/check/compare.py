@@ -1,8 +1,10 @@
 """A model against its baseline, metric by metric: pure functions of what was measured of both."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
+from typing import Any
 
 from edgekd.bench.records import Record
 from edgekd.bench.statistics import RATIO_CALLS, ratios_of
@@ -23,8 +25,17 @@ from edgekd.check.record import Answers, Checked, Sample
 from edgekd.check.tolerance import Tolerance
 from edgekd.distributions import mcnemar, smallest_significant
 from edgekd.figures import COMPARED, Figure, Provenance
+from edgekd.units import milliseconds
 
-__all__ = ["Timed", "compared_lines", "pair_ratios", "paired_lines", "steadiness"]
+__all__ = ["Timed", "busy_or", "compared_lines", "pair_ratios", "paired_lines", "steadiness"]
+
+
+LOAD_FLOOR_S = 0.010
+"""A load that takes so much longer is none that anybody notices, whatever the share."""
+MOST_WAITED = 0.10
+"""Share of the time that processes may wait for a CPU, in the median, for a failure to count."""
+Triple = tuple[float, float | None, float]
+"""Ratios of p50, p95 and load time, model over baseline, in one process."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +77,40 @@ def _times(checked: Checked, tolerance: Tolerance) -> list[Timed]:
         return [Timed(Line(key, limit, Figure(why=why), "inconclusive", why)) for key, limit in known.items()]
     if checked.stored:
         return _stored(checked, known, tolerance)
-    same = [pair_ratios(record)[0] for record in checked.same]
-    return paired_lines([pair_ratios(record) for record in checked.pairs], same, known)
+    same = [pair_ratios(record) for record in checked.same]
+    timed = paired_lines([pair_ratios(record) for record in checked.pairs], same, known)
+    return [_beside(entry, checked.pairs) for entry in timed]
 
 
-def pair_ratios(record: Record) -> tuple[float, float | None, float]:
+def _beside(entry: Timed, pairs: Sequence[Record]) -> Timed:
+    """The line with the times themselves; and what takes only LOAD_FLOOR_S longer to load is no regression."""
+    line = entry.line
+    if not pairs or line.figure.value is None:
+        return entry
+    times = [(record.baseline or {}, record) for record in pairs]
+    if line.key == "max_load_growth":
+        old, new = median(b["load_s"] for b, _ in times), median(record.load_s for _, record in times)
+    elif line.key == "max_slowdown":
+        old, new = median(median(b["latency_s"]) for b, _ in times), median(median(r.latency_s) for _, r in times)
+    else:
+        old, new = (median(_p95(calls) for calls in side) for side in _calls(times))
+    confidence = f"{milliseconds(1e3 * old)} → {milliseconds(1e3 * new)} side by side; {line.confidence}"
+    line = dataclasses.replace(line, confidence=confidence)
+    if line.key == "max_load_growth" and line.outcome != "pass" and new - old < LOAD_FLOOR_S:
+        line = dataclasses.replace(line, outcome="pass", reason=f"under {1e3 * LOAD_FLOOR_S:.0f} ms longer")
+        return Timed(line)
+    return dataclasses.replace(entry, line=line)
+
+
+def _calls(times: Sequence[tuple[dict[str, Any], Record]]) -> tuple[list[Any], list[Any]]:
+    return [baseline["latency_s"] for baseline, _ in times], [record.latency_s for _, record in times]
+
+
+def _p95(calls: Sequence[float]) -> float:
+    return quantiles(calls, n=20, method="inclusive")[-1]
+
+
+def pair_ratios(record: Record) -> Triple:
     """Ratios of p50, p95 and load time, model over baseline, in one process in which both took turns."""
     other = record.baseline
     assert other is not None
@@ -78,13 +118,12 @@ def pair_ratios(record: Record) -> tuple[float, float | None, float]:
     return ratios.p50, ratios.p95, ratios.load
 
 
-def paired_lines(
-    ratios: Sequence[tuple[float, float | None, float]], same: Sequence[float], limits: dict[str, float]
-) -> list[Timed]:
-    """Lines from `ratios` (p50, p95, load time; a process each) and those of p50 that the baseline has to itself."""
+def paired_lines(ratios: Sequence[Triple], same: Sequence[Triple], limits: dict[str, float]) -> list[Timed]:
+    """Lines from the ratios of a process each, and those that the baseline has to itself."""
     columns = list(zip(*ratios, strict=True)) or [(), (), ()]
+    own = list(zip(*same, strict=True)) or [(), (), ()]
     entries = []
-    for key, column in zip(("max_slowdown", "max_slowdown_p95", "max_load_growth"), columns, strict=True):
+    for key, column, itself in zip(("max_slowdown", "max_slowdown_p95", "max_load_growth"), columns, own, strict=True):
         if key not in limits:
             continue
         known = [ratio for ratio in column if ratio is not None]
@@ -93,8 +132,8 @@ def paired_lines(
             continue
         decision = not_slower(known, mean_of, limits[key])
         line = _timed_line(key, limits[key], decision, f"{decision.samples} process pairs", len(PAIR_LOOKS))
-        if key == "max_slowdown" and line.outcome == "fail":
-            line = _doubted(line, same, limits[key], decision.samples)
+        if line.outcome == "fail":
+            line = _doubted(line, [ratio for ratio in itself if ratio is not None], limits[key], decision.samples)
         entries.append(Timed(line, pairs=decision.wanted))
     return entries
 
@@ -118,9 +157,18 @@ def _stored(checked: Checked, limits: dict[str, float], tolerance: Tolerance) ->
             continue
         decision = not_slower(new, difference_between(old), limit, BUDGET_LOOKS)
         about = f"{decision.samples} processes, unpaired"
-        line = _timed_line(key, limit, decision, about, len(BUDGET_LOOKS))
+        line = busy_or(_timed_line(key, limit, decision, about, len(BUDGET_LOOKS)), checked.sample.latency)
         entries.append(Timed(line, alone=decision.wanted))
     return entries
+
+
+def busy_or(line: Line, records: Sequence[Record]) -> Line:
+    """The line; a failure that was timed without a baseline on a machine that made the processes wait is none."""
+    waited = [share for record in records if (share := record.disturbance.get("waited")) is not None]
+    if line.outcome != "fail" or not waited or median(waited) < MOST_WAITED:
+        return line
+    reason = f"the machine was too busy: waiting for a CPU took {100 * median(waited):.0f} % of the time"
+    return dataclasses.replace(line, outcome="inconclusive", reason=reason)
 
 
 def _enough_for_p95(records: Sequence[Record]) -> bool:
@@ -137,7 +185,7 @@ def _per_process(key: str, records: Sequence[Record]) -> list[float]:
         return [record.load_s for record in records]
     if key == "max_slowdown":
         return [median(record.latency_s) for record in records]
-    return [quantiles(record.latency_s, n=20, method="inclusive")[-1] for record in records]
+    return [_p95(record.latency_s) for record in records]
 
 
 def _timed_line(key: str, limit: float, decision: Decision, about: str, looks: int) -> Line:

@@ -55,6 +55,7 @@ def parse_tolerance(options: list[str]) -> dict[str, float | str]:
         try:
             values[key.strip()] = "off" if text.strip() == "off" else float(text)
         except ValueError:
-            raise ConfigError(f"--tolerance {key}: got {text!r}; it should be a number or off") from None
+            rule = "it should be a number, such as 0.025 for 2.5 %, or off"
+            raise ConfigError(f"--tolerance {key}: got {text!r}; {rule}") from None
     build(Tolerance, values, "--tolerance")
     return values

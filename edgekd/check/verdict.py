@@ -12,7 +12,7 @@ from edgekd.bench.remarks import remarks
 from edgekd.bench.statistics import between, latency_of, min_calls_for, wilson
 from edgekd.card import Budget
 from edgekd.check.asked import Asked
-from edgekd.check.compare import compared_lines, steadiness
+from edgekd.check.compare import busy_or, compared_lines, steadiness
 from edgekd.check.judge import Judged, Line, Verdict, judge
 from edgekd.check.looks import BUDGET_LOOKS, ERROR, Decision, below_limit
 from edgekd.check.record import Checked, Sample
@@ -107,6 +107,7 @@ def _explained(line: Line, sample: Sample, decision: Decision | None) -> Line:
         if decision.outcome == "more":  # a verdict now would be a look that was not planned
             why = f"{decision.samples} processes are too few; the next look needs {decision.wanted}"
             line = dataclasses.replace(line, outcome="inconclusive", reason=why)
+        line = busy_or(line, sample.latency)
         return dataclasses.replace(line, confidence=f"{100 * (1 - ERROR):.0f} % over all looks; {looks}")
     answers = sample.answers
     if line.key == "min_accuracy" and answers:

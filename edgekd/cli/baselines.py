@@ -78,13 +78,18 @@ def _place(job: Job, sample: Sample, to: Path | None) -> Path:
     return (to or BASELINES) / f"{sample.stem}@{sample.target}.json"
 
 
+def _p50(sample: Sample) -> str:
+    value = figures_of(sample)["latency_p50_ms"].value
+    return "" if value is None else f"; p50 {milliseconds(value)}"
+
+
 def _changed(now: Sample, place: Path) -> str:
     if not place.exists():
-        return "(new)"
+        return f"(new{_p50(now)})"
     try:
         before = read_record(place).sample
     except EdgekdError:  # damaged, or of another edgekd: to write it anew is what its error told the user to do
-        return "(replaced; what was there could not be read)"
+        return f"(replaced; what was there could not be read{_p50(now)})"
     old, new = (figures_of(sample)["latency_p50_ms"].value for sample in (before, now))
     if old is None or new is None:
         return "(replaced)"

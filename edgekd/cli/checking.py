@@ -48,6 +48,7 @@ def check_models(paths: list[Path], targets: list[str], options: CheckOptions) -
     if options.on_inconclusive not in COUNTED:
         raise ConfigError(f"--on-inconclusive {options.on_inconclusive!r}: it should be pass or fail")
     jobs = _jobs(paths, targets, options)
+    _refuse_overwriting(jobs, options)
     limits = JobOptions(
         allow_estimated=options.allow_estimated,
         allow_difference=options.allow_difference,
@@ -65,6 +66,19 @@ def check_models(paths: list[Path], targets: list[str], options: CheckOptions) -
             _offer(judged)
         yield exit_code_of(judged, options.on_inconclusive)
     yield from write_outputs(options.outputs, done, records, options.on_inconclusive)
+
+
+def _refuse_overwriting(jobs: list[Job], options: CheckOptions) -> None:
+    """No output may be an input, or another output."""
+    inputs = [options.manifest, *(path for job in jobs for path in (job.path, job.baseline, job.data))]
+    taken = {path.resolve(): "read" for path in inputs if path is not None}
+    for field_ in dataclasses.fields(options.outputs):
+        path = getattr(options.outputs, field_.name)
+        if path is not None:
+            option = f"--{field_.name.replace('_', '-')}"
+            if use := taken.get(path.resolve()):
+                raise ConfigError(f"{option} {path}: is {use} by this check already; name another file")
+            taken[path.resolve()] = f"written ({option})"
 
 
 def _jobs(paths: list[Path], targets: list[str], options: CheckOptions) -> list[Job]:

@@ -1,6 +1,7 @@
 """The `edgekd` command: thin; whatever is heavy is imported inside the commands."""
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -283,6 +284,9 @@ def _options(
 def main() -> None:
     """Entry point: every error a user can cause is one line on stderr and an exit code."""
     arguments = sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show → or ✓ gets something else, not an error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     debug = "--debug" in arguments
     signal.signal(signal.SIGTERM, _interrupt)  # a cancelled CI job: workers must not outlive us
     try:
@@ -291,7 +295,7 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else ExitCode.PASS)
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; `distill` and `teach` go on where they stopped when run again", debug)
+        _complain("interrupted; `distill` and `teach` go on where they stopped, others begin again", debug)
         sys.exit(ExitCode.INTERRUPTED)
     except EdgekdError as error:
         _complain(str(error), debug)

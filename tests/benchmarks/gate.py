@@ -251,10 +251,10 @@ def replayed(cell: list[dict[str, Any]], same: list[dict[str, Any]], checks: int
     for _ in range(checks):
         start, other = draw.randrange(len(cell)), draw.randrange(len(same))
         window = [cell[(start + k) % len(cell)] for k in range(most)]
-        itself = [same[(other + k) % len(same)]["p50"] for k in range(PAIR_LOOKS[0])]
+        itself = [triple(same[(other + k) % len(same)]) for k in range(PAIR_LOOKS[0])]
         count = PAIR_LOOKS[0]
         while True:
-            ratios = [(p["p50"], p["p95"], p["load"]) for p in window[:count]]
+            ratios = [triple(pair) for pair in window[:count]]
             timed = paired_lines(ratios, itself, limits)
             wanted = max(entry.pairs for entry in timed)
             if wanted <= count or any(entry.line.outcome == "fail" for entry in timed):
@@ -273,6 +273,10 @@ def replayed(cell: list[dict[str, Any]], same: list[dict[str, Any]], checks: int
         "pairs_used": {"median": sorted(used)[checks // 2], "most": max(used)},
         "seconds": {"median": round(sorted(seconds)[checks // 2], 1), "most": round(max(seconds), 1)},
     }
+
+
+def triple(pair: dict[str, Any]) -> tuple[float, float | None, float]:
+    return pair["p50"], pair["p95"], pair["load"]
 
 
 def sums(results: list[dict[str, Any]]) -> list[dict[str, Any]]:

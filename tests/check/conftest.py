@@ -74,10 +74,10 @@ class Make:
         """A process in which a model and its baseline took turns, with these ratios between them."""
         slow = calls // 10
         p95 = ratio if p95 is None else p95
-        other = {"load_s": 0.01, "first_call_s": 0.01, "latency_s": [1e-3] * calls, "fingerprint": dict(MACHINE)}
+        other = {"load_s": 0.5, "first_call_s": 0.01, "latency_s": [1e-3] * calls, "fingerprint": dict(MACHINE)}
         return Record(
             mode="pair",
-            load_s=0.01 * load,
+            load_s=0.5 * load,
             first_call_s=0.01,
             fingerprint=dict(MACHINE),
             memory={},

@@ -95,13 +95,13 @@ def test_pairs_pass_fail_and_want_more(old: Sample, make: Any) -> None:
     passed = one(against(old, make, pairs=varied(make, 1.0, 6)), max_slowdown=0.025)
     assert (passed.outcome, passed.reason) == ("pass", "")
     assert passed.figure.value == pytest.approx(0.0, abs=1e-9)
-    assert passed.confidence == "95 % over all looks; look 1 of 4, 6 process pairs"
+    assert passed.confidence == "1.00 ms → 1.00 ms side by side; 95 % over all looks; look 1 of 4, 6 process pairs"
 
     slow = against(old, make, pairs=varied(make, 1.05, 12))
     failed = one(slow, max_slowdown=0.025)
     assert (failed.outcome, failed.reason) == ("fail", "confirmed on fresh samples")
     assert failed.figure.value == pytest.approx(0.05)
-    assert failed.confidence == "95 % over all looks; look 1 of 4, 12 process pairs"
+    assert failed.confidence == "1.00 ms → 1.05 ms side by side; 95 % over all looks; look 1 of 4, 12 process pairs"
     assert one(slow, max_slowdown=0.06).outcome == "pass"
 
     few = against(old, make, pairs=slow.pairs[:7])
@@ -423,3 +423,39 @@ def test_on_another_machine_what_stands_in_is_told(old: Sample, make: Any) -> No
 def test_an_accuracy_tolerance_of_the_users_own_wants_data(old: Sample, make: Any) -> None:
     assert one(against(old, make), max_accuracy_loss=0.5).outcome == "not judged"
     assert one(against(old, make), max_accuracy_loss=0.4).outcome == "inconclusive"
+
+
+# --- what is no finding ---
+
+
+def test_a_load_that_takes_a_few_milliseconds_longer_is_no_regression(old: Sample, make: Any) -> None:
+    slower = [make.pair(load=2.0) for _ in range(12)]
+    assert one(against(old, make, pairs=tuple(slower)), max_load_growth=0.25).outcome == "fail"
+    brief = [
+        dataclasses.replace(pair, load_s=0.012, baseline=pair.baseline | {"load_s": 0.006})  # twice, but 6 ms
+        for pair in slower
+    ]
+    line = one(against(old, make, pairs=tuple(brief)), max_load_growth=0.25)
+    assert (line.outcome, line.reason) == ("pass", "under 10 ms longer")
+    assert line.figure.value == pytest.approx(1.0)
+
+
+def test_p95_of_a_machine_that_sees_no_p95_is_no_finding(old: Sample, make: Any) -> None:
+    slow = varied(make, 1.0, 12, p95=1.3)
+    quiet = against(old, make, pairs=slow, same=varied(make, 1.0, 6))
+    assert one(quiet, max_slowdown_p95=0.1).outcome == "fail"
+    shaky = tuple(make.pair(1.0, p95=p95) for p95 in (0.5, 2.0, 0.6, 1.8, 0.5, 2.2))
+    assert one(against(old, make, pairs=slow, same=shaky), max_slowdown_p95=0.1).outcome == "inconclusive"
+
+
+@pytest.mark.parametrize(("waited", "outcome"), [(0.02, "fail"), (0.5, "inconclusive"), (None, "fail")])
+def test_against_a_record_a_machine_that_lets_processes_wait_finds_nothing(
+    make: Any, waited: float | None, outcome: str
+) -> None:
+    slower = stored(make, 1.5, 24)
+    records = [dataclasses.replace(r, disturbance={"waited": waited}) for r in slower.sample.latency]
+    busy = dataclasses.replace(slower, sample=dataclasses.replace(slower.sample, latency=tuple(records)))
+    line = one(busy, max_slowdown=0.025, max_slowdown_stored=0.1)
+    assert line.outcome == outcome
+    if waited == 0.5:
+        assert line.reason == "the machine was too busy: waiting for a CPU took 50 % of the time"

@@ -191,7 +191,7 @@ def test_tolerances_of_the_command_line() -> None:
     ("option", "said"),
     [
         ("max_slowdown", "--tolerance 'max_slowdown': it should be key=value, such as max_slowdown=0.05"),
-        ("max_slowdown=wide", "--tolerance max_slowdown: got 'wide'; it should be a number or off"),
+        ("max_slowdown=wide", "--tolerance max_slowdown: got 'wide'; it should be a number, such as 0.025 for 2.5 %"),
         (
             "max_slowdown=-1",
             "--tolerance: max_slowdown: got -1.0; it should be greater than or equal to 0 or 'off'",

@@ -249,8 +249,8 @@ def test_a_baseline_is_kept_and_checked_against(cli: Cli, here: Path, machine: M
     done = cli("baseline", "accept", "tiny.onnx", "other.onnx", "-t", here)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
-        "baselines/tiny@here.json: tiny.onnx on here (new)",
-        "baselines/other@here.json: other.onnx on here (new)",
+        "baselines/tiny@here.json: tiny.onnx on here (new; p50 1.00 ms)",
+        "baselines/other@here.json: other.onnx on here (new; p50 2.00 ms)",
     ]
     kept = read_record(tmp_path / "baselines/tiny@here.json").sample
     assert (len(kept.latency), len(kept.memory_bytes), kept.placement is not None) == (8, 3, True)
@@ -305,7 +305,7 @@ def test_a_damaged_baseline_is_told_and_written_anew(cli: Cli, here: Path, machi
     assert_refused(done, "baselines/tiny@here.json: not valid JSON: ", "`edgekd baseline accept` writes it anew")
     done = cli("baseline", "accept", "tiny.onnx", "-t", here)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith("on here (replaced; what was there could not be read)\n")
+    assert done.stdout.endswith("on here (replaced; what was there could not be read; p50 1.00 ms)\n")
     assert read_record(path).sample.name == "tiny.onnx"
 
 
@@ -314,7 +314,7 @@ def test_a_record_becomes_the_baseline(cli: Cli, here: Path, machine: Machine, t
     before = machine.processes
     done = cli("baseline", "accept", "kept/tiny@here.json")
     assert (done.returncode, machine.processes) == (0, before)  # nothing is measured again
-    assert done.stdout == "baselines/tiny@here.json: tiny.onnx on here (new)\n"
+    assert done.stdout == "baselines/tiny@here.json: tiny.onnx on here (new; p50 1.00 ms)\n"
     assert read_record(tmp_path / "baselines/tiny@here.json").sample.latency
     # A record of a comparison alone lacks what a baseline needs.
     off = [f"--tolerance={key}=off" for key in QUIET]
@@ -335,7 +335,9 @@ def test_what_is_no_record_is_not_replaced_and_the_next_model_has_its_turn(
     assert (tmp_path / "tiny@here.json").read_text() == '{"name": "package"}'
     edit(tmp_path / "other@here.json", lambda content: content.update(schema_version=99))
     done = cli("baseline", "accept", "other.onnx", "-t", here, "--to", ".")
-    assert done.stdout == "other@here.json: other.onnx on here (replaced; what was there could not be read)\n"
+    assert (
+        done.stdout == "other@here.json: other.onnx on here (replaced; what was there could not be read; p50 2.00 ms)\n"
+    )
 
 
 MANIFEST = """\
@@ -683,3 +685,36 @@ def test_github_gets_its_summary_and_annotations(
     done = cli("check", "tiny.onnx", "-t", here, "--budget", "size_kb=1")
     assert "::" not in done.stdout
     assert done.stdout.endswith("\n") and not done.stdout.endswith("\n\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--junit", "tiny.onnx"], "--junit tiny.onnx: is read by this check already"),
+        (["--json", "old.onnx", "--baseline", "old.onnx"], "--json old.onnx: is read by this check already"),
+        (["--junit", "out", "--markdown", "./out"], "--markdown out: is written (--junit) by this check already"),
+    ],
+)
+def test_no_output_replaces_an_input_or_another_output(
+    tmp_path: Path, cli: Cli, options: list[str], words: str
+) -> None:
+    before = (tmp_path / "tiny.onnx").read_bytes()
+    done = cli("check", "tiny.onnx", "-t", "cpu-x86", "--budget", "size_kb=100", *options)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert (tmp_path / "tiny.onnx").read_bytes() == before
+
+
+def test_a_reader_that_has_gone_changes_no_verdict(tmp_path: Path) -> None:
+    command = f"'{sys.executable}' -m edgekd check tiny.onnx tiny.onnx tiny.onnx -t cpu-x86 --budget size_kb=100"
+    shell = f"{command} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert (done.stdout.strip(), done.stderr) == ("0", "")
+
+
+def test_a_terminal_without_unicode_is_no_error(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edgekd", "check", "tiny.onnx", "-t", "cpu-x86", "--budget", "size_kb=100"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "? file size" in done.stdout
