@@ -189,8 +189,11 @@ class Budget:
 
     def with_values(self, other: "Budget") -> "Budget":
         """This budget with every value that `other` sets."""
-        given = {key: value for key, value in dataclasses.asdict(other).items() if value is not None}
-        return dataclasses.replace(self, **given)
+        return dataclasses.replace(self, **other.limits())
+
+    def limits(self) -> dict[str, float]:
+        """What is asked, by key."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgekd.bench.measure import Answers, Subject, Told, evaluate, logits_of, measure_each
 from edgekd.bench.records import Effort
 from edgekd.errors import EdgekdError, InputError, one_line
-from edgekd.figures import Figure, ModelFigures
+from edgekd.figures import ModelFigures
 from edgekd.result import read_models
 from edgekd.run import Run
 from edgekd.target import Target
@@ -28,7 +28,6 @@ __all__ = [
     "all_subjects",
     "check_classes",
     "finished",
-    "measure_file",
     "measure_files",
     "measure_run",
     "read_arrays",
@@ -61,7 +60,6 @@ class Measured:
 
     figures: ModelFigures
     remark: str = ""
-    teacher_accuracy: Figure | None = None
 
 
 def run_inputs(run: Run, split: Split) -> Inputs:
@@ -147,16 +145,6 @@ def measure_files(
     return measured, problems
 
 
-def measure_file(
-    path: Path, target: Target, effort: Effort, estimate: Estimate, inputs: Inputs | None = None
-) -> Measured:
-    """The same for one file; raises EdgekdError if it cannot be measured."""
-    measured, problems = measure_files([path], target, effort, estimate, inputs)
-    if problems:
-        raise problems[0]
-    return measured[0]
-
-
 def _with_accuracy(
     subject: Subject,
     figures: ModelFigures,
@@ -205,7 +193,7 @@ def measure_run(
     known = [subject for subject, _ in pairs]
     figures = estimate([model for _, model in pairs], known, target)
     measured: list[Measured] = []
-    teacher, teaching = None, None
+    teacher = None
     for subject, model in zip(known, figures, strict=True):
         try:
             hears = told(subject.name) if told else None
@@ -216,8 +204,7 @@ def measure_run(
             continue
         teacher = logits if subject is subjects[0] else teacher
         (scored,) = evaluate([model], [logits], _answers(inputs, teacher), target)
-        teaching = scored.accuracy if subject is subjects[0] else teaching
-        measured.append(Measured(scored, teacher_accuracy=teaching))
+        measured.append(Measured(scored))
     return measured, problems
 
 

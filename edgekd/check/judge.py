@@ -163,7 +163,7 @@ def judge(
     A figure without a value, or an estimate where estimates are not allowed, is inconclusive; so is an
     interval that holds the limit. With `latency_must_be_known` false an unknown latency is «not judged» instead.
     """
-    limits = {key: value for key, value in dataclasses.asdict(budget).items() if value is not None}
+    limits = budget.limits()
     lines = [_line(key, limits[key], figures.get(key, Figure()), allow_estimated) for key in BUDGETED if key in limits]
     if not latency_must_be_known:
         lines = [_not_judged(line) if _is_unknown_latency(line) else line for line in lines]

@@ -69,8 +69,7 @@ def check(
         told(f"{len(checked.sample.latency)} of {alone} processes, {len(checked.pairs)} of {together} pairs")
         checked = _one_more(checked, source, target, asked, baseline, alone, together)
         allowed = _refuse_others(checked, asked)
-    limits = {key: value for key, value in dataclasses.asdict(asked.budget).items() if value is not None}
-    checked = dataclasses.replace(checked, budget=limits)
+    checked = dataclasses.replace(checked, budget=asked.budget.limits())
     judged = judged_of(checked, verdict, [*allowed, *notes], target)
     return dataclasses.replace(judged, file=str(source.file), seconds=time.monotonic() - begin), checked
 
@@ -103,7 +102,7 @@ def _refuse_others(checked: Checked, asked: Asked) -> list[str]:
 
 
 def _needs(source: Source, target: Target, asked: Asked, baseline: Source | Checked | None) -> _Needs:
-    budget = {key for key, value in dataclasses.asdict(asked.budget).items() if value is not None}
+    budget = asked.budget.limits().keys()
     tolerance = {key for key, value in dataclasses.asdict(asked.tolerance).items() if value != "off"}
     same = isinstance(baseline, Source) and file_sha256(baseline.file) == file_sha256(source.file)
     if baseline is None or same:

@@ -157,7 +157,7 @@ def read_record(path: Path) -> Checked:
             stored=bool(data["stored"]),
             pairs=_records(data["pairs"], "pair"),
             same=_records(data["same"], "pair"),
-            budget=_limits(data["budget"]),
+            budget=build(Budget, data["budget"], "budget").limits(),
         )
     except KeyError as error:
         raise InputError(f"{path}: is damaged: {error} is missing; {AGAIN}") from error
@@ -176,10 +176,6 @@ def _real(text: str) -> float:
     if not abs(value) < BEYOND:
         raise ArithmeticError(f"a number in it is {text if len(text) <= 20 else text[:19] + '…'}")
     return value
-
-
-def _limits(data: dict[str, Any]) -> dict[str, float]:
-    return {key: limit for key, limit in dataclasses.asdict(build(Budget, data, "budget")).items() if limit is not None}
 
 
 def _sample(data: dict[str, Any], where: str) -> Sample:

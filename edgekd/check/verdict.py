@@ -35,15 +35,12 @@ class Wanted:
     latency: int = 0
     pairs: int = 0
 
-    def __bool__(self) -> bool:
-        return bool(self.latency or self.pairs)
-
 
 def judge_samples(
     checked: Checked, budget: Budget, tolerance: Tolerance, allow_estimated: bool = False
 ) -> tuple[Verdict, Wanted, list[str]]:
     """The verdict on what was measured so far, what the next look needs, and what a reader should know."""
-    limits = {key: limit for key, limit in dataclasses.asdict(budget).items() if limit is not None}
+    limits = budget.limits()
     figures = figures_of(checked.sample)
     decisions: dict[str, Decision] = {}
     if checked.sample.latency:

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from edgekd.bench import runner
 from edgekd.bench.measure import Subject
-from edgekd.bench.paths import finished, measure_file, measure_run, read_arrays, run_inputs
+from edgekd.bench.paths import Inputs, Measured, finished, measure_files, measure_run, read_arrays, run_inputs
 from edgekd.bench.records import Effort, Plan, Record
 from edgekd.errors import InputError, ModelError
 from edgekd.figures import ModelFigures
@@ -26,6 +26,14 @@ EFFORT = Effort(processes=1, warmup_s=0.0, min_calls=3, max_calls=3, max_s=0.0, 
 
 def as_they_are(figures: Sequence[ModelFigures], subjects: Sequence[Subject], target: Target) -> list[ModelFigures]:
     return list(figures)
+
+
+def measure_one(path: Path, inputs: Inputs | None = None) -> Measured:
+    """The figures of one file; raises what was collected instead."""
+    measured, problems = measure_files([path], TARGET, EFFORT, as_they_are, inputs)
+    if problems:
+        raise problems[0]
+    return measured[0]
 
 
 def write_model(path: Path) -> Path:
@@ -103,7 +111,7 @@ def test_files_of_another_kind_are_told(tmp_path: Path) -> None:
 
 def test_a_bare_file_without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Target, "differences", lambda self: [])
-    taken = measure_file(write_model(tmp_path / "m.onnx"), TARGET, EFFORT, as_they_are)
+    taken = measure_one(write_model(tmp_path / "m.onnx"))
     assert taken.figures.name == "m.onnx"
     assert taken.figures.accuracy.value is None
     assert taken.figures.latency_p50_ms.value is not None
@@ -115,7 +123,7 @@ def test_a_bare_file_with_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Target, "differences", lambda self: [])
     np.savez(tmp_path / "second.npz", inputs=images([0, 1, 2, 3]), labels=np.array([0, 1, 2, 2]))
     given = read_arrays(tmp_path / "second.npz", tmp_path)
-    taken = measure_file(write_model(tmp_path / "m.onnx"), TARGET, EFFORT, as_they_are, given)
+    taken = measure_one(write_model(tmp_path / "m.onnx"), given)
     assert taken.figures.accuracy.value == 0.75
     assert taken.figures.recall == (1.0, 1.0, 0.5, None)
     assert taken.remark == f"accuracy on {tmp_path / 'second.npz'}, 4 inputs"
@@ -128,12 +136,12 @@ def test_data_that_a_file_cannot_take_is_told(tmp_path: Path, monkeypatch: pytes
     model = write_model(tmp_path / "m.onnx")
     np.savez(tmp_path / "second.npz", inputs=images([0, 1]), labels=np.array([0, 4]))
     with pytest.raises(InputError, match=r"labels go up to 4, and .*m.onnx tells 4 classes apart$"):
-        measure_file(model, TARGET, EFFORT, as_they_are, read_arrays(tmp_path / "second.npz", tmp_path))
+        measure_one(model, read_arrays(tmp_path / "second.npz", tmp_path))
     np.savez(tmp_path / "second.npz", inputs=images([0, 1]).astype(np.float32), labels=np.array([0, 1]))
     with pytest.raises(InputError, match=r"the model takes tensor\(uint8\) .* the data is float32 \[2, 2, 2, 1\]$"):
-        measure_file(model, TARGET, EFFORT, as_they_are, read_arrays(tmp_path / "second.npz", tmp_path))
+        measure_one(model, read_arrays(tmp_path / "second.npz", tmp_path))
     with pytest.raises(InputError, match=r"gone.onnx: no such model file or run folder$"):
-        measure_file(tmp_path / "gone.onnx", TARGET, EFFORT, as_they_are)
+        measure_one(tmp_path / "gone.onnx")
 
 
 # --- runs ---
@@ -209,7 +217,6 @@ def test_models_of_a_run_are_held_against_teacher_and_torch(
     assert heard == ["teacher", "student fp32"]
     teacher, student = taken
     assert teacher.figures.accuracy.value == student.figures.accuracy.value == 0.75
-    assert student.teacher_accuracy == teacher.figures.accuracy
     assert student.figures.agreement.value == 1
     assert student.figures.torch_agreement.value == 0.75  # torch said 2 of the last
     assert student.figures.max_logit_diff.value == 200
@@ -240,4 +247,4 @@ def test_an_error_of_one_model_keeps_the_others(
     assert other.figures.name != name
     assert other.figures.accuracy.value == 0.75
     if name == "teacher":  # then there is nothing to agree with
-        assert (other.teacher_accuracy, other.figures.agreement.value) == (None, None)
+        assert other.figures.agreement.value is None

@@ -76,7 +76,6 @@ def test_one_more_budget_wants_what_the_most_demanding_does(make: Any) -> None:
     assert judged(checked, latency_p50_ms=1.0, load_ms=100)[1] == Wanted(latency=12)
     verdict, more = judged(checked, latency_p50_ms=2.0, load_ms=100)
     assert (verdict.outcome, more) == ("pass", Wanted())
-    assert not more
 
 
 def test_p95_of_too_few_calls_is_inconclusive(make: Any) -> None:
