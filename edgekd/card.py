@@ -10,6 +10,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from edgekd.errors import ConfigError, did_you_mean
+from edgekd.recipe import Augment, Fraction, Positive, Recipe, Training
 from edgekd.spec import build, locate, read_toml
 
 __all__ = [
@@ -26,8 +27,6 @@ __all__ = [
 ]
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 def _import_path(text: str) -> str:
@@ -76,66 +75,6 @@ class Data:
         if self.source == "torchvision" and not self.name:
             raise ValueError('must give `name`, a data set of torchvision, with source = "torchvision"')
         return self
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Augment:
-    """What may differ between two views of one image."""
-
-    crop_padding: Annotated[int, Field(ge=0)] = 0
-    """Zero pixels put around the image before a random crop of the original size."""
-    flip: bool = False
-    """Horizontal mirror with probability one half."""
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Training:
-    """An optimiser and its schedule."""
-
-    epochs: Annotated[int, Field(ge=1)]
-    batch_size: Annotated[int, Field(ge=2)] = 128
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: Positive = 0.1
-    momentum: Fraction = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward pass; `auto` is bf16 where this machine has it in hardware."""
-    seed: Annotated[int, Field(ge=0)] = 0
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Recipe(Training):
-    """How to distil: L = α T² KL(p_teacher ‖ p_student) + (1 − α) CE (Hinton et al. 2015), or the terms in `losses`."""
-
-    temperature: Positive = 4.0
-    alpha: Fraction = 0.9
-    losses: dict[Literal["ce", "kd", "soft_ce", "mse", "dkd", "dist"], Positive] = field(default_factory=dict)
-    """Weight of each term, in place of `alpha`; the formulas are in edgekd/distill/losses.py."""
-    standardize: bool = False
-    """Bring each row of logits to mean 0 and deviation 1 before the soft terms (Sun et al. 2024)."""
-    dkd_alpha: Annotated[float, Field(ge=0)] = 1.0
-    dkd_beta: Annotated[float, Field(ge=0)] = 8.0
-    """Weight of the classes other than the label's in `dkd` (Zhao et al. 2022)."""
-    dist_beta: Annotated[float, Field(ge=0)] = 1.0
-    dist_gamma: Annotated[float, Field(ge=0)] = 1.0
-    """Weights of the relations between classes and between samples in `dist` (Huang et al. 2022)."""
-    views: Annotated[int, Field(ge=1)] = 8
-    """Augmented forms of each image; the teacher sees each once and its logits are kept."""
-    init_from_teacher: bool = False
-    """Copy the teacher's tensors of equal name and shape into the student before training."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "Recipe":
-        if {"kd", "soft_ce"} <= self.losses.keys():
-            raise ValueError("losses: must name kd or soft_ce, not both: their gradients are the same")
-        return self
-
-    def weights(self) -> dict[str, float]:
-        """The weight of each term that is used."""
-        named = dict(self.losses) or {"kd": self.alpha, "ce": 1 - self.alpha}
-        return {name: weight for name, weight in named.items() if weight > 0}
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -206,6 +145,11 @@ class Card:
     data: Data
     augment: Augment = field(default_factory=Augment)
     teacher: Teacher
+    more_teachers: tuple[Teacher, ...] = ()
+    """Further teachers, each with its weights; `recipe.combine` says how their logits meet the first one's."""
+    assistants: tuple[Teacher, ...] = ()
+    """Networks between teacher and student, largest first: each learns from the one before it, and the last one
+    teaches the student (Mirzadeh et al. 2020, arXiv 1902.03393)."""
     student: Student
     recipe: Recipe
     budgets: dict[str, Budget]

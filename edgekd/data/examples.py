@@ -1,0 +1,33 @@
+"""Examples: what the training loop knows of data, whatever the task."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["Batch", "Examples"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some examples, as teacher and student see them."""
+
+    inputs: Tensor
+    """What the networks take: uint8 images (B, H, W, C), or token ids (B, L)."""
+    targets: Tensor
+    """Labels (B,), or (B, C) with each class's share where examples were mixed."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """One part of a data set."""
+
+    labels: NDArray[np.int64]
+    """(n,)"""
+    batch: Callable[[NDArray[np.int64], int | None], Batch]
+    """`batch(indices, k)` gives view k of those examples, or the examples themselves for None. On the CPU."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
