@@ -1,0 +1,208 @@
+"""What happens in a training, told while it happens: `training.jsonl`, and the trackers a user asks for."""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekd.console import say
+from edgekd.errors import ConfigError, UnavailableError, did_you_mean, one_line
+from edgekd.imports import require
+from edgekd.run import atomic, read_json, write_json
+
+__all__ = ["FILE_NAME", "TRACKERS", "Tell", "check_trackers", "open_trackers", "truncate_after"]
+
+FILE_NAME = "training.jsonl"
+
+Tell = Callable[[int, Mapping[str, float]], None]
+"""`tell(step, values)`: steps are counted from the training's beginning, and `values` hold `epoch`, counted from 1."""
+
+Recipe = Mapping[str, Any]
+
+
+def check_trackers(kinds: Iterable[str]) -> None:
+    """Raise ConfigError for a tracker nobody knows, UnavailableError with the pip command for one not installed."""
+    for name, value in _NO_TELEMETRY.items():
+        os.environ.setdefault(name, value)
+    for kind in kinds:
+        if kind not in TRACKERS:
+            raise ConfigError(f"--track: no tracker {kind!r}; {did_you_mean(kind, TRACKERS)}")
+        require(kind, _EXTRAS[kind], f"--track {kind}")
+
+
+@contextlib.contextmanager
+def open_trackers(kinds: tuple[str, ...], folder: Path, name: str, recipe: Recipe, finished: int = 0) -> Iterator[Tell]:
+    """A function that tells `folder/training.jsonl` and every tracker of `kinds` what happens in the training `name`.
+
+    Terms of the loss are best called `loss/NAME`, and values of a whole epoch `epoch/NAME`: the trackers draw what
+    shares a prefix together. After `finished` epochs a training is resumed: lines of later ones are removed first.
+    TensorBoard discards their steps; MLflow, and W&B online, go on with the same run and are told the same values
+    again; W&B offline begins a run that holds everything. A number that is not finite becomes null in the file.
+    A tracker that fails on the way is left out with one line: no training should end because a server has.
+
+    Raises ConfigError or UnavailableError where a tracker is unknown, is not installed or does not open.
+    """
+    check_trackers(kinds)
+    path = folder / FILE_NAME
+    folder.mkdir(parents=True, exist_ok=True)
+    first = truncate_after(path, finished) + 1
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(path.open("a", encoding="utf-8"))
+        others = {kind: _enter(stack, kind, folder, name, recipe, first) for kind in dict.fromkeys(kinds)}
+
+        def tell(step: int, values: Mapping[str, float]) -> None:
+            line: dict[str, float | None] = {"step": step} | {
+                key: value if math.isfinite(value) else None for key, value in values.items()
+            }
+            file.write(_json_line(line))
+            file.flush()  # the line then outlives this process, however it ends
+            for kind, other in list(others.items()):
+                try:
+                    other(step, values)
+                except Exception as error:  # whatever a network and a foreign package lead to
+                    say(f"{name}: {kind} is told no more: {one_line(error)}")
+                    del others[kind]
+
+        yield tell
+
+
+def truncate_after(path: Path, epoch: int) -> int:
+    """Remove what `path` tells of epochs after `epoch`, and a line half-written; returns the last step left, or -1.
+
+    A checkpoint is written once an epoch: after a crash the training goes back to it, and the file must as well.
+    """
+    kept = [told for told in _lines(path) if told["epoch"] <= epoch]
+    text = "".join(_json_line(told) for told in kept)
+    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
+        with atomic(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return int(kept[-1]["step"]) if kept else -1
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """What the file tells, up to the first line that is not whole."""
+    told = list[dict[str, Any]]()
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        try:
+            values = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            break
+        if not isinstance(values, dict) or not {"step", "epoch"} <= values.keys():
+            break
+        told.append(values)
+    return told
+
+
+def _json_line(values: Mapping[str, float | None]) -> str:
+    return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _enter(stack: contextlib.ExitStack, kind: str, folder: Path, name: str, recipe: Recipe, first: int) -> Tell:
+    """The tracker, opened for the steps from `first` on; the stack closes it, which may fail with one line."""
+    try:
+        tracker = TRACKERS[kind](folder, name, recipe, first)
+        tell = tracker.__enter__()
+    except Exception as error:  # a foreign package, and perhaps a server
+        raise UnavailableError(f"--track {kind}: does not open: {one_line(error)}") from error
+
+    def close(*cause: Any) -> None:
+        try:
+            tracker.__exit__(*cause)
+        except Exception as error:
+            say(f"{name}: {kind} does not close: {one_line(error)}")
+
+    stack.push(close)
+    return tell
+
+
+@contextlib.contextmanager
+def _tensorboard(folder: Path, name: str, recipe: Recipe, first: int) -> Iterator[Tell]:
+    """TensorBoard's scalars in `folder/tensorboard`; of a resumed training it discards the steps from `first` on."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    place = folder / "tensorboard"
+    say(f"{name}: `tensorboard --logdir {place}` draws this training")
+    with SummaryWriter(str(place), purge_step=first or None) as writer:
+        if not first:
+            text = json.dumps(dict(recipe), indent=4, ensure_ascii=False, default=str)
+            writer.add_text("recipe", "    " + text.replace("\n", "\n    "), 0)
+
+        def tell(step: int, values: Mapping[str, float]) -> None:
+            for key, value in values.items():
+                writer.add_scalar(key, value, step)
+            writer.flush()  # by itself every two minutes, which a crash would lose
+
+        yield tell
+
+
+@contextlib.contextmanager
+def _mlflow(folder: Path, name: str, recipe: Recipe, first: int) -> Iterator[Tell]:
+    """MLflow at the user's MLFLOW_TRACKING_URI, or in a database beside `training.jsonl`."""
+    mlflow = require("mlflow", _EXTRAS["mlflow"], "--track mlflow")
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        uri = f"sqlite:///{(folder / 'mlflow.db').resolve()}"
+        mlflow.set_tracking_uri(uri)
+        say(f"{name}: `mlflow server --backend-store-uri {uri}` draws this training (MLFLOW_TRACKING_URI is not set)")
+    if not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys():
+        mlflow.set_experiment("edgekd")
+    before = _run_id(folder, "mlflow") if first else None
+    with mlflow.start_run(run_id=before, run_name=name, log_system_metrics=False) as run:
+        if before is None:
+            mlflow.log_params({key: _text(value) for key, value in recipe.items()})
+            _keep_run_id(folder, "mlflow", run.info.run_id)
+        yield lambda step, values: mlflow.log_metrics(dict(values), step=step)
+
+
+@contextlib.contextmanager
+def _wandb(folder: Path, name: str, recipe: Recipe, first: int) -> Iterator[Tell]:
+    """Weights & Biases as the user's WANDB_MODE says; without it nothing leaves this machine."""
+    wandb = require("wandb", _EXTRAS["wandb"], "--track wandb")
+    mode = os.environ.get("WANDB_MODE", "offline")
+    if "WANDB_MODE" not in os.environ:
+        say(f"{name}: wandb keeps this training in {folder / 'wandb'} (WANDB_MODE is not set); `wandb sync` sends it")
+    run = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", "edgekd"),
+        name=name,
+        dir=str(folder),
+        config=dict(recipe),
+        mode=mode,
+        id=_run_id(folder, "wandb") if first and mode != "offline" else None,
+        resume="allow",
+        settings=wandb.Settings(console="off", silent=True),
+    )
+    with run:
+        _keep_run_id(folder, "wandb", run.id)
+        for told in _lines(folder / FILE_NAME) if mode == "offline" else ():  # it loses its last seconds in a crash
+            run.log({key: value for key, value in told.items() if value is not None}, step=told["step"])
+        yield lambda step, values: run.log(dict(values), step=step)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _run_id(folder: Path, kind: str) -> str | None:
+    """What the tracker called this training when it began."""
+    path = folder / "trackers.json"
+    found: str | None = read_json(path).get(kind) if path.exists() else None
+    return found
+
+
+def _keep_run_id(folder: Path, kind: str, run_id: str) -> None:
+    path = folder / "trackers.json"
+    write_json(path, (read_json(path) if path.exists() else {"schema_version": 1}) | {kind: run_id})
+
+
+TRACKERS: dict[str, Callable[[Path, str, Recipe, int], contextlib.AbstractContextManager[Tell]]] = {
+    "mlflow": _mlflow,
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+}
+
+_EXTRAS = {"mlflow": "mlflow", "tensorboard": "track", "wandb": "wandb"}
+
+_NO_TELEMETRY = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
+"""Read at import: without them both would tell their makers how they are used."""
