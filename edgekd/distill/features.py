@@ -106,8 +106,7 @@ def attention(student: Tensor, teacher: Tensor) -> Tensor:
     (B, C, H, W) or their `attention_map` (B, H, W); of maps that differ in height or width the larger is
     average-pooled. Equation 2 has the norm ‖Q_S/‖Q_S‖ − Q_T/‖Q_T‖‖₂, not squared, whose gradient does not vanish at
     equality; this is the mean square of the authors' code, so that weights tuned for it (500 to 1,000) carry over. As a
-    mean over H W places of unit vectors the term is small, and a weight near 1 has little
-    effect.
+    mean over H W places of unit vectors the term is small, and a weight near 1 has little effect.
     """
     maps = [attention_map(one) if one.dim() == 4 else _wide(one) for one in (student, teacher)]
     if any(one.dim() != 3 for one in maps) or len(student) != len(teacher):
