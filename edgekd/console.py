@@ -28,9 +28,15 @@ def _console(stderr: bool) -> "Console":
     return Console(stderr=stderr, highlight=False, soft_wrap=True, emoji=False, width=width)
 
 
+def _speaks() -> bool:
+    """Of several processes of one training, only the first one does."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
 def say(text: str) -> None:
     """One line about what is going on."""
-    _console(True).print(flat(text), markup=False)
+    if _speaks():
+        _console(True).print(flat(text), markup=False)
 
 
 def out(item: object) -> None:
@@ -59,7 +65,7 @@ def progress() -> "Progress":
         TimeRemainingColumn(),
         console=_console(True),
         transient=True,
-        disable=not sys.stderr.isatty(),
+        disable=not (sys.stderr.isatty() and _speaks()),
     )
 
 

@@ -33,6 +33,8 @@ class Augment:
     cutmix: NotNegative = 0.0
     """α of λ ~ Beta(α, α); a rectangle of 1 − λ of the image comes from the partner (Yun et al. 2019); 0 is none.
     With `mixup` as well, half of the images get each."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the views' draws; apart from the training's, so that trainings with other seeds share the teacher's outputs."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -113,7 +115,8 @@ class Recipe(Training):
     and `features`, or `stages` with terms of their own."""
 
     attempts: Annotated[int, Field(ge=1, le=5)] = 1
-    """How often to train before giving up on `min_accuracy` (validation); each attempt doubles the epochs."""
+    """How often to train while `min_accuracy` is not reached on validation data; each attempt doubles the epochs, and
+    the best is kept."""
     temperature: Positive = 4.0
     temperature_schedule: Literal["fixed", "linear", "cosine", "exponential", "sigmoid", "learned", "adversarial"] = (
         "fixed"
@@ -165,6 +168,8 @@ class Recipe(Training):
             raise ValueError(f"epochs: should be the stages' sum, {total}, got {self.epochs}")
         if not self.temperature_min < self.temperature_max:
             raise ValueError("temperature_min: should be below temperature_max")
+        if self.sampling != "none":
+            _refuse_sampling([part.losses for part in self.parts()])
         return self
 
     def weights(self) -> dict[Term, float]:
@@ -180,3 +185,9 @@ class Recipe(Training):
 def _refuse_double(losses: dict[Term, float]) -> None:
     if {"kd", "soft_ce"} <= losses.keys():
         raise ValueError("losses: must name kd or soft_ce, not both: their gradients are the same")
+
+
+def _refuse_sampling(losses: list[dict[Term, float]]) -> None:
+    for part in losses:
+        if wrong := sorted(part.keys() & {"mse", "dkd", "dist"}):
+            raise ValueError(f"sampling: draws labels for kd and soft_ce; {wrong[0]} needs the teacher's own logits")

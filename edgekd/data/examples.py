@@ -1,7 +1,8 @@
 """Examples: what the training loop knows of data, whatever the task."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ class Examples:
     """(n,)"""
     batch: Callable[[NDArray[np.int64], int | None], Batch]
     """`batch(indices, k)` gives view k of those examples, or the examples themselves for None. On the CPU."""
+    key: Mapping[str, Any] = field(default_factory=dict)
+    """What the inputs of all views depend on: the digest of the data, and how views are made; plain JSON values."""
 
     def __len__(self) -> int:
         return len(self.labels)

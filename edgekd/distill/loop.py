@@ -1,13 +1,16 @@
-"""The training loop: one visible `for`, seeded, checkpointed every epoch, resumable bit for bit.
+"""The training loop: one visible `for` over any batch of tensors, seeded, checkpointed every epoch, resumable bit for
+bit.
 
-Everything random is a pure function of (seed, epoch, image), so that a resumed training sees exactly what
-an undisturbed one sees. The contract holds on the same machine, torch build and number of threads, which
+Everything random is a pure function of (seed, epoch, example), so that a resumed training sees exactly what an
+undisturbed one sees. The contract holds on the same machine, torch build, number of threads and of processes, which
 the checkpoint stores.
+
+Of several processes each computes its share of every batch; the gradients' mean is the batch's, and statistics of
+batch normalisation are those of each share, as with `accumulate` parts in one process. Kept are the running
+statistics of rank 0, or in one process those of all parts, one after the other.
 """
 
-import dataclasses
-import io
-import math
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,88 +21,146 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from edgekd import host, units
-from edgekd.card import Augment, Data, Training
+from edgekd import units
 from edgekd.console import progress, say
-from edgekd.data.images import Split
-from edgekd.data.views import permutation, view
-from edgekd.distill.losses import Loss
-from edgekd.errors import BudgetError, ConfigError, InputError
-from edgekd.nets.deployed import Preprocess
-from edgekd.run import atomic, write_json
+from edgekd.data.examples import Examples
+from edgekd.data.views import permutation
+from edgekd.distill.checkpoint import Progress, begin, keep
+from edgekd.distill.distributed import World, device, summed, world
+from edgekd.distill.objective import Objective
+from edgekd.distill.optimise import autocast, learning_rate, make_optimizer
+from edgekd.distill.step import Step
+from edgekd.distill.tracking import open_trackers
+from edgekd.distill.watch import Watch, check_epoch
+from edgekd.errors import ConfigError
+from edgekd.recipe import Training
 
-__all__ = ["Job", "accuracy", "autocast", "batches", "device", "learning_rate", "train"]
+__all__ = ["Job", "Outputs", "Score", "accuracy", "batches", "best_accuracy", "train"]
+
+Outputs = Callable[[int, NDArray[np.int64], Tensor], dict[str, Tensor]]
+"""(view, indices (B,), inputs (B, …)) -> the teacher's `logits` (B, C), and features by layer."""
+
+Score = Callable[[nn.Module, Examples, str, World], float]
+"""(network, examples, precision, the processes to share the work with) -> the task's metric; more is better."""
+
+
+def accuracy(net: nn.Module, examples: Examples, precision: str, among: World = World()) -> float:  # noqa: B008 - frozen
+    """Share of the examples that `net` classifies correctly, in evaluation mode; `among` share the work."""
+    net.eval()
+    correct = torch.zeros((), dtype=torch.float64)
+    mine = np.arange(len(examples))[among.share(len(examples))]
+    with torch.no_grad(), autocast(precision):
+        for chosen in np.array_split(mine, max(1, -(-len(mine) // 500))):
+            batch = examples.batch(chosen, None)
+            correct += (net(batch.inputs.to(device())).argmax(1).cpu() == batch.targets).sum()
+    return float(summed(correct) if among.size > 1 else correct) / len(examples)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One training: what, on which images, how, and where its checkpoint lives."""
+    """One training: what, on which examples, how, and where its checkpoint lives."""
 
     name: str
-    data: Data
-    augment: Augment
-    train: Split
-    validation: Split
+    train: Examples
+    validation: Examples
     training: Training
-    loss: Loss
-    teacher_logits: Callable[[int], NDArray[np.float32]] | None
-    """Gives the teacher's logits (n, C) for view k of all training images; None without a teacher."""
-    views: int
-    """Number of views; epoch e shows view e mod `views`."""
+    objective: Objective
     checkpoint: Path
+    teacher: Outputs | None = None
+    views: int = 1
+    """Number of views; epoch e shows view e mod `views`."""
+    score: Score = accuracy
+    log: Path | None = None
+    """Folder of `training.jsonl`; the checkpoint's, where none is given."""
+    track: tuple[str, ...] = ()
+    """Trackers beside it: tensorboard, mlflow, wandb."""
+    stop: Callable[[list[dict[str, Any]]], bool] | None = None
+    """Asked after each epoch, with the history, whether this is enough."""
 
 
 def train(net: nn.Module, job: Job) -> list[dict[str, Any]]:
-    """Train `net` in place; returns one entry per epoch: loss, its terms, validation accuracy, seconds.
+    """Train `net` (inputs to logits) in place; returns one entry per epoch: loss, its terms, validation accuracy,
+    temperature, learning rate, examples and seconds.
 
-    Raises BudgetError with epoch, step, term and the last good checkpoint when the loss is no longer finite.
+    Raises BudgetError with epoch, step, term and the last good checkpoint when the loss is no longer finite or grows
+    tenfold, ConfigError where a batch is too small for its parts or a checkpoint was made otherwise.
     """
-    training, where = job.training, device()
-    net.to(where).to(memory_format=torch.channels_last)  # 15 % faster convolutions on a CPU
-    preprocess = Preprocess(job.data).to(where)
-    whole = nn.Sequential(preprocess, net)
-    optimizer = _optimizer(net, training)
-    history = _resume(net, optimizer, job)
-    labels = torch.from_numpy(job.train.labels)
-    steps = len(list(batches(len(labels), training.batch_size, np.arange(len(labels)))))
-    for epoch in range(len(history), training.epochs):
-        begin, totals = time.perf_counter(), dict[str, float]()
-        torch.manual_seed(training.seed * 1_000_003 + epoch)  # dropout and the like
-        k = epoch % job.views
-        teacher_logits = job.teacher_logits(k) if job.teacher_logits else None
-        order = permutation(training.seed, epoch, len(labels))
-        net.train()
-        with progress() as bar:
-            task = bar.add_task(f"{job.name}: epoch {epoch + 1}/{training.epochs}", total=steps)
-            for step, indices in enumerate(batches(len(labels), training.batch_size, order)):
-                raw = torch.from_numpy(job.train.read(indices))
-                images = preprocess(view(raw, indices, k, training.seed, job.augment).to(where))
-                soft = torch.from_numpy(teacher_logits[indices]).to(where) if teacher_logits is not None else None
-                with autocast(training.precision):
-                    logits = net(images)
-                terms = job.loss(logits.float(), soft, labels[indices].to(where))
-                loss = torch.stack(list(terms.values())).sum()
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(training, epoch * steps + step, steps)
-                optimizer.step()
-                for name, value in _finite(terms, job, epoch, step).items():
-                    totals[name] = totals.get(name, 0.0) + value
-                bar.advance(task)
-        entry = {
-            "epoch": epoch + 1,
-            "loss": sum(totals.values()) / steps,
-            "terms": {name: total / steps for name, total in totals.items()},
-            "validation_accuracy": accuracy(whole, job.validation, training.precision),
-        }
-        entry["seconds"] = time.perf_counter() - begin
-        history.append(entry)
-        _save(net, optimizer, job, history)
-        _tell(job, history, len(labels))
+    training, where, among = job.training, device(), world()
+    parts = _parts(job, among)
+    # 15 % faster convolutions on a CPU
+    step_of = Step(net, job.objective, training).to(where).to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(step_of, training)
+    state = begin(step_of, optimizer, job.name, job.checkpoint, training)
+    run: nn.Module = step_of
+    if among.size > 1:
+        run = DistributedDataParallel(step_of, broadcast_buffers=False, find_unused_parameters=True)
+    steps = len(list(batches(len(job.train), training.batch_size, np.arange(len(job.train)))))
+    recipe = {"training": job.name, "seed": training.seed, "epochs": training.epochs, "batch_size": training.batch_size}
+    kinds, log = (job.track, job.log or job.checkpoint.parent) if among.first else ((), None)
+    with open_trackers(kinds, log, job.name, recipe, len(state.history)) if log else _nobody() as tell:
+        for epoch in range(len(state.history), training.epochs):
+            if state.finished or (job.stop and state.history and job.stop(state.history)):
+                break
+            started, k = time.perf_counter(), epoch % job.views
+            part, first = job.objective.part(epoch)
+            if epoch == first and epoch:  # a new part begins as a new training does
+                optimizer = make_optimizer(step_of, training)
+            torch.manual_seed((training.seed * 1_000_003 + epoch) * 1_009 + among.rank)  # dropout and the like
+            order = permutation(training.seed, epoch, len(job.train))
+            watch = Watch(job.name, job.checkpoint, training.learning_rate, epoch)
+            step_of.train()
+            with progress() as bar:
+                task = bar.add_task(f"{job.name}: epoch {epoch + 1}/{training.epochs}", total=steps)
+                for step, indices in enumerate(batches(len(job.train), training.batch_size, order)):
+                    optimizer.zero_grad()
+                    pieces = np.array_split(indices, parts)
+                    mine = pieces[among.rank * training.accumulate : (among.rank + 1) * training.accumulate]
+                    for number, chosen in enumerate(mine):
+                        batch = job.train.batch(chosen, k)
+                        inputs, targets = batch.inputs.to(where), batch.targets.to(where)
+                        teacher = job.teacher(k, chosen, inputs) if job.teacher else {}
+                        last = number == len(mine) - 1
+                        with contextlib.nullcontext() if last or among.size == 1 else run.no_sync():  # type: ignore[operator]
+                            terms = run(inputs, targets, chosen, teacher, epoch, step / steps, epoch * steps + step)
+                            share = len(chosen) * among.size / len(indices)  # DDP takes the mean over processes
+                            (torch.stack(list(terms.values())).sum() * share).backward()  # type: ignore[no-untyped-call]
+                        watch.add(step, terms, share / among.size)
+                    if training.clip_norm is not None:
+                        nn.utils.clip_grad_norm_(step_of.parameters(), training.clip_norm)
+                    rate = learning_rate(training, (epoch - first) * steps + step, steps, part.epochs)
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate
+                    optimizer.step()
+                    state.average(net)
+                    bar.advance(task)
+            terms_mean = watch.means(steps)
+            entry = {
+                "epoch": epoch + 1,
+                "loss": sum(terms_mean.values()),
+                "terms": terms_mean,
+                "validation_accuracy": job.score(state.kept(net, among), job.validation, training.precision, among),
+                "learning_rate": rate,
+                "temperature": float(torch.as_tensor(job.objective.temperature(epoch + 1)).detach()),
+                "examples": steps * min(training.batch_size, len(job.train)),
+                "seconds": time.perf_counter() - started,
+            }
+            check_epoch(job.name, job.checkpoint, step_of, state.history[first:], entry)
+            state.add(entry, net, training.patience)
+            if among.first:
+                keep(state, step_of, optimizer, job.checkpoint, training)
+                tell((epoch + 1) * steps - 1, _flat(entry))
+                _say(job.name, state, training)
+    state.finish(net)
     net.to("cpu").to(memory_format=torch.contiguous_format).eval()
-    return history
+    return state.history
+
+
+def best_accuracy(training: Training, history: list[dict[str, Any]]) -> float:
+    """The validation accuracy of the weights that were kept: the best epoch's with `patience`, else the last one's."""
+    reached = [float(entry["validation_accuracy"]) for entry in history]
+    return max(reached) if training.patience else reached[-1]
 
 
 def batches(count: int, size: int, order: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
@@ -109,121 +170,42 @@ def batches(count: int, size: int, order: NDArray[np.int64]) -> Iterator[NDArray
             yield order[start : start + size]
 
 
-def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up, then half a cosine down to zero; a pure function of the step (counted from 0)."""
-    warmup = training.warmup_epochs * steps_per_epoch
-    if step < warmup:
-        return training.learning_rate * (step + 1) / (warmup + 1)
-    rest = max(1.0, training.epochs * steps_per_epoch - warmup)
-    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / rest))
+def _parts(job: Job, among: World) -> int:
+    """Into how many parts a batch is cut: for each process, `accumulate`."""
+    size, parts = job.training.batch_size, among.size * job.training.accumulate
+    if parts > 1 and size < 2 * parts:
+        raise ConfigError(
+            f"{job.name}: batch_size {size} in {parts} parts ({among.size} processes × accumulate "
+            f"{job.training.accumulate}) leaves fewer than 2 examples each; it should be at least {2 * parts}"
+        )
+    return parts
 
 
-def accuracy(module: nn.Module, split: Split, precision: str) -> float:
-    """Share of the images that `module` (uint8 (B, H, W, C) to logits) classifies correctly, evaluation mode."""
-    module.eval()
-    correct = 0
-    with torch.no_grad(), autocast(precision):
-        for start in range(0, len(split), 500):
-            chosen = np.arange(start, min(start + 500, len(split)))
-            logits = module(torch.from_numpy(split.read(chosen)).to(device()))
-            correct += int((logits.argmax(1).cpu().numpy() == split.labels[chosen]).sum())
-    return correct / len(split)
+@contextlib.contextmanager
+def _nobody() -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """Where only the first process tells."""
+    yield lambda step, values: None
 
 
-def device() -> torch.device:
-    """Where training runs: the GPU if torch has one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def autocast(precision: str) -> torch.autocast:
-    """bf16 for `bf16`, and for `auto` where the machine computes bf16 in hardware; else plain fp32."""
-    where = device().type
-    return torch.autocast(where, torch.bfloat16, enabled=_bf16(precision))
-
-
-def _bf16(precision: str) -> bool:
-    if precision == "auto":
-        return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
-    return precision == "bf16"
-
-
-def _optimizer(net: nn.Module, training: Training) -> torch.optim.Optimizer:
-    if training.optimizer == "adamw":
-        return torch.optim.AdamW(net.parameters(), training.learning_rate, weight_decay=training.weight_decay)
-    return torch.optim.SGD(
-        net.parameters(),
-        training.learning_rate,
-        training.momentum,
-        weight_decay=training.weight_decay,
-        nesterov=training.momentum > 0,
+def _flat(entry: dict[str, Any]) -> dict[str, float]:
+    """An epoch's entry for the trackers."""
+    values = {f"epoch/{key}": entry[key] for key in ("validation_accuracy", "learning_rate", "temperature", "seconds")}
+    values["epoch/examples_per_second"] = entry["examples"] / entry["seconds"]
+    return (
+        {"epoch": entry["epoch"], "loss": entry["loss"]}
+        | values
+        | {f"loss/{name}": value for name, value in entry["terms"].items()}
     )
 
 
-def _finite(terms: dict[str, Tensor], job: Job, epoch: int, step: int) -> dict[str, float]:
-    """The terms as numbers; BudgetError if one is none."""
-    values = {name: term.item() for name, term in terms.items()}
-    for name, value in values.items():
-        if not math.isfinite(value):
-            kept = f"; the last good checkpoint is {job.checkpoint}, after epoch {epoch}" if epoch else ""
-            raise BudgetError(
-                f"{job.name}: the loss term {name} is {value} at epoch {epoch + 1}, step {step + 1}; "
-                f"lower the learning rate (now {job.training.learning_rate:g}) or raise warmup_epochs, then use --fresh"
-                f"{kept}"
-            )
-    return values
-
-
-def _conditions(job: Job) -> dict[str, Any]:
-    """What must be the same for a resumed training to be identical: the machine, and the recipe."""
-    return {
-        "torch": str(torch.__version__),
-        "threads": torch.get_num_threads(),
-        "device": device().type,
-        "cpu": host.machine().model,
-        "bf16": _bf16(job.training.precision),
-        "recipe": dataclasses.asdict(job.training),
-    }
-
-
-def _save(net: nn.Module, optimizer: torch.optim.Optimizer, job: Job, history: list[dict[str, Any]]) -> None:
-    state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
-    content = io.BytesIO()  # torch writing to a full disk ends in an error that does not say so
-    torch.save(state | {"conditions": _conditions(job)}, content)
-    with atomic(job.checkpoint) as temporary:
-        temporary.write_bytes(content.getbuffer())
-    write_json(job.checkpoint.with_name("history.json"), {"schema_version": 1, "epochs": history})
-
-
-def _resume(net: nn.Module, optimizer: torch.optim.Optimizer, job: Job) -> list[dict[str, Any]]:
-    if not job.checkpoint.exists():
-        return []
-    try:
-        state = torch.load(job.checkpoint, weights_only=True, map_location=device())
-    except Exception as error:  # torch raises whatever a broken file leads it to
-        raise InputError(f"{job.checkpoint}: not a readable checkpoint; remove it to train again") from error
-    now = _conditions(job)
-    for key, value in now.items():
-        if state.get("conditions", {}).get(key) != value:
-            raise ConfigError(
-                f"{job.checkpoint}: was written with {key} = {state.get('conditions', {}).get(key)!r}, now it is "
-                f"{value!r}; resume as it began, or remove {job.checkpoint.parent} to train again"
-            )
-    net.load_state_dict(state["net"])
-    optimizer.load_state_dict(state["optimizer"])
-    history: list[dict[str, Any]] = state["history"]
-    if len(history) < job.training.epochs:
-        say(f"{job.name}: resumed after epoch {len(history)} of {job.training.epochs}")
-    return history
-
-
-def _tell(job: Job, history: list[dict[str, Any]], images: int) -> None:
-    last, left = history[-1], job.training.epochs - len(history)
-    shown = max(1, job.training.epochs // 20)  # short epochs would scroll everything else away
+def _say(name: str, state: Progress, training: Training) -> None:
+    last, left = state.history[-1], training.epochs - len(state.history)
+    shown = max(1, training.epochs // 20)  # short epochs would scroll everything else away
     if left % shown and last["seconds"] < 10:
         return
-    eta = sum(entry["seconds"] for entry in history[-5:]) / len(history[-5:]) * left
+    eta = sum(entry["seconds"] for entry in state.history[-5:]) / len(state.history[-5:]) * left
     say(
-        f"{job.name}: epoch {len(history)}/{job.training.epochs}, loss {last['loss']:.4f}, "
-        f"validation {units.accuracy(last['validation_accuracy'])}, {images / last['seconds']:.0f} images/s"
+        f"{name}: epoch {len(state.history)}/{training.epochs}, loss {last['loss']:.4f}, "
+        f"validation {units.accuracy(last['validation_accuracy'])}, {last['examples'] / last['seconds']:.0f} examples/s"
         + (f", {units.duration(eta)} left" if left else "")
     )

@@ -1,30 +1,37 @@
-"""Losses: plain functions of logits, chosen once before the loop; every term is the mean over the batch."""
-
-from collections.abc import Callable
+"""Losses: plain functions of logits; every term is the mean over the batch."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgekd.card import Recipe, Training
-
 __all__ = [
-    "Loss",
     "cross_entropy",
     "dist",
-    "distillation",
     "dkd",
+    "drawn_cross_entropy",
     "kd",
     "mse",
+    "mutual",
     "soft_cross_entropy",
     "standardized",
 ]
 
-Loss = Callable[[Tensor, Tensor | None, Tensor], dict[str, Tensor]]
-"""(student's logits (B, C), teacher's or None, labels (B,)) -> the weighted terms; their sum is minimised."""
+
+def cross_entropy(
+    logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
+    """CE(targets, softmax(logits)), each example times the weight of its class; the mean over the batch.
+
+    Logits (B, C), targets (B,) or each class's share (B, C), class_weights (C,). The sum is divided by the number of
+    examples, not by that of their weights, so that the parts of a batch add up to the whole.
+    """
+    losses = F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none")
+    if class_weights is not None:
+        losses = losses * (class_weights[targets] if targets.dim() == 1 else targets @ class_weights)
+    return losses.mean()
 
 
-def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor) -> Tensor:
     """T² KL(softmax(teacher / T) ‖ softmax(student / T)), the mean over the batch.
 
     Both logits (B, C). The factor T² keeps the gradient's size as T changes (Hinton et al. 2015,
@@ -35,13 +42,29 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Te
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
-def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor) -> Tensor:
     """T² CE(softmax(teacher / T), softmax(student / T)): `kd` plus the teacher's entropy, which no gradient sees.
 
     Both logits (B, C) (Hinton et al. 2015, section 2).
     """
     teacher = F.softmax(teacher_logits / temperature, dim=1)
     return F.cross_entropy(student_logits / temperature, teacher) * temperature**2
+
+
+def drawn_cross_entropy(student_logits: Tensor, labels: Tensor, temperature: float | Tensor) -> Tensor:
+    """T² CE(labels, softmax(student / T)): soft labels (B, C) that were drawn around the teacher's softmax at T.
+
+    It is linear in the labels, so that its mean over the draws, and that of its gradient, is `soft_cross_entropy`'s.
+    """
+    return -(labels * F.log_softmax(student_logits / temperature, dim=1)).sum(dim=1).mean() * temperature**2
+
+
+def mutual(logits: Tensor, others: list[Tensor]) -> Tensor:
+    """The mean over the others of KL(softmax(other) ‖ softmax(own)), without a gradient for the other.
+
+    All logits (B, C) (Zhang et al. 2018, arXiv 1706.00384, equation 8).
+    """
+    return torch.stack([kd(logits, other.detach(), 1.0) for other in others]).mean()
 
 
 def mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -53,7 +76,12 @@ def mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def dkd(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float, alpha: float, beta: float
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    temperature: float | Tensor,
+    alpha: float,
+    beta: float,
 ) -> Tensor:
     """T² (α TCKD + β NCKD): KD with the label's class and the other classes apart (Zhao et al. 2022,
     arXiv 2203.08679, equation 7).
@@ -81,7 +109,9 @@ def _others(logits: Tensor, own: Tensor) -> Tensor:
     return F.log_softmax(logits[~own].reshape(rows, -1), dim=1)
 
 
-def dist(student_logits: Tensor, teacher_logits: Tensor, temperature: float, beta: float, gamma: float) -> Tensor:
+def dist(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor, beta: float, gamma: float
+) -> Tensor:
     """T² (β (1 − mean correlation of rows) + γ (1 − mean correlation of columns)) of the softmaxes at T.
 
     Pearson's correlation in place of KL: relations between classes for each sample, and between the samples of the
@@ -104,31 +134,3 @@ def standardized(logits: Tensor) -> Tensor:
     """
     centred = logits - logits.mean(dim=1, keepdim=True)
     return centred / (logits.std(dim=1, keepdim=True) + 1e-7)
-
-
-def distillation(recipe: Recipe) -> Loss:
-    """The terms that the recipe names, each times its weight."""
-    weights = recipe.weights()
-    temperature = recipe.temperature
-
-    def loss(student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
-        assert teacher_logits is not None  # the loop is given the teacher's logits with this loss
-        pair = (student_logits, teacher_logits)
-        if recipe.standardize:
-            pair = (standardized(student_logits), standardized(teacher_logits))
-        terms: dict[str, Callable[[], Tensor]] = {
-            "ce": lambda: F.cross_entropy(student_logits, labels, label_smoothing=recipe.label_smoothing),
-            "kd": lambda: kd(*pair, temperature),
-            "soft_ce": lambda: soft_cross_entropy(*pair, temperature),
-            "mse": lambda: mse(*pair),
-            "dkd": lambda: dkd(*pair, labels, temperature, recipe.dkd_alpha, recipe.dkd_beta),
-            "dist": lambda: dist(*pair, temperature, recipe.dist_beta, recipe.dist_gamma),
-        }
-        return {name: weight * terms[name]() for name, weight in weights.items()}
-
-    return loss
-
-
-def cross_entropy(training: Training) -> Loss:
-    """CE(student, labels) with the training's label smoothing; no teacher."""
-    return lambda logits, _, labels: {"ce": F.cross_entropy(logits, labels, label_smoothing=training.label_smoothing)}

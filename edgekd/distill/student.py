@@ -1,56 +1,164 @@
 """Distilling one student."""
 
+import dataclasses
 import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from edgekd import units
 from edgekd.card import Card
+from edgekd.card import Teacher as TeacherOfCard
 from edgekd.console import say
-from edgekd.data.images import Split
-from edgekd.distill.loop import Job, train
-from edgekd.distill.losses import distillation
-from edgekd.distill.teacher import teacher_logits
+from edgekd.data.examples import Examples
+from edgekd.distill.distributed import barrier, world
+from edgekd.distill.layers import probe
+from edgekd.distill.loop import Job, best_accuracy, train
+from edgekd.distill.objective import distillation, student_layers, teacher_layers
+from edgekd.distill.outputs import shapes, teaching
+from edgekd.distill.weighing import class_weights
 from edgekd.errors import ConfigError
+from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import Shape, make
 from edgekd.nets.teachers import Teacher
 from edgekd.nets.weights import load_into, read_state, save_state
+from edgekd.recipe import Recipe
 from edgekd.run import Run, read_json, write_json
 
-__all__ = ["copy_matching", "distill_student", "training_summary"]
+__all__ = ["How", "assist", "copy_matching", "distill_student", "learn", "training_summary"]
 
 
-def distill_student(card: Card, shape: Shape, teacher: Teacher, data: tuple[Split, Split], run: Run) -> nn.Module:
+@dataclasses.dataclass(frozen=True)
+class How:
+    """What the command line says about a training, and no card."""
+
+    online: bool = False
+    """Keep the teacher in the loop instead of its outputs in the cache."""
+    track: tuple[str, ...] = ()
+    minimum: float | None = None
+    """Validation accuracy below which the student is trained again, `recipe.attempts` times in all."""
+
+
+def distill_student(
+    card: Card, shape: Shape, teachers: Sequence[Teacher], data: tuple[Examples, Examples], run: Run, how: How = How()
+) -> nn.Module:
     """The student of that shape, distilled as the card's recipe says; a finished one is only loaded."""
-    recipe, out = card.recipe, run.student_weights
-    torch.manual_seed(recipe.seed)
-    net = make(card, card.student, shape, "student.knobs")
+    out = run.student_weights
+    net = _new(card, shape, card.recipe.seed)
     if not out.exists():
-        if recipe.init_from_teacher:
-            if teacher.net is None:
-                raise ConfigError(f"{card.file}: recipe.init_from_teacher: an ONNX teacher has no tensors to copy")
-            copied = copy_matching(teacher.net, net)
-            say(f"student: {copied} of {len(net.state_dict())} tensors copied from the teacher")
-        job = Job(
-            name="student",
-            data=card.data,
-            augment=card.augment,
-            train=data[0],
-            validation=data[1],
-            training=recipe,
-            loss=distillation(recipe),
-            teacher_logits=teacher_logits(card, teacher, data[0], run.teacher_logits),
-            views=recipe.views,
-            checkpoint=out.parent / "attempt" / "checkpoint.pt",
-        )
-        history = train(net, job)
-        write_json(out.with_name("history.json"), {"schema_version": 1, "epochs": history})
-        save_state(net, out, {"card": card.name})
-    shutil.rmtree(out.parent / "attempt", ignore_errors=True)
-    shutil.rmtree(run.teacher_logits, ignore_errors=True)  # large, and nothing reads it again
+        chain = [*assist(card, teachers[0], data, run.teacher_weights.parent, how), *teachers[1:]]
+        best = -1.0
+        for attempt in range(card.recipe.attempts):
+            longer = dataclasses.replace(card, recipe=_longer(card.recipe, 2**attempt))
+            net = _new(card, shape, card.recipe.seed)
+            if card.recipe.init_from_teacher:
+                _begin_with(net, chain[0], card)
+            folder = out.parent / f"attempt-{attempt + 1}"
+            history = learn(longer, shape, net, chain, data, folder, how)
+            reached = best_accuracy(longer.recipe, history)
+            if reached > best:
+                best, chosen = reached, folder
+                if world().first:
+                    save_state(net, folder.with_suffix(".safetensors"), {"card": card.name})
+                    write_json(folder.with_suffix(".json"), {"schema_version": 1, "epochs": history})
+            if how.minimum is None or best >= how.minimum or attempt + 1 == card.recipe.attempts:
+                break
+            epochs = longer.recipe.epochs
+            say(f"student: {units.accuracy(best)} after {epochs} epochs, {units.accuracy(how.minimum)} wanted")
+        if world().first:
+            chosen.with_suffix(".json").replace(out.with_name("history.json"))
+            chosen.with_suffix(".safetensors").replace(out)
+        barrier()
+    if world().first:
+        for scratch in out.parent.glob("attempt-*"):
+            shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
     load_into(net, read_state(out), out)
     return net.eval()
+
+
+def learn(
+    card: Card,
+    shape: Shape,
+    net: nn.Module,
+    teachers: Sequence[Teacher],
+    data: tuple[Examples, Examples],
+    folder: Path,
+    how: How = How(),
+    name: str = "student",
+    stop: Callable[[list[dict[str, Any]]], bool] | None = None,
+) -> list[dict[str, Any]]:
+    """Train `net`, of the student's family and `shape`, in place, as the card's recipe says; returns its history.
+
+    The checkpoint is in `folder`, the log beside it. Raises ConfigError for a recipe that does not suit the networks.
+    """
+    recipe, (examples, validation) = card.recipe, data
+    whole = Deployed(net, card.data)
+    if recipe.teacher_weights and len(recipe.teacher_weights) != len(teachers):
+        raise ConfigError(
+            f"{card.file}: recipe.teacher_weights: got {len(recipe.teacher_weights)} weights; there are "
+            f"{len(teachers)} teachers"
+        )
+    needed = needs_teacher(recipe)
+    layers = teacher_layers(recipe)
+    inputs = examples.batch(np.arange(min(2, len(examples))), 0).inputs
+    weights = class_weights(recipe, examples.labels, len(card.data.classes))
+    torch.manual_seed(recipe.seed)
+    objective = distillation(
+        recipe,
+        probe(whole, inputs, student_layers(recipe), f"{card.file}: recipe.features: student"),
+        shapes(teachers[0], examples, layers) if needed else {},
+        len(examples),
+        [Deployed(_new(card, shape, recipe.seed + 7_919 * (n + 1)), card.data) for n in range(_peers(recipe))],
+        weights,
+    )
+    if world().size > 1 and any(feature.term == "crd" for part in recipe.parts() for feature in part.features):
+        raise ConfigError(f"{card.file}: recipe.features: crd keeps its memory in one process; run without torchrun")
+    with teaching(card, teachers if needed else (), examples, layers, how.online) as outputs:
+        job = Job(
+            name=name,
+            train=examples,
+            validation=validation,
+            training=recipe,
+            objective=objective,
+            teacher=outputs,
+            views=recipe.views,
+            checkpoint=folder / "checkpoint.pt",
+            log=folder.parent / "log",
+            track=how.track,
+            stop=stop,
+        )
+        return train(whole, job)
+
+
+def assist(card: Card, teacher: Teacher, data: tuple[Examples, Examples], folder: Path, how: How) -> list[Teacher]:
+    """The teacher of the student: the last of the card's assistants, each taught by the one before it (Mirzadeh et
+    al. 2020, arXiv 1902.03393), or the teacher itself. Assistants are kept in `folder`."""
+    for number, assistant in enumerate(card.assistants):
+        out = folder / f"assistant-{number + 1}.safetensors"
+        net = make(card, assistant, assistant.shape, "assistants")
+        if not out.exists():
+            torch.manual_seed(card.recipe.seed)
+            net = make(card, assistant, assistant.shape, "assistants")
+            pupil = dataclasses.replace(card, recipe=_for_assistant(card.recipe, assistant))
+            scratch = folder / f"assistant-{number + 1}"
+            history = learn(pupil, assistant.shape, net, [teacher], data, scratch, how, f"assistant {number + 1}")
+            if world().first:
+                write_json(out.with_name(f"{out.stem}-history.json"), {"schema_version": 1, "epochs": history})
+                save_state(net, out, {"card": card.name})
+                shutil.rmtree(scratch)
+            barrier()
+        load_into(net, read_state(out), out)
+        teacher = Teacher(Deployed(net, card.data).eval(), out)
+    return [teacher]
+
+
+def needs_teacher(recipe: Recipe) -> bool:
+    """Whether any term looks at a teacher."""
+    return any(part.features or part.losses.keys() - {"ce", "mutual"} for part in recipe.parts())
 
 
 def training_summary(run: Run) -> dict[str, Any]:
@@ -69,3 +177,34 @@ def copy_matching(teacher: nn.Module, student: nn.Module) -> int:
     same = {name: tensor for name, tensor in source.items() if name in own and own[name].shape == tensor.shape}
     student.load_state_dict(same, strict=False)
     return len(same)
+
+
+def _begin_with(net: nn.Module, teacher: Teacher, card: Card) -> None:
+    if teacher.net is None:
+        raise ConfigError(f"{card.file}: recipe.init_from_teacher: an ONNX teacher has no tensors to copy")
+    copied = copy_matching(teacher.net, net)
+    say(f"student: {copied} of {len(net.state_dict())} tensors copied from the teacher")
+
+
+def _new(card: Card, shape: Shape, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return make(card, card.student, shape, "student.knobs")
+
+
+def _peers(recipe: Recipe) -> int:
+    return recipe.peers if any("mutual" in part.losses for part in recipe.parts()) else 0
+
+
+def _longer(recipe: Recipe, times: int) -> Recipe:
+    stages = tuple(dataclasses.replace(stage, epochs=stage.epochs * times) for stage in recipe.stages)
+    return dataclasses.replace(recipe, epochs=recipe.epochs * times, stages=stages)
+
+
+def _for_assistant(recipe: Recipe, assistant: TeacherOfCard) -> Recipe:
+    """The recipe's terms on logits, whose layers are not the assistant's, with the assistant's own training if it has
+    one."""
+    plain = dataclasses.replace(recipe, features=(), stages=(), peers=1)
+    if assistant.training is None:
+        return plain
+    own = {field.name: getattr(assistant.training, field.name) for field in dataclasses.fields(assistant.training)}
+    return dataclasses.replace(plain, **own)

@@ -1,25 +1,21 @@
-"""Getting a teacher: from a file, or trained; and its logits, computed once per view."""
+"""Getting a teacher: from a file, or trained."""
 
 import dataclasses
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from edgekd import units
 from edgekd.card import Card, Training
-from edgekd.console import progress, say
-from edgekd.data.arrays import write_array
-from edgekd.data.images import Split
-from edgekd.data.views import view
-from edgekd.distill.loop import Job, accuracy, autocast, device, train
-from edgekd.distill.losses import cross_entropy
+from edgekd.console import say
+from edgekd.data.examples import Examples
+from edgekd.distill.distributed import barrier, device, world
+from edgekd.distill.loop import Job, accuracy, best_accuracy, train
+from edgekd.distill.objective import plain
+from edgekd.distill.weighing import class_weights
 from edgekd.errors import BudgetError, InputError
-from edgekd.nets.deployed import count_macs
+from edgekd.nets.deployed import Deployed, count_macs
 from edgekd.nets.teachers import Teacher, load_teacher_file, make_teacher_net
 from edgekd.nets.weights import save_state
 from edgekd.run import write_json
@@ -27,9 +23,9 @@ from edgekd.run import write_json
 __all__ = [
     "check_teacher",
     "given_teacher",
+    "more_teachers",
     "refuse_long_teaching",
     "teach",
-    "teacher_logits",
     "validation_accuracy",
 ]
 
@@ -44,6 +40,16 @@ def given_teacher(card: Card, file: Path | None) -> Teacher | None:
     if path is None and card.teacher.family == "onnx":
         raise InputError(f"{card.file}: teacher.weights: is missing; name the ONNX file there or with --teacher FILE")
     return load_teacher_file(card, path) if path else None
+
+
+def more_teachers(card: Card) -> list[Teacher]:
+    """The card's further teachers, each read from its weights file."""
+    found = []
+    for number, further in enumerate(card.more_teachers):
+        if not further.weights:
+            raise InputError(f"{card.file}: more_teachers[{number}].weights: is missing; name its weights file")
+        found.append(load_teacher_file(dataclasses.replace(card, teacher=further), card.resolve(further.weights)))
+    return found
 
 
 def _training(card: Card) -> Training:
@@ -65,7 +71,9 @@ def refuse_long_teaching(card: Card, images: int) -> None:
         )
 
 
-def teach(card: Card, data: tuple[Split, Split], minimum: float | None, out: Path) -> Teacher:
+def teach(
+    card: Card, data: tuple[Examples, Examples], minimum: float | None, out: Path, track: tuple[str, ...] = ()
+) -> Teacher:
     """Train the card's teacher into `out` (safetensors); a finished one is only loaded.
 
     Below `minimum` validation accuracy it trains again with twice the epochs, `teacher.attempts` times in
@@ -80,8 +88,10 @@ def teach(card: Card, data: tuple[Split, Split], minimum: float | None, out: Pat
     for attempt in range(card.teacher.attempts):
         epochs = training.epochs * 2**attempt
         longer = dataclasses.replace(training, epochs=epochs)
-        reached = _attempt(card, data, longer, out, out.parent / f"{out.stem}-attempt-{attempt + 1}", minimum)
+        scratch = out.parent / f"{out.stem}-attempt-{attempt + 1}"
+        reached = _attempt(card, data, longer, out, scratch, minimum, track)
         if minimum is None or reached >= minimum:
+            barrier()
             return teach(card, data, minimum, out)
         best = max(best, reached)
         say(f"teacher: {units.accuracy(reached)} after {epochs} epochs, {units.accuracy(minimum)} wanted")
@@ -94,31 +104,36 @@ def teach(card: Card, data: tuple[Split, Split], minimum: float | None, out: Pat
 
 
 def _attempt(
-    card: Card, data: tuple[Split, Split], training: Training, out: Path, scratch: Path, minimum: float | None
+    card: Card,
+    data: tuple[Examples, Examples],
+    training: Training,
+    out: Path,
+    scratch: Path,
+    minimum: float | None,
+    track: tuple[str, ...],
 ) -> float:
     torch.manual_seed(training.seed)
     net = make_teacher_net(card)
     job = Job(
         name="teacher",
-        data=card.data,
-        augment=card.augment,
         train=data[0],
         validation=data[1],
         training=training,
-        loss=cross_entropy(training),
-        teacher_logits=None,
+        objective=plain(training, class_weights(training, data[0].labels, len(card.data.classes))),
         views=training.epochs,
         checkpoint=scratch / "checkpoint.pt",
+        log=out.parent / "log",
+        track=track,
     )
-    history = train(net, job)
-    reached: float = history[-1]["validation_accuracy"]
-    if minimum is None or reached >= minimum:
+    history = train(Deployed(net, card.data), job)
+    reached = best_accuracy(training, history)
+    if world().first and (minimum is None or reached >= minimum):
         write_json(out.with_name(f"{out.stem}-history.json"), {"schema_version": 1, "epochs": history})
         save_state(net, out, {"card": card.name})
     return reached
 
 
-def validation_accuracy(teacher: Teacher, validation: Split) -> float:
+def validation_accuracy(teacher: Teacher, validation: Examples) -> float:
     """Share of the validation images the teacher classifies correctly, in fp32."""
     teacher.module.to(device()).to(memory_format=torch.channels_last)
     result = accuracy(teacher.module, validation, "fp32")
@@ -126,7 +141,7 @@ def validation_accuracy(teacher: Teacher, validation: Split) -> float:
     return result
 
 
-def check_teacher(teacher: Teacher, validation: Split, minimum: float | None) -> None:
+def check_teacher(teacher: Teacher, validation: Examples, minimum: float | None) -> None:
     """Raise BudgetError if the teacher stays below `minimum` on validation data."""
     reached = validation_accuracy(teacher, validation)
     if minimum is not None and reached < minimum:
@@ -135,36 +150,3 @@ def check_teacher(teacher: Teacher, validation: Split, minimum: float | None) ->
             f"teacher_min_accuracy is {units.accuracy(minimum)}; are data, classes and normalization the ones it was "
             "trained with?"
         )
-
-
-def teacher_logits(card: Card, teacher: Teacher, images: Split, folder: Path) -> Callable[[int], NDArray[np.float32]]:
-    """A function of k: the teacher's logits (n, C) for view k of all images, computed once, then kept.
-
-    Each view is one file of `folder`, written atomically, so that an interrupted run loses one view at most.
-    """
-
-    def logits_of_view(k: int) -> NDArray[np.float32]:
-        path = folder / f"view-{k:03d}.npy"
-        if not path.exists():
-            begin = time.perf_counter()
-            values = _compute(card, teacher, images, k)
-            if (seconds := time.perf_counter() - begin) > 5:
-                say(f"teacher: logits of view {k + 1}/{card.recipe.views} in {units.duration(seconds)}")
-            write_array(path, values.shape, values.dtype, [values])
-        logits: NDArray[np.float32] = np.load(path, mmap_mode="r")
-        return logits
-
-    return logits_of_view
-
-
-def _compute(card: Card, teacher: Teacher, images: Split, k: int) -> NDArray[np.float32]:
-    where, recipe, size = device(), card.recipe, 500
-    teacher.module.to(where).to(memory_format=torch.channels_last)
-    out = np.empty((len(images), len(card.data.classes)), dtype=np.float32)
-    with torch.no_grad(), autocast(recipe.precision), progress() as bar:
-        for start in bar.track(range(0, len(images), size), description=f"teacher's logits, view {k + 1}"):
-            chosen = np.arange(start, min(start + size, len(images)))
-            seen = view(torch.from_numpy(images.read(chosen)), chosen, k, recipe.seed, card.augment)
-            out[chosen] = teacher.module(seen.to(where)).float().cpu().numpy()
-    teacher.module.to("cpu")
-    return out

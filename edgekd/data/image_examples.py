@@ -1,0 +1,31 @@
+"""Examples made of images: a split of a data set, in augmented views."""
+
+import dataclasses
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgekd.card import Augment, Data
+from edgekd.data.arrays import digest
+from edgekd.data.examples import Batch, Examples
+from edgekd.data.images import Split
+from edgekd.data.views import mixed
+
+__all__ = ["examples"]
+
+
+def examples(split: Split, data: Data, augment: Augment) -> Examples:
+    """`split` as the training loop takes it: view k of image i depends on (i, k) and `augment`, with its seed, alone.
+
+    Inputs are uint8 (B, H, W, C). Targets are labels (B,) int64, or, of mixed views, shares of the classes
+    (B, len(data.classes)) float32.
+    """
+
+    def batch(indices: NDArray[np.int64], k: int | None) -> Batch:
+        if k is None:
+            return Batch(torch.from_numpy(split.read(indices)), torch.from_numpy(split.labels[indices]))
+        return Batch(*mixed(split, indices, k, augment.seed, augment, len(data.classes)))
+
+    key = {"data": digest(split), "preprocess": dataclasses.asdict(data), "augment": dataclasses.asdict(augment)}
+    return Examples(split.labels, batch, key)

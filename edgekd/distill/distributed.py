@@ -1,0 +1,81 @@
+"""The processes of one training, as `torchrun` starts them; a process on its own is rank 0 of 1."""
+
+import datetime
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from edgekd.errors import ConfigError
+
+__all__ = ["World", "barrier", "device", "join", "leave", "summed", "world"]
+
+PATIENCE = datetime.timedelta(hours=12)
+"""How long the others wait while rank 0 searches, exports or measures alone."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """This process's part of `count` things in order."""
+        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+
+def world() -> World:
+    """This process's place."""
+    if not dist.is_initialized():
+        return World()
+    return World(dist.get_rank(), dist.get_world_size())
+
+
+def join() -> World:
+    """Meet the other processes where torchrun started several: NCCL with a GPU for each, gloo without.
+
+    Raises ConfigError where there are GPUs, but fewer than processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        return world()
+    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if 0 < gpus <= local:
+        raise ConfigError(f"torchrun: process {local} of this machine has no GPU, there are {gpus}; start {gpus}")
+    if gpus:
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if gpus else "gloo", timeout=PATIENCE)
+    return world()
+
+
+def leave() -> None:
+    """Part from the others."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum over the processes."""
+    if dist.is_initialized():
+        values = values.to(device())
+        dist.all_reduce(values)
+    return values
+
+
+def device() -> torch.device:
+    """Where training runs: the GPU if torch has one."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,0 +1,188 @@
+"""What a training minimises: the terms of each of its parts, chosen once before the loop, and what is learned beside
+the network for their sake and dropped after it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from edgekd.distill import losses
+from edgekd.distill.feature_terms import FeatureTerm, feature_term, teacher_name
+from edgekd.distill.sampling import generator_for, sample
+from edgekd.distill.temperature import LearnedTemperature, scheduled
+from edgekd.recipe import Recipe, Stage, Training
+
+__all__ = ["Objective", "Part", "Seen", "distillation", "plain", "student_layers", "teacher_layers"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one step shows to the terms."""
+
+    logits: Tensor
+    """The student's, (B, C)."""
+    targets: Tensor
+    """Labels (B,), or each class's share (B, C)."""
+    indices: Tensor
+    """(B,): places in the training data."""
+    features: dict[str, Tensor] = field(default_factory=dict)
+    """The student's, by layer."""
+    teacher: dict[str, Tensor] = field(default_factory=dict)
+    """The teacher's `logits`, and features by layer."""
+    peers: tuple[Tensor, ...] = ()
+    """Logits (B, C) of the students beside this one."""
+    temperature: float | Tensor = 1.0
+    step: int = 0
+    """Counted over the whole training."""
+
+
+Terms = Callable[[Seen], dict[str, Tensor]]
+"""The weighted terms; their sum is minimised."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Epochs with the same terms."""
+
+    epochs: int
+    terms: Terms
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The parts of a training, in order."""
+
+    parts: tuple[Part, ...]
+    layers: tuple[str, ...] = ()
+    """Of the student, whose outputs the terms need."""
+    teacher_layers: tuple[str, ...] = ()
+    learned: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+    """Trained with the network: regressors, discriminators, the temperature, peers."""
+    temperature: Callable[[float], float | Tensor] = lambda epochs: 1.0
+    """At so many epochs from the beginning, fractions too."""
+
+    def part(self, epoch: int) -> tuple[Part, int]:
+        """The part that `epoch` (from 0) belongs to, and the epoch that part begins with."""
+        begin = 0
+        for part in self.parts:
+            if epoch < begin + part.epochs:
+                return part, begin
+            begin += part.epochs
+        raise ValueError(f"epoch {epoch} is after the last part")
+
+
+def plain(training: Training, class_weights: Tensor | None = None) -> Objective:
+    """Cross-entropy with the labels; no teacher."""
+
+    def terms(seen: Seen) -> dict[str, Tensor]:
+        return {"ce": losses.cross_entropy(seen.logits, seen.targets, training.label_smoothing, class_weights)}
+
+    return Objective((Part(training.epochs, terms),))
+
+
+def teacher_layers(recipe: Recipe) -> tuple[str, ...]:
+    """Every layer of the teacher that the recipe needs, logits apart."""
+    names = [teacher_name(feature) for part in recipe.parts() for feature in part.features]
+    return tuple(name for name in dict.fromkeys(names) if name != "logits")
+
+
+def student_layers(recipe: Recipe) -> tuple[str, ...]:
+    """Every layer of the student that the recipe needs, logits apart."""
+    names = [feature.student for part in recipe.parts() for feature in part.features]
+    return tuple(name for name in dict.fromkeys(names) if name)
+
+
+def distillation(
+    recipe: Recipe,
+    student: dict[str, torch.Size],
+    teacher: dict[str, torch.Size],
+    count: int,
+    peers: Sequence[nn.Module] = (),
+    class_weights: Tensor | None = None,
+) -> Objective:
+    """The recipe's parts for networks whose layers have these shapes (without the batch), and `count` examples.
+
+    `peers` are the students beside this one, inputs to logits, for the term `mutual`. Raises ConfigError where a
+    term does not suit the shapes.
+    """
+    learned = nn.ModuleDict()
+    if peers:
+        learned["peers"] = nn.ModuleList(peers)
+    temperature: Callable[[float], float | Tensor]
+    if recipe.temperature_schedule in ("learned", "adversarial"):
+        module = LearnedTemperature(recipe)
+        learned["temperature"] = module
+        temperature = module
+    else:
+
+        def temperature(epochs: float) -> float:
+            return scheduled(recipe, epochs, recipe.epochs)
+
+    parts = []
+    for place, stage in enumerate(recipe.parts()):
+        on_features = [feature_term(feature, student, teacher, count, recipe.seed) for feature in stage.features]
+        for number, term in enumerate(on_features):
+            if term.learned is not None:
+                learned[f"part{place}-{number}"] = term.learned
+        parts.append(Part(stage.epochs, _terms(recipe, stage, on_features, class_weights)))
+    return Objective(tuple(parts), student_layers(recipe), teacher_layers(recipe), learned, temperature)
+
+
+def _terms(recipe: Recipe, stage: Stage, on_features: Sequence[FeatureTerm], class_weights: Tensor | None) -> Terms:
+    on_logits = {name: _logit_term(name, recipe, class_weights) for name in stage.losses}
+
+    def terms(seen: Seen) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {name: weight * on_logits[name](seen) for name, weight in stage.losses.items()}
+        if "mutual" in on_logits:
+            found["peers"] = _peers(seen, stage, class_weights)
+        for feature, term in zip(stage.features, on_features, strict=True):
+            mine = seen.features[feature.student] if feature.student else seen.logits
+            theirs = seen.teacher[teacher_name(feature)]
+            found[feature.name()] = feature.weight * term.loss(mine, theirs.float(), seen.indices, seen.step)
+        return found
+
+    return terms
+
+
+def _logit_term(name: str, recipe: Recipe, class_weights: Tensor | None) -> Callable[[Seen], Tensor]:
+    """One of the card's `losses` as a function of what a step shows."""
+
+    def pair(seen: Seen) -> tuple[Tensor, Tensor]:
+        both = (seen.logits, seen.teacher["logits"])
+        return (losses.standardized(both[0]), losses.standardized(both[1])) if recipe.standardize else both
+
+    def soft(seen: Seen) -> Tensor:
+        mine, theirs = pair(seen)
+        if recipe.sampling != "none":
+            probabilities = (theirs / seen.temperature).softmax(dim=1)
+            generator = generator_for(recipe.seed, seen.step)
+            drawn = sample(probabilities, recipe.sampling, recipe.sampling_strength, generator)
+            return losses.drawn_cross_entropy(mine, drawn, seen.temperature)
+        return (losses.kd if name == "kd" else losses.soft_cross_entropy)(mine, theirs, seen.temperature)
+
+    def dkd(seen: Seen) -> Tensor:
+        labels = seen.targets if seen.targets.dim() == 1 else seen.targets.argmax(dim=1)  # a mix: its larger part
+        return losses.dkd(*pair(seen), labels, seen.temperature, recipe.dkd_alpha, recipe.dkd_beta)
+
+    terms: dict[str, Callable[[Seen], Tensor]] = {
+        "ce": lambda seen: losses.cross_entropy(seen.logits, seen.targets, recipe.label_smoothing, class_weights),
+        "kd": soft,
+        "soft_ce": soft,
+        "mse": lambda seen: losses.mse(*pair(seen)),
+        "dkd": dkd,
+        "dist": lambda seen: losses.dist(*pair(seen), seen.temperature, recipe.dist_beta, recipe.dist_gamma),
+        "mutual": lambda seen: losses.mutual(seen.logits, list(seen.peers)),
+    }
+    return terms[name]
+
+
+def _peers(seen: Seen, stage: Stage, class_weights: Tensor | None) -> Tensor:
+    """What the peers minimise, all together: each learns from the labels and from the others, as the student does."""
+    total = torch.zeros((), device=seen.logits.device)
+    for number, own in enumerate(seen.peers):
+        others = [seen.logits, *seen.peers[:number], *seen.peers[number + 1 :]]
+        total = total + stage.losses["mutual"] * losses.mutual(own, others)
+        if "ce" in stage.losses:
+            total = total + stage.losses["ce"] * losses.cross_entropy(own, seen.targets, 0.0, class_weights)
+    return total

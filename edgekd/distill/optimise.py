@@ -1,0 +1,66 @@
+"""Optimiser, learning rate and arithmetic of a training."""
+
+import math
+
+import torch
+from torch import nn
+
+from edgekd.distill.distributed import device
+from edgekd.recipe import Training
+
+__all__ = ["autocast", "computes_bf16", "learning_rate", "make_optimizer"]
+
+RISE = 0.3
+"""Share of the steps in which the learning rate of `one-cycle` rises."""
+START, END = 1 / 25, 1 / 10_000
+"""Learning rate of `one-cycle` at first and at last, of the highest (as torch's OneCycleLR has it)."""
+
+
+def make_optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """The training's optimiser, new; SGD is with Nesterov's momentum."""
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(module.parameters(), training.learning_rate, weight_decay=training.weight_decay)
+    return torch.optim.SGD(
+        module.parameters(),
+        training.learning_rate,
+        training.momentum,
+        weight_decay=training.weight_decay,
+        nesterov=training.momentum > 0,
+    )
+
+
+def learning_rate(training: Training, step: int, steps_per_epoch: int, epochs: int) -> float:
+    """The rate at `step` (from 0) of a part of `epochs`; a pure function of both.
+
+    `cosine`: linear warm-up, then half a cosine down to zero. `constant`: the warm-up, then no change. `one-cycle`:
+    half a cosine up over the first 30 % of the steps, another down over the rest; no warm-up beside it.
+    """
+    top, total = training.learning_rate, epochs * steps_per_epoch
+    if training.schedule == "one-cycle":
+        peak = RISE * total - 1
+        if step <= peak:
+            return top * _between(START, 1.0, step / peak)
+        return top * _between(1.0, START * END, (step - peak) / max(1.0, total - 1 - peak))
+    warmup = training.warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return top * (step + 1) / (warmup + 1)
+    if training.schedule == "constant":
+        return top
+    return top * _between(1.0, 0.0, (step - warmup) / max(1.0, total - warmup))
+
+
+def _between(first: float, last: float, share: float) -> float:
+    """Half a cosine from `first` to `last`."""
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def autocast(precision: str) -> torch.autocast:
+    """bf16 for `bf16`, and for `auto` where the machine computes bf16 in hardware; else plain fp32."""
+    return torch.autocast(device().type, torch.bfloat16, enabled=computes_bf16(precision))
+
+
+def computes_bf16(precision: str) -> bool:
+    """Whether that precision is bf16 on this machine."""
+    if precision == "auto":
+        return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
+    return precision == "bf16"

@@ -1,0 +1,152 @@
+"""What the teachers say of each view: kept in the cache, or computed while the student learns."""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgekd.card import Card
+from edgekd.data.examples import Examples
+from edgekd.distill.cache import fits, open_cache, outputs
+from edgekd.distill.cache_blocks import file_bytes
+from edgekd.distill.cache_files import cache_folder, cache_limit_bytes
+from edgekd.distill.digests import state_digest
+from edgekd.distill.distributed import barrier, device, world
+from edgekd.distill.layers import Taps, core, probe
+from edgekd.distill.loop import Outputs
+from edgekd.distill.optimise import autocast, computes_bf16
+from edgekd.nets.teachers import Teacher
+from edgekd.recipe import Recipe
+
+__all__ = ["combined", "shapes", "teaching"]
+
+BLOCK = 500
+"""Examples that the teacher sees at once when the cache is filled."""
+
+
+def shapes(teacher: Teacher, examples: Examples, layers: Sequence[str]) -> dict[str, torch.Size]:
+    """The shapes of a teacher's logits and layers, without the batch; ConfigError for an unknown layer."""
+    inputs = examples.batch(np.arange(min(2, len(examples))), 0).inputs
+    return probe(teacher.module.cpu(), inputs, layers, "recipe.features: teacher")
+
+
+@contextlib.contextmanager
+def teaching(
+    card: Card, teachers: Sequence[Teacher], examples: Examples, layers: Sequence[str], online: bool
+) -> Iterator[Outputs]:
+    """The teachers' outputs for any batch of the examples' views: from the cache, which is filled as views are asked
+    for, or with `online`, and where the cache is too small, computed on the spot. Layers are the first teacher's.
+    """
+    recipe = card.recipe
+    with contextlib.ExitStack() as stack:
+        each = []
+        for number, teacher in enumerate(teachers):
+            names = tuple(layers) if number == 0 else ()
+            stack.callback(teacher.module.to, "cpu")
+            each.append(None if online else _cached(stack, card, teacher, examples, names))
+            if each[-1] is None:
+                each[-1] = _online(stack, teacher, recipe, names)
+        yield combined([one for one in each if one is not None], recipe)
+
+
+def combined(each: Sequence[Outputs], recipe: Recipe) -> Outputs:
+    """Several teachers as one: the logits' weighted mean, whose softmax is the geometric mean of theirs (normalised),
+    or for each example the logits of the teacher whose softmax has the largest maximum. Features are the first one's.
+    """
+    if not each:
+        return lambda k, indices, inputs: {}
+    if len(each) == 1:
+        return each[0]
+    weights = torch.tensor(recipe.teacher_weights or (1.0,) * len(each))
+
+    def together(k: int, indices: NDArray[np.int64], inputs: Tensor) -> dict[str, Tensor]:
+        found = [one(k, indices, inputs) for one in each]
+        logits = torch.stack([one["logits"] for one in found])  # (teachers, B, C)
+        if recipe.combine == "confidence":
+            surest = logits.softmax(dim=2).amax(dim=2).argmax(dim=0)
+            chosen = logits[surest, torch.arange(logits.shape[1], device=logits.device)]
+        else:
+            shares = (weights / weights.sum()).to(logits.device)
+            chosen = torch.einsum("t,tbc->bc", shares, logits)
+        return found[0] | {"logits": chosen}
+
+    return together
+
+
+def _online(stack: contextlib.ExitStack, teacher: Teacher, recipe: Recipe, names: tuple[str, ...]) -> Outputs:
+    run = _runner(stack, teacher, recipe, names)
+    return lambda k, indices, inputs: run(inputs)
+
+
+def _runner(
+    stack: contextlib.ExitStack, teacher: Teacher, recipe: Recipe, names: tuple[str, ...]
+) -> Callable[[Tensor], dict[str, Tensor]]:
+    """The teacher as a function of its inputs, on the device."""
+    taps = Taps(core(teacher.module), names, "recipe.features: teacher")
+    stack.callback(taps.remove)
+    teacher.module.eval().to(device()).to(memory_format=torch.channels_last)
+
+    def run(inputs: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad(), autocast(recipe.precision):
+            logits = teacher.module(inputs)
+        return {"logits": logits.float()} | {name: taps.values[name] for name in names}
+
+    return run
+
+
+def _cached(
+    stack: contextlib.ExitStack, card: Card, teacher: Teacher, examples: Examples, names: tuple[str, ...]
+) -> Outputs | None:
+    """The outputs from the cache; None, said why, where the limit or the disk does not hold them."""
+    recipe, among = card.recipe, world()
+    cache = stack.enter_context(
+        open_cache(
+            cache_folder(),
+            {"teacher": _digest(teacher), "examples": dict(examples.key), "bf16": computes_bf16(recipe.precision)},
+            len(examples),
+            cache_limit_bytes(),
+            block=BLOCK,
+            shown={"teacher": teacher.file.name, "data": card.name},
+        )
+    )
+    if not fits(cache, _wanted(len(examples), shapes(teacher, examples, names), recipe.views)):
+        return None
+    run = _runner(stack, teacher, recipe, names)
+    mapped: dict[int, dict[str, NDArray[Any]]] = {}
+
+    def compute(k: int, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        found = run(examples.batch(indices, k).inputs.to(device()))
+        return {
+            name: value.to(torch.float32 if name == "logits" else torch.float16).cpu().numpy()
+            for name, value in found.items()
+        }
+
+    def look_up(k: int, indices: NDArray[np.int64], inputs: Tensor) -> dict[str, Tensor]:
+        if k not in mapped:
+            mapped.clear()  # an epoch shows one view
+            mapped[k] = outputs(
+                cache, k, ("logits", *names), lambda chosen: compute(k, chosen), among.rank, among.size, barrier
+            )
+        return {name: torch.from_numpy(values[indices]).to(inputs.device) for name, values in mapped[k].items()}
+
+    return look_up
+
+
+def _digest(teacher: Teacher) -> str:
+    """SHA-256 of what the teacher's answers depend on: its structure and weights, or the ONNX file."""
+    if teacher.net is None:
+        return hashlib.sha256(teacher.file.read_bytes()).hexdigest()
+    return state_digest(teacher.module.state_dict()) + hashlib.sha256(str(teacher.module).encode()).hexdigest()
+
+
+def _wanted(count: int, found: dict[str, torch.Size], views: int) -> dict[str, int]:
+    """Bytes of each output in all views."""
+    return {
+        name: views * file_bytes((count, *shape), np.float32 if name == "logits" else np.float16)
+        for name, shape in found.items()
+    }

@@ -1,0 +1,55 @@
+"""One forward pass of a training: the network, what is learned beside it, and the weighted terms."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgekd.distill.layers import Taps, core
+from edgekd.distill.objective import Objective, Seen
+from edgekd.distill.optimise import autocast
+from edgekd.recipe import Training
+
+__all__ = ["Step"]
+
+
+class Step(nn.Module):
+    """The terms of a batch; a module, so that DistributedDataParallel sees every gradient."""
+
+    def __init__(self, net: nn.Module, objective: Objective, training: Training) -> None:
+        super().__init__()
+        self.net, self.learned = net, objective.learned
+        self._objective, self._precision = objective, training.precision
+        self._taps = Taps(core(net), objective.layers, "recipe.features")
+        # Not an attribute of this module: its parameters would be there twice.
+        self._forward = [torch.compile(net) if training.compile else net]
+
+    def forward(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        indices: NDArray[np.int64],
+        teacher: dict[str, Tensor],
+        epoch: int,
+        share: float,
+        step: int,
+    ) -> dict[str, Tensor]:
+        """The weighted terms at `share` of `epoch` (both from 0); `step` counts over the whole training."""
+        part, _ = self._objective.part(epoch)
+        with autocast(self._precision):
+            logits = self._forward[0](inputs)
+            peers = tuple(peer(inputs).float() for peer in self._peers())
+        seen = Seen(
+            logits=logits.float(),
+            targets=targets,
+            indices=torch.from_numpy(indices).to(inputs.device),
+            features={name: value.float() for name, value in self._taps.values.items()},
+            teacher=teacher,
+            peers=peers,
+            temperature=self._objective.temperature(epoch + share),
+            step=step,
+        )
+        return part.terms(seen)
+
+    def _peers(self) -> list[nn.Module]:
+        return list(self.learned["peers"].children()) if "peers" in self.learned else []

@@ -1,0 +1,93 @@
+"""What stops a training: a loss that is no number, or grows beyond reason."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgekd.distill.distributed import summed
+from edgekd.errors import BudgetError
+
+__all__ = ["Watch", "check_epoch"]
+
+PATIENCE = 50
+"""Steps between looks: each look waits for the device."""
+DIVERGED = 10.0
+"""An epoch's mean loss over that of the first one, from which a training counts as diverged."""
+
+
+class Watch:
+    """Adds up the terms of an epoch, and stops at the first one that is not finite."""
+
+    def __init__(self, name: str, checkpoint: Path, rate: float, epoch: int) -> None:
+        self._name, self._checkpoint, self._rate, self._epoch = name, checkpoint, rate, epoch
+        self._names: list[str] = []
+        self._waiting: list[tuple[int, Tensor]] = []
+        self._totals: dict[str, float] = {}
+
+    def add(self, step: int, terms: dict[str, Tensor], share: float) -> None:
+        """The terms of a part of the batch, which counts `share` of it."""
+        self._names = list(terms)
+        self._waiting.append((step, torch.stack([term.detach() for term in terms.values()]) * share))
+        if len(self._waiting) >= PATIENCE:
+            self._look()
+
+    def means(self, steps: int) -> dict[str, float]:
+        """Mean of each term over the epoch's steps, and over the processes."""
+        self._look()
+        totals = summed(torch.tensor(list(self._totals.values()), dtype=torch.float64)).tolist()
+        return {name: total / steps for name, total in zip(self._totals, totals, strict=True)}
+
+    def _look(self) -> None:
+        if not self._waiting:
+            return
+        for (step, _), values in zip(
+            self._waiting, torch.stack([values for _, values in self._waiting]).tolist(), strict=True
+        ):
+            for name, value in zip(self._names, values, strict=True):
+                if not math.isfinite(value):
+                    raise _stopped(
+                        self._name,
+                        f"the loss term {name} is {value} at epoch {self._epoch + 1}, step {step + 1}",
+                        self._checkpoint,
+                        self._epoch,
+                        self._rate,
+                    )
+                self._totals[name] = self._totals.get(name, 0.0) + value
+        self._waiting.clear()
+
+
+def check_epoch(
+    name: str, checkpoint: Path, module: nn.Module, before: list[dict[str, Any]], entry: dict[str, Any]
+) -> None:
+    """Raise BudgetError if a weight is not finite after this epoch, or the loss is ten times that of the first epoch
+    with the same terms (`before`)."""
+    epoch, rate = entry["epoch"] - 1, entry["learning_rate"]
+    for weight, value in module.named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            raise _stopped(
+                name, f"the weights {weight} are not finite after epoch {epoch + 1}", checkpoint, epoch, rate
+            )
+    if before and 0 < before[0]["loss"] * DIVERGED < entry["loss"]:
+        raise _stopped(
+            name,
+            f"the loss was {before[0]['loss']:.4g} in epoch {before[0]['epoch']} and is {entry['loss']:.4g} in epoch "
+            f"{epoch + 1}: it diverges, most in {_worst(before[0]['terms'], entry['terms'])}",
+            checkpoint,
+            epoch,
+            rate,
+        )
+
+
+def _worst(before: dict[str, float], now: dict[str, float]) -> str:
+    return max(now, key=lambda name: now[name] - before.get(name, 0.0))
+
+
+def _stopped(name: str, what: str, checkpoint: Path, epoch: int, rate: float) -> BudgetError:
+    kept = f"; the last good checkpoint is {checkpoint}, after epoch {epoch}" if epoch else ""
+    return BudgetError(
+        f"{name}: {what}; lower the learning rate (now {rate:g}), raise warmup_epochs or set clip_norm, then use "
+        f"--fresh{kept}"
+    )

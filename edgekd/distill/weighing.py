@@ -1,0 +1,30 @@
+"""Weights of classes in the cross-entropy."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgekd.distill.distributed import device
+from edgekd.errors import ConfigError
+from edgekd.recipe import Training
+
+__all__ = ["class_weights"]
+
+
+def class_weights(training: Training, labels: NDArray[np.int64], classes: int) -> Tensor | None:
+    """The weight of each class (C,), or None where all count the same.
+
+    `balanced` is n / (C n_c) for the n_c examples of class c (King and Zeng 2001; scikit-learn's formula), 1 for a
+    class without any. Raises ConfigError where the recipe gives another number of weights than there are classes.
+    """
+    if training.class_weights == "none":
+        return None
+    if training.class_weights == "balanced":
+        counts = np.maximum(np.bincount(labels, minlength=classes), 1)
+        weights = len(labels) / (classes * counts)
+    else:
+        weights = np.array(training.class_weights)
+        if len(weights) != classes:
+            raise ConfigError(f"class_weights: got {len(weights)} weights; the data has {classes} classes")
+    return torch.tensor(weights, dtype=torch.float32, device=device())
