@@ -2,7 +2,7 @@
 
 import re
 
-__all__ = ["accuracy", "bytes_", "count", "duration", "flat", "milliseconds", "percent", "ratio", "visible"]
+__all__ = ["accuracy", "age", "bytes_", "count", "duration", "flat", "milliseconds", "percent", "ratio", "visible"]
 
 
 def milliseconds(ms: float) -> str:
@@ -56,6 +56,14 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def age(seconds: float) -> str:
+    """How long ago: `200` → `3 min ago`; `190000` → `2 days ago`; less than a minute, `just now`."""
+    for size, name in ((86_400, "day"), (3_600, "h"), (60, "min")):
+        if (number := int(seconds // size)) > 0:
+            return f"{number} {name}{'s' if name == 'day' and number > 1 else ''} ago"
+    return "just now"
 
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")

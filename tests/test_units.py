@@ -81,6 +81,24 @@ def test_durations(seconds: float, text: str) -> None:
     assert units.duration(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1, "just now"),  # a file server's clock may be ahead
+        (59.9, "just now"),
+        (60, "1 min ago"),
+        (200, "3 min ago"),
+        (3_599, "59 min ago"),
+        (7_200, "2 h ago"),
+        (86_399, "23 h ago"),
+        (86_400, "1 day ago"),
+        (190_000, "2 days ago"),
+    ],
+)
+def test_ages(seconds: float, text: str) -> None:
+    assert units.age(seconds) == text
+
+
 @pytest.mark.parametrize(("fraction", "text"), [(0.9173, "91.73 %"), (1, "100.00 %"), (0, "0.00 %")])
 def test_accuracies(fraction: float, text: str) -> None:
     assert units.accuracy(fraction) == text
@@ -108,6 +126,7 @@ def test_nothing_in_a_name_is_obeyed(text: str, shown: str, line: str) -> None:
 def test_every_name_is_tested_and_public() -> None:
     assert set(units.__all__) == {
         "accuracy",
+        "age",
         "bytes_",
         "count",
         "duration",
