@@ -1,9 +1,10 @@
 """What several tests share."""
 
 import dataclasses
+import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,8 @@ from edgekd.cli.main import main
 
 pytest_plugins = "pytester"
 """For tests/test_pytest_plugin.py; pytest takes it from here alone."""
+
+_NUMBERS = itertools.count()
 
 QUICK = Effort(processes=2, warmup_s=0.05, min_calls=50, max_calls=100, max_s=0.05)
 """100 calls in two processes: enough for a p95, too few for a verdict anybody should trust."""
@@ -66,6 +69,21 @@ views = 2
 size_kb = 60
 min_accuracy = 0.5
 """
+
+
+@pytest.fixture(autouse=True, scope="session")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test or fixture reads or fills the user's cache of teacher outputs."""
+    folder = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEKD_CACHE_HOME", str(folder / "fixtures"))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor that of another test."""
+    monkeypatch.setenv("EDGEKD_CACHE_HOME", str(caches / str(next(_NUMBERS))))
 
 
 @pytest.fixture
