@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from edgekd import units
 from edgekd.console import progress, say
@@ -30,7 +30,7 @@ from edgekd.distill.cache_blocks import Grid, Part, damage, file_bytes, finish, 
 from edgekd.distill.cache_files import held_bytes, hold, output_file, part_file, shortage
 from edgekd.errors import ConfigError, InputError, UnavailableError
 
-__all__ = ["Cache", "Compute", "fits", "open_cache", "outputs", "view_bytes"]
+__all__ = ["Cache", "Compute", "fits", "open_cache", "outputs"]
 
 # meta.json history; the number is part of every key:
 # 1 - parts, count, block, shown; outputs as .npy 1.0
@@ -91,13 +91,9 @@ def open_cache(
     return Cache(root, key, Grid(count, block), limit_bytes, hold(root, key, identity | {"shown": dict(shown or {})}))
 
 
-def view_bytes(cache: Cache, shape: Sequence[int], dtype: DTypeLike) -> int:
-    """Bytes on the disk of one view of an output that has `shape` for one example."""
-    return file_bytes((cache.grid.count, *shape), dtype)
-
-
 def fits(cache: Cache, wanted: Mapping[str, int]) -> bool:
-    """Whether the limit and the disk hold `wanted` bytes of each output, in all its views; if not, says why.
+    """Whether the limit and the disk hold `wanted` bytes of each output, all its views together (`file_bytes` gives
+    those of one); if not, says why.
 
     If so, keys that nobody uses are removed as needed, the least recently used first, and the room is kept for this
     key against others that ask.
@@ -209,7 +205,7 @@ def _parts(cache: Cache, k: int, missing: Mapping[str, Path]) -> Iterator[dict[s
 def _begin(cache: Cache, k: int, name: str, path: Path, values: NDArray[Any]) -> Part:
     """The part for rows such as these, after making room; ConfigError where there is none."""
     if not part_file(path).exists():
-        size = view_bytes(cache, values.shape[1:], values.dtype)
+        size = file_bytes((cache.grid.count, *values.shape[1:]), values.dtype)
         wanted = {name: held_bytes(cache.folder, name, other_than=k) + size}
         if why := shortage(cache.root, cache.key, wanted, cache.limit_bytes):
             raise ConfigError(why)

@@ -106,7 +106,7 @@ def finish(path: Path, grid: Grid) -> bool:
 
 
 def file_bytes(shape: Sequence[int], dtype: DTypeLike) -> int:
-    """Size of a .npy file."""
+    """Size of a .npy file; `shape` begins with the number of examples."""
     return len(_header(shape, np.dtype(dtype))) + math.prod(shape) * np.dtype(dtype).itemsize
 
 

@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgekd.distill.cache import Cache, fits, open_cache, outputs, view_bytes
+from edgekd.distill.cache import Cache, fits, open_cache, outputs
+from edgekd.distill.cache_blocks import file_bytes
 from edgekd.distill.cache_files import cache_folder, cache_limit_bytes, clear_key, list_entries
 from edgekd.errors import ConfigError, InputError, UnavailableError
 
@@ -103,9 +104,8 @@ def test_one_file_for_each_view_and_output(tmp_path: Path) -> None:
     assert files == {"meta.json", "used", *npy}
     assert not list(tmp_path.rglob("*.part"))
     sizes = {path.name: path.stat().st_size for path in key_folder(tmp_path).glob("*.npy")}
-    with opened(tmp_path) as cache:
-        assert sizes["view-012.logits.npy"] == view_bytes(cache, (5,), "float32")
-        assert sizes["view-000.layer1%7Cattention.npy"] == view_bytes(cache, (2, 3, 4), np.float16)
+    assert sizes["view-012.logits.npy"] == file_bytes((COUNT, 5), "float32") == LOGITS_BYTES
+    assert sizes["view-000.layer1%7Cattention.npy"] == file_bytes((COUNT, 2, 3, 4), np.float16)
 
 
 def test_an_output_that_comes_later_leaves_the_others_as_they_are(tmp_path: Path) -> None:
