@@ -242,6 +242,19 @@ def models(name: Annotated[str | None, typer.Argument(metavar="[NAME|FILE]")] = 
 
 
 @app.command()
+def cache(
+    keys: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY...]", help="As listed; or its first digits.")
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove these, or all that no training uses.")] = False,
+) -> None:
+    """List the teachers' outputs that are kept for later runs, or remove them."""
+    from edgekd.cli.caching import clear_cache, show_cache
+
+    _end([clear_cache(keys or []) if clear else show_cache(keys or [])])
+
+
+@app.command()
 def doctor(
     install: Annotated[
         str | None, typer.Option(metavar="TARGET", help="Make the environment that this target names.")

@@ -11,6 +11,7 @@ SURFACE = """
 baseline accept MODELS... --data --help --manifest --target --to -t
 bench MODELS... --data --help --json --memory-limit --parallel --profile --quick --split \
 --target --thorough --timeout -t
+cache KEYS... --clear --help
 check MODELS... --allow-difference --allow-estimated --baseline --budget --data --gitlab-metrics --help --history \
 --init --json --junit --manifest --markdown --on-inconclusive --ratchet --records --target --timeout --tolerance -t
 distill CARD --budget --data --fresh --help --out --target --teacher -t
