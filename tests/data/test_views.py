@@ -1,14 +1,28 @@
 """Views: pure functions of (seed, index, k), equal to a numpy reference, uniformly drawn."""
 
+import hashlib
+import math
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from edgekd.card import Augment
-from edgekd.data.views import draws, permutation, view
+from edgekd.data.augment import rand_augment, trivial_augment
+from edgekd.data.images import Split, in_memory
+from edgekd.data.views import draws, mixed, permutation, view
 
 CROP_AND_FLIP = Augment(crop_padding=4, flip=True)
+EVERYTHING = {
+    "crop and flip": CROP_AND_FLIP,
+    "trivial": Augment(policy="trivial", flip=True),
+    "rand": Augment(policy="rand", crop_padding=1),
+    "mixup": Augment(mixup=0.8),
+    "cutmix": Augment(cutmix=1.0),
+    "all": Augment(crop_padding=2, flip=True, policy="trivial", mixup=0.4, cutmix=1.0),
+}
 MASK = 2**64 - 1
 
 
@@ -142,3 +156,172 @@ def test_permutation_orders_every_image_anew_in_each_epoch() -> None:
         assert order.tolist() != list(range(100))
     assert len({order.tobytes() for order in orders}) == 4
     assert np.array_equal(permutation(0, 1, 100), orders[1])
+
+
+def test_crop_and_flip_stay_bit_for_bit_what_they_were() -> None:
+    # Kept logits of teachers hold for these very views: never change these values.
+    assert draws(3, np.array([0, 1, 49_999]), 7, 3).tolist() == [
+        [0.10305496428164007, 0.05676703041402875, 0.2747586978983757],
+        [0.7295091264064101, 0.09250373776104415, 0.40087973769054397],
+        [0.4000594982431648, 0.44531557895256935, 0.832649107786563],
+    ]
+    images = torch.from_numpy((np.arange(6 * 10 * 12 * 3) * 37 % 251).astype(np.uint8).reshape(6, 10, 12, 3))
+    frozen = {
+        "e3cde3be4cf46335": Augment(crop_padding=4, flip=True),
+        "02979eb8a15fefcb": Augment(crop_padding=2),
+        "37b672545f6d516c": Augment(flip=True),
+    }
+    for digest, augment in frozen.items():
+        seen = view(images, np.arange(6) * 9999, 7, 3, augment)
+        assert hashlib.sha256(seen.numpy().tobytes()).hexdigest().startswith(digest), augment
+
+
+@pytest.mark.parametrize("policy", ["trivial", "rand"])
+def test_a_policy_changes_the_cropped_and_flipped_view(policy: Literal["trivial", "rand"]) -> None:
+    images, indices = random_images(60), np.arange(60)
+    plain = view(images, indices, 5, 3, CROP_AND_FLIP)
+    augment = Augment(crop_padding=4, flip=True, policy=policy, rand_operations=3, rand_magnitude=12)
+    u = np.array([[draw_by_hand(3, i, 5, number) for number in range(8, 14)] for i in range(60)])
+    expected = trivial_augment(plain, u[:, :3]) if policy == "trivial" else rand_augment(plain, u.reshape(60, 3, 2), 12)
+    assert torch.equal(view(images, indices, 5, 3, augment), expected)
+    assert (expected != plain).flatten(1).any(1).sum() > 40
+
+
+def numbered(count: int, height: int = 8, width: int = 8) -> Split:
+    """`count` images, each of one grey level, which is its place and its label."""
+    images = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((height, width, 1), dtype=np.uint8)
+    return in_memory(images, np.arange(count))
+
+
+def streaming(split: Split) -> Split:
+    """The same split, its images read one by one."""
+    return Split(
+        split.labels, lambda indices: np.stack([split.read(indices[i : i + 1])[0] for i in range(len(indices))])
+    )
+
+
+def photos(count: int) -> Split:
+    labels = np.random.default_rng(1).integers(0, 7, count)
+    return in_memory(random_images(count).numpy(), labels)
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_an_augmented_view_does_not_depend_on_its_batch_or_on_how_the_split_is_read(name: str) -> None:
+    split, augment = photos(60), EVERYTHING[name]
+    images, targets = mixed(split, np.arange(60), 2, 9, augment, 7)
+    assert images.dtype == torch.uint8
+    assert images.shape == (60, 12, 12, 3)
+    for chosen in (np.array([31, 0, 7, 7, 59]), *np.arange(60)[:, None]):
+        for source in (split, streaming(split)):
+            some, some_targets = mixed(source, chosen, 2, 9, augment, 7)
+            assert torch.equal(some, images[chosen])
+            assert torch.equal(some_targets, targets[chosen])
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_equal_images_differ_by_place_view_and_seed(name: str) -> None:
+    augment = EVERYTHING[name]
+    images = np.concatenate((np.repeat(random_images(1).numpy(), 40, axis=0), photos(60).read(np.arange(60))))
+    split, same = in_memory(images, np.arange(100)), np.arange(40)
+    first, _ = mixed(split, same, 0, 0, augment, 100)
+    assert len({one.numpy().tobytes() for one in first}) > 25
+    assert torch.equal(first, mixed(split, same, 0, 0, augment, 100)[0])
+    for k, seed in ((1, 0), (0, 1)):
+        other, _ = mixed(split, same, k, seed, augment, 100)
+        assert (first != other).flatten(1).any(1).sum() > 25, (k, seed)
+
+
+def test_views_that_are_not_mixed_have_labels_for_targets() -> None:
+    split = photos(20)
+    images, targets = mixed(split, np.array([4, 2]), 1, 0, CROP_AND_FLIP, 7)
+    assert torch.equal(
+        images, view(torch.from_numpy(split.read(np.array([4, 2]))), np.array([4, 2]), 1, 0, CROP_AND_FLIP)
+    )
+    assert targets.dtype == torch.int64
+    assert targets.tolist() == [split.labels[4], split.labels[2]]
+
+
+@pytest.mark.parametrize("name", [name for name, augment in EVERYTHING.items() if augment.mixup or augment.cutmix])
+def test_shares_of_each_mixed_image_sum_to_one(name: str) -> None:
+    split = photos(500)
+    _, targets = mixed(split, np.arange(500), 0, 0, EVERYTHING[name], 7)
+    assert targets.dtype == torch.float32
+    assert targets.shape == (500, 7)
+    assert targets.min() >= 0
+    assert (targets.sum(1) - 1).abs().max() < 1e-6
+    assert ((targets > 0).sum(1) <= 2).all()
+    assert (targets[np.arange(500), split.labels] < 0.99).sum() > 100
+
+
+def test_mixup_equals_the_formula_by_hand() -> None:
+    split, augment = photos(30), Augment(crop_padding=2, flip=True, policy="trivial", mixup=1.0)
+    seen, targets = mixed(split, np.arange(30), 4, 6, augment, 7)
+    alone = view(torch.from_numpy(split.read(np.arange(30))), np.arange(30), 4, 6, augment).numpy().astype(float)
+    for i in range(30):
+        partner, share = int(draw_by_hand(6, i, 4, 4) * 30), draw_by_hand(6, i, 4, 5)  # Beta(1, 1) is uniform
+        expected = share * alone[i] + (1 - share) * alone[partner]
+        assert np.abs(seen[i].numpy() - expected).max() < 0.501
+        shares = np.zeros(7)
+        np.add.at(shares, [split.labels[i], split.labels[partner]], [share, 1 - share])
+        assert np.abs(targets[i].numpy() - shares).max() < 1e-6
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+def test_the_share_follows_the_beta_distribution(alpha: float) -> None:
+    count = 20_000
+    split = in_memory(np.zeros((count, 1, 1, 1), dtype=np.uint8), np.arange(count) % 50)
+    _, targets = mixed(split, np.arange(count), 0, 0, Augment(mixup=alpha), 50)
+    partners = (draws(0, np.arange(count), 0, 5)[:, 4] * count).astype(np.int64)
+    other = split.labels[partners] != split.labels
+    assert 0.97 < other.mean() < 0.99  # 49 of 50 classes
+    share = targets[np.arange(count), split.labels].numpy()[other].astype(float)
+    variance = 1 / (4 * (2 * alpha + 1))
+    deviations = (share - 0.5) ** 2
+    # Five standard errors, of the mean and of the variance.
+    assert abs(share.mean() - 0.5) < 5 * np.sqrt(variance / len(share))
+    assert abs(deviations.mean() - variance) < 5 * deviations.std() / np.sqrt(len(share))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 14)])
+def test_cutmix_takes_a_rectangle_whose_area_is_one_minus_the_share(size: tuple[int, int]) -> None:
+    height, width = size
+    split, area, found = numbered(200, *size), height * width, 0
+    seen, targets = mixed(split, np.arange(200), 0, 0, Augment(cutmix=1.0), 200)
+    for i in range(200):
+        partner, share = int(draw_by_hand(0, i, 0, 4) * 200), draw_by_hand(0, i, 0, 5)
+        y, x = int(draw_by_hand(0, i, 0, 6) * height), int(draw_by_hand(0, i, 0, 7) * width)
+        half_height, half_width = (int(side * math.sqrt(1 - share)) // 2 for side in (height, width))
+        expected = np.full((height, width), i)
+        expected[max(y - half_height, 0) : y + half_height, max(x - half_width, 0) : x + half_width] = partner
+        assert np.array_equal(seen[i, :, :, 0].numpy(), expected)
+        if partner != i:
+            pasted = int((expected == partner).sum())
+            assert targets[i, partner].item() == pytest.approx(pasted / area, abs=1e-7)
+            assert targets[i, i].item() == np.float32(1 - pasted / area)
+            found += pasted > 0
+    assert found > 100
+
+
+def test_with_both_half_of_the_images_get_each() -> None:
+    count = 4_000
+    images = np.zeros((count, 8, 8, 1), dtype=np.uint8)
+    images[1::2] = 250
+    seen, _ = mixed(in_memory(images, np.zeros(count, np.int64)), np.arange(count), 0, 0, Augment(mixup=4, cutmix=1), 1)
+    # Half of the partners are of the other grey: mixup gives levels between, CutMix never.
+    between = ((seen > 0) & (seen < 250)).flatten(1).any(1).float().mean().item()
+    assert abs(between - 0.25) < 5 * np.sqrt(0.25 * 0.75 / count)
+
+
+def test_partners_are_uniform_over_the_split() -> None:
+    split = numbered(20)
+    indices = np.arange(20)
+    chosen = np.zeros((20, 20), dtype=int)
+    for k in range(500):
+        _, targets = mixed(split, indices, k, 0, Augment(mixup=4.0), 20)
+        targets[np.arange(20), indices] = 0
+        rows, partners = targets.nonzero(as_tuple=True)
+        np.add.at(chosen, (rows.numpy(), partners.numpy()), 1)
+    others = chosen[~np.eye(20, dtype=bool)]
+    # 25 expected of each; five standard deviations of a binomial count.
+    assert np.abs(others - 25).max() < 5 * np.sqrt(25)
+    assert abs(others.sum() - 9_500) < 5 * np.sqrt(500)
