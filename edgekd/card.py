@@ -21,7 +21,9 @@ __all__ = [
     "Recipe",
     "Student",
     "Teacher",
+    "TextData",
     "Training",
+    "image_data",
     "load_card",
     "parse_budget",
 ]
@@ -74,6 +76,40 @@ class Data:
             raise ValueError('must name `function = "package.module:function"` with source = "import"')
         if self.source == "torchvision" and not self.name:
             raise ValueError('must give `name`, a data set of torchvision, with source = "torchvision"')
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TextData:
+    """Where the sentences come from and how they become the network's input, token ids padded with 0."""
+
+    source: Literal["tsv", "import"]
+    """tsv: the files train.tsv and test.tsv, and dev.tsv if there is one, each line a sentence, a tab, a label."""
+    path: str = ""
+    """Folder of the data, relative to the card; `--data` overrides it."""
+    function: ImportPath | None = None
+    """import only: `package.module:function`, called with (path, split) -> (sentences, labels)."""
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    """Class names in label order. A label in the files is a class's name, or its place counted from 0."""
+    max_length: Annotated[int, Field(ge=1)]
+    """Tokens of a sentence beyond this many are cut off."""
+    vocabulary: Annotated[int, Field(ge=3)]
+    """Tokens that are told apart, two of them being padding and `[UNK]`, which stands for all others."""
+    tokenizer: str = ""
+    """A `tokenizer.json` of the tokenizers library, relative to the card. Without one the tokens are the most frequent
+    words and signs of the training sentences, in lower case."""
+    timed_length: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of the sentences that latency is measured with; default the median of the validation sentences."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
+    """Share of the training sentences set apart, the same for each class, where there is no dev.tsv."""
+    validation_seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> "TextData":
+        if self.source == "import" and self.function is None:
+            raise ValueError('must name `function = "package.module:function"` with source = "import"')
+        if self.timed_length is not None and self.timed_length > self.max_length:
+            raise ValueError(f"timed_length: must be at most max_length, {self.max_length}, got {self.timed_length}")
         return self
 
 
@@ -141,8 +177,8 @@ class Card:
 
     title: str
     about: str = ""
-    task: Literal["image-classification"] = "image-classification"
-    data: Data
+    task: Literal["image-classification", "text-classification"] = "image-classification"
+    data: Data | TextData
     augment: Augment = field(default_factory=Augment)
     teacher: Teacher
     more_teachers: tuple[Teacher, ...] = ()
@@ -167,6 +203,24 @@ class Card:
         return Path(self.file).parent / path
 
 
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class _ImageCard(Card):
+    """For reading: the task says what `data` holds, so that messages name one kind's keys alone."""
+
+    data: Data
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class _TextCard(Card):
+    data: TextData
+
+
+def image_data(card: Card) -> Data:
+    """The data of a card whose task is image classification."""
+    assert isinstance(card.data, Data)  # the callers' part
+    return card.data
+
+
 def load_card(name: str) -> Card:
     """The bundled card `name`, or the card file at that path.
 
@@ -185,7 +239,8 @@ def load_card(name: str) -> Card:
     for target, limits in table.items():
         if isinstance(limits, dict):
             budgets[target] = dataclasses.asdict(build(Budget, limits, f"{path}: [budget.{target}]"))
-    return build(Card, data | {"budgets": budgets, "name": path.stem, "file": str(path)}, str(path))
+    kind = _TextCard if data.get("task") == "text-classification" else _ImageCard
+    return build(kind, data | {"budgets": budgets, "name": path.stem, "file": str(path)}, str(path))
 
 
 def parse_budget(options: list[str]) -> Budget:

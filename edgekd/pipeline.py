@@ -13,11 +13,13 @@ from edgekd.card import Budget, Card
 from edgekd.check.judge import budget_figures, effective_budget, judge
 from edgekd.console import say
 from edgekd.data.arrays import digest, keep_split
-from edgekd.data.sources import load_test, load_train_and_validation, require_test
-from edgekd.distill.student import distill_student, training_summary
-from edgekd.distill.teacher import check_teacher, given_teacher, refuse_long_teaching, teach
+from edgekd.data.sources import keep_tokenizer, load_test, load_train_and_validation, require_test
+from edgekd.data.tasks import examples_of
+from edgekd.data.text import settled
+from edgekd.distill.student import How, distill_student, training_summary
+from edgekd.distill.teacher import check_teacher, given_teacher, more_teachers, refuse_long_teaching, teach
 from edgekd.export.onnx import cpu_logits, keep_torch_logits, parity
-from edgekd.export.variants import calibration_images, export_variants
+from edgekd.export.variants import calibration_of, export_variants
 from edgekd.figures import ModelFigures
 from edgekd.report.write import write_reports
 from edgekd.result import Result
@@ -34,26 +36,37 @@ EFFORT = Effort()
 
 
 def distill(
-    card: Card, target: Target, asked: Budget, run: Run, data: Path | None, teacher_file: Path | None
+    card: Card,
+    target: Target,
+    asked: Budget,
+    run: Run,
+    data: Path | None,
+    teacher_file: Path | None,
+    how: How = How(),  # noqa: B008 - frozen
 ) -> Result:
     """From a teacher to a judged ONNX file: the whole road, each stage resumed where the run folder has it."""
     budget = effective_budget(asked, target)
     given = given_teacher(card, teacher_file)
     require_test(card, data)
     train, validation = load_train_and_validation(card, data)
+    card = settled(card, validation)
     if given is None and not run.teacher_weights.exists():
         refuse_long_teaching(card, len(train))
     run.begin(digest(train) + digest(validation))
+    keep_tokenizer(card, data, run.tokenizer)
     inputs = keep_split(validation, run.data / "validation")
-    calibration = calibration_images(train, target.quantization.calibration_images)
+    calibration = calibration_of(card, target, train)
 
     candidates = measure_candidates(card, target, inputs, calibration, run)
     choice = choose_shape(candidates, budget)
     say(f"search: {choice.name} of {len(candidates)} candidates, {units.count(choice.macs)} multiply-accumulates")
 
-    teacher = given or teach(card, (train, validation), budget.teacher_min_accuracy, run.teacher_weights)
-    check_teacher(teacher, validation, budget.teacher_min_accuracy)
-    net = distill_student(card, choice.shape, teacher, (train, validation), run)
+    examples = (examples_of(card, train), examples_of(card, validation))
+    teacher = given or teach(card, examples, budget.teacher_min_accuracy, run.teacher_weights, how.track)
+    check_teacher(teacher, examples[1], budget.teacher_min_accuracy)
+    teachers = [teacher, *more_teachers(card)]
+    how = dataclasses.replace(how, minimum=budget.min_accuracy)
+    net = distill_student(card, choice.shape, teachers, examples, run, how)
 
     subjects = export_variants(card, target, teacher, net, calibration, run)
     images = np.load(inputs)[:512]
@@ -101,7 +114,7 @@ def final_figures(
     inputs, labels = run.data / "test.npy", run.data / "test.labels.npy"
     if not (inputs.exists() and labels.exists()):
         run.test_reads(add=1)
-        keep_split(load_test(card, data), run.data / "test")
+        keep_split(load_test(card, data, run.tokenizer), run.data / "test")
     logits = [logits_of(subject, target, inputs, run.records) for subject in subjects]
     answers = Answers(labels=np.load(labels), teacher=logits[0], torch=keep_torch_logits(net, card, inputs))
     return evaluate(figures, logits, answers, target), len(answers.labels)

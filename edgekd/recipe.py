@@ -33,6 +33,8 @@ class Augment:
     cutmix: NotNegative = 0.0
     """α of λ ~ Beta(α, α); a rectangle of 1 − λ of the image comes from the partner (Yun et al. 2019); 0 is none.
     With `mixup` as well, half of the images get each."""
+    word_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of sentences: share of the tokens that become `[UNK]`."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the views' draws; apart from the training's, so that trainings with other seeds share the teacher's outputs."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import __version__
-from edgekd.card import Budget, Card, Recipe
+from edgekd.card import Augment, Budget, Card, Recipe
 from edgekd.errors import ConfigError, InputError, one_line
 from edgekd.target import Target
 
@@ -118,6 +118,11 @@ class Run:
         return self.folder / "bench" / target
 
     @property
+    def tokenizer(self) -> Path:
+        """What makes the token ids that a model for text takes; in the format of the tokenizers library."""
+        return self.folder / "tokenizer.json"
+
+    @property
     def model(self) -> Path:
         """The chosen file."""
         return self.folder / "model.onnx"
@@ -201,6 +206,7 @@ _NONE = object()
 
 def _refuse_changes(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     defaults = _flat(dataclasses.asdict(Recipe(epochs=1)), "card.recipe")
+    defaults |= _flat(dataclasses.asdict(Augment()), "card.augment")
     parts = ["schema_version", "card", "target", "files"]
     if (folder / "student").exists():  # until then the budget may be widened: nothing was chosen that is kept
         parts.append("budget")
@@ -238,5 +244,6 @@ def _empty(folder: Path) -> None:
     """Remove the run's own files; `run.json` last, so that a kill leaves a folder that is still known as a run."""
     for name in ("teacher", "student", "exported", "records", "data", "scratch", "bench"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("candidates.json", "model.onnx", "result.json", "report.md", "figures.png", "run.json"):
+    files = ("candidates.json", "tokenizer.json", "model.onnx", "result.json", "report.md", "figures.png", "run.json")
+    for name in files:
         (folder / name).unlink(missing_ok=True)

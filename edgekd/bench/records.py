@@ -64,6 +64,8 @@ class Plan:
     inputs: str | None = None
     outputs: str | None = None
     optimized: str | None = None
+    sequence_length: int | None = None
+    padding: int | None = None
     memory_limit_bytes: int | None = None
     batch_size: int = 1
     sessions: int = 1

@@ -51,6 +51,8 @@ def _limits(records: Sequence[Record]) -> list[str]:
             f"calls are shorter than 50 µs: each timing is the mean of up to {inner} calls, "
             "and p95 and p99 are of such means"
         )
+    if (length := records[0].fingerprint.get("sequence_length")) and records[0].latency_s:
+        lines.append(f"timed with sequences of {length}")
     if records[0].fingerprint.get("inputs") == "random" and records[0].latency_s:
         lines.append("seeded random inputs, for no data was given")
     return lines

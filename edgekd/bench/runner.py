@@ -16,6 +16,7 @@ from typing import Any
 from edgekd import host
 from edgekd.bench.placement import fallback, placement_of
 from edgekd.bench.records import Effort, Plan, Record, comparable
+from edgekd.bench.sequences import sequence_of
 from edgekd.environments import Runtime, runtime_of
 from edgekd.errors import EdgekdError, InputError, ModelError
 from edgekd.figures import Placement
@@ -268,8 +269,12 @@ def predict(
     batch_size: int = 64,
     told: Told | None = None,
 ) -> Record:
-    """Run the model over all inputs on the target's provider; the logits go to `outputs` (.npy)."""
+    """Run the model over all inputs on the target's provider; the logits go to `outputs` (.npy).
+
+    Sequences go one by one: int8 that is scaled by what comes gives answers that depend on the rest of a batch.
+    """
     effort = effort or Effort()
+    batch_size = 1 if sequence_of(model) else batch_size
     outputs.parent.mkdir(parents=True, exist_ok=True)
     temporary = outputs.with_name(f".{os.getpid()}.{outputs.name}")
     files: dict[str, Any] = {"inputs": str(inputs), "outputs": str(temporary), "batch_size": batch_size}
@@ -285,6 +290,8 @@ def predict(
 def _measured(
     plan: Plan, model: Path, target: Target, effort: Effort, times: int = 1, told: Told | None = None
 ) -> Record:
+    found = sequence_of(model)
+    plan = dataclasses.replace(plan, sequence_length=found.get("sequence_length"), padding=found.get("padding"))
     record = run_worker(plan, model, runtime_of(target), times * effort.timeout_s, told)
     if problem := fallback(record, target):
         raise ModelError(f"{model}: {problem}")

@@ -49,6 +49,8 @@ const DEFAULTS = {
   inputs: null,
   outputs: null,
   optimized: null,
+  sequence_length: null,
+  padding: null,
   memory_limit_bytes: null,
   batch_size: 1,
   sessions: 1,
@@ -324,13 +326,15 @@ class Feeds {
     this.inputs = session.inputMetadata;
     this.output = session.outputNames[0];
     this.random = plan.inputs === null;
+    [this.length, this.padding] = [plan.sequence_length, plan.padding];
     const [first] = this.inputs;
     if (!first) throw new WorkerError('the model has no inputs');
     this.fixed = known(first.shape?.[0]);
     this.batch = this.fixed ? first.shape[0] : plan.batch_size; // a fixed batch is the model's
     if (this.random) {
       const random = generator(1);
-      const one = () => this.inputs.map((input) => [input.name, randomInput(ort, input, plan.batch_size, random)]);
+      const of = (input) => randomInput(ort, input, plan.batch_size, random, this.length ?? 1);
+      const one = () => this.inputs.map((input) => [input.name, of(input)]);
       this.ready = Array.from({ length: 8 }, () => Object.fromEntries(one()));
       this.batch = this.ready[0][first.name].dims[0] ?? 1;
       return;
@@ -340,9 +344,33 @@ class Feeds {
       const takes = this.inputs.map((input) => `${typeName(input)} ${listed(input.shape ?? [])}`).join(', ');
       throw new WorkerError(`the model takes ${takes}; the data is ${this.rows.dtype} ${listed(this.rows.shape)}`);
     }
-    const different = plan.mode === 'predict' ? 0 : Math.ceil(this.rows.length / this.batch);
-    const count = Math.min(Math.max(2, Math.floor(ROTATED / this.batch)), different);
-    this.ready = [...Array(count).keys()].map((number) => this.feed(number * this.batch, this.batch));
+    if (plan.mode === 'predict') return;
+    const timed = this.timedRows();
+    const count = Math.min(Math.max(2, Math.floor(ROTATED / this.batch)), Math.ceil(timed.length / this.batch));
+    this.ready = [...Array(count).keys()].map((number) => this.feed(number * this.batch, this.batch, timed));
+  }
+
+  /** Whether rows are sequences that are filled up at their ends. */
+  get padded() {
+    return this.padding !== null && this.rows.shape.length === 2;
+  }
+
+  /** Places of the rows to time: all of them, or the sequences whose length is nearest to the plan's. */
+  timedRows() {
+    const places = [...Array(this.rows.length).keys()];
+    if (this.length === null || !this.padded) return places;
+    const lengths = places.map((place) => this.used(this.rows.take(place, 1)));
+    const away = (length) => Math.abs(length - this.length);
+    this.length = lengths.reduce((best, length) => (away(length) < away(best) ? length : best));
+    return places.filter((place) => lengths[place] === this.length);
+  }
+
+  /** Columns of the rows up to the last that is not all padding; at least one. */
+  used(values) {
+    const { width } = this.rows;
+    let used = 1;
+    values.forEach((value, at) => (used = Number(value) === this.padding ? used : Math.max(used, (at % width) + 1)));
+    return used;
   }
 
   fits() {
@@ -352,9 +380,20 @@ class Feeds {
     return !others.length && alike && input.type === this.rows.dtype;
   }
 
-  feed(start, count) {
-    const dims = [count, ...this.rows.shape.slice(1)];
-    return { [this.inputs[0].name]: new this.ort.Tensor(this.rows.dtype, this.rows.take(start, count), dims) };
+  /** Rows `start` and after, of all or of those at `places`, beginning again after the last. */
+  feed(start, count, places = null) {
+    let dims = [count, ...this.rows.shape.slice(1)];
+    let values = this.rows.take(start, count);
+    if (places) {
+      const rows = [...Array(count).keys()].map((k) => this.rows.take(places[(start + k) % places.length], 1));
+      rows.forEach((row, k) => values.set(row, k * this.rows.width));
+    }
+    if (this.padded) {
+      const [used, { width }] = [this.used(values), this.rows];
+      values = values.filter((_, at) => at % width < used);
+      dims = [count, used];
+    }
+    return { [this.inputs[0].name]: new this.ort.Tensor(this.rows.dtype, values, dims) };
   }
 }
 
@@ -379,11 +418,11 @@ function generator(seed) {
   };
 }
 
-/** A random tensor of the input's type; unknown sizes are the batch for the first axis, else 1. */
-function randomInput(ort, input, batch, random) {
+/** A random tensor of the input's type; unknown sizes are the batch for the first axis, else `length`. */
+function randomInput(ort, input, batch, random, length) {
   const dtype = Object.values(DTYPES).find(([name]) => name === input.type);
   if (!dtype) throw new WorkerError(`input ${input.name} is ${typeName(input)}; give real inputs for it`);
-  const shape = input.shape.map((size, axis) => (known(size) ? size : axis === 0 ? batch : 1));
+  const shape = input.shape.map((size, axis) => (known(size) ? size : axis === 0 ? batch : length));
   const below = (high) => Math.floor(random() * high);
   const normal = () => Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
   const values = {
@@ -751,6 +790,7 @@ function fingerprint(ort, plan, digest, feeds) {
     cpu: cpuModel(),
     gpu: '',
     inputs: feeds.random ? 'random' : 'data',
+    ...(plan.sequence_length === null ? {} : { sequence_length: feeds.length }),
   };
 }
 

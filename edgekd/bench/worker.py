@@ -16,6 +16,9 @@ out has the value of DEFAULTS below:
     baseline_first                           pair: which session is made first (it then has the better memory)
     block_s   pair: how long a block of one model's calls takes, about; only whole blocks are timed
     inputs    a .npy file with inputs along the first axis, memory-mapped; null: seeded random ones
+    sequence_length, padding                 models that take sequences, unknown sizes: the length of random inputs;
+              with inputs, whose rows `padding` fills up, rows of that length are timed, or of the nearest one there
+              is, without the padding, and "predict" leaves out what is padding in all rows of a batch
     memory_limit_bytes                       address space this process may take (RLIMIT_AS)
     optimized                                profile: where to write the graph as ONNX Runtime optimized it
     batch_size, sessions, warmup_s, min_calls, max_calls, max_s      bounds of the measurement
@@ -71,6 +74,8 @@ DEFAULTS: dict[str, Any] = {
     "inputs": None,
     "outputs": None,
     "optimized": None,
+    "sequence_length": None,
+    "padding": None,
     "memory_limit_bytes": None,
     "batch_size": 1,
     "sessions": 1,
@@ -374,12 +379,13 @@ class Feeds:
         self.inputs = session.get_inputs()
         if not self.inputs:
             raise WorkerError("the model has no inputs")
-        self.batch = plan["batch_size"]
+        self.batch, self.length, self.padding = plan["batch_size"], plan["sequence_length"], plan["padding"]
         self.random = plan["inputs"] is None
         self.ready: list[dict[str, Any]] = []
         if self.random:
             rng = np.random.Generator(np.random.PCG64(0))
-            self.ready = [{i.name: random_input(i, self.batch, rng) for i in self.inputs} for _ in range(8)]
+            length = self.length or 1
+            self.ready = [{i.name: random_input(i, self.batch, rng, length) for i in self.inputs} for _ in range(8)]
             first = next(iter(self.ready[0].values()))
             self.batch = first.shape[0] if first.ndim else 1  # a fixed batch is the model's
             return
@@ -397,21 +403,39 @@ class Feeds:
         if isinstance(first.shape[0], int) and first.shape[0] != self.batch:
             self.batch = first.shape[0]
         if plan["mode"] != "predict":
-            different = math.ceil(len(self.rows) / self.batch)
+            timed = self.timed_rows()
+            different = math.ceil(len(timed) / self.batch)
             count = min(max(2, ROTATED // self.batch), different)
-            self.ready = [{first.name: self.take(number)} for number in range(count)]
+            self.ready = [{first.name: self.take(timed, number)} for number in range(count)]
 
-    def take(self, number: int) -> Any:
-        """Rows of batch `number`, starting again after the last."""
-        chosen = np.arange(number * self.batch, (number + 1) * self.batch) % len(self.rows)
-        return np.ascontiguousarray(self.rows[chosen])
+    def timed_rows(self) -> Any:
+        """Places of the rows to time: all of them, or the sequences whose length is nearest to the plan's."""
+        if self.length is None or self.padding is None or self.rows.ndim != 2:
+            return np.arange(len(self.rows))
+        filled = self.rows[:, ::-1] != self.padding
+        lengths = np.where(filled.any(axis=1), filled.shape[1] - filled.argmax(axis=1), 1)
+        self.length = int(lengths[np.abs(lengths - self.length).argmin()])
+        return np.flatnonzero(lengths == self.length)
+
+    def take(self, places: Any, number: int) -> Any:
+        """Rows of batch `number` among those at `places`, starting again after the last."""
+        chosen = np.arange(number * self.batch, (number + 1) * self.batch) % len(places)
+        return self.cut(self.rows[places[chosen]])
+
+    def cut(self, rows: Any) -> Any:
+        """Rows without what is padding in all of them."""
+        if self.padding is not None and rows.ndim == 2:
+            used = np.flatnonzero((rows != self.padding).any(axis=0))
+            rows = rows[:, : used[-1] + 1 if len(used) else 1]
+        return np.ascontiguousarray(rows)
 
 
-def random_input(spec: Any, batch: int, rng: np.random.Generator) -> Any:
-    """A random array of the input's type; unknown sizes are the batch for the first axis, else 1."""
+def random_input(spec: Any, batch: int, rng: np.random.Generator, length: int = 1) -> Any:
+    """A random array of the input's type; unknown sizes are the batch for the first axis, else `length`."""
     if spec.type not in DTYPES:
         raise WorkerError("input " + spec.name + " is " + spec.type + "; give real inputs for it")
-    shape = [d if isinstance(d, int) and d > 0 else (batch if axis == 0 else 1) for axis, d in enumerate(spec.shape)]
+    free = [batch] + [length] * (len(spec.shape) - 1)
+    shape = [d if isinstance(d, int) and d > 0 else size for d, size in zip(spec.shape, free)]
     dtype = np.dtype(DTYPES[spec.type])
     if dtype.kind == "f":
         return rng.standard_normal(shape).astype(dtype)
@@ -660,7 +684,7 @@ def predict(call: Caller, feeds: Feeds, plan: dict[str, Any]) -> list[int]:
     told = 0.0
     with open(plan["outputs"], "wb") as file:  # noqa: PTH123
         for start in range(0, len(rows), size):
-            chunk = np.ascontiguousarray(rows[start : start + size])
+            chunk = feeds.cut(rows[start : start + size])
             short = size - len(chunk) if isinstance(first, int) else 0
             if short:  # a fixed batch: fill up, and drop the surplus answers
                 chunk = np.concatenate([chunk, np.repeat(chunk[-1:], short, axis=0)])
@@ -798,6 +822,8 @@ def fingerprint(onnxruntime: Any, session: Any, plan: dict[str, Any], digest: st
         gpu=gpu_names(plan["provider"]),
         inputs="random" if feeds.random else "data",
     )
+    if plan["sequence_length"] is not None:
+        mark["sequence_length"] = feeds.length
     return mark
 
 

@@ -57,15 +57,15 @@ def teach_card(card_name: str, data: Path | None, out: Path | None) -> int:
     """Train the card's teacher; returns the exit code."""
     card = load_card(card_name)
     _need_training()
-    from edgekd.data.image_examples import examples as image_examples
     from edgekd.data.sources import load_train_and_validation
+    from edgekd.data.tasks import examples_of
     from edgekd.distill.teacher import teach, validation_accuracy
 
     path = out or Path("teachers", f"{card.name}.safetensors")
     if path.suffix != ".safetensors":
         raise InputError(f"--out {path}: the teacher is written as safetensors; give a name that ends so")
     train, validation = load_train_and_validation(card, data)
-    splits = (image_examples(train, card.data, card.augment), image_examples(validation, card.data, card.augment))
+    splits = (examples_of(card, train), examples_of(card, validation))
     done = path.exists()
     minimum = card.budget("").teacher_min_accuracy or 0.0
     accuracy = validation_accuracy(teach(card, splits, minimum, path), splits[1])

@@ -29,13 +29,14 @@ def write_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], chunks
 
 
 def keep_split(split: Split, stem: Path) -> Path:
-    """Write `STEM.labels.npy` and `STEM.npy` (n, H, W, C uint8), unless both are there; returns the latter."""
+    """Write `STEM.labels.npy` and `STEM.npy` (n, H, W, C uint8, or n, L int32), unless both are there; returns the
+    latter."""
     inputs, labels = stem.with_name(f"{stem.name}.npy"), stem.with_name(f"{stem.name}.labels.npy")
     if inputs.exists() and labels.exists():
         return inputs
     write_array(labels, split.labels.shape, split.labels.dtype, [split.labels])
     shape = (len(split), *split.read(np.arange(1)).shape[1:])
-    write_array(inputs, shape, np.dtype(np.uint8), _images(split, len(split)))
+    write_array(inputs, shape, split.read(np.arange(1)).dtype, _images(split, len(split)))
     return inputs
 
 

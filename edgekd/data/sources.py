@@ -7,27 +7,32 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.card import Card, Data
+from edgekd.card import Card, Data, TextData, image_data
+from edgekd.data import text
 from edgekd.data.images import Split, check_labels, decode, decoded_split, fit, in_memory
 from edgekd.errors import ConfigError, InputError, did_you_mean, one_line
 from edgekd.imports import import_function
 
-__all__ = ["balanced_split", "load_test", "load_train_and_validation", "require_test"]
+__all__ = ["balanced_split", "keep_tokenizer", "load_test", "load_train_and_validation", "require_test"]
 
 HELD_OUT = 0.2
 """Share set apart as test data where a set comes as one part (digits, an image folder without `train`)."""
 
 
 def load_train_and_validation(card: Card, folder: Path | None) -> tuple[Split, Split]:
-    """Training and validation images of the card, class-balanced by the card's seed.
+    """Training and validation images (or sentences) of the card, class-balanced by the card's seed.
 
-    `folder` is the value of `--data`. Raises InputError for anything wrong with the data.
+    `folder` is the value of `--data`. Sentences in a dev.tsv are the validation part, and all others are trained on.
+    Raises InputError for anything wrong with the data.
     """
     whole = _load(card, folder, "train")
+    if isinstance(card.data, TextData) and text.part_file(place := _place(card, folder) or Path(), "dev").is_file():
+        return whole, text.load_text(card, place, "dev")
+    what = "sentence" if isinstance(card.data, TextData) else "image"
     for name, count in zip(card.data.classes, np.bincount(whole.labels, minlength=len(card.data.classes)), strict=True):
         if count == 1:
             raise InputError(
-                f"{card.file}: class {name!r} has 1 training image; two are needed, one of them to validate on"
+                f"{card.file}: class {name!r} has 1 training {what}; two are needed, one of them to validate on"
             )
     rest, held = balanced_split(whole.labels, card.data.validation_fraction, card.data.validation_seed)
     return whole.subset(rest), whole.subset(held)
@@ -40,11 +45,22 @@ def require_test(card: Card, folder: Path | None) -> None:
         _parquet_files(place, "test")
     if card.data.source == "image-folder" and place:
         _part_folder(place, "test")
+    if card.data.source == "tsv" and place and not (file := text.part_file(place, "test")).is_file():
+        raise InputError(f"{file}: no such file; the data folder needs train.tsv and test.tsv")
 
 
-def load_test(card: Card, folder: Path | None) -> Split:
-    """Test images of the card; to be read once, for the final figures."""
-    return _load(card, folder, "test")
+def load_test(card: Card, folder: Path | None, tokenizer: Path | None = None) -> Split:
+    """Test images (or sentences) of the card; to be read once, for the final figures.
+
+    `tokenizer` is the file that a run on sentences kept.
+    """
+    return _load(card, folder, "test", tokenizer)
+
+
+def keep_tokenizer(card: Card, folder: Path | None, path: Path) -> None:
+    """Write what makes token ids of the card's sentences to `path`, unless it is there; a card on images has none."""
+    if isinstance(card.data, TextData):
+        text.keep_tokenizer(card, _place(card, folder) or Path(), path)
 
 
 def balanced_split(
@@ -60,9 +76,11 @@ def balanced_split(
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 
-def _load(card: Card, folder: Path | None, part: str) -> Split:
-    data = card.data
+def _load(card: Card, folder: Path | None, part: str, tokenizer: Path | None = None) -> Split:
     place = _place(card, folder)
+    if isinstance(card.data, TextData):
+        return text.load_text(card, place or Path(), part, tokenizer)
+    data = card.data
     if place is None:
         return _digits(part)
     if data.source == "torchvision":
@@ -80,7 +98,7 @@ def _place(card: Card, folder: Path | None) -> Path | None:
     if folder is None and not data.path:
         raise InputError(f"{card.file}: data.path: the card names no folder for its data; give one with --data DIR")
     place = folder if folder is not None else card.resolve(data.path)
-    if data.source in ("parquet", "image-folder") and not place.is_dir():
+    if data.source in ("parquet", "image-folder", "tsv") and not place.is_dir():
         raise InputError(f"{place}: no such data folder; give the folder with --data DIR")
     return place
 
@@ -211,7 +229,7 @@ def _torchvision(data: Data, folder: Path, part: str) -> Split:
 
 
 def _imported(card: Card, folder: Path, part: str) -> Split:
-    data = card.data
+    data = image_data(card)
     assert data.function is not None  # the card's own check
     given = import_function(card, data.function)(folder, part)
     try:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,9 +18,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgekd import __version__
-from edgekd.card import Card
+from edgekd.card import Card, Data, TextData
+from edgekd.data.text import PADDING, trimmed
 from edgekd.errors import ModelError, one_line
-from edgekd.nets.deployed import Deployed
+from edgekd.nets.deployed import Deployed, example_inputs
 from edgekd.run import atomic
 from edgekd.target import Target
 
@@ -42,12 +44,13 @@ class Parity:
 
 
 def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: dict[str, str]) -> None:
-    """Write `net` with its preprocessing (uint8 (batch, H, W, C) to logits) as ONNX.
+    """Write `net` with its preprocessing (uint8 (batch, H, W, C) to logits, or int32 (batch, length)) as ONNX.
 
     Raises ModelError if torch cannot export it, or writes another opset than the target's.
     """
-    size, channels = card.data.size, card.data.channels
-    example = torch.zeros(2, size, size, channels, dtype=torch.uint8)
+    example = example_inputs(card.data, 2)
+    text = isinstance(card.data, TextData)
+    free = {0: torch.export.Dim("batch")} | ({1: torch.export.Dim("length")} if text else {})
     module = Deployed(net, card.data).eval()
     try:
         with quiet_export():
@@ -58,9 +61,9 @@ def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: d
                 verbose=False,
                 external_data=False,
                 opset_version=target.opset.export,
-                input_names=["image"],
+                input_names=["ids" if text else "image"],
                 output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=(free,),
             )
     except Exception as error:  # the exporter raises whatever its many passes raise
         raise ModelError(f"torch cannot export the network to ONNX: {one_line(error)}") from error
@@ -77,20 +80,28 @@ def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: d
 
 
 def _describe(model: onnx.ModelProto, card: Card, target: Target, provenance: dict[str, str]) -> None:
-    data = card.data
     values = {
         "edgekd": __version__,
         "card": card.name,
         "target": target.name,
-        "labels": json.dumps(data.classes),
-        "normalization": json.dumps({"mean": data.mean, "std": data.std, "scale": "pixel / 255", "in_graph": True}),
-        "input": f"uint8 (batch, {data.size}, {data.size}, {data.channels}), "
-        + ("RGB" if data.channels == 3 else "grey"),
+        "labels": json.dumps(card.data.classes),
+        **_input_of(card.data),
         **provenance,
     }
     del model.metadata_props[:]
     for key, value in values.items():
         model.metadata_props.add(key=key, value=value)
+
+
+def _input_of(data: Data | TextData) -> dict[str, str]:
+    """What a user must know to feed the model; the last two of text are what edgekd measures it by."""
+    if isinstance(data, Data):
+        normalization = {"mean": data.mean, "std": data.std, "scale": "pixel / 255", "in_graph": True}
+        color = "RGB" if data.channels == 3 else "grey"
+        what = f"uint8 (batch, {data.size}, {data.size}, {data.channels}), {color}"
+        return {"normalization": json.dumps(normalization), "input": what}
+    what = f"int32 (batch, length), token ids of tokenizer.json, at most {data.max_length}, padded with {PADDING}"
+    return {"input": what, "padding": str(PADDING), "sequence_length": str(data.timed_length or data.max_length)}
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
@@ -122,10 +133,15 @@ def quiet_export() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def cpu_logits(file: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The file's logits (n, C) on the CPU provider, whatever the target: parity is about the file."""
+def cpu_logits(file: Path, images: NDArray[Any]) -> NDArray[np.float32]:
+    """The file's logits (n, C) on the CPU provider, whatever the target: parity is about the file.
+
+    Sentences are given one by one without their padding, as a device gets them.
+    """
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    logits: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: images})[0]
+    name = session.get_inputs()[0].name
+    parts = [trimmed(row[None]) for row in images] if images.ndim == 2 else [images]
+    logits: NDArray[np.float32] = np.concatenate([session.run(None, {name: part})[0] for part in parts])
     return logits
 
 
@@ -141,8 +157,8 @@ def keep_torch_logits(net: nn.Module, card: Card, inputs: Path) -> NDArray[np.fl
     return logits
 
 
-def parity(net: nn.Module, card: Card, images: NDArray[np.uint8], logits: NDArray[np.float32]) -> Parity:
-    """Compare ONNX Runtime's `logits` (n, C) for `images` (n, H, W, C) with torch's.
+def parity(net: nn.Module, card: Card, images: NDArray[Any], logits: NDArray[np.float32]) -> Parity:
+    """Compare ONNX Runtime's `logits` (n, C) for `images` (n, H, W, C), or ids (n, L), with torch's.
 
     Raises ModelError beyond the tolerance: a file that computes something else is not shipped.
     """
@@ -155,9 +171,10 @@ def parity(net: nn.Module, card: Card, images: NDArray[np.uint8], logits: NDArra
         relative=difference / max(float(np.abs(expected).max()), 1e-12),
         argmax_agreement=float((expected.argmax(1) == logits.argmax(1)).mean()),
     )
+    what = "sentences" if isinstance(card.data, TextData) else "images"
     if not result.relative <= MAX_RELATIVE_DIFFERENCE or result.argmax_agreement < MIN_AGREEMENT:
         raise ModelError(
-            f"the exported file differs from torch on {result.images} images: largest difference {difference:.3g} "
+            f"the exported file differs from torch on {result.images} {what}: largest difference {difference:.3g} "
             f"({result.relative:.2g} of the largest logit, {MAX_RELATIVE_DIFFERENCE:g} allowed), "
             f"same class {100 * result.argmax_agreement:.2f} % ({100 * MIN_AGREEMENT:g} % asked)"
         )

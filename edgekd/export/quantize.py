@@ -1,4 +1,4 @@
-"""Static int8 quantization in QDQ form, with ONNX Runtime's own tool, as the target says."""
+"""Int8 with ONNX Runtime's own tool, as the target says: static in QDQ form for images, dynamic for text."""
 
 import contextlib
 import io
@@ -16,6 +16,7 @@ from onnxruntime.quantization import (
     CalibrationMethod,
     QuantFormat,
     QuantType,
+    quantize_dynamic,
     quantize_static,
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -24,7 +25,7 @@ from edgekd.errors import ModelError, one_line
 from edgekd.export.onnx import save_model
 from edgekd.target import Quantization
 
-__all__ = ["quantize"]
+__all__ = ["quantize", "quantize_weights"]
 
 TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 METHODS = {
@@ -74,6 +75,37 @@ def quantize(source: Path, path: Path, scheme: Quantization, images: NDArray[np.
         except Exception as error:  # the tool raises whatever its parts raise
             raise ModelError(f"{source}: ONNX Runtime cannot quantise it: {one_line(error)}") from error
         model = onnx.load(quantized)
+    _keep(model, original, path)
+
+
+def quantize_weights(source: Path, path: Path, scheme: Quantization) -> None:
+    """Write `source` (fp32 ONNX) with 8-bit weights; activations are quantised as they come, so nothing is calibrated.
+
+    Matrix products and LSTMs compute in 8 bits, embeddings are kept in 8 bits. The file's metadata is kept. Raises
+    ModelError if ONNX Runtime cannot quantise it.
+    """
+    original = onnx.load(source)
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, _quiet():
+        prepared, quantized = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
+        try:
+            # It computes the weights of LSTMs, which torch writes as slices to be put together.
+            quant_pre_process(source, prepared, skip_symbolic_shape=True)
+            model = onnx.load(prepared)
+            del model.graph.value_info[:]  # the tool transposes weights and then finds their old shapes there
+            quantize_dynamic(
+                model,
+                quantized,
+                weight_type=TYPES[scheme.weight],
+                per_channel=scheme.per_channel,
+                reduce_range=scheme.reduce_range,
+            )
+        except Exception as error:  # the tool raises whatever its parts raise
+            raise ModelError(f"{source}: ONNX Runtime cannot quantise it: {one_line(error)}") from error
+        model = onnx.load(quantized)
+    _keep(model, original, path)
+
+
+def _keep(model: onnx.ModelProto, original: onnx.ModelProto, path: Path) -> None:
     del model.graph.value_info[:], model.metadata_props[:]  # shapes inside are not needed to run it
     model.metadata_props.extend(original.metadata_props)
     save_model(model, path)

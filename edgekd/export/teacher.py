@@ -5,7 +5,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from edgekd.card import Card, Data
+from edgekd.card import Card, Data, TextData
 from edgekd.errors import InputError, one_line
 from edgekd.export.onnx import export, save_model
 from edgekd.nets.teachers import OnnxNet, Teacher
@@ -15,7 +15,8 @@ __all__ = ["export_teacher"]
 
 
 def export_teacher(teacher: Teacher, card: Card, target: Target, path: Path) -> None:
-    """Write the teacher: uint8 (batch, H, W, C) to logits, preprocessing in the graph; kept if it is there."""
+    """Write the teacher: uint8 (batch, H, W, C), or int32 ids (batch, length), to logits, preprocessing in the graph;
+    kept if it is there."""
     if path.exists():
         return
     if teacher.net is not None:
@@ -23,7 +24,22 @@ def export_teacher(teacher: Teacher, card: Card, target: Target, path: Path) -> 
         return
     assert isinstance(teacher.module, OnnxNet)  # the only other kind
     model = onnx.load(teacher.file)
+    if isinstance(card.data, TextData):
+        save_model(_taking_int32(model), path)
+        return
     save_model(model if teacher.module.takes_uint8 else _with_preprocessing(model, card.data, teacher.file), path)
+
+
+def _taking_int32(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` (token ids) with an int32 input."""
+    ids = model.graph.input[0]
+    if ids.type.tensor_type.elem_type == TensorProto.INT64:
+        inside = f"{ids.name}_int64"
+        for node in model.graph.node:
+            node.input[:] = [inside if name == ids.name else name for name in node.input]
+        model.graph.node.insert(0, helper.make_node("Cast", [ids.name], [inside], to=TensorProto.INT64))
+        ids.type.tensor_type.elem_type = TensorProto.INT32
+    return model
 
 
 def _with_preprocessing(model: onnx.ModelProto, data: Data, path: Path) -> onnx.ModelProto:

@@ -9,18 +9,27 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgekd.bench.measure import Subject
-from edgekd.card import Card
+from edgekd.card import Card, TextData
 from edgekd.data.images import Split
 from edgekd.errors import ModelError, one_line
 from edgekd.export.onnx import export, save_model
-from edgekd.export.quantize import quantize
+from edgekd.export.quantize import quantize, quantize_weights
 from edgekd.export.teacher import export_teacher
 from edgekd.nets.deployed import count_macs, count_params
 from edgekd.nets.teachers import Teacher
 from edgekd.run import Run
 from edgekd.target import Precision, Target
 
-__all__ = ["calibration_images", "export_variants", "make_variant", "precision_of"]
+__all__ = ["calibration_images", "calibration_of", "export_variants", "make_variant", "precision_of"]
+
+INT8 = ("DequantizeLinear", "QLinearConv", "QLinearMatMul", "DynamicQuantizeLinear", "DynamicQuantizeLSTM")
+"""Nodes that only a quantised file has, one of them at least."""
+
+
+def calibration_of(card: Card, target: Target, train: Split) -> NDArray[np.uint8] | None:
+    """The images (n, H, W, C) that the target calibrates int8 with; None for text, whose int8 needs none."""
+    text = isinstance(card.data, TextData)
+    return None if text else calibration_images(train, target.quantization.calibration_images)
 
 
 def calibration_images(train: Split, count: int) -> NDArray[np.uint8]:
@@ -29,7 +38,7 @@ def calibration_images(train: Split, count: int) -> NDArray[np.uint8]:
 
 
 def export_variants(
-    card: Card, target: Target, teacher: Teacher, net: nn.Module, calibration: NDArray[np.uint8], run: Run
+    card: Card, target: Target, teacher: Teacher, net: nn.Module, calibration: NDArray[np.uint8] | None, run: Run
 ) -> list[Subject]:
     """The teacher, the student in fp32, and the student in every other precision of the target; kept if there."""
     teacher_onnx, fp32 = run.exported / "teacher-fp32.onnx", run.exported / "student-fp32.onnx"
@@ -57,12 +66,16 @@ def export_variants(
     return subjects
 
 
-def make_variant(fp32: Path, precision: Precision, target: Target, images: NDArray[np.uint8], path: Path) -> None:
-    """Write the fp32 file in `precision`; int8 is calibrated on `images` (n, H, W, C) uint8.
+def make_variant(
+    fp32: Path, precision: Precision, target: Target, images: NDArray[np.uint8] | None, path: Path
+) -> None:
+    """Write the fp32 file in `precision`; int8 is calibrated on `images` (n, H, W, C) uint8, and dynamic without.
 
     Raises ModelError if the conversion fails.
     """
-    if precision == "int8":
+    if precision == "int8" and images is None:
+        quantize_weights(fp32, path, target.quantization)
+    elif precision == "int8" and images is not None:
         quantize(fp32, path, target.quantization, images)
     elif precision == "fp16":
         _half(fp32, path)
@@ -73,7 +86,7 @@ def make_variant(fp32: Path, precision: Precision, target: Target, images: NDArr
 def precision_of(file: Path) -> Precision:
     """The precision of any ONNX file, told by its nodes and weights."""
     model = onnx.load(file)
-    if any(node.op_type in ("DequantizeLinear", "QLinearConv", "QLinearMatMul") for node in model.graph.node):
+    if any(node.op_type in INT8 for node in model.graph.node):
         return "int8"
     halves = any(weights.data_type == onnx.TensorProto.FLOAT16 for weights in model.graph.initializer)
     return "fp16" if halves else "fp32"

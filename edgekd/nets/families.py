@@ -8,14 +8,24 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from edgekd.card import Card, Student, Teacher
+from edgekd.card import Card, Student, Teacher, TextData
 from edgekd.errors import ConfigError, did_you_mean, one_line
 from edgekd.imports import import_function, require
 from edgekd.nets.cifar_resnet import CifarResNet, CifarResNetShape
 from edgekd.nets.small import ConvNetShape, MlpShape, convnet, mlp
+from edgekd.nets.text import (
+    BagOfWords,
+    BagOfWordsShape,
+    LstmShape,
+    TextCnn,
+    TextCnnShape,
+    TextLstm,
+    Transformer,
+    TransformerShape,
+)
 from edgekd.spec import build
 
-__all__ = ["FAMILIES", "Shape", "make", "make_shapes"]
+__all__ = ["FAMILIES", "TEXT_FAMILIES", "Shape", "make", "make_shapes"]
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -81,6 +91,14 @@ FAMILIES: dict[str, tuple[type, Any]] = {
 }
 """Name: (shape, function of (shape, channels, size, classes)). A card may also say `import`."""
 
+TEXT_FAMILIES: dict[str, tuple[type, Any]] = {
+    "bag-of-words": (BagOfWordsShape, BagOfWords),
+    "text-cnn": (TextCnnShape, TextCnn),
+    "lstm": (LstmShape, TextLstm),
+    "transformer": (TransformerShape, Transformer),
+}
+"""Name: (shape, function of (shape, vocabulary, classes)), for text classification."""
+
 Shape = dict[str, Any]
 """The values of a shape as a card writes them; the typed shape is made, and checked, from these."""
 
@@ -102,15 +120,18 @@ def make(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.M
     data = card.data
     if owner.family == "import":
         return _imported(card, owner, shape, where)
-    if owner.family not in FAMILIES:
+    text = isinstance(data, TextData)
+    families = TEXT_FAMILIES if text else FAMILIES
+    if owner.family not in families:
         key = f"{where.split('.')[0]}.family"
-        raise ConfigError(
-            f"{card.file}: {key}: unknown family {owner.family!r}; {did_you_mean(owner.family, [*FAMILIES, 'import'])}"
-        )
-    cls, function = FAMILIES[owner.family]
+        elsewhere = owner.family in (FAMILIES if text else TEXT_FAMILIES)
+        what = f"{owner.family!r} is not for {card.task}" if elsewhere else f"unknown family {owner.family!r}"
+        raise ConfigError(f"{card.file}: {key}: {what}; {did_you_mean(owner.family, [*families, 'import'])}")
+    cls, function = families[owner.family]
     typed: Any = build(cls, shape, f"{card.file}: {where}")
+    sizes = (data.vocabulary,) if isinstance(data, TextData) else (data.channels, data.size)
     try:
-        net: nn.Module = function(typed, data.channels, data.size, len(data.classes))
+        net: nn.Module = function(typed, *sizes, len(data.classes))
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"{card.file}: {where}: {one_line(error)}") from error
     return net

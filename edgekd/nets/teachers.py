@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgekd.card import Card
+from edgekd.card import Card, TextData, image_data
 from edgekd.errors import InputError, one_line
-from edgekd.nets.deployed import Deployed, Preprocess
+from edgekd.nets.deployed import Deployed, Preprocess, example_inputs
 from edgekd.nets.families import make
 from edgekd.nets.weights import load_into, read_state
 
@@ -21,28 +21,48 @@ __all__ = ["OnnxNet", "Teacher", "load_teacher_file", "make_teacher_net"]
 
 
 class OnnxNet(nn.Module):
-    """An ONNX model as a torch module: uint8 images (B, H, W, C) to logits (B, classes), without gradients.
+    """An ONNX model as a torch module: uint8 images (B, H, W, C), or token ids (B, L), to logits (B, classes), without
+    gradients.
 
-    The model takes uint8 (B, H, W, C), or normalised float (B, C, H, W).
+    The model takes uint8 (B, H, W, C), or normalised float (B, C, H, W); of ids int32 or int64.
     """
 
     def __init__(self, path: Path, card: Card) -> None:
         super().__init__()
         self.path = path
-        self.preprocess = Preprocess(card.data)
         self.session = _open(path)
         inputs = self.session.get_inputs()
+        self.takes_uint8 = False
+        if isinstance(card.data, TextData):
+            self.preprocess: nn.Module = _Ids(path, inputs)
+            return
+        self.preprocess = Preprocess(image_data(card))
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in ("tensor(uint8)", "tensor(float)"):
             found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
             raise InputError(f"{path}: takes {found}; one input, uint8 NHWC or float NCHW, is needed")
         self.takes_uint8 = inputs[0].type == "tensor(uint8)"
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images if self.takes_uint8 else self.preprocess(images)
+        x: Tensor = images if self.takes_uint8 else self.preprocess(images)
         own, name = self.session.get_inputs()[0], self.session.get_outputs()[0].name
         parts = x.cpu().split(1) if own.shape[0] == 1 else [x.cpu()]  # exported for one image: one by one
         answers = [self.session.run([name], {own.name: part.numpy()})[0] for part in parts]
         return torch.from_numpy(np.concatenate(answers).astype(np.float32, copy=False))
+
+
+class _Ids(nn.Module):
+    """Token ids in the type that the model takes."""
+
+    def __init__(self, path: Path, inputs: "list[onnxruntime.NodeArg]") -> None:
+        super().__init__()
+        types = {"tensor(int32)": torch.int32, "tensor(int64)": torch.int64}
+        if len(inputs) != 1 or len(inputs[0].shape) != 2 or inputs[0].type not in types:
+            found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+            raise InputError(f"{path}: takes {found}; one input, int32 or int64 token ids (batch, length), is needed")
+        self.dtype = types[inputs[0].type]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return ids.to(self.dtype)
 
 
 def _open(path: Path) -> "onnxruntime.InferenceSession":
@@ -88,14 +108,14 @@ def load_teacher_file(card: Card, path: Path) -> Teacher:
         load_into(net, read_state(path), path)
         module = Deployed(net, card.data)
     module.eval()
-    size = card.data.size
+    example = example_inputs(card.data, 2)
+    count = example.shape[1]
+    what = f"sentences of {count} tokens" if example.dim() == 2 else f"images of {count}×{count} pixels"
     try:
         with torch.no_grad():
-            logits = module(torch.zeros(2, size, size, card.data.channels, dtype=torch.uint8))
+            logits = module(example)
     except Exception as error:  # torch's RuntimeError, or ONNX Runtime's exceptions, which have no common base
-        raise InputError(
-            f"{path}: the teacher cannot take a batch of 2 images of {size}×{size} pixels: {one_line(error, 150)}"
-        ) from error
+        raise InputError(f"{path}: the teacher cannot take a batch of 2 {what}: {one_line(error, 150)}") from error
     if logits.shape != (2, len(card.data.classes)):
         raise InputError(
             f"{path}: the teacher gives {tuple(logits.shape[1:])} outputs for {len(card.data.classes)} classes of data"

@@ -50,12 +50,12 @@ class Candidate:
 
 
 def measure_candidates(
-    card: Card, target: Target, inputs: Path, calibration: NDArray[np.uint8], run: Run
+    card: Card, target: Target, inputs: Path, calibration: NDArray[np.uint8] | None, run: Run
 ) -> list[Candidate]:
     """Every shape of the card's student family, measured untrained; written to `run.candidates` one by one.
 
-    `inputs` holds real images (.npy) for the timing, `calibration` (n, H, W, C) a few for int8. Candidates
-    found in `run.candidates` are kept, not measured again.
+    `inputs` holds real images or sentences (.npy) for the timing, `calibration` (n, H, W, C) a few images for int8.
+    Candidates found in `run.candidates` are kept, not measured again.
     """
     shapes = make_shapes(card, card.student)
     done = _read(run.candidates)
@@ -70,7 +70,7 @@ def measure_candidates(
 
 
 def _measure(
-    card: Card, shape: Shape, target: Target, inputs: Path, calibration: NDArray[np.uint8], scratch: Path
+    card: Card, shape: Shape, target: Target, inputs: Path, calibration: NDArray[np.uint8] | None, scratch: Path
 ) -> Candidate:
     torch.manual_seed(card.recipe.seed)
     net = make(card, card.student, shape, "student.knobs").eval()

@@ -9,14 +9,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.card import Data, load_card
+from edgekd.card import Data, image_data, load_card
 from edgekd.data import images as images_module
 from edgekd.data.arrays import keep_split
 from edgekd.data.images import check_labels, decode, decoded_split, in_memory
 from edgekd.errors import InputError
 
-COLOUR = load_card("cifar10").data
-GREY = load_card("digits").data
+COLOUR = image_data(load_card("cifar10"))
+GREY = image_data(load_card("digits"))
 
 
 def colour(size: int) -> Data:
