@@ -96,13 +96,16 @@ def _crd(feature: Feature, mine: torch.Size, theirs: torch.Size, count: int, see
 
 
 def _adversarial(feature: Feature, mine: torch.Size, theirs: torch.Size, count: int, seed: int) -> FeatureTerm:
-    if _channels(mine) != _channels(theirs):
-        raise ConfigError("one discriminator judges both, so they must have as many channels; name other layers")
-    module = Discriminator(_channels(mine), feature.hidden)
-    # `weight` is how much the student minds; the discriminator learns at full strength whatever it is.
-    return FeatureTerm(
-        lambda a, b, indices, step: adversarial(module, pooled(a), pooled(b), feature.weight) / feature.weight, module
-    )
+    judge = Discriminator(_channels(theirs), feature.hidden)
+    # Vectors of another size are first mapped to the teacher's, by a layer that learns with the student.
+    same = _channels(mine) == _channels(theirs)
+    fitted = nn.Identity() if same else nn.Linear(_channels(mine), _channels(theirs))
+
+    def loss(mine: Tensor, theirs: Tensor, indices: Tensor, step: int) -> Tensor:
+        # `weight` is how much the student minds; the discriminator learns at full strength whatever it is.
+        return adversarial(judge, fitted(pooled(mine)), pooled(theirs), feature.weight) / feature.weight
+
+    return FeatureTerm(loss, nn.ModuleList([judge, fitted]))
 
 
 def _channels(shape: torch.Size) -> int:
