@@ -150,7 +150,6 @@ def hold(root: Path, key: str, meta: dict[str, Any]) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_SH)  # only ever locked otherwise by who holds the root's lock: us
         if alone:
             os.ftruncate(descriptor, 0)  # the plans of processes that have ended
-        os.utime(descriptor)
         return descriptor
 
 

@@ -382,9 +382,13 @@ def test_the_least_recently_used_go_first(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_reading_is_using(tmp_path: Path) -> None:
-    three(tmp_path)
-    assert filled(tmp_path, ("logits",), teacher="b")[0] == []
-    assert keys_of(tmp_path) == ["b", "c", "a"]
+    filled(tmp_path, ("logits",), teacher="b")
+    with opened(tmp_path, teacher="b") as cache:
+        os.utime(cache.folder / "used", (1_000_000, 1_000_000))  # it was opened long ago
+        filled(tmp_path, ("logits",), teacher="c")
+        assert keys_of(tmp_path) == ["c", "b"]
+        outputs(cache, 0, ("logits",), Teacher())
+        assert keys_of(tmp_path) == ["b", "c"]
 
 
 def test_what_is_in_use_stays(tmp_path: Path) -> None:
@@ -423,9 +427,7 @@ def test_two_that_fit_alone_but_not_together(tmp_path: Path, capsys: pytest.Capt
             assert not fits(second, {"logits": 50_000})
             assert "of which others that run hold 60.0 kB" in capsys.readouterr().err
             assert fits(second, {"logits": 40_000})
-    with opened(tmp_path, limit_bytes=100_000, teacher="a"):
-        pass
-    with opened(tmp_path, limit_bytes=100_000, teacher="b") as second:
+    with opened(tmp_path, teacher="a"), opened(tmp_path, limit_bytes=100_000, teacher="b") as second:
         assert fits(second, {"logits": 100_000})
 
 
