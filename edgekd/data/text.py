@@ -77,8 +77,8 @@ def read_tsv(path: Path, classes: Sequence[str]) -> tuple[Sentences, Labels]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; the data folder needs train.tsv and test.tsv") from None
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}:{line}: is not UTF-8 text; save the file as UTF-8") from None
+        number = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}:{number}: is not UTF-8 text; save the file as UTF-8") from None
     places = range(len(classes))
     known = {str(place): place for place in places} | {classes[place]: place for place in places}
     sentences, labels = Sentences(), list[int]()

@@ -43,7 +43,7 @@ class OnnxNet(nn.Module):
         self.takes_uint8 = inputs[0].type == "tensor(uint8)"
 
     def forward(self, images: Tensor) -> Tensor:
-        x: Tensor = images if self.takes_uint8 else self.preprocess(images)
+        x = images if self.takes_uint8 else self.preprocess(images)
         own, name = self.session.get_inputs()[0], self.session.get_outputs()[0].name
         parts = x.cpu().split(1) if own.shape[0] == 1 else [x.cpu()]  # exported for one image: one by one
         answers = [self.session.run([name], {own.name: part.numpy()})[0] for part in parts]
