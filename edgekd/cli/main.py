@@ -79,6 +79,47 @@ def teach(
 
 
 @app.command()
+def sweep(
+    card: CardName = "digits",
+    data: DataFolder = None,
+    teacher: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Teacher: safetensors, state dict or ONNX.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default sweeps/CARD.")] = None,
+    shape: Annotated[
+        list[str], typer.Option(metavar="KEY=VALUE", help="Of the student, where the card has several; repeatable.")
+    ] = [],  # noqa: B006
+    temperatures: Annotated[
+        str, typer.Option(metavar="LOW:HIGH|A,B,...", help="A range, or each of these; default 0.1:20.")
+    ] = "",
+    alphas: Annotated[str, typer.Option(metavar="LOW:HIGH|A,B,...", help="Default 0:1.")] = "",
+    weights: Annotated[
+        str, typer.Option(metavar="LOW:HIGH|A,B,...", help="Of each soft term in `losses`; default 0.1:10.")
+    ] = "",
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Train with so many seeds.")] = 1,
+    trials: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="In all; default 24, or all combinations of values.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of each trial; default the recipe's.")] = None,
+    no_pruning: Annotated[bool, typer.Option("--no-pruning", help="Train hopeless trials to the end.")] = False,
+) -> None:
+    """Try temperatures and weights on validation data; start it several times to share the trials."""
+    from edgekd.cli.sweeping import Wanted, sweep_card
+
+    wanted = Wanted(
+        temperatures=temperatures,
+        alphas=alphas,
+        weights=weights,
+        seeds=seeds,
+        trials=trials,
+        epochs=epochs,
+        shape=tuple(shape),
+        pruning=not no_pruning,
+    )
+    _end([sweep_card(card, wanted, data, teacher, out)])
+
+
+@app.command()
 def bench(
     models: Models,
     target: Targets,
@@ -308,7 +349,7 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else ExitCode.PASS)
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; `distill` and `teach` go on where they stopped, others begin again", debug)
+        _complain("interrupted; `distill`, `teach` and `sweep` go on where they stopped, others begin again", debug)
         sys.exit(ExitCode.INTERRUPTED)
     except EdgekdError as error:
         _complain(str(error), debug)

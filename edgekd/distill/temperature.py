@@ -21,6 +21,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from edgekd.distill.adversary import reverse
 from edgekd.errors import ConfigError
 from edgekd.recipe import Recipe
 
@@ -87,7 +88,7 @@ class LearnedTemperature(nn.Module):
         """The temperature, a scalar; only what `adversarial` does to the gradient depends on the position."""
         theta: Tensor = self.theta
         if self.adversarial:
-            theta = _reverse(theta, _curriculum(progress_epochs))
+            theta = reverse(theta, _curriculum(progress_epochs))
         return self.low + (self.high - self.low) * torch.sigmoid(theta)
 
 
@@ -95,9 +96,3 @@ def _curriculum(progress_epochs: float) -> float:
     """λ of CTKD."""
     share = min(max(progress_epochs / _CURRICULUM_EPOCHS, 0.0), 1.0)
     return 0.5 * (1 - math.cos(math.pi * share))
-
-
-def _reverse(x: Tensor, scale: float) -> Tensor:
-    """x, whose gradient is multiplied by −scale (Ganin and Lempitsky 2015, arXiv 1409.7495, section 3)."""
-    kept = x.detach()
-    return kept - scale * (x - kept)

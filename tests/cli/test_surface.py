@@ -18,6 +18,8 @@ distill CARD --budget --data --fresh --help --out --target --teacher -t
 doctor --help --install
 models NAME --help
 report RUNS... --csv --help --history --html --json --markdown --plots
+sweep CARD --alphas --data --epochs --help --no-pruning --out --seeds --shape --teacher --temperatures --trials \
+--weights
 targets NAME --help
 teach CARD --data --help --out
 """

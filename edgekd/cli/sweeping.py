@@ -1,0 +1,142 @@
+"""`sweep`: from the command line to the trials, and their table."""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekd.bench.measure import file_sha256
+from edgekd.card import Card, load_card
+from edgekd.console import out as show
+from edgekd.errors import ConfigError, ExitCode
+from edgekd.imports import require
+from edgekd.report.sweep_table import Tried, best_of, recipe_lines, trial_rows, value_rows
+from edgekd.report.tables import rich_table
+from edgekd.search.locks import locked
+from edgekd.search.space import grid, make_space
+from edgekd.search.study import Plan
+
+if TYPE_CHECKING:
+    from edgekd.nets.families import Shape
+
+__all__ = ["Wanted", "chosen_shape", "sweep_card"]
+
+TRIALS = 24
+"""Where there is a range to try and no number is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What the command line says."""
+
+    temperatures: str = ""
+    alphas: str = ""
+    weights: str = ""
+    """Of these three see `search.space.make_space`."""
+    seeds: int = 1
+    trials: int | None = None
+    epochs: int | None = None
+    shape: tuple[str, ...] = ()
+    pruning: bool = True
+
+
+def sweep_card(card_name: str, wanted: Wanted, data: Path | None, teacher: Path | None, out: Path | None) -> int:
+    """Try the recipes and show the table; returns the exit code, 1 where no trial could be trained to the end."""
+    card = load_card(card_name)
+    for module, extra in (("torch", "train,cpu"), ("torchvision", "train,cpu"), ("optuna", "sweep")):
+        require(module, extra, "sweep")
+    plan, shape = _plan(card, wanted), chosen_shape(card, wanted.shape)
+    folder = out or Path("sweeps", card.name)
+    trials = _sweep(card, shape, plan, folder, data, teacher)
+    _show(trials, card, folder)
+    return ExitCode.PASS if any(trial.state == "complete" for trial in trials) else ExitCode.FAIL
+
+
+def _plan(card: Card, wanted: Wanted) -> Plan:
+    recipe = card.recipe
+    if wanted.epochs and recipe.stages:
+        raise ConfigError(f"--epochs {wanted.epochs}: the stages of {card.file} have epochs of their own")
+    try:
+        space = make_space(recipe, wanted.temperatures, wanted.alphas, wanted.weights, wanted.seeds)
+    except ConfigError as error:
+        raise ConfigError(f"{card.file}: {error}") from None
+    points = len(grid(space))
+    listed = all(axis.values for axis in space)
+    if listed and wanted.trials and wanted.trials > points:
+        raise ConfigError(f"--trials {wanted.trials}: the values make {points} combinations; give more, or a range")
+    return Plan(
+        space=space,
+        epochs=wanted.epochs or recipe.epochs,
+        trials=wanted.trials or (points if listed else max(TRIALS, points)),
+        pruning=wanted.pruning,
+        seed=recipe.seed,
+    )
+
+
+def chosen_shape(card: Card, given: tuple[str, ...]) -> "Shape":
+    """The values given as KEY=VALUE (in TOML), and of the other knobs the only value of each.
+
+    Raises ConfigError for a knob with several values that is not given, and for what the family does not take.
+    """
+    from edgekd.nets.families import make
+
+    shape: Shape = {}
+    for text in given:
+        key, _, value = text.partition("=")
+        try:
+            shape[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            raise ConfigError(f"--shape {text!r}: it should be KEY=VALUE, such as depth=8 or channels=[8,16]") from None
+    for key, values in card.student.knobs.items():
+        if key not in shape and len(values) > 1:
+            options = " or ".join(f"{key}={value}".replace(" ", "") for value in values)
+            raise ConfigError(
+                f"{card.file}: student.knobs.{key}: has {len(values)} values; choose with --shape {options}"
+            )
+        shape.setdefault(key, values[0])
+    make(card, card.student, shape, "--shape")
+    return shape
+
+
+def _sweep(
+    card: Card, shape: "Shape", plan: Plan, folder: Path, data: Path | None, teacher: Path | None
+) -> list[Tried]:
+    from edgekd.data.arrays import digest
+    from edgekd.data.sources import load_train_and_validation
+    from edgekd.data.tasks import examples_of
+    from edgekd.data.text import settled
+    from edgekd.distill.distributed import world
+    from edgekd.distill.student import How, assist
+    from edgekd.distill.teacher import given_teacher, more_teachers, refuse_long_teaching, teach
+    from edgekd.search.sweep import Subject, sweep
+
+    if world().size > 1:
+        raise ConfigError("sweep: trains each trial in one process; start the same command several times, not torchrun")
+    given = given_teacher(card, teacher)
+    train, validation = load_train_and_validation(card, data)
+    card = settled(card, validation)
+    weights = folder / "teacher" / "teacher.safetensors"
+    if given is None and not weights.exists():
+        refuse_long_teaching(card, len(train))
+    examples = (examples_of(card, train), examples_of(card, validation))
+    with locked(folder / "teacher.lock"):  # another process may be training it
+        first = given or teach(card, examples, card.budget("").teacher_min_accuracy, weights)
+        last = assist(card, first, examples, weights.parent, How())
+    digests = {
+        "data": digest(train) + digest(validation),
+        "teacher_sha256": file_sha256(given.file) if given else "",
+    }
+    teachers = [*last, *more_teachers(card)]
+    subject = Subject(card=card, shape=shape, teachers=teachers, data=examples, digests=digests)
+    return sweep(subject, plan, folder)
+
+
+def _show(trials: list[Tried], card: Card, folder: Path) -> None:
+    for header, rows in (trial_rows(trials), value_rows(trials)):
+        if rows:
+            show(rich_table(header, rows, f"Sweep of {card.name}, validation data"))
+    if (best := best_of(trials)) is not None:
+        show("best, for the card's [recipe]:")
+        for line in recipe_lines(best[0], {str(name): weight for name, weight in card.recipe.losses.items()}):
+            show(f"  {line}")
+    show(f"{folder / 'trials.md'}, {folder / 'trials.csv'}, {folder / 'sweep.png'}")

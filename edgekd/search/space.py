@@ -1,0 +1,110 @@
+"""What a sweep tries: temperatures, weights of the terms, and seeds."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from edgekd.errors import ConfigError
+from edgekd.recipe import Recipe
+
+__all__ = ["Axis", "grid", "make_space", "recipe_at"]
+
+SOFT = ("kd", "soft_ce", "mse", "dkd", "dist", "mutual")
+"""The terms in `losses` whose weights are tried; that of `ce` stays, as only their ratio matters much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """One thing that is tried."""
+
+    name: str
+    """`temperature`, `alpha`, `seed`, or `weight TERM`."""
+    low: float
+    high: float
+    log: bool = False
+    """Whether a range is tried evenly in its logarithm."""
+    values: tuple[float, ...] = ()
+    """Each of these, and nothing between; none for the whole range."""
+
+
+def make_space(recipe: Recipe, temperatures: str, alphas: str, weights: str, seeds: int) -> tuple[Axis, ...]:
+    """The axes for a recipe: its temperature, its `alpha` or the weight of each soft term in its `losses`, and as many
+    seeds from its own upwards.
+
+    Each text is a range `LOW:HIGH` or values `A,B,…`; an empty one stands for the default, 0.1:20 for the temperature,
+    0:1 for `alpha` and 0.1:10 for weights. Terms of stages keep the weights they have. Raises ConfigError for a text
+    that is neither, values outside what the recipe allows, and weights of the other kind than the recipe's.
+    """
+    axes = [_axis("temperature", "--temperatures", temperatures or "0.1:20", _positive, log=True)]
+    soft = [name for name in recipe.losses if name in SOFT]
+    if recipe.stages:
+        _refuse(alphas or weights, "the card's stages name their terms, whose weights are not tried")
+    elif recipe.losses:
+        _refuse(alphas, "the card's recipe gives weights in losses; use --weights in place of --alphas")
+        axes += [_axis(f"weight {name}", "--weights", weights or "0.1:10", _positive, log=True) for name in soft]
+    else:
+        _refuse(weights, "the card's recipe has alpha and no losses; use --alphas in place of --weights")
+        axes.append(_axis("alpha", "--alphas", alphas or "0:1", _fraction))
+    if seeds > 1:
+        listed = tuple(float(recipe.seed + number) for number in range(seeds))
+        axes.append(Axis(name="seed", low=listed[0], high=listed[-1], values=listed))
+    return tuple(axes)
+
+
+def grid(space: Sequence[Axis]) -> list[dict[str, float]]:
+    """Every combination of the values that are listed; one empty combination where all are ranges."""
+    listed = [axis for axis in space if axis.values]
+    return [
+        dict(zip([axis.name for axis in listed], values, strict=True))
+        for values in itertools.product(*(axis.values for axis in listed))
+    ]
+
+
+def recipe_at(recipe: Recipe, point: dict[str, float], epochs: int) -> Recipe:
+    """The recipe with what the point says, and that many epochs."""
+    weights = {name: point.get(f"weight {name}", weight) for name, weight in recipe.losses.items()}
+    return dataclasses.replace(
+        recipe,
+        epochs=epochs,
+        attempts=1,
+        temperature=point["temperature"],
+        alpha=point.get("alpha", recipe.alpha),
+        losses=weights,
+        seed=int(point.get("seed", recipe.seed)),
+    )
+
+
+def _positive(value: float) -> str:
+    return "" if 0 < value < math.inf else "a number above 0"
+
+
+def _fraction(value: float) -> str:
+    return "" if 0 <= value <= 1 else "a number from 0 to 1"
+
+
+def _axis(name: str, option: str, text: str, rule: Callable[[float], str], log: bool = False) -> Axis:
+    """The range or the values in `text`."""
+    ends = text.split(":")
+    values = [_number(part, option, text, rule) for part in (ends if len(ends) == 2 else text.split(","))]
+    if len(ends) == 2:
+        if not values[0] < values[1]:
+            raise ConfigError(f"{option}: got {text!r}; a range should rise, such as {values[1]:g}:{values[0]:g}")
+        return Axis(name=name, low=values[0], high=values[1], log=log)
+    return Axis(name=name, low=min(values), high=max(values), log=log, values=tuple(dict.fromkeys(values)))
+
+
+def _number(part: str, option: str, text: str, rule: Callable[[float], str]) -> float:
+    try:
+        value = float(part)
+    except ValueError:
+        value = math.nan
+    if wanted := rule(value):
+        raise ConfigError(f"{option}: got {text!r}; it should be LOW:HIGH or A,B,… with {wanted} each")
+    return value
+
+
+def _refuse(given: str, why: str) -> None:
+    if given:
+        raise ConfigError(why)

@@ -1,0 +1,149 @@
+"""Trying temperatures and weights: each trial trains the card's student anew, and validation accuracy judges it."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from edgekd import units
+from edgekd.card import Card
+from edgekd.console import say
+from edgekd.data.examples import Examples
+from edgekd.distill.loop import best_accuracy
+from edgekd.distill.student import copy_matching, learn
+from edgekd.errors import BudgetError, ConfigError
+from edgekd.nets.families import Shape, make
+from edgekd.nets.teachers import Teacher
+from edgekd.report.sweep_plot import plot_sweep
+from edgekd.report.sweep_table import Tried, sweep_csv, sweep_markdown
+from edgekd.run import atomic
+from edgekd.search.locks import locked
+from edgekd.search.space import recipe_at
+from edgekd.search.study import Plan, checkpoint_folder, open_study, take, tried
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+
+__all__ = ["Subject", "sweep"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What every trial trains, and on what."""
+
+    card: Card
+    shape: Shape
+    teachers: Sequence[Teacher]
+    """As `learn` takes them."""
+    data: tuple[Examples, Examples]
+    """Training and validation data."""
+    digests: dict[str, str]
+    """Of the data and of the teacher's file: a sweep does not go on with others."""
+
+
+def sweep(subject: Subject, plan: Plan, folder: Path) -> list[Tried]:
+    """Train what is left of the plan's trials, and return all of them; several processes may do so at once.
+
+    After each trial `folder` has `trials.csv`, `trials.md` and `sweep.png`. Raises ConfigError where the folder holds
+    a sweep of something else.
+    """
+    study = open_study(folder, plan, _conditions(subject, plan))
+    while True:
+        with take(study, folder, plan) as trial:
+            if trial is None:
+                break
+            _train(subject, plan, study, trial, folder)
+        _write(subject, study, folder)
+    _write(subject, study, folder)
+    return tried(study)
+
+
+def _conditions(subject: Subject, plan: Plan) -> dict[str, Any]:
+    """What must stay the same, flat and as JSON; the numbers of trials may grow."""
+    card = subject.card
+    recipe = {key: value for key, value in dataclasses.asdict(card.recipe).items() if key != "epochs"}
+    parts = {
+        "data": dataclasses.asdict(card.data),
+        "augment": dataclasses.asdict(card.augment),
+        "teacher": dataclasses.asdict(card.teacher),
+        "student.family": card.student.family,
+        "shape": subject.shape,
+        "recipe": recipe,
+        "epochs": plan.epochs,
+        "pruning": plan.pruning,
+        "axes": {axis.name: axis.values or (axis.low, axis.high) for axis in plan.space},
+        **subject.digests,
+    }
+    flat: dict[str, Any] = {}
+    for part, content in parts.items():
+        flat |= {f"{part}.{key}": v for key, v in content.items()} if isinstance(content, dict) else {part: content}
+    plain: dict[str, Any] = json.loads(json.dumps(flat))
+    return plain
+
+
+def _train(subject: Subject, plan: Plan, study: "Study", trial: "Trial", folder: Path) -> None:
+    """Train one trial and tell the study how it ended."""
+    from optuna.trial import TrialState
+
+    card = dataclasses.replace(subject.card, recipe=recipe_at(subject.card.recipe, trial.params, plan.epochs))
+    scratch = checkpoint_folder(folder, trial)
+    name = f"trial {trial.number + 1}"
+    reported, hopeless = 0, False
+
+    def report(history: list[dict[str, Any]]) -> None:
+        nonlocal reported
+        for entry in history[reported:]:  # more than one where a trial goes on
+            trial.report(entry["validation_accuracy"], entry["epoch"])
+        reported = len(history)
+
+    def stop(history: list[dict[str, Any]]) -> bool:
+        nonlocal hopeless
+        report(history)
+        hopeless = trial.should_prune()
+        return hopeless
+
+    torch.manual_seed(card.recipe.seed)
+    net = make(card, card.student, subject.shape, "student.knobs")
+    if card.recipe.init_from_teacher:
+        if subject.teachers[0].net is None:
+            raise ConfigError(f"{card.file}: recipe.init_from_teacher: an ONNX teacher has no tensors to copy")
+        copy_matching(subject.teachers[0].net, net)
+    values = ", ".join(f"{key} {value:.3g}" for key, value in trial.params.items())
+    try:
+        history = learn(card, subject.shape, net, subject.teachers, subject.data, scratch / "net", name=name, stop=stop)
+    except BudgetError as error:  # the loss is no longer finite; at other values it may be
+        trial.set_user_attr("failed", str(error))
+        study.tell(trial, state=TrialState.FAIL)
+        say(f"{name}: {values}: failed: {error}")
+    else:
+        report(history)
+        trial.set_user_attr("seconds", sum(entry["seconds"] for entry in history))
+        accuracy = best_accuracy(card.recipe, history)
+        if hopeless:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, accuracy)
+        ended = f"pruned after epoch {len(history)}" if hopeless else f"{len(history)} epochs"
+        say(f"{name} of {plan.trials}: {values}: validation {units.accuracy(accuracy)}, {ended}")
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write(subject: Subject, study: "Study", folder: Path) -> None:
+    with locked(folder / "study.lock"):
+        trials, images = tried(study), len(subject.data[1])
+        title = f"Sweep of {subject.card.name}"
+        weights = [name for name in dict.fromkeys(key for one in trials for key in one.point)]
+        colour_by = next((name for name in weights if name == "alpha" or name.startswith("weight ")), "")
+        plot_sweep(trials, colour_by, images, title, folder / "sweep.png")
+        losses = {str(name): weight for name, weight in subject.card.recipe.losses.items()}
+        for name, text in {
+            "trials.csv": sweep_csv(trials),
+            "trials.md": sweep_markdown(trials, losses, title, images, "sweep.png"),
+        }.items():
+            with atomic(folder / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,167 @@
+"""`edgekd sweep` on a card that trains in seconds."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekd.data import sources
+
+Cli = Callable[..., Any]
+SMALL = ("--shape", "channels=[8,8]", "--epochs", 3)
+TIMEOUT_S = 300
+"""A bound for a machine that has other work."""
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A place for one teacher, shared by the tests of this file."""
+    return tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+
+
+@pytest.fixture
+def sweep(cli: Cli, tiny_card: Path, weights: Path) -> Cli:
+    """Run `edgekd sweep` on the tiny card with a teacher that is made once."""
+    if not weights.exists():
+        assert cli("teach", tiny_card, "--out", weights).returncode == 0
+    return lambda *options: cli("sweep", tiny_card, *SMALL, "--teacher", weights, *options)
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    """`trials.csv`."""
+    with (folder / "trials.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_listed_values_are_tried_with_every_seed_and_told(sweep: Cli, tmp_path: Path) -> None:
+    done = sweep("--temperatures", "0.5,4", "--alphas", "0.9", "--seeds", 2, "--no-pruning")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "sweeps" / "tiny"
+    rows = table(folder)
+    tried = [(float(row["temperature"]), float(row["alpha"]), float(row["seed"])) for row in rows]
+    assert tried == [(0.5, 0.9, 0), (0.5, 0.9, 1), (4, 0.9, 0), (4, 0.9, 1)]
+    assert [(row["state"], row["epochs"]) for row in rows] == [("complete", "3")] * 4
+    assert all(0 < float(row["validation_accuracy"]) <= 1 and float(row["seconds"]) > 0 for row in rows)
+    assert len({row["validation_accuracy"] for row in rows}) > 1
+    assert "mean validation accuracy" in done.stdout and "alpha = 0.9" in done.stdout
+    assert (folder / "trials.md").read_text().startswith("# Sweep of tiny")
+    assert (folder / "sweep.png").stat().st_size > 10_000
+    assert list((folder / "trials").iterdir()) == []  # neither checkpoints nor locks
+
+
+def test_the_same_command_again_trains_nothing_and_more_trials_go_on(sweep: Cli, tmp_path: Path) -> None:
+    options = ("--temperatures", "1:8", "--alphas", "0.5,0.9", "--out", "out")
+    assert sweep(*options, "--trials", 2).returncode == 0
+    first = table(tmp_path / "out")
+    again = sweep(*options, "--trials", 2)
+    assert again.returncode == 0 and "trial" not in again.stderr
+    assert table(tmp_path / "out") == first
+    assert sweep(*options, "--trials", 3).returncode == 0
+    assert table(tmp_path / "out")[:2] == first and len(table(tmp_path / "out")) == 3
+
+
+def test_trials_differ_by_their_values_alone(sweep: Cli, tmp_path: Path) -> None:
+    """Two sweeps train the same student where the values are the same, to the last bit."""
+    sweep("--temperatures", "2", "--alphas", "0.5,1", "--out", "a")
+    sweep("--temperatures", "2,4", "--alphas", "0.5", "--out", "b")
+    a, b = table(tmp_path / "a"), table(tmp_path / "b")
+    assert a[0]["validation_accuracy"] == b[0]["validation_accuracy"]
+    assert a[0]["alpha"] == b[0]["alpha"] == "0.5"
+
+
+def test_test_data_is_never_read(sweep: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = []
+    load = sources._digits
+
+    def digits(part: str) -> Any:
+        parts.append(part)
+        return load(part)
+
+    monkeypatch.setattr(sources, "_digits", digits)
+    assert sweep("--temperatures", "4", "--alphas", "0.9").returncode == 0
+    assert parts == ["train"]
+
+
+def test_a_loss_that_is_no_longer_finite_fails_its_trial_alone(sweep: Cli, tiny_card: Path, tmp_path: Path) -> None:
+    tiny_card.write_text(tiny_card.read_text().replace("[recipe]", "[recipe]\nlosses = { ce = 1.0, mse = 1.0 }"))
+    done = sweep("--temperatures", "4", "--weights", "1e30,1", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    worse, better = table(tmp_path / "out")
+    assert (worse["weight mse"], worse["state"], worse["validation_accuracy"]) == ("1e+30", "failed", "")
+    assert "the loss" in worse["note"]
+    assert better["state"] == "complete"
+    assert "losses = { ce = 1, mse = 1 }" in done.stdout
+
+
+def test_nothing_trained_to_the_end_is_a_failure(sweep: Cli, tiny_card: Path) -> None:
+    tiny_card.write_text(tiny_card.read_text().replace("[recipe]", "[recipe]\nlosses = { ce = 1.0, mse = 1.0 }"))
+    assert sweep("--temperatures", "4", "--weights", "1e30").returncode == 1
+
+
+def test_another_recipe_is_another_sweep(sweep: Cli, tiny_card: Path) -> None:
+    options = ("--temperatures", "4", "--alphas", "0.9", "--out", "out")
+    assert sweep(*options).returncode == 0
+    tiny_card.write_text(tiny_card.read_text().replace("batch_size = 32", "batch_size = 16"))
+    done = sweep(*options)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == (
+        "edgekd: out: recipe.batch_size was 32 when this sweep began and is 16 now; name another folder with --out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "student.knobs.channels: has 2 values; choose with --shape channels=[8,8] or channels=[8,16]"),
+        (("--shape", "channels"), "--shape 'channels': it should be KEY=VALUE, such as depth=8 or channels=[8,16]"),
+        (("--shape", "channel=[8,8]"), "channel"),
+        (("--shape", "channels=[8,8]", "--temperatures", "0"), "--temperatures: got '0'; it should be LOW:HIGH or"),
+        (
+            ("--shape", "channels=[8,8]", "--temperatures", "1,2", "--alphas", "1", "--trials", "3"),
+            "--trials 3: the values make 2 combinations; give more, or a range",
+        ),
+    ],
+)
+def test_what_cannot_be_swept_is_one_line(cli: Cli, tiny_card: Path, options: tuple[str, ...], message: str) -> None:
+    done = cli("sweep", tiny_card, *options)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1 and message in done.stderr
+
+
+def start(folder: Path, card: Path, epochs: int) -> "subprocess.Popen[str]":
+    options = ["--shape", "channels=[8,8]", "--epochs", str(epochs), "--temperatures", "1,2,4", "--alphas", "0.9"]
+    command = [sys.executable, "-m", "edgekd", "sweep", str(card), *options, "--no-pruning", "--out", "out"]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_sweep_and_one_may_be_killed(tmp_path: Path, tiny_card: Path) -> None:
+    epochs = 6
+    first = start(tmp_path, tiny_card, epochs)
+    deadline = time.monotonic() + TIMEOUT_S
+    checkpoint = tmp_path / "out" / "trials" / "0000" / "net" / "checkpoint.pt"
+    while not checkpoint.exists() and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    second = start(tmp_path, tiny_card, epochs)
+    try:
+        os.kill(first.pid, signal.SIGKILL)
+        first.communicate()
+        output, _ = second.communicate(timeout=TIMEOUT_S)
+    finally:
+        first.kill()
+        second.kill()
+        second.communicate()
+    assert second.returncode == 0, output
+    rows = table(tmp_path / "out")
+    states = [row["state"] for row in rows]
+    assert states.count("killed") == 1 and states.count("complete") == 3
+    assert sorted(row["temperature"] for row in rows if row["state"] == "complete") == ["1.0", "2.0", "4.0"]
+    assert rows[0]["state"] == "killed" and rows[0]["temperature"] == "1.0"
+    assert "resumed after epoch" in output
