@@ -36,8 +36,7 @@ def feature_term(feature: Feature, student: Shapes, teacher: Shapes, count: int,
     mine, theirs = student[feature.student or "logits"], teacher[teacher_name(feature)]
     try:
         term = _MAKERS[feature.term](feature, mine, theirs, count, seed)
-        with torch.no_grad():
-            _try(feature, term, torch.randn(2, *mine), torch.randn(2, *theirs))
+        _try(feature, term, torch.randn(2, *mine), torch.randn(2, *theirs))
     except ConfigError as error:
         raise ConfigError(
             f"recipe.features: {feature.term} between the student's {feature.student or 'logits'} {tuple(mine)} and "
@@ -47,8 +46,11 @@ def feature_term(feature: Feature, student: Shapes, teacher: Shapes, count: int,
 
 
 def _try(feature: Feature, term: FeatureTerm, mine: Tensor, theirs: Tensor) -> None:
-    """The shapes are checked before the first step by taking one; terms with a memory are not disturbed."""
-    if feature.term != "crd":
+    """The shapes are checked before the first step by taking one; terms with a memory are not disturbed. With
+    gradients, for `adversarial` takes some."""
+    if feature.term == "crd":
+        pooled(mine), pooled(theirs)
+    else:
         term.loss(mine, theirs, torch.arange(2), 0)
 
 

@@ -135,11 +135,13 @@ def _terms(recipe: Recipe, stage: Stage, on_features: Sequence[FeatureTerm], cla
     def terms(seen: Seen) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {name: weight * on_logits[name](seen) for name, weight in stage.losses.items()}
         if "mutual" in on_logits:
-            found["peers"] = _peers(seen, stage, class_weights)
+            found["peers"] = _peers(seen, stage, recipe.label_smoothing, class_weights)
         for feature, term in zip(stage.features, on_features, strict=True):
             mine = seen.features[feature.student] if feature.student else seen.logits
             theirs = seen.teacher[teacher_name(feature)]
-            found[feature.name()] = feature.weight * term.loss(mine, theirs.float(), seen.indices, seen.step)
+            value = feature.weight * term.loss(mine, theirs.float(), seen.indices, seen.step)
+            name = feature.name()  # the same for one layer of the student that learns from two of the teacher
+            found[name] = found[name] + value if name in found else value
         return found
 
     return terms
@@ -177,12 +179,13 @@ def _logit_term(name: str, recipe: Recipe, class_weights: Tensor | None) -> Call
     return terms[name]
 
 
-def _peers(seen: Seen, stage: Stage, class_weights: Tensor | None) -> Tensor:
+def _peers(seen: Seen, stage: Stage, label_smoothing: float, class_weights: Tensor | None) -> Tensor:
     """What the peers minimise, all together: each learns from the labels and from the others, as the student does."""
     total = torch.zeros((), device=seen.logits.device)
     for number, own in enumerate(seen.peers):
         others = [seen.logits, *seen.peers[:number], *seen.peers[number + 1 :]]
         total = total + stage.losses["mutual"] * losses.mutual(own, others)
         if "ce" in stage.losses:
-            total = total + stage.losses["ce"] * losses.cross_entropy(own, seen.targets, 0.0, class_weights)
+            ce = losses.cross_entropy(own, seen.targets, label_smoothing, class_weights)
+            total = total + stage.losses["ce"] * ce
     return total
