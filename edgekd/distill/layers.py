@@ -34,7 +34,10 @@ class Taps:
                 raise ConfigError(
                     f"{where}: layer {path!r} gives a {type(output).__name__}; name one that gives a tensor"
                 )
-            self.values[name] = reduced(name, output)
+            try:
+                self.values[name] = reduced(name, output)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: layer {path!r}: {error}") from error
 
         return net.get_submodule(path).register_forward_hook(keep)
 

@@ -153,6 +153,7 @@ def train(net: nn.Module, job: Job) -> list[dict[str, Any]]:
                 tell((epoch + 1) * steps - 1, _flat(entry))
                 _say(job.name, state, training)
     state.finish(net)
+    step_of.release()
     net.to("cpu").to(memory_format=torch.contiguous_format).eval()
     return state.history
 
@@ -172,11 +173,12 @@ def batches(count: int, size: int, order: NDArray[np.int64]) -> Iterator[NDArray
 
 def _parts(job: Job, among: World) -> int:
     """Into how many parts a batch is cut: for each process, `accumulate`."""
-    size, parts = job.training.batch_size, among.size * job.training.accumulate
+    parts = among.size * job.training.accumulate
+    size = min(job.training.batch_size, len(job.train))
     if parts > 1 and size < 2 * parts:
         raise ConfigError(
-            f"{job.name}: batch_size {size} in {parts} parts ({among.size} processes × accumulate "
-            f"{job.training.accumulate}) leaves fewer than 2 examples each; it should be at least {2 * parts}"
+            f"{job.name}: a batch of {size} in {parts} parts ({among.size} processes × accumulate "
+            f"{job.training.accumulate}) leaves fewer than 2 examples each; batch_size should be at least {2 * parts}"
         )
     return parts
 

@@ -51,5 +51,9 @@ class Step(nn.Module):
         )
         return part.terms(seen)
 
+    def release(self) -> None:
+        """Take the hooks off the network, which outlives this."""
+        self._taps.remove()
+
     def _peers(self) -> list[nn.Module]:
         return list(self.learned["peers"].children()) if "peers" in self.learned else []
