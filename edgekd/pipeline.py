@@ -13,14 +13,25 @@ from edgekd.card import Budget, Card
 from edgekd.check.judge import budget_figures, effective_budget, judge
 from edgekd.console import say
 from edgekd.data.arrays import digest, keep_split
+from edgekd.data.examples import Examples
 from edgekd.data.sources import keep_tokenizer, load_test, load_train_and_validation, require_test
 from edgekd.data.tasks import examples_of
 from edgekd.data.text import settled
+from edgekd.distill.distributed import hear, tell
 from edgekd.distill.student import How, distill_student, training_summary
-from edgekd.distill.teacher import check_teacher, given_teacher, more_teachers, refuse_long_teaching, teach
+from edgekd.distill.teacher import (
+    check_teacher,
+    given_teacher,
+    more_teachers,
+    refuse_long_teaching,
+    teach,
+    with_own_teacher,
+)
 from edgekd.export.onnx import cpu_logits, keep_torch_logits, parity
 from edgekd.export.variants import calibration_of, export_variants
 from edgekd.figures import ModelFigures
+from edgekd.nets.families import Shape
+from edgekd.nets.teachers import Teacher
 from edgekd.report.write import write_reports
 from edgekd.result import Result
 from edgekd.run import Run
@@ -29,7 +40,7 @@ from edgekd.search.choose import choose_shape, choose_variant
 from edgekd.search.estimate import with_estimates
 from edgekd.target import Target
 
-__all__ = ["distill"]
+__all__ = ["distill", "follow"]
 
 EFFORT = Effort()
 """How much time each file's measurement gets."""
@@ -50,7 +61,7 @@ def distill(
     require_test(card, data)
     train, validation = load_train_and_validation(card, data)
     card = settled(card, validation)
-    if given is None and not run.teacher_weights.exists():
+    if given is None and not run.teacher_weights.exists() and card.teacher.family != "self":
         refuse_long_teaching(card, len(train))
     run.begin(digest(train) + digest(validation))
     keep_tokenizer(card, data, run.tokenizer)
@@ -61,12 +72,11 @@ def distill(
     choice = choose_shape(candidates, budget)
     say(f"search: {choice.name} of {len(candidates)} candidates, {units.count(choice.macs)} multiply-accumulates")
 
+    card = with_own_teacher(card, choice.shape)
+    how = dataclasses.replace(how, minimum=budget.min_accuracy, teacher_minimum=budget.teacher_min_accuracy)
     examples = (examples_of(card, train), examples_of(card, validation))
-    teacher = given or teach(card, examples, budget.teacher_min_accuracy, run.teacher_weights, how.track)
-    check_teacher(teacher, examples[1], budget.teacher_min_accuracy)
-    teachers = [teacher, *more_teachers(card)]
-    how = dataclasses.replace(how, minimum=budget.min_accuracy)
-    net = distill_student(card, choice.shape, teachers, examples, run, how)
+    tell(Task(card, choice.shape, run.folder, data, teacher_file, how))
+    teacher, net = train_both(card, choice.shape, given, examples, run, how)
 
     subjects = export_variants(card, target, teacher, net, calibration, run)
     images = np.load(inputs)[:512]
@@ -99,6 +109,36 @@ def distill(
     )
     write_reports(result, candidates, run)
     return result
+
+
+def train_both(
+    card: Card, shape: Shape, given: Teacher | None, examples: tuple[Examples, Examples], run: Run, how: How
+) -> tuple[Teacher, nn.Module]:
+    """The teacher, trained where none is given, and the student it teaches."""
+    teacher = given or teach(card, examples, how.teacher_minimum, run.teacher_weights, how.track)
+    check_teacher(teacher, examples[1], how.teacher_minimum)
+    return teacher, distill_student(card, shape, [teacher, *more_teachers(card)], examples, run, how)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What the processes of a training after the first one are told."""
+
+    card: Card
+    shape: Shape
+    folder: Path
+    data: Path | None
+    teacher_file: Path | None
+    how: How
+
+
+def follow() -> None:
+    """Take this process's share in the trainings that the first one tells of, until it tells of no more."""
+    while (task := hear()) is not None:
+        train, validation = load_train_and_validation(task.card, task.data)
+        examples = (examples_of(task.card, train), examples_of(task.card, validation))
+        given = given_teacher(task.card, task.teacher_file)
+        train_both(task.card, task.shape, given, examples, Run(task.folder), task.how)
 
 
 def final_figures(

@@ -36,7 +36,7 @@ class Augment:
     word_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of sentences: share of the tokens that become `[UNK]`."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of the views' draws; apart from the training's, so that trainings with other seeds share the teacher's outputs."""
+    """Of the views' draws; apart from the training's: trainings with other seeds share the teacher's outputs."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -41,6 +41,10 @@ Budgets = Annotated[
     typer.Option("--budget", metavar="KEY=VALUE", help="Override one limit of the card; repeatable."),
 ]
 DataFolder = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder of the data.")]
+Trackers = Annotated[
+    list[str],
+    typer.Option("--track", metavar="NAME", help="tensorboard, mlflow or wandb, beside training.jsonl; repeatable."),
+]
 CardName = Annotated[str, typer.Argument(metavar="[CARD]", help="Bundled card or a TOML file.")]
 Models = Annotated[list[Path], typer.Argument(metavar="RUN|MODEL...", help="Run folders or ONNX files.")]
 
@@ -56,14 +60,19 @@ def distill(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default runs/CARD@TARGET.")] = None,
     budget: Budgets = [],  # noqa: B006 - typer copies it
     fresh: Annotated[bool, typer.Option("--fresh", help="Empty the run folder and start again.")] = False,
+    online: Annotated[bool, typer.Option("--online", help="Keep the teacher in the loop, not in the cache.")] = False,
+    track: Trackers = [],  # noqa: B006
 ) -> None:
     """The whole road: teacher, search, distillation, export, quantization, bench, verdict."""
-    from edgekd.cli.road import distill_on
+    from edgekd.cli.road import distill_on, several_processes
 
     def on(name: str) -> int:
-        return distill_on(card, name, data, teacher, out, budget, fresh, several=len(target) > 1)
+        several = len(target) > 1
+        return distill_on(card, name, data, teacher, out, budget, fresh, several, online, tuple(track))
 
-    _end([on(target[0])] if len(target) == 1 else [_turn(on, name) for name in target])
+    with several_processes() as first:
+        codes = [] if not first else [on(target[0])] if len(target) == 1 else [_turn(on, name) for name in target]
+    _end(codes)
 
 
 @app.command()
@@ -71,11 +80,12 @@ def teach(
     card: CardName = "digits",
     data: DataFolder = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default teachers/CARD.safetensors.")] = None,
+    track: Trackers = [],  # noqa: B006
 ) -> None:
     """Train the card's teacher."""
     from edgekd.cli.road import teach_card
 
-    _end([teach_card(card, data, out)])
+    _end([teach_card(card, data, out, tuple(track))])
 
 
 @app.command()

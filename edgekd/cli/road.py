@@ -1,6 +1,9 @@
 """`distill` and `teach`: from the command line to the pipeline."""
 
+import contextlib
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from edgekd import units
@@ -18,7 +21,7 @@ from edgekd.run import Run, open_run
 from edgekd.spec import bundled_names
 from edgekd.target import Target, load_target
 
-__all__ = ["distill_on", "teach_card"]
+__all__ = ["distill_on", "several_processes", "teach_card"]
 
 
 def distill_on(
@@ -30,6 +33,8 @@ def distill_on(
     budget: list[str],
     fresh: bool,
     several: bool,
+    online: bool,
+    track: tuple[str, ...],
 ) -> int:
     """The whole road for one target; returns the exit code."""
     begin = time.perf_counter()
@@ -46,14 +51,38 @@ def distill_on(
     with open_run(folder, card, target, asked, files, fresh) as run:
         if run.result.exists() and run.model.exists():
             return _already_done(run)
+        from edgekd.distill.student import How
         from edgekd.pipeline import distill
 
-        result = distill(card, target, asked, run, data, teacher)
+        result = distill(card, target, asked, run, data, teacher, How(online=online, track=track))
     _show(result, run, time.perf_counter() - begin)
     return result.verdict.exit_code
 
 
-def teach_card(card_name: str, data: Path | None, out: Path | None) -> int:
+@contextlib.contextmanager
+def several_processes() -> Iterator[bool]:
+    """Meet the other processes, where torchrun started several; True in the one that is to do the work and to speak.
+
+    The others help it with the trainings that it tells of, and leave when it does.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield True
+        return
+    _need_training()
+    from edgekd.distill import distributed
+
+    first = distributed.join().first
+    if not first:
+        from edgekd.pipeline import follow
+
+        follow()
+    yield first
+    if first:
+        distributed.tell(None)  # not after an error: torchrun then ends the others
+    distributed.leave()
+
+
+def teach_card(card_name: str, data: Path | None, out: Path | None, track: tuple[str, ...] = ()) -> int:
     """Train the card's teacher; returns the exit code."""
     card = load_card(card_name)
     _need_training()
@@ -68,7 +97,7 @@ def teach_card(card_name: str, data: Path | None, out: Path | None) -> int:
     splits = (examples_of(card, train), examples_of(card, validation))
     done = path.exists()
     minimum = card.budget("").teacher_min_accuracy or 0.0
-    accuracy = validation_accuracy(teach(card, splits, minimum, path), splits[1])
+    accuracy = validation_accuracy(teach(card, splits, minimum, path, track), splits[1])
     state = "already there, " if done else ""
     show(f"{path}: {state}{units.accuracy(accuracy)} on {len(splits[1])} validation images")
     if accuracy < minimum:

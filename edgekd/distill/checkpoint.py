@@ -77,11 +77,8 @@ def begin(
     """
     progress = Progress()
     if training.ema:
-        progress.averaged = AveragedModel(
-            module.get_submodule("net"),
-            multi_avg_fn=get_ema_multi_avg_fn(training.ema),
-            use_buffers=True,  # type: ignore[no-untyped-call]
-        )
+        decay = get_ema_multi_avg_fn(training.ema)  # type: ignore[no-untyped-call]
+        progress.averaged = AveragedModel(module.get_submodule("net"), multi_avg_fn=decay, use_buffers=True)
     if not checkpoint.exists():
         return progress
     try:
@@ -91,6 +88,8 @@ def begin(
         raise InputError(f"{checkpoint}: not a readable checkpoint; remove it to train again") from error
     processes = conditions.pop("processes", 1)
     for key, value in _conditions(training).items():
+        if key == "threads" and processes != world().size:
+            continue  # torchrun gives each process fewer
         if conditions.get(key) != value:
             raise ConfigError(
                 f"{checkpoint}: was written with {key} = {conditions.get(key)!r}, now it is "

@@ -3,6 +3,7 @@
 import datetime
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from edgekd.errors import ConfigError
 
-__all__ = ["World", "barrier", "device", "join", "leave", "summed", "world"]
+__all__ = ["World", "barrier", "device", "hear", "join", "leave", "summed", "tell", "world"]
 
 PATIENCE = datetime.timedelta(hours=12)
 """How long the others wait while rank 0 searches, exports or measures alone."""
@@ -60,6 +61,19 @@ def leave() -> None:
     """Part from the others."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def tell(task: Any) -> None:
+    """From rank 0 to all others: what to do next; None is the end."""
+    if dist.is_initialized():
+        dist.broadcast_object_list([task], src=0, device=device())
+
+
+def hear() -> Any:
+    """What rank 0 tells."""
+    task = [None]
+    dist.broadcast_object_list(task, src=0, device=device())
+    return task[0]
 
 
 def barrier() -> None:

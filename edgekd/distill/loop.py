@@ -98,7 +98,8 @@ def train(net: nn.Module, job: Job) -> list[dict[str, Any]]:
         run = DistributedDataParallel(step_of, broadcast_buffers=False, find_unused_parameters=True)
     steps = len(list(batches(len(job.train), training.batch_size, np.arange(len(job.train)))))
     recipe = {"training": job.name, "seed": training.seed, "epochs": training.epochs, "batch_size": training.batch_size}
-    kinds, log = (job.track, job.log or job.checkpoint.parent) if among.first else ((), None)
+    goes_on = not state.finished and len(state.history) < training.epochs
+    kinds, log = (job.track, job.log or job.checkpoint.parent) if among.first and goes_on else ((), None)
     with open_trackers(kinds, log, job.name, recipe, len(state.history)) if log else _nobody() as tell:
         for epoch in range(len(state.history), training.epochs):
             if state.finished or (job.stop and state.history and job.stop(state.history)):

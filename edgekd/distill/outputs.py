@@ -16,7 +16,7 @@ from edgekd.distill.cache import fits, open_cache, outputs
 from edgekd.distill.cache_blocks import file_bytes
 from edgekd.distill.cache_files import cache_folder, cache_limit_bytes
 from edgekd.distill.digests import state_digest
-from edgekd.distill.distributed import barrier, device, world
+from edgekd.distill.distributed import barrier, device, summed, world
 from edgekd.distill.layers import Taps, core, probe
 from edgekd.distill.loop import Outputs
 from edgekd.distill.optimise import autocast, computes_bf16
@@ -107,14 +107,22 @@ def _cached(
     cache = stack.enter_context(
         open_cache(
             cache_folder(),
-            {"teacher": _digest(teacher), "examples": dict(examples.key), "bf16": computes_bf16(recipe.precision)},
+            {
+                "teacher": _digest(teacher),
+                "examples": dict(examples.key),
+                "bf16": computes_bf16(recipe.precision),
+                "torch": str(torch.__version__),
+                "device": device().type,
+            },
             len(examples),
             cache_limit_bytes(),
             block=BLOCK,
             shown={"teacher": teacher.file.name, "data": card.name},
         )
     )
-    if not fits(cache, _wanted(len(examples), shapes(teacher, examples, names), recipe.views)):
+    wanted = _wanted(len(examples), shapes(teacher, examples, names), recipe.views)
+    held = torch.tensor(among.first and fits(cache, wanted), dtype=torch.int64)
+    if not summed(held):  # the first process decides for all
         return None
     run = _runner(stack, teacher, recipe, names)
     mapped: dict[int, dict[str, NDArray[Any]]] = {}

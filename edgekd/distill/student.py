@@ -41,6 +41,7 @@ class How:
     track: tuple[str, ...] = ()
     minimum: float | None = None
     """Validation accuracy below which the student is trained again, `recipe.attempts` times in all."""
+    teacher_minimum: float | None = None
 
 
 def distill_student(

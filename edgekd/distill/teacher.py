@@ -16,6 +16,7 @@ from edgekd.distill.objective import plain
 from edgekd.distill.weighing import class_weights
 from edgekd.errors import BudgetError, InputError
 from edgekd.nets.deployed import Deployed, count_macs
+from edgekd.nets.families import Shape
 from edgekd.nets.teachers import Teacher, load_teacher_file, make_teacher_net
 from edgekd.nets.weights import save_state
 from edgekd.run import write_json
@@ -27,6 +28,7 @@ __all__ = [
     "refuse_long_teaching",
     "teach",
     "validation_accuracy",
+    "with_own_teacher",
 ]
 
 SMALL_TRAINING_MACS = 2e14
@@ -40,6 +42,23 @@ def given_teacher(card: Card, file: Path | None) -> Teacher | None:
     if path is None and card.teacher.family == "onnx":
         raise InputError(f"{card.file}: teacher.weights: is missing; name the ONNX file there or with --teacher FILE")
     return load_teacher_file(card, path) if path else None
+
+
+def with_own_teacher(card: Card, shape: Shape) -> Card:
+    """The card, whose teacher of family `self` becomes the student's own network, trained alone first: the first
+    generation of Born-Again Networks (Furlanello et al. 2018, arXiv 1805.04770), and what the student is compared to.
+    """
+    if card.teacher.family != "self":
+        return card
+    recipe = {field.name: getattr(card.recipe, field.name) for field in dataclasses.fields(Training)}
+    own = dataclasses.replace(
+        card.teacher,
+        family=card.student.family,
+        function=card.student.function,
+        shape=shape,
+        training=card.teacher.training or Training(**recipe),
+    )
+    return dataclasses.replace(card, teacher=own)
 
 
 def more_teachers(card: Card) -> list[Teacher]:
@@ -80,8 +99,9 @@ def teach(
     all. Raises BudgetError if none is good enough, InputError if the card has no recipe for a teacher.
     """
     if out.exists():
-        for scratch in out.parent.glob(f"{out.stem}-attempt-*"):  # a finished teacher needs no checkpoint
-            shutil.rmtree(scratch)
+        if world().first:
+            for scratch in out.parent.glob(f"{out.stem}-attempt-*"):  # a finished teacher needs no checkpoint
+                shutil.rmtree(scratch)
         return load_teacher_file(card, out)
     training = _training(card)
     best = 0.0

@@ -164,7 +164,8 @@ def train_row(card_name: str, name: str, seed: int, epochs: int, work: Path) -> 
         "test_images": len(test),
         "train_seconds": round(sum(entry["seconds"] for entry in history), 1),
         "validation_by_epoch": [round(entry["validation_accuracy"], 4) for entry in history],
-        "hardware": f"{host.machine().model}, {torch.get_num_threads()} thread, shared CPU, torch {torch.__version__}, fp32",
+        "hardware": f"{host.machine().model}, {torch.get_num_threads()} thread, shared CPU, fp32",
+        "torch": torch.__version__,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(told, indent=1) + "\n")
