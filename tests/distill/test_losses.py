@@ -1,16 +1,25 @@
 """Losses against formulas written out in numpy."""
 
-import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
-from edgekd.card import Recipe, Training
-from edgekd.distill.losses import cross_entropy, dist, distillation, dkd, kd, mse, soft_cross_entropy, standardized
-from edgekd.errors import ConfigError
-from edgekd.spec import build
+from edgekd.distill.losses import (
+    cross_entropy,
+    dist,
+    dkd,
+    drawn_cross_entropy,
+    kd,
+    mse,
+    mutual,
+    soft_cross_entropy,
+    standardized,
+)
 
 STUDENT = np.array([[1.0, -0.5, 0.25], [0.0, 2.0, -1.0]])
 TEACHER = np.array([[0.5, 0.5, -2.0], [-1.0, 3.0, 0.0]])
@@ -92,22 +101,46 @@ def test_kd_of_extreme_logits_is_finite() -> None:
     assert given.item() == pytest.approx(2e4)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_distillation_mixes_both_losses(alpha: float, smoothing: float) -> None:
-    recipe = Recipe(epochs=1, temperature=2.0, alpha=alpha, label_smoothing=smoothing)
-    labels = [2, 1]
-    terms = distillation(recipe)(torch.from_numpy(STUDENT), torch.from_numpy(TEACHER), torch.tensor(labels))
-    given = sum(term.item() for term in terms.values())
-    expected = alpha * kd_by_hand(STUDENT, TEACHER, 2.0) + (1 - alpha) * ce_by_hand(STUDENT, labels, smoothing)
-    assert given == pytest.approx(expected, rel=1e-12)
+# --- labels ---
 
 
-def test_cross_entropy_needs_no_teacher() -> None:
-    training = Training(epochs=1, label_smoothing=0.2)
-    for one in (training, dataclasses.replace(training, label_smoothing=0.0)):
-        (given,) = (term.item() for term in cross_entropy(one)(S, None, torch.tensor([0, 1])).values())
-        assert given == pytest.approx(ce_by_hand(STUDENT, [0, 1], one.label_smoothing), rel=1e-12)
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_cross_entropy_of_labels(smoothing: float) -> None:
+    given = cross_entropy(S, LABELS, smoothing)
+    assert given.item() == pytest.approx(ce_by_hand(STUDENT, [2, 1], smoothing), rel=1e-12)
+    assert given.item() == pytest.approx(F.cross_entropy(S, LABELS, label_smoothing=smoothing).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_cross_entropy_of_a_mix_is_the_mix_of_cross_entropies(smoothing: float) -> None:
+    # Three parts of class 0 and one of class 2; then nothing but class 1.
+    shares = torch.tensor([[0.75, 0.0, 0.25], [0.0, 1.0, 0.0]], dtype=torch.float64)
+    first = 0.75 * ce_by_hand(STUDENT[:1], [0], smoothing) + 0.25 * ce_by_hand(STUDENT[:1], [2], smoothing)
+    second = ce_by_hand(STUDENT[1:], [1], smoothing)
+    assert cross_entropy(S, shares, smoothing).item() == pytest.approx((first + second) / 2, rel=1e-12)
+
+
+def test_weights_of_classes() -> None:
+    weights = torch.tensor([0.5, 3.0, 2.0], dtype=torch.float64)
+    each = [ce_by_hand(STUDENT[row : row + 1], [label], 0.0) for row, label in enumerate((2, 1))]
+    given = cross_entropy(S, LABELS, 0.0, weights).item()
+    assert given == pytest.approx((2.0 * each[0] + 3.0 * each[1]) / 2, rel=1e-12)
+    # torch's own mean is over the weights instead; with the sum both say the same.
+    assert 2 * given == pytest.approx(F.cross_entropy(S, LABELS, weights, reduction="sum").item(), rel=1e-12)
+    # Of a mix, each class counts its share.
+    shares = torch.tensor([[0.75, 0.0, 0.25], [0.0, 1.0, 0.0]], dtype=torch.float64)
+    whole = 0.75 * ce_by_hand(STUDENT[:1], [0], 0.0) + 0.25 * ce_by_hand(STUDENT[:1], [2], 0.0)
+    expected = ((0.75 * 0.5 + 0.25 * 2.0) * whole + 3.0 * each[1]) / 2
+    assert cross_entropy(S, shares, 0.0, weights).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_parts_of_a_batch_add_up_with_weights() -> None:
+    weights = torch.tensor([0.5, 3.0, 2.0], dtype=torch.float64)
+    parts = [cross_entropy(S[row : row + 1], LABELS[row : row + 1], 0.1, weights) for row in range(2)]
+    assert cross_entropy(S, LABELS, 0.1, weights).item() == pytest.approx(sum(p.item() for p in parts) / 2, rel=1e-12)
+
+
+# --- a teacher's answers ---
 
 
 def kl(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
@@ -182,35 +215,41 @@ def test_equal_logits_cost_nothing() -> None:
     assert {name: value.item() for name, value in found.items()} == pytest.approx(dict.fromkeys(found, 0), abs=1e-7)
 
 
-@pytest.mark.parametrize("name", ["kd", "soft_ce", "mse", "dkd", "dist"])
-@pytest.mark.parametrize("standardize", [False, True])
-def test_gradients_by_finite_differences(name: str, standardize: bool) -> None:
-    recipe = build(Recipe, {"epochs": 1, "losses": {name: 0.7, "ce": 0.2}, "standardize": standardize}, "card")
-    loss = distillation(recipe)
-
-    def total(student: torch.Tensor) -> torch.Tensor:
-        return torch.stack(list(loss(student, T, LABELS).values())).sum()
-
-    assert torch.autograd.gradcheck(total, S.clone().requires_grad_(), atol=1e-6)
+SOFT: dict[str, Callable[[Tensor, Tensor | float], Tensor]] = {
+    "kd": lambda student, t: kd(student, T, t),
+    "soft_ce": lambda student, t: soft_cross_entropy(student, T, t),
+    "drawn": lambda student, t: drawn_cross_entropy(student, F.softmax(T, dim=1), t),
+    "dkd": lambda student, t: dkd(student, T, LABELS, t, 0.5, 3.0),
+    "dist": lambda student, t: dist(student, T, t, 1.5, 0.5),
+    "standardized kd": lambda student, t: kd(standardized(student), standardized(T), t),
+}
 
 
-def test_terms_come_apart_with_their_weights() -> None:
-    recipe = build(Recipe, {"epochs": 1, "temperature": 2.0, "losses": {"kd": 0.5, "mse": 2.0}}, "card")
-    terms = distillation(recipe)(S, T, LABELS)
-    assert {name: term.item() for name, term in terms.items()} == pytest.approx(
-        {"kd": 0.5 * kd_by_hand(STUDENT, TEACHER, 2.0), "mse": 2.0 * float(((STUDENT - TEACHER) ** 2).mean())}
-    )
+@pytest.mark.parametrize("name", SOFT)
+def test_gradients_by_finite_differences(name: str) -> None:
+    # By the student's logits, and by the temperature, which may be learned.
+    temperature = torch.tensor(2.5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(SOFT[name], (S.clone().requires_grad_(), temperature), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("losses", "words"),
-    [
-        ({"kd": 1.0, "soft_ce": 1.0}, "not both"),
-        ({"kdd": 1.0}, "losses"),
-        ({"kd": 0.0}, "greater than 0"),
-        ({"kd": -1.0}, "greater than 0"),
-    ],
-)
-def test_bad_weights(losses: dict[str, float], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        build(Recipe, {"epochs": 1, "losses": losses}, "card.toml: recipe")
+def test_drawn_labels_by_hand() -> None:
+    labels = np.array([[0.2, 0.8, 0.0], [0.0, 0.5, 0.5]])
+    expected = -9 * (labels * np.log(softmax(STUDENT, 3.0))).sum(axis=1).mean()
+    given = drawn_cross_entropy(S, torch.from_numpy(labels), 3.0).item()
+    assert given == pytest.approx(expected, rel=1e-12)
+    own = torch.from_numpy(softmax(TEACHER, 3.0))
+    assert drawn_cross_entropy(S, own, 3.0).item() == pytest.approx(soft_cross_entropy(S, T, 3.0).item(), rel=1e-12)
+
+
+def test_mutual_is_the_mean_divergence_from_the_others() -> None:
+    third = np.array([[0.0, 1.0, -1.0], [0.5, 0.25, 0.0]])
+    expected = (kd_by_hand(STUDENT, TEACHER, 1.0) + kd_by_hand(STUDENT, third, 1.0)) / 2
+    others = [T.clone().requires_grad_(), torch.from_numpy(third).requires_grad_()]
+    own = S.clone().requires_grad_()
+    given = mutual(own, others)
+    assert given.item() == pytest.approx(expected, rel=1e-12)
+    given.backward()
+    assert others[0].grad is None and others[1].grad is None
+    assert own.grad is not None
+    wanted = (softmax(STUDENT) - (softmax(TEACHER) + softmax(third)) / 2) / 2
+    assert own.grad.numpy() == pytest.approx(wanted, abs=1e-12)
