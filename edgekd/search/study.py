@@ -70,11 +70,12 @@ def open_study(folder: Path, plan: Plan, conditions: dict[str, Any]) -> "Study":
             raise InputError(f"{journal}: not a readable journal; remove {folder} to begin again") from error
         now = {"schema_version": SCHEMA_VERSION} | conditions
         before = study.user_attrs.get("conditions", now)
-        for key in now:
-            if before.get(key) != now[key]:
+        for key in sorted(before.keys() | now.keys()):
+            was, given = (repr(side[key]) if key in side else "not given" for side in (before, now))
+            if was != given:
                 raise ConfigError(
-                    f"{folder}: {key} was {before.get(key)!r} when this sweep began and is {now[key]!r} now; "
-                    "name another folder with --out"
+                    f"{folder}: {key} was {was} when this sweep began and is {given} now; name another folder with "
+                    "--out"
                 )
         study.set_user_attr("conditions", now)
     return study

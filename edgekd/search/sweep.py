@@ -64,26 +64,27 @@ def sweep(subject: Subject, plan: Plan, folder: Path) -> list[Tried]:
 
 
 def _conditions(subject: Subject, plan: Plan) -> dict[str, Any]:
-    """What must stay the same, flat and as JSON; the numbers of trials may grow."""
+    """What must stay the same, as JSON; the number of trials may grow."""
     card = subject.card
-    recipe = {key: value for key, value in dataclasses.asdict(card.recipe).items() if key != "epochs"}
-    parts = {
-        "data": dataclasses.asdict(card.data),
-        "augment": dataclasses.asdict(card.augment),
-        "teacher": dataclasses.asdict(card.teacher),
-        "student.family": card.student.family,
-        "shape": subject.shape,
-        "recipe": recipe,
-        "epochs": plan.epochs,
-        "pruning": plan.pruning,
-        "axes": {axis.name: axis.values or (axis.low, axis.high) for axis in plan.space},
-        **subject.digests,
-    }
-    flat: dict[str, Any] = {}
-    for part, content in parts.items():
-        flat |= {f"{part}.{key}": v for key, v in content.items()} if isinstance(content, dict) else {part: content}
-    plain: dict[str, Any] = json.loads(json.dumps(flat))
+    parts = {"data": card.data, "augment": card.augment, "teacher": card.teacher, "recipe": card.recipe}
+    conditions = {key: value for part, thing in parts.items() for key, value in _given(part, thing).items()}
+    del conditions["recipe.epochs"]
+    conditions |= {"student.family": card.student.family, "epochs": plan.epochs, "pruning": plan.pruning}
+    conditions |= {f"shape.{key}": value for key, value in subject.shape.items()} | subject.digests
+    conditions |= {f"axes.{axis.name}": axis.values or (axis.low, axis.high) for axis in plan.space}
+    plain: dict[str, Any] = json.loads(json.dumps(conditions))
     return plain
+
+
+def _given(part: str, thing: Any) -> dict[str, Any]:
+    """The values that are not their defaults: what a later edgekd adds is then no change."""
+    defaults = {
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for field in dataclasses.fields(thing)
+    }
+    values = {name: getattr(thing, name) for name in defaults}
+    plain = dataclasses.asdict(thing)
+    return {f"{part}.{name}": plain[name] for name, value in values.items() if value != defaults[name]}
 
 
 def _train(subject: Subject, plan: Plan, study: "Study", trial: "Trial", folder: Path) -> None:

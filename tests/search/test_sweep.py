@@ -114,6 +114,10 @@ def test_another_recipe_is_another_sweep(sweep: Cli, tiny_card: Path) -> None:
     assert done.stderr.strip().splitlines()[-1] == (
         "edgekd: out: recipe.batch_size was 32 when this sweep began and is 16 now; name another folder with --out"
     )
+    tiny_card.write_text(tiny_card.read_text().replace("batch_size = 16", "batch_size = 32\nmomentum = 0.8"))
+    assert "recipe.momentum was not given when this sweep began and is 0.8 now" in sweep(*options).stderr
+    tiny_card.write_text(tiny_card.read_text().replace("momentum = 0.8", "momentum = 0.9"))  # the default
+    assert sweep(*options).returncode == 0
 
 
 @pytest.mark.parametrize(
