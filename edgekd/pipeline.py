@@ -104,7 +104,7 @@ def distill(
         test_images=test_images,
         test_reads=run.test_reads(),
         parity=dataclasses.asdict(agreement),
-        training=training_summary(run),
+        training=training_summary(card.recipe, run),
         notes=target.remarks(),
     )
     write_reports(result, candidates, run)

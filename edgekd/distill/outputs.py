@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgekd.card import Card
+from edgekd.console import say
 from edgekd.data.examples import Examples
 from edgekd.distill.cache import fits, open_cache, outputs
 from edgekd.distill.cache_blocks import file_bytes
@@ -123,6 +124,7 @@ def _cached(
     wanted = _wanted(len(examples), shapes(teacher, examples, names), recipe.views)
     held = torch.tensor(among.first and fits(cache, wanted), dtype=torch.int64)
     if not summed(held):  # the first process decides for all
+        say("teacher: its outputs are computed while the student learns, in every epoch anew")
         return None
     run = _runner(stack, teacher, recipe, names)
     mapped: dict[int, dict[str, NDArray[Any]]] = {}

@@ -145,7 +145,7 @@ def assist(card: Card, teacher: Teacher, data: tuple[Examples, Examples], folder
             torch.manual_seed(card.recipe.seed)
             net = make(card, assistant, assistant.shape, "assistants")
             pupil = dataclasses.replace(card, recipe=_for_assistant(card.recipe, assistant))
-            scratch = folder / f"assistant-{number + 1}"
+            scratch = folder / f"assistant-{number + 1}" / "training"  # the log is kept beside it
             history = learn(pupil, assistant.shape, net, [teacher], data, scratch, how, f"assistant {number + 1}")
             if world().first:
                 write_json(out.with_name(f"{out.stem}-history.json"), {"schema_version": 1, "epochs": history})
@@ -162,13 +162,13 @@ def needs_teacher(recipe: Recipe) -> bool:
     return any(part.features or part.losses.keys() - {"ce", "mutual"} for part in recipe.parts())
 
 
-def training_summary(run: Run) -> dict[str, Any]:
-    """Epochs, seconds and the last validation accuracy of the student's training."""
+def training_summary(recipe: Recipe, run: Run) -> dict[str, Any]:
+    """Epochs and seconds of the student's training, and the validation accuracy of the weights that were kept."""
     epochs = read_json(run.student_weights.with_name("history.json"))["epochs"]
     return {
         "epochs": len(epochs),
         "seconds": sum(epoch["seconds"] for epoch in epochs),
-        "validation_accuracy": epochs[-1]["validation_accuracy"],
+        "validation_accuracy": best_accuracy(recipe, epochs),
     }
 
 
@@ -202,9 +202,10 @@ def _longer(recipe: Recipe, times: int) -> Recipe:
 
 
 def _for_assistant(recipe: Recipe, assistant: TeacherOfCard) -> Recipe:
-    """The recipe's terms on logits, whose layers are not the assistant's, with the assistant's own training if it has
-    one."""
-    plain = dataclasses.replace(recipe, features=(), stages=(), peers=1)
+    """The recipe's terms on logits, for its layers are not the assistant's, which learns from one teacher; with the
+    assistant's own training if it has one."""
+    losses = {name: weight for name, weight in recipe.losses.items() if name != "mutual"}  # it has no peers
+    plain = dataclasses.replace(recipe, losses=losses, features=(), stages=(), teacher_weights=())
     if assistant.training is None:
         return plain
     own = {field.name: getattr(assistant.training, field.name) for field in dataclasses.fields(assistant.training)}
