@@ -1,0 +1,86 @@
+"""Learning rates by hand and against torch's own schedule; the optimisers; the arithmetic."""
+
+import dataclasses
+import math
+from typing import Literal
+
+import pytest
+import torch
+from torch import nn
+
+from edgekd.card import Training
+from edgekd.distill.optimise import autocast, computes_bf16, learning_rate, make_optimizer
+
+
+def rates(training: Training, steps_per_epoch: int) -> list[float]:
+    steps = range(training.epochs * steps_per_epoch)
+    return [learning_rate(training, step, steps_per_epoch, training.epochs) for step in steps]
+
+
+def test_a_cosine_by_hand() -> None:
+    training = Training(epochs=5, learning_rate=0.8, warmup_epochs=1.0)
+    found = rates(training, 4)
+    # Four steps of warm-up: a fifth, two fifths, … of the top; then sixteen steps of half a cosine.
+    assert found[:4] == pytest.approx([0.16, 0.32, 0.48, 0.64])
+    assert found[4] == pytest.approx(0.8)
+    assert found[8] == pytest.approx(0.8 * (1 + math.sqrt(0.5)) / 2)
+    assert found[12] == pytest.approx(0.4)
+    assert found[16] == pytest.approx(0.8 * (1 - math.sqrt(0.5)) / 2)
+    assert 0 < found[19] < 0.01
+    assert learning_rate(training, 20, 4, 5) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_cosine_without_warm_up_and_with_a_part_of_an_epoch() -> None:
+    without = Training(epochs=2, learning_rate=1.0, warmup_epochs=0.0)
+    assert rates(without, 2) == pytest.approx([1.0, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)])
+    half = Training(epochs=2, learning_rate=1.0, warmup_epochs=0.5)
+    assert rates(half, 4)[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
+
+
+def test_a_part_has_the_rates_of_a_training_as_long() -> None:
+    training = Training(epochs=50, learning_rate=1.0, warmup_epochs=1.0)
+    part = [learning_rate(training, step, 4, 3) for step in range(12)]
+    assert part == rates(dataclasses.replace(training, epochs=3), 4)
+
+
+def test_a_constant_rate_after_the_warm_up() -> None:
+    training = Training(epochs=3, learning_rate=0.6, schedule="constant", warmup_epochs=0.5)
+    assert rates(training, 4) == pytest.approx([0.2, 0.4] + [0.6] * 10)
+    assert rates(dataclasses.replace(training, warmup_epochs=0.0), 4) == [0.6] * 12
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 4), (5, 3), (7, 11), (10, 100)])
+def test_one_cycle_is_torchs(epochs: int, steps: int) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.7, epochs * steps, cycle_momentum=False)
+    expected = []
+    for _ in range(epochs * steps):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(expected) < epochs * steps:
+            schedule.step()
+    training = Training(epochs=epochs, learning_rate=0.7, schedule="one-cycle", warmup_epochs=3.0)
+    assert rates(training, steps) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_optimisers() -> None:
+    net = nn.Linear(2, 2)
+    sgd = make_optimizer(net, Training(epochs=1, learning_rate=0.3, momentum=0.8, weight_decay=0.01))
+    assert isinstance(sgd, torch.optim.SGD)
+    (group,) = sgd.param_groups
+    assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (0.3, 0.8, True, 0.01)
+    (group,) = make_optimizer(net, Training(epochs=1, momentum=0.0)).param_groups  # Nesterov's needs a momentum
+    assert (group["momentum"], group["nesterov"]) == (0.0, False)
+    adamw = make_optimizer(net, Training(epochs=1, optimizer="adamw", learning_rate=0.3, weight_decay=0.01))
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert (adamw.param_groups[0]["lr"], adamw.param_groups[0]["weight_decay"]) == (0.3, 0.01)
+    assert {id(p) for p in adamw.param_groups[0]["params"]} == {id(p) for p in net.parameters()}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "auto"])
+def test_arithmetic(precision: Literal["fp32", "bf16", "auto"]) -> None:
+    with autocast(precision):
+        dtype = nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype
+    assert dtype == (torch.bfloat16 if computes_bf16(precision) else torch.float32)
+    if precision != "auto":
+        assert computes_bf16(precision) == (precision == "bf16")
