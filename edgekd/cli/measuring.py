@@ -189,7 +189,7 @@ def _second_set(path: Path, run: Run, scratch: Path) -> Inputs:
     card = build(Card, snapshot | plain, f"{run.folder / 'run.json'}: card")
     if card.data.source == "digits":
         raise InputError(f"--data {path}: the data of card {card.name} are embedded; give an .npz file instead")
-    split = load_test(card, path)
+    split = load_test(card, path, run.tokenizer)
     return Inputs(keep_split(split, scratch / "second"), split.labels, f"the test data in {path}")
 
 
