@@ -1,5 +1,6 @@
 """`sweep`: from the command line to the trials, and their table."""
 
+import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ def sweep_card(card_name: str, wanted: Wanted, data: Path | None, teacher: Path 
     card = load_card(card_name)
     for module, extra in (("torch", "train,cpu"), ("torchvision", "train,cpu"), ("optuna", "sweep")):
         require(module, extra, "sweep")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("sweep: trains each trial in one process; start the same command several times, not torchrun")
     plan, shape = _plan(card, wanted), chosen_shape(card, wanted.shape)
     folder = out or Path("sweeps", card.name)
     trials = _sweep(card, shape, plan, folder, data, teacher)
@@ -105,22 +108,28 @@ def _sweep(
     from edgekd.data.sources import load_train_and_validation
     from edgekd.data.tasks import examples_of
     from edgekd.data.text import settled
-    from edgekd.distill.distributed import world
     from edgekd.distill.student import How, assist
-    from edgekd.distill.teacher import given_teacher, more_teachers, refuse_long_teaching, teach
+    from edgekd.distill.teacher import (
+        check_teacher,
+        given_teacher,
+        more_teachers,
+        refuse_long_teaching,
+        teach,
+        with_own_teacher,
+    )
     from edgekd.search.sweep import Subject, sweep
 
-    if world().size > 1:
-        raise ConfigError("sweep: trains each trial in one process; start the same command several times, not torchrun")
     given = given_teacher(card, teacher)
     train, validation = load_train_and_validation(card, data)
     card = settled(card, validation)
-    weights = folder / "teacher" / "teacher.safetensors"
-    if given is None and not weights.exists():
+    minimum, weights = card.budget("").teacher_min_accuracy, folder / "teacher" / "teacher.safetensors"
+    if given is None and not weights.exists() and card.teacher.family != "self":
         refuse_long_teaching(card, len(train))
+    card = with_own_teacher(card, shape)
     examples = (examples_of(card, train), examples_of(card, validation))
     with locked(folder / "teacher.lock"):  # another process may be training it
-        first = given or teach(card, examples, card.budget("").teacher_min_accuracy, weights)
+        first = given or teach(card, examples, minimum, weights)
+        check_teacher(first, examples[1], minimum)
         last = assist(card, first, examples, weights.parent, How())
     digests = {
         "data": digest(train) + digest(validation),

@@ -29,7 +29,7 @@ from edgekd.nets.weights import load_into, read_state, save_state
 from edgekd.recipe import Recipe
 from edgekd.run import Run, read_json, write_json
 
-__all__ = ["How", "assist", "copy_matching", "distill_student", "learn", "training_summary"]
+__all__ = ["How", "assist", "copy_matching", "distill_student", "learn", "new_student", "training_summary"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +55,7 @@ def distill_student(
         best = -1.0
         for attempt in range(card.recipe.attempts):
             longer = dataclasses.replace(card, recipe=_longer(card.recipe, 2**attempt))
-            net = _new(card, shape, card.recipe.seed)
-            if card.recipe.init_from_teacher:
-                _begin_with(net, chain[0], card)
+            net = new_student(card, shape, chain[0])
             folder = out.parent / f"attempt-{attempt + 1}"
             history = learn(longer, shape, net, chain, data, folder, how)
             reached = best_accuracy(longer.recipe, history)
@@ -79,6 +77,18 @@ def distill_student(
             shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
     load_into(net, read_state(out), out)
     return net.eval()
+
+
+def new_student(card: Card, shape: Shape, teacher: Teacher) -> nn.Module:
+    """The student of that shape before its training: drawn with the recipe's seed, and with `init_from_teacher` given
+    the teacher's tensors where they fit."""
+    net = _new(card, shape, card.recipe.seed)
+    if card.recipe.init_from_teacher:
+        if teacher.net is None:
+            raise ConfigError(f"{card.file}: recipe.init_from_teacher: an ONNX teacher has no tensors to copy")
+        copied = copy_matching(teacher.net, net)
+        say(f"student: {copied} of {len(net.state_dict())} tensors copied from the teacher")
+    return net
 
 
 def learn(
@@ -178,13 +188,6 @@ def copy_matching(teacher: nn.Module, student: nn.Module) -> int:
     same = {name: tensor for name, tensor in source.items() if name in own and own[name].shape == tensor.shape}
     student.load_state_dict(same, strict=False)
     return len(same)
-
-
-def _begin_with(net: nn.Module, teacher: Teacher, card: Card) -> None:
-    if teacher.net is None:
-        raise ConfigError(f"{card.file}: recipe.init_from_teacher: an ONNX teacher has no tensors to copy")
-    copied = copy_matching(teacher.net, net)
-    say(f"student: {copied} of {len(net.state_dict())} tensors copied from the teacher")
 
 
 def _new(card: Card, shape: Shape, seed: int) -> nn.Module:

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from edgekd import units
 from edgekd.card import Card
 from edgekd.console import say
 from edgekd.data.examples import Examples
 from edgekd.distill.loop import best_accuracy
-from edgekd.distill.student import copy_matching, learn
-from edgekd.errors import BudgetError, ConfigError
-from edgekd.nets.families import Shape, make
+from edgekd.distill.student import learn, new_student
+from edgekd.errors import BudgetError
+from edgekd.nets.families import Shape
 from edgekd.nets.teachers import Teacher
 from edgekd.report.sweep_plot import plot_sweep
 from edgekd.report.sweep_table import Tried, sweep_csv, sweep_markdown
@@ -108,12 +106,7 @@ def _train(subject: Subject, plan: Plan, study: "Study", trial: "Trial", folder:
         hopeless = trial.should_prune()
         return hopeless
 
-    torch.manual_seed(card.recipe.seed)
-    net = make(card, card.student, subject.shape, "student.knobs")
-    if card.recipe.init_from_teacher:
-        if subject.teachers[0].net is None:
-            raise ConfigError(f"{card.file}: recipe.init_from_teacher: an ONNX teacher has no tensors to copy")
-        copy_matching(subject.teachers[0].net, net)
+    net = new_student(card, subject.shape, subject.teachers[0])
     values = ", ".join(f"{key} {value:.3g}" for key, value in trial.params.items())
     try:
         history = learn(card, subject.shape, net, subject.teachers, subject.data, scratch / "net", name=name, stop=stop)

@@ -120,6 +120,12 @@ def test_another_recipe_is_another_sweep(sweep: Cli, tiny_card: Path) -> None:
     assert sweep(*options).returncode == 0
 
 
+def test_torchrun_is_told_to_stay_away(sweep: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = sweep()
+    assert done.returncode == 2 and "start the same command several times, not torchrun" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
