@@ -127,13 +127,13 @@ def _sweep(
         refuse_long_teaching(card, len(train))
     card = with_own_teacher(card, shape)
     examples = (examples_of(card, train), examples_of(card, validation))
-    with locked(folder / "teacher.lock"):  # another process may be training it
+    with locked(folder / "teacher.lock", "teacher: another process is at it; waiting"):
         first = given or teach(card, examples, minimum, weights)
         check_teacher(first, examples[1], minimum)
         last = assist(card, first, examples, weights.parent, How())
     digests = {
-        "data": digest(train) + digest(validation),
-        "teacher_sha256": file_sha256(given.file) if given else "",
+        "SHA-256 of the data": f"{digest(train)[:12]}, {digest(validation)[:12]}",
+        "SHA-256 of the teacher": file_sha256(given.file)[:12] if given else "none given",
     }
     teachers = [*last, *more_teachers(card)]
     subject = Subject(card=card, shape=shape, teachers=teachers, data=examples, digests=digests)

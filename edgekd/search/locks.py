@@ -6,15 +6,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from edgekd.console import say
+
 __all__ = ["FileLock", "held", "locked"]
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of that file, made if it is not there; wait for whoever holds it."""
+def locked(path: Path, waiting: str = "") -> Iterator[None]:
+    """Hold the lock of that file, made if it is not there; wait for whoever holds it, and say so as given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting:
+                say(waiting)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

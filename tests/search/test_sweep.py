@@ -120,6 +120,16 @@ def test_another_recipe_is_another_sweep(sweep: Cli, tiny_card: Path) -> None:
     assert sweep(*options).returncode == 0
 
 
+def test_another_teacher_is_another_sweep(sweep: Cli, cli: Cli, tiny_card: Path, tmp_path: Path) -> None:
+    options = ("--temperatures", "4", "--alphas", "0.9", "--out", "out")
+    assert sweep(*options).returncode == 0
+    tiny_card.write_text(tiny_card.read_text().replace("epochs = 8", "epochs = 7"))
+    assert cli("teach", tiny_card, "--out", "other.safetensors").returncode == 0
+    tiny_card.write_text(tiny_card.read_text().replace("epochs = 7", "epochs = 8"))
+    done = cli("sweep", tiny_card, *SMALL, *options, "--teacher", "other.safetensors")
+    assert done.returncode == 2 and "out: SHA-256 of the teacher was" in done.stderr
+
+
 def test_torchrun_is_told_to_stay_away(sweep: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = sweep()
