@@ -1,0 +1,133 @@
+"""Several processes train what one trains: each test starts real ones with torchrun, over gloo."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from edgekd.distill.distributed import World, join, world
+
+TRAIN = """
+import sys, json
+from pathlib import Path
+import numpy as np
+import torch
+from torch import nn
+from edgekd.card import load_card
+from edgekd.data.examples import Examples
+from edgekd.data.image_examples import examples
+from edgekd.data.sources import load_train_and_validation
+from edgekd.distill.distributed import join, leave
+from edgekd.distill.loop import Job, train
+from edgekd.distill.objective import plain
+from edgekd.nets.deployed import Deployed
+from edgekd.recipe import Training
+
+torch.set_num_threads(1)
+kind, folder, training = sys.argv[1], Path(sys.argv[2]), Training(**json.loads(sys.argv[3]))
+among = join()
+card = load_card("digits")
+splits = load_train_and_validation(card, None)
+parts = [examples(split.subset(np.arange(count)), card.data, card.augment) for split, count in zip(splits, (200, 60))]
+torch.manual_seed(1)
+middle = [nn.BatchNorm2d(8)] if kind == "norm" else []
+net = nn.Sequential(nn.Conv2d(1, 8, 3), *middle, nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+stop_after = int(sys.argv[4]) if len(sys.argv) > 4 else 99
+job = Job(name="net", train=parts[0], validation=parts[1], training=training, objective=plain(training), views=2,
+          checkpoint=folder / "checkpoint.pt", stop=lambda history: len(history) >= stop_after)
+history = train(Deployed(net, card.data), job)
+if among.first:
+    torch.save(net.state_dict(), folder / "net.pt")
+    (folder / "result.json").write_text(json.dumps(history))
+leave()
+"""
+
+
+def train(
+    folder: Path, processes: int, kind: str = "plain", stop: int = 99, **training: object
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    folder.mkdir(exist_ok=True)
+    script = folder / "train.py"
+    script.write_text(TRAIN)
+    values = {"epochs": 2, "batch_size": 64, "learning_rate": 0.05, "label_smoothing": 0.1} | training
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    start = [sys.executable, *(several if processes > 1 else []), str(script)]
+    done = subprocess.run([*start, kind, str(folder), json.dumps(values), str(stop)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    state: dict[str, Tensor] = torch.load(folder / "net.pt", weights_only=True)
+    return state, json.loads((folder / "result.json").read_text())
+
+
+def furthest(first: dict[str, Tensor], second: dict[str, Tensor], buffers: bool = True) -> float:
+    names = [name for name in first if buffers or "running" not in name]
+    return max(float((first[name] - second[name]).abs().max()) for name in names)
+
+
+def test_alone_a_process_is_the_first_of_one() -> None:
+    assert world() == join() == World(0, 1) and world().first
+
+
+@pytest.mark.parametrize(("size", "count"), [(2, 7), (3, 10), (4, 4), (3, 2)])
+def test_shares_are_disjoint_and_whole(size: int, count: int) -> None:
+    shares = [list(range(count))[World(rank, size).share(count)] for rank in range(size)]
+    assert [place for share in shares for place in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains_at_the_same_batch(tmp_path: Path) -> None:
+    alone, history = train(tmp_path / "one", 1)
+    both, together = train(tmp_path / "two", 2)
+    assert furthest(alone, both) < 1e-5
+    for one, two in zip(history, together, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+        assert two["validation_accuracy"] == one["validation_accuracy"]
+
+
+@pytest.mark.slow
+def test_with_batch_norm_two_processes_are_two_accumulated_parts(tmp_path: Path) -> None:
+    parts, _ = train(tmp_path / "parts", 1, "norm", accumulate=2)
+    both, _ = train(tmp_path / "two", 2, "norm")
+    whole, _ = train(tmp_path / "whole", 1, "norm")
+    assert furthest(parts, both, buffers=False) < 1e-5
+    assert furthest(whole, both, buffers=False) > 1e-3  # the statistics are each part's
+    # Kept are the running statistics of rank 0, which saw every other part.
+    assert both["1.num_batches_tracked"] == 2 * 3 and parts["1.num_batches_tracked"] == 2 * 3 * 2
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    folder = tmp_path / "changed"
+    _, first = train(folder, 2, stop=1)
+    assert len(first) == 1
+    resumed, history = train(folder, 1)
+    alone, _ = train(tmp_path / "one", 1)
+    assert len(history) == 2 and history[0] == first[0]
+    assert furthest(resumed, alone) < 1e-5
+
+
+@pytest.mark.slow
+def test_distill_under_torchrun_shares_the_cache_and_the_training(tmp_path: Path) -> None:
+    card = tmp_path / "small.toml"
+    text = Path("models/digits.toml").read_text(encoding="utf-8")
+    text = (
+        text.replace("epochs = 40", "epochs = 2").replace("epochs = 20", "epochs = 3").replace("views = 8", "views = 2")
+    )
+    text = text.replace("teacher_min_accuracy = 0.97", "").replace("min_accuracy = 0.96", "min_accuracy = 0.0")
+    card.write_text(text.replace("max_accuracy_drop = 2.0", "max_accuracy_drop = 100.0"), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "edgekd"]
+    asked = ["distill", str(card), "--target", "cpu-arm", "--out", str(tmp_path / "run")]
+    done = subprocess.run([*command, *asked], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("small on cpu-arm: pass") == 1  # one of them speaks
+    told = [json.loads(line) for line in (tmp_path / "run/student/log/training.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in told] == [1, 2]
+    assert sorted(path.name for path in (tmp_path / "run/student").iterdir()) == [
+        "history.json",
+        "log",
+        "student.safetensors",
+    ]
