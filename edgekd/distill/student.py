@@ -37,7 +37,7 @@ class How:
     """What the command line says about a training, and no card."""
 
     online: bool = False
-    """Keep the teacher in the loop instead of its outputs in the cache."""
+    """Keep the teacher in the loop instead of its outputs in the cache; each epoch then shows a view of its own."""
     track: tuple[str, ...] = ()
     minimum: float | None = None
     """Validation accuracy below which the student is trained again, `recipe.attempts` times in all."""
@@ -136,7 +136,7 @@ def learn(
             training=recipe,
             objective=objective,
             teacher=outputs,
-            views=recipe.views,
+            views=recipe.epochs if how.online else recipe.views,
             checkpoint=folder / "checkpoint.pt",
             log=folder.parent / "log",
             track=how.track,

@@ -28,6 +28,7 @@ from edgekd.data.sources import load_test, load_train_and_validation
 from edgekd.distill.loop import accuracy, best_accuracy
 from edgekd.distill.student import How, assist, learn
 from edgekd.distill.teacher import teach
+from edgekd.distributions import student_t
 from edgekd.nets.deployed import Deployed, count_params
 from edgekd.nets.families import make
 from edgekd.nets.teachers import load_teacher_file
@@ -54,6 +55,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "alone": {"losses": {"ce": 1.0}},
     "label smoothing": {"losses": {"ce": 1.0}, "label_smoothing": 0.1},
     "kd": KD,
+    "kd online": KD,
     "soft ce": {"losses": {"soft_ce": 0.9, "ce": 0.1}},
     "mse": {"losses": {"mse": 1.0}},
     "dkd": {"losses": {"ce": 1.0, "dkd": 1.0}},
@@ -146,7 +148,8 @@ def train_row(card_name: str, name: str, seed: int, epochs: int, work: Path) -> 
     teachers = [*assist(card, teachers[0], both, scratch, How()), *teachers[1:]]
     torch.manual_seed(seed)
     net = make(card, card.student, SHAPES[card_name], "student.knobs")
-    history = learn(card, SHAPES[card_name], net, teachers, both, scratch / "student", How(), name)
+    how = How(online=name == "kd online")
+    history = learn(card, SHAPES[card_name], net, teachers, both, scratch / "student", how, name)
     test = load_test(card, folder)
     reached = accuracy(Deployed(net, card.data), examples(test, card.data, card.augment), "fp32")
     save_state(net, scratch / "student.safetensors", {"card": card_name})
@@ -205,6 +208,18 @@ def table(card_name: str) -> None:
             print(f"| {name} | {seeds} | {spread} | {validation:.2f} | {rows[0]['epochs']} | {seconds:.0f} |")
 
 
+def paired(card_name: str, first: str, second: str) -> None:
+    """The difference of two rows, seed by seed, with its 95 % interval by Student's t."""
+    by_seed: dict[int, dict[str, float]] = {}
+    for path in RESULTS.glob(f"{card_name}-*.json"):
+        told = json.loads(path.read_text())
+        by_seed.setdefault(told["seed"], {})[told["name"]] = 100 * told["test_accuracy"]
+    points = [found[first] - found[second] for found in by_seed.values() if {first, second} <= found.keys()]
+    half = student_t(0.975, len(points) - 1) * statistics.stdev(points) / len(points) ** 0.5
+    mean = statistics.mean(points)
+    print(f"{first} − {second}: {mean:+.2f} points, {mean - half:+.2f} … {mean + half:+.2f}, {len(points)} seeds")
+
+
 def main() -> None:
     """Read the command line and do what it says."""
     parser = argparse.ArgumentParser()
@@ -217,6 +232,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--paired", nargs=2, metavar="NAME")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     if asked.list:
@@ -224,6 +240,8 @@ def main() -> None:
     for name in list(ROWS) if asked.all else asked.names:
         epochs = asked.epochs or (10 if asked.card == "cifar10" else 40)
         train_row(asked.card, name, asked.seed, epochs, asked.work)
+    if asked.paired:
+        paired(asked.card, *asked.paired)
     if asked.table:
         table(asked.card)
 

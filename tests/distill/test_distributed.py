@@ -11,6 +11,8 @@ from torch import Tensor
 
 from edgekd.distill.distributed import World, join, world
 
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
 TRAIN = """
 import sys, json
 from pathlib import Path
@@ -63,7 +65,7 @@ def train(
 
 
 def furthest(first: dict[str, Tensor], second: dict[str, Tensor], buffers: bool = True) -> float:
-    names = [name for name in first if buffers or "running" not in name]
+    names = [name for name in first if buffers or name.split(".")[-1] not in BUFFERS]
     return max(float((first[name] - second[name]).abs().max()) for name in names)
 
 
