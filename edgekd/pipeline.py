@@ -9,7 +9,7 @@ from torch import nn
 from edgekd import units
 from edgekd.bench.measure import Answers, Subject, evaluate, logits_of, measure_speed
 from edgekd.bench.records import Effort
-from edgekd.card import Budget, Card
+from edgekd.card import Budget, Card, TextData
 from edgekd.check.judge import budget_figures, effective_budget, judge
 from edgekd.console import say
 from edgekd.data.arrays import digest, keep_split
@@ -102,6 +102,7 @@ def distill(
         shape=choice.shape,
         candidates=len(candidates),
         test_images=test_images,
+        examples="sentences" if isinstance(card.data, TextData) else "images",
         test_reads=run.test_reads(),
         parity=dataclasses.asdict(agreement),
         training=training_summary(card.recipe, run),

@@ -62,6 +62,8 @@ class Result:
     test_images: int
     test_reads: int
     parity: dict[str, Any]
+    examples: str = "images"
+    """What the data are, in the plural; `test_images` counts sentences where they are sentences."""
     notes: tuple[str, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -100,7 +102,7 @@ def write_result(result: Result, path: Path) -> None:
         "notes": list(result.notes),
         "models": [model_json(model) for model in result.models],
     }
-    write_json(path, content)
+    write_json(path, content if result.examples == "images" else content | {"examples": result.examples})
 
 
 def model_json(model: ModelFigures) -> dict[str, Any]:

@@ -107,6 +107,17 @@ def test_the_shipped_file_and_its_tokenizer_are_all_a_user_needs(run: Path, plac
     assert chosen["accuracy"] > 0.9  # words that tell the class are never those of the other
 
 
+def test_the_reports_speak_of_sentences(run: Path, cli: Cli, tmp_path: Path) -> None:
+    assert "Accuracy on 80 test sentences" in (run / "report.md").read_text()
+    done = cli("report", run, "--html", "page.html")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page.html").read_text()
+    assert "80 test sentences" in page
+    for text in (page, (run / "report.md").read_text()):
+        assert " test images" not in text
+        assert " real images" not in text
+
+
 def test_figures_are_of_the_median_sentence(run: Path, place: Path) -> None:
     lines = (place / "data" / "dev.tsv").read_text().splitlines()
     lengths = sorted(len(line.split("\t")[0].split()) for line in lines)

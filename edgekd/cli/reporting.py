@@ -153,7 +153,7 @@ def _summary(story: Story) -> list[object]:
     told += [f"  {line.text}" for line in story.lines]
     for column in story.columns:
         header, rows = figure_rows(column.models)
-        on = f", {column.images:,} {column.split} images" if column.images else ""
+        on = f", {column.images:,} {column.split} {column.examples}" if column.images else ""
         told.append(rich_table(header, rows, f"{story.card} on {column.label}{on}"))
     told += [f"  note: {remark}" for remark in remarks(story)]
     return [*told, f"  shipped: {story.chosen}, because {story.why_chosen}"]

@@ -98,8 +98,9 @@ def teach_card(card_name: str, data: Path | None, out: Path | None, track: tuple
     done = path.exists()
     minimum = card.budget("").teacher_min_accuracy or 0.0
     accuracy = validation_accuracy(teach(card, splits, minimum, path, track), splits[1])
+    kind = "sentences" if card.task == "text-classification" else "images"
     state = "already there, " if done else ""
-    show(f"{path}: {state}{units.accuracy(accuracy)} on {len(splits[1])} validation images")
+    show(f"{path}: {state}{units.accuracy(accuracy)} on {len(splits[1])} validation {kind}")
     if accuracy < minimum:
         show(f"{path}: teacher_min_accuracy is {units.accuracy(minimum)}; remove the file to train again")
     return ExitCode.PASS if accuracy >= minimum else ExitCode.FAIL
@@ -119,7 +120,8 @@ def _mention_unknown_budgets(card: Card, target: Target) -> None:
 def _already_done(run: Run) -> int:
     content, models = read_models(run.result)
     header, rows = figure_rows(models)
-    show(rich_table(header, rows, f"{content['card']} on {content['target']}, {content['test_images']} test images"))
+    kind = content.get("examples", "images")
+    show(rich_table(header, rows, f"{content['card']} on {content['target']}, {content['test_images']} test {kind}"))
     for text in [entry["text"] for entry in content["budget"]]:
         show(f"  {text}")
     for remark in [*notes(models), *content["notes"]]:
@@ -131,7 +133,7 @@ def _already_done(run: Run) -> int:
 
 def _show(result: Result, run: Run, seconds: float) -> None:
     header, rows = figure_rows(result.models)
-    show(rich_table(header, rows, f"{result.card} on {result.target}, {result.test_images} test images"))
+    show(rich_table(header, rows, f"{result.card} on {result.target}, {result.test_images} test {result.examples}"))
     for text in budget_lines(result.verdict):
         show(f"  {text}")
     for remark in [*notes(result.models), *result.notes]:

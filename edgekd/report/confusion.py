@@ -28,7 +28,7 @@ def class_chart(column: Column, name: str, classes: Sequence[str]) -> Chart:
         known = [place for place in places if recall[place] is not None]
         places = sorted(known, key=lambda place: recall[place] or 0.0)[:WORST]
     names = [plain(classes[place]) for place in places]
-    bars = _recall_bars([recall[place] for place in places], names, matrix)
+    bars = _recall_bars([recall[place] for place in places], names, matrix, column.examples)
     height = max(300, min(900, 130 + 26 * len(places)))
     rows = list(range(len(places)))
     rows_axis = {"range": [len(places) - 0.5, -0.5], "tickvals": rows, "ticktext": names, "automargin": True}
@@ -54,10 +54,10 @@ def class_chart(column: Column, name: str, classes: Sequence[str]) -> Chart:
         "showgrid": False,
         "ticks": "outside" if len(places) <= MOST_NAMES else "",
     }
-    return {"data": [bars, _heat(matrix)], "layout": drawn}
+    return {"data": [bars, _heat(matrix, column.examples)], "layout": drawn}
 
 
-def _recall_bars(recall: Sequence[float | None], names: Sequence[str], matrix: Any) -> Chart:
+def _recall_bars(recall: Sequence[float | None], names: Sequence[str], matrix: Any, examples: str) -> Chart:
     totals = [sum(row) for row in matrix] if matrix else []
     bars: Chart = {
         "type": "bar",
@@ -74,17 +74,18 @@ def _recall_bars(recall: Sequence[float | None], names: Sequence[str], matrix: A
     if any(bounds):
         figures = [Figure() if b is None else Figure(100 * b.value, "exact", 100 * b.low, 100 * b.high) for b in bounds]
         bars["error_x"] = error_bars(figures, INK) | {"width": 2}
-        shown = [f"{text} of {total:,} images" for text, total in zip(shown, totals, strict=True)]
+        shown = [f"{text} of {total:,} {examples}" for text, total in zip(shown, totals, strict=True)]
     bars["hovertext"] = [f"<b>{name}</b><br>recall {text}" for name, text in zip(names, shown, strict=True)]
     return bars
 
 
-def _heat(matrix: Sequence[Sequence[int]]) -> Chart:
+def _heat(matrix: Sequence[Sequence[int]], examples: str) -> Chart:
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     # A template, for a text per cell would be megabytes; the axes bring the names of the classes.
     hover = (
-        "true class <b>%{y}</b><br>answer <b>%{x}</b><br>%{customdata} images, %{z:.1~f} % of the class<extra></extra>"
+        "true class <b>%{y}</b><br>answer <b>%{x}</b><br>"
+        f"%{{customdata}} {examples}, %{{z:.1~f}} % of the class<extra></extra>"
     )
     heat: Chart = {
         "type": "heatmap",

@@ -167,7 +167,8 @@ def _markdown(story: Story) -> str:
 
 def _own_table(story: Story) -> str:
     header, rows = figure_rows(story.own.models)
-    on = f"{story.target}, {story.own.images:,} {story.own.split} images" if story.own.images else story.target
+    own = story.own
+    on = f"{story.target}, {own.images:,} {own.split} {own.examples}" if own.images else story.target
     kept = [row for row in rows if row[0] in _COMMENTED and set(row[1:-1]) != {"–"}]
     return _table([on, *header[1:]], kept)
 

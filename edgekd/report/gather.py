@@ -64,6 +64,8 @@ class Column:
     split: str
     """`test` or `validation`: the data that accuracy is about."""
     images: int
+    examples: str
+    """What the data are, in the plural: images or sentences."""
     samples_ms: dict[str, tuple[tuple[float, ...], ...]]
     """Latency of every call, by process."""
     confusion: dict[str, Matrix]
@@ -179,6 +181,7 @@ def _story(run: Run, content: dict[str, Any], models: Sequence[ModelFigures]) ->
         command="",
         split="test",
         images=content["test_images"],
+        examples=content.get("examples", "images"),
     )
     columns = (own, *(_benched(run, path, own) for path in sorted(run.folder.glob("bench/*/bench.json"))))
     candidates = _candidates(run.candidates)
@@ -257,6 +260,7 @@ def _benched(run: Run, path: Path, own: Column) -> Column:
         command=_hidden(command if isinstance(command, str) else shlex.join(command), run),
         split={"val": "validation"}.get(content.get("split") or "", content.get("split") or ""),
         images=content.get("images") or 0,
+        examples=own.examples,
     )
 
 

@@ -91,11 +91,11 @@ def _about(story: Story) -> dict[str, str]:
         if training.get("validation_accuracy") is not None:
             about["trained"] += f", {units.accuracy(training['validation_accuracy'])} on validation data"
     reads = "once" if story.test_reads == 1 else f"{story.test_reads} times"
-    about["judged"] = f"on {story.own.images:,} test images, which were read {reads}"
+    about["judged"] = f"on {story.own.images:,} test {story.own.examples}, which were read {reads}"
     if {"images", "max_abs", "argmax_agreement"} <= parity.keys():
         about["export"] = (
-            f"same class as torch on {units.accuracy(parity['argmax_agreement'])} of {parity['images']} real images, "
-            f"logits within {parity['max_abs']:.2g}"
+            f"same class as torch on {units.accuracy(parity['argmax_agreement'])} of {parity['images']} real "
+            f"{story.own.examples}, logits within {parity['max_abs']:.2g}"
         )
     return about
 
@@ -109,8 +109,8 @@ def _trade(story: Story) -> str:
     unknown = [model.name for model in known if model.latency_p50_ms.value is None]
     untimed = f" Latency is not known of {', '.join(unknown)}." if unknown else ""
     caption = (
-        f"{hollow}; bars are intervals, of accuracy 95 % (Wilson, {story.own.images:,} images), of latency, if "
-        f"{LATENCY_INTERVAL}. Dashed lines are the budget.{untimed}"
+        f"{hollow}; bars are intervals, of accuracy 95 % (Wilson, {story.own.images:,} {story.own.examples}), "
+        f"of latency, if {LATENCY_INTERVAL}. Dashed lines are the budget.{untimed}"
     )
     return chart_of([chart], "size, latency and accuracy") + f'<p class="note">{safe(caption)}</p>'
 
@@ -168,7 +168,7 @@ def _holds(column: Column, story: Story) -> bool:
 
 def _label(column: Column) -> str:
     about = [column.title, column.provider.removesuffix("ExecutionProvider")]
-    about += [f"{column.images:,} {column.split} images"] if column.images else []
+    about += [f"{column.images:,} {column.split} {column.examples}"] if column.images else []
     return f"{safe(column.label)} <small>{safe(' · '.join(filter(None, about)))}</small>"
 
 

@@ -229,8 +229,8 @@ def markdown_report(result: Result, picture: str | None) -> str:
         f"The file is `model.onnx` ({result.chosen}): {result.why_chosen}. "
         f"Student: {shape}, chosen among {result.candidates} candidates before training.",
         markdown_table(header, rows),
-        f"Accuracy on {result.test_images} test images; readings of the test set: {result.test_reads}. "
-        f"Against torch on {result.parity['images']} real images the fp32 export differs by at most "
+        f"Accuracy on {result.test_images} test {result.examples}; readings of the test set: {result.test_reads}. "
+        f"Against torch on {result.parity['images']} real {result.examples} the fp32 export differs by at most "
         f"{result.parity['max_abs']:.2g} ({result.parity['relative']:.2g} of the largest logit), same class "
         f"{100 * result.parity['argmax_agreement']:.2f} %.",
     ]
