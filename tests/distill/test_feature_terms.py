@@ -133,12 +133,11 @@ def test_terms_of_logits_teach_the_student(term: str) -> None:
     feature = feature_of(term, teacher="", student="")
     torch.manual_seed(0)
     found = feature_term(feature, {"logits": Size((10,))}, {"logits": Size((10,))}, 20, seed=0)
-    mine, theirs = torch.randn(3, 10, requires_grad=True), torch.randn(3, 10, requires_grad=True)
-    loss = found.loss(mine, theirs.detach(), INDICES, 0)
+    mine = torch.randn(3, 10, requires_grad=True)
+    loss = found.loss(mine, torch.randn(3, 10), INDICES, 0)
     loss.backward()
     assert loss.shape == ()
     assert mine.grad is not None and mine.grad.abs().max() > 0
-    assert theirs.grad is None
     if found.learned is not None:
         assert all(p.grad is not None for p in found.learned.parameters())
 
