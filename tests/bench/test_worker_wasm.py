@@ -537,3 +537,63 @@ def test_a_folder_without_onnxruntime_web_is_told(modules: Path, tmp_path: Path)
     assert done.returncode == 1
     error = json.loads((tmp_path / "out.json").read_text())["error"]
     assert error.startswith(f"no onnxruntime-web in {tmp_path}: ")
+
+
+# --- sequences ---
+
+
+def write_counter(path: Path) -> Path:
+    """ids (batch, length) -> (batch, 2): the length of the input as it came, and the sum of the ids."""
+    nodes = [
+        helper.make_node("Cast", ["ids"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["float", "axis"], ["sum"], keepdims=1),
+        helper.make_node("Mul", ["float", "zero"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "one"], ["ones"]),
+        helper.make_node("ReduceSum", ["ones", "axis"], ["length"], keepdims=1),
+        helper.make_node("Concat", ["length", "sum"], ["logits"], axis=1),
+    ]
+    constants = [
+        helper.make_tensor("axis", TensorProto.INT64, [1], [1]),
+        helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0]),
+        helper.make_tensor("one", TensorProto.FLOAT, [], [1.0]),
+    ]
+    given = helper.make_tensor_value_info("ids", TensorProto.INT32, ["batch", "length"])
+    taken = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])
+    graph = helper.make_graph(nodes, "counts", [given], [taken], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_padding_is_left_out_as_the_python_worker_does(
+    measure: Callable[..., dict[str, Any]], tmp_path: Path, size: int
+) -> None:
+    ids = np.zeros((5, 9), dtype=np.int32)
+    for row, length in enumerate((3, 9, 1, 4, 2)):
+        ids[row, :length] = np.arange(1, length + 1)
+    np.save(tmp_path / "ids.npy", ids)
+    files = {"inputs": str(tmp_path / "ids.npy"), "outputs": str(tmp_path / "answers.npy")}
+    plan = make_plan(mode="predict", batch_size=size, padding=0, **files)
+    model = write_counter(tmp_path / "counts.onnx")
+    measure(plan, model)
+    mine = np.load(tmp_path / "answers.npy")
+    of_python(plan, model)
+    assert np.array_equal(mine, np.load(tmp_path / "answers.npy"))
+    assert mine[:, 1].tolist() == [6, 45, 1, 10, 3]
+    assert mine[0, 0] == {1: 3, 2: 9, 3: 9}[size]
+
+
+@pytest.mark.parametrize(("asked", "given"), [(4, 4), (5, 4), (8, 9), (2, 2)])
+def test_sequences_of_the_nearest_length_are_timed(
+    measure: Callable[..., dict[str, Any]], tmp_path: Path, asked: int, given: int
+) -> None:
+    ids = np.zeros((4, 9), dtype=np.int32)
+    for row, length in enumerate((2, 9, 4, 9)):
+        ids[row, :length] = 7
+    np.save(tmp_path / "ids.npy", ids)
+    model = write_counter(tmp_path / "counts.onnx")
+    plan = make_plan(inputs=str(tmp_path / "ids.npy"), sequence_length=asked, padding=0)
+    assert measure(plan, model)["fingerprint"]["sequence_length"] == given
+    assert of_python(plan, model)["fingerprint"]["sequence_length"] == given
+    assert measure(make_plan(sequence_length=asked), model)["fingerprint"]["sequence_length"] == asked
+    assert "sequence_length" not in measure(make_plan(), model)["fingerprint"]
