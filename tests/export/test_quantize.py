@@ -15,12 +15,14 @@ from onnx import TensorProto, numpy_helper
 from edgekd.card import Augment, Student, Training, load_card
 from edgekd.data.images import Split
 from edgekd.data.sources import load_test, load_train_and_validation
+from edgekd.data.tasks import examples_of
 from edgekd.distill.loop import Job, train
-from edgekd.distill.losses import cross_entropy
+from edgekd.distill.objective import plain
 from edgekd.errors import ModelError
 from edgekd.export.onnx import export
 from edgekd.export.quantize import quantize
 from edgekd.export.variants import make_variant
+from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import make
 from edgekd.target import Quantization, load_target
 
@@ -43,22 +45,19 @@ class Made:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("quantize")
     train_split, validation = load_train_and_validation(CARD, None)
+    plainly = dataclasses.replace(CARD, augment=Augment())
     training = Training(epochs=4, batch_size=32, learning_rate=0.05)
     torch.manual_seed(0)
     net = make(CARD, Student(family="convnet"), {"channels": CHANNELS, "hidden": 32, "grid": 4}, "student.knobs")
     job = Job(
         name="student",
-        data=CARD.data,
-        augment=Augment(),
-        train=train_split.subset(np.arange(600)),
-        validation=validation,
+        train=examples_of(plainly, train_split.subset(np.arange(600))),
+        validation=examples_of(CARD, validation),
         training=training,
-        loss=cross_entropy(training),
-        teacher_logits=None,
-        views=1,
+        objective=plain(training),
         checkpoint=folder / "checkpoint.pt",
     )
-    train(net, job)
+    train(Deployed(net, CARD.data), job)
     export(net, CARD, TARGET, folder / "fp32.onnx", {"trained": "here"})
     test: Split = load_test(CARD, None)
     everything = np.arange(len(test))
