@@ -18,7 +18,7 @@ from edgekd.data.sources import keep_tokenizer, load_test, load_train_and_valida
 from edgekd.data.tasks import examples_of
 from edgekd.data.text import settled
 from edgekd.distill.distributed import hear, tell
-from edgekd.distill.student import How, distill_student, training_summary
+from edgekd.distill.student import How, check_recipe, distill_student, training_summary
 from edgekd.distill.teacher import (
     check_teacher,
     given_teacher,
@@ -116,9 +116,11 @@ def train_both(
     card: Card, shape: Shape, given: Teacher | None, examples: tuple[Examples, Examples], run: Run, how: How
 ) -> tuple[Teacher, nn.Module]:
     """The teacher, trained where none is given, and the student it teaches."""
+    further = more_teachers(card)
+    check_recipe(card, shape, given, further, examples[0])
     teacher = given or teach(card, examples, how.teacher_minimum, run.teacher_weights, how.track)
     check_teacher(teacher, examples[1], how.teacher_minimum)
-    return teacher, distill_student(card, shape, [teacher, *more_teachers(card)], examples, run, how)
+    return teacher, distill_student(card, shape, [teacher, *further], examples, run, how)
 
 
 @dataclasses.dataclass(frozen=True)

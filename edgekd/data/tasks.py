@@ -1,6 +1,5 @@
 """Examples of a card's task: what the training loop takes, made of the card's data."""
 
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

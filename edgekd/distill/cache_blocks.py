@@ -63,7 +63,7 @@ class Part:
         """
         rows = self.grid.rows(block)
         assert values.nbytes == len(rows) * self.row_bytes, (values.shape, values.dtype)
-        rest = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+        rest = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
         offset = self.header + int(rows[0]) * self.row_bytes
         while rest:
             written = os.pwrite(self.descriptor, rest, offset)

@@ -18,7 +18,7 @@ from edgekd.data.examples import Examples
 from edgekd.distill.distributed import barrier, world
 from edgekd.distill.layers import probe
 from edgekd.distill.loop import Job, best_accuracy, train
-from edgekd.distill.objective import distillation, student_layers, teacher_layers
+from edgekd.distill.objective import Objective, distillation, student_layers, teacher_layers
 from edgekd.distill.outputs import shapes, teaching
 from edgekd.distill.weighing import class_weights
 from edgekd.errors import ConfigError
@@ -29,7 +29,16 @@ from edgekd.nets.weights import load_into, read_state, save_state
 from edgekd.recipe import Recipe
 from edgekd.run import Run, read_json, write_json
 
-__all__ = ["How", "assist", "copy_matching", "distill_student", "learn", "new_student", "training_summary"]
+__all__ = [
+    "How",
+    "assist",
+    "check_recipe",
+    "copy_matching",
+    "distill_student",
+    "learn",
+    "new_student",
+    "training_summary",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,34 +110,18 @@ def learn(
     how: How = How(),
     name: str = "student",
     stop: Callable[[list[dict[str, Any]]], bool] | None = None,
+    log: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Train `net`, of the student's family and `shape`, in place, as the card's recipe says; returns its history.
 
-    The checkpoint is in `folder`, the log beside it. Raises ConfigError for a recipe that does not suit the networks.
+    The checkpoint is in `folder`, the log in `log`, or beside it. Raises ConfigError for a recipe that does not suit
+    the networks.
     """
     recipe, (examples, validation) = card.recipe, data
     whole = Deployed(net, card.data)
-    if recipe.teacher_weights and len(recipe.teacher_weights) != len(teachers):
-        raise ConfigError(
-            f"{card.file}: recipe.teacher_weights: got {len(recipe.teacher_weights)} weights; there are "
-            f"{len(teachers)} teachers"
-        )
-    needed = needs_teacher(recipe)
-    layers = teacher_layers(recipe)
-    inputs = examples.batch(np.arange(min(2, len(examples))), 0).inputs
-    weights = class_weights(recipe, examples.labels, len(card.data.classes))
-    torch.manual_seed(recipe.seed)
-    objective = distillation(
-        recipe,
-        probe(whole, inputs, student_layers(recipe), f"{card.file}: recipe.features: student"),
-        shapes(teachers[0], examples, layers) if needed else {},
-        len(examples),
-        [Deployed(_new(card, shape, recipe.seed + 7_919 * (n + 1)), card.data) for n in range(_peers(recipe))],
-        weights,
-    )
-    if world().size > 1 and any(feature.term == "crd" for part in recipe.parts() for feature in part.features):
-        raise ConfigError(f"{card.file}: recipe.features: crd keeps its memory in one process; run without torchrun")
-    with teaching(card, teachers if needed else (), examples, layers, how.online) as outputs:
+    objective = _objective(card, shape, whole, teachers, examples)
+    needed = teachers if needs_teacher(recipe) else ()
+    with teaching(card, needed, examples, objective.teacher_layers, how.online) as outputs:
         job = Job(
             name=name,
             train=examples,
@@ -138,11 +131,51 @@ def learn(
             teacher=outputs,
             views=recipe.epochs if how.online else recipe.views,
             checkpoint=folder / "checkpoint.pt",
-            log=folder.parent / "log",
+            log=log or folder.parent / "log",
             track=how.track,
             stop=stop,
         )
         return train(whole, job)
+
+
+def check_recipe(
+    card: Card, shape: Shape, given: Teacher | None, further: Sequence[Teacher], examples: Examples
+) -> None:
+    """Raise ConfigError where the recipe does not suit the networks, before anything is trained.
+
+    Teachers that are still to be trained are looked at as they are built.
+    """
+    built = card.assistants[-1] if card.assistants else card.teacher
+    if card.assistants or given is None:
+        net = make(card, built, built.shape, "assistants" if card.assistants else "teacher.shape")
+        given = Teacher(Deployed(net, card.data), Path())
+    whole = Deployed(_new(card, shape, card.recipe.seed), card.data)
+    _objective(card, shape, whole, [given, *further], examples)
+
+
+def _objective(
+    card: Card, shape: Shape, whole: nn.Module, teachers: Sequence[Teacher], examples: Examples
+) -> Objective:
+    """What the recipe minimises for these networks."""
+    recipe = card.recipe
+    if recipe.teacher_weights and len(recipe.teacher_weights) != len(teachers):
+        raise ConfigError(
+            f"{card.file}: recipe.teacher_weights: got {len(recipe.teacher_weights)} weights; there are "
+            f"{len(teachers)} teachers"
+        )
+    if world().size > 1 and any(feature.term == "crd" for part in recipe.parts() for feature in part.features):
+        raise ConfigError(f"{card.file}: recipe.features: crd keeps its memory in one process; run without torchrun")
+    inputs = examples.batch(np.arange(min(2, len(examples))), 0).inputs
+    weights = class_weights(recipe, examples.labels, len(card.data.classes))
+    torch.manual_seed(recipe.seed)
+    return distillation(
+        recipe,
+        probe(whole, inputs, student_layers(recipe), f"{card.file}: recipe.features: student"),
+        shapes(teachers[0], examples, teacher_layers(recipe)) if needs_teacher(recipe) else {},
+        len(examples),
+        [Deployed(_new(card, shape, recipe.seed + 7_919 * (n + 1)), card.data) for n in range(_peers(recipe))],
+        weights,
+    )
 
 
 def assist(card: Card, teacher: Teacher, data: tuple[Examples, Examples], folder: Path, how: How) -> list[Teacher]:
@@ -156,7 +189,8 @@ def assist(card: Card, teacher: Teacher, data: tuple[Examples, Examples], folder
             net = make(card, assistant, assistant.shape, "assistants")
             pupil = dataclasses.replace(card, recipe=_for_assistant(card.recipe, assistant))
             scratch = folder / f"assistant-{number + 1}" / "training"  # the log is kept beside it
-            history = learn(pupil, assistant.shape, net, [teacher], data, scratch, how, f"assistant {number + 1}")
+            name, log = f"assistant {number + 1}", folder / f"assistant-{number + 1}-log"
+            history = learn(pupil, assistant.shape, net, [teacher], data, scratch, how, name, log=log)
             if world().first:
                 write_json(out.with_name(f"{out.stem}-history.json"), {"schema_version": 1, "epochs": history})
                 save_state(net, out, {"card": card.name})
@@ -207,7 +241,8 @@ def _longer(recipe: Recipe, times: int) -> Recipe:
 def _for_assistant(recipe: Recipe, assistant: TeacherOfCard) -> Recipe:
     """The recipe's terms on logits, for its layers are not the assistant's, which learns from one teacher; with the
     assistant's own training if it has one."""
-    losses = {name: weight for name, weight in recipe.losses.items() if name != "mutual"}  # it has no peers
+    losses = dict(recipe.losses)
+    losses.pop("mutual", None)  # it has no peers
     plain = dataclasses.replace(recipe, losses=losses, features=(), stages=(), teacher_weights=())
     if assistant.training is None:
         return plain
