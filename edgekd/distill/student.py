@@ -188,7 +188,7 @@ def assist(card: Card, teacher: Teacher, data: tuple[Examples, Examples], folder
             torch.manual_seed(card.recipe.seed)
             net = make(card, assistant, assistant.shape, "assistants")
             pupil = dataclasses.replace(card, recipe=_for_assistant(card.recipe, assistant))
-            scratch = folder / f"assistant-{number + 1}" / "training"  # the log is kept beside it
+            scratch = folder / f"assistant-{number + 1}"
             name, log = f"assistant {number + 1}", folder / f"assistant-{number + 1}-log"
             history = learn(pupil, assistant.shape, net, [teacher], data, scratch, how, name, log=log)
             if world().first:
