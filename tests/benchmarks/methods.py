@@ -23,8 +23,8 @@ import torch
 
 from edgekd import host
 from edgekd.card import Card, Teacher, load_card
-from edgekd.data.image_examples import examples
 from edgekd.data.sources import load_test, load_train_and_validation
+from edgekd.data.tasks import examples_of
 from edgekd.distill.loop import accuracy, best_accuracy
 from edgekd.distill.student import How, assist, learn
 from edgekd.distill.teacher import teach
@@ -137,7 +137,7 @@ def train_row(card_name: str, name: str, seed: int, epochs: int, work: Path) -> 
     data = Path(os.environ["EDGEKD_DATA"]) if card_name == "cifar10" else Path()
     folder = data / "cifar10" if card_name == "cifar10" else None
     splits = load_train_and_validation(card, folder)
-    both = (examples(splits[0], card.data, card.augment), examples(splits[1], card.data, card.augment))
+    both = (examples_of(card, splits[0]), examples_of(card, splits[1]))
     if card_name == "cifar10":
         teachers = [load_teacher_file(card, data / "teachers" / "cifar10-resnet56.safetensors")]
     else:
@@ -151,7 +151,7 @@ def train_row(card_name: str, name: str, seed: int, epochs: int, work: Path) -> 
     how = How(online=name == "kd online")
     history = learn(card, SHAPES[card_name], net, teachers, both, scratch / "student", how, name)
     test = load_test(card, folder)
-    reached = accuracy(Deployed(net, card.data), examples(test, card.data, card.augment), "fp32")
+    reached = accuracy(Deployed(net, card.data), examples_of(card, test), "fp32")
     save_state(net, scratch / "student.safetensors", {"card": card_name})
     told = {
         "schema_version": 1,
