@@ -201,7 +201,7 @@ def test_defaults_are_those_the_documentation_names(tmp_path: Path) -> None:
     assert (card.recipe.temperature, card.recipe.alpha, card.recipe.views) == (4.0, 0.9, 8)
     assert card.data.validation_fraction == 0.1
     assert card.teacher.attempts == 2
-    assert not card.data.download
+    assert isinstance(card.data, Data) and not card.data.download
 
 
 @pytest.mark.parametrize(

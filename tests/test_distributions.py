@@ -1,7 +1,7 @@
 """The distributions of the verdicts, against SciPy and against counting."""
 
 import pytest
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from edgekd.distributions import mcnemar, smallest_significant, student_t
 

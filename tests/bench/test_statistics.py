@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats as scipy_stats  # type: ignore[import-untyped]
+from scipy import stats as scipy_stats
 
 from edgekd.bench.statistics import (
     between,

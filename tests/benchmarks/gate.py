@@ -296,7 +296,7 @@ def sums(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def clopper_pearson(hits: int, total: int) -> list[float]:
-    from scipy.stats import binomtest  # type: ignore[import-untyped]
+    from scipy.stats import binomtest
 
     interval = binomtest(hits, total).proportion_ci(0.95, "exact")
     return [round(float(interval.low), 4), round(float(interval.high), 4)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from edgekd.bench.records import Record
 from edgekd.check.compare import compared_lines, steadiness

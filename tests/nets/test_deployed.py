@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgekd.card import load_card
+from edgekd.card import image_data, load_card
 from edgekd.nets.deployed import Deployed, Preprocess, count_macs, count_params
 
-COLOUR = load_card("cifar10").data
+COLOUR = image_data(load_card("cifar10"))
 
 
 def test_preprocessing_is_the_formula() -> None:
