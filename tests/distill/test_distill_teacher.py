@@ -1,4 +1,4 @@
-"""Training a teacher until it is good enough, and keeping its logits, one file a view."""
+"""Training a teacher until it is good enough, and finding those that are given."""
 
 import dataclasses
 import json
@@ -9,14 +9,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgekd.card import Card, load_card
+from edgekd.card import Card, Training, load_card
 from edgekd.card import Teacher as TeacherOfCard
-from edgekd.data.images import Split, in_memory
+from edgekd.data.examples import Examples
 from edgekd.data.sources import load_train_and_validation
-from edgekd.data.views import view
-from edgekd.distill.teacher import given_teacher, refuse_long_teaching, teach, teacher_logits, validation_accuracy
+from edgekd.data.tasks import examples_of
+from edgekd.distill.teacher import (
+    check_teacher,
+    given_teacher,
+    more_teachers,
+    refuse_long_teaching,
+    teach,
+    validation_accuracy,
+    with_own_teacher,
+)
 from edgekd.errors import BudgetError, InputError
-from edgekd.nets.deployed import Deployed
 from edgekd.nets.teachers import Teacher, make_teacher_net
 from edgekd.nets.weights import save_state
 
@@ -33,78 +40,46 @@ def small_card(epochs: int, attempts: int = 2) -> Card:
 
 
 @pytest.fixture(scope="module")
-def data() -> tuple[Split, Split]:
+def data() -> tuple[Examples, Examples]:
     train, validation = load_train_and_validation(DIGITS, None)
-    return train.subset(np.arange(300)), validation
+    return examples_of(DIGITS, train.subset(np.arange(300))), examples_of(DIGITS, validation)
 
 
 def epochs_of(history: Path) -> list[float]:
     return [entry["validation_accuracy"] for entry in json.loads(history.read_text())["epochs"]]
 
 
-class Counting(nn.Module):
-    """A network that counts the images it sees."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-        self.images = 0
+class Always(nn.Module):
+    """A teacher that sees nothing but threes."""
 
     def forward(self, images: Tensor) -> Tensor:
-        self.images += len(images)
-        logits: Tensor = self.net(images)
-        return logits
+        return nn.functional.one_hot(torch.full((len(images),), 3), 10).float()
 
 
-# --- logits ---
-
-
-def test_logits_are_computed_once_per_view_and_kept(data: tuple[Split, Split], tmp_path: Path) -> None:
-    card = small_card(1)
-    torch.manual_seed(0)
-    module = Counting(Deployed(make_teacher_net(card), card.data)).eval()
-    teacher = Teacher(module, tmp_path / "teacher.safetensors")
-    # 1,200 images: more than two of the pieces they are computed in.
-    images = np.random.default_rng(0).integers(0, 256, (1_200, 8, 8, 1), dtype=np.uint8)
-    split = in_memory(images, np.zeros(1_200, np.int64))
-    logits = teacher_logits(card, teacher, split, tmp_path / "logits")
-    assert module.images == 0
-
-    first = np.array(logits(0))
-    assert module.images == 1_200
-    assert first.dtype == np.float32
-    assert np.array_equal(logits(0), first)
-    assert np.array_equal(teacher_logits(card, teacher, split, tmp_path / "logits")(0), first)
-    assert module.images == 1_200
-
-    second = np.array(logits(1))
-    assert module.images == 2_400
-    assert sorted(path.name for path in (tmp_path / "logits").iterdir()) == ["view-000.npy", "view-001.npy"]
-
-    everything = np.arange(1_200)
-    for k, given in enumerate((first, second)):
-        seen = view(torch.from_numpy(images), everything, k, card.recipe.seed, card.augment)
-        with torch.no_grad():
-            expected = module.net(seen).numpy()
-        assert np.allclose(given, expected, atol=1e-5)
-    assert np.abs(first - second).max() > 1e-3
-
-
-def test_validation_accuracy_counts_by_hand(data: tuple[Split, Split], tmp_path: Path) -> None:
-    class Always(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return nn.functional.one_hot(torch.full((len(images),), 3), 10).float()
-
+def test_validation_accuracy_counts_by_hand(data: tuple[Examples, Examples], tmp_path: Path) -> None:
     labels = data[1].labels
     given = validation_accuracy(Teacher(Always(), tmp_path), data[1])
     assert given == pytest.approx((labels == 3).sum() / len(labels))
+
+
+def test_a_given_teacher_below_the_minimum(data: tuple[Examples, Examples]) -> None:
+    teacher = Teacher(Always(), Path("threes.safetensors"))
+    share = (data[1].labels == 3).sum() / len(data[1].labels)
+    check_teacher(teacher, data[1], None)
+    check_teacher(teacher, data[1], share)
+    with pytest.raises(BudgetError) as caught:
+        check_teacher(teacher, data[1], 0.97)
+    assert str(caught.value).startswith(
+        f"threes.safetensors: the teacher reaches {100 * share:.2f} % on validation data, "
+        "teacher_min_accuracy is 97.00 %; "
+    )
 
 
 # --- teaching ---
 
 
 @pytest.fixture(scope="module")
-def not_enough(data: tuple[Split, Split], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def not_enough(data: tuple[Examples, Examples], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder and the message of a teacher that never is good enough."""
     out = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
     with pytest.raises(BudgetError) as caught:
@@ -126,7 +101,7 @@ def test_below_the_minimum_it_trains_again_with_twice_the_epochs(not_enough: tup
 
 
 def test_the_second_attempt_may_be_good_enough(
-    not_enough: tuple[Path, str], data: tuple[Split, Split], tmp_path: Path
+    not_enough: tuple[Path, str], data: tuple[Examples, Examples], tmp_path: Path
 ) -> None:
     reached = [epochs_of(not_enough[0].parent / f"teacher-attempt-{n}" / "history.json")[-1] for n in (1, 2)]
     assert reached[0] < reached[1]
@@ -138,7 +113,7 @@ def test_the_second_attempt_may_be_good_enough(
     assert not (tmp_path / "teacher-attempt-2").exists()
 
 
-def test_a_finished_teacher_is_only_loaded(data: tuple[Split, Split], tmp_path: Path) -> None:
+def test_a_finished_teacher_is_only_loaded(data: tuple[Examples, Examples], tmp_path: Path) -> None:
     card, out = small_card(1), tmp_path / "teacher.safetensors"
     torch.manual_seed(7)
     net = make_teacher_net(card)
@@ -151,7 +126,7 @@ def test_a_finished_teacher_is_only_loaded(data: tuple[Split, Split], tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["teacher.safetensors"]
 
 
-def test_a_card_without_weights_and_without_training(data: tuple[Split, Split], tmp_path: Path) -> None:
+def test_a_card_without_weights_and_without_training(data: tuple[Examples, Examples], tmp_path: Path) -> None:
     card = dataclasses.replace(DIGITS, teacher=dataclasses.replace(DIGITS.teacher, training=None))
     for call in (lambda: teach(card, data, None, tmp_path / "t.safetensors"), lambda: refuse_long_teaching(card, 9)):
         with pytest.raises(InputError) as caught:
@@ -180,3 +155,44 @@ def test_a_given_file_wins_over_the_cards(tmp_path: Path) -> None:
         save_state(make_teacher_net(card), tmp_path / name, {})
     files = [given_teacher(card, file) for file in (None, tmp_path / "other.safetensors")]
     assert [teacher.file.name for teacher in files if teacher] == ["mine.safetensors", "other.safetensors"]
+
+
+# --- further teachers, and the student as its own ---
+
+
+def test_further_teachers_are_read_from_their_files(tmp_path: Path) -> None:
+    card = dataclasses.replace(small_card(1), file=str(tmp_path / "card.toml"))
+    shapes = [{"channels": [width], "hidden": 8} for width in (4, 6)]
+    further = [TeacherOfCard(family="convnet", shape=shape, weights=f"{n}.pt") for n, shape in enumerate(shapes)]
+    nets = []
+    for one in further:
+        nets.append(make_teacher_net(dataclasses.replace(card, teacher=one)))
+        torch.save(nets[-1].state_dict(), tmp_path / one.weights)
+    found = more_teachers(dataclasses.replace(card, more_teachers=tuple(further)))
+    assert [teacher.file for teacher in found] == [tmp_path / "0.pt", tmp_path / "1.pt"]
+    for teacher, net in zip(found, nets, strict=True):
+        assert teacher.net is not None
+        assert torch.equal(teacher.net.state_dict()["0.weight"], net.state_dict()["0.weight"])
+        assert not teacher.module.training
+    assert more_teachers(card) == []
+
+
+def test_a_further_teacher_without_a_file(tmp_path: Path) -> None:
+    further = TeacherOfCard(family="convnet", shape={"channels": [4], "hidden": 8})
+    card = dataclasses.replace(small_card(1), more_teachers=(further,))
+    with pytest.raises(InputError) as caught:
+        more_teachers(card)
+    assert str(caught.value) == f"{card.file}: more_teachers[0].weights: is missing; name its weights file"
+
+
+def test_the_student_as_its_own_teacher() -> None:
+    shape = {"channels": [4, 8], "hidden": 8}
+    card = dataclasses.replace(DIGITS, teacher=TeacherOfCard(family="self"))
+    own = with_own_teacher(card, shape).teacher
+    assert (own.family, own.shape) == ("convnet", shape)
+    # It learns alone as the student learns, unless the card says how.
+    assert own.training == Training(epochs=40, batch_size=64, learning_rate=0.05)
+    training = Training(epochs=3)
+    asked = dataclasses.replace(card, teacher=TeacherOfCard(family="self", training=training))
+    assert with_own_teacher(asked, shape).teacher.training == training
+    assert with_own_teacher(DIGITS, shape) is DIGITS
