@@ -13,6 +13,8 @@ from torch import Size, Tensor, nn
 
 from edgekd.card import Card, load_card
 from edgekd.data.examples import Examples
+from edgekd.data.images import in_memory
+from edgekd.data.tasks import examples_of
 from edgekd.distill.cache_files import cache_folder, list_entries
 from edgekd.distill.loop import Outputs
 from edgekd.distill.outputs import combined, shapes, teaching
@@ -184,6 +186,20 @@ def test_kept_outputs_are_computed_once(digits: Digits) -> None:
     fill([0], by=other)
     assert counted.images == count
     assert len(list_entries(cache_folder())) == 2
+
+
+def test_more_images_than_the_teacher_sees_at_once() -> None:
+    teacher, counted = teacher_of()
+    pixels = np.random.default_rng(0).integers(0, 256, (1_200, 8, 8, 1), dtype=np.uint8)
+    many = examples_of(DIGITS, in_memory(pixels, np.zeros(1_200, np.int64)))
+    everything = list(range(1_200))
+    with teaching(card_of(), [teacher], many, (), online=False) as outputs:
+        counted.images = 0
+        views = [ask(outputs, many, k, everything)["logits"].numpy() for k in (0, 1)]
+    assert counted.images == 2 * 1_200
+    for k, given in enumerate(views):
+        np.testing.assert_allclose(given, expected_of(teacher, many, k, everything)["logits"], atol=1e-5)
+    assert np.abs(views[0] - views[1]).max() > 1e-3
 
 
 def test_online_every_batch_is_computed(digits: Digits) -> None:
