@@ -158,7 +158,8 @@ def _logit_term(name: str, recipe: Recipe, class_weights: Tensor | None) -> Call
         mine, theirs = pair(seen)
         if recipe.sampling != "none":
             probabilities = (theirs / seen.temperature).softmax(dim=1)
-            generator = generator_for(recipe.seed, seen.step)
+            # The parts of a batch, here or in another process, are of one step and must not draw alike.
+            generator = generator_for(recipe.seed, (seen.step << 32) + int(seen.indices[0]))
             drawn = sample(probabilities, recipe.sampling, recipe.sampling_strength, generator)
             return losses.drawn_cross_entropy(mine, drawn, seen.temperature)
         return (losses.kd if name == "kd" else losses.soft_cross_entropy)(mine, theirs, seen.temperature)

@@ -300,8 +300,16 @@ def test_drawn_labels_are_those_of_seed_and_step(kind: str) -> None:
     found = [terms_of(recipe, step=step)["kd"] for step in (11, 11, 12)]
     assert found[0] == found[1] != found[2]
     assert terms_of(dataclasses.replace(recipe, seed=4), step=11)["kd"] != found[0]
-    drawn = sample((T / 2).softmax(dim=1), kind, 5.0, generator_for(3, 11)).numpy()
+    drawn = sample((T / 2).softmax(dim=1), kind, 5.0, generator_for(3, (11 << 32) + 7)).numpy()  # 7: the first index
     assert found[0] == pytest.approx(-4 * (drawn * np.log(softmax(STUDENT, 2.0))).sum(axis=1).mean(), rel=1e-9)
+
+
+def test_parts_of_a_batch_do_not_draw_alike() -> None:
+    recipe = recipe_of(losses={"kd": 1.0}, sampling="gamma")
+    objective = objective_of(recipe)
+    parts = [dataclasses.replace(seen_by(objective), indices=torch.tensor([first, 3])) for first in (7, 8)]
+    values = [objective.parts[0].terms(part)["kd"].item() for part in parts]
+    assert values[0] != values[1]
 
 
 def test_soft_cross_entropy_is_the_mean_of_what_is_drawn() -> None:
