@@ -18,7 +18,7 @@ from edgekd.data.examples import Examples
 from edgekd.data.sources import load_train_and_validation
 from edgekd.data.tasks import examples_of
 from edgekd.distill import student as module
-from edgekd.distill.loop import Job
+from edgekd.distill.loop import Job, train
 from edgekd.distill.student import How, check_recipe, copy_matching, distill_student, learn, training_summary
 from edgekd.distill.teacher import teach
 from edgekd.errors import ConfigError
@@ -82,7 +82,7 @@ def moved(before: dict[str, Tensor], net: nn.Module) -> list[bool]:
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Job, dict[str, Tensor]]]:
     """Each training's job, and what was learned beside the network as it was at first."""
-    seen, train = list[tuple[Job, dict[str, Tensor]]](), module.train
+    seen = list[tuple[Job, dict[str, Tensor]]]()
 
     def watched(net: nn.Module, job: Job) -> History:
         seen.append((job, state(job.objective.learned)))
@@ -166,8 +166,8 @@ def test_images_that_are_mixed(teacher: Teacher, tmp_path: Path) -> None:
         card_of(epochs=4, losses={"ce": 1.0, "kd": 0.2, "dkd": 0.1}, label_smoothing=0.1, class_weights="balanced"),
         augment=Augment(crop_padding=1, mixup=0.5, cutmix=1.0),
     )
-    train, validation = load_train_and_validation(card, None)
-    data = (examples_of(card, train.subset(np.arange(200))), examples_of(card, validation.subset(np.arange(60))))
+    images, validation = load_train_and_validation(card, None)
+    data = (examples_of(card, images.subset(np.arange(200))), examples_of(card, validation.subset(np.arange(60))))
     assert data[0].batch(np.arange(3), 0).targets.shape == (3, 10)
     history = learn(card, SHAPE, new_student(), [teacher], data, tmp_path / "scratch")
     for term in ("ce", "kd", "dkd"):
@@ -453,7 +453,6 @@ def test_an_attempt_that_was_cut_goes_on(
     """The first attempt is finished, the second is cut after its third epoch of four."""
     card, how = card_of(attempts=2), How(minimum=1.1)
     whole = distill_student(card, SHAPE, [teacher], digits, Run(tmp_path / "whole"), how)
-    train = module.train
 
     def cut(net: nn.Module, job: Job) -> History:
         def stop(history: History) -> bool:
