@@ -18,7 +18,8 @@ INDICES = torch.tensor([4, 17, 9])
 
 
 def feature_of(term: str, **values: Any) -> Feature:
-    return Feature(**{"term": term, "teacher": "deep", "student": "flat", "negatives": 6, "embedding": 5} | values)
+    given: dict[str, Any] = {"term": term, "teacher": "deep", "student": "flat", "negatives": 6, "embedding": 5}
+    return Feature(**given | values)
 
 
 def made(feature: Feature, mine: tuple[int, ...], theirs: tuple[int, ...], count: int = 20) -> FeatureTerm:
