@@ -163,15 +163,15 @@ def _wandb(folder: Path, name: str, recipe: Recipe, first: int) -> Iterator[Tell
     mode = os.environ.get("WANDB_MODE", "offline")
     if "WANDB_MODE" not in os.environ:
         say(f"{name}: wandb keeps this training in {folder / 'wandb'} (WANDB_MODE is not set); `wandb sync` sends it")
+    again = {"id": _run_id(folder, "wandb") if first else None, "resume": "allow"} if mode != "offline" else {}
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", "edgekd"),
         name=name,
         dir=str(folder),
         config=dict(recipe),
         mode=mode,
-        id=_run_id(folder, "wandb") if first and mode != "offline" else None,
-        resume="allow",
         settings=wandb.Settings(console="off", silent=True),
+        **again,
     )
     with run:
         _keep_run_id(folder, "wandb", run.id)
