@@ -14,14 +14,14 @@ bench MODELS... --data --help --json --memory-limit --parallel --profile --quick
 cache KEYS... --clear --help
 check MODELS... --allow-difference --allow-estimated --baseline --budget --data --gitlab-metrics --help --history \
 --init --json --junit --manifest --markdown --on-inconclusive --ratchet --records --target --timeout --tolerance -t
-distill CARD --budget --data --fresh --help --out --target --teacher -t
+distill CARD --budget --data --fresh --help --online --out --target --teacher --track -t
 doctor --help --install
 models NAME --help
 report RUNS... --csv --help --history --html --json --markdown --plots
 sweep CARD --alphas --data --epochs --help --no-pruning --out --seeds --shape --teacher --temperatures --trials \
 --weights
 targets NAME --help
-teach CARD --data --help --out
+teach CARD --data --help --out --track
 """
 
 
