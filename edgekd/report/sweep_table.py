@@ -110,7 +110,8 @@ def sweep_csv(trials: Sequence[Tried]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["trial", *names, "validation_accuracy", "epochs", "state", "seconds", "note"])
     for trial in trials:
-        values = [f"{trial.point[name]:g}" if name in trial.point else "" for name in names]
+        point = {name: int(value) if name == "seed" else value for name, value in trial.point.items()}
+        values = [point.get(name, "") for name in names]
         accuracy = "" if trial.accuracy is None else trial.accuracy
         writer.writerow([trial.number, *values, accuracy, trial.epochs, trial.state, trial.seconds, trial.note])
     return text.getvalue()
