@@ -2,7 +2,8 @@
 
 Whoever takes a trial holds a lock until it has told how it ended, and the system drops that lock with the process. So
 a trial that runs in the journal while nobody holds its lock was killed: it counts as failed, and is tried again with
-the same values, from its last checkpoint. (Optuna knows dead trials by a heartbeat, which its journal has not.)
+the same values, from its last checkpoint. (Optuna knows dead trials by a heartbeat, which its journal has not.) Only
+where this leads nowhere is it given up: it was killed several times in one epoch, and nobody had interrupted it.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Plan", "checkpoint_folder", "open_study", "take", "tried"]
 
 MOST_TRIES = 3
-"""A trial that ends its process so often (too little memory, perhaps) is not tried again."""
+"""A trial that ends its process so often in the same epoch (too little memory, perhaps) is not tried again."""
 
 # The sweep's conditions, kept in the journal:
 # 1 - card, shape, epochs, axes, pruning, digests of data and teacher
@@ -91,14 +92,25 @@ def _cut_half_line(journal: Path) -> None:
 
 @contextlib.contextmanager
 def take(study: "Study", folder: Path, plan: Plan) -> "Iterator[Trial | None]":
-    """The next trial, held until the block ends; None when all are trained or others are at the last ones."""
+    """The next trial, held until the block ends; None when all are trained or others are at the last ones.
+
+    One that is interrupted is tried again by whoever comes next, however often.
+    """
+    from optuna.exceptions import UpdateFinishedTrialError
+
     with contextlib.ExitStack() as stack:
         with locked(folder / "study.lock"):
             _give_back_killed(study, folder)
             trial = _ask(study, plan)
             if trial is not None:
                 stack.enter_context(locked(_lock_of(folder, trial.number)))
-        yield trial
+        try:
+            yield trial
+        except KeyboardInterrupt:
+            if trial is not None:
+                with contextlib.suppress(UpdateFinishedTrialError):  # it had just been told
+                    trial.set_user_attr("interrupted", True)
+            raise
         if trial is not None:
             _lock_of(folder, trial.number).unlink()
 
@@ -121,8 +133,8 @@ def _row(trial: "FrozenTrial") -> Tried:
     values, attributes = trial.intermediate_values, trial.user_attrs
     last = values[max(values)] if values else None
     state, note = trial.state.name.lower(), attributes.get("failed", "")
-    if state == "fail" and not note and attributes.get("tries", 1) >= MOST_TRIES:
-        note = f"its process was killed {MOST_TRIES} times"
+    if state == "fail" and not note and _tries(trial) >= MOST_TRIES:
+        note = f"its process was killed {MOST_TRIES} times in epoch {_reached(trial) + 1}"
     if state == "fail":
         state = "failed" if note else "killed"
     return Tried(
@@ -136,6 +148,19 @@ def _row(trial: "FrozenTrial") -> Tried:
     )
 
 
+def _tries(trial: "FrozenTrial") -> int:
+    """How often a trial that was killed has been tried in vain: without one more epoch since the try before it."""
+    before = trial.user_attrs.get("tries", 0)
+    if trial.user_attrs.get("interrupted"):
+        return before
+    return 0 if _reached(trial) > trial.user_attrs.get("reached", 0) else before + 1
+
+
+def _reached(trial: "FrozenTrial") -> int:
+    """Epochs that are trained, in this try or before it."""
+    return max(trial.intermediate_values, default=trial.user_attrs.get("reached", 0))
+
+
 def _give_back_killed(study: "Study", folder: Path) -> None:
     """Fail the trials of dead processes and queue them again; the study's lock is held."""
     from optuna.trial import TrialState
@@ -143,11 +168,11 @@ def _give_back_killed(study: "Study", folder: Path) -> None:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if held(_lock_of(folder, trial.number)):
             continue
-        row, tries = _row(trial), trial.user_attrs.get("tries", 1)
+        point, first = _row(trial).point, trial.user_attrs.get("first", trial.number)
         study.tell(trial.number, state=TrialState.FAIL)
-        if tries < MOST_TRIES:
-            first = trial.user_attrs.get("first", trial.number)
-            study.enqueue_trial(row.point, user_attrs={"point": row.point, "first": first, "tries": tries + 1})
+        if (tries := _tries(trial)) < MOST_TRIES:
+            carried = {"point": point, "first": first, "tries": tries, "reached": _reached(trial)}
+            study.enqueue_trial(point, user_attrs=carried)
         _lock_of(folder, trial.number).unlink(missing_ok=True)
 
 

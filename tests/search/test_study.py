@@ -35,14 +35,18 @@ def run(folder: Path, wanted: Plan, most: int = 100) -> list[dict[str, float]]:
     return points
 
 
-def die(folder: Path, wanted: Plan) -> dict[str, float]:
-    """Take a trial, train four epochs, and end without telling; returns its values."""
+def die(
+    folder: Path, wanted: Plan, epochs: int = 4, how: type[BaseException] = MemoryError, told: bool = False
+) -> dict[str, float]:
+    """Take a trial, train so many epochs, and end, mostly without telling; returns its values."""
     study = open_study(folder, wanted, {})
-    with pytest.raises(MemoryError), take(study, folder, wanted) as trial:
+    with pytest.raises(how), take(study, folder, wanted) as trial:
         assert trial is not None
-        for epoch in range(1, 5):
+        for epoch in range(1, epochs + 1):
             trial.report(0.4, epoch)
-        raise MemoryError
+        if told:
+            study.tell(trial, 0.4)
+        raise how
     assert trial is not None
     return dict(trial.params)
 
@@ -127,15 +131,40 @@ def test_a_listed_value_outlives_a_process_killed_while_it_asked(tmp_path: Path)
     assert sorted(point["temperature"] for point in run(tmp_path, wanted)) == [1.0, 2.0, 4.0, 8.0]
 
 
-def test_a_trial_that_kills_three_processes_is_given_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("epochs", [0, 4])
+def test_a_trial_that_kills_three_processes_in_one_epoch_is_given_up(tmp_path: Path, epochs: int) -> None:
     wanted = plan(trials=2)
-    deaths = [die(tmp_path, wanted) for _ in range(3)]
-    assert deaths[0] == deaths[1] == deaths[2]
+    come_so_far = [die(tmp_path, wanted, epochs)] if epochs else []  # what got it there is no try in vain
+    deaths = come_so_far + [die(tmp_path, wanted, epochs) for _ in range(3)]
+    assert all(death == deaths[0] for death in deaths)
     (other,) = run(tmp_path, wanted)
     assert other != deaths[0]
     rows = tried(open_study(tmp_path, wanted, {}))
-    assert [row.state for row in rows] == ["killed", "killed", "failed", "complete"]
-    assert rows[2].note == "its process was killed 3 times"
+    assert [row.state for row in rows] == ["killed"] * (len(deaths) - 1) + ["failed", "complete"]
+    assert rows[-2].note == f"its process was killed 3 times in epoch {epochs + 1}"
+
+
+@pytest.mark.parametrize("epochs", [0, 4])
+def test_a_trial_may_be_interrupted_as_often_as_one_likes(tmp_path: Path, epochs: int) -> None:
+    wanted = plan(trials=1)
+    die(tmp_path, wanted, epochs)
+    points = [die(tmp_path, wanted, epochs, KeyboardInterrupt) for _ in range(5)]
+    assert run(tmp_path, wanted) == points[:1]
+    assert states(tmp_path, wanted) == ["killed"] * 6 + ["complete"]
+
+
+def test_a_trial_that_is_killed_in_ever_later_epochs_goes_on(tmp_path: Path) -> None:
+    wanted = plan(trials=1)
+    points = [die(tmp_path, wanted, epochs) for epochs in (0, 0, 1, 1, 1, 2, 3, 4, 5)]
+    assert run(tmp_path, wanted) == points[:1]
+    assert states(tmp_path, wanted) == ["killed"] * 9 + ["complete"]
+
+
+def test_an_interrupt_after_a_trial_is_told_changes_nothing(tmp_path: Path) -> None:
+    wanted = plan(trials=2)
+    die(tmp_path, wanted, how=KeyboardInterrupt, told=True)
+    assert len(run(tmp_path, wanted)) == 1
+    assert states(tmp_path, wanted) == ["complete", "complete"]
 
 
 def test_a_living_process_keeps_its_trial(tmp_path: Path) -> None:
