@@ -6,13 +6,16 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-__all__ = ["Augment", "Feature", "Recipe", "Stage", "Training"]
+__all__ = ["TEMPERED", "Augment", "Feature", "Recipe", "Stage", "Training"]
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Term = Literal["ce", "kd", "soft_ce", "mse", "dkd", "dist", "mutual"]
+TEMPERED: frozenset[Term] = frozenset({"kd", "soft_ce", "dkd", "dist"})
+"""Terms of softmaxes at the temperature, with the factor T²."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -35,8 +38,14 @@ class Augment:
     With `mixup` as well, half of the images get each."""
     word_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of sentences: share of the tokens that become `[UNK]`."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Of the views' draws; apart from the training's: trainings with other seeds share the teacher's outputs."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Augment":
+        if self.policy != "rand" and (self.rand_operations, self.rand_magnitude) != (2, 9):
+            raise ValueError('rand_operations, rand_magnitude: have no effect without policy = "rand"')
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -68,7 +77,13 @@ class Training:
     """torch.compile of the network: minutes at first, and faster steps on most GPUs."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """Arithmetic of the forward pass; `auto` is bf16 where this machine has it in hardware."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> "Training":
+        if self.schedule != "one-cycle" and self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs: should be at most the {self.epochs} epochs, got {self.warmup_epochs:g}")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -132,7 +147,7 @@ class Recipe(Training):
     temperature_max: Positive = 20.0
     sampling: Literal["none", "gaussian", "gamma", "poisson", "points"] = "none"
     """Soft labels drawn anew at every step, with the teacher's softmax as their mean."""
-    sampling_strength: Positive = 10.0
+    sampling_strength: Annotated[float, Field(gt=0, le=10_000)] = 10.0
     """The draws' concentration k, rate n or number of points; of `gaussian`, the deviation is 1 / this."""
     alpha: Fraction = 0.9
     losses: dict[Term, Positive] = field(default_factory=dict)
@@ -168,6 +183,14 @@ class Recipe(Training):
         if self.stages and sum(stage.epochs for stage in self.stages) != self.epochs:
             total = sum(stage.epochs for stage in self.stages)
             raise ValueError(f"epochs: should be the stages' sum, {total}, got {self.epochs}")
+        if self.losses and self.alpha != Recipe.alpha:
+            raise ValueError("alpha: has no effect beside losses, which have weights of their own; drop one")
+        if self.peers > 1 and not any("mutual" in part.losses for part in self.parts()):
+            raise ValueError("peers: has no effect without the term mutual in losses")
+        if self.teacher_weights and self.combine == "confidence":
+            raise ValueError('teacher_weights: have no effect with combine = "confidence"; drop one')
+        if (shortest := min(part.epochs for part in self.parts())) < self.warmup_epochs and self.stages:
+            raise ValueError(f"warmup_epochs: should be at most the {shortest} epochs of the shortest stage")
         if not self.temperature_min < self.temperature_max:
             raise ValueError("temperature_min: should be below temperature_max")
         if self.sampling != "none":

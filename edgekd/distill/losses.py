@@ -8,7 +8,8 @@ __all__ = [
     "cross_entropy",
     "dist",
     "dkd",
-    "drawn_cross_entropy",
+    "draw_noise",
+    "fixed",
     "kd",
     "mse",
     "mutual",
@@ -20,15 +21,12 @@ __all__ = [
 def cross_entropy(
     logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None
 ) -> Tensor:
-    """CE(targets, softmax(logits)), each example times the weight of its class; the mean over the batch.
+    """−Σ_c w_c t_c log softmax(logits)_c, the mean over the batch, for the (smoothed) targets t and class weights w.
 
     Logits (B, C), targets (B,) or each class's share (B, C), class_weights (C,). The sum is divided by the number of
-    examples, not by that of their weights, so that the parts of a batch add up to the whole.
+    examples, not by that of their weights as torch has it, so that the parts of a batch add up to the whole.
     """
-    losses = F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none")
-    if class_weights is not None:
-        losses = losses * (class_weights[targets] if targets.dim() == 1 else targets @ class_weights)
-    return losses.mean()
+    return F.cross_entropy(logits, targets, class_weights, label_smoothing=label_smoothing, reduction="none").mean()
 
 
 def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor) -> Tensor:
@@ -43,20 +41,31 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tens
 
 
 def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor) -> Tensor:
-    """T² CE(softmax(teacher / T), softmax(student / T)): `kd` plus the teacher's entropy, which no gradient sees.
+    """T² CE(softmax(teacher / T), softmax(student / T)): `kd` plus T² times the teacher's entropy.
 
-    Both logits (B, C) (Hinton et al. 2015, section 2).
+    Both logits (B, C) (Hinton et al. 2015, section 2). No gradient sees the entropy, not that of a learned T either:
+    it would move T by what the student has no part in.
     """
-    teacher = F.softmax(teacher_logits / temperature, dim=1)
-    return F.cross_entropy(student_logits / temperature, teacher) * temperature**2
+    log_teacher = F.log_softmax(teacher_logits.detach() / fixed(temperature), dim=1)
+    entropy = -(log_teacher.exp() * log_teacher).sum(dim=1).mean() * fixed(temperature) ** 2
+    return kd(student_logits, teacher_logits, temperature) + entropy
 
 
-def drawn_cross_entropy(student_logits: Tensor, labels: Tensor, temperature: float | Tensor) -> Tensor:
-    """T² CE(labels, softmax(student / T)): soft labels (B, C) that were drawn around the teacher's softmax at T.
+def draw_noise(student_logits: Tensor, p: Tensor, drawn: Tensor, temperature: float | Tensor) -> Tensor:
+    """T² (CE(drawn, softmax(student / T)) − CE(p, softmax(student / T))): what soft labels (B, C) that were drawn
+    around p add to a soft term.
 
-    It is linear in the labels, so that its mean over the draws, and that of its gradient, is `soft_cross_entropy`'s.
+    Linear in `drawn`, so that where its mean is p, the mean of this and of its gradient by the student is zero. A
+    learned T gets no gradient from it.
     """
-    return -(labels * F.log_softmax(student_logits / temperature, dim=1)).sum(dim=1).mean() * temperature**2
+    temperature = fixed(temperature)
+    log_student = F.log_softmax(student_logits / temperature, dim=1)
+    return ((p.detach() - drawn) * log_student).sum(dim=1).mean() * temperature**2
+
+
+def fixed(temperature: float | Tensor) -> float | Tensor:
+    """The temperature without its gradient."""
+    return temperature.detach() if isinstance(temperature, Tensor) else temperature
 
 
 def mutual(logits: Tensor, others: list[Tensor]) -> Tensor:

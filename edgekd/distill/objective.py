@@ -156,13 +156,14 @@ def _logit_term(name: str, recipe: Recipe, class_weights: Tensor | None) -> Call
 
     def soft(seen: Seen) -> Tensor:
         mine, theirs = pair(seen)
-        if recipe.sampling != "none":
-            probabilities = (theirs / seen.temperature).softmax(dim=1)
-            # The parts of a batch, here or in another process, are of one step and must not draw alike.
-            generator = generator_for(recipe.seed, (seen.step << 32) + int(seen.indices[0]))
-            drawn = sample(probabilities, recipe.sampling, recipe.sampling_strength, generator)
-            return losses.drawn_cross_entropy(mine, drawn, seen.temperature)
-        return (losses.kd if name == "kd" else losses.soft_cross_entropy)(mine, theirs, seen.temperature)
+        exact = (losses.kd if name == "kd" else losses.soft_cross_entropy)(mine, theirs, seen.temperature)
+        if recipe.sampling == "none":
+            return exact
+        p = (theirs / losses.fixed(seen.temperature)).softmax(dim=1)
+        # The parts of a batch, here or in another process, are of one step and must not draw alike.
+        generator = generator_for(recipe.seed, (seen.step << 32) + int(seen.indices[0]))
+        drawn = sample(p, recipe.sampling, recipe.sampling_strength, generator)
+        return exact + losses.draw_noise(mine, p, drawn, seen.temperature)
 
     def dkd(seen: Seen) -> Tensor:
         labels = seen.targets if seen.targets.dim() == 1 else seen.targets.argmax(dim=1)  # a mix: its larger part

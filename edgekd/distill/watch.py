@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from edgekd.distill.distributed import summed
 from edgekd.errors import BudgetError
+from edgekd.recipe import TEMPERED
 
 __all__ = ["Watch", "check_epoch"]
 
@@ -63,18 +64,25 @@ def check_epoch(
     name: str, checkpoint: Path, module: nn.Module, before: list[dict[str, Any]], entry: dict[str, Any]
 ) -> None:
     """Raise BudgetError if a weight is not finite after this epoch, or the loss is ten times that of the first epoch
-    with the same terms (`before`)."""
+    with the same terms (`before`). Where the temperature has moved, terms that have a factor T² do not count."""
     epoch, rate = entry["epoch"] - 1, entry["learning_rate"]
     for weight, value in module.named_parameters():
         if not bool(torch.isfinite(value).all()):
             raise _stopped(
                 name, f"the weights {weight} are not finite after epoch {epoch + 1}", checkpoint, epoch, rate
             )
-    if before and 0 < before[0]["loss"] * DIVERGED < entry["loss"]:
+    if not before:
+        return
+    moved = before[0]["temperature"] != entry["temperature"]
+    was, now = (
+        {term: value for term, value in one["terms"].items() if not (moved and term in TEMPERED)}
+        for one in (before[0], entry)
+    )
+    if 0 < sum(was.values()) * DIVERGED < sum(now.values()):
         raise _stopped(
             name,
-            f"the loss was {before[0]['loss']:.4g} in epoch {before[0]['epoch']} and is {entry['loss']:.4g} in epoch "
-            f"{epoch + 1}: it diverges, most in {_worst(before[0]['terms'], entry['terms'])}",
+            f"the loss was {sum(was.values()):.4g} in epoch {before[0]['epoch']} and is {sum(now.values()):.4g} in "
+            f"epoch {epoch + 1}: it diverges, most in {_worst(was, now)}",
             checkpoint,
             epoch,
             rate,
@@ -88,6 +96,6 @@ def _worst(before: dict[str, float], now: dict[str, float]) -> str:
 def _stopped(name: str, what: str, checkpoint: Path, epoch: int, rate: float) -> BudgetError:
     kept = f"; the last good checkpoint is {checkpoint}, after epoch {epoch}" if epoch else ""
     return BudgetError(
-        f"{name}: {what}; lower the learning rate (now {rate:g}), raise warmup_epochs or set clip_norm, then use "
-        f"--fresh{kept}"
+        f"{name}: {what}; lower the learning rate (now {rate:g}), raise warmup_epochs or set clip_norm, and "
+        f"train anew{kept}"
     )

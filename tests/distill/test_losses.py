@@ -13,7 +13,7 @@ from edgekd.distill.losses import (
     cross_entropy,
     dist,
     dkd,
-    drawn_cross_entropy,
+    draw_noise,
     kd,
     mse,
     mutual,
@@ -127,10 +127,10 @@ def test_weights_of_classes() -> None:
     assert given == pytest.approx((2.0 * each[0] + 3.0 * each[1]) / 2, rel=1e-12)
     # torch's own mean is over the weights instead; with the sum both say the same.
     assert 2 * given == pytest.approx(F.cross_entropy(S, LABELS, weights, reduction="sum").item(), rel=1e-12)
-    # Of a mix, each class counts its share.
+    # A mix is the mix of its images' weighted cross-entropies.
     shares = torch.tensor([[0.75, 0.0, 0.25], [0.0, 1.0, 0.0]], dtype=torch.float64)
-    whole = 0.75 * ce_by_hand(STUDENT[:1], [0], 0.0) + 0.25 * ce_by_hand(STUDENT[:1], [2], 0.0)
-    expected = ((0.75 * 0.5 + 0.25 * 2.0) * whole + 3.0 * each[1]) / 2
+    first = 0.75 * 0.5 * ce_by_hand(STUDENT[:1], [0], 0.0) + 0.25 * 2.0 * ce_by_hand(STUDENT[:1], [2], 0.0)
+    expected = (first + 3.0 * each[1]) / 2
     assert cross_entropy(S, shares, 0.0, weights).item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -217,8 +217,6 @@ def test_equal_logits_cost_nothing() -> None:
 
 SOFT: dict[str, Callable[[Tensor, Tensor | float], Tensor]] = {
     "kd": lambda student, t: kd(student, T, t),
-    "soft_ce": lambda student, t: soft_cross_entropy(student, T, t),
-    "drawn": lambda student, t: drawn_cross_entropy(student, F.softmax(T, dim=1), t),
     "dkd": lambda student, t: dkd(student, T, LABELS, t, 0.5, 3.0),
     "dist": lambda student, t: dist(student, T, t, 1.5, 0.5),
     "standardized kd": lambda student, t: kd(standardized(student), standardized(T), t),
@@ -232,13 +230,29 @@ def test_gradients_by_finite_differences(name: str) -> None:
     assert torch.autograd.gradcheck(SOFT[name], (S.clone().requires_grad_(), temperature), atol=1e-6)
 
 
-def test_drawn_labels_by_hand() -> None:
+def test_soft_cross_entropy_has_the_gradients_of_kd() -> None:
+    # That of a learned temperature, too: the teacher's entropy would move it whatever the student does.
+    found = []
+    for term in (kd, soft_cross_entropy):
+        student, t = S.clone().requires_grad_(), torch.tensor(2.5, dtype=torch.float64, requires_grad=True)
+        found.append(torch.autograd.grad(term(student, T, t), (student, t)))
+    for mine, theirs in zip(*found, strict=True):
+        assert mine.numpy() == pytest.approx(theirs.numpy(), rel=1e-12)
+
+
+def test_noise_of_drawn_labels_by_hand() -> None:
     labels = np.array([[0.2, 0.8, 0.0], [0.0, 0.5, 0.5]])
-    expected = -9 * (labels * np.log(softmax(STUDENT, 3.0))).sum(axis=1).mean()
-    given = drawn_cross_entropy(S, torch.from_numpy(labels), 3.0).item()
-    assert given == pytest.approx(expected, rel=1e-12)
-    own = torch.from_numpy(softmax(TEACHER, 3.0))
-    assert drawn_cross_entropy(S, own, 3.0).item() == pytest.approx(soft_cross_entropy(S, T, 3.0).item(), rel=1e-12)
+    p, q = softmax(TEACHER, 3.0), softmax(STUDENT, 3.0)
+    t = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    student = S.clone().requires_grad_()
+    given = draw_noise(student, torch.from_numpy(p), torch.from_numpy(labels), t)
+    assert given.item() == pytest.approx(9 * ((p - labels) * np.log(q)).sum(axis=1).mean(), rel=1e-12)
+    assert draw_noise(S, torch.from_numpy(p), torch.from_numpy(p), 3.0).item() == 0
+    given.backward()
+    assert t.grad is None
+    assert student.grad is not None
+    # With the exact term's 3 (q − p) / 2 it makes that of a cross-entropy with what was drawn.
+    assert student.grad.numpy() == pytest.approx(3 * (p - labels) / 2, abs=1e-12)
 
 
 def test_mutual_is_the_mean_divergence_from_the_others() -> None:

@@ -301,7 +301,9 @@ def test_drawn_labels_are_those_of_seed_and_step(kind: str) -> None:
     assert found[0] == found[1] != found[2]
     assert terms_of(dataclasses.replace(recipe, seed=4), step=11)["kd"] != found[0]
     drawn = sample((T / 2).softmax(dim=1), kind, 5.0, generator_for(3, (11 << 32) + 7)).numpy()  # 7: the first index
-    assert found[0] == pytest.approx(-4 * (drawn * np.log(softmax(STUDENT, 2.0))).sum(axis=1).mean(), rel=1e-9)
+    p = softmax(TEACHER, 2.0)
+    expected = 4 * ((p * np.log(p)).sum(axis=1) - (drawn * np.log(softmax(STUDENT, 2.0))).sum(axis=1)).mean()
+    assert found[0] == pytest.approx(expected, rel=1e-9)
 
 
 def test_parts_of_a_batch_do_not_draw_alike() -> None:

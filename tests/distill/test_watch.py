@@ -12,7 +12,7 @@ from edgekd.distill.watch import PATIENCE, Watch, check_epoch
 from edgekd.errors import BudgetError
 
 CHECKPOINT = Path("scratch/checkpoint.pt")
-ADVICE = "; lower the learning rate (now 0.05), raise warmup_epochs or set clip_norm, then use --fresh"
+ADVICE = "; lower the learning rate (now 0.05), raise warmup_epochs or set clip_norm, and train anew"
 
 
 def watch(epoch: int = 0) -> Watch:
@@ -67,8 +67,9 @@ def test_it_does_not_wait_for_the_end_of_the_epoch() -> None:
         found.add(PATIENCE - 1, terms(ce=1.0), 1.0)
 
 
-def entry(epoch: int, **found: float) -> dict[str, Any]:
-    return {"epoch": epoch, "loss": sum(found.values()), "terms": found, "learning_rate": 0.05}
+def entry(epoch: int, temperature: float = 4.0, **found: float) -> dict[str, Any]:
+    loss = sum(found.values())
+    return {"epoch": epoch, "loss": loss, "terms": found, "learning_rate": 0.05, "temperature": temperature}
 
 
 def test_weights_that_are_not_finite() -> None:
@@ -91,6 +92,13 @@ def test_a_loss_that_grows_tenfold() -> None:
         "student: the loss was 2 in epoch 4 and is 20.1 in epoch 6: it diverges, most in kd" + ADVICE + "; "
         "the last good checkpoint is scratch/checkpoint.pt, after epoch 5"
     )
+
+
+def test_a_temperature_that_rises_is_no_divergence() -> None:
+    net, before = nn.Linear(1, 1), [entry(1, temperature=1.0, ce=1.0, soft_ce=1.0)]
+    check_epoch("student", CHECKPOINT, net, before, entry(2, temperature=20.0, ce=1.0, soft_ce=400.0))
+    with pytest.raises(BudgetError, match="the loss was 1 in epoch 1 and is 11 in epoch 2: it diverges, most in ce"):
+        check_epoch("student", CHECKPOINT, net, before, entry(2, temperature=20.0, ce=11.0, soft_ce=400.0))
 
 
 def test_a_loss_below_zero_has_no_tenfold() -> None:
