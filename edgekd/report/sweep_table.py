@@ -82,7 +82,7 @@ def recipe_lines(point: Mapping[str, float], losses: Mapping[str, float]) -> lis
 
 def sweep_markdown(trials: Sequence[Tried], losses: Mapping[str, float], title: str, images: int, picture: str) -> str:
     """The whole sweep for reading; `losses` as for `recipe_lines`, `images` are those of the validation data."""
-    lines = [f"# {title}", "", f"![validation accuracy against temperature]({picture})", ""]
+    lines = [f"# {title}", "", f"![validation accuracy of the trials]({picture})", ""]
     best = best_of(trials)
     if best is not None:
         point, accuracy, seeds = best

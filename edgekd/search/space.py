@@ -14,13 +14,19 @@ __all__ = ["Axis", "grid", "make_space", "recipe_at"]
 SOFT = ("kd", "soft_ce", "mse", "dkd", "dist", "mutual")
 """The terms in `losses` whose weights are tried; that of `ce` stays, as only their ratio matters much."""
 
+WARM = {"kd", "soft_ce", "dkd", "dist"}
+"""The terms that a temperature changes."""
+
+TEMPERATURES = (0.1, 20.0)
+"""The range that is tried where none is given."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
     """One thing that is tried."""
 
     name: str
-    """`temperature`, `alpha`, `seed`, or `weight TERM`."""
+    """`temperature` (where a term uses it), `alpha`, `seed`, or `weight TERM`."""
     low: float
     high: float
     log: bool = False
@@ -33,11 +39,13 @@ def make_space(recipe: Recipe, temperatures: str, alphas: str, weights: str, see
     """The axes for a recipe: its temperature, its `alpha` or the weight of each soft term in its `losses`, and as many
     seeds from its own upwards.
 
-    Each text is a range `LOW:HIGH` or values `A,B,…`; an empty one stands for the default, 0.1:20 for the temperature,
-    0:1 for `alpha` and 0.1:10 for weights. Terms of stages keep the weights they have. Raises ConfigError for a text
-    that is neither, values outside what the recipe allows, and weights of the other kind than the recipe's.
+    Each text is a range `LOW:HIGH` or values `A,B,…`; an empty one stands for the default, 0.1:20 for the temperature
+    (what of it lies between the recipe's bounds, where it learns its temperature), 0:1 for `alpha` and 0.1:10 for
+    weights. Terms of stages keep the weights they have, and where no term uses the temperature, it has no axis. Raises
+    ConfigError for a text that is neither, values outside what the recipe allows, temperatures that no term uses,
+    weights of the other kind than the recipe's, and where nothing is left to try.
     """
-    axes = [_axis("temperature", "--temperatures", temperatures or "0.1:20", _positive, log=True)]
+    axes = _temperature(recipe, temperatures)
     soft = [name for name in recipe.losses if name in SOFT]
     if recipe.stages:
         _refuse(alphas or weights, "the card's stages name their terms, whose weights are not tried")
@@ -50,6 +58,8 @@ def make_space(recipe: Recipe, temperatures: str, alphas: str, weights: str, see
     if seeds > 1:
         listed = tuple(float(recipe.seed + number) for number in range(seeds))
         axes.append(Axis(name="seed", low=listed[0], high=listed[-1], values=listed))
+    if not axes:
+        raise ConfigError("the card's recipe has no temperature and no weight to try; give --seeds, 2 or more")
     return tuple(axes)
 
 
@@ -69,11 +79,34 @@ def recipe_at(recipe: Recipe, point: dict[str, float], epochs: int) -> Recipe:
         recipe,
         epochs=epochs,
         attempts=1,
-        temperature=point["temperature"],
+        temperature=point.get("temperature", recipe.temperature),
         alpha=point.get("alpha", recipe.alpha),
         losses=weights,
         seed=int(point.get("seed", recipe.seed)),
     )
+
+
+def _temperature(recipe: Recipe, text: str) -> list[Axis]:
+    """The axis, within the recipe's bounds if it has some; none where no term uses the temperature."""
+    terms = {str(name) for stage in recipe.stages for name in stage.losses} or {str(name) for name in recipe.losses}
+    # Without stages and losses the recipe has alpha, and kd with it.
+    if (recipe.stages or recipe.losses) and not terms & WARM:
+        _refuse(text, f"--temperatures: got {text!r}; no term of the card's recipe uses a temperature; leave it out")
+        return []
+    axis = Axis(name="temperature", low=TEMPERATURES[0], high=TEMPERATURES[1], log=True)
+    if text:
+        axis = _axis("temperature", "--temperatures", text, _positive, log=True)
+    if recipe.temperature_schedule not in ("learned", "adversarial"):
+        return [axis]
+    low, high = max(axis.low, recipe.temperature_min), min(axis.high, recipe.temperature_max)
+    if text and (low, high) != (axis.low, axis.high):
+        raise ConfigError(
+            f'--temperatures: got {text!r}; with temperature_schedule = "{recipe.temperature_schedule}" it should '
+            f"lie from temperature_min to temperature_max, {recipe.temperature_min:g}:{recipe.temperature_max:g}"
+        )
+    if not low < high:  # the bounds lie outside the default
+        low, high = recipe.temperature_min, recipe.temperature_max
+    return [dataclasses.replace(axis, low=low, high=high)]
 
 
 def _positive(value: float) -> str:

@@ -96,8 +96,6 @@ def take(study: "Study", folder: Path, plan: Plan) -> "Iterator[Trial | None]":
 
     One that is interrupted is tried again by whoever comes next, however often.
     """
-    from optuna.exceptions import UpdateFinishedTrialError
-
     with contextlib.ExitStack() as stack:
         with locked(folder / "study.lock"):
             _give_back_killed(study, folder)
@@ -108,7 +106,7 @@ def take(study: "Study", folder: Path, plan: Plan) -> "Iterator[Trial | None]":
             yield trial
         except KeyboardInterrupt:
             if trial is not None:
-                with contextlib.suppress(UpdateFinishedTrialError):  # it had just been told
+                with contextlib.suppress(RuntimeError):  # it had just been told
                     trial.set_user_attr("interrupted", True)
             raise
         if trial is not None:

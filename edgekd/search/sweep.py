@@ -56,8 +56,8 @@ def sweep(subject: Subject, plan: Plan, folder: Path) -> list[Tried]:
             if trial is None:
                 break
             _train(subject, plan, study, trial, folder)
-        _write(subject, study, folder)
-    _write(subject, study, folder)
+        _write(subject, plan, study, folder)
+    _write(subject, plan, study, folder)
     return tried(study)
 
 
@@ -127,13 +127,13 @@ def _train(subject: Subject, plan: Plan, study: "Study", trial: "Trial", folder:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write(subject: Subject, study: "Study", folder: Path) -> None:
+def _write(subject: Subject, plan: Plan, study: "Study", folder: Path) -> None:
     with locked(folder / "study.lock"):
         trials, images = tried(study), len(subject.data[1])
         title = f"Sweep of {subject.card.name}"
-        weights = [name for name in dict.fromkeys(key for one in trials for key in one.point)]
-        colour_by = next((name for name in weights if name == "alpha" or name.startswith("weight ")), "")
-        plot_sweep(trials, colour_by, images, title, folder / "sweep.png")
+        along, *others = (axis.name for axis in plan.space)  # the first is the temperature, where a term uses it
+        colour_by = next((name for name in others if name != "seed"), "")
+        plot_sweep(trials, colour_by, images, title, folder / "sweep.png", along)
         losses = {str(name): weight for name, weight in subject.card.recipe.losses.items()}
         for name, text in {
             "trials.csv": sweep_csv(trials),

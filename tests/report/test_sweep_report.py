@@ -77,7 +77,7 @@ def test_recipe_lines_are_what_a_card_says() -> None:
 
 def test_markdown_tells_how_sure_the_best_is() -> None:
     text = sweep_markdown(RANGES, {}, "Sweep of digits", 475, "sweep.png")
-    assert text.startswith("# Sweep of digits\n\n![validation accuracy against temperature](sweep.png)\n")
+    assert text.startswith("# Sweep of digits\n\n![validation accuracy of the trials](sweep.png)\n")
     # √(0.95 × 0.05 / 475) = 0.01
     assert "Best: 95.00 % of 475 validation images. One such figure has a standard error of 1.00 points" in text
     assert "```toml\ntemperature = 4\nalpha = 0.75\n```" in text
@@ -85,7 +85,9 @@ def test_markdown_tells_how_sure_the_best_is() -> None:
     assert "(mean of 2 seeds)" in sweep_markdown(SEEDS, {}, "Sweep", 475, "sweep.png")
 
 
-def drawn(monkeypatch: pytest.MonkeyPatch, trials: list[Tried], colour_by: str, path: Path) -> Any:
+def drawn(
+    monkeypatch: pytest.MonkeyPatch, trials: list[Tried], colour_by: str, path: Path, along: str = "temperature"
+) -> Any:
     """The axes of the picture."""
     kept, save = [], Figure.savefig
 
@@ -94,7 +96,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, trials: list[Tried], colour_by: str, 
         save(self, *arguments, **more)
 
     monkeypatch.setattr(Figure, "savefig", keep)
-    plot_sweep(trials, colour_by, 475, "Sweep of $digits$", path)
+    plot_sweep(trials, colour_by, 475, "Sweep of $digits$", path, along)
     return kept[0].axes[0]
 
 
@@ -123,6 +125,20 @@ def test_a_line_joins_the_means_over_seeds(tmp_path: Path, monkeypatch: pytest.M
     line = next(line for line in axes.lines if line.get_label() == "mean over seeds")
     assert line.get_xdata().tolist() == [1.0, 4.0, 8.0]
     assert line.get_ydata().tolist() == pytest.approx([94.0, 95.0, 99.0])
+
+
+def test_without_temperatures_another_axis_takes_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [(0.9, 0.5, 0), (0.92, 0.5, 1), (0.95, 2.0, 0)]
+    trials = [trial(n + 1, reached, **{"weight mse": w, "seed": s}) for n, (reached, w, s) in enumerate(points)]
+    axes = drawn(monkeypatch, trials, "", tmp_path / "sweep.png", "weight mse")
+    assert axes.collections[0].get_offsets().tolist() == [[0.5, 90.0], [0.5, 92.0], [2.0, 95.0]]
+    assert (axes.get_xlabel(), axes.get_xscale()) == ("weight mse", "log")
+    line = next(line for line in axes.lines if line.get_label() == "mean over seeds")
+    assert line.get_ydata().tolist() == pytest.approx([91.0, 95.0])
+    seeds = [trial(n + 1, 0.9, seed=n) for n in range(2)]
+    axes = drawn(monkeypatch, seeds, "", tmp_path / "seeds.png", "seed")
+    assert axes.collections[0].get_offsets().tolist() == [[0.0, 90.0], [1.0, 90.0]]
+    assert axes.get_xscale() == "linear"
 
 
 def test_nothing_trained_yet_is_an_empty_picture(tmp_path: Path) -> None:

@@ -52,6 +52,58 @@ def test_a_recipe_takes_the_points_values_and_keeps_the_rest() -> None:
     assert made.learning_rate == WEIGHTED.learning_rate
 
 
+def learning(low: float, high: float) -> Recipe:
+    return Recipe(epochs=8, temperature_schedule="learned", temperature_min=low, temperature_max=high)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "tried"), [((1.0, 20.0), (1.0, 20.0)), ((0.01, 5.0), (0.1, 5.0)), ((30.0, 40.0), (30.0, 40.0))]
+)
+def test_a_learned_temperature_is_tried_within_its_bounds(
+    bounds: tuple[float, float], tried: tuple[float, float]
+) -> None:
+    axis = make_space(learning(*bounds), "", "", "", 1)[0]
+    assert axis == Axis(name="temperature", low=tried[0], high=tried[1], log=True)
+
+
+@pytest.mark.parametrize("text", ["0.1:20", "0.5,4", "2:30", "0.1:0.5"])
+def test_temperatures_beyond_the_bounds_of_a_learned_one_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_space(learning(1.0, 20.0), text, "", "", 1)
+    assert str(caught.value) == (
+        f'--temperatures: got {text!r}; with temperature_schedule = "learned" it should lie from temperature_min to '
+        "temperature_max, 1:20"
+    )
+    assert make_space(PLAIN, text, "", "", 1)[0].name == "temperature"  # a fixed one has no bounds
+
+
+def test_temperatures_and_values_up_to_the_bounds_are_taken() -> None:
+    assert make_space(learning(1.0, 20.0), "20,1", "", "", 1)[0].values == (20.0, 1.0)
+    assert make_space(learning(1.0, 20.0), "1:20", "", "", 1)[0].high == 20.0
+
+
+COLD = Recipe(epochs=8, temperature=3.0, losses={"ce": 1.0, "mse": 1.0, "mutual": 1.0})
+
+
+def test_a_temperature_that_no_term_uses_is_not_tried() -> None:
+    assert [axis.name for axis in make_space(COLD, "", "", "", 1)] == ["weight mse", "weight mutual"]
+    assert recipe_at(COLD, {"weight mse": 2.0}, 8).temperature == 3.0
+    with pytest.raises(ConfigError) as caught:
+        make_space(COLD, "1,4", "", "", 1)
+    assert str(caught.value) == (
+        "--temperatures: got '1,4'; no term of the card's recipe uses a temperature; leave it out"
+    )
+    half = (Stage(epochs=1, losses={"mse": 1.0}), Stage(epochs=2, losses={"dist": 1.0}))
+    assert make_space(Recipe(epochs=3, stages=half), "", "", "", 1)[0].name == "temperature"
+
+
+def test_where_nothing_is_left_to_try_seeds_may_be() -> None:
+    hard = Recipe(epochs=3, stages=(Stage(epochs=3, losses={"ce": 1.0}),))
+    with pytest.raises(ConfigError, match="no temperature and no weight to try; give --seeds, 2 or more"):
+        make_space(hard, "", "", "", 1)
+    assert [axis.name for axis in make_space(hard, "", "", "", 2)] == ["seed"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

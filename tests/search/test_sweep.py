@@ -91,7 +91,7 @@ def test_test_data_is_never_read(sweep: Cli, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_loss_that_is_no_longer_finite_fails_its_trial_alone(sweep: Cli, tiny_card: Path, tmp_path: Path) -> None:
     tiny_card.write_text(tiny_card.read_text().replace("[recipe]", "[recipe]\nlosses = { ce = 1.0, mse = 1.0 }"))
-    done = sweep("--temperatures", "4", "--weights", "1e30,1", "--out", "out")
+    done = sweep("--weights", "1e30,1", "--out", "out")
     assert done.returncode == 0, done.stderr
     worse, better = table(tmp_path / "out")
     assert (worse["weight mse"], worse["state"], worse["validation_accuracy"]) == ("1e+30", "failed", "")
@@ -102,7 +102,7 @@ def test_a_loss_that_is_no_longer_finite_fails_its_trial_alone(sweep: Cli, tiny_
 
 def test_nothing_trained_to_the_end_is_a_failure(sweep: Cli, tiny_card: Path) -> None:
     tiny_card.write_text(tiny_card.read_text().replace("[recipe]", "[recipe]\nlosses = { ce = 1.0, mse = 1.0 }"))
-    assert sweep("--temperatures", "4", "--weights", "1e30").returncode == 1
+    assert sweep("--weights", "1e30").returncode == 1
 
 
 def test_another_recipe_is_another_sweep(sweep: Cli, tiny_card: Path) -> None:
@@ -134,6 +134,26 @@ def test_torchrun_is_told_to_stay_away(sweep: Cli, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = sweep()
     assert done.returncode == 2 and "start the same command several times, not torchrun" in done.stderr
+
+
+def test_a_learned_temperature_is_swept_without_options(sweep: Cli, tiny_card: Path, tmp_path: Path) -> None:
+    tiny_card.write_text(tiny_card.read_text().replace("[recipe]", '[recipe]\ntemperature_schedule = "learned"'))
+    done = sweep("--alphas", "0.5:0.9", "--trials", 4, "--epochs", 1, "--out", "out")
+    assert done.returncode == 0, done.stderr
+    rows = table(tmp_path / "out")
+    assert [row["state"] for row in rows] == ["complete"] * 4
+    assert all(1 <= float(row["temperature"]) <= 20 for row in rows)
+
+
+def test_a_temperature_that_no_term_uses_is_left_out_and_said(sweep: Cli, tiny_card: Path, tmp_path: Path) -> None:
+    tiny_card.write_text(tiny_card.read_text().replace("[recipe]", "[recipe]\nlosses = { ce = 1.0, mse = 1.0 }"))
+    done = sweep("--weights", "0.1,0.5", "--epochs", 1, "--out", "out")
+    assert done.returncode == 0, done.stderr
+    assert f"{tiny_card}: no term of the recipe uses a temperature; none is tried" in done.stderr
+    assert [row["weight mse"] for row in table(tmp_path / "out")] == ["0.1", "0.5"]
+    assert "| temperature" not in (tmp_path / "out" / "trials.md").read_text()
+    wrong = sweep("--temperatures", "1,2,4", "--out", "out")
+    assert wrong.returncode == 2 and len(wrong.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
