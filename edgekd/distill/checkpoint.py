@@ -2,8 +2,10 @@
 
 import dataclasses
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -47,10 +49,11 @@ class Progress:
         return self.averaged.module if self.averaged is not None else net
 
     def add(self, entry: dict[str, Any], net: nn.Module, patience: int) -> None:
-        """One more epoch; with `patience`, keep the best and notice when there was none for so long."""
-        reached = [before["validation_accuracy"] for before in self.history]
+        """One more epoch; with `patience`, keep the best and notice when there was none for so long. Only the epochs
+        from the last stage's first on count."""
+        reached = [before["validation_accuracy"] for before in self.history if before.get("last_stage", True)]
         self.history.append(entry)
-        if not patience:
+        if not patience or not entry.get("last_stage", True):
             return
         if not reached or entry["validation_accuracy"] > max(reached):
             source = self.averaged.module if self.averaged is not None else net
@@ -68,34 +71,35 @@ class Progress:
 
 
 def begin(
-    module: nn.Module, optimizer: torch.optim.Optimizer, name: str, checkpoint: Path, training: Training
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    name: str,
+    checkpoint: Path,
+    training: Training,
+    about: Mapping[str, Any] = MappingProxyType({}),
 ) -> Progress:
     """A new training, or the one in `checkpoint`, loaded into `module` (with its `net`) and `optimizer`.
 
-    Raises InputError for a broken checkpoint, ConfigError for one of another machine or recipe. Another number of
-    processes is said, and goes on: the result is then not the same bit for bit.
+    Raises InputError for a broken checkpoint, ConfigError for one of another machine, recipe, network, or `about`
+    (what else must be the same). Another number of processes is said, and goes on: the result is then not the same
+    bit for bit.
     """
     progress = Progress()
     if training.ema:
         decay = get_ema_multi_avg_fn(training.ema)  # type: ignore[no-untyped-call]
-        progress.averaged = AveragedModel(module.get_submodule("net"), multi_avg_fn=decay, use_buffers=True)
+        net = module.get_submodule("net")  # its counter must be where the network is, to be broadcast with it
+        progress.averaged = AveragedModel(net, device=device(), multi_avg_fn=decay, use_buffers=True)
     if not checkpoint.exists():
         return progress
+    state = _read(checkpoint)
+    processes = state["conditions"].pop("processes", 1)
+    _refuse_others(checkpoint, state["conditions"], _conditions(training) | about, processes)
     try:
-        state = torch.load(checkpoint, weights_only=True, map_location=device())
-        conditions = dict(state["conditions"])
-    except Exception as error:  # torch raises whatever a broken file leads it to
-        raise InputError(f"{checkpoint}: not a readable checkpoint; remove it to train again") from error
-    processes = conditions.pop("processes", 1)
-    for key, value in _conditions(training).items():
-        if key == "threads" and processes != world().size:
-            continue  # torchrun gives each process fewer
-        if conditions.get(key) != value:
-            raise ConfigError(
-                f"{checkpoint}: was written with {key} = {conditions.get(key)!r}, now it is "
-                f"{value!r}; resume as it began, or remove {checkpoint.parent} to train again"
-            )
-    module.load_state_dict(state["module"])
+        module.load_state_dict(state["module"])
+    except RuntimeError as error:  # torch's own tells every tensor
+        raise ConfigError(
+            f"{checkpoint}: is of another network; resume as it began, or remove {checkpoint.parent} to train again"
+        ) from error
     optimizer.load_state_dict(state["optimizer"])
     if progress.averaged is not None:
         progress.averaged.load_state_dict(state["averaged"])
@@ -108,8 +112,32 @@ def begin(
     return progress
 
 
+def _read(checkpoint: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(checkpoint, weights_only=True, map_location=device())
+        return {**state, "conditions": dict(state["conditions"])}
+    except Exception as error:  # torch raises whatever a broken file leads it to
+        raise InputError(f"{checkpoint}: not a readable checkpoint; remove it to train again") from error
+
+
+def _refuse_others(checkpoint: Path, written: Mapping[str, Any], now: Mapping[str, Any], processes: int) -> None:
+    for key, value in now.items():
+        if key == "threads" and processes != world().size:
+            continue  # torchrun gives each process fewer
+        if written.get(key) != value:
+            raise ConfigError(
+                f"{checkpoint}: was written with {key} = {written.get(key)!r}, now it is {value!r}; resume as it "
+                f"began, or remove {checkpoint.parent} to train again"
+            )
+
+
 def keep(
-    progress: Progress, module: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path, training: Training
+    progress: Progress,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    checkpoint: Path,
+    training: Training,
+    about: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write everything that `begin` needs, and `history.json` beside it."""
     state = {
@@ -120,7 +148,7 @@ def keep(
         "best": progress.best,
         "since": progress.since,
         "finished": progress.finished,
-        "conditions": _conditions(training) | {"processes": world().size},
+        "conditions": _conditions(training) | about | {"processes": world().size},
     }
     content = io.BytesIO()  # torch writing to a full disk ends in an error that does not say so
     torch.save(state, content)
@@ -137,5 +165,5 @@ def _conditions(training: Training) -> dict[str, Any]:
         "device": device().type,
         "cpu": host.machine().model,
         "bf16": computes_bf16(training.precision),
-        "recipe": dataclasses.asdict(training),
+        **{f"recipe.{key}": value for key, value in dataclasses.asdict(training).items()},
     }

@@ -3,7 +3,7 @@ bit.
 
 Everything random is a pure function of (seed, epoch, example), so that a resumed training sees exactly what an
 undisturbed one sees. The contract holds on the same machine, torch build, number of threads and of processes, which
-the checkpoint stores.
+the checkpoint stores; on a GPU only as far as its kernels are deterministic.
 
 Of several processes each computes its share of every batch; the gradients' mean is the batch's, and statistics of
 batch normalisation are those of each share, as with `accumulate` parts in one process. Kept are the running
@@ -11,9 +11,11 @@ statistics of rank 0, or in one process those of all parts, one after the other.
 """
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from edgekd.data.views import permutation
 from edgekd.distill.checkpoint import Progress, begin, keep
 from edgekd.distill.distributed import World, device, summed, world
 from edgekd.distill.objective import Objective
-from edgekd.distill.optimise import autocast, learning_rate, make_optimizer
+from edgekd.distill.optimise import autocast, clip, learning_rate, make_optimizer
 from edgekd.distill.step import Step
 from edgekd.distill.tracking import open_trackers
 from edgekd.distill.watch import Watch, check_epoch
@@ -92,7 +94,8 @@ def train(net: nn.Module, job: Job) -> list[dict[str, Any]]:
     # 15 % faster convolutions on a CPU
     step_of = Step(net, job.objective, training).to(where).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(step_of, training)
-    state = begin(step_of, optimizer, job.name, job.checkpoint, training)
+    about = _about(job)
+    state = begin(step_of, optimizer, job.name, job.checkpoint, training, about)
     run: nn.Module = step_of
     if among.size > 1:
         run = DistributedDataParallel(step_of, broadcast_buffers=False, find_unused_parameters=True)
@@ -128,8 +131,7 @@ def train(net: nn.Module, job: Job) -> list[dict[str, Any]]:
                             share = len(chosen) * among.size / len(indices)  # DDP takes the mean over processes
                             (torch.stack(list(terms.values())).sum() * share).backward()  # type: ignore[no-untyped-call]
                         watch.add(step, terms, share / among.size)
-                    if training.clip_norm is not None:
-                        nn.utils.clip_grad_norm_(step_of.parameters(), training.clip_norm)
+                    clip(step_of, training)
                     rate = learning_rate(training, (epoch - first) * steps + step, steps, part.epochs)
                     for group in optimizer.param_groups:
                         group["lr"] = rate
@@ -139,6 +141,7 @@ def train(net: nn.Module, job: Job) -> list[dict[str, Any]]:
             terms_mean = watch.means(steps)
             entry = {
                 "epoch": epoch + 1,
+                "last_stage": first + part.epochs == training.epochs,
                 "loss": sum(terms_mean.values()),
                 "terms": terms_mean,
                 "validation_accuracy": job.score(state.kept(net, among), job.validation, training.precision, among),
@@ -150,8 +153,8 @@ def train(net: nn.Module, job: Job) -> list[dict[str, Any]]:
             check_epoch(job.name, job.checkpoint, step_of, state.history[first:], entry)
             state.add(entry, net, training.patience)
             if among.first:
-                keep(state, step_of, optimizer, job.checkpoint, training)
-                tell((epoch + 1) * steps - 1, _flat(entry))
+                tell((epoch + 1) * steps - 1, _flat(entry))  # first: what is told too early is taken back
+                keep(state, step_of, optimizer, job.checkpoint, training, about)
                 _say(job.name, state, training)
     state.finish(net)
     step_of.release()
@@ -161,8 +164,8 @@ def train(net: nn.Module, job: Job) -> list[dict[str, Any]]:
 
 def best_accuracy(training: Training, history: list[dict[str, Any]]) -> float:
     """The validation accuracy of the weights that were kept: the best epoch's with `patience`, else the last one's."""
-    reached = [float(entry["validation_accuracy"]) for entry in history]
-    return max(reached) if training.patience else reached[-1]
+    reached = [float(entry["validation_accuracy"]) for entry in history if entry.get("last_stage", True)]
+    return max(reached) if training.patience and reached else float(history[-1]["validation_accuracy"])
 
 
 def batches(count: int, size: int, order: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
@@ -170,6 +173,13 @@ def batches(count: int, size: int, order: NDArray[np.int64]) -> Iterator[NDArray
     for start in range(0, count, size):
         if start == 0 or start + size <= count:
             yield order[start : start + size]
+
+
+def _about(job: Job) -> dict[str, Any]:
+    """What else a resumed training must have in common with its beginning."""
+    keys = {"training data": job.train.key, "validation data": job.validation.key}
+    digests = {name: sha256(json.dumps(dict(key), sort_keys=True).encode()) for name, key in keys.items()}
+    return {"views": job.views} | {name: digest.hexdigest()[:12] for name, digest in digests.items()}
 
 
 def _parts(job: Job, among: World) -> int:

@@ -8,25 +8,39 @@ from torch import nn
 from edgekd.distill.distributed import device
 from edgekd.recipe import Training
 
-__all__ = ["autocast", "computes_bf16", "learning_rate", "make_optimizer"]
+__all__ = ["autocast", "clip", "computes_bf16", "learning_rate", "make_optimizer"]
 
 RISE = 0.3
 """Share of the steps in which the learning rate of `one-cycle` rises."""
+THETA = "learned.temperature.theta"
 START, END = 1 / 25, 1 / 10_000
 """Learning rate of `one-cycle` at first and at last, of the highest (as torch's OneCycleLR has it)."""
 
 
 def make_optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """The training's optimiser, new; SGD is with Nesterov's momentum."""
+    """The training's optimiser, new; SGD is with Nesterov's momentum. A learned temperature (`theta`) does not decay:
+    the middle of its range is no better than the rest."""
+    theta = [value for name, value in module.named_parameters() if name == THETA]
+    others = [value for name, value in module.named_parameters() if name != THETA]
+    groups = [{"params": others}, *({"params": [value], "weight_decay": 0.0} for value in theta)]
     if training.optimizer == "adamw":
-        return torch.optim.AdamW(module.parameters(), training.learning_rate, weight_decay=training.weight_decay)
+        return torch.optim.AdamW(groups, training.learning_rate, weight_decay=training.weight_decay)
     return torch.optim.SGD(
-        module.parameters(),
+        groups,
         training.learning_rate,
         training.momentum,
         weight_decay=training.weight_decay,
         nesterov=training.momentum > 0,
     )
+
+
+def clip(module: nn.Module, training: Training) -> None:
+    """Scale the gradient down to the training's `clip_norm`: that of each child of `module` by itself, so that what
+    learns beside a network does not tighten the network's."""
+    if training.clip_norm is not None:
+        for child in module.children():
+            if trained := list(child.parameters()):
+                nn.utils.clip_grad_norm_(trained, training.clip_norm)
 
 
 def learning_rate(training: Training, step: int, steps_per_epoch: int, epochs: int) -> float:
@@ -62,5 +76,7 @@ def autocast(precision: str) -> torch.autocast:
 def computes_bf16(precision: str) -> bool:
     """Whether that precision is bf16 on this machine."""
     if precision == "auto":
-        return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
+        if torch.cuda.is_available():
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cpu._is_avx512_bf16_supported()
     return precision == "bf16"
