@@ -84,11 +84,6 @@ class Run:
         return self.folder / "teacher" / "teacher.safetensors"
 
     @property
-    def teacher_logits(self) -> Path:
-        """Folder of the teacher's logits, one file per view."""
-        return self.folder / "teacher" / "logits"
-
-    @property
     def candidates(self) -> Path:
         """What was measured of each shape."""
         return self.folder / "candidates.json"

@@ -46,8 +46,19 @@ def _images(split: Split, count: int) -> Iterable[NDArray[np.uint8]]:
 
 
 def digest(split: Split) -> str:
-    """SHA-256 of all labels and all pixels; of a set that is decoded as it is read, the first pixels only."""
-    content = hashlib.sha256(split.labels.tobytes())
-    for images in _images(split, len(split) if split.in_memory else min(len(split), CHUNK)):
-        content.update(images.tobytes())
+    """SHA-256 of all labels and all inputs, with their types and shapes, as hex; of a set that is decoded as it is
+    read, of what each image is decoded from."""
+    content = hashlib.sha256()
+
+    def add(array: NDArray[Any]) -> None:
+        content.update(f"{array.dtype.str} {array.shape}\0".encode())
+        content.update(np.ascontiguousarray(array).data)
+
+    add(split.labels)
+    if split.origin:
+        for i in range(len(split)):
+            content.update(hashlib.sha256(split.origin(i)).digest())
+    else:
+        for inputs in _images(split, len(split)):
+            add(inputs)
     return content.hexdigest()

@@ -10,7 +10,7 @@ from edgekd.card import Augment, Data
 from edgekd.data.arrays import digest
 from edgekd.data.examples import Batch, Examples
 from edgekd.data.images import Split
-from edgekd.data.views import mixed
+from edgekd.data.views import VIEWS_VERSION, mixed
 
 __all__ = ["examples"]
 
@@ -27,5 +27,10 @@ def examples(split: Split, data: Data, augment: Augment) -> Examples:
             return Batch(torch.from_numpy(split.read(indices)), torch.from_numpy(split.labels[indices]))
         return Batch(*mixed(split, indices, k, augment.seed, augment, len(data.classes)))
 
-    key = {"data": digest(split), "preprocess": dataclasses.asdict(data), "augment": dataclasses.asdict(augment)}
+    key = {
+        "data": digest(split),
+        "preprocess": dataclasses.asdict(data),
+        "augment": dataclasses.asdict(augment),
+        "views": VIEWS_VERSION,
+    }
     return Examples(split.labels, batch, key)

@@ -23,24 +23,32 @@ Labels = NDArray[np.int64]
 class Split:
     """Images and labels of one part of a data set."""
 
-    def __init__(self, labels: Labels, read: Callable[[NDArray[np.int64]], Images], in_memory: bool = False) -> None:
+    def __init__(
+        self,
+        labels: Labels,
+        read: Callable[[NDArray[np.int64]], Images],
+        origin: Callable[[int], bytes] | None = None,
+    ) -> None:
         self.labels = labels
         self.read = read
         """`read(indices)` gives images (len(indices), H, W, C) uint8."""
-        self.in_memory = in_memory
-        """Whether reading costs nothing but a copy."""
+        self.origin = origin
+        """Where reading is slow: what identifies image i without decoding it, such as its file's name, size and time of
+        change."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, indices: NDArray[np.int64]) -> "Split":
         """The images at `indices`, numbered anew from 0."""
-        return Split(self.labels[indices], lambda chosen: self.read(indices[chosen]), self.in_memory)
+        origin = self.origin
+        own = (lambda i: origin(int(indices[i]))) if origin else None
+        return Split(self.labels[indices], lambda chosen: self.read(indices[chosen]), own)
 
 
 def in_memory(images: Images, labels: Labels) -> Split:
     """A Split over an array (n, H, W, C)."""
-    return Split(labels, lambda indices: images[indices], in_memory=True)
+    return Split(labels, lambda indices: images[indices])
 
 
 def decode(content: bytes, data: Data, where: str) -> Images:
@@ -71,8 +79,8 @@ def fit(image: Image.Image, data: Data) -> Images:
     return np.asarray(image, dtype=np.uint8).reshape(size, size, data.channels)
 
 
-def decoded_split(labels: Labels, load: Callable[[int], Images], data: Data) -> Split:
-    """A Split over `load(index)`, decoded once into memory where it fits, else on every read."""
+def decoded_split(labels: Labels, load: Callable[[int], Images], origin: Callable[[int], bytes], data: Data) -> Split:
+    """A Split over `load(index)`, decoded once into memory where it fits, else on every read; see `Split.origin`."""
 
     def read(indices: Sequence[int] | NDArray[np.int64]) -> Images:
         with ThreadPoolExecutor() as pool:  # PIL's decoders release the interpreter lock
@@ -80,7 +88,7 @@ def decoded_split(labels: Labels, load: Callable[[int], Images], data: Data) -> 
 
     if len(labels) * data.size**2 * data.channels <= MEMORY_LIMIT_BYTES:
         return in_memory(read(range(len(labels))), labels)
-    return Split(labels, read)
+    return Split(labels, read, origin)
 
 
 def check_labels(labels: Labels, classes: Sequence[str], where: str) -> Labels:

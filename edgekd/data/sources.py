@@ -151,7 +151,7 @@ def _parquet(data: Data, folder: Path, part: str) -> Split:
         names += [f"{file} row {row}" for row in range(len(rows))]
         labels += table["label"].to_pylist()
     checked = check_labels(np.array(labels, dtype=np.int64), data.classes, str(folder))
-    return decoded_split(checked, lambda i: decode(contents[i], data, names[i]), data)
+    return decoded_split(checked, lambda i: decode(contents[i], data, names[i]), lambda i: contents[i] or b"", data)
 
 
 def _parquet_files(folder: Path, part: str) -> list[Path]:
@@ -190,7 +190,12 @@ def _image_folder(data: Data, folder: Path, part: str) -> Split:
     every = check_labels(np.array(labels, dtype=np.int64), data.classes, str(root))
     chosen = np.arange(len(every)) if root != folder else _by_name(files, every, part)
     kept = [files[i] for i in chosen]
-    return decoded_split(every[chosen], lambda i: decode(kept[i].read_bytes(), data, str(kept[i])), data)
+
+    def origin(i: int) -> bytes:
+        stat = kept[i].stat()
+        return f"{kept[i].relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}".encode(errors="surrogateescape")
+
+    return decoded_split(every[chosen], lambda i: decode(kept[i].read_bytes(), data, str(kept[i])), origin, data)
 
 
 def _by_name(files: list[Path], labels: NDArray[np.int64], part: str) -> NDArray[np.int64]:
@@ -225,7 +230,12 @@ def _torchvision(data: Data, folder: Path, part: str) -> Split:
         raise InputError(f"{folder}: torchvision's {data.name} cannot be read: {one_line(error, 150)}{hint}") from error
     pairs = [dataset[i] for i in range(len(dataset))]
     labels = check_labels(np.array([label for _, label in pairs]), data.classes, str(folder))
-    return decoded_split(labels, lambda i: fit(pairs[i][0], data), data)
+
+    def origin(i: int) -> bytes:
+        image = pairs[i][0]
+        return f"{image.mode} {image.size}\0".encode() + bytes(image.tobytes())
+
+    return decoded_split(labels, lambda i: fit(pairs[i][0], data), origin, data)
 
 
 def _imported(card: Card, folder: Path, part: str) -> Split:

@@ -10,7 +10,7 @@ from edgekd.data.arrays import digest
 from edgekd.data.examples import Batch, Examples
 from edgekd.data.images import Split
 from edgekd.data.text import PADDING, UNKNOWN, trimmed
-from edgekd.data.views import draws
+from edgekd.data.views import VIEWS_VERSION, draws
 
 __all__ = ["examples_of", "without_words"]
 
@@ -31,7 +31,8 @@ def examples_of(card: Card, split: Split) -> Examples:
         return Batch(torch.from_numpy(trimmed(ids)), torch.from_numpy(split.labels[indices]))
 
     # Neither the length that is timed nor what images are augmented with changes what the networks see.
-    key = {"data": digest(split), "augment": {"seed": augment.seed, "word_dropout": augment.word_dropout}}
+    augmented = {"seed": augment.seed, "word_dropout": augment.word_dropout}
+    key = {"data": digest(split), "augment": augmented, "views": VIEWS_VERSION}
     return Examples(split.labels, batch, key)
 
 

@@ -9,10 +9,12 @@ from edgekd.card import Augment
 from edgekd.data.augment import rand_augment, trivial_augment
 from edgekd.data.images import Images, Split
 
-__all__ = ["draws", "mixed", "permutation", "view"]
+__all__ = ["VIEWS_VERSION", "draws", "mixed", "permutation", "view"]
+
+VIEWS_VERSION = 1
+"""Part of the key of kept teachers' outputs: raised whenever any view of images or sentences changes."""
 
 # Columns of the draws: 0–2 crop and flip; 3–7 mixup or cutmix, partner, λ, centre of the rectangle; from 8 the policy.
-# Kept logits of teachers hold only as long as these stay what they are.
 _MIX, _POLICY = 3, 8
 
 

@@ -1,35 +1,33 @@
-"""What a teacher's outputs depend on, as SHA-256: the weights and the data themselves, not the names of files."""
+"""SHA-256 of what a teacher is: its weights themselves, or its file with all that belongs to it."""
 
 import hashlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from edgekd.bench.measure import file_sha256
 
-__all__ = ["data_digest", "state_digest"]
+if TYPE_CHECKING:  # the command line digests files before it loads torch
+    from onnx import NodeProto, TensorProto
+    from torch import Tensor
 
-CHUNK = 500
-
-
-def data_digest(labels: NDArray[np.int64], read: Callable[[NDArray[np.int64]], NDArray[Any]]) -> str:
-    """SHA-256 of all labels and all inputs, with their types and shapes, as hex; `read(indices)` gives inputs (n, …).
-
-    About 0.7 GB/s where they are in memory; inputs that are decoded as they are read cost one decoding of each.
-    """
-    content = hashlib.sha256(_form(labels))
-    content.update(np.ascontiguousarray(labels).data)
-    for start in range(0, len(labels), CHUNK):
-        inputs = np.ascontiguousarray(read(np.arange(start, min(start + CHUNK, len(labels)))))
-        content.update(_form(inputs))
-        content.update(inputs.data)
-    return content.hexdigest()
+__all__ = ["file_digest", "state_digest"]
 
 
-def state_digest(state: Mapping[str, Tensor]) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a teacher's file, as hex; of an ONNX model whose tensors lie in other files, of those as well."""
+    names = [] if path.suffix in (".safetensors", ".pt", ".pth") else _external_files(path)
+    content = [file_sha256(path)]
+    for beside in (path.parent / name for name in names):
+        # One that is missing makes the model unusable, which whoever loads it says better.
+        content.append(file_sha256(beside) if beside.is_file() else "missing")
+    return hashlib.sha256(" ".join(content).encode()).hexdigest() if names else content[0]
+
+
+def state_digest(state: "Mapping[str, Tensor]") -> str:
     """SHA-256 of a state dict's names, types, shapes and values, as hex; the order of the names does not matter."""
+    import torch
+
     content = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -38,5 +36,22 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
     return content.hexdigest()
 
 
-def _form(array: NDArray[Any]) -> bytes:
-    return f"{array.dtype.str} {array.shape}\0".encode()
+def _external_files(path: Path) -> list[str]:
+    """Names of the files beside an ONNX model that hold its tensors; none where it is no ONNX model."""
+    import onnx
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception:  # protobuf's errors have no common base; whoever loads the model says what is wrong with it
+        return []
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    tensors = [*model.graph.initializer, *_tensors(nodes)]
+    return sorted({entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"})
+
+
+def _tensors(nodes: "Iterable[NodeProto]") -> "Iterator[TensorProto]":
+    """Of the nodes' attributes, and of the graphs in them."""
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for graph in (attribute.g, *attribute.graphs):
+            yield from (*graph.initializer, *_tensors(graph.node))

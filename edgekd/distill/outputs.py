@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,17 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgekd.card import Card
+from edgekd.card import Card, TextData
 from edgekd.console import say
 from edgekd.data.examples import Examples
 from edgekd.distill.cache import fits, open_cache, outputs
 from edgekd.distill.cache_blocks import file_bytes
 from edgekd.distill.cache_files import cache_folder, cache_limit_bytes
-from edgekd.distill.digests import state_digest
+from edgekd.distill.digests import file_digest, state_digest
 from edgekd.distill.distributed import barrier, device, summed, world
 from edgekd.distill.layers import Taps, core, probe
 from edgekd.distill.loop import Outputs
 from edgekd.distill.optimise import autocast, computes_bf16
+from edgekd.errors import ConfigError
 from edgekd.nets.teachers import Teacher
 from edgekd.recipe import Recipe
 
@@ -95,7 +97,8 @@ def _runner(
     def run(inputs: Tensor) -> dict[str, Tensor]:
         with torch.no_grad(), autocast(recipe.precision):
             logits = teacher.module(inputs)
-        return {"logits": logits.float()} | {name: taps.values[name] for name in names}
+        # An ONNX teacher answers on the CPU.
+        return {"logits": logits.float().to(inputs.device)} | {name: taps.values[name] for name in names}
 
     return run
 
@@ -105,23 +108,18 @@ def _cached(
 ) -> Outputs | None:
     """The outputs from the cache; None, said why, where the limit or the disk does not hold them."""
     recipe, among = card.recipe, world()
+    _refuse_lengths(card, teacher, examples, names)
     cache = stack.enter_context(
         open_cache(
             cache_folder(),
-            {
-                "teacher": _digest(teacher),
-                "examples": dict(examples.key),
-                "bf16": computes_bf16(recipe.precision),
-                "torch": str(torch.__version__),
-                "device": device().type,
-            },
+            _key(teacher, examples, recipe),
             len(examples),
             cache_limit_bytes(),
             block=BLOCK,
             shown={"teacher": teacher.file.name, "data": card.name},
         )
     )
-    wanted = _wanted(len(examples), shapes(teacher, examples, names), recipe.views)
+    wanted = _wanted(len(examples), shapes(teacher, examples, names), min(recipe.views, recipe.epochs))
     held = torch.tensor(among.first and fits(cache, wanted), dtype=torch.int64)
     if not summed(held):  # the first process decides for all
         say("teacher: its outputs are computed while the student learns, in every epoch anew")
@@ -132,7 +130,7 @@ def _cached(
     def compute(k: int, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         found = run(examples.batch(indices, k).inputs.to(device()))
         return {
-            name: value.to(torch.float32 if name == "logits" else torch.float16).cpu().numpy()
+            name: value.to(torch.float32 if _single(name) else torch.float16).cpu().numpy()
             for name, value in found.items()
         }
 
@@ -147,16 +145,51 @@ def _cached(
     return look_up
 
 
-def _digest(teacher: Teacher) -> str:
-    """SHA-256 of what the teacher's answers depend on: its structure and weights, or the ONNX file."""
+def _key(teacher: Teacher, examples: Examples, recipe: Recipe) -> dict[str, Any]:
+    """Everything that the teacher's outputs depend on, as plain JSON values."""
     if teacher.net is None:
-        return hashlib.sha256(teacher.file.read_bytes()).hexdigest()
-    return state_digest(teacher.module.state_dict()) + hashlib.sha256(str(teacher.module).encode()).hexdigest()
+        what, runtime = {"file": file_digest(teacher.file)}, ["onnxruntime"]
+    else:
+        structure = hashlib.sha256(str(teacher.module).encode()).hexdigest()
+        what, runtime = {"weights": state_digest(teacher.module.state_dict()), "structure": structure}, []
+    libraries = ["torch", "torchvision", "scipy", "PIL", *runtime]  # all but the first and the last make views
+    return {
+        "teacher": what | dict(teacher.identity),
+        "examples": dict(examples.key),
+        "bf16": computes_bf16(recipe.precision),
+        "device": device().type,
+        "versions": {name: str(importlib.import_module(name).__version__) for name in libraries},
+    }
+
+
+def _refuse_lengths(card: Card, teacher: Teacher, examples: Examples, names: tuple[str, ...]) -> None:
+    """ConfigError for a layer with one output a token: sentences of other lengths have others, and the cache keeps
+    arrays of one shape."""
+    if not names or not isinstance(card.data, TextData):
+        return
+    inputs = examples.batch(np.arange(min(BLOCK, len(examples))), 0).inputs  # as long as the longest of many
+    longer, shorter = (
+        probe(teacher.module.cpu(), some, names, "recipe.features: teacher")
+        for some in (inputs[:2], inputs[:2, : max(1, inputs.shape[1] - 1)])
+    )
+    for name in names:
+        if longer[name] != shorter[name]:
+            raise ConfigError(
+                f"{card.file}: recipe.features: teacher: layer {name.partition('|')[0]!r} gives {tuple(longer[name])} "
+                f"for {inputs.shape[1]} tokens and {tuple(shorter[name])} for {inputs.shape[1] - 1}; the cache keeps "
+                "one shape: name a layer behind the pooling over tokens, or use --online"
+            )
+
+
+def _single(name: str) -> bool:
+    """Whether an output is kept in single precision: logits, and attention maps, which are squares, so that those of
+    activations from 256 on are beyond half precision."""
+    return name == "logits" or name.endswith("|attention")
 
 
 def _wanted(count: int, found: dict[str, torch.Size], views: int) -> dict[str, int]:
     """Bytes of each output in all views."""
     return {
-        name: views * file_bytes((count, *shape), np.float32 if name == "logits" else np.float16)
+        name: views * file_bytes((count, *shape), np.float32 if _single(name) else np.float16)
         for name, shape in found.items()
     }

@@ -1,8 +1,11 @@
 """Teachers: a torch network with its weights, or an ONNX file run through ONNX Runtime."""
 
-from dataclasses import dataclass
+import hashlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -84,6 +87,8 @@ class Teacher:
     """uint8 images (B, H, W, C) to logits (B, classes)."""
     file: Path
     """Its weights, or the ONNX model."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """What a torch network's answers depend on beside its weights, plain JSON values."""
 
     @property
     def net(self) -> nn.Module | None:
@@ -103,10 +108,12 @@ def load_teacher_file(card: Card, path: Path) -> Teacher:
     """
     if card.teacher.family == "onnx" or path.suffix == ".onnx":
         module: nn.Module = OnnxNet(path, card)
+        identity: dict[str, Any] = {}
     else:
         net = make_teacher_net(card)
         load_into(net, read_state(path), path)
         module = Deployed(net, card.data)
+        identity = _identity(card, net)
     module.eval()
     example = example_inputs(card.data, 2)
     count = example.shape[1]
@@ -120,4 +127,21 @@ def load_teacher_file(card: Card, path: Path) -> Teacher:
         raise InputError(
             f"{path}: the teacher gives {tuple(logits.shape[1:])} outputs for {len(card.data.classes)} classes of data"
         )
-    return Teacher(module, path)
+    return Teacher(module, path, identity)
+
+
+def _identity(card: Card, net: nn.Module) -> dict[str, Any]:
+    """Family and shape, for equal weights make other networks with other heads; and SHA-256 of the source files of the
+    network's classes and of the function that made it."""
+    owner, content = card.teacher, hashlib.sha256()
+    names = {type(module).__module__ for module in net.modules()}
+    for name in sorted(names | ({owner.function.partition(":")[0]} if owner.function else set())):
+        source = Path(getattr(sys.modules.get(name), "__file__", None) or "")
+        content.update(f"{name}\0".encode())
+        content.update(hashlib.sha256(source.read_bytes() if source.is_file() else b"").digest())
+    return {
+        "family": owner.family,
+        "function": owner.function,
+        "shape": owner.shape,
+        "source": content.hexdigest(),
+    }

@@ -8,7 +8,7 @@ import torch
 from edgekd.card import Augment, Data
 from edgekd.data.image_examples import examples
 from edgekd.data.images import Split, in_memory
-from edgekd.data.views import mixed, view
+from edgekd.data.views import VIEWS_VERSION, mixed, view
 
 DATA = Data(source="digits", size=8, channels=1, classes=("a", "b", "c"), mean=(0.5,), std=(0.5,))
 RNG = np.random.default_rng(3)
@@ -49,3 +49,4 @@ def test_the_key_tells_data_and_augmentation_apart() -> None:
     assert key == examples(in_memory(IMAGES.copy(), LABELS), DATA, MIXED).key
     assert key != examples(in_memory(255 - IMAGES, LABELS), DATA, MIXED).key
     assert key != examples(split, DATA, dataclasses.replace(MIXED, seed=6)).key
+    assert key["views"] == VIEWS_VERSION

@@ -19,6 +19,10 @@ COLOUR = image_data(load_card("cifar10"))
 GREY = image_data(load_card("digits"))
 
 
+def origin(i: int) -> bytes:
+    return b"%d" % i
+
+
 def colour(size: int) -> Data:
     return dataclasses.replace(COLOUR, size=size)
 
@@ -102,11 +106,11 @@ def test_streaming_gives_what_memory_gives(monkeypatch: pytest.MonkeyPatch) -> N
         opened.append(i)
         return np.asarray(arrays[i])
 
-    kept = decoded_split(labels, load, colour(8))
+    kept = decoded_split(labels, load, origin, colour(8))
     assert sorted(opened) == list(range(7))
     monkeypatch.setattr(images_module, "MEMORY_LIMIT_BYTES", 0)
     opened.clear()
-    streamed = decoded_split(labels, load, colour(8))
+    streamed = decoded_split(labels, load, origin, colour(8))
     assert opened == []
     for chosen in (np.arange(7), np.array([5]), np.array([6, 0, 0, 3])):
         assert np.array_equal(streamed.read(chosen), arrays[chosen])
@@ -127,7 +131,7 @@ def test_a_set_just_at_the_limit_is_kept_in_memory(monkeypatch: pytest.MonkeyPat
     for limit, expected in ((2 * 8 * 8 * 3, 2), (2 * 8 * 8 * 3 - 1, 0)):
         opened.clear()
         monkeypatch.setattr(images_module, "MEMORY_LIMIT_BYTES", limit)
-        decoded_split(np.zeros(2, np.int64), load, colour(8))
+        decoded_split(np.zeros(2, np.int64), load, origin, colour(8))
         assert len(opened) == expected
 
 

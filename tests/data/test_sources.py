@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import re
+import shutil
 import struct
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.card import Card, load_card
+from edgekd.data import images as images_module
+from edgekd.data.arrays import digest
 from edgekd.data.images import Split
 from edgekd.data.sources import balanced_split, load_test, load_train_and_validation
 from edgekd.errors import ConfigError, InputError, UnavailableError
@@ -250,6 +253,38 @@ def write_folder(root: Path, images: dict[str, list[NDArray[np.uint8]]]) -> None
 
 def folder_card(folder: Path, **data: Any) -> Card:
     return make_card(folder, source="image-folder", **data)
+
+
+@pytest.mark.parametrize("source", ["image-folder", "parquet", "torchvision"])
+def test_images_decoded_as_they_are_read_are_told_apart_without_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.setattr(images_module, "MEMORY_LIMIT_BYTES", 0)
+
+    def digests(arrays: NDArray[np.uint8]) -> list[str]:
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        if source == "image-folder":
+            write_folder(
+                tmp_path / "data" / "train", {n: list(arrays[5 * i : 5 * i + 5]) for i, n in enumerate(CLASSES)}
+            )
+        elif source == "parquet":
+            labels = list(np.repeat([0, 1, 2], 5).tolist())
+            write_parquet(tmp_path / "data" / "train.parquet", [png(array) for array in arrays], labels)
+        else:
+            pairs = [(Image.fromarray(array), i // 5) for i, array in enumerate(arrays)]
+            monkeypatch.setattr("torchvision.datasets.CIFAR10", lambda *_, **__: pairs)
+        card = make_card(tmp_path, source=source, name="CIFAR10")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("edgekd.data.sources.decode", None)
+            patch.setattr("edgekd.data.sources.fit", None)
+            return [digest(split) for split in load_train_and_validation(card, tmp_path / "data")]
+
+    arrays = pixels(15)
+    first = digests(arrays)
+    if source != "image-folder":  # files that are written anew have another time
+        assert digests(arrays) == first
+    other = digests(255 - arrays)
+    assert other[0] != first[0] and other[1] != first[1]
 
 
 @pytest.mark.parametrize("held_out", ["test", "val"])

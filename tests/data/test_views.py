@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgekd.card import Augment
 from edgekd.data.augment import rand_augment, trivial_augment
 from edgekd.data.images import Split, in_memory
-from edgekd.data.views import draws, mixed, permutation, view
+from edgekd.data.views import VIEWS_VERSION, draws, mixed, permutation, view
 
 CROP_AND_FLIP = Augment(crop_padding=4, flip=True)
 EVERYTHING = {
@@ -159,7 +159,8 @@ def test_permutation_orders_every_image_anew_in_each_epoch() -> None:
 
 
 def test_crop_and_flip_stay_bit_for_bit_what_they_were() -> None:
-    # Kept logits of teachers hold for these very views: never change these values.
+    # Kept logits of teachers hold for these very views: whoever changes a value raises the version, too.
+    assert VIEWS_VERSION == 1
     assert draws(3, np.array([0, 1, 49_999]), 7, 3).tolist() == [
         [0.10305496428164007, 0.05676703041402875, 0.2747586978983757],
         [0.7295091264064101, 0.09250373776104415, 0.40087973769054397],

@@ -1,11 +1,15 @@
-"""Digests: of the weights and the data themselves, every bit of them, and of nothing else."""
+"""Digests: of the weights themselves, every bit of them, and of nothing else; of all files of an ONNX model."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
+import onnx
+import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
-from edgekd.distill.digests import data_digest, state_digest
+from edgekd.distill.digests import file_digest, state_digest
 
 
 def test_a_state_is_known_by_its_values_and_names() -> None:
@@ -32,21 +36,47 @@ def test_a_state_is_known_by_its_values_and_names() -> None:
     assert len({same, *map(state_digest, others)}) == 6
 
 
-def test_data_are_known_by_every_label_and_pixel() -> None:
-    labels = np.arange(1_203) % 10
-    images = np.random.default_rng(0).integers(0, 256, (1_203, 4, 4, 1), dtype=np.uint8)
+def external(name: str, file: str) -> TensorProto:
+    """Four floats that lie in `file`."""
+    tensor = numpy_helper.from_array(np.zeros(4, np.float32), name)
+    onnx.external_data_helper.set_external_data(tensor, file)
+    tensor.ClearField("raw_data")
+    return tensor
 
-    def digest(some_labels: np.ndarray, some_images: np.ndarray) -> str:
-        return data_digest(some_labels, lambda indices: some_images[indices])
 
-    other_labels, other_images = labels.copy(), images.copy()
-    other_labels[700] = 9
-    other_images[1_202, 3, 3, 0] ^= 1  # the last bit of the last pixel
-    same = digest(labels, images)
-    assert digest(labels.copy(), images.copy()) == same
-    others = [
-        digest(other_labels, images),
-        digest(labels, other_images),
-        digest(labels, images.reshape(1_203, 2, 8, 1)),
+def branch(file: str) -> onnx.GraphProto:
+    constant = helper.make_node("Constant", [], ["c"], value=external("v", file))
+    return helper.make_graph([constant], file, [], [helper.make_tensor_value_info("c", TensorProto.FLOAT, [4])])
+
+
+@pytest.mark.parametrize("changed", ["m.onnx", "weights", "then", "else"])
+def test_a_model_is_known_by_every_file_of_it(tmp_path: Path, changed: str) -> None:
+    nodes = [
+        helper.make_node("If", ["which"], ["some"], then_branch=branch("then"), else_branch=branch("else")),
+        helper.make_node("Add", ["some", "w"], ["y"]),
     ]
-    assert len({same, *others}) == 4
+    given = helper.make_tensor_value_info("which", TensorProto.BOOL, [])
+    told = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [given], [told], [external("w", "weights")])), path)
+    for name in ("weights", "then", "else"):
+        (tmp_path / name).write_bytes(bytes(16))
+    before = file_digest(path)
+    assert file_digest(path) == before
+    file = tmp_path / changed
+    if changed == "m.onnx":
+        model = onnx.load(path, load_external_data=False)
+        model.producer_name = "another"
+        file.write_bytes(model.SerializeToString())
+    else:
+        file.write_bytes(bytes(15) + b"1")
+    assert file_digest(path) != before
+    if changed != "m.onnx":
+        file.unlink()
+        assert file_digest(path) != before
+
+
+@pytest.mark.parametrize("name", ["teacher.safetensors", "broken.onnx", "teacher.bin"])
+def test_any_other_file_is_known_by_its_sha_256(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"abc")
+    assert file_digest(tmp_path / name) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
