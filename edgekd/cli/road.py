@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgekd import units
-from edgekd.bench.measure import file_sha256
 from edgekd.card import Card, load_card, parse_budget
 from edgekd.check.judge import EXIT_CODES
 from edgekd.console import out as show
 from edgekd.console import say
+from edgekd.distill.digests import file_digest
 from edgekd.environments import require_runtime
 from edgekd.errors import ExitCode, InputError, did_you_mean
 from edgekd.imports import require
@@ -47,7 +47,7 @@ def distill_on(
     if out and several:
         folder = out / f"{card.name}@{target.name}"
     weights = teacher or (card.resolve(card.teacher.weights) if card.teacher.weights else None)
-    files = {"teacher_sha256": file_sha256(weights) if weights and weights.is_file() else ""}
+    files = {"teacher_sha256": file_digest(weights) if weights and weights.is_file() else ""}
     with open_run(folder, card, target, asked, files, fresh) as run:
         if run.result.exists() and run.model.exists():
             return _already_done(run)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.bench.measure import file_sha256
 from edgekd.card import Card, load_card
 from edgekd.console import out as show
+from edgekd.distill.digests import file_digest
 from edgekd.errors import ConfigError, ExitCode
 from edgekd.imports import require
 from edgekd.report.sweep_table import Tried, best_of, recipe_lines, trial_rows, value_rows
@@ -133,7 +133,7 @@ def _sweep(
         last = assist(card, first, examples, weights.parent, How())
     digests = {
         "SHA-256 of the data": f"{digest(train)[:12]}, {digest(validation)[:12]}",
-        "SHA-256 of the teacher": file_sha256(given.file)[:12] if given else "none given",
+        "SHA-256 of the teacher": file_digest(given.file)[:12] if given else "none given",
     }
     teachers = [*last, *more_teachers(card)]
     subject = Subject(card=card, shape=shape, teachers=teachers, data=examples, digests=digests)

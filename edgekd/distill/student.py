@@ -24,7 +24,7 @@ from edgekd.distill.weighing import class_weights
 from edgekd.errors import ConfigError
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import Shape, make
-from edgekd.nets.teachers import Teacher
+from edgekd.nets.teachers import Teacher, load_teacher_file
 from edgekd.nets.weights import load_into, read_state, save_state
 from edgekd.recipe import Recipe
 from edgekd.run import Run, read_json, write_json
@@ -183,7 +183,6 @@ def assist(card: Card, teacher: Teacher, data: tuple[Examples, Examples], folder
     al. 2020, arXiv 1902.03393), or the teacher itself. Assistants are kept in `folder`."""
     for number, assistant in enumerate(card.assistants):
         out = folder / f"assistant-{number + 1}.safetensors"
-        net = make(card, assistant, assistant.shape, "assistants")
         if not out.exists():
             torch.manual_seed(card.recipe.seed)
             net = make(card, assistant, assistant.shape, "assistants")
@@ -196,8 +195,7 @@ def assist(card: Card, teacher: Teacher, data: tuple[Examples, Examples], folder
                 save_state(net, out, {"card": card.name})
                 shutil.rmtree(scratch)
             barrier()
-        load_into(net, read_state(out), out)
-        teacher = Teacher(Deployed(net, card.data).eval(), out)
+        teacher = load_teacher_file(dataclasses.replace(card, teacher=assistant), out)
     return [teacher]
 
 
