@@ -163,10 +163,15 @@ def _objective(
             f"{card.file}: recipe.teacher_weights: got {len(recipe.teacher_weights)} weights; there are "
             f"{len(teachers)} teachers"
         )
+    if teachers[0].net is None and teacher_layers(recipe):
+        raise ConfigError(
+            f"{card.file}: recipe.features: teacher: an ONNX teacher has no layers to learn from, only logits; leave "
+            "`teacher` out, or give the teacher's torch weights"
+        )
     if world().size > 1 and any(feature.term == "crd" for part in recipe.parts() for feature in part.features):
         raise ConfigError(f"{card.file}: recipe.features: crd keeps its memory in one process; run without torchrun")
     inputs = examples.batch(np.arange(min(2, len(examples))), 0).inputs
-    weights = class_weights(recipe, examples.labels, len(card.data.classes))
+    weights = class_weights(recipe, examples.labels, len(card.data.classes), f"{card.file}: recipe.class_weights")
     torch.manual_seed(recipe.seed)
     return distillation(
         recipe,
@@ -237,11 +242,14 @@ def _longer(recipe: Recipe, times: int) -> Recipe:
 
 
 def _for_assistant(recipe: Recipe, assistant: TeacherOfCard) -> Recipe:
-    """The recipe's terms on logits, for its layers are not the assistant's, which learns from one teacher; with the
-    assistant's own training if it has one."""
-    losses = dict(recipe.losses)
-    losses.pop("mutual", None)  # it has no peers
-    plain = dataclasses.replace(recipe, losses=losses, features=(), stages=(), teacher_weights=())
+    """The last stage's terms on logits, for its layers are not the assistant's, which learns from one teacher and has
+    no peers; with the assistant's own training if it has one. Plain KD where these terms look at no teacher."""
+    losses = {name: weight for name, weight in recipe.parts()[-1].losses.items() if name != "mutual"}
+    if not losses.keys() - {"ce"}:
+        losses = {}
+    plain = dataclasses.replace(
+        recipe, alpha=Recipe.alpha, losses=losses, features=(), stages=(), teacher_weights=(), peers=1
+    )
     if assistant.training is None:
         return plain
     own = {field.name: getattr(assistant.training, field.name) for field in dataclasses.fields(assistant.training)}

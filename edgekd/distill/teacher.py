@@ -132,6 +132,8 @@ def _attempt(
     minimum: float | None,
     track: tuple[str, ...],
 ) -> float:
+    where = f"{card.file}: teacher.training.class_weights"
+    weights = class_weights(training, data[0].labels, len(card.data.classes), where)
     torch.manual_seed(training.seed)
     net = make_teacher_net(card)
     job = Job(
@@ -139,7 +141,7 @@ def _attempt(
         train=data[0],
         validation=data[1],
         training=training,
-        objective=plain(training, class_weights(training, data[0].labels, len(card.data.classes))),
+        objective=plain(training, weights),
         views=training.epochs,
         checkpoint=scratch / "checkpoint.pt",
         log=out.parent / "log",

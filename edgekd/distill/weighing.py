@@ -12,11 +12,11 @@ from edgekd.recipe import Training
 __all__ = ["class_weights"]
 
 
-def class_weights(training: Training, labels: NDArray[np.int64], classes: int) -> Tensor | None:
+def class_weights(training: Training, labels: NDArray[np.int64], classes: int, where: str) -> Tensor | None:
     """The weight of each class (C,), or None where all count the same.
 
-    `balanced` is n / (C n_c) for the n_c examples of class c (King and Zeng 2001; scikit-learn's formula), 1 for a
-    class without any. Raises ConfigError where the recipe gives another number of weights than there are classes.
+    `balanced` is n / (C n_c) for the n_c examples of class c (King and Zeng 2001; scikit-learn's formula), n / C
+    for a class without any. Raises ConfigError, which names `where`, for another number of weights than classes.
     """
     if training.class_weights == "none":
         return None
@@ -26,5 +26,5 @@ def class_weights(training: Training, labels: NDArray[np.int64], classes: int) -
     else:
         weights = np.array(training.class_weights)
         if len(weights) != classes:
-            raise ConfigError(f"class_weights: got {len(weights)} weights; the data has {classes} classes")
+            raise ConfigError(f"{where}: got {len(weights)} weights; the data has {classes} classes")
     return torch.tensor(weights, dtype=torch.float32, device=device())

@@ -397,6 +397,18 @@ def test_patience_stops_and_keeps_the_best(digits: Digits, tmp_path: Path, ema: 
     assert differing(state(other), validated[1]) == []
 
 
+def test_patience_waits_for_the_last_stage(digits: Digits, tmp_path: Path) -> None:
+    training, reached = recipe_of(epochs=6, patience=2), [0.9, 0.1, 0.1, 0.2, 0.3, 0.1]
+    terms = plain(training).parts[0].terms
+    objective = Objective((Part(3, terms), Part(3, terms)))
+    validated: list[dict[str, Tensor]] = []
+    net = small_net()
+    history = train(net, make_job(digits, tmp_path, training, objective, score=scripted(reached, validated)))
+    assert [entry["validation_accuracy"] for entry in history] == reached
+    assert differing(state(net), validated[4]) == []
+    assert best_accuracy(training, history) == 0.3
+
+
 def test_somebody_else_may_say_that_it_is_enough(digits: Digits, tmp_path: Path) -> None:
     asked: list[int] = []
 

@@ -19,7 +19,7 @@ from edgekd.data.sources import load_train_and_validation
 from edgekd.data.tasks import examples_of
 from edgekd.distill import student as module
 from edgekd.distill.loop import Job, train
-from edgekd.distill.student import How, check_recipe, copy_matching, distill_student, learn, training_summary
+from edgekd.distill.student import How, assist, check_recipe, copy_matching, distill_student, learn, training_summary
 from edgekd.distill.teacher import teach
 from edgekd.errors import ConfigError
 from edgekd.nets.deployed import Deployed
@@ -522,6 +522,37 @@ def test_assistants_teach_one_another(
     again = distill_student(card, SHAPE, teachers, digits, run)
     assert [name for name, *_ in learnt] == ["student"]
     assert all(torch.equal(tensor, stored[name]) for name, tensor in again.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "losses"),
+    [
+        ({"losses": {"dist": 2.0, "ce": 1.0}}, {"dist": 2.0, "ce": 1.0}),
+        ({"losses": {"ce": 1.0, "mutual": 1.0}}, {"kd": 0.9, "ce": 0.1}),
+        ({"stages": [{"epochs": 1, "losses": {"kd": 1}}, {"epochs": 1, "losses": {"mse": 3}}]}, {"mse": 3.0}),
+    ],
+)
+def test_an_assistant_learns_by_the_last_terms_on_logits(
+    teacher: Teacher,
+    digits: Digits,
+    tmp_path: Path,
+    jobs: list[tuple[Job, dict[str, Tensor]]],
+    recipe: dict[str, Any],
+    losses: dict[str, float],
+) -> None:
+    card = card_of(epochs=2, **recipe)
+    assistant = TeacherOfCard(family="convnet", shape={"channels": [6, 8], "hidden": 8, "grid": 4})
+    assist(dataclasses.replace(card, assistants=(assistant,)), teacher, digits, tmp_path, How())
+    ((job, _),) = jobs
+    assert isinstance(job.training, Recipe)
+    assert job.training.weights() == pytest.approx(losses)
+
+
+def test_an_onnx_teacher_has_no_layers(digits: Digits, teacher: Teacher, tmp_path: Path) -> None:
+    onnx = dataclasses.replace(teacher, module=torch.nn.Identity())  # not a torch network with its preprocessing
+    card = card_of(features=[{"term": "hint", "teacher": MAPS, "student": MAPS}])
+    with pytest.raises(ConfigError, match=r"recipe\.features: teacher: an ONNX teacher has no layers to learn from"):
+        check_recipe(card, SHAPE, onnx, [], digits[0])
 
 
 # --- the teacher's tensors ---
