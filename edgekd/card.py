@@ -209,10 +209,27 @@ class _ImageCard(Card):
 
     data: Data
 
+    @model_validator(mode="after")
+    def _check(self) -> "_ImageCard":
+        if self.augment.word_dropout:
+            raise ValueError("augment.word_dropout: is for sentences, the task is image-classification; drop it")
+        return self
+
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class _TextCard(Card):
     data: TextData
+
+    @model_validator(mode="after")
+    def _check(self) -> "_TextCard":
+        plain = Augment(word_dropout=self.augment.word_dropout, seed=self.augment.seed)
+        for field_ in dataclasses.fields(Augment):
+            if getattr(self.augment, field_.name) != getattr(plain, field_.name):
+                raise ValueError(
+                    f"augment.{field_.name}: is for images, the task is text-classification; drop it, sentences have "
+                    "word_dropout"
+                )
+        return self
 
 
 def image_data(card: Card) -> Data:

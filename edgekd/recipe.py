@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-__all__ = ["TEMPERED", "Augment", "Feature", "Recipe", "Stage", "Training"]
+__all__ = ["TEMPERED", "Augment", "Feature", "Recipe", "Stage", "Term", "Training"]
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Positive = Annotated[float, Field(gt=0)]

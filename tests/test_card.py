@@ -186,6 +186,34 @@ def test_an_unknown_budget_of_the_command_line() -> None:
         parse_budget(["latency=3"])
 
 
+# --- settings without effect ---
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("alpha = 0.5\nlosses = { kd = 1.0 }", "alpha: has no effect beside losses, which have weights of their own; "),
+        ("peers = 2", "peers: has no effect without the term mutual in losses"),
+        ('combine = "confidence"\nteacher_weights = [1.0]', "teacher_weights: have no effect with combine"),
+        ("warmup_epochs = 4", "warmup_epochs: should be at most the 3 epochs, got 4"),
+        ("warmup_epochs = 2\nstages = [{ epochs = 1, losses = { kd = 1.0 } }, { epochs = 2, losses = { kd = 1.0 } }]",
+         "warmup_epochs: should be at most the 1 epochs of the shortest stage"),
+        ("seed = 4294967296", "seed: got 4294967296; it should be less than 4294967296"),
+        ("[augment]\nrand_magnitude = 3", "rand_operations, rand_magnitude: have no effect without policy"),
+        ("[augment]\nword_dropout = 0.1", "augment.word_dropout: is for sentences, the task is image-classification"),
+    ],
+)  # fmt: skip
+def test_settings_that_would_do_nothing_are_refused(tmp_path: Path, recipe: str, said: str) -> None:
+    assert said in problem(tmp_path, ("[recipe]\nepochs = 3", f"[recipe]\nepochs = 3\n{recipe}"))
+
+
+def test_sentences_have_no_sides_to_flip(tmp_path: Path) -> None:
+    text = Path(load_card("sst2").file).read_text(encoding="utf-8")
+    (tmp_path / "mine.toml").write_text(text.replace("[augment]", "[augment]\nflip = true"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"mine\.toml: augment\.flip: is for images, the task is text-classification"):
+        load_card(str(tmp_path / "mine.toml"))
+
+
 # --- the rest of the card ---
 
 

@@ -93,7 +93,7 @@ def begin(
         return progress
     state = _read(checkpoint)
     processes = state["conditions"].pop("processes", 1)
-    _refuse_others(checkpoint, state["conditions"], _conditions(training) | about, processes)
+    _refuse_others(checkpoint, state["conditions"], {**_conditions(training), **about}, processes)
     try:
         module.load_state_dict(state["module"])
     except RuntimeError as error:  # torch's own tells every tensor
@@ -148,7 +148,7 @@ def keep(
         "best": progress.best,
         "since": progress.since,
         "finished": progress.finished,
-        "conditions": _conditions(training) | about | {"processes": world().size},
+        "conditions": {**_conditions(training), **about, "processes": world().size},
     }
     content = io.BytesIO()  # torch writing to a full disk ends in an error that does not say so
     torch.save(state, content)

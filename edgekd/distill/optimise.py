@@ -1,6 +1,7 @@
 """Optimiser, learning rate and arithmetic of a training."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ def make_optimizer(module: nn.Module, training: Training) -> torch.optim.Optimiz
     the middle of its range is no better than the rest."""
     theta = [value for name, value in module.named_parameters() if name == THETA]
     others = [value for name, value in module.named_parameters() if name != THETA]
-    groups = [{"params": others}, *({"params": [value], "weight_decay": 0.0} for value in theta)]
+    groups: list[dict[str, Any]] = [{"params": others}, *({"params": [value], "weight_decay": 0.0} for value in theta)]
     if training.optimizer == "adamw":
         return torch.optim.AdamW(groups, training.learning_rate, weight_decay=training.weight_decay)
     return torch.optim.SGD(
@@ -77,6 +78,6 @@ def computes_bf16(precision: str) -> bool:
     """Whether that precision is bf16 on this machine."""
     if precision == "auto":
         if torch.cuda.is_available():
-            return torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.cpu._is_avx512_bf16_supported()
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return bool(torch.cpu._is_avx512_bf16_supported())
     return precision == "bf16"

@@ -26,7 +26,7 @@ from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import Shape, make
 from edgekd.nets.teachers import Teacher, load_teacher_file
 from edgekd.nets.weights import load_into, read_state, save_state
-from edgekd.recipe import Recipe
+from edgekd.recipe import Recipe, Term
 from edgekd.run import Run, read_json, write_json
 
 __all__ = [
@@ -244,7 +244,7 @@ def _longer(recipe: Recipe, times: int) -> Recipe:
 def _for_assistant(recipe: Recipe, assistant: TeacherOfCard) -> Recipe:
     """The last stage's terms on logits, for its layers are not the assistant's, which learns from one teacher and has
     no peers; with the assistant's own training if it has one. Plain KD where these terms look at no teacher."""
-    losses = {name: weight for name, weight in recipe.parts()[-1].losses.items() if name != "mutual"}
+    losses: dict[Term, float] = {name: weight for name, weight in recipe.parts()[-1].losses.items() if name != "mutual"}
     if not losses.keys() - {"ce"}:
         losses = {}
     plain = dataclasses.replace(
