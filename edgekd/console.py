@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-__all__ = ["out", "progress", "say", "status"]
+__all__ = ["out", "progress", "say", "speaks", "status"]
 
 
 @cache
@@ -28,14 +28,14 @@ def _console(stderr: bool) -> "Console":
     return Console(stderr=stderr, highlight=False, soft_wrap=True, emoji=False, width=width)
 
 
-def _speaks() -> bool:
+def speaks() -> bool:
     """Of several processes of one training, only the first one does."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str) -> None:
     """One line about what is going on."""
-    if _speaks():
+    if speaks():
         _console(True).print(flat(text), markup=False)
 
 
@@ -65,7 +65,7 @@ def progress() -> "Progress":
         TimeRemainingColumn(),
         console=_console(True),
         transient=True,
-        disable=not (sys.stderr.isatty() and _speaks()),
+        disable=not (sys.stderr.isatty() and speaks()),
     )
 
 

@@ -41,6 +41,8 @@ class EdgekdError(Exception):
     """One line a user can act on; never shown with a traceback."""
 
     exit_code = ExitCode.USAGE
+    final = False
+    """Whether this process can do nothing after it, not even for another target."""
 
 
 class ConfigError(EdgekdError):

@@ -17,7 +17,7 @@ from edgekd.data.examples import Examples
 from edgekd.data.sources import keep_tokenizer, load_test, load_train_and_validation, require_test
 from edgekd.data.tasks import examples_of
 from edgekd.data.text import settled
-from edgekd.distill.distributed import hear, tell
+from edgekd.distill.distributed import hear, tell, together
 from edgekd.distill.student import How, check_recipe, distill_student, training_summary
 from edgekd.distill.teacher import (
     check_teacher,
@@ -27,6 +27,7 @@ from edgekd.distill.teacher import (
     teach,
     with_own_teacher,
 )
+from edgekd.errors import EdgekdError
 from edgekd.export.onnx import cpu_logits, keep_torch_logits, parity
 from edgekd.export.variants import calibration_of, export_variants
 from edgekd.figures import ModelFigures
@@ -40,7 +41,7 @@ from edgekd.search.choose import choose_shape, choose_variant
 from edgekd.search.estimate import with_estimates
 from edgekd.target import Target
 
-__all__ = ["distill", "follow"]
+__all__ = ["distill", "follow", "train_teacher"]
 
 EFFORT = Effort()
 """How much time each file's measurement gets."""
@@ -76,7 +77,8 @@ def distill(
     how = dataclasses.replace(how, minimum=budget.min_accuracy, teacher_minimum=budget.teacher_min_accuracy)
     examples = (examples_of(card, train), examples_of(card, validation))
     tell(Task(card, choice.shape, run.folder, data, teacher_file, how))
-    teacher, net = train_both(card, choice.shape, given, examples, run, how)
+    with together():
+        teacher, net = train_both(card, choice.shape, given, examples, run, how)
 
     subjects = export_variants(card, target, teacher, net, calibration, run)
     images = np.load(inputs)[:512]
@@ -123,9 +125,31 @@ def train_both(
     return teacher, distill_student(card, shape, [teacher, *further], examples, run, how)
 
 
+def train_teacher(
+    card: Card, data: Path | None, minimum: float, out: Path, track: tuple[str, ...] = ()
+) -> tuple[Teacher, Examples]:
+    """The card's teacher, trained into `out` or loaded from there, and the validation data."""
+    train, validation = load_train_and_validation(card, data)
+    examples = (examples_of(card, train), examples_of(card, validation))
+    tell(TeacherTask(card, data, minimum, out))
+    with together():
+        teacher = teach(card, examples, minimum, out, track)
+    return teacher, examples[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherTask:
+    """What the processes after the first one are told of a teacher's training."""
+
+    card: Card
+    data: Path | None
+    minimum: float
+    out: Path
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What the processes of a training after the first one are told."""
+    """What they are told of a teacher's and a student's."""
 
     card: Card
     shape: Shape
@@ -136,12 +160,27 @@ class Task:
 
 
 def follow() -> None:
-    """Take this process's share in the trainings that the first one tells of, until it tells of no more."""
+    """Take this process's share in the trainings that the first one tells of, until it tells of no more.
+
+    An error that the first process raises as well is the first one's to tell, which may then have another training.
+    """
     while (task := hear()) is not None:
-        train, validation = load_train_and_validation(task.card, task.data)
-        examples = (examples_of(task.card, train), examples_of(task.card, validation))
-        given = given_teacher(task.card, task.teacher_file)
-        train_both(task.card, task.shape, given, examples, Run(task.folder), task.how)
+        try:
+            with together():
+                _share(task)
+        except EdgekdError as error:
+            if error.final:
+                raise
+
+
+def _share(task: Task | TeacherTask) -> None:
+    train, validation = load_train_and_validation(task.card, task.data)
+    examples = (examples_of(task.card, train), examples_of(task.card, validation))
+    if isinstance(task, TeacherTask):
+        teach(task.card, examples, task.minimum, task.out)
+        return
+    given = given_teacher(task.card, task.teacher_file)
+    train_both(task.card, task.shape, given, examples, Run(task.folder), task.how)
 
 
 def final_figures(

@@ -1,5 +1,6 @@
 """The whole road on embedded data: teacher to verdict, then again, then bench and check."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 
+from edgekd.errors import BudgetError
 from edgekd.result import read_bench
 
 Cli = Callable[..., Any]
@@ -106,6 +108,24 @@ def test_a_changed_card_is_said(run: Path, cli: Cli, tiny_card: Path) -> None:
     assert done.returncode == 2
     assert "card.recipe.views was 2" in done.stderr
     assert "--fresh" in done.stderr
+
+
+def test_a_changed_further_teacher_is_said(
+    cli: Cli, tiny_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def enough(*_: object) -> None:
+        raise BudgetError("enough")
+
+    monkeypatch.setattr("edgekd.pipeline.measure_candidates", enough)
+    tiny_card.write_text(tiny_card.read_text() + '\n[[more_teachers]]\nfamily = "convnet"\nweights = "further.pt"\n')
+    (tmp_path / "further.pt").write_bytes(b"one")
+    for _ in range(2):
+        assert cli("distill", tiny_card, "-t", "cpu-x86", "--out", "run").stderr.endswith("enough\n")
+    (tmp_path / "further.pt").write_bytes(b"another")
+    done = cli("distill", tiny_card, "-t", "cpu-x86", "--out", "run")
+    was, now = (hashlib.sha256(content).hexdigest() for content in (b"one", b"another"))
+    assert done.returncode == 2
+    assert f"run: files.more_teachers[0]_sha256 was '{was}' when this run began and is '{now}' now" in done.stderr
 
 
 def test_bench_of_a_run_and_of_a_file(run: Path, cli: Cli, tmp_path: Path) -> None:

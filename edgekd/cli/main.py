@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from edgekd import __version__
+from edgekd.console import speaks
 from edgekd.errors import EdgekdError, ExitCode, one_line, worst
 from edgekd.units import flat
 
@@ -83,9 +84,11 @@ def teach(
     track: Trackers = [],  # noqa: B006
 ) -> None:
     """Train the card's teacher."""
-    from edgekd.cli.road import teach_card
+    from edgekd.cli.road import several_processes, teach_card
 
-    _end([teach_card(card, data, out, tuple(track))])
+    with several_processes() as first:
+        codes = [teach_card(card, data, out, tuple(track))] if first else []
+    _end(codes)
 
 
 @app.command()
@@ -322,6 +325,8 @@ def _turn(command: Callable[[str], int], target: str) -> int:
     try:
         return command(target)
     except EdgekdError as error:
+        if error.final:
+            raise
         _complain(str(error), "--debug" in sys.argv)
         return error.exit_code
 
@@ -359,7 +364,8 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else ExitCode.PASS)
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; `distill`, `teach` and `sweep` go on where they stopped, others begin again", debug)
+        if speaks():  # torchrun interrupts all others as well
+            _complain("interrupted; `distill`, `teach` and `sweep` go on where they stopped, others begin again", debug)
         sys.exit(ExitCode.INTERRUPTED)
     except EdgekdError as error:
         _complain(str(error), debug)

@@ -13,7 +13,7 @@ from edgekd.console import out as show
 from edgekd.console import say
 from edgekd.distill.digests import file_digest
 from edgekd.environments import require_runtime
-from edgekd.errors import ExitCode, InputError, did_you_mean
+from edgekd.errors import EdgekdError, ExitCode, InputError, did_you_mean
 from edgekd.imports import require
 from edgekd.report.tables import budget_lines, figure_rows, headline, notes, rich_table
 from edgekd.result import Result, read_models
@@ -21,7 +21,7 @@ from edgekd.run import Run, open_run
 from edgekd.spec import bundled_names
 from edgekd.target import Target, load_target
 
-__all__ = ["distill_on", "several_processes", "teach_card"]
+__all__ = ["digests_of_more", "distill_on", "several_processes", "teach_card"]
 
 
 def distill_on(
@@ -48,6 +48,7 @@ def distill_on(
         folder = out / f"{card.name}@{target.name}"
     weights = teacher or (card.resolve(card.teacher.weights) if card.teacher.weights else None)
     files = {"teacher_sha256": file_digest(weights) if weights and weights.is_file() else ""}
+    files |= {f"{name}_sha256": content for name, content in digests_of_more(card).items()}
     with open_run(folder, card, target, asked, files, fresh) as run:
         if run.result.exists() and run.model.exists():
             return _already_done(run)
@@ -57,6 +58,16 @@ def distill_on(
         result = distill(card, target, asked, run, data, teacher, How(online=online, track=track))
     _show(result, run, time.perf_counter() - begin)
     return result.verdict.exit_code
+
+
+def digests_of_more(card: Card) -> dict[str, str]:
+    """SHA-256 of the weights of each of the card's further teachers; empty for a file that is not there, which whoever
+    loads it says."""
+    paths = [card.resolve(further.weights) if further.weights else None for further in card.more_teachers]
+    return {
+        f"more_teachers[{number}]": file_digest(path) if path and path.is_file() else ""
+        for number, path in enumerate(paths)
+    }
 
 
 @contextlib.contextmanager
@@ -76,9 +87,21 @@ def several_processes() -> Iterator[bool]:
         from edgekd.pipeline import follow
 
         follow()
-    yield first
+    try:
+        yield first
+    except EdgekdError as error:
+        if error.final:  # the others are no longer listening; torchrun ends them
+            raise
+        _release(first)
+        raise
+    _release(first)
+
+
+def _release(first: bool) -> None:
+    from edgekd.distill import distributed
+
     if first:
-        distributed.tell(None)  # not after an error: torchrun then ends the others
+        distributed.tell(None)
     distributed.leave()
 
 
@@ -86,21 +109,19 @@ def teach_card(card_name: str, data: Path | None, out: Path | None, track: tuple
     """Train the card's teacher; returns the exit code."""
     card = load_card(card_name)
     _need_training()
-    from edgekd.data.sources import load_train_and_validation
-    from edgekd.data.tasks import examples_of
-    from edgekd.distill.teacher import teach, validation_accuracy
+    from edgekd.distill.teacher import validation_accuracy
+    from edgekd.pipeline import train_teacher
 
     path = out or Path("teachers", f"{card.name}.safetensors")
     if path.suffix != ".safetensors":
         raise InputError(f"--out {path}: the teacher is written as safetensors; give a name that ends so")
-    train, validation = load_train_and_validation(card, data)
-    splits = (examples_of(card, train), examples_of(card, validation))
     done = path.exists()
     minimum = card.budget("").teacher_min_accuracy or 0.0
-    accuracy = validation_accuracy(teach(card, splits, minimum, path, track), splits[1])
+    teacher, validation = train_teacher(card, data, minimum, path, track)
+    accuracy = validation_accuracy(teacher, validation)
     kind = "sentences" if card.task == "text-classification" else "images"
     state = "already there, " if done else ""
-    show(f"{path}: {state}{units.accuracy(accuracy)} on {len(splits[1])} validation {kind}")
+    show(f"{path}: {state}{units.accuracy(accuracy)} on {len(validation)} validation {kind}")
     if accuracy < minimum:
         show(f"{path}: teacher_min_accuracy is {units.accuracy(minimum)}; remove the file to train again")
     return ExitCode.PASS if accuracy >= minimum else ExitCode.FAIL

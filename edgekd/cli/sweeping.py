@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.card import Card, load_card
+from edgekd.cli.road import digests_of_more
 from edgekd.console import out as show
+from edgekd.console import say
 from edgekd.distill.digests import file_digest
 from edgekd.errors import ConfigError, ExitCode
 from edgekd.imports import require
@@ -63,6 +65,8 @@ def _plan(card: Card, wanted: Wanted) -> Plan:
         space = make_space(recipe, wanted.temperatures, wanted.alphas, wanted.weights, wanted.seeds)
     except ConfigError as error:
         raise ConfigError(f"{card.file}: {error}") from None
+    if space[0].name != "temperature":
+        say(f"{card.file}: no term of the recipe uses a temperature; none is tried")
     points = len(grid(space))
     listed = all(axis.values for axis in space)
     if listed and wanted.trials and wanted.trials > points:
@@ -134,7 +138,7 @@ def _sweep(
     digests = {
         "SHA-256 of the data": f"{digest(train)[:12]}, {digest(validation)[:12]}",
         "SHA-256 of the teacher": file_digest(given.file)[:12] if given else "none given",
-    }
+    } | {f"SHA-256 of {name}": content[:12] for name, content in digests_of_more(card).items()}
     teachers = [*last, *more_teachers(card)]
     subject = Subject(card=card, shape=shape, teachers=teachers, data=examples, digests=digests)
     return sweep(subject, plan, folder)

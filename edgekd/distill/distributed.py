@@ -1,7 +1,9 @@
 """The processes of one training, as `torchrun` starts them; a process on its own is rank 0 of 1."""
 
+import contextlib
 import datetime
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +11,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from edgekd.errors import ConfigError
+from edgekd.errors import ConfigError, EdgekdError
 
-__all__ = ["World", "barrier", "device", "hear", "join", "leave", "summed", "tell", "world"]
+__all__ = ["World", "barrier", "device", "hear", "join", "leave", "summed", "tell", "together", "world"]
 
 PATIENCE = datetime.timedelta(hours=12)
 """How long the others wait while rank 0 searches, exports or measures alone."""
+
+SAME_ERROR = datetime.timedelta(minutes=2)
+"""How far apart processes may meet the same error."""
+
+
+_errors: Any = None
+"""Where processes look for one another after an error."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,7 @@ def join() -> World:
 
     Raises ConfigError where there are GPUs, but fewer than processes.
     """
+    global _errors
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return world()
     local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
@@ -54,6 +64,7 @@ def join() -> World:
     if gpus:
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if gpus else "gloo", timeout=PATIENCE)
+    _errors = dist.new_group(backend="gloo", timeout=SAME_ERROR)  # NCCL's barrier cannot be left
     return world()
 
 
@@ -61,6 +72,26 @@ def leave() -> None:
     """Part from the others."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What every process does alike, such as a training: an EdgekdError that all of them raise is one that they can go
+    on from. One that not all raise is `final`.
+
+    A process that raises alone leaves the others waiting for it within the training; whatever it told them next would
+    be taken for a part of that. So whoever raises looks for the others at a place where nothing else is said, the
+    group `_errors`, for a while: there come only those that raise as well. It costs nothing where nobody raises.
+    """
+    try:
+        yield
+    except EdgekdError as error:
+        if dist.is_initialized():
+            try:
+                dist.barrier(_errors)
+            except RuntimeError:  # somebody did not come
+                error.final = True
+        raise
 
 
 def tell(task: Any) -> None:

@@ -148,7 +148,7 @@ def _row(trial: "FrozenTrial") -> Tried:
 
 def _tries(trial: "FrozenTrial") -> int:
     """How often a trial that was killed has been tried in vain: without one more epoch since the try before it."""
-    before = trial.user_attrs.get("tries", 0)
+    before: int = trial.user_attrs.get("tries", 0)
     if trial.user_attrs.get("interrupted"):
         return before
     return 0 if _reached(trial) > trial.user_attrs.get("reached", 0) else before + 1

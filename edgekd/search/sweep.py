@@ -41,7 +41,7 @@ class Subject:
     data: tuple[Examples, Examples]
     """Training and validation data."""
     digests: dict[str, str]
-    """Of the data and of the teacher's file: a sweep does not go on with others."""
+    """Of the data and of the teachers' files: a sweep does not go on with others."""
 
 
 def sweep(subject: Subject, plan: Plan, folder: Path) -> list[Tried]:
@@ -65,6 +65,8 @@ def _conditions(subject: Subject, plan: Plan) -> dict[str, Any]:
     """What must stay the same, as JSON; the number of trials may grow."""
     card = subject.card
     parts = {"data": card.data, "augment": card.augment, "teacher": card.teacher, "recipe": card.recipe}
+    parts |= {f"more_teachers[{number}]": further for number, further in enumerate(card.more_teachers)}
+    parts |= {f"assistants[{number}]": assistant for number, assistant in enumerate(card.assistants)}
     conditions = {key: value for part, thing in parts.items() for key, value in _given(part, thing).items()}
     del conditions["recipe.epochs"]
     conditions |= {"student.family": card.student.family, "epochs": plan.epochs, "pruning": plan.pruning}

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +49,36 @@ if among.first:
     (folder / "result.json").write_text(json.dumps(history))
 leave()
 """
+
+
+TOGETHER = """
+import sys, datetime
+from edgekd.distill import distributed
+from edgekd.errors import BudgetError
+
+distributed.SAME_ERROR = datetime.timedelta(seconds=5)
+among = distributed.join()
+try:
+    with distributed.together():
+        if sys.argv[1] == "all" or among.rank == int(sys.argv[1]):
+            raise BudgetError("no")
+except BudgetError as error:
+    print(f"rank {among.rank}: final {error.final}", flush=True)
+    if error.final:
+        sys.exit(1)
+distributed.tell("more") if among.first else print("heard", distributed.hear(), flush=True)
+distributed.leave()
+"""
+
+
+def torchrun(*command: object) -> "subprocess.CompletedProcess[str]":
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run([*start, *map(str, command)], capture_output=True, text=True, timeout=300)
+
+
+def complaints(stderr: str) -> list[str]:
+    """What the processes themselves say of errors."""
+    return [line for line in stderr.splitlines() if "edgekd:" in line]
 
 
 def train(
@@ -133,3 +165,50 @@ def test_distill_under_torchrun_shares_the_cache_and_the_training(tmp_path: Path
         "log",
         "student.safetensors",
     ]
+
+
+@pytest.mark.slow
+def test_after_an_error_that_all_processes_raise_they_go_on(tmp_path: Path) -> None:
+    (tmp_path / "together.py").write_text(TOGETHER)
+    done = torchrun(tmp_path / "together.py", "all")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(done.stdout.splitlines()) == ["heard more", "rank 0: final False", "rank 1: final False"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_after_an_error_that_one_process_raises_there_is_nothing_more(tmp_path: Path, rank: str) -> None:
+    (tmp_path / "together.py").write_text(TOGETHER)
+    done = torchrun(tmp_path / "together.py", rank)
+    assert done.returncode == 1 and f"rank {rank}: final True" in done.stdout
+    assert "heard" not in done.stdout
+
+
+@pytest.mark.slow
+def test_teach_under_torchrun_is_one_training(cli: Callable[..., Any], tiny_card: Path, tmp_path: Path) -> None:
+    done = torchrun("-m", "edgekd", "teach", tiny_card, "--out", tmp_path / "both" / "t.safetensors")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("validation images") == 1
+    assert complaints(done.stderr) == []
+    told = (tmp_path / "both" / "log" / "training.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in told] == list(range(1, 9))
+    both = json.loads((tmp_path / "both" / "t-history.json").read_text())["epochs"]
+    again = torchrun("-m", "edgekd", "teach", tiny_card, "--out", tmp_path / "both" / "t.safetensors")
+    assert again.returncode == 0 and "already there" in again.stdout
+    # Two processes are two accumulated parts, whose statistics are each its own.
+    tiny_card.write_text(tiny_card.read_text().replace("batch_size = 64", "batch_size = 64\naccumulate = 2"))
+    assert cli("teach", tiny_card, "--out", "parts/t.safetensors").returncode == 0
+    parts = json.loads((tmp_path / "parts" / "t-history.json").read_text())["epochs"]
+    assert [entry["loss"] for entry in both] == pytest.approx([entry["loss"] for entry in parts], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_under_torchrun_a_second_target_has_its_turn_after_an_error(tiny_card: Path, tmp_path: Path) -> None:
+    text = tiny_card.read_text().replace("[teacher]", "[teacher]\nattempts = 1").replace("epochs = 12", "epochs = 4")
+    tiny_card.write_text(text + "\n[budget.cpu-arm]\nteacher_min_accuracy = 1.0\n")
+    targets = ("--target", "cpu-arm", "--target", "cpu-arm-dotprod")
+    done = torchrun("-m", "edgekd", "distill", tiny_card, *targets, "--out", tmp_path / "runs")
+    assert done.returncode == 1
+    (told,) = complaints(done.stderr)
+    assert "the teacher reaches" in told and "teacher_min_accuracy is 100" in told
+    assert "tiny on cpu-arm-dotprod: pass" in done.stdout

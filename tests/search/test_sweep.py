@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from edgekd.data import sources
+from edgekd.distill.student import learn
+from edgekd.nets.weights import read_state
 
 Cli = Callable[..., Any]
 SMALL = ("--shape", "channels=[8,8]", "--epochs", 3)
@@ -67,13 +70,24 @@ def test_the_same_command_again_trains_nothing_and_more_trials_go_on(sweep: Cli,
     assert table(tmp_path / "out")[:2] == first and len(table(tmp_path / "out")) == 3
 
 
-def test_trials_differ_by_their_values_alone(sweep: Cli, tmp_path: Path) -> None:
-    """Two sweeps train the same student where the values are the same, to the last bit."""
+def test_trials_differ_by_their_values_alone(sweep: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sweeps train the same student where the values are the same: every figure of every epoch, to the last bit."""
+    histories = []
+
+    def kept(*arguments: Any, **more: Any) -> list[dict[str, Any]]:
+        history = learn(*arguments, **more)
+        histories.append([{key: value for key, value in entry.items() if key != "seconds"} for entry in history])
+        return history
+
+    monkeypatch.setattr("edgekd.search.sweep.learn", kept)
     sweep("--temperatures", "2", "--alphas", "0.5,1", "--out", "a")
     sweep("--temperatures", "2,4", "--alphas", "0.5", "--out", "b")
     a, b = table(tmp_path / "a"), table(tmp_path / "b")
     assert a[0]["validation_accuracy"] == b[0]["validation_accuracy"]
     assert a[0]["alpha"] == b[0]["alpha"] == "0.5"
+    same, alpha, again, temperature = histories
+    assert same == again and len(same) == 3 and {"loss", "terms"} <= same[0].keys()
+    assert same != alpha and same != temperature
 
 
 def test_test_data_is_never_read(sweep: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +142,34 @@ def test_another_teacher_is_another_sweep(sweep: Cli, cli: Cli, tiny_card: Path,
     tiny_card.write_text(tiny_card.read_text().replace("epochs = 7", "epochs = 8"))
     done = cli("sweep", tiny_card, *SMALL, *options, "--teacher", "other.safetensors")
     assert done.returncode == 2 and "out: SHA-256 of the teacher was" in done.stderr
+
+
+def test_another_further_teacher_or_assistant_is_another_sweep(
+    sweep: Cli, tiny_card: Path, weights: Path, tmp_path: Path
+) -> None:
+    options = ("--temperatures", "4", "--alphas", "0.9", "--epochs", 1, "--out", "out")
+    further = (
+        '\n[[more_teachers]]\nfamily = "convnet"\nshape = { channels = [16, 32], hidden = 32 }\nweights = "b.pt"\n'
+    )
+    plain = tiny_card.read_text()
+    other = read_state(weights)
+    torch.save(other, tmp_path / "b.pt")
+    tiny_card.write_text(plain + further)
+    assert sweep(*options).returncode == 0
+    assert sweep(*options).returncode == 0
+
+    tiny_card.write_text(plain)
+    assert "out: SHA-256 of more_teachers[0] was" in sweep(*options).stderr
+    tiny_card.write_text(plain + further.replace('"b.pt"', '"./b.pt"'))
+    assert "out: more_teachers[0].weights was 'b.pt' when" in sweep(*options).stderr
+    tiny_card.write_text(
+        plain + further + '[[assistants]]\nfamily = "convnet"\nshape = { channels = [8], hidden = 16 }\n'
+    )
+    assert "out: assistants[0].family was not given when" in sweep(*options).stderr
+    tiny_card.write_text(plain + further)
+    torch.save({name: value + 1 for name, value in other.items()}, tmp_path / "b.pt")
+    done = sweep(*options)
+    assert done.returncode == 2 and "out: SHA-256 of more_teachers[0] was" in done.stderr
 
 
 def test_torchrun_is_told_to_stay_away(sweep: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
