@@ -176,3 +176,18 @@ def test_a_file_that_cannot_be_written_whole_is_one_line(tiny_card: Path, tmp_pa
     assert_refused(done, "File too large")
     run = tmp_path / "runs" / "tiny@cpu-x86"
     assert sorted(path.name for path in run.rglob("*")) == [".lock", "data", "run.json", "validation.labels.npy"]
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_of_several_processes_the_first_says_that_they_are_interrupted(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, rank: str, lines: int
+) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgekd.cli.look.show_card", interrupted)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    done = cli("models", "digits")
+    assert done.returncode == 130
+    assert len(done.stderr.splitlines()) == lines
