@@ -257,7 +257,10 @@ def load_card(name: str) -> Card:
         if isinstance(limits, dict):
             budgets[target] = dataclasses.asdict(build(Budget, limits, f"{path}: [budget.{target}]"))
     kind = _TextCard if data.get("task") == "text-classification" else _ImageCard
-    return build(kind, data | {"budgets": budgets, "name": path.stem, "file": str(path)}, str(path))
+    card = build(kind, data | {"budgets": budgets, "name": path.stem, "file": str(path)}, str(path))
+    for problem in card.recipe.idle():
+        raise ConfigError(f"{path}: recipe.{problem}")
+    return card
 
 
 def parse_budget(options: list[str]) -> Budget:

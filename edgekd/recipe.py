@@ -1,5 +1,6 @@
 """How a network is trained: views, optimiser and schedule, and what a student learns from its teachers."""
 
+from collections.abc import Iterator
 from dataclasses import field
 from typing import Annotated, Literal
 
@@ -105,6 +106,14 @@ class Feature:
     hidden: Annotated[int, Field(ge=1)] = 64
     """Width of the discriminator of `adversarial`."""
 
+    def idle(self) -> Iterator[str]:
+        """Each setting that differs from its default and is another term's."""
+        owners = {"distance_weight": "rkd", "angle_weight": "rkd", "hidden": "adversarial"}
+        owners |= dict.fromkeys(("embedding", "negatives", "contrast_temperature"), "crd")
+        for name, term in owners.items():
+            if term != self.term and getattr(self, name) != getattr(Feature, name):
+                yield f"features: {self.name()}: {name}: has no effect here; it is for {term}"
+
     def name(self) -> str:
         """How the term is called in the history: `hint layer2`; the logits have no name of their own."""
         return f"{self.term} {self.student}".strip()
@@ -183,12 +192,6 @@ class Recipe(Training):
         if self.stages and sum(stage.epochs for stage in self.stages) != self.epochs:
             total = sum(stage.epochs for stage in self.stages)
             raise ValueError(f"epochs: should be the stages' sum, {total}, got {self.epochs}")
-        if self.losses and self.alpha != Recipe.alpha:
-            raise ValueError("alpha: has no effect beside losses, which have weights of their own; drop one")
-        if self.peers > 1 and not any("mutual" in part.losses for part in self.parts()):
-            raise ValueError("peers: has no effect without the term mutual in losses")
-        if self.teacher_weights and self.combine == "confidence":
-            raise ValueError('teacher_weights: have no effect with combine = "confidence"; drop one')
         if (shortest := min(part.epochs for part in self.parts())) < self.warmup_epochs and self.stages:
             raise ValueError(f"warmup_epochs: should be at most the {shortest} epochs of the shortest stage")
         if not self.temperature_min < self.temperature_max:
@@ -196,6 +199,34 @@ class Recipe(Training):
         if self.sampling != "none":
             _refuse_sampling([part.losses for part in self.parts()])
         return self
+
+    def idle(self) -> Iterator[str]:
+        """Each setting that differs from its default and has no effect, with what it would need."""
+        terms = {term for part in self.parts() for term in part.losses}
+        moved = self.temperature_schedule
+        needs = {
+            "alpha": (not (self.losses or self.stages), "no losses or stages, which have weights of their own"),
+            "temperature_end": (
+                moved in ("linear", "cosine", "exponential"),
+                'temperature_schedule = "linear", "cosine" or "exponential"',
+            ),
+            "temperature_rate": (moved == "sigmoid", 'temperature_schedule = "sigmoid"'),
+            "sampling": (bool(terms & {"kd", "soft_ce"}), "the term kd or soft_ce"),
+            "sampling_strength": (self.sampling != "none", "sampling"),
+            "standardize": (bool(terms & (TEMPERED | {"mse"})), "a term on the teacher's logits"),
+            "peers": ("mutual" in terms, "the term mutual"),
+            "teacher_weights": (self.combine == "mean", 'combine = "mean"'),
+        }
+        for name in ("temperature_min", "temperature_max"):
+            needs[name] = (moved in ("learned", "adversarial"), 'temperature_schedule = "learned" or "adversarial"')
+        for name in ("dkd_alpha", "dkd_beta", "dist_beta", "dist_gamma"):
+            needs[name] = (name.partition("_")[0] in terms, f"the term {name.partition('_')[0]}")
+        for name, (used, what) in needs.items():
+            if not used and getattr(self, name) != getattr(Recipe, name):
+                yield f"{name}: has no effect here; it needs {what}"
+        for part in self.parts():
+            for feature in part.features:
+                yield from feature.idle()
 
     def weights(self) -> dict[Term, float]:
         """The weight of each term on logits that is used."""

@@ -192,9 +192,15 @@ def test_an_unknown_budget_of_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("recipe", "said"),
     [
-        ("alpha = 0.5\nlosses = { kd = 1.0 }", "alpha: has no effect beside losses, which have weights of their own; "),
-        ("peers = 2", "peers: has no effect without the term mutual in losses"),
-        ('combine = "confidence"\nteacher_weights = [1.0]', "teacher_weights: have no effect with combine"),
+        ("alpha = 0.5\nlosses = { kd = 1.0 }", "recipe.alpha: has no effect here; it needs no losses or stages, which"),
+        ("peers = 2", "recipe.peers: has no effect here; it needs the term mutual"),
+        ('combine = "confidence"\nteacher_weights = [1.0]', "recipe.teacher_weights: has no effect here; it needs combine"),
+        ("temperature_end = 2.0", 'recipe.temperature_end: has no effect here; it needs temperature_schedule = "linear", '),
+        ('temperature_schedule = "linear"\ntemperature_max = 9.0', "recipe.temperature_max: has no effect here; it needs "),
+        ("dkd_beta = 2.0", "recipe.dkd_beta: has no effect here; it needs the term dkd"),
+        ('losses = { mse = 1.0 }\nsampling = "points"', "sampling: "),
+        ("sampling_strength = 2.0", "recipe.sampling_strength: has no effect here; it needs sampling"),
+        ('[[recipe.features]]\nterm = "hint"\nnegatives = 5', "recipe.features: hint: negatives: has no effect here; it is "),
         ("warmup_epochs = 4", "warmup_epochs: should be at most the 3 epochs, got 4"),
         ("warmup_epochs = 2\nstages = [{ epochs = 1, losses = { kd = 1.0 } }, { epochs = 2, losses = { kd = 1.0 } }]",
          "warmup_epochs: should be at most the 1 epochs of the shortest stage"),

@@ -114,7 +114,9 @@ def sweep(
         int | None, typer.Option(min=1, metavar="N", help="In all; default 24, or all combinations of values.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of each trial; default the recipe's.")] = None,
-    no_pruning: Annotated[bool, typer.Option("--no-pruning", help="Train hopeless trials to the end.")] = False,
+    no_pruning: Annotated[
+        bool, typer.Option("--no-pruning", help="Train hopeless trials to the end, as several seeds are.")
+    ] = False,
 ) -> None:
     """Try temperatures and weights on validation data; start it several times to share the trials."""
     from edgekd.cli.sweeping import Wanted, sweep_card

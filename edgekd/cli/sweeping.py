@@ -75,7 +75,7 @@ def _plan(card: Card, wanted: Wanted) -> Plan:
         space=space,
         epochs=wanted.epochs or recipe.epochs,
         trials=wanted.trials or (points if listed else max(TRIALS, points)),
-        pruning=wanted.pruning,
+        pruning=wanted.pruning and wanted.seeds == 1,  # values are compared by the mean of all their seeds
         seed=recipe.seed,
     )
 

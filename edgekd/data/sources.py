@@ -27,15 +27,18 @@ def load_train_and_validation(card: Card, folder: Path | None) -> tuple[Split, S
     """
     whole = _load(card, folder, "train")
     if isinstance(card.data, TextData) and text.part_file(place := _place(card, folder) or Path(), "dev").is_file():
+        _require_classes(card, whole.labels, 1, "one is needed, or drop the class")
         return whole, text.load_text(card, place, "dev")
-    what = "sentence" if isinstance(card.data, TextData) else "image"
-    for name, count in zip(card.data.classes, np.bincount(whole.labels, minlength=len(card.data.classes)), strict=True):
-        if count == 1:
-            raise InputError(
-                f"{card.file}: class {name!r} has 1 training {what}; two are needed, one of them to validate on"
-            )
+    _require_classes(card, whole.labels, 2, "two are needed, one of them to validate on")
     rest, held = balanced_split(whole.labels, card.data.validation_fraction, card.data.validation_seed)
     return whole.subset(rest), whole.subset(held)
+
+
+def _require_classes(card: Card, labels: NDArray[np.int64], least: int, rule: str) -> None:
+    what = "sentence" if isinstance(card.data, TextData) else "image"
+    for name, count in zip(card.data.classes, np.bincount(labels, minlength=len(card.data.classes)), strict=True):
+        if count < least:
+            raise InputError(f"{card.file}: class {name!r} has {count or 'no'} training {what}; {rule}")
 
 
 def require_test(card: Card, folder: Path | None) -> None:
@@ -45,8 +48,12 @@ def require_test(card: Card, folder: Path | None) -> None:
         _parquet_files(place, "test")
     if card.data.source == "image-folder" and place:
         _part_folder(place, "test")
-    if card.data.source == "tsv" and place and not (file := text.part_file(place, "test")).is_file():
-        raise InputError(f"{file}: no such file; the data folder needs train.tsv and test.tsv")
+    if card.data.source == "tsv" and place:
+        file = text.part_file(place, "test")
+        if not file.is_file():
+            raise InputError(f"{file}: no such file; the data folder needs train.tsv and test.tsv")
+        if not file.stat().st_size:
+            raise InputError(f"{file}: holds no sentences")
 
 
 def load_test(card: Card, folder: Path | None, tokenizer: Path | None = None) -> Split:

@@ -22,7 +22,7 @@ from edgekd.card import Card, load_card
 from edgekd.data import images as images_module
 from edgekd.data.arrays import digest
 from edgekd.data.images import Split
-from edgekd.data.sources import balanced_split, load_test, load_train_and_validation
+from edgekd.data.sources import balanced_split, load_test, load_train_and_validation, require_test
 from edgekd.errors import ConfigError, InputError, UnavailableError
 
 CLASSES = ("ant", "bee", "cat")
@@ -543,3 +543,20 @@ def test_mnist_test_split(data_folder: Path) -> None:
     assert everything(test).shape == (10_000, 28, 28, 1)
     # http://yann.lecun.com/exdb/mnist: the digits of the test set, counted.
     assert np.bincount(test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+@pytest.mark.parametrize("dev", [False, True])
+def test_a_class_without_training_sentences_and_an_empty_test_part(tmp_path: Path, dev: bool) -> None:
+    text = Path(load_card("sst2").file).read_text(encoding="utf-8")
+    (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
+    card = load_card(str(tmp_path / "mine.toml"))
+    card = dataclasses.replace(card, data=dataclasses.replace(card.data, vocabulary=3))
+    label = card.data.classes[0]
+    for part in ("train", "dev") if dev else ("train",):
+        (tmp_path / f"{part}.tsv").write_text(f"fine\t{label}\nfine\t{label}\n", encoding="utf-8")
+    missing = card.data.classes[1]
+    with pytest.raises(InputError, match=f"mine\\.toml: class '{missing}' has no training sentence; "):
+        load_train_and_validation(card, tmp_path)
+    (tmp_path / "test.tsv").write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match=r"test\.tsv: holds no sentences"):
+        require_test(card, tmp_path)

@@ -57,6 +57,9 @@ def test_listed_values_are_tried_with_every_seed_and_told(sweep: Cli, tmp_path: 
     assert (folder / "trials.md").read_text().startswith("# Sweep of tiny")
     assert (folder / "sweep.png").stat().st_size > 10_000
     assert list((folder / "trials").iterdir()) == []  # neither checkpoints nor locks
+    # With several seeds nothing is ever pruned, so that this is the same sweep.
+    same = sweep("--temperatures", "0.5,4", "--alphas", "0.9", "--seeds", 2)
+    assert same.returncode == 0, same.stderr
 
 
 def test_the_same_command_again_trains_nothing_and_more_trials_go_on(sweep: Cli, tmp_path: Path) -> None:
