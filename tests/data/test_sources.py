@@ -18,7 +18,7 @@ import sklearn.datasets
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.card import Card, load_card
+from edgekd.card import Card, TextData, load_card
 from edgekd.data import images as images_module
 from edgekd.data.arrays import digest
 from edgekd.data.images import Split
@@ -550,6 +550,7 @@ def test_a_class_without_training_sentences_and_an_empty_test_part(tmp_path: Pat
     text = Path(load_card("sst2").file).read_text(encoding="utf-8")
     (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
     card = load_card(str(tmp_path / "mine.toml"))
+    assert isinstance(card.data, TextData)
     card = dataclasses.replace(card, data=dataclasses.replace(card.data, vocabulary=3))
     label = card.data.classes[0]
     for part in ("train", "dev") if dev else ("train",):

@@ -1,5 +1,6 @@
 """The table and the picture of a sweep."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,10 @@ def test_a_line_joins_the_means_over_seeds(tmp_path: Path, monkeypatch: pytest.M
 
 def test_without_temperatures_another_axis_takes_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     points = [(0.9, 0.5, 0), (0.92, 0.5, 1), (0.95, 2.0, 0)]
-    trials = [trial(n + 1, reached, **{"weight mse": w, "seed": s}) for n, (reached, w, s) in enumerate(points)]
+    trials = [
+        dataclasses.replace(trial(n + 1, reached), point={"weight mse": w, "seed": s})
+        for n, (reached, w, s) in enumerate(points)
+    ]
     axes = drawn(monkeypatch, trials, "", tmp_path / "sweep.png", "weight mse")
     assert axes.collections[0].get_offsets().tolist() == [[0.5, 90.0], [0.5, 92.0], [2.0, 95.0]]
     assert (axes.get_xlabel(), axes.get_xscale()) == ("weight mse", "log")
