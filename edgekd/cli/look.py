@@ -8,15 +8,15 @@ from pathlib import Path
 
 from edgekd import __version__, host
 from edgekd.bench.plugins import installed_plugins, try_plugin
-from edgekd.card import load_card
+from edgekd.card import Student, Teacher, load_card
 from edgekd.console import out, say
 from edgekd.environments import RECIPES, available_providers, environment_folder, install, require_runtime
-from edgekd.errors import EdgekdError, ExitCode, UnavailableError
+from edgekd.errors import ConfigError, EdgekdError, ExitCode, UnavailableError
 from edgekd.report.tables import rich_table
 from edgekd.spec import bundled_names, locate
 from edgekd.target import Target, load_target
 
-__all__ = ["diagnose", "install_environment", "list_cards", "list_targets", "show_card", "show_target"]
+__all__ = ["diagnose", "install_environment", "list_cards", "list_targets", "show_card", "show_layers", "show_target"]
 
 
 def list_targets() -> int:
@@ -48,6 +48,32 @@ def list_cards() -> int:
         rows.append([name, card.title, card.data.source, f"{card.teacher.family} → {card.student.family}"])
     out(rich_table(["card", "what", "data", "teacher → student"], rows, "Bundled model cards"))
     out("edgekd models NAME shows one; copy its file to describe your own model")
+    return ExitCode.PASS
+
+
+def show_layers(name: str | None) -> int:
+    """The layers of the card's teacher and of the first shape of its student, in the order in which they run.
+
+    Raises ConfigError without a card.
+    """
+    if name is None:
+        raise ConfigError(f"--layers: name a card, such as {bundled_names('models')[0]}")
+    from edgekd.distill.layers import outputs_of
+    from edgekd.nets.deployed import Deployed, example_inputs
+    from edgekd.nets.families import Shape, make, make_shapes
+
+    card = load_card(name)
+    shape = make_shapes(card, card.student)[0]
+    owners: list[tuple[str, Teacher | Student, Shape, str]] = [("student", card.student, shape, "student.knobs")]
+    if card.teacher.family not in ("onnx", "self"):
+        owners.insert(0, ("teacher", card.teacher, card.teacher.shape, "teacher.shape"))
+    for who, owner, its_shape, where in owners:
+        net = Deployed(make(card, owner, its_shape, where), card.data)
+        found = outputs_of(net, example_inputs(card.data, 2))
+        rows = [[path, kind, " × ".join(map(str, size))] for path, kind, size in found]
+        told = ", ".join(f"{key}={value}" for key, value in its_shape.items())
+        out(rich_table(["layer", "kind", "output of one example"], rows, f"{who}: {owner.family} {told}"))
+    out("name a layer of each in [[recipe.features]]; without one the term is on the logits")
     return ExitCode.PASS
 
 

@@ -290,10 +290,17 @@ def targets(name: Annotated[str | None, typer.Argument(metavar="[NAME|FILE]")] =
 
 
 @app.command()
-def models(name: Annotated[str | None, typer.Argument(metavar="[NAME|FILE]")] = None) -> None:
+def models(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME|FILE]")] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Show its networks' layers, which features can name.")
+    ] = False,
+) -> None:
     """List the bundled model cards, or show one."""
-    from edgekd.cli.look import list_cards, show_card
+    from edgekd.cli.look import list_cards, show_card, show_layers
 
+    if layers:
+        _end([show_layers(name)])
     _end([show_card(name) if name else list_cards()])
 
 

@@ -1,6 +1,6 @@
 """What layers inside a network give: named by module path, seen through forward hooks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from edgekd.distill.features import attention_map, pooled
 from edgekd.errors import ConfigError, did_you_mean
 
-__all__ = ["Taps", "core", "probe", "reduced"]
+__all__ = ["Taps", "core", "outputs_of", "probe", "reduced"]
 
 
 class Taps:
@@ -27,7 +27,10 @@ class Taps:
         path = name.partition("|")[0]
         known = [path for path, _ in net.named_modules() if path]
         if path not in known:
-            raise ConfigError(f"{where}: unknown layer {path!r}; {did_you_mean(path, known)}")
+            raise ConfigError(
+                f"{where}: unknown layer {path!r}; {did_you_mean(path, known)} "
+                "edgekd models CARD --layers shows each with its shape"
+            )
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
             if not isinstance(output, Tensor):
@@ -59,6 +62,27 @@ def core(net: nn.Module) -> nn.Module:
     """The network inside its preprocessing: module paths, and what is saved, are this one's."""
     inside = getattr(net, "net", None)
     return inside if isinstance(inside, nn.Module) else net
+
+
+def outputs_of(net: nn.Module, inputs: Tensor) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Path, class and shape (without the batch) of every layer that gives a tensor, in the order in which they end."""
+    found: dict[str, tuple[str, str, tuple[int, ...]]] = {}
+
+    def keep(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, given: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                found[path] = (path, type(module).__name__, tuple(output.shape[1:]))
+
+        return hook
+
+    handles = [layer.register_forward_hook(keep(path)) for path, layer in core(net).named_modules() if path]
+    try:
+        with torch.no_grad():
+            net.eval()(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(found.values())
 
 
 def probe(net: nn.Module, inputs: Tensor, names: Sequence[str], where: str) -> dict[str, torch.Size]:

@@ -88,3 +88,14 @@ def test_a_plugin_that_cannot_be_registered_is_told(tmp_path: Path, monkeypatch:
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert "onnxruntime_ep_nonsense: cannot be registered: " in try_plugin("onnxruntime_ep_nonsense").text
+
+
+def test_layers_of_a_card_with_their_shapes(cli: Cli) -> None:
+    done = cli("models", "digits", "--layers")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert ["6", "ReLU", "128", "×", "4", "×", "4"] in rows  # the teacher's last map
+    assert ["6", "ReLU", "16", "×", "4", "×", "4"] in rows  # and that of the smallest student
+    assert cli("models", "sst2", "--layers").returncode == 0
+    done = cli("models", "--layers")
+    assert (done.returncode, done.stderr) == (2, "edgekd: --layers: name a card, such as cifar10\n")

@@ -16,7 +16,7 @@ check MODELS... --allow-difference --allow-estimated --baseline --budget --data 
 --init --json --junit --manifest --markdown --on-inconclusive --ratchet --records --target --timeout --tolerance -t
 distill CARD --budget --data --fresh --help --online --out --target --teacher --track -t
 doctor --help --install
-models NAME --help
+models NAME --help --layers
 report RUNS... --csv --help --history --html --json --markdown --plots
 sweep CARD --alphas --data --epochs --help --no-pruning --out --seeds --shape --teacher --temperatures --trials \
 --weights
