@@ -1,10 +1,13 @@
 """What the README shows is true."""
 
+import dataclasses
 import re
+import tomllib
 from pathlib import Path
 
 import edgekd
 from edgekd.card import load_card
+from edgekd.recipe import Augment, Feature, Recipe
 from edgekd.spec import bundled_names
 
 ROOT = Path(edgekd.__file__).parent.parent
@@ -27,3 +30,22 @@ def test_every_bundled_target_is_named() -> None:
 def test_ci_runs_the_commands_the_readme_shows() -> None:
     assert 'pip install -e ".[train,cpu]" && edgekd distill --target cpu-arm' in README
     assert 'pip install -e ".[dev]" && pytest' in README
+
+
+def test_every_key_and_its_default_is_documented() -> None:
+    text = (ROOT / "docs" / "distilling.md").read_text(encoding="utf-8").partition("## Every key and its default")[2]
+    (block,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    told = tomllib.loads(block)
+    told["recipe"]["features"] = told["recipe"]["features"][0]
+    for cls, given, required in (
+        (Augment, told["augment"], {}),
+        (Recipe, {key: value for key, value in told["recipe"].items() if key != "features"}, {"epochs": 1}),
+        (Feature, told["recipe"]["features"], {"term": "hint"}),
+    ):
+        defaults = dataclasses.asdict(cls(**required))
+        skipped = required.keys() | {"features", "stages"} | {key for key, value in defaults.items() if value is None}
+        assert given == {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in defaults.items()
+            if key not in skipped
+        }
