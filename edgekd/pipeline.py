@@ -27,11 +27,12 @@ from edgekd.distill.teacher import (
     teach,
     with_own_teacher,
 )
+from edgekd.distill.weighing import class_weights
 from edgekd.errors import EdgekdError
 from edgekd.export.onnx import cpu_logits, keep_torch_logits, parity
 from edgekd.export.variants import calibration_of, export_variants
 from edgekd.figures import ModelFigures
-from edgekd.nets.families import Shape
+from edgekd.nets.families import Shape, make, make_shapes
 from edgekd.nets.teachers import Teacher
 from edgekd.report.write import write_reports
 from edgekd.result import Result
@@ -58,12 +59,13 @@ def distill(
 ) -> Result:
     """From a teacher to a judged ONNX file: the whole road, each stage resumed where the run folder has it."""
     budget = effective_budget(asked, target)
-    given = given_teacher(card, teacher_file)
+    given, further = given_teacher(card, teacher_file), more_teachers(card)
     require_test(card, data)
     train, validation = load_train_and_validation(card, data)
     card = settled(card, validation)
     if given is None and not run.teacher_weights.exists() and card.teacher.family != "self":
         refuse_long_teaching(card, len(train))
+    _check(card, given, further, examples_of(card, train))
     run.begin(digest(train) + digest(validation))
     keep_tokenizer(card, data, run.tokenizer)
     inputs = keep_split(validation, run.data / "validation")
@@ -78,7 +80,7 @@ def distill(
     examples = (examples_of(card, train), examples_of(card, validation))
     tell(Task(card, choice.shape, run.folder, data, teacher_file, how))
     with together():
-        teacher, net = train_both(card, choice.shape, given, examples, run, how)
+        teacher, net = train_both(card, choice.shape, given, further, examples, run, how)
 
     subjects = export_variants(card, target, teacher, net, calibration, run)
     images = np.load(inputs)[:512]
@@ -114,11 +116,32 @@ def distill(
     return result
 
 
+def _check(card: Card, given: Teacher | None, further: list[Teacher], train: Examples) -> None:
+    """Raise ConfigError where networks, layers or weights do not suit one another, before anything is measured or
+    written; of the candidates, the first one stands for all."""
+    for assistant in card.assistants:
+        make(card, assistant, assistant.shape, "assistants")
+    shape = make_shapes(card, card.student)[0]
+    card = with_own_teacher(card, shape)
+    check_recipe(card, shape, given, further, train)
+    trained = [] if given else [("teacher", card.teacher)]
+    trained += [(f"assistants[{number}]", assistant) for number, assistant in enumerate(card.assistants)]
+    for name, network in trained:
+        if network.training:
+            where = f"{card.file}: {name}.training.class_weights"
+            class_weights(network.training, train.labels, len(card.data.classes), where)
+
+
 def train_both(
-    card: Card, shape: Shape, given: Teacher | None, examples: tuple[Examples, Examples], run: Run, how: How
+    card: Card,
+    shape: Shape,
+    given: Teacher | None,
+    further: list[Teacher],
+    examples: tuple[Examples, Examples],
+    run: Run,
+    how: How,
 ) -> tuple[Teacher, nn.Module]:
-    """The teacher, trained where none is given, and the student it teaches."""
-    further = more_teachers(card)
+    """The teacher, trained where none is given, and the student that it and `further` ones teach."""
     check_recipe(card, shape, given, further, examples[0])
     teacher = given or teach(card, examples, how.teacher_minimum, run.teacher_weights, how.track)
     check_teacher(teacher, examples[1], how.teacher_minimum)
@@ -180,7 +203,7 @@ def _share(task: Task | TeacherTask) -> None:
         teach(task.card, examples, task.minimum, task.out)
         return
     given = given_teacher(task.card, task.teacher_file)
-    train_both(task.card, task.shape, given, examples, Run(task.folder), task.how)
+    train_both(task.card, task.shape, given, more_teachers(task.card), examples, Run(task.folder), task.how)
 
 
 def final_figures(

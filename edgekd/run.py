@@ -14,6 +14,7 @@ from typing import Any
 
 from edgekd import __version__
 from edgekd.card import Augment, Budget, Card, Recipe
+from edgekd.console import say
 from edgekd.errors import ConfigError, InputError, one_line
 from edgekd.target import Target
 
@@ -67,15 +68,18 @@ class Run:
     def begin(self, data_digest: str) -> None:
         """Write `run.json`: from now on the folder belongs to this card, target and data.
 
-        Raises ConfigError if the run began with other data.
+        Raises ConfigError if something was trained here with other data.
         """
         path = self.folder / "run.json"
         before = read_json(path).get("data_digest", data_digest) if path.exists() else data_digest
-        if before != data_digest:
+        if before != data_digest and _trained(self.folder):
             raise ConfigError(
                 f"{self.folder}: the training data have changed since this run began; "
                 "use --fresh to start this run again, or --out for another folder"
             )
+        if before != data_digest:
+            say(f"{self.folder}: the training data have changed; nothing was trained yet, so the run begins anew")
+            _empty(self.folder)
         write_json(path, self.snapshot | {"data_digest": data_digest})
 
     @property
@@ -147,8 +151,9 @@ def open_run(
 ) -> Iterator[Run]:
     """The run folder, made or continued, locked until the block ends; `Run.begin` then makes it this run's.
 
-    `files` maps what was named on the command line to the SHA-256 of its content. Raises ConfigError if the folder
-    belongs to another card, target or budget (`fresh` starts again) or is in use.
+    `files` maps what was named on the command line to the SHA-256 of its content. A folder of another card, target or
+    budget is emptied if nothing was trained in it. Raises ConfigError if something was (`fresh` starts again), or if
+    the folder is in use.
     """
     path = folder / "run.json"
     if folder.is_dir() and not path.exists() and not all(map(_begun_here, folder.iterdir())):
@@ -159,8 +164,13 @@ def open_run(
         if fresh:
             _empty(folder)
         wanted = _snapshot(card, target, budget, files)
-        if path.exists():
-            _refuse_changes(folder, read_json(path), wanted)
+        if path.exists() and (change := _change(folder, read_json(path), wanted)):
+            if _trained(folder):
+                raise ConfigError(
+                    f"{folder}: {change}; use --fresh to start this run again, or --out for another folder"
+                )
+            say(f"{folder}: {change}; nothing was trained yet, so the run begins anew")
+            _empty(folder)
         try:
             yield Run(folder, wanted)
         finally:
@@ -181,46 +191,82 @@ def _locked(folder: Path) -> Iterator[None]:
         yield  # the system drops the lock with the process, even a killed one
 
 
+def _plain(thing: Any) -> dict[str, Any]:
+    """A dataclass as JSON gives it back."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(thing)))
+    return values
+
+
 def _snapshot(card: Card, target: Target, budget: Budget, files: dict[str, str]) -> dict[str, Any]:
-    def plain(thing: Any) -> dict[str, Any]:
-        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(thing)))
-        return {key: value for key, value in values.items() if key not in ("file", "about", "title", "budgets")}
+    def what_counts(thing: Any) -> dict[str, Any]:
+        return {key: value for key, value in _plain(thing).items() if key not in ("file", "about", "title", "budgets")}
 
     return {
         "schema_version": SCHEMA_VERSION,
         "edgekd": __version__,
-        "card": plain(card),
-        "target": plain(target),
-        "budget": plain(budget),
+        "card": what_counts(card),
+        "target": what_counts(target),
+        "budget": what_counts(budget),
         "files": files,
     }
 
 
-_NONE = object()
+def _trained(folder: Path) -> bool:
+    """Whether anything here took a training to make, finished or not."""
+    files = [file for name in ("teacher", "student") for file in (folder / name).rglob("*")]
+    made = any(file.suffix == ".safetensors" or file.name == "checkpoint.pt" for file in files)
+    return made or (folder / "exported").exists() or (folder / "result.json").exists()
 
 
-def _refuse_changes(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    defaults = _flat(dataclasses.asdict(Recipe(epochs=1)), "card.recipe")
-    defaults |= _flat(dataclasses.asdict(Augment()), "card.augment")
+_SHOWN = 60
+"""Characters of a value in a message."""
+
+
+def _change(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first thing that is not as it was when the run began, in words; empty if nothing is."""
     parts = ["schema_version", "card", "target", "files"]
     if (folder / "student").exists():  # until then the budget may be widened: nothing was chosen that is kept
         parts.append("budget")
     for part in parts:
-        old, new = _flat(before.get(part), part), _flat(now[part], part)
-        for key in sorted(old.keys() | new.keys()):
-            if key not in old and (key.startswith("target.session.") or new.get(key) == defaults.get(key, _NONE)):
-                continue  # an older edgekd did not know this option, and did what is now its default
-            if old.get(key) != new.get(key):
-                raise ConfigError(
-                    f"{folder}: {key} was {old.get(key)!r} when this run began and is {new.get(key)!r} now; "
-                    "use --fresh to start this run again, or --out for another folder"
-                )
+        for key, old, new in _differences(before.get(part), now[part], part):
+            return f"{key} was {_short(old)} when this run began and is {_short(new)} now"
+    return ""
 
 
-def _flat(data: Any, prefix: str) -> dict[str, Any]:
-    if not isinstance(data, dict):
-        return {prefix: data}
-    return {name: leaf for key, value in data.items() for name, leaf in _flat(value, f"{prefix}.{key}").items()}
+def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    """Key, old and new value of whatever differs, as deep inside as both have it."""
+    if isinstance(new, dict) and isinstance(old, dict):
+        for name in sorted(old.keys() | new.keys()):
+            inner = f"{key}.{name}"
+            if name in old or isinstance(new[name], dict) or not _as_before(inner, new[name]):
+                # A table that one of them lacks is an empty one.
+                one = old.get(name, {} if isinstance(new.get(name), dict) else None)
+                other = new.get(name, {} if isinstance(old.get(name), dict) else None)
+                yield from _differences(one, other, inner)
+    elif _tables(old) and _tables(new) and len(old) == len(new):
+        for number, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(one, other, f"{key}.{number}")
+    elif old != new:
+        yield key, old, new
+
+
+def _as_before(key: str, value: Any) -> bool:
+    """Whether an option that an older edgekd did not know has the value that is what it did."""
+    part, _, name = key.rpartition(".")
+    makers: dict[str, Any] = {"card.recipe": Recipe(epochs=1), "card.augment": Augment()}
+    if part not in makers:
+        return key.startswith("target.session.")
+    defaults = _plain(makers[part])
+    return name in defaults and bool(defaults[name] == value)
+
+
+def _tables(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
 def _begun_here(path: Path) -> bool:

@@ -7,12 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.card import Budget, Card, load_card
+from edgekd.card import Budget, Card, Teacher, load_card
 from edgekd.errors import ConfigError, InputError
 from edgekd.run import Run, atomic, open_run, read_json, write_json
 from edgekd.target import Target, load_target
 
 FILES = {"teacher_sha256": ""}
+
+
+def train_a_little(run: Run, file: str = "student/attempt-1/checkpoint.pt") -> None:
+    """What a training leaves first."""
+    (run.folder / file).parent.mkdir(parents=True)
+    (run.folder / file).touch()
 
 
 @pytest.fixture
@@ -68,6 +74,7 @@ def test_a_changed_recipe_is_said_and_needs_fresh(tmp_path: Path, card: Card, ta
     with open_run(tmp_path / "run", card, target, Budget(), FILES, False) as run:
         run.begin("digest")
         write_json(run.candidates, [])
+        train_a_little(run)
     other = dataclasses.replace(card, recipe=dataclasses.replace(card.recipe, epochs=7))
     with (
         pytest.raises(ConfigError, match=r"card\.recipe\.epochs was \d+ .* is 7 now; use --fresh"),
@@ -82,11 +89,11 @@ def test_a_changed_recipe_is_said_and_needs_fresh(tmp_path: Path, card: Card, ta
 def test_other_changes_are_refused_too(tmp_path: Path, card: Card, target: Target, part: str) -> None:
     with open_run(tmp_path / "run", card, target, Budget(), FILES, False) as run:
         run.begin("digest")
+        train_a_little(run)
     if part == "target":
         target = dataclasses.replace(target, precisions=("fp32",))
     budget = Budget(size_kb=3) if part == "budget" else Budget()
     files = {"teacher_sha256": "another"} if part == "files" else FILES
-    (tmp_path / "run" / "student").mkdir()
     with (
         pytest.raises(ConfigError, match=rf"{part}\.\w+.* was .* use --fresh"),
         open_run(tmp_path / "run", card, target, budget, files, False),
@@ -98,6 +105,7 @@ def test_a_run_of_an_edgekd_that_knew_fewer_options_goes_on(tmp_path: Path, card
     folder = tmp_path / "run"
     with open_run(folder, card, target, Budget(), FILES, False) as run:
         run.begin("digest")
+        train_a_little(run)
     content = read_json(folder / "run.json")
     del content["card"]["recipe"]["standardize"], content["target"]["session"]["arena"]
     write_json(folder / "run.json", content)
@@ -155,11 +163,76 @@ def test_what_fails_before_it_began_leaves_no_trace(tmp_path: Path, card: Card, 
 def test_changed_data_are_said(tmp_path: Path, card: Card, target: Target) -> None:
     with open_run(tmp_path / "run", card, target, Budget(), FILES, False) as run:
         run.begin("digest")
+        train_a_little(run)
     with (
         pytest.raises(ConfigError, match="the training data have changed since this run began"),
         open_run(tmp_path / "run", card, target, Budget(), FILES, False) as run,
     ):
         run.begin("another")
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "teacher/teacher.safetensors",
+        "teacher/teacher-attempt-1/checkpoint.pt",
+        "teacher/assistant-1/checkpoint.pt",
+        "student/attempt-1/checkpoint.pt",
+        "student/student.safetensors",
+        "exported/student-fp32.onnx",
+    ],
+)
+def test_only_where_nothing_was_trained_another_card_begins_anew(
+    tmp_path: Path, card: Card, target: Target, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    folder, changed = tmp_path / "run", "card.recipe.epochs was 20 when this run began and is 7 now"
+    one = dataclasses.replace(card, recipe=dataclasses.replace(card.recipe, epochs=20))
+    other = dataclasses.replace(card, recipe=dataclasses.replace(card.recipe, epochs=7))
+    with open_run(folder, one, target, Budget(), FILES, False) as run:
+        run.begin("digest")
+        write_json(run.candidates, [])
+        write_json(folder / "student" / "log" / "training.jsonl", {})
+    with open_run(folder, other, target, Budget(), FILES, False) as run:
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+        run.begin("another digest")
+        write_json(run.candidates, [])
+    said = capsys.readouterr().err
+    assert said == f"{folder}: {changed}; nothing was trained yet, so the run begins anew\n"
+    with open_run(folder, other, target, Budget(), FILES, False) as run:
+        run.begin("digest")
+        assert not run.candidates.exists()
+        assert read_json(folder / "run.json")["data_digest"] == "digest"
+        train_a_little(run, file)
+    assert "the training data have changed; nothing was trained yet" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="is 20 now; use --fresh"), open_run(folder, one, target, Budget(), FILES, False):
+        pass
+    assert (folder / file).exists()
+
+
+def test_a_change_deep_inside_is_named_there_and_cut(tmp_path: Path, card: Card, target: Target) -> None:
+    further = dataclasses.replace(card.teacher, weights="one.safetensors")
+    folder, before = tmp_path / "run", dataclasses.replace(card, more_teachers=(further, further))
+    with open_run(folder, before, target, Budget(), FILES, False) as run:
+        run.begin("digest")
+        train_a_little(run)
+
+    def refusal(*teachers: Teacher) -> str:
+        changed = dataclasses.replace(card, more_teachers=teachers)
+        with pytest.raises(ConfigError) as caught, open_run(folder, changed, target, Budget(), FILES, False):
+            pass
+        return str(caught.value).removeprefix(f"{folder}: ").partition(";")[0]
+
+    other = dataclasses.replace(further, weights="another.safetensors")
+    assert refusal(further, other) == (
+        "card.more_teachers.1.weights was 'one.safetensors' when this run began and is 'another.safetensors' now"
+    )
+    long = refusal(dataclasses.replace(further, weights="w" * 200), further)
+    assert long.endswith("and is '" + "w" * 58 + "… now")
+    fewer = refusal(further)
+    assert fewer.startswith("card.more_teachers was [{'family': ") and len(fewer) < 200
+    assert refusal().endswith("and is [] now")
+    untrained = refusal(further, dataclasses.replace(further, training=None))
+    assert untrained.startswith("card.more_teachers.1.training was {'epochs': ") and untrained.endswith("is None now")
 
 
 def test_a_killed_process_leaves_no_litter(tmp_path: Path, card: Card, target: Target) -> None:

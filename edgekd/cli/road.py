@@ -43,6 +43,7 @@ def distill_on(
     _mention_unknown_budgets(card, target)
     require_runtime(target)
     _need_training()
+    _need_trackers(track)
     folder = out or Path("runs", f"{card.name}@{target.name}")
     if out and several:
         folder = out / f"{card.name}@{target.name}"
@@ -83,6 +84,11 @@ def several_processes() -> Iterator[bool]:
     from edgekd.distill import distributed
 
     first = distributed.join().first
+    with distributed.missed():
+        yield from _share(first)
+
+
+def _share(first: bool) -> Iterator[bool]:
     if not first:
         from edgekd.pipeline import follow
 
@@ -90,9 +96,8 @@ def several_processes() -> Iterator[bool]:
     try:
         yield first
     except EdgekdError as error:
-        if error.final:  # the others are no longer listening; torchrun ends them
-            raise
-        _release(first)
+        if not error.final:  # otherwise the others are no longer listening; torchrun ends them
+            _release(first)
         raise
     _release(first)
 
@@ -109,6 +114,7 @@ def teach_card(card_name: str, data: Path | None, out: Path | None, track: tuple
     """Train the card's teacher; returns the exit code."""
     card = load_card(card_name)
     _need_training()
+    _need_trackers(track)
     from edgekd.distill.teacher import validation_accuracy
     from edgekd.pipeline import train_teacher
 
@@ -130,6 +136,12 @@ def teach_card(card_name: str, data: Path | None, out: Path | None, track: tuple
 def _need_training() -> None:
     for module in ("torch", "torchvision", "onnx", "onnxscript", "safetensors"):
         require(module, "train,cpu", "training")
+
+
+def _need_trackers(kinds: tuple[str, ...]) -> None:
+    from edgekd.distill.tracking import check_trackers
+
+    check_trackers(kinds)
 
 
 def _mention_unknown_budgets(card: Card, target: Target) -> None:

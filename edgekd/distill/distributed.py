@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from edgekd.errors import ConfigError, EdgekdError
+from edgekd.errors import ConfigError, EdgekdError, UnavailableError
 
-__all__ = ["World", "barrier", "device", "hear", "join", "leave", "summed", "tell", "together", "world"]
+__all__ = ["World", "barrier", "device", "hear", "join", "leave", "missed", "summed", "tell", "together", "world"]
 
 PATIENCE = datetime.timedelta(hours=12)
 """How long the others wait while rank 0 searches, exports or measures alone."""
@@ -92,6 +92,23 @@ def together() -> Iterator[None]:
             except RuntimeError:  # somebody did not come
                 error.final = True
         raise
+
+
+@contextlib.contextmanager
+def missed() -> Iterator[None]:
+    """An UnavailableError, which is `final`, where something cannot be done together for another process is gone.
+
+    Whatever ended that one it has said itself, or whoever killed it knows; this one's stack says nothing of it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # NCCL's errors have a class of their own; gloo's are known by the place in its source that they begin with.
+        if not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
+            raise
+        lost = UnavailableError("another process of this training ended; see its message")
+        lost.final = True
+        raise lost from error
 
 
 def tell(task: Any) -> None:

@@ -1,5 +1,6 @@
-"""What `distill` and `sweep` note of a teacher's files before they begin."""
+"""What `distill` and `sweep` look at before they begin: the files of teachers, networks and recipe, trackers."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,77 @@ def test_a_run_is_of_the_weights_beside_its_onnx_teacher(
         assert "begun" in cli(*command).stderr
     write_onnx(tmp_path, 2.0)
     assert "files.teacher_sha256 was" in cli(*command).stderr
+
+
+FEATURE = '\n[[recipe.features]]\nterm = "{}"\nstudent = "{}"\nteacher = "{}"\n'
+MORE = '\n[[more_teachers]]\nfamily = "convnet"\nshape = {{ channels = [16, 32], hidden = 32 }}\nweights = "{}"\n'
+ASSISTANTS = """
+[[assistants]]
+family = "{}"
+shape = {{ {} = [8, 32], hidden = 32 }}
+[[assistants]]
+family = "convnet"
+shape = {{ channels = [8, 16], hidden = 32 }}
+[assistants.training]
+epochs = 1
+batch_size = 32
+learning_rate = 0.1
+class_weights = {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("find", "replace", "words"),
+    [
+        ("[budget]", FEATURE.format("hint", "0", "9.9") + "[budget]", "recipe.features: teacher: unknown layer '9.9'"),
+        ("[budget]", FEATURE.format("hint", "9.9", "0") + "[budget]", "recipe.features: student: unknown layer '9.9'"),
+        ("[budget]", FEATURE.format("attention", "0", "") + "[budget]", "attention"),
+        ("views = 2", "views = 2\nclass_weights = [1, 2]", "recipe.class_weights: got 2 weights; the data has 10"),
+        ("views = 2", "views = 2\nteacher_weights = [1, 2]", "recipe.teacher_weights"),
+        ("epochs = 8", "epochs = 8\nclass_weights = [1, 2]", "teacher.training.class_weights: got 2 weights"),
+        ("[budget]", MORE.format("gone.safetensors") + "[budget]", "gone.safetensors: no such weights file"),
+        ("[budget]", MORE.format("") + "[budget]", "more_teachers[0].weights: is missing"),
+        ("[budget]", ASSISTANTS.format("convnt", "channels", '"none"') + "[budget]", "'convnt'"),
+        ("[budget]", ASSISTANTS.format("convnet", "chanels", '"none"') + "[budget]", "'channels'"),
+        (
+            "[budget]",
+            ASSISTANTS.format("convnet", "channels", "[1]") + "[budget]",
+            "assistants[1].training.class_weights: got 1 weights",
+        ),
+    ],
+)
+def test_a_card_whose_parts_do_not_suit_is_refused_before_anything_is_measured_or_written(
+    cli: Cli, tiny_card: Path, tmp_path: Path, find: str, replace: str, words: str
+) -> None:
+    text = tiny_card.read_text()
+    assert text.count(find) == 1
+    tiny_card.write_text(text.replace(find, replace))
+    done = cli("distill", tiny_card, "-t", "cpu-x86")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith("edgekd: ") and words in line, line
+    assert not list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.parametrize(("track", "words"), [("tensorbord", "did you mean 'tensorboard'"), ("wandb", "needs wandb")])
+@pytest.mark.parametrize("command", [("distill", "-t", "cpu-x86"), ("teach",)])
+def test_a_tracker_that_is_not_there_is_refused_first(
+    cli: Cli,
+    tiny_card: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+    track: str,
+    words: str,
+) -> None:
+    def loaded(*_: object) -> None:
+        raise AssertionError("data are loaded")
+
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr("edgekd.pipeline.load_train_and_validation", loaded)
+    done = cli(*command, tiny_card, "--track", track)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and words in line
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
 
 
 def test_a_sweep_tells_the_weights_beside_its_onnx_teacher(
