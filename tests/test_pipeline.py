@@ -128,7 +128,10 @@ def test_a_changed_further_teacher_is_said(
     done = cli("distill", tiny_card, "-t", "cpu-x86", "--out", "run")
     was, now = (hashlib.sha256(content).hexdigest() for content in (b"one", b"another"))
     assert done.returncode == 2
-    assert f"run: files.more_teachers[0]_sha256 was '{was[:58]}… when this run began and is '{now[:58]}… now" in done.stderr
+    assert (
+        f"run: files.more_teachers[0]_sha256 was '{was[:58]}… when this run began and is '{now[:58]}… now"
+        in done.stderr
+    )
 
 
 def test_bench_of_a_run_and_of_a_file(run: Path, cli: Cli, tmp_path: Path) -> None:

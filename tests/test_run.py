@@ -204,7 +204,10 @@ def test_only_where_nothing_was_trained_another_card_begins_anew(
         assert read_json(folder / "run.json")["data_digest"] == "digest"
         train_a_little(run, file)
     assert "the training data have changed; nothing was trained yet" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="is 20 now; use --fresh"), open_run(folder, one, target, Budget(), FILES, False):
+    with (
+        pytest.raises(ConfigError, match="is 20 now; use --fresh"),
+        open_run(folder, one, target, Budget(), FILES, False),
+    ):
         pass
     assert (folder / file).exists()
 

@@ -2,18 +2,34 @@
 
 import contextlib
 import datetime
+import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from edgekd.errors import ConfigError, EdgekdError, UnavailableError
 
-__all__ = ["World", "barrier", "device", "hear", "join", "leave", "missed", "summed", "tell", "together", "world"]
+__all__ = [
+    "World",
+    "averaged",
+    "barrier",
+    "device",
+    "hear",
+    "join",
+    "leave",
+    "missed",
+    "reaches_all",
+    "summed",
+    "tell",
+    "together",
+    "world",
+]
 
 PATIENCE = datetime.timedelta(hours=12)
 """How long the others wait while rank 0 searches, exports or measures alone."""
@@ -136,6 +152,32 @@ def summed(values: Tensor) -> Tensor:
         values = values.to(device())
         dist.all_reduce(values)
     return values
+
+
+def averaged(module: nn.Module, all_used: bool) -> nn.Module:
+    """`module` with gradients that are the mean of all processes'; its buffers stay each process's own.
+
+    Where not every parameter has a gradient in every step (`all_used` is false), torch looks for those without one
+    each time, which it complains of where there are none.
+    """
+    known = inspect.signature(DistributedDataParallel).parameters
+    own_buffers = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}  # 2.13
+    return DistributedDataParallel(module, find_unused_parameters=not all_used, **own_buffers)  # type: ignore[arg-type]
+
+
+def reaches_all(results: Iterable[Tensor], module: nn.Module) -> bool:
+    """Whether every parameter of `module` that is trained has its part in one of the results: what torch looks for."""
+    left = {id(value) for value in module.parameters() if value.requires_grad}
+    nodes = [result.grad_fn for result in results if result.grad_fn is not None]
+    seen = set(nodes)
+    while nodes and left:
+        node = nodes.pop()
+        left.discard(id(getattr(node, "variable", None)))  # where a gradient is accumulated
+        for before, _ in node.next_functions:
+            if before is not None and before not in seen:
+                seen.add(before)
+                nodes.append(before)
+    return not left
 
 
 def device() -> torch.device:

@@ -11,6 +11,7 @@ statistics of rank 0, or in one process those of all parts, one after the other.
 """
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -23,14 +24,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from edgekd import units
 from edgekd.console import progress, say
 from edgekd.data.examples import Examples
 from edgekd.data.views import permutation
 from edgekd.distill.checkpoint import Progress, begin, keep
-from edgekd.distill.distributed import World, device, summed, world
+from edgekd.distill.distributed import World, averaged, device, reaches_all, summed, world
 from edgekd.distill.objective import Objective
 from edgekd.distill.optimise import autocast, clip, learning_rate, make_optimizer
 from edgekd.distill.step import Step
@@ -98,7 +98,7 @@ def train(net: nn.Module, job: Job) -> list[dict[str, Any]]:
     state = begin(step_of, optimizer, job.name, job.checkpoint, training, about)
     run: nn.Module = step_of
     if among.size > 1:
-        run = DistributedDataParallel(step_of, broadcast_buffers=False, find_unused_parameters=True)
+        run = averaged(step_of, _all_used(step_of.net, job))
     steps = len(list(batches(len(job.train), training.batch_size, np.arange(len(job.train)))))
     recipe = {"training": job.name, "seed": training.seed, "epochs": training.epochs, "batch_size": training.batch_size}
     goes_on = not state.finished and len(state.history) < training.epochs
@@ -192,6 +192,22 @@ def _parts(job: Job, among: World) -> int:
             f"{job.training.accumulate}) leaves fewer than 2 examples each; batch_size should be at least {2 * parts}"
         )
     return parts
+
+
+def _all_used(net: nn.Module, job: Job) -> bool:
+    """Whether every step trains every parameter. Not so where a part of the training leaves out what another one
+    learns, or no term needs the network's last layers."""
+    step_of = Step(net, job.objective, dataclasses.replace(job.training, compile=False)).eval()
+    chosen = np.arange(min(2, len(job.train)))
+    batch = job.train.batch(chosen, 0)
+    inputs, targets = batch.inputs.to(device()), batch.targets.to(device())
+    teacher = job.teacher(0, chosen, inputs) if job.teacher else {}
+    begins = [sum(part.epochs for part in job.objective.parts[:place]) for place in range(len(job.objective.parts))]
+    try:
+        terms = [step_of(inputs, targets, chosen, teacher, epoch, 0.0, 0) for epoch in begins]
+    finally:
+        step_of.release()
+    return all(reaches_all(found.values(), step_of) for found in terms)
 
 
 @contextlib.contextmanager

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from edgekd.distill.distributed import World, join, world
+from edgekd.distill.distributed import World, join, missed, reaches_all, world
+from edgekd.errors import UnavailableError
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -68,6 +70,22 @@ except BudgetError as error:
         sys.exit(1)
 distributed.tell("more") if among.first else print("heard", distributed.hear(), flush=True)
 distributed.leave()
+"""
+
+
+KILLED = """
+import os, signal, sys
+from edgekd.cli import main, road
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # with which torchrun ends the one that is left, if it is quick
+signal.signal = lambda number, handler: None  # nor may main() take it
+
+def first(*command):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+road.teach_card = first
+sys.argv = ["edgekd", "teach"]
+main.main()
 """
 
 
@@ -158,6 +176,8 @@ def test_distill_under_torchrun_shares_the_cache_and_the_training(tmp_path: Path
     done = subprocess.run([*command, *asked], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("small on cpu-arm: pass") == 1  # one of them speaks
+    for warning in ("broadcast_buffers", "find_unused_parameters", "FutureWarning"):
+        assert warning not in done.stderr
     told = [json.loads(line) for line in (tmp_path / "run/student/log/training.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in told] == [1, 2]
     assert sorted(path.name for path in (tmp_path / "run/student").iterdir()) == [
@@ -182,6 +202,42 @@ def test_after_an_error_that_one_process_raises_there_is_nothing_more(tmp_path: 
     done = torchrun(tmp_path / "together.py", rank)
     assert done.returncode == 1 and f"rank {rank}: final True" in done.stdout
     assert "heard" not in done.stdout
+
+
+@pytest.mark.slow
+def test_who_is_left_when_another_process_is_killed_says_so_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "killed.py").write_text(KILLED)
+    done = torchrun("--log-dir", tmp_path / "logs", "--tee", "3", tmp_path / "killed.py")
+    assert done.returncode == 1
+    said = complaints(next((tmp_path / "logs").glob("*/attempt_0/1/stderr.log")).read_text())
+    assert said == ["edgekd: another process of this training ended; see its message"]
+
+
+def test_only_the_loss_of_another_process_is_said_so() -> None:
+    for error in (dist.DistBackendError("NCCL"), RuntimeError("[../gloo/transport/tcp/pair.cc:561] Connection closed")):
+        with pytest.raises(UnavailableError, match="another process of this training ended") as caught, missed():
+            raise error
+        assert caught.value.final and caught.value.exit_code == 2
+    with pytest.raises(RuntimeError, match="shapes"), missed():
+        raise RuntimeError("shapes do not match")
+
+
+@pytest.mark.parametrize(
+    ("used", "expected"), [(("a", "b"), True), (("a",), False), (("b",), False), ((), False), (("frozen",), False)]
+)
+def test_parameters_out_of_reach_are_noticed(used: tuple[str, ...], expected: bool) -> None:
+    net = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("a", "b", "frozen")})
+    net["frozen"].requires_grad_(False)
+    x = torch.ones(1, 2)
+    results = [net[name](x).sum() for name in used]
+    assert reaches_all(results, net) is expected
+    for result in results:
+        if result.requires_grad:
+            result.backward()
+    gradients = [value.grad is not None for value in net.parameters() if value.requires_grad]
+    assert all(gradients) is expected  # what autograd makes of it
+    whole = net["b"](net["a"](x) * 2)
+    assert reaches_all([whole], net)
 
 
 @pytest.mark.slow
