@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,6 +102,8 @@ def test_a_tracker_not_installed_is_named_with_the_pip_command(
     monkeypatch.setitem(sys.modules, kind, None)
     with pytest.raises(UnavailableError, match=rf'--track {kind} needs {kind}; pip install "edgekd\[{extra}\]"'):
         check_trackers([kind])
+    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert any(needed.startswith(f"{kind}>=") for needed in project["optional-dependencies"][extra])
 
 
 # --- TensorBoard ---
