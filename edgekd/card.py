@@ -258,8 +258,11 @@ def load_card(name: str) -> Card:
             budgets[target] = dataclasses.asdict(build(Budget, limits, f"{path}: [budget.{target}]"))
     kind = _TextCard if data.get("task") == "text-classification" else _ImageCard
     card = build(kind, data | {"budgets": budgets, "name": path.stem, "file": str(path)}, str(path))
-    for problem in card.recipe.idle():
-        raise ConfigError(f"{path}: recipe.{problem}")
+    trainings = {"recipe": card.recipe, "teacher.training": card.teacher.training}
+    trainings |= {f"assistants.{number}.training": one.training for number, one in enumerate(card.assistants)}
+    for where, training in trainings.items():
+        for problem in training.idle() if training else ():
+            raise ConfigError(f"{path}: {where}.{problem}")
     return card
 
 

@@ -80,11 +80,10 @@ class Training:
     """Arithmetic of the forward pass; `auto` is bf16 where this machine has it in hardware."""
     seed: Seed = 0
 
-    @model_validator(mode="after")
-    def _check_warmup(self) -> "Training":
+    def idle(self) -> Iterator[str]:
+        """Each setting that cannot do what it says, and why."""
         if self.schedule != "one-cycle" and self.warmup_epochs > self.epochs:
-            raise ValueError(f"warmup_epochs: should be at most the {self.epochs} epochs, got {self.warmup_epochs:g}")
-        return self
+            yield f"warmup_epochs: should be at most the {self.epochs} epochs, got {self.warmup_epochs:g}"
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -192,8 +191,6 @@ class Recipe(Training):
         if self.stages and sum(stage.epochs for stage in self.stages) != self.epochs:
             total = sum(stage.epochs for stage in self.stages)
             raise ValueError(f"epochs: should be the stages' sum, {total}, got {self.epochs}")
-        if (shortest := min(part.epochs for part in self.parts())) < self.warmup_epochs and self.stages:
-            raise ValueError(f"warmup_epochs: should be at most the {shortest} epochs of the shortest stage")
         if not self.temperature_min < self.temperature_max:
             raise ValueError("temperature_min: should be below temperature_max")
         if self.sampling != "none":
@@ -201,7 +198,10 @@ class Recipe(Training):
         return self
 
     def idle(self) -> Iterator[str]:
-        """Each setting that differs from its default and has no effect, with what it would need."""
+        """Each setting that cannot do what it says, or differs from its default and has no effect: what it needs."""
+        yield from Training.idle(self)
+        if (shortest := min(part.epochs for part in self.parts())) < min(self.warmup_epochs, self.epochs):
+            yield f"warmup_epochs: should be at most the {shortest} epochs of the shortest stage"
         terms = {term for part in self.parts() for term in part.losses}
         moved = self.temperature_schedule
         needs = {
