@@ -27,8 +27,11 @@ TIMEOUT_S = 600
 
 QUICKLY = """
 import edgekd.pipeline, edgekd.search.candidates
+import signal
 from edgekd.bench.records import Effort
 from edgekd.cli.main import main
+# Whoever runs the tests in the background may have it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 edgekd.pipeline.EFFORT = edgekd.search.candidates.EFFORT = Effort(processes=2, warmup_s=0.05, max_calls=100, max_s=0.05)
 main()
 """
