@@ -31,17 +31,20 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such weights file")
-    with path.open("rb") as file:
-        pickled = file.read(1) == b"\x80"
-    if zipfile.is_zipfile(path) or pickled:
-        return _read_torch(path)
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
+        if zipfile.is_zipfile(path) or _begins_as_pickle(path):
+            return _read_torch(path)
         raise InputError(
             f"{path}: neither a whole safetensors file nor a PyTorch state dict ({one_line(error, 100)}); "
             "truncated, or another format?"
         ) from error
+
+
+def _begins_as_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80"
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:

@@ -446,6 +446,7 @@ def test_the_network_is_left_without_hooks(digits: Digits, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch 2.11 tells itself so at import
 def test_a_compiled_network_learns_the_same(digits: Digits, tmp_path: Path) -> None:
     if not any(map(shutil.which, ("g++", "c++", "clang++", "cl"))):
         pytest.skip("torch.compile needs a C++ compiler")
