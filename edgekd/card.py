@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from edgekd.errors import ConfigError, did_you_mean
-from edgekd.recipe import Augment, Fraction, Positive, Recipe, Training
+from edgekd.recipe import TEMPERED, Augment, Fraction, Positive, Recipe, Training
 from edgekd.spec import build, locate, read_toml
 
 __all__ = [
@@ -121,7 +122,7 @@ class Teacher:
     shape: dict[str, Any] = field(default_factory=dict)
     weights: str = ""
     """Weights file relative to the card (safetensors, a state dict for torch.load, or an ONNX model);
-    `--teacher` overrides it. Without one the teacher is trained."""
+    `--teacher` overrides it. Without one the teacher is trained. Further teachers need it, assistants have none."""
     function: ImportPath | None = None
     """family = "import" only: `package.module:function`, called with the shape's values and `classes`."""
     training: Training | None = None
@@ -263,7 +264,34 @@ def load_card(name: str) -> Card:
     for where, training in trainings.items():
         for problem in training.idle() if training else ():
             raise ConfigError(f"{path}: {where}.{problem}")
+    for problem in (*_idle_teachers(card), *_idle_recipe(card)):
+        raise ConfigError(f"{path}: {problem}")
     return card
+
+
+def _idle_teachers(card: Card) -> Iterator[str]:
+    """Each setting of further teachers and assistants that would not be looked at, and why."""
+    for number, one in enumerate(card.more_teachers):
+        if one.training is not None:
+            yield f"more_teachers.{number}.training: has no effect; a further teacher comes with its weights"
+    for number, one in enumerate(card.assistants):
+        if one.weights:
+            yield f"assistants.{number}.weights: has no effect; assistants are trained, each by the one before it"
+    for where in ("more_teachers", "assistants"):
+        for number, one in enumerate(getattr(card, where)):
+            if one.attempts != Teacher.attempts:
+                yield f"{where}.{number}.attempts: has no effect; it is for [teacher]"
+
+
+def _idle_recipe(card: Card) -> Iterator[str]:
+    """Each setting of the recipe that has no effect with this card's teachers, and what it needs."""
+    if card.recipe.combine != "mean" and not card.more_teachers:
+        yield "recipe.combine: has no effect here; it needs [[more_teachers]]"
+    # Assistants learn by plain KD where the recipe has no such term.
+    if not card.assistants and not any(part.losses.keys() & TEMPERED for part in card.recipe.parts()):
+        for name in ("temperature", "temperature_schedule"):
+            if getattr(card.recipe, name) != getattr(Recipe, name):
+                yield f"recipe.{name}: has no effect here; it needs one of the terms {', '.join(sorted(TEMPERED))}"
 
 
 def parse_budget(options: list[str]) -> Budget:

@@ -38,7 +38,7 @@ class Augment:
     """α of λ ~ Beta(α, α); a rectangle of 1 − λ of the image comes from the partner (Yun et al. 2019); 0 is none.
     With `mixup` as well, half of the images get each."""
     word_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of sentences: share of the tokens that become `[UNK]`."""
+    """Of sentences: share of the tokens that become the unknown token, which must have id 1."""
     seed: Seed = 0
     """Of the views' draws; apart from the training's: trainings with other seeds share the teacher's outputs."""
 
@@ -84,6 +84,8 @@ class Training:
         """Each setting that cannot do what it says, and why."""
         if self.schedule != "one-cycle" and self.warmup_epochs > self.epochs:
             yield f"warmup_epochs: should be at most the {self.epochs} epochs, got {self.warmup_epochs:g}"
+        if self.optimizer != "sgd" and self.momentum != Training.momentum:
+            yield 'momentum: has no effect here; it needs optimizer = "sgd"'
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -205,6 +207,8 @@ class Recipe(Training):
         terms = {term for part in self.parts() for term in part.losses}
         moved = self.temperature_schedule
         needs = {
+            "label_smoothing": ("ce" in terms, "the term ce"),
+            "class_weights": ("ce" in terms, "the term ce"),
             "alpha": (not (self.losses or self.stages), "no losses or stages, which have weights of their own"),
             "temperature_end": (
                 moved in ("linear", "cosine", "exponential"),

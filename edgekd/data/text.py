@@ -143,6 +143,12 @@ def _tokenizer(card: Card, folder: Path) -> "Tokenizer":
             f"{card.file}: data.vocabulary: got {data.vocabulary}; {where} has {made.get_vocab_size()} tokens, "
             "padding and [UNK] included; set it to that" + ("" if data.tokenizer else " or less")
         )
+    unknown = getattr(made.model, "unk_token", None)
+    if card.augment.word_dropout and (unknown is None or made.token_to_id(unknown) != UNKNOWN):
+        raise ConfigError(
+            f"{card.file}: augment.word_dropout: makes words the token of id {UNKNOWN}, which in {where} is "
+            f"{made.id_to_token(UNKNOWN)!r}, not the unknown token; drop it, or number the unknown token {UNKNOWN}"
+        )
     return made
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from edgekd.card import Card, TextData, load_card
+from edgekd.card import Augment, Card, TextData, load_card
 from edgekd.data.sources import keep_tokenizer, load_test, load_train_and_validation, require_test
 from edgekd.data.tasks import examples_of, without_words
 from edgekd.data.text import read_tsv, settled, trimmed
@@ -161,6 +161,16 @@ def test_a_tokenizer_whose_padding_is_a_word_is_refused(folder: Path) -> None:
     own.save(str(folder / "own.json"))
     with pytest.raises(InputError, match=r"test\.tsv: sentence 1: the tokenizer finds a token 'good' of id 0, .+"):
         load_test(card(vocabulary=3), folder, folder / "own.json")
+
+
+def test_words_are_dropped_only_where_the_unknown_token_is_known(folder: Path) -> None:
+    model = tokenizers.models.WordLevel({"<pad>": 0, "film": 1, "<unk>": 2}, unk_token="<unk>")
+    tokenizers.Tokenizer(model).save(str(folder / "own.json"))
+    asked = dataclasses.replace(card(tokenizer="own.json", vocabulary=3), file=str(folder / "card.toml"))
+    load_train_and_validation(dataclasses.replace(asked, augment=Augment()), folder)
+    said = r"card\.toml: augment\.word_dropout: makes words the token of id 1, which in .*own\.json is 'film', not .+"
+    with pytest.raises(ConfigError, match=said):
+        load_train_and_validation(dataclasses.replace(asked, augment=Augment(word_dropout=0.1)), folder)
 
 
 IMPORTED = """
