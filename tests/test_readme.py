@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import edgekd
-from edgekd.card import load_card
+from edgekd.card import Teacher, load_card
 from edgekd.recipe import Augment, Feature, Recipe
 from edgekd.spec import bundled_names
 
@@ -41,6 +41,7 @@ def test_every_key_and_its_default_is_documented() -> None:
         (Augment, told["augment"], {}),
         (Recipe, {key: value for key, value in told["recipe"].items() if key != "features"}, {"epochs": 1}),
         (Feature, told["recipe"]["features"], {"term": "hint"}),
+        (Teacher, told["teacher"], {"family": "mlp"}),
     ):
         defaults = dataclasses.asdict(cls(**required))
         skipped = required.keys() | {"features", "stages"} | {key for key, value in defaults.items() if value is None}

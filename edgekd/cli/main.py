@@ -61,7 +61,7 @@ def distill(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default runs/CARD@TARGET.")] = None,
     budget: Budgets = [],  # noqa: B006 - typer copies it
     fresh: Annotated[bool, typer.Option("--fresh", help="Empty the run folder and start again.")] = False,
-    online: Annotated[bool, typer.Option("--online", help="Keep the teacher in the loop, not in the cache.")] = False,
+    online: Annotated[bool, typer.Option("--online", help="Run the teacher at every step, without the cache.")] = False,
     track: Trackers = [],  # noqa: B006
 ) -> None:
     """The whole road: teacher, search, distillation, export, quantization, bench, verdict."""
@@ -115,7 +115,7 @@ def sweep(
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of each trial; default the recipe's.")] = None,
     no_pruning: Annotated[
-        bool, typer.Option("--no-pruning", help="Train hopeless trials to the end, as several seeds are.")
+        bool, typer.Option("--no-pruning", help="Train hopeless trials to the end, too; with --seeds always.")
     ] = False,
 ) -> None:
     """Try temperatures and weights on validation data; start it several times to share the trials."""

@@ -96,7 +96,7 @@ def chosen_shape(card: Card, given: tuple[str, ...]) -> "Shape":
             raise ConfigError(f"--shape {text!r}: it should be KEY=VALUE, such as depth=8 or channels=[8,16]") from None
     for key, values in card.student.knobs.items():
         if key not in shape and len(values) > 1:
-            options = " or ".join(f"{key}={value}".replace(" ", "") for value in values)
+            options = " or ".join(f"'{key}={value}'".replace(" ", "") for value in values)
             raise ConfigError(
                 f"{card.file}: student.knobs.{key}: has {len(values)} values; choose with --shape {options}"
             )

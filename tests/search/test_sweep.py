@@ -204,7 +204,7 @@ def test_a_temperature_that_no_term_uses_is_left_out_and_said(sweep: Cli, tiny_c
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "student.knobs.channels: has 2 values; choose with --shape channels=[8,8] or channels=[8,16]"),
+        ((), "student.knobs.channels: has 2 values; choose with --shape 'channels=[8,8]' or 'channels=[8,16]'"),
         (("--shape", "channels"), "--shape 'channels': it should be KEY=VALUE, such as depth=8 or channels=[8,16]"),
         (("--shape", "channel=[8,8]"), "channel"),
         (("--shape", "channels=[8,8]", "--temperatures", "0"), "--temperatures: got '0'; it should be LOW:HIGH or"),
