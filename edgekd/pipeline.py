@@ -18,7 +18,7 @@ from edgekd.data.sources import keep_tokenizer, load_test, load_train_and_valida
 from edgekd.data.tasks import examples_of
 from edgekd.data.text import settled
 from edgekd.distill.distributed import hear, tell, together
-from edgekd.distill.student import How, check_recipe, distill_student, training_summary
+from edgekd.distill.student import How, check_networks, check_recipe, distill_student, training_summary
 from edgekd.distill.teacher import (
     check_teacher,
     given_teacher,
@@ -27,12 +27,11 @@ from edgekd.distill.teacher import (
     teach,
     with_own_teacher,
 )
-from edgekd.distill.weighing import class_weights
 from edgekd.errors import EdgekdError
 from edgekd.export.onnx import cpu_logits, keep_torch_logits, parity
 from edgekd.export.variants import calibration_of, export_variants
 from edgekd.figures import ModelFigures
-from edgekd.nets.families import Shape, make, make_shapes
+from edgekd.nets.families import Shape, make_shapes
 from edgekd.nets.teachers import Teacher
 from edgekd.report.write import write_reports
 from edgekd.result import Result
@@ -65,7 +64,8 @@ def distill(
     card = settled(card, validation)
     if given is None and not run.teacher_weights.exists() and card.teacher.family != "self":
         refuse_long_teaching(card, len(train))
-    _check(card, given, further, examples_of(card, train))
+    # Of the candidates, the first one stands for all.
+    check_networks(card, make_shapes(card, card.student)[0], given, further, examples_of(card, train))
     run.begin(digest(train) + digest(validation))
     keep_tokenizer(card, data, run.tokenizer)
     inputs = keep_split(validation, run.data / "validation")
@@ -114,22 +114,6 @@ def distill(
     )
     write_reports(result, candidates, run)
     return result
-
-
-def _check(card: Card, given: Teacher | None, further: list[Teacher], train: Examples) -> None:
-    """Raise ConfigError where networks, layers or weights do not suit one another, before anything is measured or
-    written; of the candidates, the first one stands for all."""
-    for assistant in card.assistants:
-        make(card, assistant, assistant.shape, "assistants")
-    shape = make_shapes(card, card.student)[0]
-    card = with_own_teacher(card, shape)
-    check_recipe(card, shape, given, further, train)
-    trained = [] if given else [("teacher", card.teacher)]
-    trained += [(f"assistants[{number}]", assistant) for number, assistant in enumerate(card.assistants)]
-    for name, network in trained:
-        if network.training:
-            where = f"{card.file}: {name}.training.class_weights"
-            class_weights(network.training, train.labels, len(card.data.classes), where)
 
 
 def train_both(

@@ -1,5 +1,7 @@
 """`sweep`: from the command line to the trials, and their table."""
 
+import dataclasses
+import json
 import os
 import tomllib
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from edgekd.console import say
 from edgekd.distill.digests import file_digest
 from edgekd.errors import ConfigError, ExitCode
 from edgekd.imports import require
+from edgekd.recipe import Training
 from edgekd.report.sweep_table import Tried, best_of, recipe_lines, trial_rows, value_rows
 from edgekd.report.tables import rich_table
 from edgekd.search.locks import locked
@@ -67,6 +70,8 @@ def _plan(card: Card, wanted: Wanted) -> Plan:
         raise ConfigError(f"{card.file}: {error}") from None
     if space[0].name != "temperature":
         say(f"{card.file}: no term of the recipe uses a temperature; none is tried")
+    for problem in Training.idle(dataclasses.replace(recipe, epochs=wanted.epochs)) if wanted.epochs else ():
+        raise ConfigError(f"{card.file}: recipe.{problem} (--epochs {wanted.epochs})")
     points = len(grid(space))
     listed = all(axis.values for axis in space)
     if listed and wanted.trials and wanted.trials > points:
@@ -96,7 +101,7 @@ def chosen_shape(card: Card, given: tuple[str, ...]) -> "Shape":
             raise ConfigError(f"--shape {text!r}: it should be KEY=VALUE, such as depth=8 or channels=[8,16]") from None
     for key, values in card.student.knobs.items():
         if key not in shape and len(values) > 1:
-            options = " or ".join(f"'{key}={value}'".replace(" ", "") for value in values)
+            options = " or ".join(f"'{key}={json.dumps(value, separators=(',', ':'))}'" for value in values)
             raise ConfigError(
                 f"{card.file}: student.knobs.{key}: has {len(values)} values; choose with --shape {options}"
             )
@@ -112,7 +117,7 @@ def _sweep(
     from edgekd.data.sources import load_train_and_validation
     from edgekd.data.tasks import examples_of
     from edgekd.data.text import settled
-    from edgekd.distill.student import How, assist
+    from edgekd.distill.student import How, assist, check_networks
     from edgekd.distill.teacher import (
         check_teacher,
         given_teacher,
@@ -121,7 +126,7 @@ def _sweep(
         teach,
         with_own_teacher,
     )
-    from edgekd.search.sweep import Subject, sweep
+    from edgekd.search.sweep import Subject, begin, sweep
 
     given = given_teacher(card, teacher)
     train, validation = load_train_and_validation(card, data)
@@ -129,19 +134,22 @@ def _sweep(
     minimum, weights = card.budget("").teacher_min_accuracy, folder / "teacher" / "teacher.safetensors"
     if given is None and not weights.exists() and card.teacher.family != "self":
         refuse_long_teaching(card, len(train))
-    card = with_own_teacher(card, shape)
     examples = (examples_of(card, train), examples_of(card, validation))
-    with locked(folder / "teacher.lock", "teacher: another process is at it; waiting"):
-        first = given or teach(card, examples, minimum, weights)
-        check_teacher(first, examples[1], minimum)
-        last = assist(card, first, examples, weights.parent, How())
+    further = more_teachers(card)
+    check_networks(card, shape, given, further, examples[0])
+    card = with_own_teacher(card, shape)
     digests = {
         "SHA-256 of the data": f"{digest(train)[:12]}, {digest(validation)[:12]}",
         "SHA-256 of the teacher": file_digest(given.file)[:12] if given else "none given",
     } | {f"SHA-256 of {name}": content[:12] for name, content in digests_of_more(card).items()}
-    teachers = [*last, *more_teachers(card)]
-    subject = Subject(card=card, shape=shape, teachers=teachers, data=examples, digests=digests)
-    return sweep(subject, plan, folder)
+    # Before a teacher is trained: one in the folder is then known to be of this card and data.
+    study = begin(card, shape, digests, plan, folder)
+    with locked(folder / "teacher.lock", "teacher: another process is at it; waiting"):
+        first = given or teach(card, examples, minimum, weights)
+        check_teacher(first, examples[1], minimum)
+        last = assist(card, first, examples, weights.parent, How())
+    subject = Subject(card=card, shape=shape, teachers=[*last, *further], data=examples)
+    return sweep(study, subject, plan, folder)
 
 
 def _show(trials: list[Tried], card: Card, folder: Path) -> None:

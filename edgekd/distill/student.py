@@ -20,6 +20,7 @@ from edgekd.distill.layers import probe
 from edgekd.distill.loop import Job, best_accuracy, train
 from edgekd.distill.objective import Objective, distillation, student_layers, teacher_layers
 from edgekd.distill.outputs import shapes, teaching
+from edgekd.distill.teacher import with_own_teacher
 from edgekd.distill.weighing import class_weights
 from edgekd.errors import ConfigError
 from edgekd.nets.deployed import Deployed
@@ -93,8 +94,7 @@ def new_student(card: Card, shape: Shape, teacher: Teacher) -> nn.Module:
     the teacher's tensors where they fit."""
     net = _new(card, shape, card.recipe.seed)
     if card.recipe.init_from_teacher:
-        if teacher.net is None:
-            raise ConfigError(f"{card.file}: recipe.init_from_teacher: an ONNX teacher has no tensors to copy")
+        assert teacher.net is not None  # check_recipe
         copied = copy_matching(teacher.net, net)
         say(f"student: {copied} of {len(net.state_dict())} tensors copied from the teacher")
     return net
@@ -138,6 +138,23 @@ def learn(
         return train(whole, job)
 
 
+def check_networks(
+    card: Card, shape: Shape, given: Teacher | None, further: Sequence[Teacher], examples: Examples
+) -> None:
+    """Raise ConfigError where networks, layers or weights do not suit one another, before anything is measured,
+    trained or written."""
+    for assistant in card.assistants:
+        make(card, assistant, assistant.shape, "assistants")
+    card = with_own_teacher(card, shape)
+    check_recipe(card, shape, given, further, examples)
+    trained = [] if given else [("teacher", card.teacher)]
+    trained += [(f"assistants[{number}]", assistant) for number, assistant in enumerate(card.assistants)]
+    for name, network in trained:
+        if network.training:
+            where = f"{card.file}: {name}.training.class_weights"
+            class_weights(network.training, examples.labels, len(card.data.classes), where)
+
+
 def check_recipe(
     card: Card, shape: Shape, given: Teacher | None, further: Sequence[Teacher], examples: Examples
 ) -> None:
@@ -149,6 +166,8 @@ def check_recipe(
     if card.assistants or given is None:
         net = make(card, built, built.shape, "assistants" if card.assistants else "teacher.shape")
         given = Teacher(Deployed(net, card.data), Path())
+    if card.recipe.init_from_teacher and given.net is None:
+        raise ConfigError(f"{card.file}: recipe.init_from_teacher: an ONNX teacher has no tensors to copy")
     whole = Deployed(_new(card, shape, card.recipe.seed), card.data)
     _objective(card, shape, whole, [given, *further], examples)
 

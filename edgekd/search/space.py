@@ -7,15 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgekd.errors import ConfigError
-from edgekd.recipe import Recipe
+from edgekd.recipe import TEMPERED, Recipe
 
 __all__ = ["Axis", "grid", "make_space", "recipe_at"]
 
 SOFT = ("kd", "soft_ce", "mse", "dkd", "dist", "mutual")
 """The terms in `losses` whose weights are tried; that of `ce` stays, as only their ratio matters much."""
-
-WARM = {"kd", "soft_ce", "dkd", "dist"}
-"""The terms that a temperature changes."""
 
 TEMPERATURES = (0.1, 20.0)
 """The range that is tried where none is given."""
@@ -90,7 +87,7 @@ def _temperature(recipe: Recipe, text: str) -> list[Axis]:
     """The axis, within the recipe's bounds if it has some; none where no term uses the temperature."""
     terms = {str(name) for stage in recipe.stages for name in stage.losses} or {str(name) for name in recipe.losses}
     # Without stages and losses the recipe has alpha, and kd with it.
-    if (recipe.stages or recipe.losses) and not terms & WARM:
+    if (recipe.stages or recipe.losses) and not terms & TEMPERED:
         _refuse(text, f"--temperatures: got {text!r}; no term of the card's recipe uses a temperature; leave it out")
         return []
     axis = Axis(name="temperature", low=TEMPERATURES[0], high=TEMPERATURES[1], log=True)

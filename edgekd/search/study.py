@@ -183,7 +183,7 @@ def _ask(study: "Study", plan: Plan) -> "Trial | None":
     if not waiting and len(rows) >= plan.trials:
         return None
     # A sampler per trial: a sweep that goes on then draws what an undisturbed one would have drawn.
-    study.sampler = TPESampler(seed=plan.seed * 1_000_003 + len(rows))
+    study.sampler = TPESampler(seed=(plan.seed * 1_000_003 + len(rows)) % 2**32)
     if not waiting and (fixed := _least_tried(plan, rows)):
         study.enqueue_trial(fixed, user_attrs={"point": fixed})
     return study.ask({axis.name: _distribution(axis) for axis in plan.space})

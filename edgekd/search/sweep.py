@@ -27,7 +27,7 @@ from edgekd.search.study import Plan, checkpoint_folder, open_study, take, tried
 if TYPE_CHECKING:
     from optuna import Study, Trial
 
-__all__ = ["Subject", "sweep"]
+__all__ = ["Subject", "begin", "sweep"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +40,21 @@ class Subject:
     """As `learn` takes them."""
     data: tuple[Examples, Examples]
     """Training and validation data."""
-    digests: dict[str, str]
-    """Of the data and of the teachers' files: a sweep does not go on with others."""
 
 
-def sweep(subject: Subject, plan: Plan, folder: Path) -> list[Tried]:
+def begin(card: Card, shape: Shape, digests: dict[str, str], plan: Plan, folder: Path) -> "Study":
+    """The study in `folder`, new or gone on with; `digests` are of the data and of the teachers' files.
+
+    Raises ConfigError where the folder holds a sweep of something else.
+    """
+    return open_study(folder, plan, _conditions(card, shape, digests, plan))
+
+
+def sweep(study: "Study", subject: Subject, plan: Plan, folder: Path) -> list[Tried]:
     """Train what is left of the plan's trials, and return all of them; several processes may do so at once.
 
-    After each trial `folder` has `trials.csv`, `trials.md` and `sweep.png`. Raises ConfigError where the folder holds
-    a sweep of something else.
+    After each trial `folder` has `trials.csv`, `trials.md` and `sweep.png`.
     """
-    study = open_study(folder, plan, _conditions(subject, plan))
     while True:
         with take(study, folder, plan) as trial:
             if trial is None:
@@ -61,16 +65,17 @@ def sweep(subject: Subject, plan: Plan, folder: Path) -> list[Tried]:
     return tried(study)
 
 
-def _conditions(subject: Subject, plan: Plan) -> dict[str, Any]:
+def _conditions(card: Card, shape: Shape, digests: dict[str, str], plan: Plan) -> dict[str, Any]:
     """What must stay the same, as JSON; the number of trials may grow."""
-    card = subject.card
     parts = {"data": card.data, "augment": card.augment, "teacher": card.teacher, "recipe": card.recipe}
     parts |= {f"more_teachers[{number}]": further for number, further in enumerate(card.more_teachers)}
     parts |= {f"assistants[{number}]": assistant for number, assistant in enumerate(card.assistants)}
     conditions = {key: value for part, thing in parts.items() for key, value in _given(part, thing).items()}
     del conditions["recipe.epochs"]
+    if card.student.function is not None:
+        conditions["student.function"] = card.student.function
     conditions |= {"student.family": card.student.family, "epochs": plan.epochs, "pruning": plan.pruning}
-    conditions |= {f"shape.{key}": value for key, value in subject.shape.items()} | subject.digests
+    conditions |= {f"shape.{key}": value for key, value in shape.items()} | digests
     conditions |= {f"axes.{axis.name}": axis.values or (axis.low, axis.high) for axis in plan.space}
     plain: dict[str, Any] = json.loads(json.dumps(conditions))
     return plain

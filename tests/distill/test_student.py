@@ -603,8 +603,8 @@ def test_the_student_may_begin_with_the_teachers_tensors(
     assert capsys.readouterr().err == "student: 16 of 16 tensors copied from the teacher\n"
 
 
-def test_an_onnx_teacher_has_no_tensors_to_copy(digits: Digits, tmp_path: Path) -> None:
+def test_an_onnx_teacher_has_no_tensors_to_copy(digits: Digits) -> None:
     card, foreign = card_of(init_from_teacher=True), Teacher(nn.Identity(), Path("teacher.onnx"))
     with pytest.raises(ConfigError) as caught:
-        distill_student(card, SHAPE, [foreign], digits, Run(tmp_path))
+        check_recipe(card, SHAPE, foreign, [], digits[0])
     assert str(caught.value) == f"{card.file}: recipe.init_from_teacher: an ONNX teacher has no tensors to copy"

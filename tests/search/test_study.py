@@ -79,6 +79,11 @@ def test_another_seed_tries_other_values(tmp_path: Path) -> None:
     assert run(tmp_path / "a", plan(trials=2)) != run(tmp_path / "b", other)
 
 
+@pytest.mark.parametrize("seed", [4_295, 2**32 - 1])
+def test_any_seed_of_a_recipe_will_do(tmp_path: Path, seed: int) -> None:
+    assert len(run(tmp_path, Plan(space=(TEMPERATURE, ALPHA), epochs=8, trials=2, pruning=True, seed=seed))) == 2
+
+
 def test_listed_values_are_each_tried(tmp_path: Path) -> None:
     assert [point["temperature"] for point in run(tmp_path, plan(FOUR, trials=4))] == [1.0, 2.0, 4.0, 8.0]
 

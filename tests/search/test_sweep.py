@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -135,6 +136,34 @@ def test_another_recipe_is_another_sweep(sweep: Cli, tiny_card: Path) -> None:
     assert "recipe.momentum was not given when this sweep began and is 0.8 now" in sweep(*options).stderr
     tiny_card.write_text(tiny_card.read_text().replace("momentum = 0.8", "momentum = 0.9"))  # the default
     assert sweep(*options).returncode == 0
+
+
+def test_what_does_not_suit_is_told_before_anything_is_trained(cli: Cli, tiny_card: Path, tmp_path: Path) -> None:
+    plain = tiny_card.read_text()
+    tiny_card.write_text(f'{plain}\n[[recipe.features]]\nterm = "hint"\nteacher = "nowhere"\nstudent = "0"\n')
+    done = cli("sweep", tiny_card, *SMALL, "--temperatures", "4", "--alphas", "0.9", "--out", "out")
+    assert done.returncode == 2 and "unknown layer 'nowhere'" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_of_an_earlier_card_is_not_taken_over(cli: Cli, tiny_card: Path, tmp_path: Path) -> None:
+    """Stopped when the teacher was trained and no trial begun."""
+    options = ("sweep", tiny_card, *SMALL, "--temperatures", "4", "--alphas", "0.9", "--out", "out")
+    tiny_card.write_text(tiny_card.read_text() + '\n[[assistants]]\nfamily = "mlp"\nshape = { hidden = [2] }\n')
+    text = re.sub(r"(\[recipe\][^[]*?learning_rate = )[0-9.]+", r"\g<1>1e30", tiny_card.read_text())
+    tiny_card.write_text(text)  # the assistant fails
+    assert cli(*options).returncode == 1
+    assert (tmp_path / "out" / "teacher" / "teacher.safetensors").exists()
+    tiny_card.write_text(tiny_card.read_text().replace("epochs = 8", "epochs = 7"))
+    done = cli(*options)
+    assert done.returncode == 2 and "is {'epochs': 7" in done.stderr.replace('"', "'")
+
+
+def test_fewer_epochs_must_suit_the_recipe(sweep: Cli, tiny_card: Path, tmp_path: Path) -> None:
+    tiny_card.write_text(re.sub(r"(\[recipe\][^[]*?warmup_epochs = )[0-9.]+", r"\g<1>3", tiny_card.read_text()))
+    done = sweep("--temperatures", "4", "--alphas", "0.9", "--epochs", 2, "--out", "out")
+    assert done.returncode == 2
+    assert "recipe.warmup_epochs: should be at most the 2 epochs, got 3 (--epochs 2)" in done.stderr
 
 
 def test_another_teacher_is_another_sweep(sweep: Cli, cli: Cli, tiny_card: Path, tmp_path: Path) -> None:
