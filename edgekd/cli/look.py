@@ -69,7 +69,7 @@ def show_layers(name: str | None) -> int:
         owners.insert(0, ("teacher", card.teacher, card.teacher.shape, "teacher.shape"))
     for who, owner, its_shape, where in owners:
         net = Deployed(make(card, owner, its_shape, where), card.data)
-        found = outputs_of(net, example_inputs(card.data, 2))
+        found = outputs_of(net, example_inputs(card.data, 2), f"{card.file}: {where}")
         rows = [[path, kind, " × ".join(map(str, size))] for path, kind, size in found]
         told = ", ".join(f"{key}={value}" for key, value in its_shape.items())
         out(rich_table(["layer", "kind", "output of one example"], rows, f"{who}: {owner.family} {told}"))

@@ -1,13 +1,14 @@
 """What layers inside a network give: named by module path, seen through forward hooks."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgekd.distill.features import attention_map, pooled
-from edgekd.errors import ConfigError, did_you_mean
+from edgekd.errors import ConfigError, EdgekdError, did_you_mean, one_line
 
 __all__ = ["Taps", "core", "outputs_of", "probe", "reduced"]
 
@@ -64,8 +65,11 @@ def core(net: nn.Module) -> nn.Module:
     return inside if isinstance(inside, nn.Module) else net
 
 
-def outputs_of(net: nn.Module, inputs: Tensor) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Path, class and shape (without the batch) of every layer that gives a tensor, in the order in which they end."""
+def outputs_of(net: nn.Module, inputs: Tensor, where: str) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Path, class and shape (without the batch) of every layer that gives a tensor, in the order in which they end.
+
+    Raises ConfigError where the network cannot take the inputs.
+    """
     found: dict[str, tuple[str, str, tuple[int, ...]]] = {}
 
     def keep(path: str) -> Callable[..., None]:
@@ -77,7 +81,7 @@ def outputs_of(net: nn.Module, inputs: Tensor) -> list[tuple[str, str, tuple[int
 
     handles = [layer.register_forward_hook(keep(path)) for path, layer in core(net).named_modules() if path]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _told(where):
             net.eval()(inputs)
     finally:
         for handle in handles:
@@ -88,13 +92,15 @@ def outputs_of(net: nn.Module, inputs: Tensor) -> list[tuple[str, str, tuple[int
 def probe(net: nn.Module, inputs: Tensor, names: Sequence[str], where: str) -> dict[str, torch.Size]:
     """The shapes (without the batch) of those layers' outputs, and of the logits under the name `logits`.
 
-    Raises ConfigError for an unknown layer, with the nearest known one.
+    Raises ConfigError for an unknown layer, with the nearest known one, and where the network cannot take the inputs.
     """
     training = net.training
     taps = Taps(core(net), names, where)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _told(where):
             logits = net.eval()(inputs)
+            if not isinstance(logits, Tensor):
+                raise ConfigError(f"{where}: the network gives a {type(logits).__name__}; it should give its logits")
     finally:
         taps.remove()
         net.train(training)
@@ -102,3 +108,14 @@ def probe(net: nn.Module, inputs: Tensor, names: Sequence[str], where: str) -> d
     if missing:
         raise ConfigError(f"{where}: layer {missing[0]!r} takes no part in the forward pass; name another")
     return {"logits": logits.shape[1:]} | {name: value.shape[1:] for name, value in taps.values.items()}
+
+
+@contextlib.contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Whatever a network raises is the card's mistake: a size that it cannot take, or code of the user's."""
+    try:
+        yield
+    except EdgekdError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{where}: the network cannot take the card's data: {one_line(error, 200)}") from error

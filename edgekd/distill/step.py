@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from edgekd.distill.layers import Taps, core
 from edgekd.distill.objective import Objective, Seen
 from edgekd.distill.optimise import autocast
+from edgekd.errors import ConfigError
 from edgekd.recipe import Training
 
 __all__ = ["Step"]
@@ -38,6 +39,8 @@ class Step(nn.Module):
         part, _ = self._objective.part(epoch)
         with autocast(self._precision):
             logits = self._forward[0](inputs)
+            if not isinstance(logits, Tensor):  # some of torchvision's, in training only
+                raise ConfigError(f"the network gives a {type(logits).__name__} in training; it should give its logits")
             peers = tuple(peer(inputs).float() for peer in self._peers())
         seen = Seen(
             logits=logits.float(),

@@ -6,7 +6,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from edgekd.card import load_card
-from edgekd.distill.layers import Taps, core, probe, reduced
+from edgekd.distill.layers import Taps, core, outputs_of, probe, reduced
 from edgekd.errors import ConfigError
 from edgekd.nets.deployed import Deployed
 
@@ -90,6 +90,19 @@ def test_a_layer_that_does_not_suit_what_is_kept_of_it(net: Net) -> None:
 def test_a_layer_without_part_in_the_forward_pass(net: Net) -> None:
     with pytest.raises(ConfigError, match=r"^card: layer 'unused' takes no part in the forward pass; name another$"):
         probe(net, IMAGES, ["head", "unused"], "card")
+
+
+def test_a_network_that_cannot_take_the_data(net: Net) -> None:
+    with pytest.raises(ConfigError, match=r"^card: the network cannot take the card's data: .*(input|size|shape)"):
+        probe(net, IMAGES[..., :4], ["head"], "card")
+    with pytest.raises(ConfigError, match=r"^card: the network cannot take the card's data: "):
+        outputs_of(net, IMAGES[..., :4], "card")
+    assert not net.head._forward_hooks
+
+
+def test_a_network_that_gives_no_logits() -> None:
+    with pytest.raises(ConfigError, match=r"^card: the network gives a tuple; it should give its logits$"):
+        probe(nn.LSTM(8, 2), IMAGES[:, 0], [], "card")
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -438,6 +438,18 @@ def test_the_log_has_a_line_for_each_epoch(digits: Digits, tmp_path: Path) -> No
     assert len(path.read_text().splitlines()) == 4
 
 
+def test_a_network_that_gives_no_logits_in_training(digits: Digits, tmp_path: Path) -> None:
+    class Two(nn.Linear):
+        def forward(self, images: Tensor) -> Any:
+            logits = super().forward(images.flatten(1).float())
+            return (logits, logits) if self.training else logits
+
+    recipe = recipe_of(epochs=1)
+    net = Two(64, 10)
+    with pytest.raises(ConfigError, match=r"^the network gives a tuple in training; it should give its logits$"):
+        train(net, make_job(digits, tmp_path, recipe, plain(recipe, None)))
+
+
 def test_the_network_is_left_without_hooks(digits: Digits, tmp_path: Path) -> None:
     recipe = recipe_of(epochs=1, features=[{"term": "hint", "teacher": "deep", "student": "2"}])
     net = small_net()
