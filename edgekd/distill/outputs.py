@@ -168,6 +168,8 @@ def _refuse_lengths(card: Card, teacher: Teacher, examples: Examples, names: tup
     if not names or not isinstance(card.data, TextData):
         return
     inputs = examples.batch(np.arange(min(BLOCK, len(examples))), 0).inputs  # as long as the longest of many
+    # Whole outputs: a mean over tokens has one shape, and another value with each length, as padding counts.
+    names = tuple(dict.fromkeys(name.partition("|")[0] for name in names))
     longer, shorter = (
         probe(teacher.module.cpu(), some, names, "recipe.features: teacher")
         for some in (inputs[:2], inputs[:2, : max(1, inputs.shape[1] - 1)])
@@ -175,7 +177,7 @@ def _refuse_lengths(card: Card, teacher: Teacher, examples: Examples, names: tup
     for name in names:
         if longer[name] != shorter[name]:
             raise ConfigError(
-                f"{card.file}: recipe.features: teacher: layer {name.partition('|')[0]!r} gives {tuple(longer[name])} "
+                f"{card.file}: recipe.features: teacher: layer {name!r} gives {tuple(longer[name])} "
                 f"for {inputs.shape[1]} tokens and {tuple(shorter[name])} for {inputs.shape[1] - 1}; the cache keeps "
                 "one shape: name a layer behind the pooling over tokens, or use --online"
             )

@@ -439,7 +439,16 @@ def test_a_layer_with_an_output_a_token_is_refused_by_the_cache(tmp_path: Path, 
 
 
 def test_a_layer_behind_the_pooling_is_kept(tmp_path: Path, sentences: Examples) -> None:
-    teacher, layers = text_teacher(tmp_path), ["head.0", "layers.0|pooled"]
-    with teaching(text_card(), [teacher], sentences, layers, online=False) as outputs:
-        found = ask(outputs, sentences, 0, [0, 899])
-    assert [found[name].shape for name in layers] == [(2, 8), (2, 8)]
+    with teaching(text_card(), [text_teacher(tmp_path)], sentences, ["head.0"], online=False) as outputs:
+        assert ask(outputs, sentences, 0, [0, 899])["head.0"].shape == (2, 8)
+
+
+def test_a_mean_over_tokens_is_refused_too_for_padding_counts(tmp_path: Path, sentences: Examples) -> None:
+    teacher = text_teacher(tmp_path)
+    with (
+        pytest.raises(ConfigError, match=r"layer 'layers\.0' gives \(9, 8\) for 9 tokens and \(8, 8\) for 8; "),
+        teaching(text_card(), [teacher], sentences, ["layers.0|pooled"], online=False),
+    ):
+        pass
+    with teaching(text_card(), [teacher], sentences, ["layers.0|pooled"], online=True) as outputs:
+        assert ask(outputs, sentences, 0, [0, 1])["layers.0|pooled"].shape == (2, 8)
