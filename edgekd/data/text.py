@@ -1,6 +1,7 @@
 """Sentences: where they come from, and how they become token ids (n, L) padded with 0."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -143,13 +144,20 @@ def _tokenizer(card: Card, folder: Path) -> "Tokenizer":
             f"{card.file}: data.vocabulary: got {data.vocabulary}; {where} has {made.get_vocab_size()} tokens, "
             "padding and [UNK] included; set it to that" + ("" if data.tokenizer else " or less")
         )
-    unknown = getattr(made.model, "unk_token", None)
-    if card.augment.word_dropout and (unknown is None or made.token_to_id(unknown) != UNKNOWN):
+    if card.augment.word_dropout and _unknown(made) != UNKNOWN:
         raise ConfigError(
             f"{card.file}: augment.word_dropout: makes words the token of id {UNKNOWN}, which in {where} is "
             f"{made.id_to_token(UNKNOWN)!r}, not the unknown token; drop it, or number the unknown token {UNKNOWN}"
         )
     return made
+
+
+def _unknown(tokenizer: "Tokenizer") -> int | None:
+    """The id of the unknown token; of the library's models some name the token, others its id."""
+    model = json.loads(tokenizer.to_str())["model"]
+    token = model.get("unk_token")
+    found: int | None = model.get("unk_id") if token is None else tokenizer.token_to_id(token)
+    return found
 
 
 def _of_words(sentences: Sentences, data: TextData) -> "Tokenizer":

@@ -17,8 +17,10 @@ __all__ = ["load_into", "read_state", "save_state"]
 
 
 def save_state(net: nn.Module, path: Path, metadata: dict[str, str]) -> None:
-    """The network's state dict as safetensors, written atomically; equal weights give equal bytes."""
-    state = {name: tensor.detach().contiguous() for name, tensor in net.state_dict().items()}
+    """The network's state dict as safetensors, written atomically; equal weights give equal bytes. What two names share
+    is written twice, for safetensors shares nothing."""
+    whole = torch.contiguous_format
+    state = {name: tensor.detach().clone(memory_format=whole) for name, tensor in net.state_dict().items()}
     with atomic(path) as temporary:
         temporary.write_bytes(safetensors.torch.save(state, metadata))
 

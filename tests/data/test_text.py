@@ -173,6 +173,14 @@ def test_words_are_dropped_only_where_the_unknown_token_is_known(folder: Path) -
         load_train_and_validation(dataclasses.replace(asked, augment=Augment(word_dropout=0.1)), folder)
 
 
+def test_words_are_dropped_with_tokenizers_that_number_the_unknown_token(folder: Path) -> None:
+    words = [("<pad>", 0.0), ("<unk>", 0.0), *((letter, -1.0) for letter in "abcdefghijklmnopqrstuvwxyz ,.")]
+    tokenizers.Tokenizer(tokenizers.models.Unigram(words, unk_id=1)).save(str(folder / "own.json"))
+    asked = dataclasses.replace(card(tokenizer="own.json", vocabulary=len(words)), file=str(folder / "card.toml"))
+    assert asked.augment.word_dropout
+    load_train_and_validation(asked, folder)
+
+
 IMPORTED = """
 def load(path, split):
     return {"train": (["good", "bad"] * 4, [1, 0] * 4), "test": WHAT}[split]

@@ -58,6 +58,19 @@ def test_a_safetensors_header_that_begins_like_a_pickle(tmp_path: Path) -> None:
     assert equal(read_state(path), {"a": torch.arange(3)})
 
 
+def test_tied_weights_are_kept_under_both_names(tmp_path: Path) -> None:
+    def tied() -> nn.Module:
+        net = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+        net[1].weight = net[0].weight
+        return net
+
+    one, other = tied(), tied()
+    save_state(one, tmp_path / "w.safetensors", {})
+    load_into(other, read_state(tmp_path / "w.safetensors"), tmp_path / "w.safetensors")
+    assert torch.equal(other.state_dict()["0.weight"], one.state_dict()["0.weight"])
+    assert other.state_dict()["1.weight"].data_ptr() == other.state_dict()["0.weight"].data_ptr()
+
+
 def test_reading_leaves_no_file_open(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     save_state(net(), tmp_path / "w.safetensors", {})
     read_state(tmp_path / "w.safetensors")
