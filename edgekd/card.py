@@ -11,7 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from edgekd.errors import ConfigError, did_you_mean
-from edgekd.recipe import TEMPERED, Augment, Fraction, Positive, Recipe, Training
+from edgekd.recipe import Augment, Fraction, Positive, Recipe, Term, Training
 from edgekd.spec import build, locate, read_toml
 
 __all__ = [
@@ -259,18 +259,29 @@ def load_card(name: str) -> Card:
             budgets[target] = dataclasses.asdict(build(Budget, limits, f"{path}: [budget.{target}]"))
     kind = _TextCard if data.get("task") == "text-classification" else _ImageCard
     card = build(kind, data | {"budgets": budgets, "name": path.stem, "file": str(path)}, str(path))
-    trainings = {"recipe": card.recipe, "teacher.training": card.teacher.training}
+    trainings = {"teacher.training": card.teacher.training}
     trainings |= {f"assistants.{number}.training": one.training for number, one in enumerate(card.assistants)}
     for where, training in trainings.items():
         for problem in training.idle() if training else ():
             raise ConfigError(f"{path}: {where}.{problem}")
-    for problem in (*_idle_teachers(card), *_idle_recipe(card)):
+    for problem in card.recipe.idle(_learnt_by_others(card)):
+        raise ConfigError(f"{path}: recipe.{problem}")
+    for problem in _idle_teachers(card):
         raise ConfigError(f"{path}: {problem}")
     return card
 
 
+def _learnt_by_others(card: Card) -> set[Term]:
+    """The terms by which assistants (plain KD where the recipe has no term for them) and a teacher that is the
+    student's own network learn, with the recipe's settings."""
+    found: set[Term] = {"ce", "kd"} if card.assistants else set()
+    if card.teacher.family == "self" and card.teacher.training is None:
+        found.add("ce")
+    return found
+
+
 def _idle_teachers(card: Card) -> Iterator[str]:
-    """Each setting of further teachers and assistants that would not be looked at, and why."""
+    """Each setting about further teachers and assistants that would not be looked at, and why."""
     for number, one in enumerate(card.more_teachers):
         if one.training is not None:
             yield f"more_teachers.{number}.training: has no effect; a further teacher comes with its weights"
@@ -281,17 +292,8 @@ def _idle_teachers(card: Card) -> Iterator[str]:
         for number, one in enumerate(getattr(card, where)):
             if one.attempts != Teacher.attempts:
                 yield f"{where}.{number}.attempts: has no effect; it is for [teacher]"
-
-
-def _idle_recipe(card: Card) -> Iterator[str]:
-    """Each setting of the recipe that has no effect with this card's teachers, and what it needs."""
     if card.recipe.combine != "mean" and not card.more_teachers:
         yield "recipe.combine: has no effect here; it needs [[more_teachers]]"
-    # Assistants learn by plain KD where the recipe has no such term.
-    if not card.assistants and not any(part.losses.keys() & TEMPERED for part in card.recipe.parts()):
-        for name in ("temperature", "temperature_schedule"):
-            if getattr(card.recipe, name) != getattr(Recipe, name):
-                yield f"recipe.{name}: has no effect here; it needs one of the terms {', '.join(sorted(TEMPERED))}"
 
 
 def parse_budget(options: list[str]) -> Budget:

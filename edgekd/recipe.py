@@ -1,6 +1,7 @@
 """How a network is trained: views, optimiser and schedule, and what a student learns from its teachers."""
 
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import field
 from typing import Annotated, Literal
 
@@ -84,6 +85,8 @@ class Training:
         """Each setting that cannot do what it says, and why."""
         if self.schedule != "one-cycle" and self.warmup_epochs > self.epochs:
             yield f"warmup_epochs: should be at most the {self.epochs} epochs, got {self.warmup_epochs:g}"
+        if self.schedule == "one-cycle" and self.warmup_epochs != Training.warmup_epochs:
+            yield 'warmup_epochs: has no effect here; schedule = "one-cycle" rises by itself'
         if self.optimizer != "sgd" and self.momentum != Training.momentum:
             yield 'momentum: has no effect here; it needs optimizer = "sgd"'
 
@@ -199,14 +202,20 @@ class Recipe(Training):
             _refuse_sampling([part.losses for part in self.parts()])
         return self
 
-    def idle(self) -> Iterator[str]:
-        """Each setting that cannot do what it says, or differs from its default and has no effect: what it needs."""
+    def idle(self, also: AbstractSet[Term] = frozenset()) -> Iterator[str]:
+        """Each setting that cannot do what it says, or differs from its default and has no effect: what it needs.
+
+        `also` are terms by which other networks learn with these settings.
+        """
         yield from Training.idle(self)
-        if (shortest := min(part.epochs for part in self.parts())) < min(self.warmup_epochs, self.epochs):
+        shortest = min(part.epochs for part in self.parts())
+        if self.schedule != "one-cycle" and shortest < min(self.warmup_epochs, self.epochs):
             yield f"warmup_epochs: should be at most the {shortest} epochs of the shortest stage"
-        terms = {term for part in self.parts() for term in part.losses}
-        moved = self.temperature_schedule
+        terms = also | {term for part in self.parts() for term in part.losses}
+        moved, tempered = self.temperature_schedule, f"one of the terms {', '.join(sorted(TEMPERED))}"
         needs = {
+            "temperature": (bool(terms & TEMPERED), tempered),
+            "temperature_schedule": (bool(terms & TEMPERED), tempered),
             "label_smoothing": ("ce" in terms, "the term ce"),
             "class_weights": ("ce" in terms, "the term ce"),
             "alpha": (not (self.losses or self.stages), "no losses or stages, which have weights of their own"),

@@ -210,6 +210,7 @@ def test_an_unknown_budget_of_the_command_line() -> None:
         ('losses = { mse = 1.0 }\nsampling = "points"', "sampling: "),
         ("sampling_strength = 2.0", "recipe.sampling_strength: has no effect here; it needs sampling"),
         ('[[recipe.features]]\nterm = "hint"\nnegatives = 5', "recipe.features: hint: negatives: has no effect "),
+        ('schedule = "one-cycle"\nwarmup_epochs = 2', "recipe.warmup_epochs: has no effect here; schedule ="),
         ("warmup_epochs = 4", "warmup_epochs: should be at most the 3 epochs, got 4"),
         ("warmup_epochs = 2\nstages = [{ epochs = 1, losses = { kd = 1.0 } }, { epochs = 2, losses = { kd = 1.0 } }]",
          "warmup_epochs: should be at most the 1 epochs of the shortest stage"),
@@ -220,6 +221,29 @@ def test_an_unknown_budget_of_the_command_line() -> None:
 )  # fmt: skip
 def test_settings_that_would_do_nothing_are_refused(tmp_path: Path, recipe: str, said: str) -> None:
     assert said in problem(tmp_path, ("[recipe]\nepochs = 3", f"[recipe]\nepochs = 3\n{recipe}"))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "label_smoothing = 0.1",
+        "temperature = 2.0",
+        "temperature = 2.0\nstandardize = true",
+        'class_weights = "balanced"',
+    ],
+)
+def test_settings_by_which_assistants_learn_are_allowed(tmp_path: Path, other: str) -> None:
+    recipe = (
+        f'{other}\n[[recipe.stages]]\nepochs = 3\nfeatures = [{{ term = "match" }}]\n[[assistants]]\nfamily = "mlp"'
+    )
+    assert load(tmp_path, ("[recipe]\nepochs = 3", f"[recipe]\nepochs = 3\n{recipe}")).assistants
+
+
+def test_settings_by_which_a_teacher_of_the_same_kind_learns_are_allowed(tmp_path: Path) -> None:
+    recipe = "[recipe]\nepochs = 3\nlabel_smoothing = 0.1\nlosses = { kd = 1.0 }"
+    own = ('[teacher]\nfamily = "mlp"', '[teacher]\nfamily = "self"')
+    card = load(tmp_path, ("[recipe]\nepochs = 3", recipe), own)
+    assert card.recipe.label_smoothing == 0.1
 
 
 def test_sentences_have_no_sides_to_flip(tmp_path: Path) -> None:
