@@ -114,7 +114,7 @@ def begin(
 
 def _read(checkpoint: Path) -> dict[str, Any]:
     try:
-        state = torch.load(checkpoint, weights_only=True, map_location=device())
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")  # each tensor's user moves it
         return {**state, "conditions": dict(state["conditions"])}
     except Exception as error:  # torch raises whatever a broken file leads it to
         raise InputError(f"{checkpoint}: not a readable checkpoint; remove it to train again") from error

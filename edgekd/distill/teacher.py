@@ -39,6 +39,11 @@ count as three forward passes)."""
 def given_teacher(card: Card, file: Path | None) -> Teacher | None:
     """The teacher in `file` (`--teacher`) or in the card's weights file; None if neither is named."""
     path = file or (card.resolve(card.teacher.weights) if card.teacher.weights else None)
+    if path and card.teacher.family == "self":
+        raise InputError(
+            f'{card.file}: teacher.family = "self" is trained here, as the student\'s own network; drop {path}, or say '
+            "of which family it is"
+        )
     if path is None and card.teacher.family == "onnx":
         raise InputError(f"{card.file}: teacher.weights: is missing; name the ONNX file there or with --teacher FILE")
     return load_teacher_file(card, path) if path else None

@@ -196,3 +196,11 @@ def test_the_student_as_its_own_teacher() -> None:
     asked = dataclasses.replace(card, teacher=TeacherOfCard(family="self", training=training))
     assert with_own_teacher(asked, shape).teacher.training == training
     assert with_own_teacher(DIGITS, shape) is DIGITS
+
+
+def test_a_teacher_that_is_the_students_own_network_has_no_file(tmp_path: Path) -> None:
+    card = dataclasses.replace(DIGITS, teacher=TeacherOfCard(family="self"))
+    with pytest.raises(
+        InputError, match=r'teacher\.family = "self" is trained here, as the student.s own network; drop '
+    ):
+        given_teacher(card, tmp_path / "t.safetensors")
