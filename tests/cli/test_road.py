@@ -124,11 +124,11 @@ def test_a_sweep_tells_the_weights_beside_its_onnx_teacher(
 ) -> None:
     noted = []
 
-    def begun(subject: Any, *rest: Any) -> None:
-        noted.append(subject.digests["SHA-256 of the teacher"])
+    def begun(card: Any, shape: Any, digests: dict[str, str], *rest: Any) -> None:
+        noted.append(digests["SHA-256 of the teacher"])
         raise InputError("begun")
 
-    monkeypatch.setattr("edgekd.search.sweep.sweep", begun)
+    monkeypatch.setattr("edgekd.search.sweep.begin", begun)
     for scale in (1.0, 1.0, 2.0):
         teacher = write_onnx(tmp_path, scale)
         done = cli("sweep", tiny_card, "--shape", "channels=[8,8]", "--temperatures", "1,4", "--teacher", teacher)
