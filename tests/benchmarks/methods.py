@@ -1,4 +1,5 @@
-"""Every way to distil, trained alike: CIFAR-10, ResNet-56 → ResNet-8, 10 epochs; or the embedded digits.
+"""Every way to distil, trained alike: CIFAR-10, ResNet-56 → ResNet-8, 10 epochs; or CIFAR-10 with small convolutional
+networks, 15 epochs; or the embedded digits, 40.
 
     python tests/benchmarks/methods.py --list
     EDGEKD_DATA=DIR python tests/benchmarks/methods.py kd hint --seed 0       train what is not there yet
@@ -38,10 +39,26 @@ from edgekd.spec import build
 
 RESULTS = Path(__file__).parent / "results" / "methods"
 LOW, HIGH, LAST = "lower layer", "upper layer", "last map"
-LAYERS = {"cifar10": {LOW: "layer1", HIGH: "layer2", LAST: "layer3"}, "digits": {LOW: "2", HIGH: "3", LAST: "6"}}
+LAYERS = {
+    "cifar10": {LOW: "layer1", HIGH: "layer2", LAST: "layer3"},
+    "cifar10-cnn": {LOW: "2", HIGH: "3", LAST: "6"},
+    "digits": {LOW: "2", HIGH: "3", LAST: "6"},
+}
+EPOCHS = {"cifar10": 10, "cifar10-cnn": 15, "digits": 40}
+BASE: dict[str, dict[str, Any]] = {
+    "cifar10": {"batch_size": 128, "learning_rate": 0.1},
+    "cifar10-cnn": {"batch_size": 64, "learning_rate": 0.05, "views": 5},
+    "digits": {"batch_size": 64, "learning_rate": 0.05},
+}
 SHAPES: dict[str, dict[str, Any]] = {
     "cifar10": {"depth": 8, "width": 16},
+    "cifar10-cnn": {"channels": [16, 32], "hidden": 64, "grid": 4},
     "digits": {"channels": [8, 16], "hidden": 32},
+}
+BETWEEN: dict[str, dict[str, Any]] = {  # larger than the student, smaller than the teacher
+    "cifar10": {"depth": 14, "width": 16},
+    "cifar10-cnn": {"channels": [24, 48], "hidden": 96, "grid": 4},
+    "digits": {"channels": [12, 24], "hidden": 48},
 }
 KD: dict[str, Any] = {"losses": {"kd": 0.9, "ce": 0.1}}
 
@@ -56,6 +73,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "label smoothing": {"losses": {"ce": 1.0}, "label_smoothing": 0.1},
     "kd": KD,
     "kd online": KD,
+    "kd, fresh views": KD,
     "kd, bf16": KD | {"precision": "bf16"},
     "kd, accumulated": KD | {"accumulate": 4},
     "kd, compiled": KD | {"compile": True},
@@ -109,16 +127,14 @@ def card_of(card_name: str, name: str, seed: int, epochs: int) -> Card:
     stages = row.get("stages", [])
     for stage, share in zip(stages, [stage["epochs"] for stage in stages], strict=True):
         stage["epochs"] = max(1, round(share * epochs))
-    base = (
-        {"batch_size": 128, "learning_rate": 0.1}
-        if card_name == "cifar10"
-        else {"batch_size": 64, "learning_rate": 0.05}
-    )
-    recipe = build(Recipe, base | {"epochs": epochs, "seed": seed} | row, name)
+    base = BASE[card_name] | {"epochs": epochs, "seed": seed}
+    if name == "kd, fresh views":
+        base["views"] = epochs  # each epoch its own, as with --online, but computed once for all seeds
+    recipe = build(Recipe, base | row, name)
     card = dataclasses.replace(card, recipe=recipe)
     if name == "assistant":
-        shape = {"depth": 14, "width": 16} if card_name == "cifar10" else {"channels": [12, 24], "hidden": 48}
-        card = dataclasses.replace(card, assistants=(Teacher(family=card.teacher.family, shape=shape),))
+        assistant = Teacher(family=card.teacher.family, shape=BETWEEN[card_name])
+        card = dataclasses.replace(card, assistants=(assistant,))
     return card
 
 
@@ -137,14 +153,14 @@ def train_row(card_name: str, name: str, seed: int, epochs: int, work: Path) -> 
     if out.exists():
         return
     card = card_of(card_name, name, seed, epochs)
-    data = Path(os.environ["EDGEKD_DATA"]) if card_name == "cifar10" else Path()
-    folder = data / "cifar10" if card_name == "cifar10" else None
+    data = Path() if card_name == "digits" else Path(os.environ["EDGEKD_DATA"])
+    folder = None if card_name == "digits" else data / "cifar10"
     splits = load_train_and_validation(card, folder)
     both = (examples_of(card, splits[0]), examples_of(card, splits[1]))
     if card_name == "cifar10":
         teachers = [load_teacher_file(card, data / "teachers" / "cifar10-resnet56.safetensors")]
     else:
-        teachers = [teach(card, both, None, work / "digits-teacher.safetensors")]
+        teachers = [teach(card, both, None, work / f"{card_name}-teacher.safetensors")]
     if name.startswith("two teachers"):
         teachers.append(second_teacher(card, data, both, work))
     scratch = work / out.stem
@@ -184,13 +200,12 @@ def default(key: str) -> Any:
 
 
 def second_teacher(card: Card, data: Path, both: Any, work: Path) -> Any:
-    """CIFAR's ResNet-20, or a smaller network trained on digits."""
+    """CIFAR's ResNet-20, or a smaller network trained here."""
     if card.name == "cifar10":
         smaller = dataclasses.replace(card, teacher=Teacher(family="cifar-resnet", shape={"depth": 20, "width": 16}))
         return load_teacher_file(smaller, data / "teachers" / "cifar10-resnet20.safetensors")
-    shape = {"channels": [12, 24], "hidden": 48}
-    smaller = dataclasses.replace(card, teacher=dataclasses.replace(card.teacher, shape=shape))
-    return teach(smaller, both, None, work / "digits-teacher-2.safetensors")
+    smaller = dataclasses.replace(card, teacher=dataclasses.replace(card.teacher, shape=BETWEEN[card.name]))
+    return teach(smaller, both, None, work / f"{card.name}-teacher-2.safetensors")
 
 
 def table(card_name: str) -> None:
@@ -241,7 +256,7 @@ def main() -> None:
     if asked.list:
         print("\n".join(ROWS))
     for name in list(ROWS) if asked.all else asked.names:
-        epochs = asked.epochs or (10 if asked.card == "cifar10" else 40)
+        epochs = asked.epochs or EPOCHS[asked.card]
         train_row(asked.card, name, asked.seed, epochs, asked.work)
     if asked.paired:
         paired(asked.card, *asked.paired)
