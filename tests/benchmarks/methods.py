@@ -52,12 +52,12 @@ BASE: dict[str, dict[str, Any]] = {
 }
 SHAPES: dict[str, dict[str, Any]] = {
     "cifar10": {"depth": 8, "width": 16},
-    "cifar10-cnn": {"channels": [16, 32], "hidden": 64, "grid": 4},
+    "cifar10-cnn": {"channels": [8, 16], "hidden": 64, "grid": 4},
     "digits": {"channels": [8, 16], "hidden": 32},
 }
 BETWEEN: dict[str, dict[str, Any]] = {  # larger than the student, smaller than the teacher
     "cifar10": {"depth": 14, "width": 16},
-    "cifar10-cnn": {"channels": [24, 48], "hidden": 96, "grid": 4},
+    "cifar10-cnn": {"channels": [16, 32], "hidden": 64, "grid": 4},
     "digits": {"channels": [12, 24], "hidden": 48},
 }
 KD: dict[str, Any] = {"losses": {"kd": 0.9, "ce": 0.1}}
