@@ -1,5 +1,5 @@
 """Every way to distil, trained alike: CIFAR-10, ResNet-56 → ResNet-8, 10 epochs; or CIFAR-10 with small convolutional
-networks, 15 epochs; or the embedded digits, 40.
+networks, 30 epochs; or the embedded digits, 40.
 
     python tests/benchmarks/methods.py --list
     EDGEKD_DATA=DIR python tests/benchmarks/methods.py kd hint --seed 0       train what is not there yet
@@ -44,10 +44,10 @@ LAYERS = {
     "cifar10-cnn": {LOW: "2", HIGH: "3", LAST: "6"},
     "digits": {LOW: "2", HIGH: "3", LAST: "6"},
 }
-EPOCHS = {"cifar10": 10, "cifar10-cnn": 15, "digits": 40}
+EPOCHS = {"cifar10": 10, "cifar10-cnn": 30, "digits": 40}
 BASE: dict[str, dict[str, Any]] = {
     "cifar10": {"batch_size": 128, "learning_rate": 0.1},
-    "cifar10-cnn": {"batch_size": 64, "learning_rate": 0.05, "views": 5},
+    "cifar10-cnn": {"batch_size": 64, "learning_rate": 0.05},
     "digits": {"batch_size": 64, "learning_rate": 0.05},
 }
 SHAPES: dict[str, dict[str, Any]] = {
