@@ -282,6 +282,8 @@ def _learnt_by_others(card: Card) -> set[Term]:
 
 def _idle_teachers(card: Card) -> Iterator[str]:
     """Each setting about further teachers and assistants that would not be looked at, and why."""
+    if card.teacher.family == "self" and card.teacher.shape:
+        yield 'teacher.shape: has no effect; family = "self" is the student\'s own network, of the shape that is chosen'
     for number, one in enumerate(card.more_teachers):
         if one.training is not None:
             yield f"more_teachers.{number}.training: has no effect; a further teacher comes with its weights"

@@ -156,6 +156,8 @@ def open_run(
     the folder is in use.
     """
     path = folder / "run.json"
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file; name a folder with --out")
     if folder.is_dir() and not path.exists() and not all(map(_begun_here, folder.iterdir())):
         raise ConfigError(f"{folder}: is not empty and holds no run; name another folder with --out")
     folder.mkdir(parents=True, exist_ok=True)

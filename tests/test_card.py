@@ -244,6 +244,8 @@ def test_settings_by_which_a_teacher_of_the_same_kind_learns_are_allowed(tmp_pat
     own = ('[teacher]\nfamily = "mlp"', '[teacher]\nfamily = "self"')
     card = load(tmp_path, ("[recipe]\nepochs = 3", recipe), own)
     assert card.recipe.label_smoothing == 0.1
+    shape = ('[teacher]\nfamily = "mlp"', '[teacher]\nfamily = "self"\nshape = { hidden = [8] }')
+    assert problem(tmp_path, shape).startswith("teacher.shape: has no effect; ")
 
 
 def test_sentences_have_no_sides_to_flip(tmp_path: Path) -> None:

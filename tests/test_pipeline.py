@@ -100,6 +100,8 @@ def test_the_same_command_again_says_it_is_done(run: Path, cli: Cli, tiny_card: 
     assert done.returncode == 0
     assert "already done, verdict pass" in done.stdout
     assert (run / "result.json").read_bytes() == before
+    done = cli("distill", tiny_card, "-t", "cpu-x86", "--out", run, "--teacher", "gone.safetensors")
+    assert (done.returncode, done.stderr) == (2, "edgekd: --teacher gone.safetensors: no such weights file\n")
 
 
 def test_a_changed_card_is_said(run: Path, cli: Cli, tiny_card: Path) -> None:

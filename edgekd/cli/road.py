@@ -47,6 +47,8 @@ def distill_on(
     folder = out or Path("runs", f"{card.name}@{target.name}")
     if out and several:
         folder = out / f"{card.name}@{target.name}"
+    if teacher and not teacher.is_file():
+        raise InputError(f"--teacher {teacher}: no such weights file")
     weights = teacher or (card.resolve(card.teacher.weights) if card.teacher.weights else None)
     files = {"teacher_sha256": file_digest(weights) if weights and weights.is_file() else ""}
     files |= {f"{name}_sha256": content for name, content in digests_of_more(card).items()}

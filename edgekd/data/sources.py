@@ -183,6 +183,11 @@ def _image_folder(data: Data, folder: Path, part: str) -> Split:
     """One subfolder a class, below `train` and `test` (or `val`); or classes straight in the folder."""
     root = _part_folder(folder, part)
     found = sorted(path.name for path in root.iterdir() if path.is_dir())
+    if not found:
+        raise InputError(
+            f"{root}: holds no folders; it should hold one for each class, such as {data.classes[0]!r}, or 'train' and "
+            "'test' with those inside (--data, or data.path in the card, names it)"
+        )
     for name in found:
         if name not in data.classes:
             raise InputError(f"{root / name}: is no class of the card; {did_you_mean(name, data.classes)}")

@@ -38,9 +38,10 @@ def feature_term(feature: Feature, student: Shapes, teacher: Shapes, count: int,
         term = _MAKERS[feature.term](feature, mine, theirs, count, seed)
         _try(feature, term, torch.randn(2, *mine), torch.randn(2, *theirs))
     except ConfigError as error:
+        text = str(error).removeprefix(f"{feature.term}: ")
         raise ConfigError(
             f"recipe.features: {feature.term} between the student's {feature.student or 'logits'} {tuple(mine)} and "
-            f"the teacher's {feature.teacher or 'logits'} {tuple(theirs)}: {error}"
+            f"the teacher's {feature.teacher or 'logits'} {tuple(theirs)}: {text}"
         ) from error
     return term
 

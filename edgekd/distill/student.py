@@ -17,7 +17,7 @@ from edgekd.console import say
 from edgekd.data.examples import Examples
 from edgekd.distill.distributed import barrier, world
 from edgekd.distill.layers import probe
-from edgekd.distill.loop import Job, best_accuracy, train
+from edgekd.distill.loop import Job, best_accuracy, parts_of, train
 from edgekd.distill.objective import Objective, distillation, student_layers, teacher_layers
 from edgekd.distill.outputs import shapes, teaching
 from edgekd.distill.teacher import with_own_teacher
@@ -143,16 +143,19 @@ def check_networks(
 ) -> None:
     """Raise ConfigError where networks, layers or weights do not suit one another, before anything is measured,
     trained or written."""
-    for assistant in card.assistants:
-        make(card, assistant, assistant.shape, "assistants")
     card = with_own_teacher(card, shape)
-    check_recipe(card, shape, given, further, examples)
     trained = [] if given else [("teacher", card.teacher)]
     trained += [(f"assistants[{number}]", assistant) for number, assistant in enumerate(card.assistants)]
     for name, network in trained:
+        net = make(card, network, network.shape, "teacher.shape" if name == "teacher" else "assistants")
+        inputs = _first_two(examples)
+        _require_classes(card, probe(Deployed(net, card.data), inputs, [], f"{card.file}: {name}"), name)
         if network.training:
-            where = f"{card.file}: {name}.training.class_weights"
-            class_weights(network.training, examples.labels, len(card.data.classes), where)
+            where = f"{card.file}: {name}.training"
+            class_weights(network.training, examples.labels, len(card.data.classes), f"{where}.class_weights")
+            parts_of(where, network.training, len(examples))
+    check_recipe(card, shape, given, further, examples)
+    parts_of(f"{card.file}: recipe", card.recipe, len(examples))
 
 
 def check_recipe(
@@ -175,31 +178,49 @@ def check_recipe(
 def _objective(
     card: Card, shape: Shape, whole: nn.Module, teachers: Sequence[Teacher], examples: Examples
 ) -> Objective:
-    """What the recipe minimises for these networks."""
+    """What the recipe minimises for these networks; errors begin with the card's file."""
     recipe = card.recipe
+    peers = [Deployed(_new(card, shape, recipe.seed + 7_919 * (n + 1)), card.data) for n in range(_peers(recipe))]
+    found = probe(whole, _first_two(examples), student_layers(recipe), f"{card.file}: recipe.features: student")
+    _require_classes(card, found, "student")
+    try:
+        _check_terms(recipe, teachers)
+        weights = class_weights(recipe, examples.labels, len(card.data.classes), "recipe.class_weights")
+        torch.manual_seed(recipe.seed)
+        theirs = shapes(teachers[0], examples, teacher_layers(recipe)) if needs_teacher(recipe) else {}
+        return distillation(recipe, found, theirs, len(examples), peers, weights)
+    except ConfigError as error:
+        raise ConfigError(f"{card.file}: {error}") from error
+
+
+def _check_terms(recipe: Recipe, teachers: Sequence[Teacher]) -> None:
+    """ConfigError where terms and teachers do not suit one another."""
     if recipe.teacher_weights and len(recipe.teacher_weights) != len(teachers):
         raise ConfigError(
-            f"{card.file}: recipe.teacher_weights: got {len(recipe.teacher_weights)} weights; there are "
-            f"{len(teachers)} teachers"
+            f"recipe.teacher_weights: got {len(recipe.teacher_weights)} weights; there are {len(teachers)} teachers"
         )
     if teachers[0].net is None and teacher_layers(recipe):
         raise ConfigError(
-            f"{card.file}: recipe.features: teacher: an ONNX teacher has no layers to learn from, only logits; leave "
-            "`teacher` out, or give the teacher's torch weights"
+            "recipe.features: teacher: an ONNX teacher has no layers to learn from, only logits; leave `teacher` out, "
+            "or give the teacher's torch weights"
         )
     if world().size > 1 and any(feature.term == "crd" for part in recipe.parts() for feature in part.features):
-        raise ConfigError(f"{card.file}: recipe.features: crd keeps its memory in one process; run without torchrun")
-    inputs = examples.batch(np.arange(min(2, len(examples))), 0).inputs
-    weights = class_weights(recipe, examples.labels, len(card.data.classes), f"{card.file}: recipe.class_weights")
-    torch.manual_seed(recipe.seed)
-    return distillation(
-        recipe,
-        probe(whole, inputs, student_layers(recipe), f"{card.file}: recipe.features: student"),
-        shapes(teachers[0], examples, teacher_layers(recipe)) if needs_teacher(recipe) else {},
-        len(examples),
-        [Deployed(_new(card, shape, recipe.seed + 7_919 * (n + 1)), card.data) for n in range(_peers(recipe))],
-        weights,
-    )
+        raise ConfigError("recipe.features: crd keeps its memory in one process; run without torchrun")
+
+
+def _require_classes(card: Card, found: dict[str, torch.Size], name: str) -> None:
+    """ConfigError for a network that does not give one logit a class."""
+    wanted = len(card.data.classes)
+    if found["logits"] != (wanted,):
+        raise ConfigError(
+            f"{card.file}: {name}: the network gives {tuple(found['logits'])} outputs for {wanted} classes of data; "
+            f"its last layer should give {wanted}"
+        )
+
+
+def _first_two(examples: Examples) -> torch.Tensor:
+    """Inputs by which a network is tried."""
+    return examples.batch(np.arange(min(2, len(examples))), 0).inputs
 
 
 def assist(card: Card, teacher: Teacher, data: tuple[Examples, Examples], folder: Path, how: How) -> list[Teacher]:

@@ -79,15 +79,16 @@ def more_teachers(card: Card) -> list[Teacher]:
 def _training(card: Card) -> Training:
     if card.teacher.training is None:
         raise InputError(
-            f"{card.file}: the card has neither weights nor [teacher.training]; give the weights with --teacher FILE"
+            f"{card.file}: the card has neither weights nor [teacher.training]; give the weights with --teacher FILE, "
+            "or say how to train the teacher in [teacher.training]"
         )
     return card.teacher.training
 
 
 def refuse_long_teaching(card: Card, images: int) -> None:
     """Raise InputError with the command to run where the card's teacher cannot be trained in minutes."""
-    training = _training(card)
-    macs = 3 * count_macs(make_teacher_net(card), card.data) * images * training.epochs
+    net, training = make_teacher_net(card), _training(card)
+    macs = 3 * count_macs(net, card.data) * images * training.epochs
     if macs > SMALL_TRAINING_MACS:
         raise InputError(
             f"{card.file}: the card has no weights and training its teacher takes long ({macs:.1g} multiply-"

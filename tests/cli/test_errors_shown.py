@@ -136,6 +136,8 @@ def test_teacher_below_its_minimum(cli: Cli, tiny_card: Path) -> None:
 def test_output_that_cannot_be_written(cli: Cli, tiny_card: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     assert_refused(cli("distill", "tiny.toml", "-t", "cpu-x86", "--out", "file/run"), "file/run", "Not a directory")
+    assert_refused(cli("distill", "tiny.toml", "-t", "cpu-x86", "--out", "file"), "file: is a file; name a folder with")
+    assert (tmp_path / "file").read_text() == "in the way"
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", ".env.local"])

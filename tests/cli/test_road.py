@@ -71,6 +71,9 @@ class_weights = {}
         ("[budget]", FEATURE.format("hint", "0", "9.9") + "[budget]", "recipe.features: teacher: unknown layer '9.9'"),
         ("[budget]", FEATURE.format("hint", "9.9", "0") + "[budget]", "recipe.features: student: unknown layer '9.9'"),
         ("[budget]", FEATURE.format("attention", "0", "") + "[budget]", "attention"),
+        ("[budget]", FEATURE.format("match", "6", "6") + "[budget]", "(32, 4, 4): the shapes of student"),
+        ("views = 2", "views = 2\naccumulate = 33", "recipe: a batch of 32 in 33 parts"),
+        ("epochs = 8", "epochs = 8\naccumulate = 33", "teacher.training: a batch of 64 in 33 parts"),
         ("views = 2", "views = 2\nclass_weights = [1, 2]", "recipe.class_weights: got 2 weights; the data has 10"),
         ("views = 2", "views = 2\nteacher_weights = [1, 2]", "recipe.teacher_weights"),
         ("epochs = 8", "epochs = 8\nclass_weights = [1, 2]", "teacher.training.class_weights: got 2 weights"),
@@ -94,6 +97,34 @@ def test_a_card_whose_parts_do_not_suit_is_refused_before_anything_is_measured_o
     done = cli("distill", tiny_card, "-t", "cpu-x86")
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and line.startswith("edgekd: ") and words in line, line
+    assert "gone" in line or line.startswith(f"edgekd: {tiny_card}: ")
+    assert not list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.parametrize("who", ["teacher", "student", "assistants"])
+def test_a_network_of_ones_own_with_another_number_of_outputs_is_refused_first(
+    cli: Cli, tiny_card: Path, tmp_path: Path, who: str
+) -> None:
+    (tmp_path / f"wide_{who}.py").write_text(
+        "from torch import nn\n"
+        "def net(classes, **shape):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes + 2))\n"
+    )
+    own = f'family = "import"\nfunction = "wide_{who}:net"\n'
+    table = "[[assistants]]" if who == "assistants" else f"[{who}]"
+    text = tiny_card.read_text()
+    if who == "assistants":
+        text = text.replace("[budget]", f"{table}\n{own}[budget]")
+    else:
+        text = text.replace(f'{table}\nfamily = "convnet"\n', f"{table}\n{own}")
+    tiny_card.write_text(text)
+    done = cli("distill", tiny_card, "-t", "cpu-x86")
+    name = "assistants[0]" if who == "assistants" else who
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"edgekd: {tiny_card}: {name}: the network gives (12,) outputs for 10 classes of data; its last layer should "
+        "give 10\n"
+    )
     assert not list((tmp_path / "runs").iterdir())
 
 

@@ -359,6 +359,12 @@ def test_a_class_without_images_is_told(tmp_path: Path) -> None:
         load_test(folder_card(tmp_path), tmp_path)
 
 
+def test_a_folder_that_is_not_the_datas_is_told(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"ant": list(pixels(5))})
+    with pytest.raises(InputError, match=r"/ant: holds no folders; it should hold one for each class"):
+        load_test(folder_card(tmp_path), tmp_path / "ant")
+
+
 def test_a_file_that_does_not_decode_is_named(tmp_path: Path) -> None:
     write_folder(tmp_path, {name: list(pixels(5)) for name in CLASSES})
     for path in (tmp_path / "bee").iterdir():

@@ -23,7 +23,7 @@ from edgekd.distill.teacher import (
     validation_accuracy,
     with_own_teacher,
 )
-from edgekd.errors import BudgetError, InputError
+from edgekd.errors import BudgetError, ConfigError, InputError
 from edgekd.nets.teachers import Teacher, make_teacher_net
 from edgekd.nets.weights import save_state
 
@@ -132,8 +132,15 @@ def test_a_card_without_weights_and_without_training(data: tuple[Examples, Examp
         with pytest.raises(InputError) as caught:
             call()
         assert str(caught.value) == (
-            f"{card.file}: the card has neither weights nor [teacher.training]; give the weights with --teacher FILE"
+            f"{card.file}: the card has neither weights nor [teacher.training]; give the weights with --teacher FILE, "
+            "or say how to train the teacher in [teacher.training]"
         )
+
+
+def test_a_misspelt_family_is_told_first() -> None:
+    card = dataclasses.replace(DIGITS, teacher=TeacherOfCard(family="convnett"))
+    with pytest.raises(ConfigError, match=r"teacher\.family: unknown family 'convnett'; did you mean 'convnet'"):
+        refuse_long_teaching(card, 9)
 
 
 def test_a_teacher_that_takes_hours_is_not_trained_by_the_way() -> None:

@@ -240,11 +240,14 @@ def test_drawn_labels_are_repeatable(digits: Digits, teacher: Teacher, tmp_path:
 @pytest.mark.parametrize(
     ("feature", "text"),
     [
-        ({"teacher": "conv2", "student": MAPS}, r"^recipe\.features: teacher: unknown layer 'conv2'; Known: 0, 1, "),
+        (
+            {"teacher": "conv2", "student": MAPS},
+            r"toml: recipe\.features: teacher: unknown layer 'conv2'; Known: 0, 1, ",
+        ),
         ({"teacher": MAPS, "student": "66"}, r"recipe\.features: student: unknown layer '66'; did you mean '6'"),
         (
             {"teacher": VECTORS, "student": MAPS},
-            r"^recipe\.features: hint between the student's 6 \(8, 4, 4\) and the teacher's 9 \(16,\): regressor: ",
+            r"toml: recipe\.features: hint between the student's 6 \(8, 4, 4\) and the teacher's 9 \(16,\): ",
         ),
     ],
 )
