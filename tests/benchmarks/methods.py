@@ -208,11 +208,16 @@ def second_teacher(card: Card, data: Path, both: Any, work: Path) -> Any:
     return teach(smaller, both, None, work / f"{card.name}-teacher-2.safetensors")
 
 
+def results(card_name: str) -> list[dict[str, Any]]:
+    """What was told of each finished training of that card."""
+    told: list[dict[str, Any]] = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    return [each for each in told if each["card"] == card_name]
+
+
 def table(card_name: str) -> None:
     """The rows that are there, as markdown."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(RESULTS.glob(f"{card_name}-*.json")):
-        told = json.loads(path.read_text())
+    for told in results(card_name):
         found.setdefault(told["name"], []).append(told)
     print("| method | seeds | test accuracy, % | validation, % | epochs | training, s |\n|---|---|---:|---:|---:|---:|")
     for name in ROWS:
@@ -229,8 +234,7 @@ def table(card_name: str) -> None:
 def paired(card_name: str, first: str, second: str) -> None:
     """The difference of two rows, seed by seed, with its 95 % interval by Student's t."""
     by_seed: dict[int, dict[str, float]] = {}
-    for path in RESULTS.glob(f"{card_name}-*.json"):
-        told = json.loads(path.read_text())
+    for told in results(card_name):
         by_seed.setdefault(told["seed"], {})[told["name"]] = 100 * told["test_accuracy"]
     points = [found[first] - found[second] for found in by_seed.values() if {first, second} <= found.keys()]
     half = student_t(0.975, len(points) - 1) * statistics.stdev(points) / len(points) ** 0.5
