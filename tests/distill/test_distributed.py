@@ -65,10 +65,10 @@ try:
         if sys.argv[1] == "all" or among.rank == int(sys.argv[1]):
             raise BudgetError("no")
 except BudgetError as error:
-    print(f"rank {among.rank}: final {error.final}", flush=True)
+    print(f"rank {among.rank}: final {error.final}\\n", end="", flush=True)  # a line at once, or the other's mixes in
     if error.final:
         sys.exit(1)
-distributed.tell("more") if among.first else print("heard", distributed.hear(), flush=True)
+distributed.tell("more") if among.first else print(f"heard {distributed.hear()}\\n", end="", flush=True)
 distributed.leave()
 """
 

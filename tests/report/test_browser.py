@@ -133,8 +133,7 @@ def test_zooming_a_log_axis_gives_new_ticks(opened) -> None:
 def test_nothing_overflows_at_900_pixels(opened) -> None:
     page, _ = opened
     page.set_viewport_size({"width": 900, "height": 900})
-    page.wait_for_function("() => document.querySelector('.chart .main-svg').getBoundingClientRect().right <= 900")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 900
+    page.wait_for_function("() => document.documentElement.scrollWidth <= 900")  # fails where a chart stays too wide
 
 
 def test_it_prints(opened) -> None:

@@ -306,7 +306,5 @@ def test_a_browser_draws_points_steps_and_names(opened) -> None:
     assert opened.locator("h2").nth(1).text_content() == f"{NAUGHTY} on cpu-x86"
     for width in (1200, 900):
         opened.set_viewport_size({"width": width, "height": 900})
-        opened.wait_for_function(
-            "w => document.querySelector('.chart .main-svg').getBoundingClientRect().right <= w", arg=width
-        )
-        assert opened.evaluate("document.documentElement.scrollWidth") <= width
+        # Charts are drawn anew one after the other; the wait fails where one stays too wide.
+        opened.wait_for_function("w => document.documentElement.scrollWidth <= w", arg=width)
