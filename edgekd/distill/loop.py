@@ -39,7 +39,7 @@ from edgekd.distill.watch import Watch, check_epoch
 from edgekd.errors import ConfigError
 from edgekd.recipe import Training
 
-__all__ = ["Job", "Outputs", "Score", "accuracy", "batches", "best_accuracy", "train"]
+__all__ = ["Job", "Outputs", "Score", "accuracy", "batches", "best_accuracy", "parts_of", "train"]
 
 Outputs = Callable[[int, NDArray[np.int64], Tensor], dict[str, Tensor]]
 """(view, indices (B,), inputs (B, …)) -> the teacher's `logits` (B, C), and features by layer."""

@@ -33,6 +33,7 @@ from edgekd.run import Run, read_json, write_json
 __all__ = [
     "How",
     "assist",
+    "check_networks",
     "check_recipe",
     "copy_matching",
     "distill_student",
