@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import tokenizers
+
+from edgekd.host import machine
+from edgekd.target import load_target
 
 Cli = Callable[..., Any]
 
@@ -71,11 +75,21 @@ def write_parts(folder: Path) -> None:
         (folder / f"{part}.tsv").write_text("".join(lines))
 
 
+def target_of_this_machine() -> str:
+    """A target that every machine is, whichever CPU it has: cpu-x86-avx2 without its demands on the hardware."""
+    text = Path(load_target("cpu-x86-avx2").file).read_text(encoding="utf-8")
+    for key, value in {"architecture": machine().architecture, "requires": [], "lacks": []}.items():
+        text, changed = re.subn(rf"^{key} = .*$", f"{key} = {json.dumps(value)}", text, flags=re.MULTILINE)
+        assert changed == 1
+    return text
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a card and its data; a run in it is shared by the tests of this file."""
     folder = tmp_path_factory.mktemp("text")
     (folder / "words.toml").write_text(CARD)
+    (folder / "here.toml").write_text(target_of_this_machine())
     write_parts(folder / "data")
     return folder
 
@@ -83,9 +97,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(place: Path, cli: Cli) -> Path:
     if not (place / "run").exists():
-        done = cli("distill", place / "words.toml", "-t", "cpu-x86-avx2", "--out", place / "run")
+        done = cli("distill", place / "words.toml", "-t", place / "here.toml", "--out", place / "run")
         assert done.returncode == 0, done.stderr
-        assert "words on cpu-x86-avx2: pass" in done.stdout.splitlines()[-1]
+        assert "words on here: pass" in done.stdout.splitlines()[-1]
     return place / "run"
 
 
@@ -136,8 +150,8 @@ def test_figures_are_of_the_median_sentence(run: Path, place: Path) -> None:
     assert all(c["precisions"]["int8"]["latency_p50_ms"]["value"] > 0 for c in candidates)
 
 
-def test_bench_and_check_take_the_run_and_the_file(run: Path, cli: Cli, tmp_path: Path) -> None:
-    done = cli("bench", run, run / "model.onnx", "-t", "cpu-x86-avx2", "--quick", "--json", "bench.json")
+def test_bench_and_check_take_the_run_and_the_file(run: Path, place: Path, cli: Cli, tmp_path: Path) -> None:
+    done = cli("bench", run, run / "model.onnx", "-t", place / "here.toml", "--quick", "--json", "bench.json")
     assert (done.returncode, done.stderr) == (0, "")
     assert "timed with sequences of" in done.stdout
     models = json.loads((tmp_path / "bench.json").read_text())["models"]
@@ -145,7 +159,7 @@ def test_bench_and_check_take_the_run_and_the_file(run: Path, cli: Cli, tmp_path
     assert [m["accuracy"] for m in models[:3]] == [m["accuracy"] for m in result["models"]]
     assert models[3]["accuracy"] is None
     assert models[3]["fingerprint"]["sequence_length"] == models[0]["fingerprint"]["sequence_length"]
-    done = cli("check", run, "-t", "cpu-x86-avx2", "--budget", "size_kb=20", "--budget", "min_accuracy=0.5")
+    done = cli("check", run, "-t", place / "here.toml", "--budget", "size_kb=20", "--budget", "min_accuracy=0.5")
     assert done.returncode == 0, done.stdout
 
 
@@ -153,7 +167,7 @@ def test_bench_on_other_sentences_uses_the_runs_tokenizer(run: Path, cli: Cli, t
     other = tmp_path / "other"
     other.mkdir()
     (other / "test.tsv").write_text("great great film\tgood\nawful and unheard of\tbad\n" * 5)
-    arguments = ("bench", run, "-t", "cpu-x86-avx2", "--quick", "--data", other)
+    arguments = ("bench", run, "-t", place / "here.toml", "--quick", "--data", other)
     done = cli(*arguments, "--json", "other.json")
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads((tmp_path / "other.json").read_text())["models"][1]["accuracy"] == 1.0
