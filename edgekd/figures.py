@@ -1,40 +1,24 @@
-"""A figure and how it was obtained; what is known of one model file."""
+"""A figure and how it was obtained; what is known of one model file; and the table of all metrics."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["BUDGETED", "COMPARED", "Figure", "ModelFigures", "Placement", "Provenance"]
+from edgekd import units
+
+__all__ = [
+    "BUDGETED",
+    "COMPARED",
+    "FIGURES",
+    "METRICS",
+    "Figure",
+    "Metric",
+    "ModelFigures",
+    "Placement",
+    "Provenance",
+]
 
 Provenance = Literal["measured", "emulated", "proxy", "estimated", "exact", "unknown"]
-
-BUDGETED = {
-    "latency_p50_ms": "latency p50",
-    "latency_p95_ms": "latency p95",
-    "latency_p99_ms": "latency p99",
-    "load_ms": "load time",
-    "size_kb": "file size",
-    "peak_memory_mb": "peak memory",
-    "min_accuracy": "accuracy",
-    "max_accuracy_drop": "accuracy drop",
-    "teacher_min_accuracy": "teacher's accuracy",
-    "min_agreement": "agreement with the teacher",
-    "min_coverage": "nodes on the provider",
-    "min_fused_share": "fused in int8",
-}
-"""Budget keys in the order they are shown, with the words for them."""
-
-COMPARED = {
-    "max_slowdown": "p50 slowdown",
-    "max_slowdown_p95": "p95 slowdown",
-    "max_load_growth": "load time growth",
-    "max_size_growth": "file size growth",
-    "max_memory_growth": "peak memory growth",
-    "max_accuracy_loss": "accuracy loss",
-    "min_same_answers": "same answers",
-    "max_coverage_loss": "fewer nodes on the provider",
-    "max_fused_loss": "less fused in int8",
-}
-"""Tolerance keys, by which a model is held against a baseline, in the order they are shown."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +57,22 @@ class Placement:
     """Op types of those nodes, with their number."""
     costliest: tuple[dict[str, Any], ...] = ()
     """With --profile: node, op_type, provider, us (median) and share of the time, the costliest first."""
+
+    @property
+    def coverage(self) -> Figure:
+        """The share of the nodes that the provider that was asked for runs."""
+        total = sum(self.nodes.values())
+        if not total:
+            return Figure(why="the runtime does not tell where the nodes ran")
+        return Figure((total - sum(self.fell_back.values())) / total, self.provenance)
+
+    @property
+    def fused_figure(self) -> Figure:
+        """The fused share as a figure, with the reason where there is none."""
+        if self.fused_share is not None:
+            return Figure(self.fused_share, self.provenance)
+        compiled = self.fused is None
+        return Figure(why="the provider compiles the graph itself" if compiled else "nothing in it computes in int8")
 
     @property
     def fused_share(self) -> float | None:
@@ -127,3 +127,169 @@ class ModelFigures:
     def size_kb(self) -> Figure:
         """File size, always exact."""
         return Figure(self.size_bytes / 1_000, "exact")
+
+
+_Get = Callable[[ModelFigures, Figure | None], Figure]
+"""From a model's figures, and the teacher's accuracy where it counts, to one figure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What edgekd knows of one figure: its name, words, unit, direction, and how it is obtained and shown."""
+
+    name: str
+    """Its name in JSON and CSV; for most also the attribute of ModelFigures."""
+    words: str
+    """Its name for people, in tables."""
+    unit: str = ""
+    """ms, MB, B, mJ, 1/s; `share` for 0–1; `points` for percentage points; `change` for a share more or less."""
+    show: Callable[[float], str]
+    """Its value as text with the unit."""
+    better: Literal["lower", "higher"] = "lower"
+    get: _Get | None = None
+    """How to get it from the figures; by default the attribute of that name."""
+    kept: bool = False
+    """Whether it is an attribute of ModelFigures that is written to JSON with provenance and interval."""
+    row: bool = True
+    """Whether tables of figures have a row for it."""
+    ratio: bool = False
+    """Whether that row tells the ratio to the first model."""
+    budget: str = ""
+    """The budget key that limits it; empty if none does."""
+    tolerance: str = ""
+    """The tolerance key that limits it; empty if none does."""
+    asked: str = ""
+    """Its name for people where a limit is meant, if that is not `words`."""
+    scale: float = 1.0
+    """How many of its units one unit of its budget key is: 1,000 bytes a kB."""
+    advisory: bool = False
+    """Whether a limit on it is only told and never decides a verdict."""
+
+    @property
+    def limit_words(self) -> str:
+        """Its name where a limit is meant: `file size`."""
+        return self.asked or self.words
+
+    @property
+    def sign(self) -> str:
+        """≤ for a limit from above, ≥ for one from below."""
+        return "≥" if self.better == "higher" else "≤"
+
+    def figure(self, model: ModelFigures, teacher_accuracy: Figure | None = None) -> Figure:
+        """The figure of that model, in the metric's own unit."""
+        if self.get is not None:
+            return self.get(model, teacher_accuracy)
+        figure: Figure = getattr(model, self.name)
+        return figure
+
+    def budgeted(self, model: ModelFigures, teacher_accuracy: Figure | None = None) -> Figure:
+        """The figure of that model, in the unit of the budget key."""
+        figure = self.figure(model, teacher_accuracy)
+        if self.scale == 1.0 or figure.value is None:
+            return figure
+        return Figure(figure.value / self.scale, figure.provenance)
+
+    def show_limit(self, value: float) -> str:
+        """A value in the unit of the budget or tolerance key, as text."""
+        return self.show(value * self.scale)
+
+
+def _drop(model: ModelFigures, teacher: Figure | None) -> Figure:
+    """Points of accuracy below the teacher (0–100)."""
+    if teacher is None or teacher.value is None or model.accuracy.value is None:
+        return Figure(why=model.accuracy.why or "the teacher's accuracy is not known on these data")
+    return Figure(round(100 * (teacher.value - model.accuracy.value), 6), model.accuracy.provenance)
+
+
+def _placed(get: Callable[[Placement], Figure]) -> _Get:
+    return lambda model, _: get(model.placement) if model.placement else Figure(why="not measured where the nodes ran")
+
+
+def _megabytes(mb: float) -> str:
+    return units.bytes_(mb * 1_000_000)
+
+
+def _points(points: float) -> str:
+    return f"{points:.2f} points"
+
+
+def _change(share: float) -> str:
+    return f"{100 * share:+.1f} %"
+
+
+def _kept(name: str, words: str, unit: str, show: Callable[[float], str], **about: Any) -> Metric:
+    """A figure that ModelFigures holds under its own name."""
+    return Metric(name=name, words=words, unit=unit, show=show, kept=True, **about)
+
+
+def _whole(name: str, words: str, unit: str, show: Callable[[float], str], **about: Any) -> Metric:
+    """A number of ModelFigures that is known exactly."""
+    return Metric(name=name, words=words, unit=unit, show=show, get=_exactly(name), ratio=True, **about)
+
+
+def _exactly(name: str) -> _Get:
+    return lambda model, _: Figure(getattr(model, name), "exact")
+
+
+def _judged(key: str, words: str, unit: str, show: Callable[[float], str], get: _Get, **about: Any) -> Metric:
+    """A figure that only budgets speak of."""
+    return Metric(name=key, words=words, unit=unit, show=show, get=get, row=False, budget=key, **about)
+
+
+def _compared(key: str, words: str, show: Callable[[float], str] = _change, **about: Any) -> Metric:
+    """What is known only of a model beside its baseline."""
+    return Metric(name=key, words=words, unit="change", show=show, row=False, tolerance=key, **about)
+
+
+_SHARE: dict[str, Any] = {"unit": "share", "show": units.accuracy, "better": "higher"}
+_MS: dict[str, Any] = {"unit": "ms", "show": units.milliseconds}
+
+METRICS: tuple[Metric, ...] = (
+    _whole("size_bytes", "file size", "B", units.bytes_, budget="size_kb", scale=1_000.0),
+    _whole("params", "parameters", "", units.count),
+    _whole("macs", "multiply-accumulates", "", units.count),
+    _kept("accuracy", "top-1 accuracy", **_SHARE, budget="min_accuracy", asked="accuracy"),
+    _kept("top5", "top-5 accuracy", **_SHARE),
+    _kept("macro_f1", "macro F1", **_SHARE),
+    _kept("ece", "calibration error", "share", units.accuracy),
+    _kept("agreement", "agreement with the teacher", **_SHARE, budget="min_agreement"),
+    _kept("torch_agreement", "agreement with torch", **_SHARE),
+    _kept("max_logit_diff", "largest logit difference from torch", "", "{:.2g}".format),
+    _kept("latency_p50_ms", "latency p50", **_MS, ratio=True, budget="latency_p50_ms"),
+    _kept("latency_p95_ms", "latency p95", **_MS, ratio=True, budget="latency_p95_ms"),
+    _kept(
+        "latency_p99_ms", "latency p99, advisory", **_MS, asked="latency p99", budget="latency_p99_ms", advisory=True
+    ),
+    _kept("throughput_per_s", "inputs per second, from p50", "1/s", units.count, better="higher", ratio=True),
+    _kept("load_ms", "load time", **_MS, ratio=True, budget="load_ms"),
+    _kept("first_call_ms", "first call", **_MS, ratio=True),
+    _kept("peak_memory_mb", "peak memory", "MB", _megabytes, ratio=True, budget="peak_memory_mb"),
+    _kept("energy_mj", "energy per call", "mJ", "{:.3g} mJ".format, ratio=True),
+    _judged("max_accuracy_drop", "accuracy drop", "points", _points, _drop),
+    _judged("teacher_min_accuracy", "teacher's accuracy", **_SHARE, get=lambda _, teacher: teacher or UNKNOWN),
+    _judged("min_coverage", "nodes on the provider", **_SHARE, get=_placed(lambda p: p.coverage)),
+    _judged("min_fused_share", "fused in int8", **_SHARE, get=_placed(lambda p: p.fused_figure)),
+    _compared("max_slowdown", "p50 slowdown"),
+    _compared("max_slowdown_p95", "p95 slowdown"),
+    _compared("max_load_growth", "load time growth"),
+    _compared("max_size_growth", "file size growth"),
+    _compared("max_memory_growth", "peak memory growth"),
+    _compared("max_accuracy_loss", "accuracy loss", _points),
+    _compared("min_same_answers", "same answers", units.accuracy, better="higher"),
+    _compared("max_coverage_loss", "fewer nodes on the provider"),
+    _compared("max_fused_loss", "less fused in int8"),
+)
+"""Every metric, in the order in which tables show them. Verdicts, tables, reports and checks all read this table."""
+
+FIGURES = tuple(metric.name for metric in METRICS if metric.kept)
+"""The measured figures of a model, in the order they are shown; accuracy and agreement on test data."""
+
+_BY_BUDGET = {metric.budget: metric for metric in METRICS if metric.budget}
+_FIRST = ("latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "load_ms", "size_kb", "peak_memory_mb", "min_accuracy")
+_NEXT = ("max_accuracy_drop", "teacher_min_accuracy", "min_agreement", "min_coverage", "min_fused_share")
+
+BUDGETED = {key: _BY_BUDGET[key] for key in (*_FIRST, *_NEXT)}
+"""Metrics by budget key, in the order in which verdicts show them."""
+
+COMPARED = {metric.tolerance: metric for metric in METRICS if metric.tolerance}
+"""Metrics by tolerance key, by which a model is held against a baseline, in the order in which they are shown."""

@@ -9,11 +9,11 @@ from typing import Any
 from edgekd import __version__
 from edgekd.check.judge import Verdict
 from edgekd.errors import InputError
-from edgekd.figures import Figure, ModelFigures, Placement
+from edgekd.figures import FIGURES, Figure, ModelFigures, Placement
 from edgekd.run import read_json, write_json
 from edgekd.target import Target
 
-__all__ = ["FIGURES", "Result", "model_json", "read_bench", "read_models", "write_bench", "write_result"]
+__all__ = ["Result", "model_json", "read_bench", "read_models", "write_bench", "write_result"]
 
 # result.json history:
 # 1 - card, target, verdict, reasons, budget, test_reads, chosen, models with provenance, intervals and notes
@@ -24,25 +24,6 @@ READABLE = (1, 2)
 # bench.json history:
 # 1 - target, split, images, models as in result.json 2
 BENCH_VERSION = 1
-
-FIGURES = (
-    "accuracy",
-    "top5",
-    "macro_f1",
-    "ece",
-    "agreement",
-    "torch_agreement",
-    "max_logit_diff",
-    "latency_p50_ms",
-    "latency_p95_ms",
-    "latency_p99_ms",
-    "throughput_per_s",
-    "load_ms",
-    "first_call_ms",
-    "peak_memory_mb",
-    "energy_mj",
-)
-"""The measured figures of a model, in the order they are shown; accuracy and agreement on test data."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ import pytest
 from edgekd.card import Budget
 from edgekd.check.judge import budget_figures, judge
 from edgekd.errors import InputError
-from edgekd.figures import Figure, ModelFigures, Placement
-from edgekd.result import FIGURES, Result, model_json, read_bench, read_models, write_bench, write_result
+from edgekd.figures import FIGURES, Figure, ModelFigures, Placement
+from edgekd.result import Result, model_json, read_bench, read_models, write_bench, write_result
 from edgekd.target import load_target
 
 TEACHER = ModelFigures(

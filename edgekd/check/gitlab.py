@@ -9,7 +9,7 @@ from edgekd.figures import BUDGETED, COMPARED, Figure
 
 __all__ = ["gitlab_metrics"]
 
-_WORDS = BUDGETED | COMPARED
+_WORDS = {key: metric.limit_words for key, metric in (BUDGETED | COMPARED).items()}
 
 
 def gitlab_metrics(judged: Sequence[Judged]) -> str:

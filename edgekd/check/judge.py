@@ -4,10 +4,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edgekd import units
 from edgekd.card import Budget
 from edgekd.errors import ExitCode
-from edgekd.figures import BUDGETED, COMPARED, Figure, ModelFigures
+from edgekd.figures import BUDGETED, COMPARED, Figure, Metric, ModelFigures
 from edgekd.target import Target
 
 __all__ = [
@@ -44,14 +43,19 @@ class Line:
     """How sure: `95 % over 4 planned looks; 6 process pairs`, or `exact`."""
 
     @property
+    def metric(self) -> Metric:
+        """What is judged, in the table of all metrics."""
+        return _metric(self.key)
+
+    @property
     def words(self) -> str:
         """What is judged: `file size`."""
-        return BUDGETED.get(self.key) or COMPARED[self.key]
+        return self.metric.limit_words
 
     @property
     def sign(self) -> str:
         """≤ for a limit from above, ≥ for one from below."""
-        return "≥" if _at_least(self.key) else "≤"
+        return self.metric.sign
 
     @property
     def shown(self) -> str:
@@ -75,12 +79,13 @@ class Line:
         """What is left until the limit, negative beyond it, in the limit's own unit."""
         if self.figure.value is None:
             return None
-        return self.figure.value - self.limit if _at_least(self.key) else self.limit - self.figure.value
+        left = self.limit - self.figure.value
+        return -left if self.metric.better == "higher" else left
 
     @property
     def advisory(self) -> bool:
         """Whether it is told and never decides: p99 varies by a fifth from one process to the next."""
-        return self.key == "latency_p99_ms"
+        return self.metric.advisory
 
     @property
     def text(self) -> str:
@@ -193,7 +198,7 @@ def _line(key: str, limit: float, figure: Figure, allow_estimated: bool) -> Line
     low = figure.value if figure.low is None else figure.low
     high = figure.value if figure.high is None else figure.high
     note = f"{figure.provenance}" if figure.provenance in ("estimated", "proxy", "emulated") else ""
-    if _at_least(key):
+    if _metric(key).better == "higher":
         low, high, limit_ = -high, -low, -limit
     else:
         limit_ = limit
@@ -205,40 +210,23 @@ def _line(key: str, limit: float, figure: Figure, allow_estimated: bool) -> Line
     return Line(key, limit, figure, "inconclusive", f"too close to tell: {between}")
 
 
-def _at_least(key: str) -> bool:
-    return key.startswith("min_") or key == "teacher_min_accuracy"
+def _metric(key: str) -> Metric:
+    """The metric that a budget or tolerance key limits."""
+    return BUDGETED.get(key) or COMPARED[key]
 
 
 def budget_figures(model: ModelFigures, teacher_accuracy: Figure | None = None) -> dict[str, Figure]:
-    """The figures of a model that budgets speak of, by budget key."""
-    figures = {
-        "latency_p50_ms": model.latency_p50_ms,
-        "latency_p95_ms": model.latency_p95_ms,
-        "size_kb": model.size_kb,
-        "peak_memory_mb": model.peak_memory_mb,
-        "min_accuracy": model.accuracy,
-    }
-    if teacher_accuracy is not None:
-        figures["teacher_min_accuracy"] = teacher_accuracy
-    if teacher_accuracy is not None and teacher_accuracy.value is not None and model.accuracy.value is not None:
-        drop = 100 * (teacher_accuracy.value - model.accuracy.value)
-        figures["max_accuracy_drop"] = Figure(round(drop, 6), model.accuracy.provenance)
+    """The figures of a model that budgets speak of, by budget key; without the teacher's accuracy those that need it
+    are left out."""
+    figures = {key: metric.budgeted(model, teacher_accuracy) for key, metric in BUDGETED.items()}
+    if teacher_accuracy is None:
+        del figures["teacher_min_accuracy"], figures["max_accuracy_drop"]
     return figures
 
 
 def show_limit(key: str, value: float) -> str:
     """A budget's value with its unit."""
-    if key.endswith("_ms"):
-        return units.milliseconds(value)
-    if key == "size_kb":
-        return units.bytes_(value * 1_000)
-    if key == "peak_memory_mb":
-        return units.bytes_(value * 1_000_000)
-    if key in ("max_accuracy_drop", "max_accuracy_loss"):
-        return f"{value:.2f} points"
-    if key.startswith("max_"):
-        return f"{100 * value:+.1f} %"
-    return units.accuracy(value)
+    return _metric(key).show_limit(value)
 
 
 def show_value(key: str, figure: Figure) -> str:

@@ -127,14 +127,8 @@ def figures_of(sample: Sample) -> dict[str, Figure]:
         figures["peak_memory_mb"] = Figure(middle, "proxy" if sample.elsewhere else "measured", low, high)
     placement = sample.placement
     if placement is not None and any(placement.nodes.values()):
-        share = placement.nodes.get(sample.provider, 0) / sum(placement.nodes.values())
-        figures["min_coverage"] = Figure(share, placement.provenance)
-        if placement.fused_share is None:
-            compiled = placement.fused is None
-            why = "the provider compiles the graph itself" if compiled else "nothing in it computes in int8"
-            figures["min_fused_share"] = Figure(why=why)
-        else:
-            figures["min_fused_share"] = Figure(placement.fused_share, placement.provenance)
+        figures["min_coverage"] = placement.coverage
+        figures["min_fused_share"] = placement.fused_figure
     return figures
 
 

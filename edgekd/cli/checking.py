@@ -147,7 +147,7 @@ def _offer(judged: Judged) -> None:
 def _tighter(line: Line) -> str:
     """`size_kb = 240    # was 300`; empty where there is nothing to gain."""
     bound = line.figure.value if line.figure.high is None else line.figure.high
-    if line.outcome != "pass" or bound is None or not line.key.endswith(("_ms", "_kb", "_mb")):
+    if line.outcome != "pass" or bound is None or line.metric.unit not in ("ms", "B", "MB"):
         return ""
     tighter = float(f"{1.05 * bound:.3g}")
     return f"{line.key} = {tighter:g}    # was {line.limit:g}" if tighter < 0.95 * line.limit else ""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekd import __version__, units
-from edgekd.check.judge import Line, show_limit, show_value
-from edgekd.figures import BUDGETED, Figure, ModelFigures
+from edgekd.check.judge import Line
+from edgekd.figures import BUDGETED, METRICS, Figure, ModelFigures
 from edgekd.report.gather import Column, Story, interval_of
 from edgekd.report.tables import figure_rows, markdown_table, notes
 from edgekd.result import model_json
@@ -30,28 +30,6 @@ _COMMENTED = {
     *("latency p50", "latency p95", "load time", "peak memory", "energy per call", "where it ran", "int8 kernels"),
 }
 """Rows of the table in a comment."""
-
-_SHOWN: dict[str, tuple[str, str, Callable[[float], str]]] = {
-    "size_bytes": ("file size", "B", units.bytes_),
-    "params": ("parameters", "", units.count),
-    "macs": ("multiply-accumulates", "", units.count),
-    "accuracy": ("top-1 accuracy", "share", units.accuracy),
-    "top5": ("top-5 accuracy", "share", units.accuracy),
-    "macro_f1": ("macro F1", "share", units.accuracy),
-    "ece": ("calibration error", "share", units.accuracy),
-    "agreement": ("agreement with the teacher", "share", units.accuracy),
-    "torch_agreement": ("agreement with torch", "share", units.accuracy),
-    "max_logit_diff": ("largest logit difference from torch", "", "{:.2g}".format),
-    "latency_p50_ms": ("latency p50", "ms", units.milliseconds),
-    "latency_p95_ms": ("latency p95", "ms", units.milliseconds),
-    "latency_p99_ms": ("latency p99, advisory", "ms", units.milliseconds),
-    "throughput_per_s": ("inputs per second, from p50", "1/s", units.count),
-    "load_ms": ("load time", "ms", units.milliseconds),
-    "first_call_ms": ("first call", "ms", units.milliseconds),
-    "peak_memory_mb": ("peak memory", "MB", lambda mb: units.bytes_(mb * 1e6)),
-    "energy_mj": ("energy per call", "mJ", "{:.3g} mJ".format),
-}
-"""Figure to its word, its unit and how it is shown, in the order they are shown."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +56,15 @@ class Entry:
 
 def entries(model: ModelFigures, images: int) -> list[Entry]:
     """Every figure of a model that is known, or of which it is known why not; accuracy gets its interval."""
-    exact = {key: Figure(getattr(model, key), "exact") for key in ("size_bytes", "params", "macs")}
     found = []
-    for key, (word, unit, show) in _SHOWN.items():
-        figure: Figure = exact.get(key) or getattr(model, key)
-        bounds = interval_of(figure, images) if key == "accuracy" else None
+    for metric in METRICS:
+        if not metric.row:
+            continue
+        figure = metric.figure(model)
+        bounds = interval_of(figure, images) if metric.name == "accuracy" else None
         if bounds:
             figure = dataclasses.replace(figure, low=bounds.low, high=bounds.high)
-        found.append(Entry(key, word, unit, figure, show))
+        found.append(Entry(metric.name, metric.words, metric.unit, figure, metric.show))
     for name, figure in model.batches.items():
         found.append(Entry(f"throughput {name}", f"inputs per second, {name}", "1/s", figure, units.count))
     return [entry for entry in found if entry.figure.value is not None or entry.figure.why]
@@ -96,9 +75,9 @@ def margin(line: Line) -> str:
     value = line.figure.value
     if value is None:
         return ""
-    if line.key in ("max_accuracy_drop", "min_accuracy", "teacher_min_accuracy"):
-        scale = 1 if line.key == "max_accuracy_drop" else 100
-        gap = scale * (value - line.limit)
+    unit = BUDGETED[line.key].unit
+    if unit in ("share", "points"):
+        gap = (100 if unit == "share" else 1) * (value - line.limit)
         return f"{abs(gap):.2f} points {'above' if gap > 0 else 'below'}" if abs(gap) >= 0.005 else "exactly on it"
     gap = 100 * (value / line.limit - 1)
     return f"{abs(gap):.0f} % {'above' if gap > 0 else 'below'}" if abs(gap) >= 0.5 else "within 0.5 % of it"
@@ -109,11 +88,9 @@ def budget_rows(story: Story) -> tuple[list[str], list[list[str]]]:
     header = ["budget", "limit", "value", "margin", "outcome", "how"]
     rows = []
     for line in story.lines:
-        sign = "≥" if line.key in ("min_accuracy", "teacher_min_accuracy") else "≤"
         outcome = f"{line.outcome} ({line.reason})" if line.reason not in ("", line.figure.provenance) else line.outcome
-        limit = f"{sign} {show_limit(line.key, line.limit)}"
-        value = show_value(line.key, line.figure)
-        rows.append([BUDGETED[line.key], limit, value, margin(line), outcome, line.figure.provenance])
+        limit = f"{line.sign} {line.shown_limit}"
+        rows.append([line.words, limit, line.shown, margin(line), outcome, line.figure.provenance])
     return header, rows
 
 
@@ -185,7 +162,8 @@ def _other_table(story: Story) -> str:
                 rows.append([column.label, *cells, model.latency_p50_ms.provenance])
     if len(rows) > MOST:
         rows = [*rows[:MOST], [f"{len(rows) - MOST} more, in the HTML report", *([""] * (len(keys) + 1))]]
-    return _table([f"{story.chosen} on", *(_SHOWN[key][0] for key in keys), "how"], rows)
+    words = {metric.name: metric.words for metric in METRICS}
+    return _table([f"{story.chosen} on", *(words[key] for key in keys), "how"], rows)
 
 
 def _some(texts: Sequence[str], mark: str = "") -> list[str]:

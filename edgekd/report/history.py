@@ -8,7 +8,8 @@ from typing import Any
 
 from edgekd import __version__
 from edgekd.check.judge import show_limit
-from edgekd.report.series import Group, Series, is_share, machine_words, short, show_change, show_step
+from edgekd.figures import BUDGETED
+from edgekd.report.series import Group, Series, machine_words, short, show_change, show_step
 from edgekd.report.tables import markdown_table
 
 __all__ = ["CSV_HEADER", "history_csv", "history_json", "history_markdown", "history_rows", "history_tables"]
@@ -29,7 +30,7 @@ def history_rows(series: Sequence[Series]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for one in series:
         limit = one.limits[-1]
-        shown = "–" if limit is None else f"{'≥' if is_share(one.key) else '≤'} {show_limit(one.key, limit)}"
+        shown = "–" if limit is None else f"{BUDGETED[one.key].sign} {show_limit(one.key, limit)}"
         since = "–" if one.change is None else show_change(one, one.change)
         steps = "; ".join(show_step(one, step) for step in one.steps) or "none"
         rows.append([one.word, str(len(one.entries)), show_limit(one.key, one.values[-1]), shown, since, steps])

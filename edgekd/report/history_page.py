@@ -128,7 +128,7 @@ def _every(group: Group, slots: Slots) -> str:
         shown = ["–" if v is None else safe(show_limit(k, v)) for k, v in zip(keys, values, strict=True)]
         when = _one(f"{entry.at:%Y-%m-%d %H:%M}")
         rows.append([when, _commit(entry.commit), safe(entry.outcome), safe(machine_words(entry.machine)), *shown])
-    header = ["at, UTC", "commit", "verdict", "machine", *(safe(BUDGETED[key]) for key in keys)]
+    header = ["at, UTC", "commit", "verdict", "machine", *(safe(BUDGETED[key].limit_words) for key in keys)]
     missing = len(group.entries) - len(drawn)
     note = f'<p class="note">{missing} older checks are in what --json writes.</p>' if missing else ""
     return f"<details><summary>Every check</summary>{table_of(header, rows, {1, 2, 3})}</details>{note}"

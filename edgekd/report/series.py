@@ -35,7 +35,7 @@ class Series:
     @property
     def word(self) -> str:
         """`latency p50`."""
-        return BUDGETED[self.key]
+        return BUDGETED[self.key].limit_words
 
     @property
     def figures(self) -> list[Figure]:
@@ -55,7 +55,7 @@ class Series:
     @property
     def scale(self) -> Scale:
         """How differences count."""
-        return "points" if is_share(self.key) or self.key == "max_accuracy_drop" else "ratio"
+        return "points" if is_share(self.key) or BUDGETED[self.key].unit == "points" else "ratio"
 
     @cached_property
     def steps(self) -> list[Step]:
@@ -77,7 +77,7 @@ class Series:
 
     def is_better(self, step: Step) -> bool:
         """Whether the step is good news."""
-        return (step.after > step.before) == (is_share(self.key))
+        return (step.after > step.before) == (BUDGETED[self.key].better == "higher")
 
     def same_file(self, step: Step) -> bool:
         """Whether the model file is that of the check before: then something else has changed."""
@@ -141,12 +141,12 @@ def _series(entries: Sequence[Entry]) -> Iterable[Series]:
 def _known(entry: Entry, key: str) -> bool:
     """Whether the check knew the figure; no time and no size is zero or less."""
     value = entry.figures.get(key, Figure()).value
-    return value is not None and (value > 0 or is_share(key) or key == "max_accuracy_drop")
+    return value is not None and (value > 0 or is_share(key) or BUDGETED[key].unit == "points")
 
 
 def is_share(key: str) -> bool:
     """Whether the figure lies between 0 and 1, and more is better: accuracy, agreement, coverage."""
-    return "min_" in key
+    return BUDGETED[key].unit == "share"
 
 
 def short(commit: str) -> str:

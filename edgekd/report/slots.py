@@ -8,7 +8,7 @@ from typing import Literal
 
 from edgekd.check.history import Entry
 from edgekd.check.judge import show_limit
-from edgekd.figures import Figure
+from edgekd.figures import BUDGETED, Figure
 from edgekd.report.series import Group, Series, is_share, short, show_change
 
 __all__ = [
@@ -169,4 +169,4 @@ def limit_words(series: Sequence[Series]) -> str:
     """The latest limit: `≤ 0.250 ms`; empty if there never was one."""
     key = series[0].key
     known = [(e.at, e.limits[key]) for one in series for e in one.entries if key in e.limits]
-    return f"{'≥' if is_share(key) else '≤'} {show_limit(key, max(known)[1])}" if known else ""
+    return f"{BUDGETED[key].sign} {show_limit(key, max(known)[1])}" if known else ""

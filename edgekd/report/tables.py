@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from edgekd import units
 from edgekd.check.judge import Verdict
-from edgekd.figures import Figure, ModelFigures, Placement
+from edgekd.figures import METRICS, Figure, Metric, ModelFigures, Placement
 from edgekd.result import Result
 
 if TYPE_CHECKING:
@@ -27,29 +27,7 @@ __all__ = [
 
 Rows = list[list[str]]
 
-_Row = tuple[str, Callable[[ModelFigures], Figure], Callable[[float], str], bool]
-
-_FIGURES: list[_Row] = [
-    ("file size", lambda m: Figure(m.size_bytes, "exact"), units.bytes_, True),
-    ("parameters", lambda m: Figure(m.params, "exact"), units.count, True),
-    ("multiply-accumulates", lambda m: Figure(m.macs, "exact"), units.count, True),
-    ("top-1 accuracy", lambda m: m.accuracy, units.accuracy, False),
-    ("top-5 accuracy", lambda m: m.top5, units.accuracy, False),
-    ("macro F1", lambda m: m.macro_f1, units.accuracy, False),
-    ("calibration error", lambda m: m.ece, units.accuracy, False),
-    ("agreement with the teacher", lambda m: m.agreement, units.accuracy, False),
-    ("agreement with torch", lambda m: m.torch_agreement, units.accuracy, False),
-    ("largest logit difference from torch", lambda m: m.max_logit_diff, "{:.2g}".format, False),
-    ("latency p50", lambda m: m.latency_p50_ms, units.milliseconds, True),
-    ("latency p95", lambda m: m.latency_p95_ms, units.milliseconds, True),
-    ("latency p99, advisory", lambda m: m.latency_p99_ms, units.milliseconds, False),
-    ("inputs per second, from p50", lambda m: m.throughput_per_s, units.count, True),
-    ("load time", lambda m: m.load_ms, units.milliseconds, True),
-    ("first call", lambda m: m.first_call_ms, units.milliseconds, True),
-    ("peak memory", lambda m: m.peak_memory_mb, lambda mb: units.bytes_(mb * 1e6), True),
-    ("energy per call", lambda m: m.energy_mj, "{:.3g} mJ".format, True),
-]
-"""Word, figure, unit, and whether the ratio to the first model is shown."""
+_ROWS = [metric for metric in METRICS if metric.row]
 
 
 def figure_rows(models: Sequence[ModelFigures]) -> tuple[list[str], Rows]:
@@ -59,25 +37,29 @@ def figure_rows(models: Sequence[ModelFigures]) -> tuple[list[str], Rows]:
     """
     header = ["", *(model.name for model in models), "how"]
     rows: Rows = []
-    for word, get, show, with_ratio in [*_FIGURES, *_batch_figures(models)]:
-        figures = [get(model) for model in models]
+    for metric in [*_ROWS, *_batch_metrics(models)]:
+        figures = [metric.figure(model) for model in models]
         if all(figure.value is None and not figure.why for figure in figures):
             continue
         cells = [
-            _cell(figure, figures[0] if place and with_ratio else None, show) for place, figure in enumerate(figures)
+            _cell(figure, figures[0] if place and metric.ratio else None, metric.show)
+            for place, figure in enumerate(figures)
         ]
         known = sorted({figure.provenance for figure in figures if figure.value is not None})
-        rows.append([word, *cells, ", ".join(known) or "unknown"])
+        rows.append([metric.words, *cells, ", ".join(known) or "unknown"])
     return header, [*rows, *_placement_rows(models)]
 
 
-def _batch_figures(models: Sequence[ModelFigures]) -> list[_Row]:
+def _batch_metrics(models: Sequence[ModelFigures]) -> list[Metric]:
     """Inputs per second for each batch size, and for sessions side by side."""
 
-    def row(name: str) -> _Row:
-        return f"inputs per second, {name}", lambda model: model.batches.get(name, Figure()), units.count, True
+    def metric(name: str) -> Metric:
+        words = f"inputs per second, {name}"
+        return Metric(
+            name=name, words=words, show=units.count, ratio=True, get=lambda model, _: model.batches.get(name, Figure())
+        )
 
-    return [row(name) for name in dict.fromkeys(name for model in models for name in model.batches)]
+    return [metric(name) for name in dict.fromkeys(name for model in models for name in model.batches)]
 
 
 def _placement_rows(models: Sequence[ModelFigures]) -> Rows:
@@ -164,13 +146,13 @@ def _cell(figure: Figure, first: Figure | None, show: Callable[[float], str]) ->
 def notes(models: Sequence[ModelFigures]) -> list[str]:
     """Why figures are unknown, proxies or estimates; each reason once."""
     reasons: dict[str, list[str]] = {}
-    for word, get, _, _ in _FIGURES:
+    for metric in _ROWS:
         for model in models:
-            figure = get(model)
+            figure = metric.figure(model)
             if figure.why:
                 words = reasons.setdefault(f"{figure.provenance}: {figure.why}", [])
-                if word not in words:
-                    words.append(word)
+                if metric.words not in words:
+                    words.append(metric.words)
     for model in models:
         for remark in model.notes:
             reasons.setdefault(remark, []).append(model.name)

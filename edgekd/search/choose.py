@@ -58,11 +58,12 @@ def _infeasible(candidates: list[Candidate], budget: Budget) -> str:
 
     nearest = sorted(every, key=lambda entry: excess(entry[2]))[:3]
     shown = "; ".join(
-        f"{c.name} {precision}: " + ", ".join(f"{BUDGETED[key]} {show_value(key, figures[key])}" for key in limits)
+        f"{c.name} {precision}: "
+        + ", ".join(f"{BUDGETED[key].limit_words} {show_value(key, figures[key])}" for key in limits)
         for c, precision, figures in nearest
     )
     return (
-        f"no candidate fits: {BUDGETED[limiting]} ≤ {show_limit(limiting, limits[limiting])} is missed by "
+        f"no candidate fits: {BUDGETED[limiting].limit_words} ≤ {show_limit(limiting, limits[limiting])} is missed by "
         f"{misses[limiting]} of {len(every)}; nothing was trained. Nearest: {shown}. "
         f"Widen the budget (--budget {limiting}=…) or give the student smaller knobs"
     )
@@ -104,7 +105,7 @@ def _misses_less(chosen: ModelFigures, verdicts: dict[str, Verdict]) -> str:
     lines = [line for precision, verdict in verdicts.items() if precision != chosen.precision for line in verdict.lines]
     missed = "; ".join(line.text for line in lines if line.outcome == "fail" and line.key not in own)
     reason = f"on validation data {chosen.precision} meets what another precision misses ({missed})"
-    return f"{reason}, though not {' and '.join(BUDGETED[key] for key in own)}" if own else reason
+    return f"{reason}, though not {' and '.join(BUDGETED[key].limit_words for key in own)}" if own else reason
 
 
 def _surely_faster(one: ModelFigures, other: ModelFigures) -> bool:

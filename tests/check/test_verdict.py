@@ -161,7 +161,7 @@ def test_drop_and_agreement_need_a_teacher(make: Any) -> None:
 
 
 def placed(**values: Any) -> Placement:
-    return Placement(nodes={"CPUExecutionProvider": 9, "Other": 1}, time_share={}, **values)
+    return Placement(nodes={"CPUExecutionProvider": 9, "Other": 1}, time_share={}, fell_back={"Pad": 1}, **values)
 
 
 def test_coverage_and_the_share_in_int8(make: Any) -> None:

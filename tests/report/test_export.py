@@ -7,11 +7,10 @@ import json
 import pytest
 
 from edgekd.check.judge import Line
-from edgekd.figures import Figure, ModelFigures
+from edgekd.figures import FIGURES, Figure, ModelFigures
 from edgekd.report.export import as_csv, as_json, as_markdown, entries, margin
 from edgekd.report.gather import gather
 from edgekd.report.tables import figure_rows
-from edgekd.result import FIGURES
 
 OTHERS = ("cpu-arm", "cpu-x86-avx2", "cuda", "wasm", "coreml")
 
