@@ -95,7 +95,7 @@ def distill(
 
     models, test_images = final_figures(card, target, subjects, figures, net, run, data)
     final = next(model for model in models if model.name == chosen.name)
-    verdict = judge(budget_figures(final, models[0].accuracy), budget, True, latency_must_be_known=False)
+    verdict = judge(budget_figures(final, models[0].accuracy), budget, allow_estimated=True)
     result = Result(
         card=card.name,
         target=target.name,

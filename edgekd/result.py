@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import __version__
-from edgekd.check.judge import Verdict
+from edgekd.check.judge import Line, Verdict
 from edgekd.errors import InputError
 from edgekd.figures import FIGURES, Figure, ModelFigures, Placement
 from edgekd.run import read_json, write_json
 from edgekd.target import Target
 
-__all__ = ["Result", "model_json", "read_bench", "read_models", "write_bench", "write_result"]
+__all__ = ["Result", "model_json", "read_bench", "read_models", "read_verdict", "write_bench", "write_result"]
 
 # result.json history:
 # 1 - card, target, verdict, reasons, budget, test_reads, chosen, models with provenance, intervals and notes
@@ -112,6 +112,16 @@ def model_json(model: ModelFigures) -> dict[str, Any]:
 def read_models(path: Path) -> tuple[dict[str, Any], list[ModelFigures]]:
     """The content of a `result.json` and its models; InputError for another schema."""
     return _read(path, READABLE)
+
+
+def read_verdict(content: dict[str, Any]) -> Verdict:
+    """The verdict in the content of a `result.json`, of any version: its lines, from which the outcome follows."""
+    return Verdict(tuple(map(_read_line, content["budget"])))
+
+
+def _read_line(entry: dict[str, Any]) -> Line:
+    figure = Figure(entry["value"], entry["provenance"], entry.get("low"), entry.get("high"))
+    return Line(entry["key"], entry["limit"], figure, entry["outcome"], entry["reason"])
 
 
 def write_bench(path: Path, target: Target, models: Sequence[ModelFigures], **about: Any) -> None:

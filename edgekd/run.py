@@ -209,6 +209,7 @@ def _snapshot(card: Card, target: Target, budget: Budget, files: dict[str, str])
         "card": what_counts(card),
         "target": what_counts(target),
         "budget": what_counts(budget),
+        "budgets": {name: asked.limits() for name, asked in card.budgets.items()},
         "files": files,
     }
 

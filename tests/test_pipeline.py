@@ -257,12 +257,19 @@ def test_check_sees_a_tampered_file(run: Path, cli: Cli, tmp_path: Path) -> None
     assert "SHA-256 differs" in done.stderr
 
 
-def test_a_target_that_is_not_here_ends_without_judging_time(cli: Cli, tiny_card: Path, tmp_path: Path) -> None:
+def test_a_latency_asked_of_a_device_that_is_not_here_is_inconclusive(
+    cli: Cli, tiny_card: Path, tmp_path: Path
+) -> None:
     card = tiny_card.read_text().replace("[budget]", "[budget]\nlatency_p50_ms = 1.0")
     tiny_card.write_text(card)
     done = cli("distill", tiny_card, "-t", "cpu-arm")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("tiny on cpu-arm: pass (latency not judged: ")
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.splitlines()[-1] == "tiny on cpu-arm: inconclusive"
+    assert cli("distill", tiny_card, "-t", "cpu-arm").returncode == 3  # already done, and no pass either
+    assert "# tiny on cpu-arm: inconclusive" in (tmp_path / "runs" / "tiny@cpu-arm" / "report.md").read_text()
+    assert "tiny on cpu-arm: inconclusive" in cli("report", "runs/tiny@cpu-arm").stdout
+    cli("report", "runs/tiny@cpu-arm", "--html", "page.html")
+    assert '<div class="verdict inconclusive">INCONCLUSIVE</div>' in (tmp_path / "page.html").read_text()
     result = json.loads((tmp_path / "runs" / "tiny@cpu-arm" / "result.json").read_text())
     student = result["models"][2]
     assert result["chosen"] == "student int8"  # the target's first precision, by declaration

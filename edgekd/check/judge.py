@@ -22,9 +22,14 @@ __all__ = [
     "judge",
     "show_limit",
     "show_value",
+    "verdict_words",
 ]
 
 Outcome = Literal["pass", "fail", "inconclusive", "not judged"]
+
+LATENCIES = ("latency_p50_ms", "latency_p95_ms", "latency_p99_ms")
+ACCURACIES = ("min_accuracy", "max_accuracy_drop", "min_agreement")
+"""Budget keys without which a verdict says nothing about how well the model answers."""
 
 EXIT_CODES = {"pass": ExitCode.PASS, "fail": ExitCode.FAIL, "inconclusive": ExitCode.INCONCLUSIVE}
 """What a command that ends with this verdict exits with."""
@@ -97,7 +102,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All lines of one model; the worst decides: fail, then inconclusive, then pass. What was not judged does not."""
+    """All lines of one model; the worst decides: fail, then inconclusive, then pass.
+
+    A budget that was asked for and not judged is inconclusive. A tolerance that could not be compared decides nothing.
+    """
 
     lines: tuple[Line, ...]
 
@@ -105,7 +113,8 @@ class Verdict:
     def outcome(self) -> Outcome:
         """The verdict as a word."""
         outcomes = [line.outcome for line in self.lines if not line.advisory]
-        return "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
+        unjudged = any(line.outcome == "not judged" and line.key in BUDGETED for line in self.lines)
+        return "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes or unjudged else "pass"
 
     @property
     def exit_code(self) -> ExitCode:
@@ -160,27 +169,33 @@ def exit_code_of(judged: Judged, on_inconclusive: str | None) -> ExitCode:
     return COUNTED[on_inconclusive] if judged.outcome == "inconclusive" else judged.exit_code
 
 
-def judge(
-    figures: dict[str, Figure], budget: Budget, allow_estimated: bool = False, latency_must_be_known: bool = True
-) -> Verdict:
+def judge(figures: dict[str, Figure], budget: Budget, allow_estimated: bool = False) -> Verdict:
     """Judge every limit that `budget` sets against the figure of the same key.
 
     A figure without a value, or an estimate where estimates are not allowed, is inconclusive; so is an
-    interval that holds the limit. With `latency_must_be_known` false an unknown latency is «not judged» instead.
+    interval that holds the limit.
     """
     limits = budget.limits()
     lines = [_line(key, limits[key], figures.get(key, Figure()), allow_estimated) for key in BUDGETED if key in limits]
-    if not latency_must_be_known:
-        lines = [_not_judged(line) if _is_unknown_latency(line) else line for line in lines]
     return Verdict(tuple(lines))
 
 
-def _is_unknown_latency(line: Line) -> bool:
-    return line.key.startswith("latency") and line.figure.value is None
+def verdict_words(verdict: Verdict, latency_p50: Figure) -> str:
+    """The verdict of a run as every output tells it: `pass`, or `pass (latency not asked, not known)`.
 
-
-def _not_judged(line: Line) -> Line:
-    return dataclasses.replace(line, outcome="not judged")
+    Beside the outcome stands what the verdict does not speak of or takes from an estimate; `latency_p50` is the
+    figure of the shipped model.
+    """
+    keys = [line.key for line in verdict.lines]
+    asked = any(key in LATENCIES for key in keys)
+    remarks = []
+    if any(line.key in LATENCIES and line.figure.provenance == "estimated" for line in verdict.lines):
+        remarks.append("latency estimated")
+    if not asked and latency_p50.value is None:
+        remarks.append("latency not asked, not known")
+    if not any(key in ACCURACIES for key in keys):
+        remarks.append("accuracy not asked")
+    return f"{verdict.outcome} ({'; '.join(remarks)})" if remarks else verdict.outcome
 
 
 def effective_budget(budget: Budget, target: Target) -> Budget:

@@ -58,7 +58,7 @@ def source_of(path: Path, target: Target, inputs: Inputs | None, own_data: bool 
 
 
 def _run_budget(run: Run, made_for: str | None, target: Target) -> Budget:
-    """The budget the run was made for; its latency counts on its own target alone."""
+    """The budget the run was made for; on another target what its card asks there and `--budget` asked of the run."""
     file = run.folder / "run.json"
     made = read_json(file)
     if not isinstance(made, dict) or not isinstance(made.get("budget"), dict):
@@ -67,6 +67,14 @@ def _run_budget(run: Run, made_for: str | None, target: Target) -> Budget:
     budget = dataclasses.replace(budget, teacher_min_accuracy=None)  # the teacher's, not this file's
     if made_for == target.name:
         return budget
+    of_card = made.get("budgets")
+    if isinstance(of_card, dict) and all(isinstance(limits, dict) for limits in of_card.values()):
+        everywhere = of_card.get("", {})
+        own, there = (everywhere | of_card.get(name, {}) for name in (made_for, target.name))
+        overridden = {key: limit for key, limit in budget.limits().items() if own.get(key) != limit}
+        there = build(Budget, there | overridden, f"{file}: budgets")
+        return dataclasses.replace(there, teacher_min_accuracy=None)
+    # A run of an earlier edgekd does not hold what its card asks elsewhere; its latency was asked on its own target.
     return dataclasses.replace(budget, latency_p50_ms=None, latency_p95_ms=None, latency_p99_ms=None, load_ms=None)
 
 

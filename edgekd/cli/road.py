@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgekd import units
 from edgekd.card import Card, load_card, parse_budget
-from edgekd.check.judge import EXIT_CODES
+from edgekd.check.judge import verdict_words
 from edgekd.console import out as show
 from edgekd.console import say
 from edgekd.distill.digests import file_digest
@@ -16,7 +16,7 @@ from edgekd.environments import require_runtime
 from edgekd.errors import EdgekdError, ExitCode, InputError, did_you_mean
 from edgekd.imports import require
 from edgekd.report.tables import budget_lines, figure_rows, headline, notes, rich_table
-from edgekd.result import Result, read_models
+from edgekd.result import Result, read_models, read_verdict
 from edgekd.run import Run, open_run
 from edgekd.spec import bundled_names
 from edgekd.target import Target, load_target
@@ -157,13 +157,15 @@ def _already_done(run: Run) -> int:
     header, rows = figure_rows(models)
     kind = content.get("examples", "images")
     show(rich_table(header, rows, f"{content['card']} on {content['target']}, {content['test_images']} test {kind}"))
-    for text in [entry["text"] for entry in content["budget"]]:
+    verdict = read_verdict(content)
+    for text in budget_lines(verdict):
         show(f"  {text}")
     for remark in [*notes(models), *content["notes"]]:
         show(f"  note: {remark}")
     show(f"  shipped: {content['chosen']}, because {content['why_chosen']}")
-    show(f"{run.folder}: already done, verdict {content['verdict']}; --fresh starts again")
-    return EXIT_CODES[content["verdict"]]
+    latency = next(model.latency_p50_ms for model in models if model.name == content["chosen"])
+    show(f"{run.folder}: already done, verdict {verdict_words(verdict, latency)}; --fresh starts again")
+    return verdict.exit_code
 
 
 def _show(result: Result, run: Run, seconds: float) -> None:

@@ -123,7 +123,7 @@ def as_markdown(stories: Sequence[Story]) -> str:
 
 
 def _markdown(story: Story) -> str:
-    mark = {"pass": "✅", "fail": "❌"}.get(story.verdict, "❔")
+    mark = {"pass": "✅", "fail": "❌"}.get(story.outcome, "❔")
     shipped = f"shipped: {story.chosen}, because {story.why_chosen}"
     chosen = f"shape: {story.shape}, one of {story.candidate_count} candidates measured before training"
     listed = "\n".join(f"- {_safe(text)}" for text in [shipped, chosen, *_some(remarks(story))])
@@ -209,7 +209,7 @@ def as_json(stories: Sequence[Story]) -> str:
 
 
 def _run(story: Story) -> dict[str, Any]:
-    plain = ("name", "card", "target", "verdict", "sentence", "chosen", "why_chosen", "shape", "candidate_count")
+    plain = ("name", "card", "target", "sentence", "chosen", "why_chosen", "shape", "candidate_count")
     rest = ("classes", "test_reads", "parity", "training", "notes", "commands", "versions", "fingerprint", "missing")
     budget = [
         {"key": line.key, "limit": line.limit, **dataclasses.asdict(line.figure), "margin": margin(line)}
@@ -218,6 +218,8 @@ def _run(story: Story) -> dict[str, Any]:
     ]
     return {
         **{key: getattr(story, key) for key in plain},
+        "verdict": story.outcome,
+        "verdict_words": story.verdict,
         "budget": budget,
         "targets": [_target(column) for column in story.columns],
         "candidates": [dataclasses.asdict(candidate) for candidate in story.candidates],

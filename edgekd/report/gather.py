@@ -17,10 +17,10 @@ from edgekd.bench.accuracy import confusion, recall
 from edgekd.bench.paths import finished
 from edgekd.bench.statistics import Interval, wilson
 from edgekd.card import Budget, load_card
-from edgekd.check.judge import Line
+from edgekd.check.judge import Line, verdict_words
 from edgekd.errors import EdgekdError, InputError, one_line
 from edgekd.figures import Figure, ModelFigures
-from edgekd.result import read_bench
+from edgekd.result import read_bench, read_verdict
 from edgekd.run import Run, read_json
 from edgekd.spec import bundled_names
 
@@ -82,7 +82,10 @@ class Story:
     """Name of the run folder."""
     card: str
     target: str
+    outcome: str
+    """pass, fail or inconclusive."""
     verdict: str
+    """The outcome in words, with what it does not speak of."""
     lines: tuple[Line, ...]
     """The budget, judged."""
     chosen: str
@@ -189,12 +192,14 @@ def _story(run: Run, content: dict[str, Any], models: Sequence[ModelFigures]) ->
     missing += [] if any(own.samples_ms.values()) else [f"records: the latency of single calls on {own.target}"]
     missing += [] if own.recall else ["records, data: the answers on test data, and what each class gets right"]
     shipped = next(model for model in models if model.name == content["chosen"])
+    judged = read_verdict(content)
     return Story(
         name=run.folder.resolve().name,
         card=content["card"],
         target=content["target"],
-        verdict=content["verdict"],
-        lines=tuple(_line(entry) for entry in content["budget"]),
+        outcome=judged.outcome,
+        verdict=verdict_words(judged, shipped.latency_p50_ms),
+        lines=judged.lines,
         chosen=content["chosen"],
         why_chosen=content["why_chosen"],
         shape=_shape(content["shape"]),
@@ -216,11 +221,6 @@ def _story(run: Run, content: dict[str, Any], models: Sequence[ModelFigures]) ->
 def _times(ratio: float, above: str, below: str) -> str:
     word, factor = (above, ratio) if ratio >= 1 else (below, 1 / ratio)
     return f"{factor:.1f} × {word}" if factor < 9.95 else f"{factor:.0f} × {word}"
-
-
-def _line(entry: dict[str, Any]) -> Line:
-    figure = Figure(entry["value"], entry["provenance"], entry.get("low"), entry.get("high"))
-    return Line(entry["key"], entry["limit"], figure, entry["outcome"], entry["reason"])
 
 
 def _shape(shape: dict[str, Any]) -> str:

@@ -45,7 +45,7 @@ def _overview(stories: Sequence[Story]) -> str:
     cells = [[safe(cell) for cell in row] for row in rows]
     for place, (story, row) in enumerate(zip(stories, cells, strict=True)):
         row[0] = f'<a href="#run-{place}">{row[0]}</a>'
-        row[2] = pill(story.verdict)
+        row[2] = pill(story.outcome, story.verdict)
     texts = {header.index(name) for name in ("target", "verdict", "shipped", "how")}
     return section(f"{len(stories)} runs", table_of(list(map(safe, header)), cells, texts))
 
@@ -71,10 +71,11 @@ def _head(story: Story) -> str:
         told = line.reason not in ("", line.figure.provenance)  # which stands in the next cell
         row[4] = pill(line.outcome) + (f'<br><span class="note">{safe(line.reason)}</span>' if told else "")
     budgets = table_of(header, cells, {4, 5}) if rows else '<p class="note">No budget was asked for.</p>'
+    loud = story.outcome.upper() + story.verdict.removeprefix(story.outcome)
     return (
         f'<section class="card"><div class="head"><div><h1>{safe(story.card)} <small>on</small> '
         f'{safe(story.target)}</h1><p class="sentence">{safe(story.sentence)}</p></div>'
-        f'<div class="verdict {css_class(story.verdict)}">{safe(story.verdict.upper())}</div></div>'
+        f'<div class="verdict {css_class(story.outcome)}">{safe(loud)}</div></div>'
         f"<h3>Budget</h3>{budgets}<h3>The shipped file</h3>{facts_of(_about(story))}</section>"
     )
 

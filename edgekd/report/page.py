@@ -71,9 +71,9 @@ def bullets(texts: Sequence[str]) -> str:
     return f"<ul>{''.join(f'<li>{safe(text)}</li>' for text in texts)}</ul>" if texts else ""
 
 
-def pill(outcome: str) -> str:
-    """An outcome in its colour."""
-    return f'<span class="pill {css_class(outcome)}">{safe(outcome)}</span>'
+def pill(outcome: str, words: str = "") -> str:
+    """An outcome in its colour, told in `words` where they say more."""
+    return f'<span class="pill {css_class(outcome)}">{safe(words or outcome)}</span>'
 
 
 def css_class(outcome: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from edgekd import units
-from edgekd.check.judge import Verdict
+from edgekd.check.judge import Verdict, verdict_words
 from edgekd.figures import METRICS, Figure, Metric, ModelFigures, Placement
 from edgekd.result import Result
 
@@ -165,16 +165,9 @@ def budget_lines(verdict: Verdict) -> list[str]:
 
 
 def headline(result: Result) -> str:
-    """The verdict in one line, saying so when latency was estimated or not judged."""
-    lines = {line.key: line for line in result.verdict.lines}
-    latency = [line for key, line in lines.items() if key.startswith("latency")]
-    text = f"{result.card} on {result.target}: {result.verdict.outcome}"
-    if any(line.figure.provenance == "estimated" for line in latency):
-        return f"{text} (latency estimated)"
+    """The verdict in one line, with what it does not speak of."""
     model = next(m for m in result.models if m.name == result.chosen)
-    if model.latency_p50_ms.value is None:
-        return f"{text} (latency not judged: {model.latency_p50_ms.why})"
-    return text
+    return f"{result.card} on {result.target}: {verdict_words(result.verdict, model.latency_p50_ms)}"
 
 
 def rich_table(header: list[str], rows: Rows, title: str) -> "Table":

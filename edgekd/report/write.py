@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Sequence
 
 from edgekd.report.plot import plot_run
-from edgekd.report.tables import markdown_report
+from edgekd.report.tables import headline, markdown_report
 from edgekd.result import Result, write_result
 from edgekd.run import Run, atomic
 from edgekd.search.candidates import Candidate
@@ -17,8 +17,9 @@ def write_reports(result: Result, candidates: Sequence[Candidate], run: Run) -> 
     chosen = next(model for model in result.models if model.name == result.chosen)
     with atomic(run.model) as temporary:
         shutil.copyfile(run.exported / chosen.file, temporary)
-    title = f"{result.card} on {result.target}: {result.verdict.outcome}"
-    plot_run(result.models, candidates, title, run.folder / "figures.png", result.verdict.lines, result.chosen)
+    plot_run(
+        result.models, candidates, headline(result), run.folder / "figures.png", result.verdict.lines, result.chosen
+    )
     with atomic(run.folder / "report.md") as temporary:
         temporary.write_text(markdown_report(result, "figures.png"), encoding="utf-8")
     write_result(result, run.result)

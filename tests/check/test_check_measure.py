@@ -542,3 +542,17 @@ def test_two_real_models_by_turns(model: Path, before: Path, target: Target, mon
         assert record.baseline["fingerprint"]["model_sha256"] == file_sha256(before)
     assert {record.fingerprint["model_sha256"] for record in checked.pairs} == {file_sha256(model)}
     assert checked.sample.fingerprint["onnxruntime"] in judged.machine
+
+
+def test_a_run_on_another_target_is_judged_by_what_its_card_asks_there(run: Path) -> None:
+    """Latency that the card asks on every target or on that one is no longer dropped; `--budget` of the run stays."""
+    file = run / "run.json"
+    made = json.loads(file.read_text())
+    everywhere = {"min_accuracy": 0.5, "latency_p95_ms": 9.0}
+    made["budget"] = everywhere | {"latency_p50_ms": 2.0, "size_kb": 60.0}  # size by --budget
+    made["budgets"] = {"": everywhere, "cpu-x86": {"latency_p50_ms": 2.0}, "cpu-arm": {"latency_p50_ms": 5.0}}
+    file.write_text(json.dumps(made))
+    asked = {name: source_of(run, load_target(name), None).budget.limits() for name in ("cpu-x86", "cpu-arm", "wasm")}
+    assert asked["cpu-x86"] == made["budget"]
+    assert asked["cpu-arm"] == everywhere | {"latency_p50_ms": 5.0, "size_kb": 60.0}
+    assert asked["wasm"] == everywhere | {"size_kb": 60.0}

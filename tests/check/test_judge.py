@@ -1,9 +1,11 @@
 """Verdicts are pure functions of figures and budgets."""
 
+import dataclasses
+
 import pytest
 
 from edgekd.card import Budget
-from edgekd.check.judge import budget_figures, judge
+from edgekd.check.judge import Verdict, budget_figures, judge, verdict_words
 from edgekd.errors import ExitCode
 from edgekd.figures import Figure, ModelFigures
 
@@ -80,9 +82,26 @@ def test_accuracy_drop_is_in_points_below_the_teacher() -> None:
     assert "max_accuracy_drop" not in budget_figures(model)
 
 
-def test_unknown_latency_can_be_left_unjudged_but_stays_in_sight() -> None:
+def test_a_latency_that_was_asked_and_is_unknown_is_no_pass() -> None:
     budget = Budget(latency_p50_ms=1, latency_p95_ms=2, size_kb=6)
-    verdict = judge({"size_kb": Figure(5, "exact")}, budget, True, latency_must_be_known=False)
-    assert [line.outcome for line in verdict.lines] == ["not judged", "not judged", "pass"]
-    assert (verdict.outcome, verdict.exit_code) == ("pass", ExitCode.PASS)
-    assert "latency p95 unknown ≤ 2.00 ms: not judged" in verdict.reasons[1]
+    verdict = judge({"size_kb": Figure(5, "exact")}, budget, allow_estimated=True)
+    assert [line.outcome for line in verdict.lines] == ["inconclusive", "inconclusive", "pass"]
+    assert (verdict.outcome, verdict.exit_code) == ("inconclusive", ExitCode.INCONCLUSIVE)
+    assert "latency p95 unknown ≤ 2.00 ms: inconclusive" in verdict.reasons[1]
+    # A result.json of an earlier edgekd holds such a line as «not judged».
+    older = Verdict(tuple(dataclasses.replace(line, outcome="not judged") for line in verdict.lines[:2]))
+    assert older.outcome == "inconclusive"
+
+
+def test_the_words_of_a_verdict_say_what_it_does_not_speak_of() -> None:
+    size, right = {"size_kb": Figure(5, "exact")}, {"min_accuracy": Figure(0.9, "proxy")}
+    known, unknown = Figure(1.0, "measured"), Figure(why="another machine")
+    both = judge(size | right, Budget(size_kb=6, min_accuracy=0.5))
+    assert verdict_words(both, known) == "pass"
+    assert verdict_words(both, unknown) == "pass (latency not asked, not known)"
+    assert verdict_words(judge(size, Budget(size_kb=6)), known) == "pass (accuracy not asked)"
+    asked = judge(size | right, Budget(size_kb=6, min_accuracy=0.5, latency_p50_ms=2.0))
+    assert verdict_words(asked, unknown) == "inconclusive"
+    guess = {"latency_p50_ms": Figure(1.0, "estimated", 0.5, 1.5)}
+    guessed = judge(right | guess, Budget(latency_p50_ms=2.0, min_accuracy=0.5), allow_estimated=True)
+    assert verdict_words(guessed, guess["latency_p50_ms"]) == "pass (latency estimated)"

@@ -57,17 +57,19 @@ def test_markdown_escapes_what_would_break_the_table() -> None:
     assert markdown_table(["", "a|b"], [["x", "1"]]).splitlines()[0] == "|  | a\\|b |"
 
 
-def test_headline_says_when_latency_was_estimated_or_not_judged() -> None:
-    assert headline(a_result()) == "cifar10 on cpu-arm: pass (latency estimated)"
+def test_headline_says_when_latency_was_estimated_or_is_not_known() -> None:
+    assert headline(a_result()) == "cifar10 on cpu-arm: pass (latency estimated; accuracy not asked)"
     unknown = ModelFigures("student int8", "", "", 1, "int8", latency_p50_ms=Figure(why="no reference"))
     only_size = judge({"size_kb": Figure(1, "exact")}, Budget(size_kb=2))
     result = a_result(models=(TEACHER, unknown), verdict=only_size)
-    assert headline(result) == "cifar10 on cpu-arm: pass (latency not judged: no reference)"
+    assert headline(result) == "cifar10 on cpu-arm: pass (latency not asked, not known; accuracy not asked)"
 
 
 def test_the_report_holds_verdict_budget_table_and_remarks() -> None:
     text = markdown_report(a_result(notes=("mind the gap",)), "figures.png")
-    assert text.startswith("# cifar10 on cpu-arm: pass (latency estimated)\n\n- latency p50 1.00 ms ≤ 3.00 ms: pass")
+    assert text.startswith(
+        "# cifar10 on cpu-arm: pass (latency estimated; accuracy not asked)\n\n- latency p50 1.00 ms ≤"
+    )
     assert "depth = 8" in text
     assert "- latency p95 – unknown: 50 calls are too few for p95" in text
     assert "- mind the gap" in text
