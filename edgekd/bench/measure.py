@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.bench import accuracy as score
+from edgekd.bench.external import external_files
 from edgekd.bench.records import RECORD_VERSION, Effort, Record
 from edgekd.bench.remarks import remarks
 from edgekd.bench.runner import measure_latency, measure_memory, measure_placement, measure_throughput, predict
@@ -133,12 +134,11 @@ def external_data(file: Path) -> InputError | None:
     import onnx
 
     try:
-        graph = onnx.load(file, load_external_data=False).graph
+        model = onnx.load(file, load_external_data=False)
     except Exception:  # protobuf's errors have no common base; the runtime says what is wrong with the file
         return None
-    others = {entry.value for t in graph.initializer for entry in t.external_data if entry.key == "location"}
-    where = ", ".join(sorted(others))
-    return InputError(f"{file}: keeps its weights in other files ({where}); save it as one file") if others else None
+    where = ", ".join(external_files(model))
+    return InputError(f"{file}: keeps its weights in other files ({where}); save it as one file") if where else None
 
 
 def _placement(subject: Subject, target: Target, inputs: Path | None, folder: Path | None, effort: Effort) -> Placement:

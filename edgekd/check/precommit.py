@@ -2,16 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd import units
+from edgekd.bench.external import external_files
 from edgekd.check.wording import visible
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, one_line, worst
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+    from onnx import ModelProto
 
 __all__ = ["file_problems", "main"]
 
@@ -103,9 +104,7 @@ def _load(file: Path) -> "ModelProto":
 
 def _size(file: Path, model: "ModelProto") -> int:
     """Bytes of the file and of the others its weights lie in."""
-    tensors = [*_graph_tensors(model.graph), *(t for f in model.functions for t in _node_tensors(f.node))]
-    others = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    return file.stat().st_size + sum(_weights_size(file, other) for other in sorted(others))
+    return file.stat().st_size + sum(_weights_size(file, other) for other in external_files(model))
 
 
 def _weights_size(file: Path, location: str) -> int:
@@ -118,21 +117,6 @@ def _weights_size(file: Path, location: str) -> int:
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         reason = getattr(error, "strerror", None) or one_line(error)
         raise InputError(f"{file}: keeps weights in {location!r}, which cannot be read ({reason}); add it") from error
-
-
-def _graph_tensors(graph: "GraphProto") -> Iterator["TensorProto"]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _node_tensors(graph.node)
-
-
-def _node_tensors(nodes: "Sequence[NodeProto]") -> Iterator["TensorProto"]:
-    """The tensors of constants, and of the branches and loops inside nodes."""
-    for attribute in (attribute for node in nodes for attribute in node.attribute):
-        yield from (attribute.t, *attribute.tensors)
-        for graph in (attribute.g, *attribute.graphs):
-            yield from _graph_tensors(graph)
 
 
 if __name__ == "__main__":

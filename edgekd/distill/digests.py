@@ -1,14 +1,14 @@
 """SHA-256 of what a teacher is: its weights themselves, or its file with all that belongs to it."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekd.bench.external import external_files
 from edgekd.bench.measure import file_sha256
 
 if TYPE_CHECKING:  # the command line digests files before it loads torch
-    from onnx import NodeProto, TensorProto
     from torch import Tensor
 
 __all__ = ["file_digest", "state_digest"]
@@ -44,14 +44,4 @@ def _external_files(path: Path) -> list[str]:
         model = onnx.load(path, load_external_data=False)
     except Exception:  # protobuf's errors have no common base; whoever loads the model says what is wrong with it
         return []
-    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
-    tensors = [*model.graph.initializer, *_tensors(nodes)]
-    return sorted({entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"})
-
-
-def _tensors(nodes: "Iterable[NodeProto]") -> "Iterator[TensorProto]":
-    """Of the nodes' attributes, and of the graphs in them."""
-    for attribute in (attribute for node in nodes for attribute in node.attribute):
-        yield from (attribute.t, *attribute.tensors)
-        for graph in (attribute.g, *attribute.graphs):
-            yield from (*graph.initializer, *_tensors(graph.node))
+    return external_files(model)
