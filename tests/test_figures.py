@@ -40,11 +40,11 @@ def test_a_run_judges_every_budget_key(key: str) -> None:
     value = figures[key].value
     assert value is not None
     easier, harder = (0.9, 1.1) if BUDGETED[key].better == "higher" else (1.1, 0.9)
-    kept = judge(figures, Budget(**{key: min(value * easier, 1.0) if value else 0.1}))  # type: ignore[arg-type]
+    kept = judge(figures, Budget(**{key: min(value * easier, 1.0) if value else 0.1}))
     assert kept.outcome == "pass"
     assert kept.lines[0].sign == ("≥" if key.startswith(("min_", "teacher_min")) else "≤")
     if value and value * harder <= 1 and not BUDGETED[key].advisory:
-        missed = judge(figures, Budget(**{key: value * harder}))  # type: ignore[arg-type]
+        missed = judge(figures, Budget(**{key: value * harder}))
         assert missed.outcome == "fail"
 
 

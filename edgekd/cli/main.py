@@ -65,13 +65,15 @@ def distill(
     track: Trackers = [],  # noqa: B006
 ) -> None:
     """The whole road: teacher, search, distillation, export, quantization, bench, verdict."""
-    from edgekd.cli.road import distill_on, several_processes
+    from edgekd.cli.road import check_targets, distill_on, several_processes
 
     def on(name: str) -> int:
         several = len(target) > 1
         return distill_on(card, name, data, teacher, out, budget, fresh, several, online, tuple(track))
 
     with several_processes() as first:
+        if first and len(target) > 1:
+            check_targets(target)
         codes = [] if not first else [on(target[0])] if len(target) == 1 else [_turn(on, name) for name in target]
     _end(codes)
 

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from edgekd import units
@@ -21,7 +21,13 @@ from edgekd.run import Run, open_run
 from edgekd.spec import bundled_names
 from edgekd.target import Target, load_target
 
-__all__ = ["digests_of_more", "distill_on", "several_processes", "teach_card"]
+__all__ = ["check_targets", "digests_of_more", "distill_on", "several_processes", "teach_card"]
+
+
+def check_targets(names: Sequence[str]) -> None:
+    """Raise the first error of a target that cannot be read or used here, before any of them is measured or trained."""
+    for name in names:
+        require_runtime(load_target(name))
 
 
 def distill_on(

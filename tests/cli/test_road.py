@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.errors import InputError
 from edgekd.run import Run
+from edgekd.target import load_target
 
 Cli = Callable[..., Any]
 
@@ -166,3 +167,19 @@ def test_a_sweep_tells_the_weights_beside_its_onnx_teacher(
         assert "begun" in done.stderr, done.stderr
     assert noted[0] == noted[1] != noted[2]
     assert len(noted[0]) == 12
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [("cpu-amr", "unknown target 'cpu-amr'; did you mean 'cpu-arm'?"), ("./own.toml", "neither a folder with")],
+)
+def test_a_mistake_in_the_second_target_is_told_before_the_first_is_begun(
+    cli: Any, tiny_card: Path, tmp_path: Path, second: str, said: str
+) -> None:
+    text = Path(load_target("cpu-arm").file).read_text(encoding="utf-8")
+    (tmp_path / "own.toml").write_text(f'environment = "not-installed"\n{text}', encoding="utf-8")
+    done = cli("distill", tiny_card, "-t", "cpu-arm", "-t", second)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
