@@ -171,7 +171,7 @@ def test_a_sweep_tells_the_weights_beside_its_onnx_teacher(
 
 @pytest.mark.parametrize(
     ("second", "said"),
-    [("cpu-amr", "unknown target 'cpu-amr'; did you mean 'cpu-arm'?"), ("./own.toml", "neither a folder with")],
+    [("cpu-amr", "unknown target 'cpu-amr'; did you mean 'cpu-arm'"), ("./own.toml", "neither a folder with")],
 )
 def test_a_mistake_in_the_second_target_is_told_before_the_first_is_begun(
     cli: Any, tiny_card: Path, tmp_path: Path, second: str, said: str
