@@ -76,7 +76,7 @@ class Placement:
 
     @property
     def fused_share(self) -> float | None:
-        """Of the nodes that could compute in 8 bits, the share that does; None for a model without any."""
+        """The share of the nodes able to compute in 8 bits that does so; None for a model without any."""
         if self.fused is None or self.unfused is None or not self.fused + self.unfused:
             return None
         return self.fused / (self.fused + self.unfused)
@@ -285,10 +285,12 @@ FIGURES = tuple(metric.name for metric in METRICS if metric.kept)
 """The measured figures of a model, in the order they are shown; accuracy and agreement on test data."""
 
 _BY_BUDGET = {metric.budget: metric for metric in METRICS if metric.budget}
-_FIRST = ("latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "load_ms", "size_kb", "peak_memory_mb", "min_accuracy")
-_NEXT = ("max_accuracy_drop", "teacher_min_accuracy", "min_agreement", "min_coverage", "min_fused_share")
+_BUDGET_ORDER = (
+    *("latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "load_ms", "size_kb", "peak_memory_mb", "min_accuracy"),
+    *("max_accuracy_drop", "teacher_min_accuracy", "min_agreement", "min_coverage", "min_fused_share"),
+)
 
-BUDGETED = {key: _BY_BUDGET[key] for key in (*_FIRST, *_NEXT)}
+BUDGETED = {key: _BY_BUDGET[key] for key in _BUDGET_ORDER}
 """Metrics by budget key, in the order in which verdicts show them."""
 
 COMPARED = {metric.tolerance: metric for metric in METRICS if metric.tolerance}

@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from edgekd import __version__
-from edgekd.check.judge import Line, Verdict
+from edgekd.check.judge import Line, Outcome, Verdict
 from edgekd.errors import InputError
 from edgekd.figures import FIGURES, Figure, ModelFigures, Placement
 from edgekd.run import read_json, write_json
@@ -114,13 +114,32 @@ def read_models(path: Path) -> tuple[dict[str, Any], list[ModelFigures]]:
     return _read(path, READABLE)
 
 
-def read_verdict(content: dict[str, Any]) -> Verdict:
-    """The verdict in the content of a `result.json`, of any version: its lines, from which the outcome follows."""
-    return Verdict(tuple(map(_read_line, content["budget"])))
+def read_verdict(content: dict[str, Any], path: Path) -> Verdict:
+    """The verdict in the content of the `result.json` at `path`, of any version.
+
+    Raises InputError where its outcome is not that of its lines. A budget that an earlier edgekd left «not judged» in
+    a pass makes the verdict inconclusive.
+    """
+    try:
+        verdict = Verdict(tuple(map(_read_line, content["budget"])))
+        for line in verdict.lines:
+            _ = line.text  # fails for a key or a value that is none
+        told = content["verdict"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: its budget cannot be read ({error!r}); was it edited?") from error
+    left_open = any(line.outcome == "not judged" for line in verdict.lines)
+    if told != verdict.outcome and not (left_open and told == "pass"):
+        raise InputError(
+            f"{path}: its verdict is {told!r:.40}, but its budget lines give {verdict.outcome!r}; was it edited? "
+            "distill --fresh makes the run again"
+        )
+    return verdict
 
 
 def _read_line(entry: dict[str, Any]) -> Line:
     figure = Figure(entry["value"], entry["provenance"], entry.get("low"), entry.get("high"))
+    if entry["outcome"] not in get_args(Outcome):
+        raise ValueError(f"outcome {entry['outcome']!r}")
     return Line(entry["key"], entry["limit"], figure, entry["outcome"], entry["reason"])
 
 

@@ -11,7 +11,7 @@ from edgekd.card import Budget
 from edgekd.check.judge import budget_figures, judge
 from edgekd.errors import InputError
 from edgekd.figures import FIGURES, Figure, ModelFigures, Placement
-from edgekd.result import Result, model_json, read_bench, read_models, write_bench, write_result
+from edgekd.result import Result, model_json, read_bench, read_models, read_verdict, write_bench, write_result
 from edgekd.target import load_target
 
 TEACHER = ModelFigures(
@@ -85,6 +85,36 @@ def test_a_result_is_read_back_as_it_was(tmp_path: Path) -> None:
     assert models == [TEACHER, STUDENT]
     assert models[1].placement is not None
     assert models[1].placement.fused_share == pytest.approx(9 / 11)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"verdict": "pass"},
+        {"budget": []},
+        {"budget": None},
+        {"budget": [{"key": "size_kb"}]},
+        {"budget": [{"key": "size_kb", "limit": 1, "value": 1, "provenance": "exact", "outcome": "?", "reason": ""}]},
+        {"budget": [{"key": "size", "limit": 1, "value": 1, "provenance": "exact", "outcome": "pass", "reason": ""}]},
+    ],
+)
+def test_a_verdict_that_is_not_that_of_its_lines_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "result.json"
+    written = result(TEACHER, dataclasses.replace(STUDENT, size_bytes=61_000))
+    write_result(written, path)
+    content, _ = read_models(path)
+    assert read_verdict(content, path).outcome == content["verdict"] == "fail"
+    with pytest.raises(InputError, match=r"result\.json: its .*was it edited\?"):
+        read_verdict(content | change, path)
+
+
+def test_a_latency_that_an_earlier_edgekd_left_open_in_a_pass_is_inconclusive(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_result(result(TEACHER, STUDENT), path)
+    content, _ = read_models(path)
+    line = {"key": "latency_p50_ms", "limit": 1.0, "value": None, "provenance": "unknown", "reason": "another machine"}
+    content["budget"].append(line | {"outcome": "not judged"})
+    assert read_verdict(content, path).outcome == "inconclusive"
 
 
 def test_every_figure_is_written(tmp_path: Path) -> None:

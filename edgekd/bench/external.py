@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
+    from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
 __all__ = ["external_files"]
 
@@ -12,10 +12,18 @@ __all__ = ["external_files"]
 def external_files(model: "ModelProto") -> list[str]:
     """Names of the other files in which the model keeps weights, sorted; empty where it is one file.
 
-    Initializers, sparse initializers, tensors in node attributes, and those of subgraphs and functions all count.
+    Initializers, sparse initializers and tensors in node attributes count, also in subgraphs, functions and training
+    graphs.
     """
-    tensors = [*_graph_tensors(model.graph), *(t for f in model.functions for t in _node_tensors(f.node))]
-    return sorted({entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"})
+    from onnx.external_data_helper import uses_external_data
+
+    tensors = [*_graph_tensors(model.graph)]
+    for function in model.functions:
+        tensors += [*_node_tensors(function.node), *_attribute_tensors(function.attribute_proto)]
+    for training in model.training_info:
+        tensors += [*_graph_tensors(training.initialization), *_graph_tensors(training.algorithm)]
+    outside = [tensor for tensor in tensors if uses_external_data(tensor)]
+    return sorted({entry.value for tensor in outside for entry in tensor.external_data if entry.key == "location"})
 
 
 def _graph_tensors(graph: "GraphProto") -> Iterator["TensorProto"]:
@@ -25,8 +33,13 @@ def _graph_tensors(graph: "GraphProto") -> Iterator["TensorProto"]:
 
 
 def _node_tensors(nodes: "Iterable[NodeProto]") -> Iterator["TensorProto"]:
+    for node in nodes:
+        yield from _attribute_tensors(node.attribute)
+
+
+def _attribute_tensors(attributes: "Iterable[AttributeProto]") -> Iterator["TensorProto"]:
     """The tensors of constants, and of the branches and loops inside nodes."""
-    for attribute in (attribute for node in nodes for attribute in node.attribute):
+    for attribute in attributes:
         yield from (attribute.t, *attribute.tensors)
         yield from _parts([attribute.sparse_tensor, *attribute.sparse_tensors])
         for graph in (attribute.g, *attribute.graphs):

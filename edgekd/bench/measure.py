@@ -20,6 +20,7 @@ from edgekd.errors import EdgekdError, InputError, ModelError
 from edgekd.figures import Figure, ModelFigures, Placement, Provenance
 from edgekd.run import read_json, write_json
 from edgekd.target import Target
+from edgekd.units import flat
 
 __all__ = [
     "Answers",
@@ -137,8 +138,9 @@ def external_data(file: Path) -> InputError | None:
         model = onnx.load(file, load_external_data=False)
     except Exception:  # protobuf's errors have no common base; the runtime says what is wrong with the file
         return None
-    where = ", ".join(external_files(model))
-    return InputError(f"{file}: keeps its weights in other files ({where}); save it as one file") if where else None
+    others = external_files(model)
+    where = flat(", ".join(others))
+    return InputError(f"{file}: keeps its weights in other files ({where}); save it as one file") if others else None
 
 
 def _placement(subject: Subject, target: Target, inputs: Path | None, folder: Path | None, effort: Effort) -> Placement:

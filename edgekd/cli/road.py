@@ -163,7 +163,7 @@ def _already_done(run: Run) -> int:
     header, rows = figure_rows(models)
     kind = content.get("examples", "images")
     show(rich_table(header, rows, f"{content['card']} on {content['target']}, {content['test_images']} test {kind}"))
-    verdict = read_verdict(content)
+    verdict = read_verdict(content, run.result)
     for text in budget_lines(verdict):
         show(f"  {text}")
     for remark in [*notes(models), *content["notes"]]:

@@ -192,7 +192,7 @@ def _story(run: Run, content: dict[str, Any], models: Sequence[ModelFigures]) ->
     missing += [] if any(own.samples_ms.values()) else [f"records: the latency of single calls on {own.target}"]
     missing += [] if own.recall else ["records, data: the answers on test data, and what each class gets right"]
     shipped = next(model for model in models if model.name == content["chosen"])
-    judged = read_verdict(content)
+    judged = read_verdict(content, run.result)
     return Story(
         name=run.folder.resolve().name,
         card=content["card"],

@@ -47,13 +47,34 @@ def with_function() -> onnx.ModelProto:
     return helper.make_model(graph_of([helper.make_node("F", [], ["y"], domain="own")]), functions=[inside])
 
 
+def with_default() -> onnx.ModelProto:
+    model = with_function()
+    model.functions[0].ClearField("node")
+    model.functions[0].attribute_proto.append(helper.make_attribute("value", outside()))
+    return model
+
+
+def trained_on() -> onnx.ModelProto:
+    model = helper.make_model(graph_of([]))
+    model.training_info.add().algorithm.CopyFrom(graph_of([], initializer=[outside()]))
+    return model
+
+
 PLACES: dict[str, Callable[[], onnx.ModelProto]] = {
     "initializer": lambda: helper.make_model(graph_of([], initializer=[outside()])),
     "sparse initializer": lambda: helper.make_model(graph_of([], sparse_initializer=[sparse()])),
     "attribute": lambda: helper.make_model(graph_of([constant(value=outside())])),
     "sparse attribute": lambda: helper.make_model(graph_of([constant(sparse_value=sparse())])),
+    "list of tensors": lambda: helper.make_model(
+        graph_of([helper.make_node("Own", [], ["y"], domain="own", all=[outside()])])
+    ),
+    "list of graphs": lambda: helper.make_model(
+        graph_of([helper.make_node("Own", [], ["y"], domain="own", all=[graph_of([branching()])])])
+    ),
     "subgraph": lambda: helper.make_model(graph_of([branching()])),
     "function": with_function,
+    "default of a function": with_default,
+    "training graph": trained_on,
 }
 
 
@@ -77,3 +98,9 @@ def test_weights_in_another_file_are_found_in_every_place(place: str, tmp_path: 
 
 def test_a_model_of_one_file_names_none() -> None:
     assert external_files(helper.make_model(graph_of([constant(value_floats=[1.0, 2.0])]))) == []
+
+
+def test_a_name_left_over_on_a_tensor_that_lies_inside_is_no_other_file() -> None:
+    tensor = outside()
+    tensor.raw_data, tensor.data_location = np.ones(2, np.float32).tobytes(), TensorProto.DEFAULT
+    assert external_files(helper.make_model(graph_of([], initializer=[tensor]))) == []

@@ -95,13 +95,13 @@ def poison(content: dict[str, Any], name: str) -> None:
             counts = {"nodes": {TAG: TAG}, "fell_back": {TAG: TAG}, "blockers": {TAG: TAG}}
             model["placement"] |= {**counts, "time_share": {TAG: 1.0}, "provenance": TAG, "costliest": [node]}
     keys = ["title", "split", "command", "provider"] if name == "bench.json" else [
-        *("card", "verdict", "why_chosen", "candidates", "test_reads", "edgekd")]  # fmt: skip
+        *("card", "why_chosen", "candidates", "test_reads", "edgekd")]  # fmt: skip
     content |= dict.fromkeys(keys, TAG)
     if name == "result.json":
         content |= {"notes": [TAG], "shape": {TAG: TAG}}
         content["training"]["epochs"] = content["parity"]["images"] = TAG
         for line in content["budget"]:
-            line |= {"outcome": TAG, "provenance": TAG, "reason": TAG}
+            line |= {"provenance": TAG, "reason": TAG}
 
 
 def test_no_field_of_the_files_becomes_a_tag(make_run) -> None:
