@@ -160,10 +160,10 @@ def _mention_unknown_budgets(card: Card, target: Target) -> None:
 
 def _already_done(run: Run) -> int:
     content, models = read_models(run.result)
+    verdict = read_verdict(content, run.result)
     header, rows = figure_rows(models)
     kind = content.get("examples", "images")
     show(rich_table(header, rows, f"{content['card']} on {content['target']}, {content['test_images']} test {kind}"))
-    verdict = read_verdict(content, run.result)
     for text in budget_lines(verdict):
         show(f"  {text}")
     for remark in [*notes(models), *content["notes"]]:
