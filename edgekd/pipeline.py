@@ -9,8 +9,8 @@ from torch import nn
 from edgekd import units
 from edgekd.bench.measure import Answers, Subject, evaluate, logits_of, measure_speed
 from edgekd.bench.records import Effort
+from edgekd.candidate import Shape
 from edgekd.card import Budget, Card, TextData
-from edgekd.check.judge import budget_figures, effective_budget, judge
 from edgekd.console import say
 from edgekd.data.arrays import digest, keep_split
 from edgekd.data.examples import Examples
@@ -31,9 +31,10 @@ from edgekd.errors import EdgekdError
 from edgekd.export.onnx import cpu_logits, keep_torch_logits, parity
 from edgekd.export.variants import calibration_of, export_variants
 from edgekd.figures import ModelFigures
-from edgekd.nets.families import Shape, make_shapes
+from edgekd.judge import budget_figures, effective_budget, judge
+from edgekd.nets.families import make_shapes
 from edgekd.nets.teachers import Teacher
-from edgekd.report.write import write_reports
+from edgekd.report.run.write import write_reports
 from edgekd.result import Result
 from edgekd.run import Run
 from edgekd.search.candidates import measure_candidates

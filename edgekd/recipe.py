@@ -164,7 +164,7 @@ class Recipe(Training):
     """The draws' concentration k, rate n or number of points; of `gaussian`, the deviation is 1 / this."""
     alpha: Fraction = 0.9
     losses: dict[Term, Positive] = field(default_factory=dict)
-    """Weight of each term, in place of `alpha`; the formulas are in edgekd/distill/losses.py."""
+    """Weight of each term, in place of `alpha`; the formulas are in edgekd/distill/terms/losses.py."""
     features: tuple[Feature, ...] = ()
     """Terms on layers, added to the others."""
     stages: tuple[Stage, ...] = ()

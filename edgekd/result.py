@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from edgekd import __version__
-from edgekd.check.judge import Line, Outcome, Verdict
 from edgekd.errors import InputError
 from edgekd.figures import FIGURES, Figure, ModelFigures, Placement
-from edgekd.run import read_json, write_json
+from edgekd.files import read_json, write_json
+from edgekd.judge import Line, Outcome, Verdict
 from edgekd.target import Target
 
 __all__ = ["Result", "model_json", "read_bench", "read_models", "read_verdict", "write_bench", "write_result"]

@@ -1,12 +1,10 @@
-"""The run folder: its names, atomic writes, the lock, and what must not change between two calls."""
+"""The run folder: its names, its lock, and what must not change between two calls."""
 
 import contextlib
 import dataclasses
 import fcntl
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,46 +13,15 @@ from typing import Any
 from edgekd import __version__
 from edgekd.card import Augment, Budget, Card, Recipe
 from edgekd.console import say
-from edgekd.errors import ConfigError, InputError, one_line
+from edgekd.errors import ConfigError
+from edgekd.files import read_json, write_json
 from edgekd.target import Target
 
-__all__ = ["Run", "atomic", "open_run", "read_json", "write_json"]
+__all__ = ["Run", "open_run"]
 
 # run.json history:
 # 1 - card, target, budget, SHA-256 of the files named, digest of the training data
 SCHEMA_VERSION = 1
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to; it becomes `path` only if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp gives 0600
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """`data` as indented JSON, written atomically; NaN is refused."""
-    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
-    with atomic(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")  # names of files may be bytes
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; InputError if it is not one."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON: {one_line(error)}; delete it to have it made again") from error
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from edgekd import host
+from edgekd.devices import host
 from edgekd.errors import ConfigError, UnavailableError
 from edgekd.providers import PROVIDERS, option_error
 from edgekd.spec import build, bundled_names, locate, read_toml
@@ -163,7 +163,7 @@ class Target:
     """Where it is measured: `local`, or (planned, refused for now) `ssh://host` or `qemu-aarch64`."""
     environment: str = ""
     """Where this target's runtime lives, if not in edgekd's own Python: a name that `edgekd doctor --install` knows,
-    or the path of a folder with `bin/python` or `node_modules`. See edgekd/environments.py."""
+    or the path of a folder with `bin/python` or `node_modules`. See edgekd/devices/environments.py."""
     reference: tuple[Reference, ...] = ()
     name: str = ""
     file: str = ""

@@ -19,7 +19,7 @@ from edgekd.check.asked import JobOptions
 from edgekd.cli.main import main
 
 pytest_plugins = "pytester"
-"""For tests/test_pytest_plugin.py; pytest takes it from here alone."""
+"""For tests/check/test_pytest_plugin.py; pytest takes it from here alone."""
 
 _NUMBERS = itertools.count()
 

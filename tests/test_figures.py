@@ -6,9 +6,9 @@ import math
 import pytest
 
 from edgekd.card import Budget
-from edgekd.check.judge import budget_figures, judge
 from edgekd.check.tolerance import Tolerance
 from edgekd.figures import BUDGETED, COMPARED, METRICS, Figure, Metric, ModelFigures, Placement
+from edgekd.judge import budget_figures, judge
 
 PLACEMENT = Placement(
     nodes={"CPUExecutionProvider": 3, "wasm": 1}, time_share={}, fell_back={"Pad": 1}, fused=4, unfused=1

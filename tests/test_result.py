@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from edgekd.card import Budget
-from edgekd.check.judge import budget_figures, judge
 from edgekd.errors import InputError
 from edgekd.figures import FIGURES, Figure, ModelFigures, Placement
+from edgekd.judge import budget_figures, judge
 from edgekd.result import Result, model_json, read_bench, read_models, read_verdict, write_bench, write_result
 from edgekd.target import load_target
 

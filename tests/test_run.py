@@ -9,7 +9,8 @@ import pytest
 
 from edgekd.card import Budget, Card, Teacher, load_card
 from edgekd.errors import ConfigError, InputError
-from edgekd.run import Run, atomic, open_run, read_json, write_json
+from edgekd.files import atomic, read_json, write_json
+from edgekd.run import Run, open_run
 from edgekd.target import Target, load_target
 
 FILES = {"teacher_sha256": ""}

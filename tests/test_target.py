@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from edgekd import host
+from edgekd.devices import host
+from edgekd.devices.host import Machine, parse_cpuinfo
 from edgekd.errors import ConfigError, UnavailableError
-from edgekd.host import Machine, parse_cpuinfo
 from edgekd.providers import PROVIDERS
 from edgekd.spec import bundled_names, locate
 from edgekd.target import Target, load_target

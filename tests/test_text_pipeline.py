@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import tokenizers
 
-from edgekd.host import machine
+from edgekd.devices.host import machine
 from edgekd.target import load_target
 
 Cli = Callable[..., Any]

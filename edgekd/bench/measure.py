@@ -1,7 +1,6 @@
 """Benching model files: workers' records to figures, each with its provenance."""
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.bench import accuracy as score
-from edgekd.bench.external import external_files
 from edgekd.bench.records import RECORD_VERSION, Effort, Record
 from edgekd.bench.remarks import remarks
 from edgekd.bench.runner import measure_latency, measure_memory, measure_placement, measure_throughput, predict
 from edgekd.bench.statistics import Interval, Latency, between, latency_of, min_calls_for
-from edgekd.errors import EdgekdError, InputError, ModelError
+from edgekd.errors import EdgekdError, ModelError
+from edgekd.external import external_data
 from edgekd.figures import Figure, ModelFigures, Placement, Provenance
-from edgekd.run import read_json, write_json
+from edgekd.files import file_sha256, read_json, write_json
 from edgekd.target import Target
-from edgekd.units import flat
 
 __all__ = [
     "Answers",
     "Subject",
     "evaluate",
-    "external_data",
-    "file_sha256",
     "logits_of",
     "measure_each",
     "measure_speed",
@@ -49,12 +45,6 @@ class Subject:
     precision: str
     params: int | None = None
     macs: int | None = None
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def measure_speed(
@@ -128,19 +118,6 @@ def _memory_record(subject: Subject, target: Target, folder: Path | None, effort
         kept = [measure_memory(subject.file, target, effort)]
         _keep(subject, "memory", target, folder, kept)
     return kept[0]
-
-
-def external_data(file: Path) -> InputError | None:
-    """Why a model whose weights lie in other files is refused: its size and SHA-256 would leave them out."""
-    import onnx
-
-    try:
-        model = onnx.load(file, load_external_data=False)
-    except Exception:  # protobuf's errors have no common base; the runtime says what is wrong with the file
-        return None
-    others = external_files(model)
-    where = flat(", ".join(others))
-    return InputError(f"{file}: keeps its weights in other files ({where}); save it as one file") if others else None
 
 
 def _placement(subject: Subject, target: Target, inputs: Path | None, folder: Path | None, effort: Effort) -> Placement:

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekd import host
 from edgekd.bench.placement import fallback, placement_of
 from edgekd.bench.records import Effort, Plan, Record, comparable
 from edgekd.bench.sequences import sequence_of
-from edgekd.environments import Runtime, runtime_of
+from edgekd.devices import host
+from edgekd.devices.environments import Runtime, runtime_of
 from edgekd.errors import EdgekdError, InputError, ModelError
 from edgekd.figures import Placement
 from edgekd.target import Target

@@ -8,7 +8,6 @@ from typing import Any
 
 from edgekd.bench.records import Record
 from edgekd.bench.statistics import RATIO_CALLS, ratios_of
-from edgekd.check.judge import Line, Outcome
 from edgekd.check.looks import (
     BUDGET_LOOKS,
     ERROR,
@@ -25,6 +24,7 @@ from edgekd.check.record import Answers, Checked, Sample
 from edgekd.check.tolerance import Tolerance
 from edgekd.distributions import mcnemar, smallest_significant
 from edgekd.figures import COMPARED, Figure, Provenance
+from edgekd.judge import Line, Outcome
 from edgekd.units import milliseconds
 
 __all__ = ["Timed", "busy_or", "compared_lines", "pair_ratios", "paired_lines", "steadiness"]

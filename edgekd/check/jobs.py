@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from edgekd.card import Budget
 from edgekd.check.asked import Asked, Job, JobOptions
-from edgekd.check.judge import Judged, effective_budget
 from edgekd.check.record import Checked, Sample, is_record, read_record, record_of, refuse_other_machine
 from edgekd.check.verdict import judge_record
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, one_line
+from edgekd.judge import Judged, effective_budget
 from edgekd.target import Target, load_target
 from edgekd.units import visible
 
 if TYPE_CHECKING:  # what measures is imported where it is used: a verdict on records alone must be quick
-    from edgekd.bench.paths import Estimate
+    from edgekd.runs import Estimate
 
 __all__ = ["run_job", "sample_of"]
 
@@ -60,10 +60,10 @@ def _judged_record(job: Job, target: Target, options: JobOptions) -> Judged:
 def _measured(
     job: Job, target: Target, options: JobOptions, estimate: "Estimate", told: Callable[[str], None]
 ) -> tuple[Judged, Checked]:
-    from edgekd.bench.paths import read_arrays
     from edgekd.check.measure import check
     from edgekd.check.sources import baseline_of, source_of
-    from edgekd.environments import require_runtime
+    from edgekd.devices.environments import require_runtime
+    from edgekd.runs import read_arrays
 
     require_runtime(target)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
@@ -100,10 +100,10 @@ def sample_of(job: Job, estimate: "Estimate") -> Sample:
     """
     if is_record(job.path):
         return _whole(read_record(job.path) if not job.target else record_of(job.path, load_target(job.target)), job)
-    from edgekd.bench.paths import read_arrays
     from edgekd.check.measure import measure_all
     from edgekd.check.sources import source_of
-    from edgekd.environments import require_runtime
+    from edgekd.devices.environments import require_runtime
+    from edgekd.runs import read_arrays
 
     target = load_target(job.target)
     require_runtime(target)

@@ -15,7 +15,7 @@ from edgekd.card import Budget
 from edgekd.check.asked import Job
 from edgekd.check.tolerance import Tolerance
 from edgekd.errors import ConfigError, InputError, did_you_mean
-from edgekd.run import read_json
+from edgekd.files import read_json
 from edgekd.spec import build, bundled_names, read_toml
 from edgekd.units import visible
 

@@ -10,19 +10,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from edgekd import __version__
-from edgekd.bench.measure import Subject, external_data, file_sha256, logits_of
-from edgekd.bench.paths import Estimate, Inputs, check_classes
+from edgekd.bench.measure import Subject, logits_of
 from edgekd.bench.records import PAIR, Effort, Record, comparable
 from edgekd.bench.runner import measure_memory, measure_pair, measure_placement, measure_process
 from edgekd.card import Budget
 from edgekd.check.asked import Asked
-from edgekd.check.judge import Judged, Verdict
 from edgekd.check.looks import BUDGET_LOOKS, PAIR_LOOKS
 from edgekd.check.record import Answers, Checked, Sample, refuse_other_machine
 from edgekd.check.sources import Source, signature_of
 from edgekd.check.verdict import judge_samples, judged_of
 from edgekd.errors import InputError, ModelError
+from edgekd.external import external_data
 from edgekd.figures import ModelFigures
+from edgekd.files import file_sha256
+from edgekd.judge import Judged, Verdict
+from edgekd.runs import Estimate, Inputs, check_classes
 from edgekd.target import Target
 
 __all__ = ["check", "measure_all"]

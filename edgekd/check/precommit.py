@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd import units
-from edgekd.bench.external import external_files
 from edgekd.check.wording import visible
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, one_line, worst
+from edgekd.external import external_files
 
 if TYPE_CHECKING:
     from onnx import ModelProto

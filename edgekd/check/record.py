@@ -14,7 +14,7 @@ from edgekd.bench.records import RECORD_VERSION, Record
 from edgekd.card import Budget
 from edgekd.errors import ConfigError, InputError, did_you_mean, one_line
 from edgekd.figures import Figure, Placement
-from edgekd.run import atomic
+from edgekd.files import atomic
 from edgekd.spec import build
 from edgekd.target import Target
 

@@ -4,12 +4,12 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekd.bench.measure import file_sha256
-from edgekd.bench.paths import Inputs, finished, run_inputs
 from edgekd.card import Budget
 from edgekd.check.record import Checked, is_record, record_of
 from edgekd.errors import InputError
-from edgekd.run import Run, read_json
+from edgekd.files import file_sha256, read_json
+from edgekd.run import Run
+from edgekd.runs import Inputs, finished, run_inputs
 from edgekd.spec import build
 from edgekd.target import Target
 from edgekd.units import visible

@@ -13,12 +13,12 @@ from edgekd.bench.statistics import between, latency_of, min_calls_for, wilson
 from edgekd.card import Budget
 from edgekd.check.asked import Asked
 from edgekd.check.compare import busy_or, compared_lines, steadiness
-from edgekd.check.judge import Judged, Line, Verdict, judge
 from edgekd.check.looks import BUDGET_LOOKS, ERROR, Decision, below_limit
 from edgekd.check.record import Checked, Sample
 from edgekd.check.tolerance import Tolerance
 from edgekd.distributions import Interval
 from edgekd.figures import COMPARED, Figure
+from edgekd.judge import Judged, Line, Verdict, judge
 from edgekd.target import Target
 
 __all__ = ["Wanted", "figures_of", "judge_record", "judge_samples", "judged_of"]

@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
-from edgekd.check.judge import Judged, Line, show_limit
 from edgekd.figures import BUDGETED
+from edgekd.judge import Judged, Line, show_limit
 from edgekd.units import visible
 
 __all__ = ["background", "details", "kind", "named_apart", "shown_figure", "shown_margin", "visible"]

@@ -11,9 +11,9 @@ from edgekd.check.manifest import read_manifest
 from edgekd.check.record import Sample, as_baseline, is_record, may_be_replaced, read_record, write_record
 from edgekd.check.tolerance import Tolerance
 from edgekd.check.verdict import figures_of
-from edgekd.cli.estimating import estimate
 from edgekd.console import out, say
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, one_line
+from edgekd.search.estimating import estimate
 from edgekd.units import flat, milliseconds
 
 __all__ = ["accept"]

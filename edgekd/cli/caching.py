@@ -6,9 +6,9 @@ from pathlib import Path
 
 from edgekd import units
 from edgekd.console import out, say
-from edgekd.distill.cache_files import Entry, cache_folder, cache_limit_bytes, clear_key, list_entries
+from edgekd.distill.cache.files import Entry, cache_folder, cache_limit_bytes, clear_key, list_entries
 from edgekd.errors import ConfigError, ExitCode, did_you_mean
-from edgekd.report.tables import rich_table
+from edgekd.tables import rich_table
 
 __all__ = ["clear_cache", "show_cache"]
 

@@ -9,16 +9,16 @@ from edgekd.bench.records import Effort
 from edgekd.card import parse_budget
 from edgekd.check.asked import Job, JobOptions
 from edgekd.check.jobs import run_job
-from edgekd.check.judge import COUNTED, Judged, Line, exit_code_of
 from edgekd.check.manifest import NAME, manifest_for_run, read_manifest
 from edgekd.check.record import Checked, is_record
 from edgekd.check.tolerance import Tolerance, parse_tolerance
 from edgekd.check.wording import shown_margin
-from edgekd.cli.estimating import estimate
 from edgekd.cli.outputs import Outputs, write_outputs
 from edgekd.console import out, say, status
 from edgekd.errors import ConfigError, ExitCode
-from edgekd.run import atomic
+from edgekd.files import atomic
+from edgekd.judge import COUNTED, Judged, Line, exit_code_of
+from edgekd.search.estimating import estimate
 from edgekd.units import flat
 
 __all__ = ["CheckOptions", "check_models", "write_manifest"]

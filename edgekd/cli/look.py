@@ -6,14 +6,15 @@ import os
 import platform
 from pathlib import Path
 
-from edgekd import __version__, host
+from edgekd import __version__
 from edgekd.bench.plugins import installed_plugins, try_plugin
 from edgekd.card import Student, Teacher, load_card
 from edgekd.console import out, say
-from edgekd.environments import RECIPES, available_providers, environment_folder, install, require_runtime
+from edgekd.devices import host
+from edgekd.devices.environments import RECIPES, available_providers, environment_folder, install, require_runtime
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, UnavailableError
-from edgekd.report.tables import rich_table
 from edgekd.spec import bundled_names, locate
+from edgekd.tables import rich_table
 from edgekd.target import Target, load_target
 
 __all__ = ["diagnose", "install_environment", "list_cards", "list_targets", "show_card", "show_layers", "show_target"]
@@ -58,9 +59,10 @@ def show_layers(name: str | None) -> int:
     """
     if name is None:
         raise ConfigError(f"--layers: name a card, such as {bundled_names('models')[0]}")
-    from edgekd.distill.layers import outputs_of
+    from edgekd.candidate import Shape
+    from edgekd.distill.terms.layers import outputs_of
     from edgekd.nets.deployed import Deployed, example_inputs
-    from edgekd.nets.families import Shape, make, make_shapes
+    from edgekd.nets.families import make, make_shapes
 
     card = load_card(name)
     shape = make_shapes(card, card.student)[0]

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.bench.measure import Told
-from edgekd.bench.paths import (
+from edgekd.bench.records import QUICK, THOROUGH, Effort
+from edgekd.console import out, progress, say
+from edgekd.devices.environments import require_runtime
+from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, did_you_mean
+from edgekd.figures import ModelFigures
+from edgekd.files import read_json, write_json
+from edgekd.imports import require
+from edgekd.result import model_json, write_bench
+from edgekd.run import Run
+from edgekd.runs import (
     SPLITS,
     Inputs,
     Measured,
@@ -23,16 +32,8 @@ from edgekd.bench.paths import (
     read_arrays,
     run_inputs,
 )
-from edgekd.bench.records import QUICK, THOROUGH, Effort
-from edgekd.cli.estimating import estimate
-from edgekd.console import out, progress, say
-from edgekd.environments import require_runtime
-from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, did_you_mean
-from edgekd.figures import ModelFigures
-from edgekd.imports import require
-from edgekd.report.tables import comparison_rows, costly_rows, figure_rows, notes, rich_table
-from edgekd.result import model_json, write_bench
-from edgekd.run import Run, read_json, write_json
+from edgekd.search.estimating import estimate
+from edgekd.tables import comparison_rows, costly_rows, figure_rows, notes, rich_table
 from edgekd.target import Target, load_target
 
 if TYPE_CHECKING:

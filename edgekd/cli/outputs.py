@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import __version__
-from edgekd.check.judge import Judged, exit_code_of
 from edgekd.check.record import Checked, write_record
 from edgekd.console import out, say
 from edgekd.errors import EdgekdError, ExitCode, one_line
-from edgekd.run import atomic, write_json
+from edgekd.files import atomic, write_json
+from edgekd.judge import Judged, exit_code_of
 
 __all__ = ["Outputs", "write_outputs"]
 
@@ -96,39 +96,39 @@ def _write(path: Path, text: str) -> None:
 
 
 def _junit(path: Path, judged: Sequence[Judged], on_inconclusive: str | None) -> None:
-    from edgekd.check.junit import junit_xml
+    from edgekd.check.formats.junit import junit_xml
 
     _write(path, junit_xml(judged, on_inconclusive))
 
 
 def _markdown(path: Path, judged: Sequence[Judged], on_inconclusive: str | None) -> None:
-    from edgekd.check.markdown import markdown_summary
+    from edgekd.check.formats.markdown import markdown_summary
 
     _write(path, markdown_summary(judged, on_inconclusive))
 
 
 def _gitlab(path: Path, judged: Sequence[Judged]) -> None:
-    from edgekd.check.gitlab import gitlab_metrics
+    from edgekd.check.formats.gitlab import gitlab_metrics
 
     _write(path, gitlab_metrics(judged))
 
 
 def _summary(path: Path, judged: Sequence[Judged], on_inconclusive: str | None) -> None:
-    from edgekd.check.markdown import append_summary, markdown_summary
+    from edgekd.check.formats.markdown import append_summary, markdown_summary
 
     append_summary(path, markdown_summary(judged, on_inconclusive))
 
 
 def _annotations(judged: Sequence[Judged], on_inconclusive: str | None) -> None:
-    from edgekd.check.annotations import github_annotations
+    from edgekd.check.formats.annotations import github_annotations
 
     if text := github_annotations(judged, on_inconclusive).rstrip("\n"):
         out(text)
 
 
 def _history(path: Path, judged: Sequence[Judged]) -> None:
-    from edgekd.check.history import append_history, this_commit
     from edgekd.check.wording import named_apart
+    from edgekd.history import append_history, this_commit
 
     append_history(path, named_apart(judged), datetime.now(UTC), this_commit())
 

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekd.check.history import read_history
 from edgekd.console import out, say
 from edgekd.errors import ConfigError, ExitCode
+from edgekd.files import atomic
+from edgekd.history import read_history
 from edgekd.imports import require
-from edgekd.report.export import as_csv, as_json, as_markdown, overview_rows, remarks
-from edgekd.report.gather import Story, blamed, gather
-from edgekd.report.history import history_csv, history_json, history_markdown, history_tables
-from edgekd.report.series import Group, group_series
-from edgekd.report.tables import figure_rows, rich_table
-from edgekd.run import atomic
+from edgekd.report.checks.history import history_csv, history_json, history_markdown, history_tables
+from edgekd.report.checks.series import Group, group_series
+from edgekd.report.run.export import as_csv, as_json, as_markdown, overview_rows, remarks
+from edgekd.report.run.gather import Story, blamed, gather
+from edgekd.tables import figure_rows, rich_table
 
 __all__ = ["Forms", "report", "report_history", "report_runs"]
 
@@ -50,7 +50,7 @@ def report_history(path: Path, forms: Forms) -> int:
     groups = group_series(entries)
     files: list[tuple[Path, bytes]] = []
     if forms.html:
-        from edgekd.report.history_page import history_page
+        from edgekd.report.checks.page import history_page
 
         files.append((forms.html, history_page(groups, warnings).encode()))
     if forms.markdown:
@@ -74,7 +74,7 @@ def _history_summary(group: Group) -> list[object]:
 
 def _timelines(groups: Sequence[Group], folder: Path) -> Iterator[tuple[Path, bytes]]:
     require("matplotlib", "report", "--plots")
-    from edgekd.report.history_plot import picture_name, plot_history
+    from edgekd.report.checks.plot import picture_name, plot_history
 
     used: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
@@ -122,7 +122,7 @@ def _files(
     stories: Sequence[Story], html: Path | None, texts: Iterable[tuple[Path | None, Callable[[Sequence[Story]], str]]]
 ) -> Iterator[tuple[Path, bytes]]:
     if html:
-        from edgekd.report.html import html_report
+        from edgekd.report.run.html import html_report
 
         yield html, html_report(stories).encode()
     for path, form in texts:
@@ -132,7 +132,7 @@ def _files(
 
 def _pictures(stories: Sequence[Story], folder: Path) -> Iterator[tuple[Path, bytes]]:
     require("matplotlib", "report", "--plots")
-    from edgekd.report.plot import plot_run
+    from edgekd.report.run.plot import plot_run
 
     with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
         drawn = Path(scratch, "drawn.png")

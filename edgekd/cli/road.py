@@ -8,17 +8,17 @@ from pathlib import Path
 
 from edgekd import units
 from edgekd.card import Card, load_card, parse_budget
-from edgekd.check.judge import verdict_words
 from edgekd.console import out as show
 from edgekd.console import say
-from edgekd.distill.digests import file_digest
-from edgekd.environments import require_runtime
+from edgekd.devices.environments import require_runtime
 from edgekd.errors import EdgekdError, ExitCode, InputError, did_you_mean
+from edgekd.external import file_digest
 from edgekd.imports import require
-from edgekd.report.tables import budget_lines, figure_rows, headline, notes, rich_table
+from edgekd.judge import verdict_words
 from edgekd.result import Result, read_models, read_verdict
 from edgekd.run import Run, open_run
 from edgekd.spec import bundled_names
+from edgekd.tables import budget_lines, figure_rows, headline, notes, rich_table
 from edgekd.target import Target, load_target
 
 __all__ = ["check_targets", "digests_of_more", "distill_on", "several_processes", "teach_card"]

@@ -12,18 +12,18 @@ from edgekd.card import Card, load_card
 from edgekd.cli.road import digests_of_more
 from edgekd.console import out as show
 from edgekd.console import say
-from edgekd.distill.digests import file_digest
 from edgekd.errors import ConfigError, ExitCode
+from edgekd.external import file_digest
+from edgekd.files import locked
 from edgekd.imports import require
 from edgekd.recipe import Training
-from edgekd.report.sweep_table import Tried, best_of, recipe_lines, trial_rows, value_rows
-from edgekd.report.tables import rich_table
-from edgekd.search.locks import locked
-from edgekd.search.space import grid, make_space
-from edgekd.search.study import Plan
+from edgekd.sweep.space import grid, make_space
+from edgekd.sweep.study import Plan
+from edgekd.sweep.table import Tried, best_of, recipe_lines, trial_rows, value_rows
+from edgekd.tables import rich_table
 
 if TYPE_CHECKING:
-    from edgekd.nets.families import Shape
+    from edgekd.candidate import Shape
 
 __all__ = ["Wanted", "chosen_shape", "sweep_card"]
 
@@ -126,7 +126,7 @@ def _sweep(
         teach,
         with_own_teacher,
     )
-    from edgekd.search.sweep import Subject, begin, sweep
+    from edgekd.sweep.sweep import Subject, begin, sweep
 
     given = given_teacher(card, teacher)
     train, validation = load_train_and_validation(card, data)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.data.images import Split
-from edgekd.run import atomic
+from edgekd.files import atomic
 
 __all__ = ["digest", "keep_split", "write_array"]
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from edgekd.card import Card, TextData
 from edgekd.data.images import Split, in_memory
 from edgekd.errors import ConfigError, InputError, did_you_mean, one_line
+from edgekd.files import atomic
 from edgekd.imports import import_function, require
-from edgekd.run import atomic
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -13,13 +13,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from edgekd import host
 from edgekd.console import say
+from edgekd.devices import host
 from edgekd.distill.distributed import World, device, world
 from edgekd.distill.optimise import computes_bf16
 from edgekd.errors import ConfigError, InputError
+from edgekd.files import atomic, write_json
 from edgekd.recipe import Training
-from edgekd.run import atomic, write_json
 
 __all__ = ["Progress", "begin", "keep"]
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from edgekd.distill import losses
-from edgekd.distill.feature_terms import FeatureTerm, feature_term, teacher_name
 from edgekd.distill.sampling import generator_for, sample
-from edgekd.distill.temperature import LearnedTemperature, scheduled
+from edgekd.distill.terms import losses
+from edgekd.distill.terms.feature_losses import FeatureTerm, feature_term, teacher_name
+from edgekd.distill.terms.temperature import LearnedTemperature, scheduled
 from edgekd.recipe import Recipe, Stage, Training
 
 __all__ = ["Objective", "Part", "Seen", "distillation", "plain", "student_layers", "teacher_layers"]

@@ -5,9 +5,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgekd.distill.layers import Taps, core
 from edgekd.distill.objective import Objective, Seen
 from edgekd.distill.optimise import autocast
+from edgekd.distill.terms.layers import Taps, core
 from edgekd.errors import ConfigError
 from edgekd.recipe import Training
 

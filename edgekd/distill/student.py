@@ -11,24 +11,26 @@ import torch
 from torch import nn
 
 from edgekd import units
+from edgekd.candidate import Shape
 from edgekd.card import Card
 from edgekd.card import Teacher as TeacherOfCard
 from edgekd.console import say
 from edgekd.data.examples import Examples
+from edgekd.distill.cache.outputs import shapes, teaching
 from edgekd.distill.distributed import barrier, world
-from edgekd.distill.layers import probe
 from edgekd.distill.loop import Job, best_accuracy, parts_of, train
 from edgekd.distill.objective import Objective, distillation, student_layers, teacher_layers
-from edgekd.distill.outputs import shapes, teaching
 from edgekd.distill.teacher import with_own_teacher
+from edgekd.distill.terms.layers import probe
 from edgekd.distill.weighing import class_weights
 from edgekd.errors import ConfigError
+from edgekd.files import read_json, write_json
 from edgekd.nets.deployed import Deployed
-from edgekd.nets.families import Shape, make
+from edgekd.nets.families import make
 from edgekd.nets.teachers import Teacher, load_teacher_file
 from edgekd.nets.weights import load_into, read_state, save_state
 from edgekd.recipe import Recipe, Term
-from edgekd.run import Run, read_json, write_json
+from edgekd.run import Run
 
 __all__ = [
     "How",

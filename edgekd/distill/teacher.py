@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from edgekd import units
+from edgekd.candidate import Shape
 from edgekd.card import Card, Training
 from edgekd.console import say
 from edgekd.data.examples import Examples
@@ -15,11 +16,10 @@ from edgekd.distill.loop import Job, accuracy, best_accuracy, train
 from edgekd.distill.objective import plain
 from edgekd.distill.weighing import class_weights
 from edgekd.errors import BudgetError, InputError
+from edgekd.files import write_json
 from edgekd.nets.deployed import Deployed, count_macs
-from edgekd.nets.families import Shape
 from edgekd.nets.teachers import Teacher, load_teacher_file, make_teacher_net
 from edgekd.nets.weights import save_state
-from edgekd.run import write_json
 
 __all__ = [
     "check_teacher",

@@ -10,8 +10,8 @@ from typing import Any
 
 from edgekd.console import say
 from edgekd.errors import ConfigError, UnavailableError, did_you_mean, one_line
+from edgekd.files import atomic, read_json, write_json
 from edgekd.imports import require
-from edgekd.run import atomic, read_json, write_json
 
 __all__ = ["FILE_NAME", "TRACKERS", "Tell", "check_trackers", "open_trackers", "truncate_after"]
 

@@ -21,8 +21,8 @@ from edgekd import __version__
 from edgekd.card import Card, Data, TextData
 from edgekd.data.text import PADDING, trimmed
 from edgekd.errors import ModelError, one_line
+from edgekd.files import atomic
 from edgekd.nets.deployed import Deployed, example_inputs
-from edgekd.run import atomic
 from edgekd.target import Target
 
 __all__ = ["Parity", "cpu_logits", "export", "parity", "quiet_export", "save_model"]

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
+from edgekd.candidate import Shape
 from edgekd.card import Card, Student, Teacher, TextData
 from edgekd.errors import ConfigError, did_you_mean, one_line
 from edgekd.imports import import_function, require
@@ -25,7 +26,7 @@ from edgekd.nets.text import (
 )
 from edgekd.spec import build
 
-__all__ = ["FAMILIES", "TEXT_FAMILIES", "Shape", "make", "make_shapes"]
+__all__ = ["FAMILIES", "TEXT_FAMILIES", "make", "make_shapes"]
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -98,9 +99,6 @@ TEXT_FAMILIES: dict[str, tuple[type, Any]] = {
     "transformer": (TransformerShape, Transformer),
 }
 """Name: (shape, function of (shape, vocabulary, classes)), for text classification."""
-
-Shape = dict[str, Any]
-"""The values of a shape as a card writes them; the typed shape is made, and checked, from these."""
 
 
 def make_shapes(card: Card, student: Student) -> list[Shape]:

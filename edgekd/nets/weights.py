@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from edgekd.errors import InputError, one_line
-from edgekd.run import atomic
+from edgekd.files import atomic
 
 __all__ = ["load_into", "read_state", "save_state"]
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,20 @@ from numpy.typing import NDArray
 
 from edgekd.bench.measure import Subject, measure_speed
 from edgekd.bench.records import Effort
+from edgekd.candidate import Candidate, Shape
 from edgekd.card import Card
 from edgekd.console import progress
 from edgekd.export.onnx import export
 from edgekd.export.variants import make_variant
 from edgekd.figures import Figure, ModelFigures
+from edgekd.files import read_json, write_json
 from edgekd.nets.deployed import count_macs, count_params
-from edgekd.nets.families import Shape, make, make_shapes
-from edgekd.run import Run, read_json, write_json
+from edgekd.nets.families import make, make_shapes
+from edgekd.run import Run
 from edgekd.search.estimate import with_estimates
 from edgekd.target import Target
 
-__all__ = ["Candidate", "measure_candidates"]
+__all__ = ["measure_candidates"]
 
 # candidates.json history:
 # 1 - shape, params, macs, and per precision size_bytes, latency_p50_ms, peak_memory_mb
@@ -31,22 +32,6 @@ SCHEMA_VERSION = 1
 
 EFFORT = Effort(processes=3, min_processes=2, warmup_s=0.1, max_calls=500, max_s=0.2, budget_s=4.0, placement=False)
 """A ranking needs less certainty than a verdict."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A shape with what was measured of it on the target, per precision."""
-
-    shape: Shape
-    params: int
-    macs: int
-    precisions: dict[str, dict[str, Figure]]
-    """Precision to budget key (latency_p50_ms, size_kb, peak_memory_mb) to figure."""
-
-    @property
-    def name(self) -> str:
-        """The shape as text: `depth=20 width=16`."""
-        return " ".join(f"{key}={value}" for key, value in self.shape.items()) or "the only shape"
 
 
 def measure_candidates(

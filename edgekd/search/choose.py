@@ -3,11 +3,11 @@
 import dataclasses
 
 from edgekd import units
+from edgekd.candidate import Candidate
 from edgekd.card import Budget
-from edgekd.check.judge import Verdict, budget_figures, judge, show_limit, show_value
 from edgekd.errors import BudgetError
 from edgekd.figures import BUDGETED, Figure, ModelFigures
-from edgekd.search.candidates import Candidate
+from edgekd.judge import Verdict, budget_figures, judge, show_limit, show_value
 from edgekd.target import Target
 
 __all__ = ["choose_shape", "choose_variant"]

@@ -39,17 +39,18 @@ import torch
 import torchvision.models
 from torchvision.models import get_model_weights
 
-from edgekd import host, units
+from edgekd import units
 from edgekd.bench.measure import Subject
 from edgekd.bench.records import Effort
 from edgekd.bench.runner import make_plan, measure_latency
 from edgekd.bench.worker import LEVELS, Feeds
 from edgekd.console import say
+from edgekd.devices import host
 from edgekd.errors import EdgekdError, one_line
 from edgekd.export.onnx import quiet_export, save_model
 from edgekd.export.variants import make_variant
 from edgekd.figures import Figure, ModelFigures
-from edgekd.run import read_json, write_json
+from edgekd.files import read_json, write_json
 from edgekd.target import Hardware, Reference, Target
 
 __all__ = ["with_estimates"]

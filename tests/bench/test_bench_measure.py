@@ -14,10 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.bench import measure as module
 from edgekd.bench import runner
-from edgekd.bench.measure import Answers, Subject, evaluate, file_sha256, logits_of, measure_each, measure_speed
+from edgekd.bench.measure import Answers, Subject, evaluate, logits_of, measure_each, measure_speed
 from edgekd.bench.records import Effort, Plan, Record
 from edgekd.errors import ModelError
 from edgekd.figures import Figure, ModelFigures, Placement
+from edgekd.files import file_sha256
 from edgekd.target import Session, Target, load_target
 
 TARGET = load_target("cpu-x86")

@@ -15,7 +15,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekd import host
 from edgekd.bench import runner
 from edgekd.bench.records import Effort, Plan, Record
 from edgekd.bench.runner import (
@@ -28,9 +27,10 @@ from edgekd.bench.runner import (
     predict,
     run_worker,
 )
-from edgekd.environments import Runtime, runtime_of
+from edgekd.devices import host
+from edgekd.devices.environments import Runtime, runtime_of
+from edgekd.devices.host import Machine
 from edgekd.errors import EdgekdError, InputError, ModelError
-from edgekd.host import Machine
 from edgekd.target import Provider, Session, Target, load_target
 
 PLAN = Plan(mode="latency", provider="CPUExecutionProvider", warmup_s=0.0, min_calls=3, max_calls=3)

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.bench import worker
 from edgekd.bench.records import Plan, Record
-from edgekd.environments import environment_folder
+from edgekd.devices.environments import environment_folder
 
 FILE = Path(worker.__file__).with_name("worker.mjs")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -33,7 +33,7 @@ from edgekd.bench.runner import measure_pair
 from edgekd.bench.statistics import ratios_of
 from edgekd.check.compare import paired_lines
 from edgekd.check.looks import CONFIRMATION, PAIR_LOOKS
-from edgekd.run import atomic, write_json
+from edgekd.files import atomic, write_json
 from edgekd.target import Quantization, load_target
 
 TARGET = "cpu-x86"

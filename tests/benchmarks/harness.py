@@ -16,8 +16,8 @@ from statistics import median
 from edgekd.bench.records import Effort
 from edgekd.bench.runner import make_plan, run_worker
 from edgekd.bench.statistics import between
-from edgekd.environments import runtime_of
-from edgekd.run import write_json
+from edgekd.devices.environments import runtime_of
+from edgekd.files import write_json
 from edgekd.target import load_target
 
 BARE = """

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgekd import host
 from edgekd.card import Card, Teacher, load_card
 from edgekd.data.sources import load_test, load_train_and_validation
 from edgekd.data.tasks import examples_of
+from edgekd.devices import host
 from edgekd.distill.loop import accuracy, best_accuracy
 from edgekd.distill.student import How, assist, learn
 from edgekd.distill.teacher import teach

@@ -16,7 +16,7 @@ from edgekd.bench.records import Effort
 from edgekd.bench.runner import measure_latency
 from edgekd.bench.statistics import latency_of
 from edgekd.errors import EdgekdError
-from edgekd.run import write_json
+from edgekd.files import write_json
 from edgekd.target import load_target
 
 

@@ -21,9 +21,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from edgekd import __version__, host
+from edgekd import __version__
 from edgekd.bench.statistics import between
-from edgekd.run import write_json
+from edgekd.devices import host
+from edgekd.files import write_json
 
 CONTENDERS = (
     "torchdistill",

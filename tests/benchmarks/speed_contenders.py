@@ -31,7 +31,7 @@ from edgekd.data.examples import Batch, Examples
 from edgekd.data.image_examples import examples
 from edgekd.data.images import Split
 from edgekd.data.sources import load_train_and_validation
-from edgekd.distill.outputs import BLOCK, teaching
+from edgekd.distill.cache.outputs import BLOCK, teaching
 from edgekd.distill.student import How, learn
 from edgekd.nets.families import make
 from edgekd.nets.teachers import Teacher, load_teacher_file

@@ -18,21 +18,22 @@ import numpy as np
 import onnxruntime
 import torch
 
-from edgekd import host
 from edgekd.bench.measure import Subject, measure_speed
 from edgekd.bench.records import Effort
+from edgekd.candidate import Shape
 from edgekd.card import Card, Student, load_card
 from edgekd.card import Teacher as TeacherOfCard
 from edgekd.data.arrays import keep_split
 from edgekd.data.sources import keep_tokenizer, load_test, load_train_and_validation
 from edgekd.data.tasks import examples_of
 from edgekd.data.text import settled
+from edgekd.devices import host
 from edgekd.distill.student import learn
 from edgekd.distill.teacher import teach, validation_accuracy
 from edgekd.export.onnx import cpu_logits, export, parity
 from edgekd.export.variants import make_variant
 from edgekd.nets.deployed import Deployed, count_macs, count_params
-from edgekd.nets.families import Shape, make
+from edgekd.nets.families import make
 from edgekd.nets.teachers import Teacher
 from edgekd.nets.weights import load_into, read_state, save_state
 from edgekd.target import load_target

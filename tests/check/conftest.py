@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from edgekd.bench.records import Record
-from edgekd.check.judge import Judged, Line, Verdict
 from edgekd.check.record import Answers, Sample
 from edgekd.figures import Figure
+from edgekd.judge import Judged, Line, Verdict
 
 P50 = Line("latency_p50_ms", 1.0, Figure(0.652, "measured", 0.64, 0.671), "pass", "", "95 % over 4 planned looks")
 P95 = Line("latency_p95_ms", 0.7, Figure(0.7, "measured", 0.69, 0.71), "inconclusive", "too close to tell")

@@ -12,21 +12,22 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekd.bench.measure import Subject, file_sha256
-from edgekd.bench.paths import Inputs
+from edgekd.bench.measure import Subject
 from edgekd.bench.records import Effort, Record
 from edgekd.card import Budget
 from edgekd.check import measure
 from edgekd.check.asked import Asked, Job, JobOptions
 from edgekd.check.jobs import run_job, sample_of
-from edgekd.check.judge import Judged
 from edgekd.check.measure import check, measure_all
 from edgekd.check.record import Checked, as_baseline, read_record, write_record
 from edgekd.check.sources import Source, baseline_of, signature_of, source_of
 from edgekd.check.tolerance import Tolerance
 from edgekd.errors import ConfigError, ExitCode, InputError, ModelError
 from edgekd.figures import COMPARED, Figure, ModelFigures, Placement
+from edgekd.files import file_sha256
+from edgekd.judge import Judged
 from edgekd.result import model_json
+from edgekd.runs import Inputs
 from edgekd.target import Target, load_target
 
 OFF: dict[str, Any] = dict.fromkeys([*COMPARED, "max_slowdown_stored"], "off")
@@ -485,7 +486,7 @@ def test_weights_in_other_files_are_refused(model: Path, target: Target, tmp_pat
 
 def test_the_devices_ceilings_bind_every_model(model: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Target, "differences", lambda self: [])
-    monkeypatch.setattr("edgekd.environments.require_runtime", lambda target: None)
+    monkeypatch.setattr("edgekd.devices.environments.require_runtime", lambda target: None)
     ceiling = load_target("wasm").limits.peak_memory_mb
     assert ceiling is not None
     judged, _ = run_job(job_for(model, target="wasm"), JobOptions(), as_they_are, lambda text: None)

@@ -10,10 +10,10 @@ from scipy import stats
 
 from edgekd.bench.records import Record
 from edgekd.check.compare import compared_lines, steadiness
-from edgekd.check.judge import Line
 from edgekd.check.record import Checked, Sample
 from edgekd.check.tolerance import Tolerance
 from edgekd.figures import COMPARED, Placement, Provenance
+from edgekd.judge import Line
 
 OFF = Tolerance(**dict.fromkeys(COMPARED, "off"), max_slowdown_stored="off")  # type: ignore[arg-type]
 

@@ -11,11 +11,11 @@ from scipy import stats
 from edgekd.bench.statistics import between, latency_of
 from edgekd.card import Budget
 from edgekd.check.asked import Asked
-from edgekd.check.judge import Line, Verdict
 from edgekd.check.record import Checked
 from edgekd.check.tolerance import Tolerance
 from edgekd.check.verdict import Wanted, figures_of, judge_record, judge_samples
 from edgekd.figures import Figure, Placement
+from edgekd.judge import Line, Verdict
 from edgekd.target import load_target
 
 TARGET = load_target("cpu-x86")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekd.distill.cache import open_cache, outputs
-from edgekd.distill.cache_files import cache_folder, list_entries
+from edgekd.distill.cache.files import cache_folder, list_entries
+from edgekd.distill.cache.store import open_cache, outputs
 
 Cli = Callable[..., Any]
 

@@ -17,10 +17,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgekd.bench.records import Record
-from edgekd.check.history import read_history
 from edgekd.check.record import read_record
 from edgekd.check.tolerance import Tolerance
 from edgekd.figures import Placement
+from edgekd.history import read_history
 
 Cli = Callable[..., Any]
 

@@ -65,7 +65,7 @@ def test_wrong_arguments(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str]
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # no environment is installed
-    monkeypatch.setattr("edgekd.host.has_cuda_device", lambda: False)
+    monkeypatch.setattr("edgekd.devices.host.has_cuda_device", lambda: False)
     done = cli(*arguments)
     assert_refused(done, *words)
     assert not list(tmp_path.glob("runs/*/result.json"))
@@ -159,7 +159,7 @@ def test_a_full_disk_is_one_line(cli: Cli, tiny_card: Path, tmp_path: Path, monk
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("edgekd.run.os.fsync", full)
+    monkeypatch.setattr("edgekd.files.os.fsync", full)
     assert_refused(cli("distill", "tiny.toml", "-t", "cpu-x86"), "no space left on the device")
     assert not (tmp_path / "runs" / "tiny@cpu-x86").exists()
 

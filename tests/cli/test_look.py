@@ -38,7 +38,7 @@ def test_doctor_names_build_providers_and_what_is_missing(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # no environment is installed
-    monkeypatch.setattr("edgekd.host.has_cuda_device", lambda: False)
+    monkeypatch.setattr("edgekd.devices.host.has_cuda_device", lambda: False)
     done = cli("doctor")
     assert done.returncode == 0
     assert f"onnxruntime {onnxruntime.__version__}" in done.stdout

@@ -125,7 +125,7 @@ def test_the_costliest_nodes_and_sessions_side_by_side(cli: Cli, here: Path) -> 
 def test_several_targets_of_which_one_cannot_run_here(
     cli: Cli, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgekd.host.has_cuda_device", lambda: False)
+    monkeypatch.setattr("edgekd.devices.host.has_cuda_device", lambda: False)
     elsewhere = tmp_path / "board.toml"
     strange = "aarch64" if "x86_64" in here.read_text() else "x86_64"
     elsewhere.write_text(HERE.format(architecture=strange).replace("this machine", "a board"))

@@ -160,7 +160,7 @@ def test_a_sweep_tells_the_weights_beside_its_onnx_teacher(
         noted.append(digests["SHA-256 of the teacher"])
         raise InputError("begun")
 
-    monkeypatch.setattr("edgekd.search.sweep.begin", begun)
+    monkeypatch.setattr("edgekd.sweep.sweep.begin", begun)
     for scale in (1.0, 1.0, 2.0):
         teacher = write_onnx(tmp_path, scale)
         done = cli("sweep", tiny_card, "--shape", "channels=[8,8]", "--temperatures", "1,4", "--teacher", teacher)

@@ -14,7 +14,7 @@ from edgekd.card import Recipe, Training
 from edgekd.distill.checkpoint import Progress, begin, keep
 from edgekd.distill.distributed import World
 from edgekd.distill.optimise import make_optimizer
-from edgekd.distill.temperature import LearnedTemperature
+from edgekd.distill.terms.temperature import LearnedTemperature
 from edgekd.errors import ConfigError, InputError
 
 TRAINING = Training(epochs=4, learning_rate=0.05)

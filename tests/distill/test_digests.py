@@ -9,7 +9,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekd.distill.digests import file_digest, state_digest
+from edgekd.distill.digests import state_digest
+from edgekd.external import file_digest
 
 
 def test_a_state_is_known_by_its_values_and_names() -> None:

@@ -29,9 +29,9 @@ from edgekd.data.sources import load_train_and_validation
 from edgekd.data.tasks import examples_of
 from edgekd.data.views import permutation, view
 from edgekd.distill.distributed import World
-from edgekd.distill.layers import probe
 from edgekd.distill.loop import Job, Outputs, accuracy, batches, best_accuracy, train
 from edgekd.distill.objective import Objective, Part, Seen, Terms, distillation, plain, student_layers
+from edgekd.distill.terms.layers import probe
 from edgekd.errors import BudgetError, ConfigError, InputError
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import make

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Size, Tensor, nn
 
 from edgekd.card import Recipe, Training
-from edgekd.distill.features import match, similarity
 from edgekd.distill.objective import Objective, Seen, distillation, plain, student_layers, teacher_layers
 from edgekd.distill.sampling import generator_for, sample
+from edgekd.distill.terms.features import match, similarity
 from edgekd.errors import ConfigError
 from edgekd.spec import build
 

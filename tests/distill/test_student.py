@@ -22,12 +22,13 @@ from edgekd.distill.loop import Job, train
 from edgekd.distill.student import How, assist, check_recipe, copy_matching, distill_student, learn, training_summary
 from edgekd.distill.teacher import teach
 from edgekd.errors import ConfigError
+from edgekd.files import write_json
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import make
 from edgekd.nets.teachers import Teacher, make_teacher_net
 from edgekd.nets.weights import read_state
 from edgekd.recipe import Recipe
-from edgekd.run import Run, write_json
+from edgekd.run import Run
 from edgekd.spec import build
 
 DIGITS = load_card("digits")

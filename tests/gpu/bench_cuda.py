@@ -17,12 +17,12 @@ import onnxruntime
 from edgekd.bench.measure import Subject, measure_each
 from edgekd.bench.records import Effort
 from edgekd.bench.worker import Feeds
-from edgekd.environments import require_runtime
+from edgekd.devices.environments import require_runtime
 from edgekd.errors import EdgekdError
 from edgekd.export.variants import make_variant
-from edgekd.report.tables import comparison_rows, markdown_table
+from edgekd.files import write_json
 from edgekd.result import model_json
-from edgekd.run import write_json
+from edgekd.tables import comparison_rows, markdown_table
 from edgekd.target import Precision, load_target
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")

@@ -10,9 +10,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.bench.measure import Subject, logits_of, measure_speed
 from edgekd.bench.records import QUICK
-from edgekd.environments import require_runtime
+from edgekd.devices.environments import require_runtime
 from edgekd.errors import EdgekdError
-from edgekd.run import read_json
+from edgekd.files import read_json
 from edgekd.target import Target, load_target
 
 

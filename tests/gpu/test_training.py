@@ -15,7 +15,7 @@ from edgekd.card import Card, Recipe, load_card
 from edgekd.data.examples import Examples
 from edgekd.data.sources import load_train_and_validation
 from edgekd.data.tasks import examples_of
-from edgekd.distill.outputs import teaching
+from edgekd.distill.cache.outputs import teaching
 from edgekd.distill.student import How, learn
 from edgekd.nets.families import make
 from edgekd.nets.teachers import Teacher, load_teacher_file, make_teacher_net

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from edgekd.card import Budget
-from edgekd.check.judge import budget_figures, judge
 from edgekd.figures import Figure, ModelFigures, Placement
+from edgekd.files import write_json
+from edgekd.judge import budget_figures, judge
 from edgekd.result import Result, write_bench, write_result
-from edgekd.run import write_json
 from edgekd.target import load_target
 
 IMAGES = 200

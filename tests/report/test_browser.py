@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from edgekd.report.gather import gather
-from edgekd.report.html import html_report
+from edgekd.report.run.gather import gather
+from edgekd.report.run.html import html_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)

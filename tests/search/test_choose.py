@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 
-from edgekd import host
+from edgekd.candidate import Candidate
 from edgekd.card import Budget
-from edgekd.check.judge import effective_budget
+from edgekd.devices import host
 from edgekd.errors import BudgetError
 from edgekd.figures import Figure, ModelFigures
-from edgekd.search.candidates import Candidate
+from edgekd.judge import effective_budget
 from edgekd.search.choose import choose_shape, choose_variant
 from edgekd.target import Limits, Target, load_target
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekd import host, units
+from edgekd import units
 from edgekd.bench.measure import Subject
 from edgekd.bench.records import Effort, Record
 from edgekd.bench.runner import make_plan
+from edgekd.devices import host
 from edgekd.errors import InputError
 from edgekd.export.quantize import quantize
 from edgekd.figures import Figure, ModelFigures

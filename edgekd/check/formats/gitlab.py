@@ -1,0 +1,50 @@
+"""A check as GitLab's metrics report: OpenMetrics text, compared with the target branch's in the merge request."""
+
+import math
+from collections.abc import Sequence
+
+from edgekd.check.wording import named_apart, visible
+from edgekd.figures import BUDGETED, COMPARED, Figure
+from edgekd.judge import Judged
+
+__all__ = ["gitlab_metrics"]
+
+_WORDS = {key: metric.limit_words for key, metric in (BUDGETED | COMPARED).items()}
+
+
+def gitlab_metrics(judged: Sequence[Judged]) -> str:
+    """Every known figure, judged or not; a family a metric, as OpenMetrics wants it."""
+    families: dict[str, dict[str, str]] = {key: {} for key in _WORDS}
+    for one in named_apart(judged):
+        for key, figure in _figures(one).items():
+            if figure.value is not None and math.isfinite(figure.value):
+                labels = _labels(model=one.name, target=one.target, metric=_WORDS[key])
+                families[key][labels] = f"{figure.value:.6g}"
+    lines = []
+    for key, samples in families.items():
+        if samples:
+            name = _name(key)
+            lines += [f"# TYPE {name} gauge", f"# HELP {name} {_WORDS[key]}"]
+            lines += [f"{name}{labels} {value}" for labels, value in samples.items()]
+    return "\n".join([*lines, "# EOF"]) + "\n"
+
+
+def _figures(one: Judged) -> dict[str, Figure]:
+    """The figures of the model and those that only a comparison with its baseline has."""
+    compared = {line.key: line.figure for line in one.verdict.lines} if one.verdict else {}
+    return {key: figure for key, figure in (compared | one.figures).items() if key in _WORDS}
+
+
+def _name(key: str) -> str:
+    """`min_accuracy` → `edgekd_accuracy`: the figure, not its limit."""
+    return f"edgekd_{key.replace('min_', '').replace('max_', '')}"
+
+
+def _labels(**labels: str) -> str:
+    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items()) + "}"
+
+
+def _escaped(value: str) -> str:
+    """As OpenMetrics wants it, and `#` as %23: GitLab drops the rest of a line after one, even inside quotes."""
+    escaped = visible(value.replace("\r", "")).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return escaped.replace("#", "%23")

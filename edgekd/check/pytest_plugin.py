@@ -1,0 +1,405 @@
+"""A pytest plugin: budgets and regressions of models as tests, with the fixture `edgekd_check`.
+
+    @pytest.mark.latency_budget(target="cpu-x86", p50_ms=2, size_kb=400)
+    def test_the_student_is_fast_enough(edgekd_check):
+        edgekd_check("models/student.onnx", baseline="models/main.onnx")
+
+pytest loads this module at every start wherever edgekd is installed, so at the top there is nothing but pytest and the
+standard library; what a check needs is imported inside the functions that make one.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from edgekd.card import Budget
+    from edgekd.check.asked import Job
+    from edgekd.check.tolerance import Tolerance
+    from edgekd.judge import Judged, Line
+
+__all__ = ["EdgekdCheck", "edgekd_check"]
+
+MARKER = "latency_budget"
+MARKED = f"@pytest.mark.{MARKER}"
+SHORT = {"p50_ms": "latency_p50_ms", "p95_ms": "latency_p95_ms", "p99_ms": "latency_p99_ms"}
+PLACES = ("target", "baseline", "data")
+"""Keys of the marker that are no limits."""
+CHOICES = ("skip", "pass", "fail")
+"""What an inconclusive verdict counts as."""
+PROPERTY = "edgekd"
+"""The property of a report that holds a check's line for the terminal; pytest-xdist brings it from its workers."""
+SHOWN = 2
+"""Limits named on that line."""
+IN_PYTEST = {
+    "--budget": "budget={key: value}",
+    "--tolerance": "tolerance={key: value}",
+    "--baseline": "baseline=FILE",
+    "--data": "data=FILE",
+}
+"""Options of `edgekd check` that its messages name, and how they are said here."""
+
+FilePath = str | os.PathLike[str]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options; what they do without is in `_settings`."""
+    group = parser.getgroup("edgekd", "edgekd: latency budgets and regressions of models")
+    group.addoption(
+        "--edgekd-target", metavar="NAME|FILE", help="Target of checks that name none; `edgekd targets` lists them."
+    )
+    group.addoption(
+        "--edgekd-on-inconclusive",
+        choices=CHOICES,
+        help="What an inconclusive verdict does (default: the ini value edgekd_on_inconclusive, or else skip).",
+    )
+    group.addoption(
+        "--edgekd-history", metavar="FILE", help="Append a line for each check, for `edgekd report --history`."
+    )
+    parser.addini("edgekd_on_inconclusive", "What an inconclusive verdict of edgekd does: skip, pass or fail.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker; pytest.UsageError for an ini value that is none."""
+    config.addinivalue_line(
+        "markers",
+        f"{MARKER}(target=…, p50_ms=…, p95_ms=…, size_kb=…, baseline=…, max_slowdown=…, …): what the fixture "
+        "edgekd_check judges by in this test, by the keys of edgekd's --budget and --tolerance.",
+    )
+    chosen = config.getini("edgekd_on_inconclusive")
+    if chosen and chosen not in CHOICES:
+        raise pytest.UsageError(f"edgekd_on_inconclusive: got {chosen!r}; it should be one of {', '.join(CHOICES)}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Refuse a marker of the test's own that nothing reads: its author believes that a budget is kept.
+
+    A class or a module may hold tests of other kinds, so its marker is a mere default.
+    """
+    if "edgekd_check" in getattr(item, "fixturenames", ()):
+        return
+    if any(mark.name == MARKER for mark in item.own_markers):
+        pytest.fail(
+            f"edgekd: {MARKED} does nothing here: the test does not ask for the fixture edgekd_check; "
+            "add it to the test's arguments and call it",
+            pytrace=False,
+        )
+
+
+def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
+    """A line for each check; nothing where none ran."""
+    ran: dict[str, list[str]] = {}  # by test: a test that runs again tells of its earlier checks, too
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        if isinstance(report, pytest.TestReport) and report.when == "teardown":
+            ran[report.nodeid] = [str(value) for name, value in report.user_properties if name == PROPERTY]
+    lines = [line for of_test in ran.values() for line in of_test]
+    if lines:
+        terminalreporter.write_sep("=", "edgekd")
+    for line in lines:
+        terminalreporter.write_line(line)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What holds for all checks of a session."""
+
+    target: str | None
+    on_inconclusive: str
+    history: Path | None
+    commit: str
+
+
+@pytest.fixture(scope="session")
+def _edgekd_settings(pytestconfig: pytest.Config) -> Settings:
+    """Read before a test can change the working folder, from which paths of the command line start."""
+    start = pytestconfig.invocation_params.dir
+    target, history = pytestconfig.getoption("edgekd_target"), pytestconfig.getoption("edgekd_history")
+    if target and (target.endswith(".toml") or "/" in target):
+        target = str(start / target)
+    commit = ""
+    if history:
+        from edgekd.history import this_commit
+
+        commit = this_commit()
+    chosen = pytestconfig.getoption("edgekd_on_inconclusive") or pytestconfig.getini("edgekd_on_inconclusive")
+    return Settings(
+        target=target,
+        on_inconclusive=chosen or "skip",
+        history=start / history if history else None,
+        commit=commit,
+    )
+
+
+@pytest.fixture
+def edgekd_check(request: pytest.FixtureRequest, _edgekd_settings: Settings) -> "EdgekdCheck":
+    """Judge a model by budgets, and against a baseline: edgekd_check(model, target, budget={"p50_ms": 2}).
+
+    A missed limit or an error fails the test, an inconclusive verdict skips it (--edgekd-on-inconclusive); the
+    judgement of a model that passes is returned. May be called several times. Defaults come from the marker
+    latency_budget.
+    """
+    with _in_one_line():
+        return EdgekdCheck(request.node, _marked(request.node), _edgekd_settings, [])
+
+
+@dataclass(frozen=True)
+class EdgekdCheck:
+    """What the fixture `edgekd_check` gives to a test."""
+
+    _item: pytest.Item
+    _marked: dict[str, Any]
+    _settings: Settings
+    _done: "list[Judged]"
+
+    def __call__(
+        self,
+        model: FilePath,
+        target: FilePath | None = None,
+        *,
+        budget: Mapping[str, Any] | None = None,
+        baseline: FilePath | None = None,
+        tolerance: Mapping[str, Any] | None = None,
+        data: FilePath | None = None,
+    ) -> "Judged":
+        """The judgement of a model, run folder or record that passes; else the test fails or is skipped.
+
+        What is given here goes before the marker, key by key; None is as if nothing was given. `budget` and
+        `tolerance` have the keys of `edgekd check --budget` and `--tolerance`; p50_ms stands for latency_p50_ms.
+        """
+        __tracebackhide__ = True
+        with _in_one_line():
+            places = {"target": target, "baseline": baseline, "data": data}
+            given = {**places, **_limits_given(budget, tolerance)}
+            job = _job(model, _without_none(self._marked | _without_none(given)), self._settings)
+            judged = _run(job)
+        self._done.append(judged)
+        counted = self._settings.on_inconclusive
+        _record(self._item, self._done, counted)
+        problem = _keep(judged, self._settings)
+        if judged.outcome == "inconclusive" and counted == "skip" and not problem:
+            pytest.skip(_visible(f"inconclusive: {_who(judged)}: {_decisive(judged)}"))
+        accepted = judged.outcome == "pass" or (judged.outcome == "inconclusive" and counted == "pass")
+        if problem or not accepted:
+            pytest.fail(_visible("\n".join(filter(None, [*_told(judged, counted), problem]))), pytrace=False)
+        return judged
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """What a user can cause fails the test with a line that says what to do, and without a traceback."""
+    from edgekd.errors import EdgekdError, one_line
+
+    try:
+        yield
+    except EdgekdError as error:
+        raise pytest.fail.Exception(_visible(f"edgekd: {error}"), pytrace=False) from None
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else one_line(error)
+        where = f"{error.filename}: " if error.filename else ""
+        raise pytest.fail.Exception(_visible(f"edgekd: {where}{reason}"), pytrace=False) from None
+
+
+def _visible(text: str) -> str:
+    from edgekd.check.wording import visible
+
+    return visible(text)
+
+
+def _marked(item: pytest.Item) -> dict[str, Any]:
+    """What the markers say, the closest one first, by the long keys; ConfigError for what is none."""
+    from edgekd.errors import ConfigError
+
+    budget, tolerance = _keys()
+    said: dict[str, Any] = {}
+    for mark in reversed(_marks(item)):
+        if mark.args:
+            raise ConfigError(f"{MARKED}: got {mark.args[0]!r} without a key; write it as p50_ms=2 or size_kb=400")
+        said |= _written_out(mark.kwargs, [*PLACES, *budget, *tolerance], MARKED)
+    _limits(_without_none(said), MARKED)  # what is wrong with a value is told before the test runs
+    return said
+
+
+def _marks(item: pytest.Item) -> list[pytest.Mark]:
+    """The closest first; those of one parameter are closer than those of the function, which pytest puts before."""
+    own = getattr(getattr(item, "callspec", None), "marks", ())
+    return sorted(item.iter_markers(MARKER), key=lambda mark: all(mark is not one for one in own))
+
+
+def _keys() -> tuple[list[str], list[str]]:
+    """The keys of --budget and of --tolerance; no key is both."""
+    from edgekd.card import Budget
+    from edgekd.check.tolerance import Tolerance
+
+    return [field.name for field in dataclasses.fields(Budget)], [field.name for field in dataclasses.fields(Tolerance)]
+
+
+def _limits_given(budget: Mapping[str, Any] | None, tolerance: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The mappings of a call, by the long keys."""
+    budget_keys, tolerance_keys = _keys()
+    return {
+        **_written_out(budget, budget_keys, "budget"),
+        **_written_out(tolerance, tolerance_keys, "tolerance"),
+    }
+
+
+def _written_out(values: Mapping[str, Any] | None, known: Iterable[str], where: str) -> dict[str, Any]:
+    """`values` by their long keys; ConfigError for an unknown key, with the nearest one."""
+    from edgekd.errors import ConfigError, did_you_mean
+
+    names = {name: name for name in known}
+    names |= {short: name for short, name in SHORT.items() if name in names}
+    if values is not None and not isinstance(values, Mapping):
+        raise ConfigError(f'{where}: got {values!r}; it should be a mapping, such as {{"{next(iter(names))}": 2}}')
+    written: dict[str, Any] = {}
+    for key, value in (values or {}).items():
+        if key not in names:
+            raise ConfigError(f"{where}: {key}: unknown key; {did_you_mean(str(key), names)}")
+        if names[key] in written:
+            raise ConfigError(f"{where}: {names[key]}: is given twice, once by its short form; leave one out")
+        written[names[key]] = value
+    return written
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    """None takes back what an outer marker said."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _limits(said: dict[str, Any], where: str) -> "tuple[Budget, Tolerance]":
+    from edgekd.card import Budget
+    from edgekd.check.tolerance import Tolerance
+    from edgekd.spec import build
+
+    budget, tolerance = _keys()
+    return (
+        build(Budget, {key: said[key] for key in budget if key in said}, where),
+        build(Tolerance, {key: said[key] for key in tolerance if key in said}, where),
+    )
+
+
+def _job(model: FilePath, said: dict[str, Any], settings: Settings) -> "Job":
+    """What is to be checked; ConfigError where something is missing or would silently not be judged."""
+    from edgekd.check.asked import Job
+    from edgekd.errors import ConfigError
+
+    path = _path(model, "model")
+    budget, tolerance = _limits(said, "edgekd_check")
+    target = said.get("target", settings.target)
+    if target is None:
+        raise ConfigError(
+            f'no target for {path}; name one, as edgekd_check(model, "cpu-x86"), {MARKED}(target=…) or '
+            "--edgekd-target (`edgekd targets` lists them)"
+        )
+    asked = [key for key in _keys()[1] if said.get(key, "off") != "off"]
+    if asked and "baseline" not in said and path.suffix != ".json":  # a record may hold its baseline
+        raise ConfigError(f"{asked[0]} without a baseline: {path} would be compared with nothing; give baseline=FILE")
+    return Job(
+        path=path,
+        target=str(target),
+        budget=budget,
+        tolerance=tolerance,
+        baseline=_path(said["baseline"], "baseline") if "baseline" in said else None,
+        data=_path(said["data"], "data") if "data" in said else None,
+    )
+
+
+def _path(value: FilePath, word: str) -> Path:
+    from edgekd.errors import ConfigError
+
+    try:
+        return Path(value)
+    except TypeError:
+        raise ConfigError(f"{word}: got {value!r}; it should be a path") from None
+
+
+def _run(job: "Job") -> "Judged":
+    from edgekd.check.asked import JobOptions
+    from edgekd.check.jobs import run_job
+    from edgekd.search.estimating import estimate
+
+    judged, _ = run_job(job, JobOptions(), estimate, lambda text: None)
+    return judged
+
+
+def _record(item: pytest.Item, done: "list[Judged]", counted: str) -> None:
+    """The line for the terminal and all figures of the last check into the test's properties, and so into JUnit XML.
+
+    Not by the fixture record_property: it warns of the very format that pytest writes by default.
+    """
+    from edgekd.check.wording import named_apart
+
+    judged = named_apart(done)[-1]
+    known: list[tuple[str, object]] = [(PROPERTY, _summary(judged, counted))]
+    prefix = f"{PROPERTY}:{judged.name}@{judged.target}"
+    known.append((f"{prefix}:outcome", judged.outcome))
+    lines = judged.verdict.lines if judged.verdict else ()
+    for key, figure in ({line.key: line.figure for line in lines} | judged.figures).items():
+        if figure.value is not None:
+            numbers = {"": figure.value, ".low": figure.low, ".high": figure.high, ".how": figure.provenance}
+            known += [(f"{prefix}:{key}{end}", number) for end, number in numbers.items() if number is not None]
+    item.user_properties += [(_visible(name), _visible(str(value))) for name, value in known]
+
+
+def _keep(judged: "Judged", settings: Settings) -> str:
+    """Append to the history; the reason if that cannot be done, for the verdict is to be told, too."""
+    from edgekd.errors import EdgekdError
+    from edgekd.history import append_history
+
+    if settings.history is None:
+        return ""
+    try:
+        append_history(settings.history, [judged], datetime.now(UTC), settings.commit)
+    except EdgekdError as error:
+        return f"edgekd: --edgekd-history: {error}"
+    return ""
+
+
+def _summary(judged: "Judged", counted: str) -> str:
+    """`tiny.onnx on cpu-x86: fail; file size 27.7 kB ≤ 25.0 kB: fail`."""
+    taken = f" (counted as {counted})" if judged.outcome == "inconclusive" and counted != "skip" else ""
+    return "; ".join(filter(None, [f"{_who(judged)}: {judged.outcome}{taken}", _decisive(judged)]))
+
+
+def _who(judged: "Judged") -> str:
+    return " ".join(f"{judged.name} on {judged.target}".split())
+
+
+def _decisive(judged: "Judged") -> str:
+    """Why there is no verdict, or the first limits in the order in which they matter."""
+    lines = sorted(judged.verdict.lines if judged.verdict else (), key=_weight)
+    more = f"{len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    return " ".join("; ".join(filter(None, [judged.problem, *(line.text for line in lines[:SHOWN]), more])).split())
+
+
+def _weight(line: "Line") -> tuple[bool, int, bool]:
+    return (
+        line.advisory,
+        ("fail", "inconclusive", "pass", "not judged").index(line.outcome),
+        line.key != "max_slowdown",
+    )
+
+
+def _told(judged: "Judged", counted: str) -> Iterator[str]:
+    """Everything a reader of a failed test needs: each limit with figure, margin and confidence."""
+    from edgekd.check.wording import background, details
+
+    if judged.verdict is None:
+        yield f"edgekd: {judged.problem}"
+        here = [f"{option} is {said}" for option, said in IN_PYTEST.items() if option in judged.problem]
+        if here:
+            yield f"  (in pytest, {', '.join(here)})"
+        return
+    yield f"edgekd: {_summary(judged, counted)}"
+    for line in judged.verdict.lines:
+        text, *rest = details(line)
+        yield f"  {text}"
+        yield f"    {'; '.join(rest)}" if rest else ""
+    yield from (f"  note: {note}" for note in judged.notes)
+    yield from (f"  {word}: {text}" for word, text in background(judged))

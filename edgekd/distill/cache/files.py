@@ -1,0 +1,283 @@
+"""Files of the cache of teacher outputs: where it is, what is in it, who uses it, what goes when it is full.
+
+    ROOT/.lock                      held for the moment in which a key is opened, listed or removed
+    ROOT/KEY/meta.json              what the key was made of
+    ROOT/KEY/used                   modified at every use; locked (shared) while in use; holds what users mean to write
+    ROOT/KEY/view-003.layer3.npy    whole
+    ROOT/KEY/.view-003.layer3.npy.part   being written
+
+The locks are `flock`s, which the system drops with the process, even a killed one.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from edgekd import units
+from edgekd.console import say
+from edgekd.errors import ConfigError, InputError
+from edgekd.files import read_json, write_json
+
+__all__ = [
+    "Entry",
+    "cache_folder",
+    "cache_limit_bytes",
+    "clear_key",
+    "held_bytes",
+    "hold",
+    "list_entries",
+    "output_file",
+    "part_file",
+    "shortage",
+]
+
+DEFAULT_LIMIT_GB = 20.0
+_KEY = re.compile(r"[0-9a-f]{64}")
+_OUTPUT = re.compile(r"(?P<hidden>\.?)view-(?P<view>\d+)\.(?P<name>.+)\.npy(?P<part>(\.part)?)")
+
+
+def cache_folder() -> Path:
+    """Where teacher outputs are kept: below $EDGEKD_CACHE_HOME, else $XDG_CACHE_HOME/edgekd, else ~/.cache/edgekd."""
+    own, shared = os.environ.get("EDGEKD_CACHE_HOME"), os.environ.get("XDG_CACHE_HOME")
+    home = Path(own).expanduser() if own else (Path(shared) if shared else Path.home() / ".cache") / "edgekd"
+    return home.absolute() / "teacher"
+
+
+def cache_limit_bytes() -> int:
+    """$EDGEKD_CACHE_LIMIT_GB in bytes (1 GB is 10⁹ bytes), 20 GB where it is unset.
+
+    Raises ConfigError where it is not a positive number.
+    """
+    text = os.environ.get("EDGEKD_CACHE_LIMIT_GB") or str(DEFAULT_LIMIT_GB)
+    try:
+        gigabytes = float(text)
+    except ValueError:
+        gigabytes = math.nan
+    if not 0 < gigabytes < math.inf:
+        raise ConfigError(
+            f"EDGEKD_CACHE_LIMIT_GB: got {text!r}; it should be a positive number of GB, such as {DEFAULT_LIMIT_GB:g}"
+        )
+    return max(1, int(gigabytes * 1e9))
+
+
+def output_file(folder: Path, k: int, name: str) -> Path:
+    """The whole output `name` of view k; a name's own slashes and bars are percent-encoded."""
+    return folder / f"view-{k:03d}.{quote(name, safe='')}.npy"
+
+
+def part_file(path: Path) -> Path:
+    """Where `path` is written until it is whole."""
+    return path.with_name(f".{path.name}.part")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One key of the cache."""
+
+    key: str
+    """SHA-256 of what it was made of, 64 hex digits."""
+    folder: Path
+    meta: dict[str, Any]
+    """Content of `meta.json`; empty where that is damaged."""
+    views: dict[str, int]
+    """Number of whole views of each output."""
+    unfinished: int
+    """Files a killed process left, or one is writing."""
+    sizes: dict[str, int]
+    """Bytes held by each output, finished or not."""
+    planned: dict[str, int]
+    """Bytes that those who use the key mean each output to have."""
+    used_s: float
+    """When it was last used, seconds since the epoch."""
+    in_use: bool
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all outputs."""
+        return sum(self.sizes.values())
+
+    def claim_bytes(self, wanted: Mapping[str, int]) -> int:
+        """Bytes of all outputs once each has what is planned of it, and what is `wanted`."""
+        names = self.sizes.keys() | self.planned.keys() | wanted.keys()
+        return sum(max(sizes.get(name, 0) for sizes in (self.sizes, self.planned, wanted)) for name in names)
+
+
+def list_entries(root: Path) -> list[Entry]:
+    """All keys in `root`, the most recently used first; none where the folder is not there."""
+    if not root.is_dir():
+        return []
+    with _locked(root):
+        return _entries(root)
+
+
+def clear_key(root: Path, key: str) -> bool:
+    """Remove a key that nobody uses; False, and nothing is done, if somebody does."""
+    with _locked(root):
+        folder = root / key
+        if _in_use(folder):
+            return False
+        if folder.exists():
+            _remove(folder)
+        return True
+
+
+def held_bytes(folder: Path, name: str, other_than: int) -> int:
+    """Bytes of all views of one output but one, finished or not."""
+    return sum(size for one, k, size, _ in _outputs(folder) if one == name and k != other_than)
+
+
+def hold(root: Path, key: str, meta: dict[str, Any]) -> int:
+    """Make the key's folder if need be, and mark it as in use; whoever closes the descriptor has used it."""
+    with _locked(root):
+        folder = root / key
+        folder.mkdir(exist_ok=True)
+        for litter in folder.glob(".meta.json.*"):
+            litter.unlink()
+        if not _meta(folder):
+            write_json(folder / "meta.json", meta)
+        alone = not _in_use(folder)
+        descriptor = os.open(folder / "used", os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)  # only ever locked otherwise by who holds the root's lock: us
+        if alone:
+            os.ftruncate(descriptor, 0)  # the plans of processes that have ended
+        return descriptor
+
+
+def shortage(root: Path, key: str, wanted: Mapping[str, int], limit_bytes: int) -> str:
+    """Make room for `wanted` bytes of each output (in all views); the empty string, or why that cannot be.
+
+    Keys in use stay, and so does what their users have planned; of the others the least recently used go first. Where
+    there is not enough room nothing is removed. What is wanted is noted as planned.
+    """
+    with _locked(root):
+        entries = _entries(root)
+        own = next(entry for entry in entries if entry.key == key)
+        others = [entry for entry in entries if entry.key != key]
+        busy = sum(entry.claim_bytes({}) for entry in others if entry.in_use)
+        idle = [entry for entry in reversed(others) if not entry.in_use]
+        removable = sum(entry.size_bytes for entry in idle)
+        total, free = own.claim_bytes(wanted), shutil.disk_usage(root).free
+        if total + busy > limit_bytes:
+            return _over_limit(root, total, busy, limit_bytes)
+        if total - own.size_bytes > free + removable:
+            return (
+                f"{root}: {units.bytes_(total - own.size_bytes)} of teacher outputs do not fit on its disk, "
+                f"{units.bytes_(free)} are free; set EDGEKD_CACHE_HOME to a larger one"
+            )
+        _plan(own, wanted)
+        for entry in idle:
+            if total + busy + removable <= limit_bytes and total - own.size_bytes <= free:
+                break
+            _remove(entry.folder)
+            removable, free = removable - entry.size_bytes, free + entry.size_bytes
+            age = units.age(time.time() - entry.used_s)
+            say(f"cache: removed {entry.key[:8]}, {units.bytes_(entry.size_bytes)}, last used {age}, to make room")
+        return ""
+
+
+def _over_limit(root: Path, total: int, busy: int, limit_bytes: int) -> str:
+    others = f", of which others that run hold {units.bytes_(busy)}" if busy else ""
+    return (
+        f"{root}: {units.bytes_(total)} of teacher outputs do not fit in the cache of {units.bytes_(limit_bytes)}"
+        f"{others}; raise EDGEKD_CACHE_LIMIT_GB, or ask for fewer views or layers"
+    )
+
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Nobody else opens, lists or removes keys meanwhile."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for left in root.glob(".removed-*"):  # by a process that was killed while it removed
+            shutil.rmtree(left)
+        yield
+
+
+def _remove(folder: Path) -> None:
+    """Renamed first: a kill must not leave half a key under its name."""
+    gone = folder.rename(folder.with_name(f".removed-{folder.name}"))
+    shutil.rmtree(gone)
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether anyone holds the key; to be asked under the root's lock, for it takes the key's own for a moment."""
+    try:
+        descriptor = os.open(folder / "used", os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _entries(root: Path) -> list[Entry]:
+    folders = [path for path in root.iterdir() if _KEY.fullmatch(path.name) and path.is_dir()]
+    return sorted(map(_entry, folders), key=lambda entry: entry.used_s, reverse=True)
+
+
+def _outputs(folder: Path) -> Iterator[tuple[str, int, int, bool]]:
+    """Name, view, bytes and whether it is whole, of each file."""
+    for path in folder.iterdir():
+        match = _OUTPUT.fullmatch(path.name)
+        if match and bool(match["hidden"]) == bool(match["part"]):
+            with contextlib.suppress(FileNotFoundError):  # just renamed, for it is whole now
+                yield unquote(match["name"]), int(match["view"]), path.stat().st_size, not match["part"]
+
+
+def _entry(folder: Path) -> Entry:
+    views, sizes, unfinished = dict[str, int](), dict[str, int](), 0
+    for name, _, size, whole in sorted(_outputs(folder)):
+        sizes[name] = sizes.get(name, 0) + size
+        if whole:
+            views[name] = views.get(name, 0) + 1
+        else:
+            unfinished += 1
+    used = folder / "used"
+    return Entry(
+        key=folder.name,
+        folder=folder,
+        meta=_meta(folder),
+        views=views,
+        unfinished=unfinished,
+        sizes=sizes,
+        planned=_planned(used),
+        used_s=used.stat().st_mtime if used.exists() else 0.0,
+        in_use=_in_use(folder),
+    )
+
+
+def _meta(folder: Path) -> dict[str, Any]:
+    try:
+        meta = read_json(folder / "meta.json")
+    except (InputError, FileNotFoundError):
+        return {}
+    whole = isinstance(meta, dict) and all(isinstance(meta.get(part), dict) for part in ("parts", "shown"))
+    return meta if whole else {}
+
+
+def _planned(used: Path) -> dict[str, int]:
+    try:
+        planned = read_json(used)
+    except (InputError, FileNotFoundError):  # empty at first
+        return {}
+    return {str(name): int(size) for name, size in planned.items()} if isinstance(planned, dict) else {}
+
+
+def _plan(own: Entry, wanted: Mapping[str, int]) -> None:
+    planned = {name: max(size, own.planned.get(name, 0)) for name, size in wanted.items()}
+    (own.folder / "used").write_text(json.dumps(own.planned | planned), encoding="utf-8")

@@ -1,0 +1,128 @@
+"""A card's `features` as functions of a batch: each with what it has to learn, made for the shapes of both layers."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from edgekd.distill.terms.adversary import Discriminator, adversarial
+from edgekd.distill.terms.contrast import Contrast
+from edgekd.distill.terms.features import Regressor, Vid, attention, hint, match, pooled, similarity, vid
+from edgekd.distill.terms.relations import rkd_angle, rkd_distance
+from edgekd.errors import ConfigError
+from edgekd.recipe import Feature
+
+__all__ = ["FeatureTerm", "feature_term", "teacher_name"]
+
+Shapes = dict[str, torch.Size]
+
+
+@dataclass(frozen=True)
+class FeatureTerm:
+    """A loss between two layers."""
+
+    loss: Callable[[Tensor, Tensor, Tensor, int], Tensor]
+    """(student's features, teacher's, indices (B,), step) -> a scalar."""
+    learned: nn.Module | None = None
+
+
+def feature_term(feature: Feature, student: Shapes, teacher: Shapes, count: int, seed: int) -> FeatureTerm:
+    """The term for layers of these shapes (without the batch); the teacher's under its `teacher_name`.
+
+    Raises ConfigError, naming both layers and shapes, where the term does not suit them.
+    """
+    mine, theirs = student[feature.student or "logits"], teacher[teacher_name(feature)]
+    try:
+        term = _MAKERS[feature.term](feature, mine, theirs, count, seed)
+        _try(feature, term, torch.randn(2, *mine), torch.randn(2, *theirs))
+    except ConfigError as error:
+        text = str(error).removeprefix(f"{feature.term}: ")
+        raise ConfigError(
+            f"recipe.features: {feature.term} between the student's {feature.student or 'logits'} {tuple(mine)} and "
+            f"the teacher's {feature.teacher or 'logits'} {tuple(theirs)}: {text}"
+        ) from error
+    return term
+
+
+def _try(feature: Feature, term: FeatureTerm, mine: Tensor, theirs: Tensor) -> None:
+    """The shapes are checked before the first step by taking one; terms with a memory are not disturbed. With
+    gradients, for `adversarial` takes some."""
+    if feature.term == "crd":
+        pooled(mine), pooled(theirs)
+    else:
+        term.loss(mine, theirs, torch.arange(2), 0)
+
+
+def teacher_name(feature: Feature) -> str:
+    """What is kept of the teacher for that term: the name of the layer and of what it is reduced to."""
+    if not feature.teacher:
+        return "logits"
+    form = {"attention": "|attention", "rkd": "|pooled", "crd": "|pooled", "adversarial": "|pooled"}
+    return feature.teacher + form.get(feature.term, "")
+
+
+def _simple(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., FeatureTerm]:
+    return lambda *_: FeatureTerm(lambda mine, theirs, indices, step: function(mine, theirs))
+
+
+def _hint(feature: Feature, mine: torch.Size, theirs: torch.Size, count: int, seed: int) -> FeatureTerm:
+    regressor = Regressor(mine, theirs)
+    return FeatureTerm(lambda a, b, indices, step: hint(regressor, a, b), regressor)
+
+
+def _vid(feature: Feature, mine: torch.Size, theirs: torch.Size, count: int, seed: int) -> FeatureTerm:
+    module = Vid(mine, theirs)
+    return FeatureTerm(lambda a, b, indices, step: vid(module, a, b), module)
+
+
+def _rkd(feature: Feature, *_: object) -> FeatureTerm:
+    def loss(mine: Tensor, theirs: Tensor, indices: Tensor, step: int) -> Tensor:
+        a, b = pooled(mine), pooled(theirs)
+        return feature.distance_weight * rkd_distance(a, b) + feature.angle_weight * rkd_angle(a, b)
+
+    return FeatureTerm(loss)
+
+
+def _crd(feature: Feature, mine: torch.Size, theirs: torch.Size, count: int, seed: int) -> FeatureTerm:
+    module = Contrast(
+        _channels(mine),
+        _channels(theirs),
+        feature.embedding,
+        count,
+        min(feature.negatives, count - 1),
+        feature.contrast_temperature,
+        seed,
+    )
+    return FeatureTerm(lambda a, b, indices, step: module(pooled(a), pooled(b), indices, step), module)
+
+
+def _adversarial(feature: Feature, mine: torch.Size, theirs: torch.Size, count: int, seed: int) -> FeatureTerm:
+    judge = Discriminator(_channels(theirs), feature.hidden)
+    # Vectors of another size are first mapped to the teacher's, by a layer that learns with the student.
+    same = _channels(mine) == _channels(theirs)
+    fitted = nn.Identity() if same else nn.Linear(_channels(mine), _channels(theirs))
+
+    def loss(mine: Tensor, theirs: Tensor, indices: Tensor, step: int) -> Tensor:
+        # `weight` is how much the student minds; the discriminator learns at full strength whatever it is.
+        return adversarial(judge, fitted(pooled(mine)), pooled(theirs), feature.weight) / feature.weight
+
+    return FeatureTerm(loss, nn.ModuleList([judge, fitted]))
+
+
+def _channels(shape: torch.Size) -> int:
+    """The size of `pooled` features."""
+    return shape[0] if len(shape) in (1, 3) else shape[-1] if len(shape) == 2 else math.prod(shape)
+
+
+_MAKERS: dict[str, Callable[..., FeatureTerm]] = {
+    "match": _simple(match),
+    "hint": _hint,
+    "attention": _simple(attention),
+    "similarity": _simple(similarity),
+    "vid": _vid,
+    "rkd": _rkd,
+    "crd": _crd,
+    "adversarial": _adversarial,
+}

@@ -1,0 +1,121 @@
+"""What layers inside a network give: named by module path, seen through forward hooks."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgekd.distill.terms.features import attention_map, pooled
+from edgekd.errors import ConfigError, EdgekdError, did_you_mean, one_line
+
+__all__ = ["Taps", "core", "outputs_of", "probe", "reduced"]
+
+
+class Taps:
+    """The last outputs of some layers of a network; `values` is filled by every forward pass.
+
+    A name is a module path; `layer1|attention` and `layer1|pooled` keep the attention map or the mean over places
+    in place of the whole output, which is what some losses need and much less to keep.
+    """
+
+    def __init__(self, net: nn.Module, names: Sequence[str], where: str) -> None:
+        self.values: dict[str, Tensor] = {}
+        self._handles = [self._hook(net, name, where) for name in names]
+
+    def _hook(self, net: nn.Module, name: str, where: str) -> Any:
+        path = name.partition("|")[0]
+        known = [path for path, _ in net.named_modules() if path]
+        if path not in known:
+            raise ConfigError(
+                f"{where}: unknown layer {path!r}; {did_you_mean(path, known)} "
+                "edgekd models CARD --layers shows each with its shape"
+            )
+
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not isinstance(output, Tensor):
+                raise ConfigError(
+                    f"{where}: layer {path!r} gives a {type(output).__name__}; name one that gives a tensor"
+                )
+            try:
+                self.values[name] = reduced(name, output)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: layer {path!r}: {error}") from error
+
+        return net.get_submodule(path).register_forward_hook(keep)
+
+    def remove(self) -> None:
+        """Take the hooks off the network."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def reduced(name: str, output: Tensor) -> Tensor:
+    """What is kept of a layer's output (B, …) under that name."""
+    form = name.partition("|")[2]
+    if form == "attention":
+        return attention_map(output)
+    return pooled(output) if form == "pooled" else output
+
+
+def core(net: nn.Module) -> nn.Module:
+    """The network inside its preprocessing: module paths, and what is saved, are this one's."""
+    inside = getattr(net, "net", None)
+    return inside if isinstance(inside, nn.Module) else net
+
+
+def outputs_of(net: nn.Module, inputs: Tensor, where: str) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Path, class and shape (without the batch) of every layer that gives a tensor, in the order in which they end.
+
+    Raises ConfigError where the network cannot take the inputs.
+    """
+    found: dict[str, tuple[str, str, tuple[int, ...]]] = {}
+
+    def keep(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, given: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                found[path] = (path, type(module).__name__, tuple(output.shape[1:]))
+
+        return hook
+
+    handles = [layer.register_forward_hook(keep(path)) for path, layer in core(net).named_modules() if path]
+    try:
+        with torch.no_grad(), _told(where):
+            net.eval()(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(found.values())
+
+
+def probe(net: nn.Module, inputs: Tensor, names: Sequence[str], where: str) -> dict[str, torch.Size]:
+    """The shapes (without the batch) of those layers' outputs, and of the logits under the name `logits`.
+
+    Raises ConfigError for an unknown layer, with the nearest known one, and where the network cannot take the inputs.
+    """
+    training = net.training
+    taps = Taps(core(net), names, where)
+    try:
+        with torch.no_grad(), _told(where):
+            logits = net.eval()(inputs)
+            if not isinstance(logits, Tensor):
+                raise ConfigError(f"{where}: the network gives a {type(logits).__name__}; it should give its logits")
+    finally:
+        taps.remove()
+        net.train(training)
+    missing = [name for name in names if name not in taps.values]
+    if missing:
+        raise ConfigError(f"{where}: layer {missing[0]!r} takes no part in the forward pass; name another")
+    return {"logits": logits.shape[1:]} | {name: value.shape[1:] for name, value in taps.values.items()}
+
+
+@contextlib.contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Whatever a network raises is the card's mistake: a size that it cannot take, or code of the user's."""
+    try:
+        yield
+    except EdgekdError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{where}: the network cannot take the card's data: {one_line(error, 200)}") from error

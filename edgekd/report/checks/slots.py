@@ -1,0 +1,172 @@
+"""Where the checks of a model lie along an axis of time, and what is drawn of them there: for page and picture."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from edgekd.figures import BUDGETED, Figure
+from edgekd.history import Entry
+from edgekd.judge import show_limit
+from edgekd.report.checks.series import Group, Series, is_share, short, show_change
+
+__all__ = [
+    "COLOURS",
+    "Extent",
+    "Mark",
+    "Slots",
+    "axis_words",
+    "drawn_levels",
+    "drawn_limits",
+    "drawn_steps",
+    "extent_of",
+    "limit_words",
+    "scaled_figure",
+    "slots_of",
+]
+
+COLOURS = ("#0072b2", "#e07b00", "#b5488e", "#56b4e9", "#6b46c1", "#8c564b", "#4a5568")
+"""One a machine; the colour-blind can tell the first four apart (after Okabe and Ito). Green is for limits."""
+
+ROWS = 4
+"""Heights at which the words of steps may stand."""
+
+WORDS = 0.2
+"""Width of such words, as a share of the chart's."""
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Places along the x axis: the checks in the order of time."""
+
+    labels: list[str]
+    """Unique: day and commit, one above the other."""
+    places: dict[int, int]
+    """`id` of an entry to its place; without those that are too old to be drawn."""
+
+
+def slots_of(group: Group, most: int) -> Slots:
+    """The last `most` places. Checks of one commit on several machines share one: they are a job's matrix."""
+    firsts: list[Entry] = []
+    places: dict[int, int] = {}
+    here: set[str] = set()
+    for entry in group.entries:
+        if not firsts or not entry.commit or entry.commit != firsts[-1].commit or entry.machine in here:
+            firsts.append(entry)
+            here = set()
+        here.add(entry.machine)
+        places[id(entry)] = len(firsts) - 1
+    old = max(0, len(firsts) - most)
+    seen: Counter[str] = Counter()
+    labels = []
+    for entry in firsts[old:]:
+        label = f"{entry.at:%Y-%m-%d}\n{short(entry.commit)}"
+        seen[label] += 1
+        labels.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
+    return Slots(labels, {key: place - old for key, place in places.items() if place >= old})
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What a chart shows of its y axis, in the unit it is drawn in."""
+
+    low: float
+    high: float
+    limit_shown: bool
+    """Whether the limit is near enough; one far away would press the figures flat."""
+
+
+def scaled_figure(key: str, figure: Figure) -> Figure:
+    """The figure in the unit it is drawn in: shares in percent."""
+    value, low, high = (None if end is None else _scale(key) * end for end in (figure.value, figure.low, figure.high))
+    return Figure(value, figure.provenance, low, high)
+
+
+def _scale(key: str) -> float:
+    return 100 if is_share(key) else 1
+
+
+def axis_words(one: Series) -> str:
+    """`latency p50, ms`."""
+    units = {"_ms": "ms", "_kb": "kB", "_mb": "MB"}
+    if one.scale == "points":
+        return f"{one.word}, {'%' if is_share(one.key) else 'points'}"
+    return f"{one.word}, {units[one.key[-3:]]}" if one.key[-3:] in units else one.word
+
+
+def extent_of(series: Sequence[Series], slots: Slots) -> Extent:
+    """Around all figures of the slots with the ends of their intervals, and the limit if it is near."""
+    key = series[0].key
+    drawn = [(e, e.figures[key]) for one in series for e in one.entries if id(e) in slots.places]
+    ends = [end for _, f in drawn for end in (f.value, f.low, f.high) if end is not None] or [0.0]
+    limits = [entry.limits[key] for entry, _ in drawn if key in entry.limits]
+    low, high = min(ends), max(ends)
+    spread = max(high - low, 0.02 * abs(high), 1e-9)
+    near = bool(limits) and min(limits) > low - 2 * spread and max(limits) < high + 2 * spread
+    if near:
+        low, high = min(low, *limits), max(high, *limits)
+    room = 0.12 * max(high - low, 0.02 * abs(high), 1e-9)
+    scale = _scale(key)
+    return Extent(scale * (low - room), scale * (high + room), near)
+
+
+def drawn_levels(one: Series, slots: Slots) -> Iterator[tuple[int, int, float]]:
+    """First and last place of each level and its median, if there are several."""
+    if not one.steps:
+        return
+    ends = [0, *(step.at for step in one.steps), len(one.entries)]
+    medians = [one.steps[0].before, *(step.after for step in one.steps)]
+    for (first, last), level in zip(pairwise(ends), medians, strict=True):
+        places = [slots.places[id(entry)] for entry in one.entries[first:last] if id(entry) in slots.places]
+        if places:
+            yield places[0], places[-1], _scale(one.key) * level
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where a step is drawn, and its words."""
+
+    machine: str
+    at: float
+    """Between the last place of the old level and the first of the new one."""
+    text: str
+    side: Literal["left", "right"]
+    """Which end of the words is at `at`; at the right edge there is no room to its right."""
+    row: int
+    """At which height above the chart the words stand, so that near ones do not cover each other."""
+
+
+def drawn_steps(series: Sequence[Series], slots: Slots) -> list[Mark]:
+    """The steps from left to right; not one that begins with the first place."""
+    found = []
+    for one in series:
+        for step in one.steps:
+            entry = one.entries[step.at]
+            if (place := slots.places.get(id(entry), 0)) > 0:
+                found.append((place, one.machine, f"{show_change(one, step.change)} {short(entry.commit)}"))
+    marks: list[Mark] = []
+    width = WORDS * len(slots.labels)
+    ends = [float("-inf")] * ROWS
+    for place, machine, text in sorted(found):
+        side: Literal["left", "right"] = "right" if place > (1 - WORDS) * len(slots.labels) else "left"
+        first = place - width if side == "right" else place
+        row = next((row for row, end in enumerate(ends) if end <= first), len(marks) % ROWS)
+        ends[row] = first + width
+        marks.append(Mark(machine, place - 0.5, text, side, row))
+    return marks
+
+
+def drawn_limits(series: Sequence[Series], slots: Slots) -> tuple[list[int], list[float | None]]:
+    """Places and the limit at each; it may have been changed, or taken away, on the way."""
+    key = series[0].key
+    known = {slots.places[id(e)]: e.limits.get(key) for one in series for e in one.entries if id(e) in slots.places}
+    places = sorted(known)
+    return places, [None if (level := known[place]) is None else _scale(key) * level for place in places]
+
+
+def limit_words(series: Sequence[Series]) -> str:
+    """The latest limit: `≤ 0.250 ms`; empty if there never was one."""
+    key = series[0].key
+    known = [(e.at, e.limits[key]) for one in series for e in one.entries if key in e.limits]
+    return f"{BUDGETED[key].sign} {show_limit(key, max(known)[1])}" if known else ""

@@ -1,0 +1,243 @@
+"""A run's story as Markdown for a pull request, as CSV and as JSON."""
+
+import csv
+import dataclasses
+import io
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgekd import __version__, units
+from edgekd.figures import BUDGETED, METRICS, Figure, ModelFigures
+from edgekd.judge import Line
+from edgekd.report.run.gather import Column, Story, interval_of
+from edgekd.result import model_json
+from edgekd.tables import figure_rows, markdown_table, notes
+
+__all__ = ["Entry", "as_csv", "as_json", "as_markdown", "budget_rows", "entries", "margin", "overview_rows", "remarks"]
+
+# report --json history:
+# 1 - runs: verdict, budget, targets with models as in result.json 2, latency by process, confusion, recall
+SCHEMA_VERSION = 1
+
+MOST = 4
+"""Remarks, commands and rows of other targets in a comment: it is no log."""
+
+_COMMENTED = {
+    *("file size", "parameters", "multiply-accumulates", "top-1 accuracy", "macro F1", "agreement with the teacher"),
+    *("latency p50", "latency p95", "load time", "peak memory", "energy per call", "where it ran", "int8 kernels"),
+}
+"""Rows of the table in a comment."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One figure of one model, ready to be written down."""
+
+    key: str
+    word: str
+    unit: str
+    figure: Figure
+    show: Callable[[float], str]
+
+    @property
+    def text(self) -> str:
+        """The value with its unit, or a dash."""
+        return "–" if self.figure.value is None else self.show(self.figure.value)
+
+    @property
+    def interval(self) -> str:
+        """`0.669 ms … 0.700 ms`; empty if none is known."""
+        low, high = self.figure.low, self.figure.high
+        return "" if low is None or high is None else f"{self.show(low)} … {self.show(high)}"
+
+
+def entries(model: ModelFigures, images: int) -> list[Entry]:
+    """Every figure of a model that is known, or of which it is known why not; accuracy gets its interval."""
+    found = []
+    for metric in METRICS:
+        if not metric.row:
+            continue
+        figure = metric.figure(model)
+        bounds = interval_of(figure, images) if metric.name == "accuracy" else None
+        if bounds:
+            figure = dataclasses.replace(figure, low=bounds.low, high=bounds.high)
+        found.append(Entry(metric.name, metric.words, metric.unit, figure, metric.show))
+    for name, figure in model.batches.items():
+        found.append(Entry(f"throughput {name}", f"inputs per second, {name}", "1/s", figure, units.count))
+    return [entry for entry in found if entry.figure.value is not None or entry.figure.why]
+
+
+def margin(line: Line) -> str:
+    """How far the value keeps from its limit: `32 % below`, `2.25 points above`; empty if it is unknown."""
+    value = line.figure.value
+    if value is None:
+        return ""
+    unit = BUDGETED[line.key].unit
+    if unit in ("share", "points"):
+        gap = (100 if unit == "share" else 1) * (value - line.limit)
+        return f"{abs(gap):.2f} points {'above' if gap > 0 else 'below'}" if abs(gap) >= 0.005 else "exactly on it"
+    gap = 100 * (value / line.limit - 1)
+    return f"{abs(gap):.0f} % {'above' if gap > 0 else 'below'}" if abs(gap) >= 0.5 else "within 0.5 % of it"
+
+
+def budget_rows(story: Story) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the budget: what, limit, value, margin, outcome, how it was obtained."""
+    header = ["budget", "limit", "value", "margin", "outcome", "how"]
+    rows = []
+    for line in story.lines:
+        outcome = f"{line.outcome} ({line.reason})" if line.reason not in ("", line.figure.provenance) else line.outcome
+        limit = f"{line.sign} {line.shown_limit}"
+        rows.append([line.words, limit, line.shown, margin(line), outcome, line.figure.provenance])
+    return header, rows
+
+
+def overview_rows(stories: Sequence[Story]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: a run a row, figures of the shipped file on the run's own target."""
+    header = ["run", "target", "verdict", "shipped", "file size", "latency p50", "accuracy", "teacher", "how"]
+    rows = []
+    for story in stories:
+        shown = {entry.key: entry.text for entry in entries(story.shipped, 0)}
+        teacher = {entry.key: entry.text for entry in entries(story.teacher, 0)}
+        figures = [shown.get(key, "–") for key in ("size_bytes", "latency_p50_ms", "accuracy")]
+        how = sorted({story.shipped.latency_p50_ms.provenance, story.shipped.accuracy.provenance})
+        head = [story.card, story.target, story.verdict, story.chosen]
+        rows.append([*head, *figures, teacher.get("accuracy", "–"), ", ".join(how)])
+    return header, rows
+
+
+def remarks(story: Story) -> list[str]:
+    """What a reader must know, each once: of the figures on the run's own target, of the run, of what is missing."""
+    found = [*story.notes, *notes(story.own.models), *(f"missing: {text}" for text in story.missing)]
+    return list(dict.fromkeys(found))
+
+
+def as_markdown(stories: Sequence[Story]) -> str:
+    """For a pull request: verdict, budget and sentence of each run in sight, the rest folded."""
+    parts = []
+    if len(stories) > 1:
+        parts.append(_table(*overview_rows(stories)))
+    return "\n\n".join([*parts, *map(_markdown, stories)]) + "\n"
+
+
+def _markdown(story: Story) -> str:
+    mark = {"pass": "✅", "fail": "❌"}.get(story.outcome, "❔")
+    shipped = f"shipped: {story.chosen}, because {story.why_chosen}"
+    chosen = f"shape: {story.shape}, one of {story.candidate_count} candidates measured before training"
+    listed = "\n".join(f"- {_safe(text)}" for text in [shipped, chosen, *_some(remarks(story))])
+    commands = "\n".join(["```sh", *_some(story.commands[:-1], "# "), story.commands[-1], "```"])
+    versions = _safe(", ".join(f"{key} {value}" for key, value in story.versions.items()))
+    folded = [_own_table(story), *([_other_table(story)] if len(story.columns) > 1 else []), listed, commands, versions]
+    return "\n\n".join(
+        [
+            f"### {mark} {_safe(story.card)} on {_safe(story.target)}: {_safe(story.verdict)}",
+            _safe(story.sentence),
+            _table(*budget_rows(story)) if story.lines else "No budget was asked for.",
+            "<details><summary>All models, how it was obtained, and how to repeat it</summary>",
+            *folded,
+            "</details>",
+        ]
+    )
+
+
+def _own_table(story: Story) -> str:
+    header, rows = figure_rows(story.own.models)
+    own = story.own
+    on = f"{story.target}, {own.images:,} {own.split} {own.examples}" if own.images else story.target
+    kept = [row for row in rows if row[0] in _COMMENTED and set(row[1:-1]) != {"–"}]
+    return _table([on, *header[1:]], kept)
+
+
+def _other_table(story: Story) -> str:
+    """The shipped model on the other targets."""
+    keys = ("accuracy", "latency_p50_ms", "latency_p95_ms", "peak_memory_mb")
+    rows = []
+    for column in story.columns[1:]:
+        for model in column.models:
+            if model.name == story.chosen:
+                shown = {entry.key: entry.text for entry in entries(model, 0)}
+                cells = [shown.get(key, "–") for key in keys]
+                rows.append([column.label, *cells, model.latency_p50_ms.provenance])
+    if len(rows) > MOST:
+        rows = [*rows[:MOST], [f"{len(rows) - MOST} more, in the HTML report", *([""] * (len(keys) + 1))]]
+    words = {metric.name: metric.words for metric in METRICS}
+    return _table([f"{story.chosen} on", *(words[key] for key in keys), "how"], rows)
+
+
+def _some(texts: Sequence[str], mark: str = "") -> list[str]:
+    return list(texts if len(texts) <= MOST else [*texts[:MOST], f"{mark}{len(texts) - MOST} more, in the HTML report"])
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    return markdown_table([_safe(cell) for cell in header], [[_safe(cell) for cell in row] for row in rows])
+
+
+def _safe(text: str) -> str:
+    """Text that Markdown shows as it is: no tags, no line of its own."""
+    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace("`", "\\`").split())
+
+
+CSV_HEADER = (
+    *("run", "card", "target", "split", "images", "model", "precision", "shipped", "sha256"),
+    *("figure", "value", "low", "high", "unit", "provenance", "note"),
+)
+
+
+def as_csv(stories: Sequence[Story]) -> str:
+    """One row for each run, target, model and figure; shares are 0–1."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_HEADER)
+    for story in stories:
+        for column in story.columns:
+            for model in column.models:
+                head = [story.name, story.card, column.target, column.split, column.images, model.name, model.precision]
+                shipped = "yes" if model.name == story.chosen else "no"
+                for entry in entries(model, column.images):
+                    figure = entry.figure
+                    value = [entry.key, figure.value, figure.low, figure.high, entry.unit]
+                    writer.writerow([*head, shipped, model.sha256, *value, figure.provenance, figure.why])
+    return text.getvalue()
+
+
+def as_json(stories: Sequence[Story]) -> str:
+    """Everything the page shows, for programs; calls are summarised by process."""
+    content = {"schema_version": SCHEMA_VERSION, "edgekd": __version__, "runs": list(map(_run, stories))}
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _run(story: Story) -> dict[str, Any]:
+    plain = ("name", "card", "target", "sentence", "chosen", "why_chosen", "shape", "candidate_count")
+    rest = ("classes", "test_reads", "parity", "training", "notes", "commands", "versions", "fingerprint", "missing")
+    budget = [
+        {"key": line.key, "limit": line.limit, **dataclasses.asdict(line.figure), "margin": margin(line)}
+        | {"outcome": line.outcome, "reason": line.reason}
+        for line in story.lines
+    ]
+    return {
+        **{key: getattr(story, key) for key in plain},
+        "verdict": story.outcome,
+        "verdict_words": story.verdict,
+        "budget": budget,
+        "targets": [_target(column) for column in story.columns],
+        "candidates": [dataclasses.asdict(candidate) for candidate in story.candidates],
+        **{key: getattr(story, key) for key in rest},
+    }
+
+
+def _target(column: Column) -> dict[str, Any]:
+    plain = ("target", "label", "title", "provider", "command", "split", "images")
+    models = []
+    for model in column.models:
+        bounds = interval_of(model.accuracy, column.images)
+        calls = [
+            {"calls": len(calls), "median_ms": statistics.median(calls)} for calls in column.samples_ms[model.name]
+        ]
+        models.append(
+            model_json(model)
+            | {"accuracy_interval": [bounds.low, bounds.high] if bounds else None, "processes": calls}
+            | {"recall": column.recall.get(model.name, ()), "confusion": column.confusion.get(model.name)}
+        )
+    return {key: getattr(column, key) for key in plain} | {"models": models}

@@ -1,0 +1,385 @@
+"""Everything the reports show of a run folder, read once; what is missing is said, not guessed."""
+
+import contextlib
+import json
+import re
+import shlex
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.bench.accuracy import confusion, recall
+from edgekd.bench.statistics import Interval, wilson
+from edgekd.card import Budget, load_card
+from edgekd.errors import EdgekdError, InputError, one_line
+from edgekd.figures import Figure, ModelFigures
+from edgekd.files import read_json
+from edgekd.judge import Line, verdict_words
+from edgekd.result import read_bench, read_verdict
+from edgekd.run import Run
+from edgekd.runs import finished
+from edgekd.spec import bundled_names
+
+__all__ = ["MOST_CLASSES", "Column", "Story", "Untrained", "blamed", "gather", "interval_of"]
+
+MOST_CLASSES = 100
+"""Above this nobody reads a confusion matrix."""
+
+Matrix = tuple[tuple[int, ...], ...]
+
+_DAMAGE = (
+    *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError),
+    *(EOFError, StopIteration, RecursionError, zipfile.BadZipFile),
+)
+"""What comes of files that hold something else than edgekd wrote there."""
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """A candidate shape with what was measured of it before training."""
+
+    name: str
+    params: int
+    macs: int
+    precisions: dict[str, dict[str, Figure]]
+    """Precision to budget key (latency_p50_ms, size_kb, peak_memory_mb) to figure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """What was measured of the run's models on one target; the dictionaries are by name of the model."""
+
+    target: str
+    label: str
+    """The target as a heading, different for each column of a run."""
+    title: str
+    provider: str
+    command: str
+    """What measured it; empty for the run's own target."""
+    models: tuple[ModelFigures, ...]
+    split: str
+    """`test` or `validation`: the data that accuracy is about."""
+    images: int
+    examples: str
+    """What the data are, in the plural: images or sentences."""
+    samples_ms: dict[str, tuple[tuple[float, ...], ...]]
+    """Latency of every call, by process."""
+    confusion: dict[str, Matrix]
+    """Images by true class (rows) and predicted class (columns); only up to MOST_CLASSES classes."""
+    recall: dict[str, tuple[float | None, ...]]
+    """Per class; None for one that the data does not hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """A run as the reports tell it."""
+
+    name: str
+    """Name of the run folder."""
+    card: str
+    target: str
+    outcome: str
+    """pass, fail or inconclusive."""
+    verdict: str
+    """The outcome in words, with what it does not speak of."""
+    lines: tuple[Line, ...]
+    """The budget, judged."""
+    chosen: str
+    why_chosen: str
+    shape: str
+    candidate_count: int
+    candidates: tuple[Untrained, ...]
+    classes: tuple[str, ...]
+    columns: tuple[Column, ...]
+    """The run's own target first, then those of `edgekd bench`."""
+    test_reads: int
+    parity: dict[str, Any]
+    training: dict[str, Any]
+    notes: tuple[str, ...]
+    commands: tuple[str, ...]
+    """How to repeat it, in order."""
+    versions: dict[str, str]
+    fingerprint: dict[str, Any]
+    """Of the shipped file's measurement."""
+    missing: tuple[str, ...]
+    """What the folder no longer holds, and what is therefore not shown."""
+
+    @property
+    def own(self) -> Column:
+        """The target the run was made for."""
+        return self.columns[0]
+
+    @property
+    def teacher(self) -> ModelFigures:
+        """The teacher, on the run's own target."""
+        return self.own.models[0]
+
+    @property
+    def shipped(self) -> ModelFigures:
+        """The model that is `model.onnx`, on the run's own target."""
+        return next(model for model in self.own.models if model.name == self.chosen)
+
+    @property
+    def sentence(self) -> str:
+        """`The shipped file is 11 × smaller and 4.5 × faster than the teacher and loses 6.64 points of accuracy.`"""
+        parts = [_times(self.teacher.size_bytes / self.shipped.size_bytes, "smaller", "larger")]
+        ours, theirs = self.shipped.latency_p50_ms, self.teacher.latency_p50_ms
+        if ours.value and theirs.value:
+            guess = "an estimated " if "estimated" in (ours.provenance, theirs.provenance) else ""
+            parts.append(guess + _times(theirs.value / ours.value, "faster", "slower"))
+        text = f"The shipped file is {' and '.join(parts)} than the teacher"
+        if self.shipped.accuracy.value is not None and self.teacher.accuracy.value is not None:
+            points = round(100 * (self.teacher.accuracy.value - self.shipped.accuracy.value), 2)
+            verb = "loses" if points > 0 else "gains"
+            text += f" and {verb} {abs(points):.2f} points of accuracy" if points else ", at the same accuracy"
+        return text + ("." if len(parts) == 2 else "; its latency is not known.")
+
+
+def gather(folder: Path) -> Story:
+    """The story of a finished run folder; InputError, one line, if it is none or damaged."""
+    try:
+        with blamed(folder):
+            return _story(*finished(folder))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def blamed(*folders: Path) -> Iterator[None]:
+    """Turn what goes wrong over the content of run folders, on reading or on formatting, into one InputError."""
+    named = ", ".join(map(str, folders))
+    try:
+        yield
+    except _DAMAGE as error:
+        what = f"no {error}" if isinstance(error, KeyError) else one_line(error)
+        begin = "holds" if len(folders) == 1 else "one of them holds"
+        raise InputError(f"{named}: {begin} what edgekd did not write there: {what}") from error
+
+
+def interval_of(figure: Figure, images: int) -> Interval | None:
+    """The interval of a share of `images`: the one it was written with, else 95 % Wilson; None if it is unknown."""
+    if figure.value is None or not images:
+        return None
+    if figure.low is not None and figure.high is not None:
+        return Interval(figure.value, figure.low, figure.high)
+    return wilson(round(figure.value * images), images)
+
+
+def _story(run: Run, content: dict[str, Any], models: Sequence[ModelFigures]) -> Story:
+    path = run.folder / "run.json"
+    snapshot: dict[str, Any] = read_json(path) if path.exists() else {}
+    missing = [] if snapshot else ["run.json: the settings of the run and the names of its classes"]
+    own = _column(
+        run,
+        models,
+        run.records,
+        target=content["target"],
+        label=content["target"],
+        title="",
+        provider=snapshot.get("target", {}).get("provider", {}).get("name", ""),
+        command="",
+        split="test",
+        images=content["test_images"],
+        examples=content.get("examples", "images"),
+    )
+    columns = (own, *(_benched(run, path, own) for path in sorted(run.folder.glob("bench/*/bench.json"))))
+    candidates = _candidates(run.candidates)
+    missing += [] if candidates else ["candidates.json: the candidates that were not trained"]
+    missing += [] if any(own.samples_ms.values()) else [f"records: the latency of single calls on {own.target}"]
+    missing += [] if own.recall else ["records, data: the answers on test data, and what each class gets right"]
+    shipped = next(model for model in models if model.name == content["chosen"])
+    judged = read_verdict(content, run.result)
+    return Story(
+        name=run.folder.resolve().name,
+        card=content["card"],
+        target=content["target"],
+        outcome=judged.outcome,
+        verdict=verdict_words(judged, shipped.latency_p50_ms),
+        lines=judged.lines,
+        chosen=content["chosen"],
+        why_chosen=content["why_chosen"],
+        shape=_shape(content["shape"]),
+        candidate_count=content["candidates"],
+        candidates=candidates,
+        classes=_classes(snapshot, own),
+        columns=columns,
+        test_reads=content["test_reads"],
+        parity=content.get("parity", {}),
+        training=content.get("training", {}),
+        notes=tuple(content["notes"]),
+        commands=_commands(run, content, snapshot, [column.command for column in columns[1:]]),
+        versions=_versions(content, shipped.fingerprint),
+        fingerprint=shipped.fingerprint,
+        missing=tuple(missing),
+    )
+
+
+def _times(ratio: float, above: str, below: str) -> str:
+    word, factor = (above, ratio) if ratio >= 1 else (below, 1 / ratio)
+    return f"{factor:.1f} × {word}" if factor < 9.95 else f"{factor:.0f} × {word}"
+
+
+def _shape(shape: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in shape.items()) or "the only shape"
+
+
+def _candidates(path: Path) -> tuple[Untrained, ...]:
+    """Read here and not with `search.candidates`, which needs torch."""
+    if not path.exists():
+        return ()
+    return tuple(
+        Untrained(
+            _shape(entry["shape"]),
+            entry["params"],
+            entry["macs"],
+            {
+                precision: {key: Figure(**figure) for key, figure in figures.items()}
+                for precision, figures in entry["precisions"].items()
+            },
+        )
+        for entry in read_json(path)["candidates"]
+    )
+
+
+def _benched(run: Run, path: Path, own: Column) -> Column:
+    content, models = read_bench(path)
+    again = ["edgekd", "bench", _place(run), "--target", _name("targets", content["target"])]
+    command = content.get("command") or again
+    return _column(
+        run,
+        models,
+        path.parent,
+        target=content["target"],
+        label=content["target"] + (", measured again" if content["target"] == own.target else ""),
+        title=content["title"],
+        provider=content["provider"],
+        command=_hidden(command if isinstance(command, str) else shlex.join(command), run),
+        split={"val": "validation"}.get(content.get("split") or "", content.get("split") or ""),
+        images=content.get("images") or 0,
+        examples=own.examples,
+    )
+
+
+def _column(
+    run: Run, models: Sequence[ModelFigures], records: Path, *, target: str, split: str, **about: Any
+) -> Column:
+    samples: dict[str, tuple[tuple[float, ...], ...]] = {}
+    matrices: dict[str, Matrix] = {}
+    recalls: dict[str, tuple[float | None, ...]] = {}
+    for model in models:
+        stem = f"{model.name.replace(' ', '-')}@{target}"
+        samples[model.name] = _samples(records / f"{stem}.latency.json", model)
+        logits = records / f"{stem}.{split}.{model.sha256[:12]}.npy"
+        matrix = _confusion(logits, run.data / f"{split}.labels.npy")
+        shares = model.recall
+        if matrix is not None:
+            shares = tuple(recall(matrix))
+            matrices[model.name] = tuple(tuple(map(int, row)) for row in matrix)
+        if shares:
+            recalls[model.name] = shares
+    return Column(
+        target=target,
+        split=split,
+        models=tuple(models),
+        samples_ms=samples,
+        confusion=matrices,
+        recall=recalls,
+        **about,
+    )
+
+
+def _samples(path: Path, model: ModelFigures) -> tuple[tuple[float, ...], ...]:
+    """Milliseconds of every call, by process; none if the records are gone or of another file."""
+    if not path.exists():
+        return ()
+    content = read_json(path)
+    if content.get("model_sha256", model.sha256) != model.sha256:
+        return ()
+    return tuple(tuple(1e3 * s for s in record["latency_s"]) for record in content["records"] if record["latency_s"])
+
+
+def _confusion(logits: Path, labels: Path) -> NDArray[np.int64] | None:
+    """Images by true and predicted class (C, C); None where there are no answers or too many classes."""
+    if not logits.exists() or not labels.exists():
+        return None
+    scores, true = np.load(logits), np.load(labels)
+    scores = scores.reshape(len(scores), -1)
+    if len(scores) != len(true) or scores.shape[1] > MOST_CLASSES:
+        return None
+    return confusion(scores, true.astype(np.int64))
+
+
+def _classes(snapshot: dict[str, Any], column: Column) -> tuple[str, ...]:
+    count = max((len(shares) for shares in column.recall.values()), default=0)
+    named = snapshot.get("card", {}).get("data", {}).get("classes", ())
+    return tuple(named) if len(named) >= count else tuple(f"class {place}" for place in range(count))
+
+
+def _commands(run: Run, content: dict[str, Any], snapshot: dict[str, Any], benches: list[str]) -> tuple[str, ...]:
+    card, target = content["card"], content["target"]
+    words = ["edgekd", "distill", _name("models", card), "--target", _name("targets", target)]
+    source = snapshot.get("card", {})
+    if snapshot.get("files", {}).get("teacher_sha256") and not source.get("teacher", {}).get("weights"):
+        words += ["--teacher", "FILE"]
+    if source.get("data", {}).get("source", "digits") != "digits" and not source["data"].get("path"):
+        words += ["--data", "DIR"]
+    words += _overridden(card, target, snapshot.get("budget", {}))
+    if _place(run) != f"runs/{card}@{target}":
+        words += ["--out", _place(run)]
+    check = ["edgekd", "check", _place(run), "--target", _name("targets", target)]
+    return (shlex.join(words), *dict.fromkeys(benches), shlex.join(check))
+
+
+def _place(run: Run) -> str:
+    """Where `edgekd distill` puts such a folder; where it lies on this machine is nobody's business."""
+    return f"runs/{run.folder.resolve().name}"
+
+
+def _hidden(command: str, run: Run) -> str:
+    """The command without absolute paths: the run by where `edgekd distill` puts it, any other file by its name."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # an open quote: no shell takes it, and it is shown all the same
+        return " ".join(_relative(word, run) for word in command.split())
+    hidden = [_relative(word, run) for word in words]
+    return command if hidden == words else shlex.join(hidden)
+
+
+def _relative(word: str, run: Run) -> str:
+    option, path = re.fullmatch(r"(--?[\w-]+=|-\w(?=/)|)(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
+    if not path.startswith("/"):
+        return word
+    parts, name = PurePosixPath(path).parts, run.folder.resolve().name
+    if name not in parts:
+        return f"{option}{parts[-1]}"
+    inside = parts[len(parts) - parts[::-1].index(name) :]
+    return option + "/".join([_place(run), *inside])
+
+
+def _name(kind: str, name: str) -> str:
+    """What the command line takes: the name of what is bundled, the file of what is the user's own."""
+    return name if name in bundled_names(kind) else f"{name}.toml"
+
+
+def _overridden(card: str, target: str, budget: dict[str, Any]) -> list[str]:
+    """The budget as options, unless the card of that name asks for the same by itself."""
+    try:
+        if card in bundled_names("models") and load_card(card).budget(target) == Budget(**budget):
+            return []
+    except (EdgekdError, TypeError):
+        pass  # another version's card or budget: then the options tell it all
+    return [word for key, value in budget.items() if value is not None for word in ("--budget", f"{key}={value:g}")]
+
+
+def _versions(content: dict[str, Any], fingerprint: dict[str, Any]) -> dict[str, str]:
+    keys = ("onnxruntime", "numpy", "python", "system", "architecture", "cpu")
+    return {"edgekd": str(content.get("edgekd", "unknown"))} | {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key in keys
+        if (value := fingerprint.get(key)) is not None
+    }

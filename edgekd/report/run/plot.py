@@ -1,0 +1,121 @@
+"""The size/latency/accuracy picture of a run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from edgekd.figures import Figure, ModelFigures
+from edgekd.files import atomic
+from edgekd.judge import Line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Sized", "plot_run"]
+
+
+class Sized(Protocol):
+    """A shape measured before training: `search.candidates.Candidate`, or `gather.Untrained` where torch is not."""
+
+    @property
+    def precisions(self) -> Mapping[str, Mapping[str, Figure]]:
+        """Precision to budget key to figure."""
+        ...
+
+
+def plot_run(
+    models: Sequence[ModelFigures],
+    candidates: Sequence[Sized],
+    title: str,
+    path: Path,
+    lines: Sequence[Line] = (),
+    shipped: str = "",
+) -> None:
+    """Accuracy against size, and against latency where it is known, as PNG.
+
+    Candidates that were not trained have no accuracy: they are ticks on the lower edge. The limits in `lines` are
+    dashed, and the model named `shipped` is ringed.
+    """
+    from matplotlib.figure import Figure as Canvas  # no pyplot: no window system, no global state
+
+    timed = any(model.latency_p50_ms.value is not None for model in models)
+    canvas = Canvas(figsize=(11 if timed else 6, 4.5), layout="constrained")
+    axes = canvas.subplots(1, 2 if timed else 1, squeeze=False)[0]
+    canvas.suptitle(title)
+    limits = {line.key: line.limit for line in lines}
+    for place, (key, label) in enumerate([("size_kb", "file size, kB"), ("latency_p50_ms", "latency p50, ms")]):
+        if place < len(axes):
+            _draw(axes[place], models, candidates, key, label)
+            _draw_limits(axes[place], limits, key)
+            _draw_ring(axes[place], models, shipped, key)
+            axes[place].legend(loc="best", fontsize="small")
+    with atomic(path) as temporary:
+        canvas.savefig(temporary, format="png", dpi=130)
+
+
+def _draw(axes: "Axes", models: Sequence[ModelFigures], candidates: Sequence[Sized], key: str, label: str) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    for model, marker in zip(models, "sovD^P", strict=False):
+        figure, top1 = getattr(model, key), model.accuracy.value
+        if figure.value is None or top1 is None:
+            continue
+        axes.plot([figure.value], [100 * top1], marker, markersize=9, label=model.name, linestyle="none")
+        axes.annotate(
+            f"{100 * top1:.2f} %",
+            (figure.value, 100 * top1),
+            xytext=(0, 9),
+            textcoords="offset points",
+            ha="center",
+        )
+    shown = False
+    for candidate in candidates:
+        for figures in candidate.precisions.values():
+            if (value := figures[key].value) is not None:
+                axes.plot(
+                    [value],
+                    [0.02],
+                    "|",
+                    color="0.5",
+                    transform=axes.get_xaxis_transform(),
+                    markersize=12,
+                    label=None if shown else "candidates, untrained",
+                )
+                shown = True
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(label)
+    axes.set_ylabel("top-1 accuracy on test data, %")
+    axes.margins(x=0.2, y=0.35)
+    axes.set_ylim(top=min(axes.get_ylim()[1], 101))  # accuracy ends at 100 %
+    axes.grid(True, which="both", alpha=0.25)
+
+
+def _draw_limits(axes: "Axes", limits: dict[str, float], key: str) -> None:
+    """The budget: dashed, green; labelled once."""
+    if key in limits:
+        axes.axvline(limits[key], color="tab:green", linestyle="--", linewidth=1.2, label="budget")
+    if "min_accuracy" in limits:
+        low, high = axes.get_ylim()
+        level = 100 * limits["min_accuracy"]
+        label = None if key in limits else "budget"
+        axes.axhline(level, color="tab:green", linestyle="--", linewidth=1.2, label=label)
+        axes.set_ylim(min(low, level - 0.08 * (high - low)), max(high, level + 0.08 * (high - low)))
+
+
+def _draw_ring(axes: "Axes", models: Sequence[ModelFigures], shipped: str, key: str) -> None:
+    for model in models:
+        value, top1 = getattr(model, key).value, model.accuracy.value
+        if model.name == shipped and value is not None and top1 is not None:
+            axes.plot(
+                [value],
+                [100 * top1],
+                "o",
+                markersize=17,
+                markerfacecolor="none",
+                markeredgecolor="black",
+                linestyle="none",
+                label="shipped",
+            )

@@ -1,0 +1,26 @@
+"""What a run leaves for its reader."""
+
+import shutil
+from collections.abc import Sequence
+
+from edgekd.candidate import Candidate
+from edgekd.files import atomic
+from edgekd.report.run.plot import plot_run
+from edgekd.result import Result, write_result
+from edgekd.run import Run
+from edgekd.tables import headline, markdown_report
+
+__all__ = ["write_reports"]
+
+
+def write_reports(result: Result, candidates: Sequence[Candidate], run: Run) -> None:
+    """The chosen file, the picture, `report.md` and, last, `result.json`: with it the run is finished."""
+    chosen = next(model for model in result.models if model.name == result.chosen)
+    with atomic(run.model) as temporary:
+        shutil.copyfile(run.exported / chosen.file, temporary)
+    plot_run(
+        result.models, candidates, headline(result), run.folder / "figures.png", result.verdict.lines, result.chosen
+    )
+    with atomic(run.folder / "report.md") as temporary:
+        temporary.write_text(markdown_report(result, "figures.png"), encoding="utf-8")
+    write_result(result, run.result)

@@ -1,0 +1,131 @@
+"""The picture of a sweep: validation accuracy against temperature, or another axis where there is none."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekd.files import atomic
+from edgekd.sweep.table import Tried
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap, Normalize
+
+__all__ = ["plot_sweep"]
+
+
+def plot_sweep(
+    trials: Sequence[Tried], colour_by: str, images: int, title: str, path: Path, along: str = "temperature"
+) -> None:
+    """Validation accuracy of each trial against its value of the axis `along`, as PNG.
+
+    Filled points were trained to the end, hollow ones were pruned. Colour is the value of the axis `colour_by`
+    (`alpha`, or a weight); where it has one value, or is empty, all points are alike. Lines join the temperatures that
+    were trained at the same weights: the mean over the seeds of the trials that ended. The grey bar at the best one is
+    the standard error of an accuracy on so many validation images.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure as Canvas  # no pyplot: no window system, no global state
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    shown = [trial for trial in trials if trial.accuracy is not None and trial.state in ("complete", "pruned")]
+    canvas = Canvas(figsize=(8, 5), layout="constrained")
+    axes = canvas.subplots()
+    values = [trial.point[colour_by] for trial in shown if colour_by in trial.point]
+    scale = Normalize(min(values), max(values)) if len(set(values)) > 1 else None
+    _draw_lines(axes, shown, along, colour_by, scale)
+    for state, face in (("complete", "0.35"), ("pruned", "none")):
+        own = [trial for trial in shown if trial.state == state]
+        if own:
+            _draw_points(axes, own, state == "complete", along, colour_by, scale)
+            # In the legend grey, as the points have several colours.
+            axes.plot([], [], "o", markeredgecolor="0.35", markerfacecolor=face, label=f"{state}: {len(own)}")
+    _draw_error(axes, shown, along, images)
+    if scale is not None:
+        canvas.colorbar(ScalarMappable(scale, _map()), ax=axes, label=colour_by)
+    if not shown:
+        axes.set_xlim(0.1, 20)
+    if along != "seed":  # which may be 0
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel(along)
+    axes.set_ylabel("top-1 accuracy on validation data, %")
+    axes.set_title(title.replace("$", r"\$"))
+    axes.grid(True, which="both", alpha=0.25)
+    if shown:
+        axes.legend(loc="best", fontsize="small")
+    with atomic(path) as temporary:
+        canvas.savefig(temporary, format="png", dpi=130)
+
+
+def _draw_points(
+    axes: "Axes", trials: Sequence[Tried], filled: bool, along: str, colour_by: str, scale: "Normalize | None"
+) -> None:
+    colours = [_colour(trial.point, colour_by, scale) for trial in trials]
+    axes.scatter(
+        [trial.point[along] for trial in trials],
+        [100 * (trial.accuracy or 0) for trial in trials],
+        s=36,
+        edgecolors=colours,
+        facecolors=colours if filled else "none",
+        alpha=0.85,
+        zorder=3,
+    )
+
+
+def _draw_lines(axes: "Axes", trials: Sequence[Tried], along: str, colour_by: str, scale: "Normalize | None") -> None:
+    label: str | None = "mean over seeds" if any("seed" in trial.point for trial in trials) else None
+    for weights, means in _means(trials, along).items():
+        if len(means) > 1 and along != "seed":
+            places = sorted(means)
+            levels = [100 * means[place] for place in places]
+            axes.plot(places, levels, "-", color=_colour(dict(weights), colour_by, scale), lw=1, label=label)
+            label = None
+
+
+def _colour(point: Mapping[str, float], colour_by: str, scale: "Normalize | None") -> tuple[float, float, float, float]:
+    from matplotlib.colors import to_rgba
+
+    return _map()(float(scale(point[colour_by]))) if scale is not None else to_rgba("tab:blue")
+
+
+def _map() -> "Colormap":
+    """Viridis without its yellow end, which is faint on white."""
+    from matplotlib import colormaps
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("viridis, cut", [colormaps["viridis"](step / 20) for step in range(18)])
+
+
+def _means(trials: Sequence[Tried], along: str) -> dict[tuple[tuple[str, float], ...], dict[float, float]]:
+    """By weights, then by the value along the axis: the mean accuracy of the seeds that were trained to the end."""
+    found: dict[tuple[tuple[str, float], ...], dict[float, list[float]]] = {}
+    for trial in trials:
+        if trial.state == "complete" and trial.accuracy is not None:
+            weights = tuple((key, value) for key, value in trial.point.items() if key not in (along, "seed"))
+            found.setdefault(weights, {}).setdefault(trial.point[along], []).append(trial.accuracy)
+    return {
+        weights: {place: sum(values) / len(values) for place, values in places.items()}
+        for weights, places in found.items()
+    }
+
+
+def _draw_error(axes: "Axes", trials: Sequence[Tried], along: str, images: int) -> None:
+    best = max(
+        (trial for trial in trials if trial.state == "complete"), key=lambda trial: trial.accuracy or 0, default=None
+    )
+    if best is not None and best.accuracy is not None:
+        error = (best.accuracy * (1 - best.accuracy) / images) ** 0.5
+        axes.errorbar(
+            best.point[along],
+            100 * best.accuracy,
+            yerr=100 * error,
+            color="0.5",
+            capsize=4,
+            linestyle="none",
+            zorder=2,
+            label=f"standard error of {images} images",
+        )

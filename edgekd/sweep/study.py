@@ -1,0 +1,201 @@
+"""A sweep's trials, kept in a journal that several processes share.
+
+Whoever takes a trial holds a lock until it has told how it ended, and the system drops that lock with the process. So
+a trial that runs in the journal while nobody holds its lock was killed: it counts as failed, and is tried again with
+the same values, from its last checkpoint. (Optuna knows dead trials by a heartbeat, which its journal has not.) Only
+where this leads nowhere is it given up: it was killed several times in one epoch, and nobody had interrupted it.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.errors import ConfigError, InputError
+from edgekd.files import FileLock, held, locked
+from edgekd.imports import require
+from edgekd.sweep.space import Axis, grid
+from edgekd.sweep.table import Tried
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.distributions import FloatDistribution
+    from optuna.trial import FrozenTrial
+
+__all__ = ["Plan", "checkpoint_folder", "open_study", "take", "tried"]
+
+MOST_TRIES = 3
+"""A trial that ends its process so often in the same epoch (too little memory, perhaps) is not tried again."""
+
+# The sweep's conditions, kept in the journal:
+# 1 - card, shape, epochs, axes, pruning, digests of data and teacher
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is tried, how long and how often."""
+
+    space: tuple[Axis, ...]
+    epochs: int
+    trials: int
+    """In all, whichever process trains them; one that was killed and is tried again counts once."""
+    pruning: bool
+    seed: int
+    """Of the sampler."""
+
+
+def open_study(folder: Path, plan: Plan, conditions: dict[str, Any]) -> "Study":
+    """The study in `folder/journal.log`, made or gone on with.
+
+    Raises ConfigError where it began under other conditions: its trials could not be compared with new ones.
+    """
+    optuna = require("optuna", "sweep", "sweep")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    journal = folder / "journal.log"
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=plan.epochs // 2)
+    with locked(folder / "study.lock"):
+        with locked(folder / "journal.lock"):
+            _cut_half_line(journal)
+        backend = optuna.storages.journal.JournalFileBackend(str(journal), lock_obj=FileLock(folder / "journal.lock"))
+        try:
+            study: Study = optuna.create_study(
+                storage=optuna.storages.JournalStorage(backend),
+                study_name="sweep",
+                direction="maximize",
+                load_if_exists=True,
+                pruner=pruner if plan.pruning else optuna.pruners.NopPruner(),
+            )
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{journal}: not a readable journal; remove {folder} to begin again") from error
+        now = {"schema_version": SCHEMA_VERSION} | conditions
+        before = study.user_attrs.get("conditions", now)
+        for key in sorted(before.keys() | now.keys()):
+            was, given = (repr(side[key]) if key in side else "not given" for side in (before, now))
+            if was != given:
+                raise ConfigError(
+                    f"{folder}: {key} was {was} when this sweep began and is {given} now; name another folder with "
+                    "--out"
+                )
+        study.set_user_attr("conditions", now)
+    return study
+
+
+def _cut_half_line(journal: Path) -> None:
+    """What a process that was killed while it wrote, or a full disk, left at the end; more would make it unreadable."""
+    content = journal.read_bytes() if journal.exists() else b""
+    if content and not content.endswith(b"\n"):
+        with journal.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+@contextlib.contextmanager
+def take(study: "Study", folder: Path, plan: Plan) -> "Iterator[Trial | None]":
+    """The next trial, held until the block ends; None when all are trained or others are at the last ones.
+
+    One that is interrupted is tried again by whoever comes next, however often.
+    """
+    with contextlib.ExitStack() as stack:
+        with locked(folder / "study.lock"):
+            _give_back_killed(study, folder)
+            trial = _ask(study, plan)
+            if trial is not None:
+                stack.enter_context(locked(_lock_of(folder, trial.number)))
+        try:
+            yield trial
+        except KeyboardInterrupt:
+            if trial is not None:
+                with contextlib.suppress(RuntimeError):  # it had just been told
+                    trial.set_user_attr("interrupted", True)
+            raise
+        if trial is not None:
+            _lock_of(folder, trial.number).unlink()
+
+
+def checkpoint_folder(folder: Path, trial: "Trial") -> Path:
+    """Where the trial's training is kept; one that is tried again goes on in that of its predecessor."""
+    return folder / "trials" / f"{trial.user_attrs.get('first', trial.number):04d}"
+
+
+def tried(study: "Study") -> list[Tried]:
+    """All trials so far, in the order in which they began."""
+    return [_row(trial) for trial in study.get_trials(deepcopy=False)]
+
+
+def _lock_of(folder: Path, number: int) -> Path:
+    return folder / "trials" / f"{number:04d}.lock"
+
+
+def _row(trial: "FrozenTrial") -> Tried:
+    values, attributes = trial.intermediate_values, trial.user_attrs
+    last = values[max(values)] if values else None
+    state, note = trial.state.name.lower(), attributes.get("failed", "")
+    if state == "fail" and not note and _tries(trial) >= MOST_TRIES:
+        note = f"its process was killed {MOST_TRIES} times in epoch {_reached(trial) + 1}"
+    if state == "fail":
+        state = "failed" if note else "killed"
+    return Tried(
+        number=trial.number + 1,
+        point=attributes.get("point", {}) | trial.params,
+        state=state,
+        accuracy=trial.value if state == "complete" else last,
+        epochs=max(values, default=0),
+        seconds=attributes.get("seconds", 0.0),
+        note=note,
+    )
+
+
+def _tries(trial: "FrozenTrial") -> int:
+    """How often a trial that was killed has been tried in vain: without one more epoch since the try before it."""
+    before: int = trial.user_attrs.get("tries", 0)
+    if trial.user_attrs.get("interrupted"):
+        return before
+    return 0 if _reached(trial) > trial.user_attrs.get("reached", 0) else before + 1
+
+
+def _reached(trial: "FrozenTrial") -> int:
+    """Epochs that are trained, in this try or before it."""
+    return max(trial.intermediate_values, default=trial.user_attrs.get("reached", 0))
+
+
+def _give_back_killed(study: "Study", folder: Path) -> None:
+    """Fail the trials of dead processes and queue them again; the study's lock is held."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if held(_lock_of(folder, trial.number)):
+            continue
+        point, first = _row(trial).point, trial.user_attrs.get("first", trial.number)
+        study.tell(trial.number, state=TrialState.FAIL)
+        if (tries := _tries(trial)) < MOST_TRIES:
+            carried = {"point": point, "first": first, "tries": tries, "reached": _reached(trial)}
+            study.enqueue_trial(point, user_attrs=carried)
+        _lock_of(folder, trial.number).unlink(missing_ok=True)
+
+
+def _ask(study: "Study", plan: Plan) -> "Trial | None":
+    """A trial that waits, else a new one while there are too few; the study's lock is held."""
+    from optuna.samplers import TPESampler
+
+    rows = [row for row in tried(study) if row.state != "killed"]
+    waiting = any(row.state == "waiting" for row in rows)
+    if not waiting and len(rows) >= plan.trials:
+        return None
+    # A sampler per trial: a sweep that goes on then draws what an undisturbed one would have drawn.
+    study.sampler = TPESampler(seed=(plan.seed * 1_000_003 + len(rows)) % 2**32)
+    if not waiting and (fixed := _least_tried(plan, rows)):
+        study.enqueue_trial(fixed, user_attrs={"point": fixed})
+    return study.ask({axis.name: _distribution(axis) for axis in plan.space})
+
+
+def _least_tried(plan: Plan, rows: list[Tried]) -> dict[str, float]:
+    """The combination of listed values that has been tried least; nothing where all axes are ranges."""
+    points = grid(plan.space)
+    return min(points, key=lambda point: sum(row.point.items() >= point.items() for row in rows))
+
+
+def _distribution(axis: Axis) -> "FloatDistribution":
+    from optuna.distributions import FloatDistribution
+
+    return FloatDistribution(axis.low, axis.high, log=axis.log)

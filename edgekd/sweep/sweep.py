@@ -1,0 +1,149 @@
+"""Trying temperatures and weights: each trial trains the card's student anew, and validation accuracy judges it."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd import units
+from edgekd.candidate import Shape
+from edgekd.card import Card
+from edgekd.console import say
+from edgekd.data.examples import Examples
+from edgekd.distill.loop import best_accuracy
+from edgekd.distill.student import learn, new_student
+from edgekd.errors import BudgetError
+from edgekd.files import atomic, locked
+from edgekd.nets.teachers import Teacher
+from edgekd.sweep.plot import plot_sweep
+from edgekd.sweep.space import recipe_at
+from edgekd.sweep.study import Plan, checkpoint_folder, open_study, take, tried
+from edgekd.sweep.table import Tried, sweep_csv, sweep_markdown
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+
+__all__ = ["Subject", "begin", "sweep"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What every trial trains, and on what."""
+
+    card: Card
+    shape: Shape
+    teachers: Sequence[Teacher]
+    """As `learn` takes them."""
+    data: tuple[Examples, Examples]
+    """Training and validation data."""
+
+
+def begin(card: Card, shape: Shape, digests: dict[str, str], plan: Plan, folder: Path) -> "Study":
+    """The study in `folder`, new or gone on with; `digests` are of the data and of the teachers' files.
+
+    Raises ConfigError where the folder holds a sweep of something else.
+    """
+    return open_study(folder, plan, _conditions(card, shape, digests, plan))
+
+
+def sweep(study: "Study", subject: Subject, plan: Plan, folder: Path) -> list[Tried]:
+    """Train what is left of the plan's trials, and return all of them; several processes may do so at once.
+
+    After each trial `folder` has `trials.csv`, `trials.md` and `sweep.png`.
+    """
+    while True:
+        with take(study, folder, plan) as trial:
+            if trial is None:
+                break
+            _train(subject, plan, study, trial, folder)
+        _write(subject, plan, study, folder)
+    _write(subject, plan, study, folder)
+    return tried(study)
+
+
+def _conditions(card: Card, shape: Shape, digests: dict[str, str], plan: Plan) -> dict[str, Any]:
+    """What must stay the same, as JSON; the number of trials may grow."""
+    parts = {"data": card.data, "augment": card.augment, "teacher": card.teacher, "recipe": card.recipe}
+    parts |= {f"more_teachers[{number}]": further for number, further in enumerate(card.more_teachers)}
+    parts |= {f"assistants[{number}]": assistant for number, assistant in enumerate(card.assistants)}
+    conditions = {key: value for part, thing in parts.items() for key, value in _given(part, thing).items()}
+    del conditions["recipe.epochs"]
+    if card.student.function is not None:
+        conditions["student.function"] = card.student.function
+    conditions |= {"student.family": card.student.family, "epochs": plan.epochs, "pruning": plan.pruning}
+    conditions |= {f"shape.{key}": value for key, value in shape.items()} | digests
+    conditions |= {f"axes.{axis.name}": axis.values or (axis.low, axis.high) for axis in plan.space}
+    plain: dict[str, Any] = json.loads(json.dumps(conditions))
+    return plain
+
+
+def _given(part: str, thing: Any) -> dict[str, Any]:
+    """The values that are not their defaults: what a later edgekd adds is then no change."""
+    defaults = {
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for field in dataclasses.fields(thing)
+    }
+    values = {name: getattr(thing, name) for name in defaults}
+    plain = dataclasses.asdict(thing)
+    return {f"{part}.{name}": plain[name] for name, value in values.items() if value != defaults[name]}
+
+
+def _train(subject: Subject, plan: Plan, study: "Study", trial: "Trial", folder: Path) -> None:
+    """Train one trial and tell the study how it ended."""
+    from optuna.trial import TrialState
+
+    card = dataclasses.replace(subject.card, recipe=recipe_at(subject.card.recipe, trial.params, plan.epochs))
+    scratch = checkpoint_folder(folder, trial)
+    name = f"trial {trial.number + 1}"
+    reported, hopeless = 0, False
+
+    def report(history: list[dict[str, Any]]) -> None:
+        nonlocal reported
+        for entry in history[reported:]:  # more than one where a trial goes on
+            trial.report(entry["validation_accuracy"], entry["epoch"])
+        reported = len(history)
+
+    def stop(history: list[dict[str, Any]]) -> bool:
+        nonlocal hopeless
+        report(history)
+        hopeless = trial.should_prune()
+        return hopeless
+
+    net = new_student(card, subject.shape, subject.teachers[0])
+    values = ", ".join(f"{key} {value:.3g}" for key, value in trial.params.items())
+    try:
+        history = learn(card, subject.shape, net, subject.teachers, subject.data, scratch / "net", name=name, stop=stop)
+    except BudgetError as error:  # the loss is no longer finite; at other values it may be
+        trial.set_user_attr("failed", str(error))
+        study.tell(trial, state=TrialState.FAIL)
+        say(f"{name}: {values}: failed: {error}")
+    else:
+        report(history)
+        trial.set_user_attr("seconds", sum(entry["seconds"] for entry in history))
+        accuracy = best_accuracy(card.recipe, history)
+        if hopeless:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, accuracy)
+        ended = f"pruned after epoch {len(history)}" if hopeless else f"{len(history)} epochs"
+        say(f"{name} of {plan.trials}: {values}: validation {units.accuracy(accuracy)}, {ended}")
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write(subject: Subject, plan: Plan, study: "Study", folder: Path) -> None:
+    with locked(folder / "study.lock"):
+        trials, images = tried(study), len(subject.data[1])
+        title = f"Sweep of {subject.card.name}"
+        along, *others = (axis.name for axis in plan.space)  # the first is the temperature, where a term uses it
+        colour_by = next((name for name in others if name != "seed"), "")
+        plot_sweep(trials, colour_by, images, title, folder / "sweep.png", along)
+        losses = {str(name): weight for name, weight in subject.card.recipe.losses.items()}
+        for name, text in {
+            "trials.csv": sweep_csv(trials),
+            "trials.md": sweep_markdown(trials, losses, title, images, "sweep.png"),
+        }.items():
+            with atomic(folder / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")

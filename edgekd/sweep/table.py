@@ -1,0 +1,131 @@
+"""The table of a sweep, as text, Markdown and CSV."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from edgekd import units
+from edgekd.tables import markdown_table
+
+__all__ = ["Tried", "best_of", "recipe_lines", "sweep_csv", "sweep_markdown", "trial_rows", "value_rows"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """One trial, as the table shows it."""
+
+    number: int
+    """From 1."""
+    point: dict[str, float]
+    """Value of each axis."""
+    state: str
+    """`complete`, `pruned`, `running`, `waiting`, `failed` or `killed`; who was killed has a successor."""
+    accuracy: float | None
+    """On validation data: of the weights that are kept, or of the last epoch so far; None where there was none."""
+    epochs: int
+    seconds: float
+    """Of training."""
+    note: str = ""
+    """Why it failed."""
+
+
+def trial_rows(trials: Sequence[Tried]) -> tuple[list[str], list[list[str]]]:
+    """Header and a row for each trial, the best ones that were trained to the end first."""
+    names = _axes(trials)
+    ranked = sorted(trials, key=lambda trial: (trial.state != "complete", -(trial.accuracy or 0), trial.number))
+    header = ["trial", *names, "validation accuracy", "epochs", "state", "seconds"]
+    return header, [_row(trial, names) for trial in ranked]
+
+
+def _row(trial: Tried, names: Sequence[str]) -> list[str]:
+    accuracy = "–" if trial.accuracy is None else units.accuracy(trial.accuracy)
+    state = f"{trial.state}: {trial.note}" if trial.note else trial.state
+    values = [f"{trial.point[name]:.4g}" if name in trial.point else "–" for name in names]
+    return [str(trial.number), *values, accuracy, str(trial.epochs), state, f"{trial.seconds:.1f}"]
+
+
+def value_rows(trials: Sequence[Tried]) -> tuple[list[str], list[list[str]]]:
+    """Header and a row for the values of which several seeds were trained to the end: mean, lowest and highest."""
+    names = [name for name in _axes(trials) if name != "seed"]
+    groups = {values: own for values, own in _by_values(trials).items() if len(own) > 1}
+    header = [*names, "seeds", "mean validation accuracy", "lowest", "highest"]
+    rows = []
+    for values, own in sorted(groups.items()):
+        known = dict(values)
+        summary = [units.accuracy(value) for value in (sum(own) / len(own), min(own), max(own))]
+        rows.append([*(f"{known[name]:.4g}" for name in names), str(len(own)), *summary])
+    return header, rows
+
+
+def best_of(trials: Sequence[Tried]) -> tuple[dict[str, float], float, int] | None:
+    """The values with the highest mean accuracy over the seeds trained to the end, that mean, and how many seeds; of
+    equal ones the first tried. Values with fewer seeds than the others are left out. None where no trial was complete.
+    """
+    groups = _by_values(trials)
+    most = max(map(len, groups.values()), default=0)
+    full = {values: own for values, own in groups.items() if len(own) == most}
+    if not full:
+        return None
+    values = max(full, key=lambda one: sum(full[one]) / most)
+    return dict(values), sum(full[values]) / most, most
+
+
+def recipe_lines(point: Mapping[str, float], losses: Mapping[str, float]) -> list[str]:
+    """What to write in the card's [recipe], whose weights are `losses`, for these values; a seed is no part of it."""
+    lines = [f"{name} = {value:.4g}" for name, value in point.items() if name in ("temperature", "alpha")]
+    weights = {name: point.get(f"weight {name}", weight) for name, weight in losses.items()}
+    if weights:
+        lines.append("losses = { " + ", ".join(f"{name} = {value:.4g}" for name, value in weights.items()) + " }")
+    return lines
+
+
+def sweep_markdown(trials: Sequence[Tried], losses: Mapping[str, float], title: str, images: int, picture: str) -> str:
+    """The whole sweep for reading; `losses` as for `recipe_lines`, `images` are those of the validation data."""
+    lines = [f"# {title}", "", f"![validation accuracy of the trials]({picture})", ""]
+    best = best_of(trials)
+    if best is not None:
+        point, accuracy, seeds = best
+        error = 100 * (accuracy * (1 - accuracy) / images) ** 0.5
+        of = f" (mean of {seeds} seeds)" if seeds > 1 else ""
+        lines += [
+            f"Best: {units.accuracy(accuracy)} of {images} validation images{of}. One such figure has a standard error "
+            f"of {error:.2f} points: temperatures and weights that differ by less are not told apart by it, and the "
+            "best of many is a little lucky. Test data was not read.",
+            "",
+            "```toml",
+            *recipe_lines(point, losses),
+            "```",
+            "",
+        ]
+    header, rows = value_rows(trials)
+    if rows:
+        lines += ["## By values", "", markdown_table(header, rows), ""]
+    return "\n".join([*lines, "## Trials", "", markdown_table(*trial_rows(trials)), ""])
+
+
+def sweep_csv(trials: Sequence[Tried]) -> str:
+    """A row for each trial, in the order in which they began; nothing is rounded."""
+    names, text = _axes(trials), io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["trial", *names, "validation_accuracy", "epochs", "state", "seconds", "note"])
+    for trial in trials:
+        point = {name: int(value) if name == "seed" else value for name, value in trial.point.items()}
+        values = [point.get(name, "") for name in names]
+        accuracy = "" if trial.accuracy is None else trial.accuracy
+        writer.writerow([trial.number, *values, accuracy, trial.epochs, trial.state, trial.seconds, trial.note])
+    return text.getvalue()
+
+
+def _axes(trials: Sequence[Tried]) -> list[str]:
+    return list(dict.fromkeys(name for trial in trials for name in trial.point))
+
+
+def _by_values(trials: Sequence[Tried]) -> dict[tuple[tuple[str, float], ...], list[float]]:
+    """Accuracies of the complete trials by their values, the seed apart."""
+    groups: dict[tuple[tuple[str, float], ...], list[float]] = {}
+    for trial in trials:
+        if trial.state == "complete" and trial.accuracy is not None:
+            values = tuple((name, value) for name, value in trial.point.items() if name != "seed")
+            groups.setdefault(values, []).append(trial.accuracy)
+    return groups

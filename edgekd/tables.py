@@ -1,0 +1,217 @@
+"""Tables of figures: rows of text, drawn in a terminal or as Markdown."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from edgekd import units
+from edgekd.figures import METRICS, Figure, Metric, ModelFigures, Placement
+from edgekd.judge import Verdict, verdict_words
+from edgekd.result import Result
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = [
+    "budget_lines",
+    "comparison_rows",
+    "costly_rows",
+    "figure_rows",
+    "headline",
+    "int8_text",
+    "markdown_report",
+    "markdown_table",
+    "notes",
+    "placement_text",
+    "rich_table",
+]
+
+Rows = list[list[str]]
+
+_ROWS = [metric for metric in METRICS if metric.row]
+
+
+def figure_rows(models: Sequence[ModelFigures]) -> tuple[list[str], Rows]:
+    """Header and rows: one row a figure, one column a model, last how the figures were obtained.
+
+    Ratios are to the first model, the teacher. Rows in which nothing was asked for are left out.
+    """
+    header = ["", *(model.name for model in models), "how"]
+    rows: Rows = []
+    for metric in [*_ROWS, *_batch_metrics(models)]:
+        figures = [metric.figure(model) for model in models]
+        if all(figure.value is None and not figure.why for figure in figures):
+            continue
+        cells = [
+            _cell(figure, figures[0] if place and metric.ratio else None, metric.show)
+            for place, figure in enumerate(figures)
+        ]
+        known = sorted({figure.provenance for figure in figures if figure.value is not None})
+        rows.append([metric.words, *cells, ", ".join(known) or "unknown"])
+    return header, [*rows, *_placement_rows(models)]
+
+
+def _batch_metrics(models: Sequence[ModelFigures]) -> list[Metric]:
+    """Inputs per second for each batch size, and for sessions side by side."""
+
+    def metric(name: str) -> Metric:
+        words = f"inputs per second, {name}"
+        return Metric(
+            name=name, words=words, show=units.count, ratio=True, get=lambda model, _: model.batches.get(name, Figure())
+        )
+
+    return [metric(name) for name in dict.fromkeys(name for model in models for name in model.batches)]
+
+
+def _placement_rows(models: Sequence[ModelFigures]) -> Rows:
+    """Where the nodes ran, and how much of an int8 file computes in 8 bits."""
+    placed = [model.placement for model in models]
+    if not any(placed):
+        return []
+    how = ", ".join(sorted({p.provenance for p in placed if p}))
+    rows = [["where it ran", *(placement_text(p) if p else "–" for p in placed), how]]
+    if any(p and p.fused is not None for p in placed):
+        rows.append(["int8 kernels", *(int8_text(p) if p else "–" for p in placed), how])
+    return rows
+
+
+def placement_text(placement: Placement) -> str:
+    """`CPU: 42 nodes, 100 % of the time`, the larger share first."""
+    shares = placement.time_share
+    names = sorted(placement.nodes, key=lambda name: -shares.get(name, 0.0))
+    parts = [
+        f"{name.removesuffix('ExecutionProvider')}: {placement.nodes[name]} nodes"
+        + (f", {100 * shares[name]:.0f} % of the time" if name in shares else "")
+        for name in names
+    ]
+    return "; ".join(parts) or "unknown"
+
+
+def int8_text(placement: Placement) -> str:
+    """`29 fused, 2 in float (1 Pad, 1 Slice), 6 Q/DQ`."""
+    if placement.fused is None:
+        return "–"
+    parts = [f"{placement.fused} fused"]
+    if placement.unfused is not None:
+        blockers = ", ".join(f"{count} {kind}" for kind, count in placement.blockers.items())
+        parts.append(f"{placement.unfused} in float" + (f" ({blockers})" if blockers else ""))
+    if placement.qdq is not None:
+        parts.append(f"{placement.qdq} Q/DQ")
+    return ", ".join(parts)
+
+
+def costly_rows(model: ModelFigures) -> tuple[list[str], Rows]:
+    """Header and rows of the costliest nodes."""
+    header = ["node", "op", "provider", "median", "share"]
+    entries = model.placement.costliest if model.placement else ()
+    return header, [
+        [e["node"], e["op_type"], e["provider"], f"{e['us']:.0f} µs", f"{100 * e['share']:.1f} %"] for e in entries
+    ]
+
+
+def comparison_rows(measured: Sequence[tuple[str, ModelFigures]]) -> tuple[list[str], Rows]:
+    """Header and rows: one row for each model on each target."""
+    header = ["target", "model", "top-1", "p50", "p95", "load", "memory", "size", "where it ran", "int8 kernels", "how"]
+    rows = []
+    for target, m in measured:
+        latency = [_cell(figure, None, units.milliseconds) for figure in (m.latency_p50_ms, m.latency_p95_ms)]
+        memory = _cell(m.peak_memory_mb, None, lambda mb: units.bytes_(mb * 1e6))
+        where = placement_text(m.placement) if m.placement else "–"
+        int8 = int8_text(m.placement) if m.placement else "–"
+        head = [target, m.name, _cell(m.accuracy, None, units.accuracy), *latency]
+        load = _cell(m.load_ms, None, units.milliseconds)
+        size = units.bytes_(m.size_bytes)
+        kinds = [("top-1", m.accuracy), ("p50", m.latency_p50_ms)]
+        known = {figure.provenance for _, figure in kinds if figure.value is not None or figure.why}
+        alike = len(known) == 1
+        how = known.pop() if alike else ", ".join(f"{word} {figure.provenance}" for word, figure in kinds)
+        rows.append([*head, load, memory, size, where, int8, how])
+    return header, rows
+
+
+def _cell(figure: Figure, first: Figure | None, show: Callable[[float], str]) -> str:
+    if figure.value is None:
+        return "–"
+    text = show(figure.value)
+    if figure.low is not None and figure.high is not None and figure.value:
+        if figure.provenance == "estimated":
+            text += f" [{show(figure.low)} … {show(figure.high)}]"
+        else:
+            wider = max(figure.high - figure.value, figure.value - figure.low) / figure.value
+            text += f" ±{units.percent(wider)}" if wider <= 1 else " ±>100 %"
+    if first is not None and first.value:
+        text += f" ({units.ratio(figure.value / first.value)})"
+    return text
+
+
+def notes(models: Sequence[ModelFigures]) -> list[str]:
+    """Why figures are unknown, proxies or estimates; each reason once."""
+    reasons: dict[str, list[str]] = {}
+    for metric in _ROWS:
+        for model in models:
+            figure = metric.figure(model)
+            if figure.why:
+                words = reasons.setdefault(f"{figure.provenance}: {figure.why}", [])
+                if metric.words not in words:
+                    words.append(metric.words)
+    for model in models:
+        for remark in model.notes:
+            reasons.setdefault(remark, []).append(model.name)
+    return [f"{', '.join(words)} – {reason}" for reason, words in reasons.items()]
+
+
+def budget_lines(verdict: Verdict) -> list[str]:
+    """The budget line by line."""
+    return [line.text for line in verdict.lines] or ["no budget was asked for"]
+
+
+def headline(result: Result) -> str:
+    """The verdict in one line, with what it does not speak of."""
+    model = next(m for m in result.models if m.name == result.chosen)
+    return f"{result.card} on {result.target}: {verdict_words(result.verdict, model.latency_p50_ms)}"
+
+
+def rich_table(header: list[str], rows: Rows, title: str) -> "Table":
+    """The rows as a table for a terminal."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE, pad_edge=False)
+    for place, name in enumerate(header):
+        table.add_column(escape(name), justify="left" if place in (0, len(header) - 1) else "right")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
+def markdown_table(header: list[str], rows: Rows) -> str:
+    """The rows as a Markdown table; a `|` in a cell is escaped."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    ruler = ["---", *("---:" for _ in header[1:-1]), "---"]
+    return "\n".join([line(header), line(ruler), *map(line, rows)])
+
+
+def markdown_report(result: Result, picture: str | None) -> str:
+    """`report.md`: verdict, budget, table, and how to read it."""
+    header, rows = figure_rows(result.models)
+    shape = ", ".join(f"{key} = {value}" for key, value in result.shape.items()) or "the only shape"
+    parts = [
+        f"# {headline(result)}",
+        "\n".join(f"- {text}" for text in budget_lines(result.verdict)),
+        f"The file is `model.onnx` ({result.chosen}): {result.why_chosen}. "
+        f"Student: {shape}, chosen among {result.candidates} candidates before training.",
+        markdown_table(header, rows),
+        f"Accuracy on {result.test_images} test {result.examples}; readings of the test set: {result.test_reads}. "
+        f"Against torch on {result.parity['images']} real {result.examples} the fp32 export differs by at most "
+        f"{result.parity['max_abs']:.2g} ({result.parity['relative']:.2g} of the largest logit), same class "
+        f"{100 * result.parity['argmax_agreement']:.2f} %.",
+    ]
+    remarks = [*notes(result.models), *result.notes]
+    if remarks:
+        parts.append("\n".join(f"- {remark}" for remark in remarks))
+    if picture:
+        parts.append(f"![Size, latency and accuracy of every model]({picture})")
+    return "\n\n".join(parts) + "\n"

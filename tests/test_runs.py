@@ -1,0 +1,250 @@
+"""What `bench` and `check` are pointed at: run folders, bare files, and data given beside them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from edgekd.bench import runner
+from edgekd.bench.measure import Subject
+from edgekd.bench.records import Effort, Plan, Record
+from edgekd.errors import InputError, ModelError
+from edgekd.figures import ModelFigures
+from edgekd.run import Run
+from edgekd.runs import Inputs, Measured, finished, measure_files, measure_run, read_arrays, run_inputs
+from edgekd.target import Target, load_target
+
+TARGET = load_target("cpu-x86")
+EFFORT = Effort(processes=1, warmup_s=0.0, min_calls=3, max_calls=3, max_s=0.0, placement=False)
+
+
+def as_they_are(figures: Sequence[ModelFigures], subjects: Sequence[Subject], target: Target) -> list[ModelFigures]:
+    return list(figures)
+
+
+def measure_one(path: Path, inputs: Inputs | None = None) -> Measured:
+    """The figures of one file; raises what was collected instead."""
+    measured, problems = measure_files([path], TARGET, EFFORT, as_they_are, inputs)
+    if problems:
+        raise problems[0]
+    return measured[0]
+
+
+def write_model(path: Path) -> Path:
+    """Four pixels to four classes: the pixels as they are."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+            helper.make_node("Flatten", ["float"], ["logits"]),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 2, 2, 1])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 4])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def images(classes: list[int]) -> NDArray[np.uint8]:
+    return (200 * np.eye(4, dtype=np.uint8)[classes]).reshape(-1, 2, 2, 1)
+
+
+# --- arrays in a file ---
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.int64])
+def test_arrays_are_read(tmp_path: Path, kind: type) -> None:
+    np.savez(tmp_path / "second.npz", inputs=images([0, 1, 3]), labels=np.array([0, 1, 2], kind), more=np.zeros(3))
+    given = read_arrays(tmp_path / "second.npz", tmp_path)
+    assert np.array_equal(np.load(given.file, mmap_mode="r"), images([0, 1, 3]))
+    assert given.labels.tolist() == [0, 1, 2]
+    assert given.labels.dtype == np.int64
+    assert given.about == str(tmp_path / "second.npz")
+    assert given.torch is None
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"inputs": images([0])}, "should be an .npz file with the arrays inputs and labels: 'labels"),
+        ({"labels": np.zeros(3, np.int64)}, "should be an .npz file with the arrays inputs and labels: 'inputs"),
+        ({"inputs": images([0, 1]), "labels": np.array([0, 1, 2])}, "class number ≥ 0 for each input, got int64 [3]"),
+        ({"inputs": images([0, 1]), "labels": np.array([0.0, 1.0])}, "got float64 [2] for inputs uint8 [2, 2, 2, 1]"),
+        ({"inputs": images([0, 1]), "labels": np.array([0, -1])}, "one class number ≥ 0"),
+        ({"inputs": images([0, 1]), "labels": np.array([[0], [1]])}, "got int64 [2, 1]"),
+        ({"inputs": images([]), "labels": np.zeros(0, np.int64)}, "got int64 [0]"),
+        ({"inputs": np.array(5), "labels": np.array([0])}, "for inputs int64 []"),
+        ({"inputs": images([0, 1]), "labels": np.array(["cat", "dog"])}, "got <U3 [2]"),
+    ],
+)  # fmt: skip
+def test_arrays_that_do_not_fit_are_told(tmp_path: Path, arrays: dict[str, NDArray[Any]], said: str) -> None:
+    path = tmp_path / "second.npz"
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    with pytest.raises(InputError) as caught:
+        read_arrays(path, tmp_path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numpy leaves a broken archive open
+def test_files_of_another_kind_are_told(tmp_path: Path) -> None:
+    (tmp_path / "words.npz").write_text("no arrays")
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 and no more")
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    np.savez(tmp_path / "code.npz", inputs=np.array([{"not": "numbers"}]), labels=np.array([0]))
+    for name in ("words.npz", "cut.npz", "one.npy", "code.npz", "."):
+        with pytest.raises(InputError, match=r"should be an .npz file with the arrays inputs and labels"):
+            read_arrays(tmp_path / name, tmp_path)
+    with pytest.raises(InputError, match=r"gone.npz: no such file$"):
+        read_arrays(tmp_path / "gone.npz", tmp_path)
+
+
+# --- bare files ---
+
+
+def test_a_bare_file_without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Target, "differences", lambda self: [])
+    taken = measure_one(write_model(tmp_path / "m.onnx"))
+    assert taken.figures.name == "m.onnx"
+    assert taken.figures.accuracy.value is None
+    assert taken.figures.latency_p50_ms.value is not None
+    assert taken.remark == "a bare file brings no data: accuracy unknown"
+    assert any(note.startswith("seeded random inputs") for note in taken.figures.notes)
+
+
+def test_a_bare_file_with_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Target, "differences", lambda self: [])
+    np.savez(tmp_path / "second.npz", inputs=images([0, 1, 2, 3]), labels=np.array([0, 1, 2, 2]))
+    given = read_arrays(tmp_path / "second.npz", tmp_path)
+    taken = measure_one(write_model(tmp_path / "m.onnx"), given)
+    assert taken.figures.accuracy.value == 0.75
+    assert taken.figures.recall == (1.0, 1.0, 0.5, None)
+    assert taken.remark == f"accuracy on {tmp_path / 'second.npz'}, 4 inputs"
+    assert not any("random" in note for note in taken.figures.notes)
+    assert taken.figures.fingerprint["inputs"] == "data"
+
+
+def test_data_that_a_file_cannot_take_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Target, "differences", lambda self: [])
+    model = write_model(tmp_path / "m.onnx")
+    np.savez(tmp_path / "second.npz", inputs=images([0, 1]), labels=np.array([0, 4]))
+    with pytest.raises(InputError, match=r"labels go up to 4, and .*m.onnx tells 4 classes apart$"):
+        measure_one(model, read_arrays(tmp_path / "second.npz", tmp_path))
+    np.savez(tmp_path / "second.npz", inputs=images([0, 1]).astype(np.float32), labels=np.array([0, 1]))
+    with pytest.raises(InputError, match=r"the model takes tensor\(uint8\) .* the data is float32 \[2, 2, 2, 1\]$"):
+        measure_one(model, read_arrays(tmp_path / "second.npz", tmp_path))
+    with pytest.raises(InputError, match=r"gone.onnx: no such model file or run folder$"):
+        measure_one(tmp_path / "gone.onnx")
+
+
+# --- runs ---
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A folder with test images, and what the student in torch said of them."""
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    run = Run(tmp_path / "run")
+    np.save(run.data / "test.npy", images([0, 1, 2, 3]))
+    np.save(run.data / "test.labels.npy", np.array([0, 1, 2, 2]))
+    np.save(run.data / "test.student.npy", images([0, 1, 2, 2]).reshape(4, 4).astype(np.float32))
+    return run
+
+
+def test_the_runs_own_inputs(run: Run) -> None:
+    given = run_inputs(run, "test")
+    assert given.file == run.data / "test.npy"
+    assert given.labels.tolist() == [0, 1, 2, 2]
+    assert given.about == "the run's test data"
+    assert given.torch is not None and given.torch.shape == (4, 4)
+    (run.data / "test.student.npy").unlink()  # runs of an older edgekd did not keep it
+    assert run_inputs(run, "test").torch is None
+
+
+@pytest.mark.parametrize("gone", ["test.npy", "test.labels.npy"])
+def test_inputs_that_are_not_there_are_told(run: Run, gone: str) -> None:
+    (run.data / gone).unlink()
+    with pytest.raises(InputError, match=r"test.npy: is missing; run its `edgekd distill` with --fresh$"):
+        run_inputs(run, "test")
+    with pytest.raises(InputError, match=r"validation.npy: is missing; "):
+        run_inputs(run, "val")
+
+
+def test_what_is_no_finished_run_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"^{tmp_path}: is no run folder$"):
+        finished(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(InputError, match=rf"^{tmp_path}: is not finished; run its `edgekd distill` again$"):
+        finished(tmp_path)
+    (tmp_path / "result.json").write_text("{ broken")
+    with pytest.raises(InputError, match=r"result.json: not valid JSON"):
+        finished(tmp_path)
+    (tmp_path / "result.json").write_text(json.dumps({"schema_version": 9, "models": []}))
+    with pytest.raises(InputError, match=r"result.json: schema_version is 9; this edgekd reads 1 and 2$"):
+        finished(tmp_path)
+
+
+def subjects_of(run: Run, names: Sequence[str]) -> list[Subject]:
+    run.exported.mkdir(exist_ok=True)
+    return [
+        Subject(name=name, file=write_model(run.exported / f"{name.replace(' ', '-')}.onnx"), precision="fp32")
+        for name in names
+    ]
+
+
+def test_models_of_a_run_are_held_against_teacher_and_torch(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Target, "differences", lambda self: [])
+    heard: list[str] = []
+
+    def told(name: str) -> Any:
+        heard.append(name)
+        return lambda done, total: None
+
+    subjects = subjects_of(run, ["teacher", "student fp32"])
+    taken, problems = measure_run(
+        run, subjects, TARGET, EFFORT, as_they_are, run_inputs(run, "test"), tmp_path / "records", told
+    )
+    assert problems == []
+    assert heard == ["teacher", "student fp32"]
+    teacher, student = taken
+    assert teacher.figures.accuracy.value == student.figures.accuracy.value == 0.75
+    assert student.figures.agreement.value == 1
+    assert student.figures.torch_agreement.value == 0.75  # torch said 2 of the last
+    assert student.figures.max_logit_diff.value == 200
+    assert teacher.figures.torch_agreement.value is None
+    assert student.figures.ece.value == pytest.approx(0.25)  # sure of all four, right in three
+    assert {path.suffix for path in (tmp_path / "records").iterdir()} == {".json", ".npy"}
+
+
+@pytest.mark.parametrize(("mode", "name"), [("latency", "teacher"), ("predict", "teacher"), ("predict", "student")])
+def test_an_error_of_one_model_keeps_the_others(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, name: str
+) -> None:
+    monkeypatch.setattr(Target, "differences", lambda self: [])
+    real = runner.run_worker
+
+    def crash(plan: Plan, model: Path, *rest: Any) -> Record:
+        if (plan.mode, model.stem) == (mode, name):
+            raise ModelError(f"{model.name}: the worker crashed")
+        return real(plan, model, *rest)
+
+    monkeypatch.setattr(runner, "run_worker", crash)
+    subjects = subjects_of(run, ["teacher", "student"])
+    taken, problems = measure_run(
+        run, subjects, TARGET, EFFORT, as_they_are, run_inputs(run, "test"), tmp_path / "records"
+    )
+    assert [str(problem) for problem in problems] == [f"{name}.onnx: the worker crashed"]
+    (other,) = taken
+    assert other.figures.name != name
+    assert other.figures.accuracy.value == 0.75
+    if name == "teacher":  # then there is nothing to agree with
+        assert other.figures.agreement.value is None

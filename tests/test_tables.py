@@ -1,0 +1,84 @@
+"""Tables: ratios to the teacher, provenance of every row, nothing unknown made to look known."""
+
+from typing import Any
+
+from edgekd.card import Budget
+from edgekd.figures import Figure, ModelFigures
+from edgekd.judge import judge
+from edgekd.result import Result, read_models, write_result
+from edgekd.tables import figure_rows, headline, markdown_report, markdown_table
+
+TEACHER = ModelFigures(
+    name="teacher",
+    file="t.onnx",
+    sha256="00",
+    size_bytes=1_000_000,
+    precision="fp32",
+    params=853_018,
+    accuracy=Figure(0.9339, "measured"),
+    latency_p50_ms=Figure(4.0, "measured", 3.9, 4.1),
+)
+STUDENT = ModelFigures(
+    name="student int8",
+    file="s.onnx",
+    sha256="01",
+    size_bytes=85_000,
+    precision="int8",
+    params=78_000,
+    accuracy=Figure(0.88, "measured"),
+    latency_p50_ms=Figure(1.0, "estimated", 0.5, 2.0, "from a page"),
+    latency_p95_ms=Figure(why="50 calls are too few for p95"),
+)
+
+
+def a_result(**values) -> Result:
+    verdict = judge({"size_kb": STUDENT.size_kb, "latency_p50_ms": STUDENT.latency_p50_ms},
+                    Budget(size_kb=100, latency_p50_ms=3), allow_estimated=True)  # fmt: skip
+    defaults: dict[str, Any] = {
+        "card": "cifar10", "target": "cpu-arm", "verdict": verdict, "chosen": "student int8", "why_chosen": "fast",
+        "models": (TEACHER, STUDENT), "shape": {"depth": 8}, "candidates": 3, "test_images": 10_000, "test_reads": 1,
+        "parity": {"images": 5, "max_abs": 1e-6, "relative": 1e-7, "argmax_agreement": 1.0},
+    }  # fmt: skip
+    return Result(**(defaults | values))
+
+
+def test_rows_show_ratios_to_the_teacher_and_how_each_was_obtained() -> None:
+    header, rows = figure_rows([TEACHER, STUDENT])
+    cells = {row[0]: row[1:] for row in rows}
+    assert header == ["", "teacher", "student int8", "how"]
+    assert cells["file size"] == ["1.0 MB", "85.0 kB (0.085 ×)", "exact"]
+    assert cells["top-1 accuracy"] == ["93.39 %", "88.00 %", "measured"]
+    assert cells["latency p50"] == ["4.00 ms ±2.5 %", "1.00 ms [0.500 ms … 2.00 ms] (0.25 ×)", "estimated, measured"]
+    assert cells["latency p95"] == ["–", "–", "unknown"]
+    assert "load time" not in cells  # nobody asked for it
+
+
+def test_markdown_escapes_what_would_break_the_table() -> None:
+    assert markdown_table(["", "a|b"], [["x", "1"]]).splitlines()[0] == "|  | a\\|b |"
+
+
+def test_headline_says_when_latency_was_estimated_or_is_not_known() -> None:
+    assert headline(a_result()) == "cifar10 on cpu-arm: pass (latency estimated; accuracy not asked)"
+    unknown = ModelFigures("student int8", "", "", 1, "int8", latency_p50_ms=Figure(why="no reference"))
+    only_size = judge({"size_kb": Figure(1, "exact")}, Budget(size_kb=2))
+    result = a_result(models=(TEACHER, unknown), verdict=only_size)
+    assert headline(result) == "cifar10 on cpu-arm: pass (latency not asked, not known; accuracy not asked)"
+
+
+def test_the_report_holds_verdict_budget_table_and_remarks() -> None:
+    text = markdown_report(a_result(notes=("mind the gap",)), "figures.png")
+    assert text.startswith(
+        "# cifar10 on cpu-arm: pass (latency estimated; accuracy not asked)\n\n- latency p50 1.00 ms ≤"
+    )
+    assert "depth = 8" in text
+    assert "- latency p95 – unknown: 50 calls are too few for p95" in text
+    assert "- mind the gap" in text
+    assert "![" in text
+
+
+def test_result_json_is_read_back(tmp_path) -> None:
+    write_result(a_result(), tmp_path / "result.json")
+    content, models = read_models(tmp_path / "result.json")
+    assert models == [TEACHER, STUDENT]
+    assert content["verdict"] == "pass"
+    assert content["budget"][0]["outcome"] == "pass"
