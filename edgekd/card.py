@@ -24,9 +24,9 @@ __all__ = [
     "Teacher",
     "TextData",
     "Training",
-    "image_data",
-    "load_card",
+    "check_card",
     "parse_budget",
+    "read_tables",
 ]
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -178,8 +178,10 @@ class Card:
 
     title: str
     about: str = ""
-    task: Literal["image-classification", "text-classification"] = "image-classification"
-    data: Data | TextData
+    task: str = "image-classification"
+    """One of edgekd/tasks."""
+    data: Any
+    """What the task's own type says: `Data` of images, `TextData` of sentences."""
     augment: Augment = field(default_factory=Augment)
     teacher: Teacher
     more_teachers: tuple[Teacher, ...] = ()
@@ -204,45 +206,10 @@ class Card:
         return Path(self.file).parent / path
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class _ImageCard(Card):
-    """For reading: the task says what `data` holds, so that messages name one kind's keys alone."""
+def read_tables(name: str) -> tuple[dict[str, Any], str]:
+    """The tables of the bundled card `name`, or of the card file at that path, ready to be built; and the file.
 
-    data: Data
-
-    @model_validator(mode="after")
-    def _check(self) -> "_ImageCard":
-        if self.augment.word_dropout:
-            raise ValueError("augment.word_dropout: is for sentences, the task is image-classification; drop it")
-        return self
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class _TextCard(Card):
-    data: TextData
-
-    @model_validator(mode="after")
-    def _check(self) -> "_TextCard":
-        plain = Augment(word_dropout=self.augment.word_dropout, seed=self.augment.seed)
-        for field_ in dataclasses.fields(Augment):
-            if getattr(self.augment, field_.name) != getattr(plain, field_.name):
-                raise ValueError(
-                    f"augment.{field_.name}: is for images, the task is text-classification; drop it, sentences have "
-                    "word_dropout"
-                )
-        return self
-
-
-def image_data(card: Card) -> Data:
-    """The data of a card whose task is image classification."""
-    assert isinstance(card.data, Data)  # the callers' part
-    return card.data
-
-
-def load_card(name: str) -> Card:
-    """The bundled card `name`, or the card file at that path.
-
-    Raises ConfigError for anything wrong in it, with file, key, value, rule and nearest name.
+    Raises ConfigError for a file that is no TOML, or a key that no card may have.
     """
     path = locate("models", name)
     data = read_toml(path)
@@ -257,17 +224,20 @@ def load_card(name: str) -> Card:
     for target, limits in table.items():
         if isinstance(limits, dict):
             budgets[target] = dataclasses.asdict(build(Budget, limits, f"{path}: [budget.{target}]"))
-    kind = _TextCard if data.get("task") == "text-classification" else _ImageCard
-    card = build(kind, data | {"budgets": budgets, "name": path.stem, "file": str(path)}, str(path))
+    return data | {"budgets": budgets, "name": path.stem, "file": str(path)}, str(path)
+
+
+def check_card(card: Card) -> Card:
+    """The card; ConfigError for the first setting in it that would not be looked at, and why."""
     trainings = {"teacher.training": card.teacher.training}
     trainings |= {f"assistants.{number}.training": one.training for number, one in enumerate(card.assistants)}
     for where, training in trainings.items():
         for problem in training.idle() if training else ():
-            raise ConfigError(f"{path}: {where}.{problem}")
+            raise ConfigError(f"{card.file}: {where}.{problem}")
     for problem in card.recipe.idle(_learnt_by_others(card)):
-        raise ConfigError(f"{path}: recipe.{problem}")
+        raise ConfigError(f"{card.file}: recipe.{problem}")
     for problem in _idle_teachers(card):
-        raise ConfigError(f"{path}: {problem}")
+        raise ConfigError(f"{card.file}: {problem}")
     return card
 
 

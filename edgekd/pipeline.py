@@ -10,15 +10,13 @@ from edgekd import units
 from edgekd.bench.measure import Answers, Subject, evaluate, logits_of, measure_speed
 from edgekd.bench.records import Effort
 from edgekd.candidate import Shape
-from edgekd.card import Budget, Card, TextData
+from edgekd.card import Budget, Card
 from edgekd.console import say
 from edgekd.data.arrays import digest, keep_split
 from edgekd.data.examples import Examples
-from edgekd.data.sources import keep_tokenizer, load_test, load_train_and_validation, require_test
-from edgekd.data.tasks import examples_of
-from edgekd.data.text import settled
 from edgekd.distill.distributed import hear, tell, together
 from edgekd.distill.student import How, check_networks, check_recipe, distill_student, training_summary
+from edgekd.distill.tasks.known import examples_of, learning_of
 from edgekd.distill.teacher import (
     check_teacher,
     given_teacher,
@@ -41,6 +39,7 @@ from edgekd.search.candidates import measure_candidates
 from edgekd.search.choose import choose_shape, choose_variant
 from edgekd.search.estimate import with_estimates
 from edgekd.target import Target
+from edgekd.tasks.known import task_of
 
 __all__ = ["distill", "follow", "train_teacher"]
 
@@ -60,15 +59,16 @@ def distill(
     """From a teacher to a judged ONNX file: the whole road, each stage resumed where the run folder has it."""
     budget = effective_budget(asked, target)
     given, further = given_teacher(card, teacher_file), more_teachers(card)
-    require_test(card, data)
-    train, validation = load_train_and_validation(card, data)
-    card = settled(card, validation)
+    learning = learning_of(card.data)
+    learning.require_test(card, data)
+    train, validation = learning.load(card, data)
+    card = learning.settle(card, validation)
     if given is None and not run.teacher_weights.exists() and card.teacher.family != "self":
         refuse_long_teaching(card, len(train))
     # Of the candidates, the first one stands for all.
     check_networks(card, make_shapes(card, card.student)[0], given, further, examples_of(card, train))
     run.begin(digest(train) + digest(validation))
-    keep_tokenizer(card, data, run.tokenizer)
+    learning.keep(card, data, run.tokenizer)
     inputs = keep_split(validation, run.data / "validation")
     calibration = calibration_of(card, target, train)
 
@@ -85,7 +85,7 @@ def distill(
 
     subjects = export_variants(card, target, teacher, net, calibration, run)
     images = np.load(inputs)[:512]
-    agreement = parity(net, card, images, cpu_logits(subjects[1].file, images))
+    agreement = parity(net, card, images, cpu_logits(subjects[1].file, task_of(card.data), images))
     figures = with_estimates(measure_speed(subjects, target, inputs, run.records, EFFORT), subjects, target)
     logits = [logits_of(subject, target, inputs, run.records) for subject in subjects]
     answers = Answers(labels=validation.labels, teacher=logits[0], torch=keep_torch_logits(net, card, inputs))
@@ -107,7 +107,7 @@ def distill(
         shape=choice.shape,
         candidates=len(candidates),
         test_images=test_images,
-        examples="sentences" if isinstance(card.data, TextData) else "images",
+        examples=task_of(card.data).units,
         test_reads=run.test_reads(),
         parity=dataclasses.asdict(agreement),
         training=training_summary(card.recipe, run),
@@ -129,7 +129,7 @@ def train_both(
     """The teacher, trained where none is given, and the student that it and `further` ones teach."""
     check_recipe(card, shape, given, further, examples[0])
     teacher = given or teach(card, examples, how.teacher_minimum, run.teacher_weights, how.track)
-    check_teacher(teacher, examples[1], how.teacher_minimum)
+    check_teacher(card, teacher, examples[1], how.teacher_minimum)
     return teacher, distill_student(card, shape, [teacher, *further], examples, run, how)
 
 
@@ -137,7 +137,7 @@ def train_teacher(
     card: Card, data: Path | None, minimum: float, out: Path, track: tuple[str, ...] = ()
 ) -> tuple[Teacher, Examples]:
     """The card's teacher, trained into `out` or loaded from there, and the validation data."""
-    train, validation = load_train_and_validation(card, data)
+    train, validation = learning_of(card.data).load(card, data)
     examples = (examples_of(card, train), examples_of(card, validation))
     tell(TeacherTask(card, data, minimum, out))
     with together():
@@ -182,7 +182,7 @@ def follow() -> None:
 
 
 def _share(task: Task | TeacherTask) -> None:
-    train, validation = load_train_and_validation(task.card, task.data)
+    train, validation = learning_of(task.card.data).load(task.card, task.data)
     examples = (examples_of(task.card, train), examples_of(task.card, validation))
     if isinstance(task, TeacherTask):
         teach(task.card, examples, task.minimum, task.out)
@@ -204,7 +204,7 @@ def final_figures(
     inputs, labels = run.data / "test.npy", run.data / "test.labels.npy"
     if not (inputs.exists() and labels.exists()):
         run.test_reads(add=1)
-        keep_split(load_test(card, data, run.tokenizer), run.data / "test")
+        keep_split(learning_of(card.data).load_test(card, data, run.tokenizer), run.data / "test")
     logits = [logits_of(subject, target, inputs, run.records) for subject in subjects]
     answers = Answers(labels=np.load(labels), teacher=logits[0], torch=keep_torch_logits(net, card, inputs))
     return evaluate(figures, logits, answers, target), len(answers.labels)

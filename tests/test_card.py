@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.card import Budget, Card, Data, load_card, parse_budget
+from edgekd.card import Budget, Card, Data, parse_budget
 from edgekd.errors import ConfigError
 from edgekd.spec import bundled_names, locate
+from edgekd.tasks.known import load_card
 
 CARD = """\
 title = "a card"
@@ -293,7 +294,7 @@ def test_defaults_are_those_the_documentation_names(tmp_path: Path) -> None:
         ('title = "a card"', 'title = "a"\nfile = "b"', r"file: unknown key; .*"),
         ('title = "a card"', 'title = "a"\nbudgets = 3', r"budgets: unknown key; did you mean 'budget'\? .*"),
         ('title = "a card"', 'titel = "a"', r"titel: unknown key; did you mean 'title'\? .*"),
-        ('title = "a card"', 'title = "a"\ntask = "detection"', r"task: got .+ 'image-classification' or .+"),
+        ('title = "a card"', 'title = "a"\ntask = "detection"', r"task: got 'detection'; .+Known: image-class.+"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(tmp_path: Path, before: str, after: str, said: str) -> None:

@@ -6,9 +6,10 @@ import tomllib
 from pathlib import Path
 
 import edgekd
-from edgekd.card import Teacher, load_card
+from edgekd.card import Teacher
 from edgekd.recipe import Augment, Feature, Recipe
 from edgekd.spec import bundled_names
+from edgekd.tasks.known import load_card
 
 ROOT = Path(edgekd.__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from edgekd.bench.runner import predict
-from edgekd.card import load_card
 from edgekd.data.arrays import keep_split
 from edgekd.data.sources import load_test
-from edgekd.data.tasks import examples_of
-from edgekd.distill.teacher import validation_accuracy
+from edgekd.distill.tasks.known import examples_of
+from edgekd.distill.teacher import validation_score
 from edgekd.export.teacher import export_teacher
 from edgekd.nets.teachers import load_teacher_file
 from edgekd.target import load_target
+from edgekd.tasks.known import load_card
 
 
 @pytest.mark.slow
@@ -22,7 +22,7 @@ def test_resnet56_reaches_its_published_accuracy_in_torch_and_in_onnxruntime(dat
     test = load_test(card, data_folder / "cifar10")
     assert np.bincount(test.labels).tolist() == [1_000] * 10
     teacher = load_teacher_file(card, data_folder / "teachers" / "cifar10-resnet56.safetensors")
-    assert validation_accuracy(teacher, examples_of(card, test)) == pytest.approx(0.9339, abs=1e-9)
+    assert validation_score(card, teacher, examples_of(card, test)) == pytest.approx(0.9339, abs=1e-9)
     export_teacher(teacher, card, target, tmp_path / "teacher.onnx")
     predict(tmp_path / "teacher.onnx", target, keep_split(test, tmp_path / "test"), tmp_path / "logits.npy")
     predicted = np.load(tmp_path / "logits.npy").argmax(1)

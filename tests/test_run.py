@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.card import Budget, Card, Teacher, load_card
+from edgekd.card import Budget, Card, Teacher
 from edgekd.errors import ConfigError, InputError
 from edgekd.files import atomic, read_json, write_json
 from edgekd.run import Run, open_run
 from edgekd.target import Target, load_target
+from edgekd.tasks.known import load_card
 
 FILES = {"teacher_sha256": ""}
 

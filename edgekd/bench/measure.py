@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.bench import accuracy as score
 from edgekd.bench.records import RECORD_VERSION, Effort, Record
 from edgekd.bench.remarks import remarks
 from edgekd.bench.runner import measure_latency, measure_memory, measure_placement, measure_throughput, predict
@@ -19,6 +18,7 @@ from edgekd.external import external_data
 from edgekd.figures import Figure, ModelFigures, Placement, Provenance
 from edgekd.files import file_sha256, read_json, write_json
 from edgekd.target import Target
+from edgekd.tasks import classification as score
 
 __all__ = [
     "Answers",

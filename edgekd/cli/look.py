@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgekd import __version__
 from edgekd.bench.plugins import installed_plugins, try_plugin
-from edgekd.card import Student, Teacher, load_card
+from edgekd.card import Student, Teacher
 from edgekd.console import out, say
 from edgekd.devices import host
 from edgekd.devices.environments import RECIPES, available_providers, environment_folder, install, require_runtime
@@ -16,6 +16,7 @@ from edgekd.errors import ConfigError, EdgekdError, ExitCode, UnavailableError
 from edgekd.spec import bundled_names, locate
 from edgekd.tables import rich_table
 from edgekd.target import Target, load_target
+from edgekd.tasks.known import load_card
 
 __all__ = ["diagnose", "install_environment", "list_cards", "list_targets", "show_card", "show_layers", "show_target"]
 

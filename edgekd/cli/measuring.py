@@ -180,17 +180,17 @@ def _second_set(path: Path, run: Run, scratch: Path) -> Inputs:
     if not path.is_dir():
         raise InputError(f"--data {path}: no such folder or .npz file")
     require("PIL", "train", f"--data {path}: reading image files")
-    from edgekd.card import Budget, Card
+    from edgekd.card import Budget
     from edgekd.data.arrays import keep_split
-    from edgekd.data.sources import load_test
-    from edgekd.spec import build
+    from edgekd.distill.tasks.known import learning_of
+    from edgekd.tasks.known import build_card
 
     snapshot = read_json(run.folder / "run.json")["card"]
     plain = {"title": snapshot["name"], "file": str(run.folder), "budgets": {"": dataclasses.asdict(Budget())}}
-    card = build(Card, snapshot | plain, f"{run.folder / 'run.json'}: card")
+    card = build_card(snapshot | plain, f"{run.folder / 'run.json'}: card")
     if card.data.source == "digits":
         raise InputError(f"--data {path}: the data of card {card.name} are embedded; give an .npz file instead")
-    split = load_test(card, path, run.tokenizer)
+    split = learning_of(card.data).load_test(card, path, run.tokenizer)
     return Inputs(keep_split(split, scratch / "second"), split.labels, f"the test data in {path}")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from edgekd import units
-from edgekd.card import Card, load_card, parse_budget
+from edgekd.card import Card, parse_budget
 from edgekd.console import out as show
 from edgekd.console import say
 from edgekd.devices.environments import require_runtime
@@ -20,6 +20,7 @@ from edgekd.run import Run, open_run
 from edgekd.spec import bundled_names
 from edgekd.tables import budget_lines, figure_rows, headline, notes, rich_table
 from edgekd.target import Target, load_target
+from edgekd.tasks.known import load_card, task_of
 
 __all__ = ["check_targets", "digests_of_more", "distill_on", "several_processes", "teach_card"]
 
@@ -123,7 +124,7 @@ def teach_card(card_name: str, data: Path | None, out: Path | None, track: tuple
     card = load_card(card_name)
     _need_training()
     _need_trackers(track)
-    from edgekd.distill.teacher import validation_accuracy
+    from edgekd.distill.teacher import validation_score
     from edgekd.pipeline import train_teacher
 
     path = out or Path("teachers", f"{card.name}.safetensors")
@@ -132,10 +133,9 @@ def teach_card(card_name: str, data: Path | None, out: Path | None, track: tuple
     done = path.exists()
     minimum = card.budget("").teacher_min_accuracy or 0.0
     teacher, validation = train_teacher(card, data, minimum, path, track)
-    accuracy = validation_accuracy(teacher, validation)
-    kind = "sentences" if card.task == "text-classification" else "images"
+    accuracy = validation_score(card, teacher, validation)
     state = "already there, " if done else ""
-    show(f"{path}: {state}{units.accuracy(accuracy)} on {len(validation)} validation {kind}")
+    show(f"{path}: {state}{units.accuracy(accuracy)} on {len(validation)} validation {task_of(card.data).units}")
     if accuracy < minimum:
         show(f"{path}: teacher_min_accuracy is {units.accuracy(minimum)}; remove the file to train again")
     return ExitCode.PASS if accuracy >= minimum else ExitCode.FAIL

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.card import Card, load_card
+from edgekd.card import Card
 from edgekd.cli.road import digests_of_more
 from edgekd.console import out as show
 from edgekd.console import say
@@ -21,6 +21,7 @@ from edgekd.sweep.space import grid, make_space
 from edgekd.sweep.study import Plan
 from edgekd.sweep.table import Tried, best_of, recipe_lines, trial_rows, value_rows
 from edgekd.tables import rich_table
+from edgekd.tasks.known import load_card
 
 if TYPE_CHECKING:
     from edgekd.candidate import Shape
@@ -114,10 +115,8 @@ def _sweep(
     card: Card, shape: "Shape", plan: Plan, folder: Path, data: Path | None, teacher: Path | None
 ) -> list[Tried]:
     from edgekd.data.arrays import digest
-    from edgekd.data.sources import load_train_and_validation
-    from edgekd.data.tasks import examples_of
-    from edgekd.data.text import settled
     from edgekd.distill.student import How, assist, check_networks
+    from edgekd.distill.tasks.known import examples_of, learning_of
     from edgekd.distill.teacher import (
         check_teacher,
         given_teacher,
@@ -129,8 +128,9 @@ def _sweep(
     from edgekd.sweep.sweep import Subject, begin, sweep
 
     given = given_teacher(card, teacher)
-    train, validation = load_train_and_validation(card, data)
-    card = settled(card, validation)
+    learning = learning_of(card.data)
+    train, validation = learning.load(card, data)
+    card = learning.settle(card, validation)
     minimum, weights = card.budget("").teacher_min_accuracy, folder / "teacher" / "teacher.safetensors"
     if given is None and not weights.exists() and card.teacher.family != "self":
         refuse_long_teaching(card, len(train))
@@ -146,7 +146,7 @@ def _sweep(
     study = begin(card, shape, digests, plan, folder)
     with locked(folder / "teacher.lock", "teacher: another process is at it; waiting"):
         first = given or teach(card, examples, minimum, weights)
-        check_teacher(first, examples[1], minimum)
+        check_teacher(card, first, examples[1], minimum)
         last = assist(card, first, examples, weights.parent, How())
     subject = Subject(card=card, shape=shape, teachers=[*last, *further], data=examples)
     return sweep(study, subject, plan, folder)

@@ -7,35 +7,44 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.card import Card, Data, TextData, image_data
-from edgekd.data import text
+from edgekd.card import Card, Data
 from edgekd.data.images import Split, check_labels, decode, decoded_split, fit, in_memory
 from edgekd.errors import ConfigError, InputError, did_you_mean, one_line
 from edgekd.imports import import_function
+from edgekd.tasks.known import task_of
 
-__all__ = ["balanced_split", "keep_tokenizer", "load_test", "load_train_and_validation", "require_test"]
+__all__ = [
+    "balanced_split",
+    "load_test",
+    "load_train_and_validation",
+    "place_of",
+    "require_classes",
+    "require_test",
+    "set_apart",
+]
 
 HELD_OUT = 0.2
 """Share set apart as test data where a set comes as one part (digits, an image folder without `train`)."""
 
 
 def load_train_and_validation(card: Card, folder: Path | None) -> tuple[Split, Split]:
-    """Training and validation images (or sentences) of the card, class-balanced by the card's seed.
+    """Training and validation images of the card, class-balanced by the card's seed.
 
-    `folder` is the value of `--data`. Sentences in a dev.tsv are the validation part, and all others are trained on.
-    Raises InputError for anything wrong with the data.
+    `folder` is the value of `--data`. Raises InputError for anything wrong with the data.
     """
-    whole = _load(card, folder, "train")
-    if isinstance(card.data, TextData) and text.part_file(place := _place(card, folder) or Path(), "dev").is_file():
-        _require_classes(card, whole.labels, 1, "one is needed, or drop the class")
-        return whole, text.load_text(card, place, "dev")
-    _require_classes(card, whole.labels, 2, "two are needed, one of them to validate on")
+    return set_apart(card, _load(card, folder, "train"))
+
+
+def set_apart(card: Card, whole: Split) -> tuple[Split, Split]:
+    """All training examples in two parts: to train on, and the card's share of each class to validate on."""
+    require_classes(card, whole.labels, 2, "two are needed, one of them to validate on")
     rest, held = balanced_split(whole.labels, card.data.validation_fraction, card.data.validation_seed)
     return whole.subset(rest), whole.subset(held)
 
 
-def _require_classes(card: Card, labels: NDArray[np.int64], least: int, rule: str) -> None:
-    what = "sentence" if isinstance(card.data, TextData) else "image"
+def require_classes(card: Card, labels: NDArray[np.int64], least: int, rule: str) -> None:
+    """Raise InputError, with the rule, for a class that has fewer training examples than `least`."""
+    what = task_of(card.data).unit
     for name, count in zip(card.data.classes, np.bincount(labels, minlength=len(card.data.classes)), strict=True):
         if count < least:
             raise InputError(f"{card.file}: class {name!r} has {count or 'no'} training {what}; {rule}")
@@ -43,31 +52,16 @@ def _require_classes(card: Card, labels: NDArray[np.int64], least: int, rule: st
 
 def require_test(card: Card, folder: Path | None) -> None:
     """Raise InputError if the test part is not there; nothing of it is read. Better now than after training."""
-    place = _place(card, folder)
+    place = place_of(card, folder)
     if card.data.source == "parquet" and place:
         _parquet_files(place, "test")
     if card.data.source == "image-folder" and place:
         _part_folder(place, "test")
-    if card.data.source == "tsv" and place:
-        file = text.part_file(place, "test")
-        if not file.is_file():
-            raise InputError(f"{file}: no such file; the data folder needs train.tsv and test.tsv")
-        if not file.stat().st_size:
-            raise InputError(f"{file}: holds no sentences")
 
 
-def load_test(card: Card, folder: Path | None, tokenizer: Path | None = None) -> Split:
-    """Test images (or sentences) of the card; to be read once, for the final figures.
-
-    `tokenizer` is the file that a run on sentences kept.
-    """
-    return _load(card, folder, "test", tokenizer)
-
-
-def keep_tokenizer(card: Card, folder: Path | None, path: Path) -> None:
-    """Write what makes token ids of the card's sentences to `path`, unless it is there; a card on images has none."""
-    if isinstance(card.data, TextData):
-        text.keep_tokenizer(card, _place(card, folder) or Path(), path)
+def load_test(card: Card, folder: Path | None) -> Split:
+    """Test images of the card; to be read once, for the final figures."""
+    return _load(card, folder, "test")
 
 
 def balanced_split(
@@ -83,10 +77,8 @@ def balanced_split(
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 
-def _load(card: Card, folder: Path | None, part: str, tokenizer: Path | None = None) -> Split:
-    place = _place(card, folder)
-    if isinstance(card.data, TextData):
-        return text.load_text(card, place or Path(), part, tokenizer)
+def _load(card: Card, folder: Path | None, part: str) -> Split:
+    place = place_of(card, folder)
     data = card.data
     if place is None:
         return _digits(part)
@@ -97,8 +89,8 @@ def _load(card: Card, folder: Path | None, part: str, tokenizer: Path | None = N
     return _parquet(data, place, part) if data.source == "parquet" else _image_folder(data, place, part)
 
 
-def _place(card: Card, folder: Path | None) -> Path | None:
-    """The data's folder; None for the embedded set."""
+def place_of(card: Card, folder: Path | None) -> Path | None:
+    """The data's folder: `folder`, which is the value of `--data`, else the card's; None for the embedded set."""
     data = card.data
     if data.source == "digits":
         return None
@@ -251,7 +243,7 @@ def _torchvision(data: Data, folder: Path, part: str) -> Split:
 
 
 def _imported(card: Card, folder: Path, part: str) -> Split:
-    data = image_data(card)
+    data = card.data
     assert data.function is not None  # the card's own check
     given = import_function(card, data.function)(folder, part)
     try:

@@ -7,21 +7,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from edgekd.card import Card, TextData
+from edgekd.data.arrays import digest
+from edgekd.data.examples import Batch, Examples
 from edgekd.data.images import Split, in_memory
+from edgekd.data.sources import place_of, require_classes, set_apart
+from edgekd.data.views import VIEWS_VERSION, draws
 from edgekd.errors import ConfigError, InputError, did_you_mean, one_line
 from edgekd.files import atomic
 from edgekd.imports import import_function, require
+from edgekd.tasks.text_classification import PADDING, trimmed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["PADDING", "UNKNOWN", "keep_tokenizer", "load_text", "part_file", "read_tsv", "settled", "trimmed"]
+__all__ = [
+    "UNKNOWN",
+    "keep_tokenizer",
+    "load_test_text",
+    "load_text",
+    "load_text_training",
+    "part_file",
+    "read_tsv",
+    "require_test_text",
+    "settled",
+    "text_examples",
+    "without_words",
+]
 
-PADDING, UNKNOWN = 0, 1
-"""Token ids: of what fills a sentence up, and of what the tokenizer does not know."""
+UNKNOWN = 1
+"""Token id of what the tokenizer does not know."""
 
 Sentences = list[str]
 Labels = NDArray[np.int64]
@@ -38,34 +56,55 @@ def load_text(card: Card, folder: Path, part: str, tokenizer: Path | None = None
     The tokenizer is that of `tokenizer`, which a run kept, else the card's, else made of the training sentences.
     Raises InputError (file and line) for anything wrong in the data, ConfigError for the tokenizer.
     """
-    data = _text(card)
+    data: TextData = card.data
     made = _read_tokenizer(tokenizer, data.max_length) if tokenizer else _tokenizer(card, folder)
     sentences, labels = _read(card, folder, part)
     ids = _encode(made, sentences, f"{part_file(folder, part) if data.source == 'tsv' else data.function}")
     return in_memory(ids, labels)  # type: ignore[arg-type]  # a Split holds any array, images or ids
 
 
-def keep_tokenizer(card: Card, folder: Path, path: Path) -> None:
+def load_text_training(card: Card, folder: Path | None) -> tuple[Split, Split]:
+    """Training and validation sentences of the card: those in a dev.tsv validate and all others are trained on, or a
+    share of each class is set apart by the card's seed. Raises InputError for anything wrong with the data."""
+    place = place_of(card, folder) or Path()
+    whole = load_text(card, place, "train")
+    if part_file(place, "dev").is_file():
+        require_classes(card, whole.labels, 1, "one is needed, or drop the class")
+        return whole, load_text(card, place, "dev")
+    return set_apart(card, whole)
+
+
+def require_test_text(card: Card, folder: Path | None) -> None:
+    """Raise InputError if the test part is not there; nothing of it is read."""
+    place = place_of(card, folder)
+    if card.data.source == "tsv" and place:
+        file = part_file(place, "test")
+        if not file.is_file():
+            raise InputError(f"{file}: no such file; the data folder needs train.tsv and test.tsv")
+        if not file.stat().st_size:
+            raise InputError(f"{file}: holds no sentences")
+
+
+def load_test_text(card: Card, folder: Path | None, tokenizer: Path) -> Split:
+    """Test sentences, by the tokenizer that the run kept; to be read once, for the final figures."""
+    return load_text(card, place_of(card, folder) or Path(), "test", tokenizer)
+
+
+def keep_tokenizer(card: Card, folder: Path | None, path: Path) -> None:
     """Write the card's tokenizer to `path` (the format of the tokenizers library), unless it is there."""
     if not path.exists():
-        text = _tokenizer(card, folder).to_str(pretty=True)
+        text = _tokenizer(card, place_of(card, folder) or Path()).to_str(pretty=True)
         with atomic(path) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def settled(card: Card, validation: Split) -> Card:
     """The card with `timed_length`: as it says, else the median length of the validation sentences."""
-    if not isinstance(card.data, TextData) or card.data.timed_length is not None:
+    if card.data.timed_length is not None:
         return card
     lengths = (validation.read(np.arange(len(validation))) != PADDING).sum(axis=1)
     median = int(np.sort(lengths)[(len(lengths) - 1) // 2])  # one that occurs
     return dataclasses.replace(card, data=dataclasses.replace(card.data, timed_length=median))
-
-
-def trimmed(ids: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Token ids (B, L) without the places that are padding in every row."""
-    used = np.flatnonzero((ids != PADDING).any(axis=0))
-    return ids[:, : used[-1] + 1 if len(used) else 1]
 
 
 def read_tsv(path: Path, classes: Sequence[str]) -> tuple[Sentences, Labels]:
@@ -102,13 +141,8 @@ def read_tsv(path: Path, classes: Sequence[str]) -> tuple[Sentences, Labels]:
     return sentences, np.array(labels, dtype=np.int64)
 
 
-def _text(card: Card) -> TextData:
-    assert isinstance(card.data, TextData)  # the card's own check
-    return card.data
-
-
 def _read(card: Card, folder: Path, part: str) -> tuple[Sentences, Labels]:
-    data = _text(card)
+    data: TextData = card.data
     if data.source == "tsv":
         return read_tsv(part_file(folder, part), data.classes)
     assert data.function is not None  # the card's own check
@@ -134,7 +168,7 @@ def _read(card: Card, folder: Path, part: str) -> tuple[Sentences, Labels]:
 
 def _tokenizer(card: Card, folder: Path) -> "Tokenizer":
     """The card's tokenizer: its file, or made of the training sentences; a pure function of either."""
-    data = _text(card)
+    data: TextData = card.data
     if data.tokenizer:
         made, where = _read_tokenizer(card.resolve(data.tokenizer), data.max_length), f"{card.resolve(data.tokenizer)}"
     else:
@@ -206,3 +240,30 @@ def _encode(tokenizer: "Tokenizer", sentences: Sentences, where: str) -> NDArray
     for place, row in enumerate(rows):
         ids[place, : len(row)] = row
     return ids
+
+
+def text_examples(card: Card, split: Split) -> Examples:
+    """`split` as the training loop takes it: token ids (B, L) int32, as long as the batch's longest sentence."""
+    augment = card.augment
+
+    def batch(indices: NDArray[np.int64], k: int | None) -> Batch:
+        ids: NDArray[np.int32] = split.read(indices)  # type: ignore[assignment]  # a Split holds any array
+        if k is not None:
+            ids = without_words(ids, indices, k, augment.seed, augment.word_dropout)
+        return Batch(torch.from_numpy(trimmed(ids)), torch.from_numpy(split.labels[indices]))
+
+    # Neither the length that is timed nor what images are augmented with changes what the networks see.
+    augmented = {"seed": augment.seed, "word_dropout": augment.word_dropout}
+    key = {"data": digest(split), "augment": augmented, "views": VIEWS_VERSION}
+    return Examples(split.labels, batch, key)
+
+
+def without_words(
+    ids: NDArray[np.int32], indices: NDArray[np.int64], k: int, seed: int, share: float
+) -> NDArray[np.int32]:
+    """View k of token ids (B, L): each token is `[UNK]` with probability `share` (Iyyer et al. 2015, section 3.1, leave
+    it out), a pure function of (seed, index, k)."""
+    if not share:
+        return ids
+    unknown = draws(seed, indices, k, ids.shape[1]) < share
+    return np.where(unknown & (ids != PADDING), np.int32(UNKNOWN), ids)

@@ -30,34 +30,20 @@ from edgekd.console import progress, say
 from edgekd.data.examples import Examples
 from edgekd.data.views import permutation
 from edgekd.distill.checkpoint import Progress, begin, keep
-from edgekd.distill.distributed import World, averaged, device, reaches_all, summed, world
+from edgekd.distill.distributed import averaged, device, reaches_all, world
 from edgekd.distill.objective import Objective
-from edgekd.distill.optimise import autocast, clip, learning_rate, make_optimizer
+from edgekd.distill.optimise import clip, learning_rate, make_optimizer
 from edgekd.distill.step import Step
+from edgekd.distill.tasks.learning import Score
 from edgekd.distill.tracking import open_trackers
 from edgekd.distill.watch import Watch, check_epoch
 from edgekd.errors import ConfigError
 from edgekd.recipe import Training
 
-__all__ = ["Job", "Outputs", "Score", "accuracy", "batches", "best_accuracy", "parts_of", "train"]
+__all__ = ["Job", "Outputs", "batches", "best_accuracy", "parts_of", "train"]
 
 Outputs = Callable[[int, NDArray[np.int64], Tensor], dict[str, Tensor]]
 """(view, indices (B,), inputs (B, …)) -> the teacher's `logits` (B, C), and features by layer."""
-
-Score = Callable[[nn.Module, Examples, str, World], float]
-"""(network, examples, precision, the processes to share the work with) -> the task's metric; more is better."""
-
-
-def accuracy(net: nn.Module, examples: Examples, precision: str, among: World = World()) -> float:  # noqa: B008 - frozen
-    """Share of the examples that `net` classifies correctly, in evaluation mode; `among` share the work."""
-    net.eval()
-    correct = torch.zeros((), dtype=torch.float64)
-    mine = np.arange(len(examples))[among.share(len(examples))]
-    with torch.no_grad(), autocast(precision):
-        for chosen in np.array_split(mine, max(1, -(-len(mine) // 500))):
-            batch = examples.batch(chosen, None)
-            correct += (net(batch.inputs.to(device())).argmax(1).cpu() == batch.targets).sum()
-    return float(summed(correct) if among.size > 1 else correct) / len(examples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +59,7 @@ class Job:
     teacher: Outputs | None = None
     views: int = 1
     """Number of views; epoch e shows view e mod `views`."""
-    score: Score = accuracy
+    score: Score
     log: Path | None = None
     """Folder of `training.jsonl`; the checkpoint's, where none is given."""
     track: tuple[str, ...] = ()

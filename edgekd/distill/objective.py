@@ -40,6 +40,9 @@ class Seen:
 Terms = Callable[[Seen], dict[str, Tensor]]
 """The weighted terms; their sum is minimised."""
 
+Hard = Callable[[Tensor, Tensor], Tensor]
+"""The task's own loss of outputs (B, C) and targets."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -72,11 +75,15 @@ class Objective:
         raise ValueError(f"epoch {epoch} is after the last part")
 
 
-def plain(training: Training, class_weights: Tensor | None = None) -> Objective:
-    """Cross-entropy with the labels; no teacher."""
+Loss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
+"""The task's own loss: of outputs (B, C) and targets, with label smoothing and weights."""
+
+
+def plain(training: Training, loss: Loss, weights: Tensor | None = None) -> Objective:
+    """The task's own loss, called `ce` as in the recipe; no teacher."""
 
     def terms(seen: Seen) -> dict[str, Tensor]:
-        return {"ce": losses.cross_entropy(seen.logits, seen.targets, training.label_smoothing, class_weights)}
+        return {"ce": loss(seen.logits, seen.targets, training.label_smoothing, weights)}
 
     return Objective((Part(training.epochs, terms),))
 
@@ -98,12 +105,13 @@ def distillation(
     student: dict[str, torch.Size],
     teacher: dict[str, torch.Size],
     count: int,
+    hard: Hard,
     peers: Sequence[nn.Module] = (),
-    class_weights: Tensor | None = None,
 ) -> Objective:
     """The recipe's parts for networks whose layers have these shapes (without the batch), and `count` examples.
 
-    `peers` are the students beside this one, inputs to logits, for the term `mutual`. Raises ConfigError where a
+    `hard` is the term `ce`, the task's own loss of outputs and targets. `peers` are the students beside this one,
+    inputs to logits, for the term `mutual`. Raises ConfigError where a
     term does not suit the shapes.
     """
     learned = nn.ModuleDict()
@@ -125,17 +133,17 @@ def distillation(
         for number, term in enumerate(on_features):
             if term.learned is not None:
                 learned[f"part{place}-{number}"] = term.learned
-        parts.append(Part(stage.epochs, _terms(recipe, stage, on_features, class_weights)))
+        parts.append(Part(stage.epochs, _terms(recipe, stage, on_features, hard)))
     return Objective(tuple(parts), student_layers(recipe), teacher_layers(recipe), learned, temperature)
 
 
-def _terms(recipe: Recipe, stage: Stage, on_features: Sequence[FeatureTerm], class_weights: Tensor | None) -> Terms:
-    on_logits = {name: _logit_term(name, recipe, class_weights) for name in stage.losses}
+def _terms(recipe: Recipe, stage: Stage, on_features: Sequence[FeatureTerm], hard: Hard) -> Terms:
+    on_logits = {name: _logit_term(name, recipe, hard) for name in stage.losses}
 
     def terms(seen: Seen) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {name: weight * on_logits[name](seen) for name, weight in stage.losses.items()}
         if "mutual" in on_logits:
-            found["peers"] = _peers(seen, stage, recipe.label_smoothing, class_weights)
+            found["peers"] = _peers(seen, stage, hard)
         for feature, term in zip(stage.features, on_features, strict=True):
             mine = seen.features[feature.student] if feature.student else seen.logits
             theirs = seen.teacher[teacher_name(feature)]
@@ -147,7 +155,7 @@ def _terms(recipe: Recipe, stage: Stage, on_features: Sequence[FeatureTerm], cla
     return terms
 
 
-def _logit_term(name: str, recipe: Recipe, class_weights: Tensor | None) -> Callable[[Seen], Tensor]:
+def _logit_term(name: str, recipe: Recipe, hard: Hard) -> Callable[[Seen], Tensor]:
     """One of the card's `losses` as a function of what a step shows."""
 
     def pair(seen: Seen) -> tuple[Tensor, Tensor]:
@@ -170,7 +178,7 @@ def _logit_term(name: str, recipe: Recipe, class_weights: Tensor | None) -> Call
         return losses.dkd(*pair(seen), labels, seen.temperature, recipe.dkd_alpha, recipe.dkd_beta)
 
     terms: dict[str, Callable[[Seen], Tensor]] = {
-        "ce": lambda seen: losses.cross_entropy(seen.logits, seen.targets, recipe.label_smoothing, class_weights),
+        "ce": lambda seen: hard(seen.logits, seen.targets),
         "kd": soft,
         "soft_ce": soft,
         "mse": lambda seen: losses.mse(*pair(seen)),
@@ -181,13 +189,12 @@ def _logit_term(name: str, recipe: Recipe, class_weights: Tensor | None) -> Call
     return terms[name]
 
 
-def _peers(seen: Seen, stage: Stage, label_smoothing: float, class_weights: Tensor | None) -> Tensor:
+def _peers(seen: Seen, stage: Stage, hard: Hard) -> Tensor:
     """What the peers minimise, all together: each learns from the labels and from the others, as the student does."""
     total = torch.zeros((), device=seen.logits.device)
     for number, own in enumerate(seen.peers):
         others = [seen.logits, *seen.peers[:number], *seen.peers[number + 1 :]]
         total = total + stage.losses["mutual"] * losses.mutual(own, others)
         if "ce" in stage.losses:
-            ce = losses.cross_entropy(own, seen.targets, label_smoothing, class_weights)
-            total = total + stage.losses["ce"] * ce
+            total = total + stage.losses["ce"] * hard(own, seen.targets)
     return total

@@ -20,9 +20,9 @@ from edgekd.distill.cache.outputs import shapes, teaching
 from edgekd.distill.distributed import barrier, world
 from edgekd.distill.loop import Job, best_accuracy, parts_of, train
 from edgekd.distill.objective import Objective, distillation, student_layers, teacher_layers
+from edgekd.distill.tasks.known import learning_of
 from edgekd.distill.teacher import with_own_teacher
 from edgekd.distill.terms.layers import probe
-from edgekd.distill.weighing import class_weights
 from edgekd.errors import ConfigError
 from edgekd.files import read_json, write_json
 from edgekd.nets.deployed import Deployed
@@ -31,6 +31,7 @@ from edgekd.nets.teachers import Teacher, load_teacher_file
 from edgekd.nets.weights import load_into, read_state, save_state
 from edgekd.recipe import Recipe, Term
 from edgekd.run import Run
+from edgekd.tasks.known import task_of
 
 __all__ = [
     "How",
@@ -132,6 +133,7 @@ def learn(
             training=recipe,
             objective=objective,
             teacher=outputs,
+            score=learning_of(card.data).score,
             views=recipe.epochs if how.online else recipe.views,
             checkpoint=folder / "checkpoint.pt",
             log=log or folder.parent / "log",
@@ -152,10 +154,10 @@ def check_networks(
     for name, network in trained:
         net = make(card, network, network.shape, "teacher.shape" if name == "teacher" else "assistants")
         inputs = _first_two(examples)
-        _require_classes(card, probe(Deployed(net, card.data), inputs, [], f"{card.file}: {name}"), name)
+        _require_outputs(card, probe(Deployed(net, card.data), inputs, [], f"{card.file}: {name}"), name)
         if network.training:
             where = f"{card.file}: {name}.training"
-            class_weights(network.training, examples.labels, len(card.data.classes), f"{where}.class_weights")
+            learning_of(card.data).weights(network.training, examples.labels, card.data, f"{where}.class_weights")
             parts_of(where, network.training, len(examples))
     check_recipe(card, shape, given, further, examples)
     parts_of(f"{card.file}: recipe", card.recipe, len(examples))
@@ -185,13 +187,18 @@ def _objective(
     recipe = card.recipe
     peers = [Deployed(_new(card, shape, recipe.seed + 7_919 * (n + 1)), card.data) for n in range(_peers(recipe))]
     found = probe(whole, _first_two(examples), student_layers(recipe), f"{card.file}: recipe.features: student")
-    _require_classes(card, found, "student")
+    _require_outputs(card, found, "student")
     try:
         _check_terms(recipe, teachers)
-        weights = class_weights(recipe, examples.labels, len(card.data.classes), "recipe.class_weights")
+        learning = learning_of(card.data)
+        weights = learning.weights(recipe, examples.labels, card.data, "recipe.class_weights")
         torch.manual_seed(recipe.seed)
         theirs = shapes(teachers[0], examples, teacher_layers(recipe)) if needs_teacher(recipe) else {}
-        return distillation(recipe, found, theirs, len(examples), peers, weights)
+
+        def hard(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return learning.loss(outputs, targets, recipe.label_smoothing, weights)
+
+        return distillation(recipe, found, theirs, len(examples), hard, peers)
     except ConfigError as error:
         raise ConfigError(f"{card.file}: {error}") from error
 
@@ -211,12 +218,13 @@ def _check_terms(recipe: Recipe, teachers: Sequence[Teacher]) -> None:
         raise ConfigError("recipe.features: crd keeps its memory in one process; run without torchrun")
 
 
-def _require_classes(card: Card, found: dict[str, torch.Size], name: str) -> None:
-    """ConfigError for a network that does not give one logit a class."""
-    wanted = len(card.data.classes)
+def _require_outputs(card: Card, found: dict[str, torch.Size], name: str) -> None:
+    """ConfigError for a network that does not give as many outputs as the task wants."""
+    task = task_of(card.data)
+    wanted = task.outputs(card.data)
     if found["logits"] != (wanted,):
         raise ConfigError(
-            f"{card.file}: {name}: the network gives {tuple(found['logits'])} outputs for {wanted} classes of data; "
+            f"{card.file}: {name}: the network gives {tuple(found['logits'])} outputs for {task.targets(card.data)}; "
             f"its last layer should give {wanted}"
         )
 

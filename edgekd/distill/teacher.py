@@ -11,10 +11,10 @@ from edgekd.candidate import Shape
 from edgekd.card import Card, Training
 from edgekd.console import say
 from edgekd.data.examples import Examples
-from edgekd.distill.distributed import barrier, device, world
-from edgekd.distill.loop import Job, accuracy, best_accuracy, train
+from edgekd.distill.distributed import World, barrier, device, world
+from edgekd.distill.loop import Job, best_accuracy, train
 from edgekd.distill.objective import plain
-from edgekd.distill.weighing import class_weights
+from edgekd.distill.tasks.known import learning_of
 from edgekd.errors import BudgetError, InputError
 from edgekd.files import write_json
 from edgekd.nets.deployed import Deployed, count_macs
@@ -27,7 +27,7 @@ __all__ = [
     "more_teachers",
     "refuse_long_teaching",
     "teach",
-    "validation_accuracy",
+    "validation_score",
     "with_own_teacher",
 ]
 
@@ -139,7 +139,8 @@ def _attempt(
     track: tuple[str, ...],
 ) -> float:
     where = f"{card.file}: teacher.training.class_weights"
-    weights = class_weights(training, data[0].labels, len(card.data.classes), where)
+    learning = learning_of(card.data)
+    weights = learning.weights(training, data[0].labels, card.data, where)
     torch.manual_seed(training.seed)
     net = make_teacher_net(card)
     job = Job(
@@ -147,7 +148,8 @@ def _attempt(
         train=data[0],
         validation=data[1],
         training=training,
-        objective=plain(training, weights),
+        objective=plain(training, learning.loss, weights),
+        score=learning.score,
         views=training.epochs,
         checkpoint=scratch / "checkpoint.pt",
         log=out.parent / "log",
@@ -161,17 +163,17 @@ def _attempt(
     return reached
 
 
-def validation_accuracy(teacher: Teacher, validation: Examples) -> float:
-    """Share of the validation images the teacher classifies correctly, in fp32."""
+def validation_score(card: Card, teacher: Teacher, validation: Examples) -> float:
+    """The task's first metric of the teacher on validation data, in fp32."""
     teacher.module.to(device()).to(memory_format=torch.channels_last)
-    result = accuracy(teacher.module, validation, "fp32")
+    result = learning_of(card.data).score(teacher.module, validation, "fp32", World())
     teacher.module.to("cpu")
     return result
 
 
-def check_teacher(teacher: Teacher, validation: Examples, minimum: float | None) -> None:
+def check_teacher(card: Card, teacher: Teacher, validation: Examples, minimum: float | None) -> None:
     """Raise BudgetError if the teacher stays below `minimum` on validation data."""
-    reached = validation_accuracy(teacher, validation)
+    reached = validation_score(card, teacher, validation)
     if minimum is not None and reached < minimum:
         raise BudgetError(
             f"{teacher.file}: the teacher reaches {units.accuracy(reached)} on validation data, "

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -18,12 +17,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgekd import __version__
-from edgekd.card import Card, Data, TextData
-from edgekd.data.text import PADDING, trimmed
+from edgekd.card import Card
 from edgekd.errors import ModelError, one_line
 from edgekd.files import atomic
 from edgekd.nets.deployed import Deployed, example_inputs
 from edgekd.target import Target
+from edgekd.tasks.known import task_of
+from edgekd.tasks.task import Task
 
 __all__ = ["Parity", "cpu_logits", "export", "parity", "quiet_export", "save_model"]
 
@@ -49,8 +49,8 @@ def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: d
     Raises ModelError if torch cannot export it, or writes another opset than the target's.
     """
     example = example_inputs(card.data, 2)
-    text = isinstance(card.data, TextData)
-    free = {0: torch.export.Dim("batch")} | ({1: torch.export.Dim("length")} if text else {})
+    task = task_of(card.data)
+    free = {axis: torch.export.Dim(name) for axis, name in task.free.items()}
     module = Deployed(net, card.data).eval()
     try:
         with quiet_export():
@@ -61,7 +61,7 @@ def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: d
                 verbose=False,
                 external_data=False,
                 opset_version=target.opset.export,
-                input_names=["ids" if text else "image"],
+                input_names=[task.input],
                 output_names=["logits"],
                 dynamic_shapes=(free,),
             )
@@ -84,24 +84,12 @@ def _describe(model: onnx.ModelProto, card: Card, target: Target, provenance: di
         "edgekd": __version__,
         "card": card.name,
         "target": target.name,
-        "labels": json.dumps(card.data.classes),
-        **_input_of(card.data),
+        **task_of(card.data).describe(card.data),
         **provenance,
     }
     del model.metadata_props[:]
     for key, value in values.items():
         model.metadata_props.add(key=key, value=value)
-
-
-def _input_of(data: Data | TextData) -> dict[str, str]:
-    """What a user must know to feed the model; the last two of text are what edgekd measures it by."""
-    if isinstance(data, Data):
-        normalization = {"mean": data.mean, "std": data.std, "scale": "pixel / 255", "in_graph": True}
-        color = "RGB" if data.channels == 3 else "grey"
-        what = f"uint8 (batch, {data.size}, {data.size}, {data.channels}), {color}"
-        return {"normalization": json.dumps(normalization), "input": what}
-    what = f"int32 (batch, length), token ids of tokenizer.json, at most {data.max_length}, padded with {PADDING}"
-    return {"input": what, "padding": str(PADDING), "sequence_length": str(data.timed_length or data.max_length)}
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
@@ -133,15 +121,11 @@ def quiet_export() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def cpu_logits(file: Path, images: NDArray[Any]) -> NDArray[np.float32]:
-    """The file's logits (n, C) on the CPU provider, whatever the target: parity is about the file.
-
-    Sentences are given one by one without their padding, as a device gets them.
-    """
+def cpu_logits(file: Path, task: Task, images: NDArray[Any]) -> NDArray[np.float32]:
+    """The file's outputs (n, C) on the CPU provider, whatever the target: parity is about the file."""
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    parts = [trimmed(row[None]) for row in images] if images.ndim == 2 else [images]
-    logits: NDArray[np.float32] = np.concatenate([session.run(None, {name: part})[0] for part in parts])
+    logits: NDArray[np.float32] = np.concatenate([session.run(None, {name: part})[0] for part in task.calls(images)])
     return logits
 
 
@@ -162,6 +146,7 @@ def parity(net: nn.Module, card: Card, images: NDArray[Any], logits: NDArray[np.
 
     Raises ModelError beyond the tolerance: a file that computes something else is not shipped.
     """
+    task = task_of(card.data)
     with torch.no_grad():
         expected = Deployed(net, card.data).eval()(torch.from_numpy(images)).numpy()
     difference = float(np.abs(expected - logits).max())
@@ -169,13 +154,12 @@ def parity(net: nn.Module, card: Card, images: NDArray[Any], logits: NDArray[np.
         images=len(images),
         max_abs=difference,
         relative=difference / max(float(np.abs(expected).max()), 1e-12),
-        argmax_agreement=float((expected.argmax(1) == logits.argmax(1)).mean()),
+        argmax_agreement=task.same(expected, logits),
     )
-    what = "sentences" if isinstance(card.data, TextData) else "images"
     if not result.relative <= MAX_RELATIVE_DIFFERENCE or result.argmax_agreement < MIN_AGREEMENT:
         raise ModelError(
-            f"the exported file differs from torch on {result.images} {what}: largest difference {difference:.3g} "
-            f"({result.relative:.2g} of the largest logit, {MAX_RELATIVE_DIFFERENCE:g} allowed), "
-            f"same class {100 * result.argmax_agreement:.2f} % ({100 * MIN_AGREEMENT:g} % asked)"
+            f"the exported file differs from torch on {result.images} {task.units}: largest difference "
+            f"{difference:.3g} ({result.relative:.2g} of the largest logit, {MAX_RELATIVE_DIFFERENCE:g} allowed), "
+            f"{task.same_words} {100 * result.argmax_agreement:.2f} % ({100 * MIN_AGREEMENT:g} % asked)"
         )
     return result

@@ -5,11 +5,12 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from edgekd.card import Card, Data, TextData
+from edgekd.card import Card, Data
 from edgekd.errors import InputError, one_line
 from edgekd.export.onnx import export, save_model
 from edgekd.nets.teachers import OnnxNet, Teacher
 from edgekd.target import Target
+from edgekd.tasks.known import task_of
 
 __all__ = ["export_teacher"]
 
@@ -24,7 +25,7 @@ def export_teacher(teacher: Teacher, card: Card, target: Target, path: Path) -> 
         return
     assert isinstance(teacher.module, OnnxNet)  # the only other kind
     model = onnx.load(teacher.file)
-    if isinstance(card.data, TextData):
+    if task_of(card.data).normalization(card.data) is None:
         save_model(_taking_int32(model), path)
         return
     save_model(model if teacher.module.takes_uint8 else _with_preprocessing(model, card.data, teacher.file), path)

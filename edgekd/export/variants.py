@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgekd.bench.measure import Subject
-from edgekd.card import Card, TextData
+from edgekd.card import Card
 from edgekd.data.images import Split
 from edgekd.errors import ModelError, one_line
 from edgekd.export.onnx import export, save_model
@@ -19,6 +19,7 @@ from edgekd.nets.deployed import count_macs, count_params
 from edgekd.nets.teachers import Teacher
 from edgekd.run import Run
 from edgekd.target import Precision, Target
+from edgekd.tasks.known import task_of
 
 __all__ = ["calibration_images", "calibration_of", "export_variants", "make_variant", "precision_of"]
 
@@ -28,8 +29,8 @@ INT8 = ("DequantizeLinear", "QLinearConv", "QLinearMatMul", "DynamicQuantizeLine
 
 def calibration_of(card: Card, target: Target, train: Split) -> NDArray[np.uint8] | None:
     """The images (n, H, W, C) that the target calibrates int8 with; None for text, whose int8 needs none."""
-    text = isinstance(card.data, TextData)
-    return None if text else calibration_images(train, target.quantization.calibration_images)
+    dynamic = task_of(card.data).calibration == "dynamic"
+    return None if dynamic else calibration_images(train, target.quantization.calibration_images)
 
 
 def calibration_images(train: Split, count: int) -> NDArray[np.uint8]:

@@ -3,37 +3,43 @@
 import contextlib
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgekd.card import Data, TextData
+from edgekd.tasks.known import task_of
+from edgekd.tasks.task import Normalization
 
 __all__ = ["Deployed", "Preprocess", "count_macs", "count_params", "example_inputs"]
 
 
 class Preprocess(nn.Module):
-    """uint8 images (B, H, W, C) to normalised float (B, C, H, W): (x / 255 − mean) / std."""
+    """Raw inputs, such as uint8 images (B, H, W, C), to float ones as the network takes them, such as (B, C, H, W)."""
 
-    def __init__(self, data: Data) -> None:
+    def __init__(self, how: Normalization) -> None:
         super().__init__()
-        mean, std = torch.tensor(data.mean), torch.tensor(data.std)
-        self.register_buffer("scale", (1 / (255 * std)).view(1, -1, 1, 1))
-        self.register_buffer("shift", (-mean / std).view(1, -1, 1, 1))
+        mean, std = torch.tensor(how.mean), torch.tensor(how.std)
+        shape = (1, -1, 1, 1) if how.channels_last else (1, -1)
+        self.channels_last = how.channels_last
+        self.register_buffer("scale", (1 / (how.top * std)).view(*shape))
+        self.register_buffer("shift", (-mean / std).view(*shape))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         # contiguous(): without it the exporter turns some reductions into gathers
-        x = images.permute(0, 3, 1, 2).contiguous().float()
+        x = inputs.permute(0, 3, 1, 2).contiguous().float() if self.channels_last else inputs.float()
         return x * self.get_buffer("scale") + self.get_buffer("shift")
 
 
 class Deployed(nn.Module):
-    """uint8 images (B, H, W, C), or token ids (B, L) padded with 0, to logits (B, classes)."""
+    """Inputs as the exported file takes them, such as uint8 images (B, H, W, C) or token ids (B, L), to outputs
+    (B, C)."""
 
-    def __init__(self, net: nn.Module, data: Data | TextData) -> None:
+    def __init__(self, net: nn.Module, data: Any) -> None:
         super().__init__()
-        self.preprocess = Preprocess(data) if isinstance(data, Data) else nn.Identity()
+        how = task_of(data).normalization(data)
+        self.preprocess = Preprocess(how) if how else nn.Identity()
         self.net = net
 
     def forward(self, images: Tensor) -> Tensor:
@@ -41,11 +47,9 @@ class Deployed(nn.Module):
         return logits
 
 
-def example_inputs(data: Data | TextData, count: int) -> Tensor:
+def example_inputs(data: Any, count: int) -> Tensor:
     """Inputs of the shape and type a deployed model takes: black images, or sentences of `timed_length` tokens."""
-    if isinstance(data, Data):
-        return torch.zeros(count, data.size, data.size, data.channels, dtype=torch.uint8)
-    return torch.ones(count, data.timed_length or min(2, data.max_length), dtype=torch.int32)
+    return torch.from_numpy(task_of(data).example(data, count))
 
 
 def count_params(net: nn.Module) -> int:
@@ -62,16 +66,14 @@ def _in_parts() -> Iterator[None]:
             yield
 
 
-def count_macs(net: nn.Module, data: Data | TextData) -> int:
-    """Multiply-accumulates for one image or sentence of `timed_length` tokens: half the operations that torch's
+def count_macs(net: nn.Module, data: Any) -> int:
+    """Multiply-accumulates for one example, a sentence of `timed_length` tokens: half the operations that torch's
     FlopCounterMode counts."""
     training = net.training
     net.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        if isinstance(data, Data):
-            net(torch.zeros(1, data.channels, data.size, data.size))
-        else:
-            with _in_parts():
-                net(example_inputs(data, 1))
+        how, inputs = task_of(data).normalization(data), example_inputs(data, 1)
+        with _in_parts() if any(isinstance(part, nn.RNNBase) for part in net.modules()) else contextlib.nullcontext():
+            net(Preprocess(how)(inputs) if how else inputs)
     net.train(training)
     return int(counter.get_total_flops()) // 2

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from edgekd.candidate import Shape
-from edgekd.card import Card, Student, Teacher, TextData
+from edgekd.card import Card, Student, Teacher
 from edgekd.errors import ConfigError, did_you_mean, one_line
 from edgekd.imports import import_function, require
 from edgekd.nets.cifar_resnet import CifarResNet, CifarResNetShape
@@ -25,8 +25,9 @@ from edgekd.nets.text import (
     TransformerShape,
 )
 from edgekd.spec import build
+from edgekd.tasks.known import task_of
 
-__all__ = ["FAMILIES", "TEXT_FAMILIES", "make", "make_shapes"]
+__all__ = ["FAMILIES", "IMAGE_FAMILIES", "TEXT_FAMILIES", "make", "make_shapes"]
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -79,7 +80,7 @@ def _for_channels(net: nn.Module, channels: int) -> nn.Module:
     return net
 
 
-FAMILIES: dict[str, tuple[type, Any]] = {
+IMAGE_FAMILIES: dict[str, tuple[type, Any]] = {
     "convnet": (ConvNetShape, convnet),
     "mlp": (MlpShape, mlp),
     "cifar-resnet": (
@@ -90,7 +91,7 @@ FAMILIES: dict[str, tuple[type, Any]] = {
     "torchvision": (NamedShape, _torchvision),
     "timm": (NamedShape, _timm),
 }
-"""Name: (shape, function of (shape, channels, size, classes)). A card may also say `import`."""
+"""Name: (shape, function of (shape, channels, size, outputs))."""
 
 TEXT_FAMILIES: dict[str, tuple[type, Any]] = {
     "bag-of-words": (BagOfWordsShape, BagOfWords),
@@ -98,7 +99,13 @@ TEXT_FAMILIES: dict[str, tuple[type, Any]] = {
     "lstm": (LstmShape, TextLstm),
     "transformer": (TransformerShape, Transformer),
 }
-"""Name: (shape, function of (shape, vocabulary, classes)), for text classification."""
+"""Name: (shape, function of (shape, vocabulary, outputs))."""
+
+FAMILIES: dict[str, dict[str, tuple[type, Any]]] = {
+    "image-classification": IMAGE_FAMILIES,
+    "text-classification": TEXT_FAMILIES,
+}
+"""The families of each task. A card of any task may also say `import`."""
 
 
 def make_shapes(card: Card, student: Student) -> list[Shape]:
@@ -115,21 +122,18 @@ def make(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.M
 
     Raises ConfigError naming card, key, value and the known families or fields.
     """
-    data = card.data
     if owner.family == "import":
         return _imported(card, owner, shape, where)
-    text = isinstance(data, TextData)
-    families = TEXT_FAMILIES if text else FAMILIES
+    task, families = task_of(card.data), FAMILIES.get(card.task, {})
     if owner.family not in families:
         key = f"{where.split('.')[0]}.family"
-        elsewhere = owner.family in (FAMILIES if text else TEXT_FAMILIES)
+        elsewhere = any(owner.family in others for others in FAMILIES.values())
         what = f"{owner.family!r} is not for {card.task}" if elsewhere else f"unknown family {owner.family!r}"
         raise ConfigError(f"{card.file}: {key}: {what}; {did_you_mean(owner.family, [*families, 'import'])}")
     cls, function = families[owner.family]
     typed: Any = build(cls, shape, f"{card.file}: {where}")
-    sizes = (data.vocabulary,) if isinstance(data, TextData) else (data.channels, data.size)
     try:
-        net: nn.Module = function(typed, *sizes, len(data.classes))
+        net: nn.Module = function(typed, *task.sizes(card.data), task.outputs(card.data))
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"{card.file}: {where}: {one_line(error)}") from error
     return net
@@ -139,8 +143,10 @@ def _imported(card: Card, owner: Teacher | Student, shape: Shape, where: str) ->
     if owner.function is None:
         raise ConfigError(f'{card.file}: {where.split(".")[0]}.function: is missing; family = "import" needs it')
     function = import_function(card, owner.function)
+    task = task_of(card.data)
+    number = {task.argument: task.outputs(card.data)} if task.argument else {}
     try:
-        net = function(**shape, classes=len(card.data.classes))
+        net = function(**shape, **number)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{card.file}: {where}: {owner.function} cannot be called so: {one_line(error)}") from error
     if not isinstance(net, nn.Module):

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgekd.card import Card, TextData, image_data
+from edgekd.card import Card
 from edgekd.errors import InputError, one_line
 from edgekd.nets.deployed import Deployed, Preprocess, example_inputs
 from edgekd.nets.families import make
 from edgekd.nets.weights import load_into, read_state
+from edgekd.tasks.known import task_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -36,10 +37,11 @@ class OnnxNet(nn.Module):
         self.session = _open(path)
         inputs = self.session.get_inputs()
         self.takes_uint8 = False
-        if isinstance(card.data, TextData):
+        how = task_of(card.data).normalization(card.data)
+        if how is None:
             self.preprocess: nn.Module = _Ids(path, inputs)
             return
-        self.preprocess = Preprocess(image_data(card))
+        self.preprocess = Preprocess(how)
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in ("tensor(uint8)", "tensor(float)"):
             found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
             raise InputError(f"{path}: takes {found}; one input, uint8 NHWC or float NCHW, is needed")
@@ -115,18 +117,16 @@ def load_teacher_file(card: Card, path: Path) -> Teacher:
         module = Deployed(net, card.data)
         identity = _identity(card, net)
     module.eval()
-    example = example_inputs(card.data, 2)
-    count = example.shape[1]
-    what = f"sentences of {count} tokens" if example.dim() == 2 else f"images of {count}×{count} pixels"
+    task, example = task_of(card.data), example_inputs(card.data, 2)
     try:
         with torch.no_grad():
             logits = module(example)
     except Exception as error:  # torch's RuntimeError, or ONNX Runtime's exceptions, which have no common base
-        raise InputError(f"{path}: the teacher cannot take a batch of 2 {what}: {one_line(error, 150)}") from error
-    if logits.shape != (2, len(card.data.classes)):
         raise InputError(
-            f"{path}: the teacher gives {tuple(logits.shape[1:])} outputs for {len(card.data.classes)} classes of data"
-        )
+            f"{path}: the teacher cannot take a batch of 2 {task.takes(card.data)}: {one_line(error, 150)}"
+        ) from error
+    if logits.shape != (2, task.outputs(card.data)):
+        raise InputError(f"{path}: the teacher gives {tuple(logits.shape[1:])} outputs for {task.targets(card.data)}")
     return Teacher(module, path, identity)
 
 

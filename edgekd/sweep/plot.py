@@ -15,14 +15,14 @@ __all__ = ["plot_sweep"]
 
 
 def plot_sweep(
-    trials: Sequence[Tried], colour_by: str, images: int, title: str, path: Path, along: str = "temperature"
+    trials: Sequence[Tried], colour_by: str, data: tuple[int, str], title: str, path: Path, along: str = "temperature"
 ) -> None:
     """Validation accuracy of each trial against its value of the axis `along`, as PNG.
 
     Filled points were trained to the end, hollow ones were pruned. Colour is the value of the axis `colour_by`
     (`alpha`, or a weight); where it has one value, or is empty, all points are alike. Lines join the temperatures that
     were trained at the same weights: the mean over the seeds of the trials that ended. The grey bar at the best one is
-    the standard error of an accuracy on so many validation images.
+    the standard error of an accuracy on so many validation examples; `data` is their number, and what they are called.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -41,7 +41,7 @@ def plot_sweep(
             _draw_points(axes, own, state == "complete", along, colour_by, scale)
             # In the legend grey, as the points have several colours.
             axes.plot([], [], "o", markeredgecolor="0.35", markerfacecolor=face, label=f"{state}: {len(own)}")
-    _draw_error(axes, shown, along, images)
+    _draw_error(axes, shown, along, data)
     if scale is not None:
         canvas.colorbar(ScalarMappable(scale, _map()), ax=axes, label=colour_by)
     if not shown:
@@ -113,12 +113,12 @@ def _means(trials: Sequence[Tried], along: str) -> dict[tuple[tuple[str, float],
     }
 
 
-def _draw_error(axes: "Axes", trials: Sequence[Tried], along: str, images: int) -> None:
+def _draw_error(axes: "Axes", trials: Sequence[Tried], along: str, data: tuple[int, str]) -> None:
     best = max(
         (trial for trial in trials if trial.state == "complete"), key=lambda trial: trial.accuracy or 0, default=None
     )
     if best is not None and best.accuracy is not None:
-        error = (best.accuracy * (1 - best.accuracy) / images) ** 0.5
+        error = (best.accuracy * (1 - best.accuracy) / data[0]) ** 0.5
         axes.errorbar(
             best.point[along],
             100 * best.accuracy,
@@ -127,5 +127,5 @@ def _draw_error(axes: "Axes", trials: Sequence[Tried], along: str, images: int) 
             capsize=4,
             linestyle="none",
             zorder=2,
-            label=f"standard error of {images} images",
+            label=f"standard error of {data[0]} {data[1]}",
         )

@@ -22,6 +22,7 @@ from edgekd.sweep.plot import plot_sweep
 from edgekd.sweep.space import recipe_at
 from edgekd.sweep.study import Plan, checkpoint_folder, open_study, take, tried
 from edgekd.sweep.table import Tried, sweep_csv, sweep_markdown
+from edgekd.tasks.known import task_of
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -135,15 +136,15 @@ def _train(subject: Subject, plan: Plan, study: "Study", trial: "Trial", folder:
 
 def _write(subject: Subject, plan: Plan, study: "Study", folder: Path) -> None:
     with locked(folder / "study.lock"):
-        trials, images = tried(study), len(subject.data[1])
+        trials, about = tried(study), (len(subject.data[1]), task_of(subject.card.data).units)
         title = f"Sweep of {subject.card.name}"
         along, *others = (axis.name for axis in plan.space)  # the first is the temperature, where a term uses it
         colour_by = next((name for name in others if name != "seed"), "")
-        plot_sweep(trials, colour_by, images, title, folder / "sweep.png", along)
+        plot_sweep(trials, colour_by, about, title, folder / "sweep.png", along)
         losses = {str(name): weight for name, weight in subject.card.recipe.losses.items()}
         for name, text in {
             "trials.csv": sweep_csv(trials),
-            "trials.md": sweep_markdown(trials, losses, title, images, "sweep.png"),
+            "trials.md": sweep_markdown(trials, losses, title, about, "sweep.png"),
         }.items():
             with atomic(folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")

@@ -80,18 +80,21 @@ def recipe_lines(point: Mapping[str, float], losses: Mapping[str, float]) -> lis
     return lines
 
 
-def sweep_markdown(trials: Sequence[Tried], losses: Mapping[str, float], title: str, images: int, picture: str) -> str:
-    """The whole sweep for reading; `losses` as for `recipe_lines`, `images` are those of the validation data."""
+def sweep_markdown(
+    trials: Sequence[Tried], losses: Mapping[str, float], title: str, data: tuple[int, str], picture: str
+) -> str:
+    """The whole sweep for reading; `losses` as for `recipe_lines`, `data` is how many validation examples there
+    are, and what they are called."""
     lines = [f"# {title}", "", f"![validation accuracy of the trials]({picture})", ""]
     best = best_of(trials)
     if best is not None:
         point, accuracy, seeds = best
-        error = 100 * (accuracy * (1 - accuracy) / images) ** 0.5
+        error = 100 * (accuracy * (1 - accuracy) / data[0]) ** 0.5
         of = f" (mean of {seeds} seeds)" if seeds > 1 else ""
         lines += [
-            f"Best: {units.accuracy(accuracy)} of {images} validation images{of}. One such figure has a standard error "
-            f"of {error:.2f} points: temperatures and weights that differ by less are not told apart by it, and the "
-            "best of many is a little lucky. Test data was not read.",
+            f"Best: {units.accuracy(accuracy)} of {data[0]} validation {data[1]}{of}. One such figure has a standard "
+            f"error of {error:.2f} points: temperatures and weights that differ by less are not told apart by it, and "
+            "the best of many is a little lucky. Test data was not read.",
             "",
             "```toml",
             *recipe_lines(point, losses),

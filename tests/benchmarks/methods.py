@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgekd.card import Card, Teacher, load_card
+from edgekd.card import Card, Teacher
 from edgekd.data.sources import load_test, load_train_and_validation
-from edgekd.data.tasks import examples_of
 from edgekd.devices import host
-from edgekd.distill.loop import accuracy, best_accuracy
+from edgekd.distill.loop import best_accuracy
 from edgekd.distill.student import How, assist, learn
+from edgekd.distill.tasks.classification import accuracy
+from edgekd.distill.tasks.known import examples_of
 from edgekd.distill.teacher import teach
 from edgekd.distributions import student_t
 from edgekd.nets.deployed import Deployed, count_params
@@ -36,6 +37,7 @@ from edgekd.nets.teachers import load_teacher_file
 from edgekd.nets.weights import save_state
 from edgekd.recipe import Recipe
 from edgekd.spec import build
+from edgekd.tasks.known import load_card
 
 RESULTS = Path(__file__).parent / "results" / "methods"
 LOW, HIGH, LAST = "lower layer", "upper layer", "last map"

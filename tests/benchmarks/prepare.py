@@ -14,13 +14,14 @@ import numpy as np
 import torch
 import torchvision
 
-from edgekd.card import Card, load_card
+from edgekd.card import Card
 from edgekd.data.sources import load_test, load_train_and_validation
 from edgekd.export.onnx import export, quiet_export, save_model
 from edgekd.export.quantize import quantize
 from edgekd.export.variants import calibration_images
 from edgekd.nets.teachers import load_teacher_file
 from edgekd.target import load_target
+from edgekd.tasks.known import load_card
 
 
 def resnet20(data: Path, folder: Path) -> None:

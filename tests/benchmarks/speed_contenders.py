@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from edgekd.card import Card, image_data, load_card
+from edgekd.card import Card
 from edgekd.data.examples import Batch, Examples
 from edgekd.data.image_examples import examples
 from edgekd.data.images import Split
@@ -35,6 +35,7 @@ from edgekd.distill.cache.outputs import BLOCK, teaching
 from edgekd.distill.student import How, learn
 from edgekd.nets.families import make
 from edgekd.nets.teachers import Teacher, load_teacher_file
+from edgekd.tasks.known import load_card
 
 TEMPERATURE, ALPHA, BATCH = 4.0, 0.9, 128
 SGD: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
@@ -116,7 +117,7 @@ def student_of(card: Card) -> nn.Module:
 
 def counted(card: Card, images: Split, size: int, batches: int) -> Examples:
     """The images as examples; batches of `size` take turns, others are no part of the training."""
-    plain = examples(images, image_data(card), card.augment)
+    plain = examples(images, card.data, card.augment)
     turns = Turns(batches, size)
 
     def batch(indices: NDArray[np.int64], k: int | None) -> Batch:
@@ -135,7 +136,7 @@ def edgekd(asked: Asked, name: str, online: bool, **recipe: Any) -> None:
     card = card_of(asked, **recipe)
     images = training_images(card, asked)
     train = counted(card, images, BATCH, asked.batches)
-    validation = examples(images.subset(np.arange(100)), image_data(card), card.augment)
+    validation = examples(images.subset(np.arange(100)), card.data, card.augment)
     folder = asked.work / name / "training"
     learn(card, SHAPE, student_of(card), [teacher_of(card, asked)], (train, validation), folder, How(online=online))
 
@@ -185,7 +186,7 @@ def dataset(card: Card, asked: Asked) -> Images:
     """With the transforms of torchdistill's sample configuration for CIFAR-10."""
     from torchvision import transforms
 
-    data = image_data(card)
+    data = card.data
     steps = [
         transforms.RandomCrop(32, padding=4),
         transforms.RandomHorizontalFlip(),

@@ -21,15 +21,14 @@ import torch
 from edgekd.bench.measure import Subject, measure_speed
 from edgekd.bench.records import Effort
 from edgekd.candidate import Shape
-from edgekd.card import Card, Student, load_card
+from edgekd.card import Card, Student
 from edgekd.card import Teacher as TeacherOfCard
 from edgekd.data.arrays import keep_split
-from edgekd.data.sources import keep_tokenizer, load_test, load_train_and_validation
-from edgekd.data.tasks import examples_of
-from edgekd.data.text import settled
+from edgekd.data.text import keep_tokenizer, load_test_text, load_text_training, settled
 from edgekd.devices import host
 from edgekd.distill.student import learn
-from edgekd.distill.teacher import teach, validation_accuracy
+from edgekd.distill.tasks.known import examples_of
+from edgekd.distill.teacher import teach, validation_score
 from edgekd.export.onnx import cpu_logits, export, parity
 from edgekd.export.variants import make_variant
 from edgekd.nets.deployed import Deployed, count_macs, count_params
@@ -37,6 +36,7 @@ from edgekd.nets.families import make
 from edgekd.nets.teachers import Teacher
 from edgekd.nets.weights import load_into, read_state, save_state
 from edgekd.target import load_target
+from edgekd.tasks.known import load_card, task_of
 
 SEEDS = (0, 1, 2)
 TEACHERS: dict[str, tuple[str, Shape]] = {
@@ -75,7 +75,7 @@ def teachers(card: Card, data: Any, folder: Path) -> list[dict[str, Any]]:
             out = folder / f"{name.replace(' ', '-')}-{seed}" / "teacher.safetensors"
             there = out.exists()
             teacher = teach(mine, data, None, out)
-            row = {"teacher": name, "seed": seed, "dev": validation_accuracy(teacher, data[1]), "file": str(out)}
+            row = {"teacher": name, "seed": seed, "dev": validation_score(card, teacher, data[1]), "file": str(out)}
             rows.append(row | {"seconds": None if there else time.perf_counter() - begin})
             print(json.dumps(rows[-1]), flush=True)
     return rows
@@ -102,7 +102,7 @@ def main() -> None:
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     source, target, begin = Path(os.environ["EDGEKD_DATA"], "sst2"), load_target(TARGET), time.perf_counter()
     card = load_card("sst2")
-    train, validation = load_train_and_validation(card, source)
+    train, validation = load_text_training(card, source)
     card = settled(card, validation)
     data = (examples_of(card, train), examples_of(card, validation))
     rows = teachers(card, data, folder)
@@ -117,12 +117,12 @@ def main() -> None:
         for seed in SEEDS:
             name = "student, distilled" if distilled else "student, labels alone"
             nets[name, seed] = student(card, data, teacher, seed, distilled, folder)
-            print(name, seed, validation_accuracy(Teacher(Deployed(nets[name, seed], card.data), out), data[1]))
+            print(name, seed, validation_score(card, Teacher(Deployed(nets[name, seed], card.data), out), data[1]))
     trained_s = time.perf_counter() - begin
 
     keep_tokenizer(card, source, folder / "tokenizer.json")
     kept = keep_split(validation, folder / "dev")
-    test = load_test(card, source, folder / "tokenizer.json")  # the one time
+    test = load_test_text(card, source, folder / "tokenizer.json")  # the one time
     subjects, figures = [], []
     for (name, seed), net in nets.items():
         file = folder / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}-fp32.onnx"
@@ -133,7 +133,7 @@ def main() -> None:
             scores = {}
             for part, split in (("dev", validation), ("test", test)):
                 ids = split.read(np.arange(len(split)))
-                logits = cpu_logits(one, ids)
+                logits = cpu_logits(one, task_of(card.data), ids)
                 scores[part] = float((logits.argmax(1) == split.labels).mean())
                 if precision == "fp32" and part == "dev":
                     parity(net, card, ids, logits)
@@ -154,7 +154,7 @@ def main() -> None:
         "cpu": host.machine().model,
         "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
         "target": TARGET,
-        "timed_length": card.data.timed_length,  # type: ignore[union-attr]  # a card for text
+        "timed_length": card.data.timed_length,
         "data": dataclasses.asdict(card.data),
         "augment": dataclasses.asdict(card.augment),
         "teacher_training": dataclasses.asdict(card.teacher.training),

@@ -144,7 +144,7 @@ def test_a_tracker_that_is_not_there_is_refused_first(
         raise AssertionError("data are loaded")
 
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setattr("edgekd.pipeline.load_train_and_validation", loaded)
+    monkeypatch.setattr("edgekd.pipeline.learning_of", loaded)
     done = cli(*command, tiny_card, "--track", track)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and words in line

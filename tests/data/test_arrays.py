@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgekd.card import image_data, load_card
 from edgekd.data import images as images_module
 from edgekd.data.arrays import digest
 from edgekd.data.images import Split, decoded_split, in_memory
+from edgekd.tasks.known import load_card
 
 LABELS = np.arange(1_203) % 10
 IMAGES = np.random.default_rng(0).integers(0, 256, (1_203, 4, 4, 1), dtype=np.uint8)
@@ -45,7 +45,7 @@ def test_data_that_are_decoded_later_are_known_by_every_origin(monkeypatch: pyte
         def origin(i: int) -> bytes:
             return of_last if i == 1_202 else b"%d" % i
 
-        return decoded_split(LABELS, refused, origin, image_data(load_card("digits")))
+        return decoded_split(LABELS, refused, origin, load_card("digits").data)
 
     same = digest(streamed(b"last"))
     assert digest(streamed(b"last")) == same

@@ -9,14 +9,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.card import Data, image_data, load_card
+from edgekd.card import Data
 from edgekd.data import images as images_module
 from edgekd.data.arrays import keep_split
 from edgekd.data.images import check_labels, decode, decoded_split, in_memory
 from edgekd.errors import InputError
+from edgekd.tasks.known import load_card
 
-COLOUR = image_data(load_card("cifar10"))
-GREY = image_data(load_card("digits"))
+COLOUR = load_card("cifar10").data
+GREY = load_card("digits").data
 
 
 def origin(i: int) -> bytes:
@@ -24,7 +25,8 @@ def origin(i: int) -> bytes:
 
 
 def colour(size: int) -> Data:
-    return dataclasses.replace(COLOUR, size=size)
+    data: Data = dataclasses.replace(COLOUR, size=size)
+    return data
 
 
 def pixels(*shape: int) -> NDArray[np.uint8]:

@@ -18,12 +18,14 @@ import sklearn.datasets
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.card import Card, TextData, load_card
+from edgekd.card import Card, TextData
 from edgekd.data import images as images_module
 from edgekd.data.arrays import digest
 from edgekd.data.images import Split
-from edgekd.data.sources import balanced_split, load_test, load_train_and_validation, require_test
+from edgekd.data.sources import balanced_split, load_test, load_train_and_validation
+from edgekd.data.text import load_text_training, require_test_text
 from edgekd.errors import ConfigError, InputError, UnavailableError
+from edgekd.tasks.known import load_card
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -563,7 +565,7 @@ def test_a_class_without_training_sentences_and_an_empty_test_part(tmp_path: Pat
         (tmp_path / f"{part}.tsv").write_text(f"fine\t{label}\nfine\t{label}\n", encoding="utf-8")
     missing = card.data.classes[1]
     with pytest.raises(InputError, match=f"mine\\.toml: class '{missing}' has no training sentence; "):
-        load_train_and_validation(card, tmp_path)
+        load_text_training(card, tmp_path)
     (tmp_path / "test.tsv").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match=r"test\.tsv: holds no sentences"):
-        require_test(card, tmp_path)
+        require_test_text(card, tmp_path)

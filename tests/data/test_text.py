@@ -9,11 +9,21 @@ import numpy as np
 import pytest
 import tokenizers
 
-from edgekd.card import Augment, Card, TextData, load_card
-from edgekd.data.sources import keep_tokenizer, load_test, load_train_and_validation, require_test
-from edgekd.data.tasks import examples_of, without_words
-from edgekd.data.text import read_tsv, settled, trimmed
+from edgekd.card import Augment, Card, TextData
+from edgekd.data.text import (
+    keep_tokenizer,
+    load_test_text,
+    load_text,
+    load_text_training,
+    read_tsv,
+    require_test_text,
+    settled,
+    without_words,
+)
+from edgekd.distill.tasks.known import examples_of
 from edgekd.errors import ConfigError, InputError
+from edgekd.tasks.known import load_card
+from edgekd.tasks.text_classification import trimmed
 
 TRAIN = [
     ("A good film , good fun", "positive"),
@@ -53,7 +63,7 @@ def test_words_are_numbered_by_how_often_they_come(folder: Path) -> None:
     keep_tokenizer(card(), folder, folder / "tokenizer.json")
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     assert sorted(vocabulary, key=vocabulary.get) == ["[PAD]", "[UNK]", *order[:5]]
-    train, validation = load_train_and_validation(card(), folder)
+    train, validation = load_text_training(card(), folder)
     number = {word: place for place, word in enumerate(["[PAD]", "[UNK]", *order[:5]])}
     seen = sorted(tuple(row) for split in (train, validation) for row in split.read(np.arange(2)).tolist())
     by_hand = [
@@ -69,7 +79,7 @@ def test_words_are_numbered_by_how_often_they_come(folder: Path) -> None:
 
 def test_a_dev_file_is_the_validation_part(folder: Path) -> None:
     write_tsv(folder / "dev.tsv", [("film", "positive"), ("a a a", "negative"), ("bad", "negative")])
-    train, validation = load_train_and_validation(card(), folder)
+    train, validation = load_text_training(card(), folder)
     assert (len(train), validation.labels.tolist()) == (4, [1, 0, 0])
 
 
@@ -82,7 +92,7 @@ def test_the_kept_tokenizer_gives_the_same_ids_by_itself(folder: Path) -> None:
     # As a user calls it, who knows nothing of edgekd; cut off at three tokens.
     ids = kept.encode("Good FILM , good").ids
     write_tsv(folder / "test.tsv", [("Good FILM , good", "positive"), ("unheard", "negative")])
-    test = load_test(card(max_length=3), folder, folder / "tokenizer.json")
+    test = load_test_text(card(max_length=3), folder, folder / "tokenizer.json")
     assert len(ids) == 3
     assert test.read(np.arange(2)).tolist() == [ids, [1, 0, 0]]
 
@@ -94,10 +104,10 @@ def test_a_tokenizer_of_ones_own_is_used(folder: Path) -> None:
     own.enable_padding(length=20)
     own.save(str(folder / "own.json"))
     asked = dataclasses.replace(card(tokenizer="own.json", vocabulary=3), file=str(folder / "card.toml"))
-    train, validation = load_train_and_validation(asked, folder)
+    train, validation = load_text_training(asked, folder)
     assert {2} == {int(i) for split in (train, validation) for i in split.read(np.arange(2)).flat} - {0, 1}
     with pytest.raises(ConfigError, match=r"data\.vocabulary: got 7; .*own\.json has 3 tokens, .+; set it to that$"):
-        load_train_and_validation(dataclasses.replace(asked, data=card(tokenizer="own.json").data), folder)
+        load_text_training(dataclasses.replace(asked, data=card(tokenizer="own.json").data), folder)
 
 
 @pytest.mark.parametrize(
@@ -115,13 +125,13 @@ def test_a_tokenizer_of_ones_own_is_used(folder: Path) -> None:
 def test_a_wrong_line_is_named(folder: Path, text: str, said: str) -> None:
     (folder / "train.tsv").write_text(text)
     with pytest.raises(InputError, match=said + "$"):
-        load_train_and_validation(card(), folder)
+        load_text_training(card(), folder)
 
 
 def test_a_line_that_is_no_text_is_named(folder: Path) -> None:
     (folder / "train.tsv").write_bytes(b"fine\t1\n\xff\xfe\t0\n")
     with pytest.raises(InputError, match=r"train\.tsv:2: is not UTF-8 text; save the file as UTF-8$"):
-        load_train_and_validation(card(), folder)
+        load_text_training(card(), folder)
 
 
 def test_rare_line_ends_split_nothing(tmp_path: Path) -> None:
@@ -133,25 +143,25 @@ def test_rare_line_ends_split_nothing(tmp_path: Path) -> None:
 def test_what_is_missing_is_said_before_training(folder: Path, tmp_path: Path) -> None:
     (folder / "test.tsv").unlink()
     with pytest.raises(InputError, match=r"test\.tsv: no such file; the data folder needs train\.tsv and test\.tsv$"):
-        require_test(card(), folder)
+        require_test_text(card(), folder)
     with pytest.raises(InputError, match=r"nowhere: no such data folder; give the folder with --data DIR$"):
-        require_test(card(), tmp_path / "nowhere")
+        require_test_text(card(), tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"data\.path: the card names no folder for its data; .+"):
-        load_train_and_validation(card(), None)
+        load_text_training(card(), None)
 
 
 def test_a_tokenizer_that_is_missing_or_broken_is_said(folder: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.json: no such tokenizer file; it is the tokenizer\.json of .+$"):
-        load_test(card(), folder, folder / "gone.json")
+        load_test_text(card(), folder, folder / "gone.json")
     (folder / "broken.json").write_text("{}")
     with pytest.raises(InputError, match=r"broken\.json: the tokenizers library cannot read it: .+$"):
-        load_test(card(), folder, folder / "broken.json")
+        load_test_text(card(), folder, folder / "broken.json")
 
 
 def test_more_tokens_than_there_are_is_said(folder: Path) -> None:
     said = r"card\.toml: data\.vocabulary: got 99; the tokenizer of the training sentences has 10 tokens, .+ or less$"
     with pytest.raises(ConfigError, match=said):
-        load_train_and_validation(card(vocabulary=99), folder)
+        load_text_training(card(vocabulary=99), folder)
 
 
 def test_a_tokenizer_whose_padding_is_a_word_is_refused(folder: Path) -> None:
@@ -160,17 +170,17 @@ def test_a_tokenizer_whose_padding_is_a_word_is_refused(folder: Path) -> None:
     own.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     own.save(str(folder / "own.json"))
     with pytest.raises(InputError, match=r"test\.tsv: sentence 1: the tokenizer finds a token 'good' of id 0, .+"):
-        load_test(card(vocabulary=3), folder, folder / "own.json")
+        load_test_text(card(vocabulary=3), folder, folder / "own.json")
 
 
 def test_words_are_dropped_only_where_the_unknown_token_is_known(folder: Path) -> None:
     model = tokenizers.models.WordLevel({"<pad>": 0, "film": 1, "<unk>": 2}, unk_token="<unk>")
     tokenizers.Tokenizer(model).save(str(folder / "own.json"))
     asked = dataclasses.replace(card(tokenizer="own.json", vocabulary=3), file=str(folder / "card.toml"))
-    load_train_and_validation(dataclasses.replace(asked, augment=Augment()), folder)
+    load_text_training(dataclasses.replace(asked, augment=Augment()), folder)
     said = r"card\.toml: augment\.word_dropout: makes words the token of id 1, which in .*own\.json is 'film', not .+"
     with pytest.raises(ConfigError, match=said):
-        load_train_and_validation(dataclasses.replace(asked, augment=Augment(word_dropout=0.1)), folder)
+        load_text_training(dataclasses.replace(asked, augment=Augment(word_dropout=0.1)), folder)
 
 
 def test_words_are_dropped_with_tokenizers_that_number_the_unknown_token(folder: Path) -> None:
@@ -178,7 +188,7 @@ def test_words_are_dropped_with_tokenizers_that_number_the_unknown_token(folder:
     tokenizers.Tokenizer(tokenizers.models.Unigram(words, unk_id=1)).save(str(folder / "own.json"))
     asked = dataclasses.replace(card(tokenizer="own.json", vocabulary=len(words)), file=str(folder / "card.toml"))
     assert asked.augment.word_dropout
-    load_train_and_validation(asked, folder)
+    load_text_training(asked, folder)
 
 
 IMPORTED = """
@@ -201,16 +211,16 @@ def test_what_a_function_gives_is_checked(tmp_path: Path, what: str, said: str) 
     (tmp_path / "own_text.py").write_text(IMPORTED.replace("WHAT", what))
     given = card(source="import", function="own_text:load", path=".", vocabulary=4)
     given = dataclasses.replace(given, file=str(tmp_path / "card.toml"))
-    train, validation = load_train_and_validation(given, None)
+    train, validation = load_text_training(given, None)
     assert (len(train), len(validation)) == (4, 4)
     with pytest.raises(InputError, match=r"own_text:load: " + said):
-        load_test(given, None)
+        load_text(given, Path(), "test")
 
 
 def test_the_timed_length_is_the_median_of_the_validation_sentences(folder: Path) -> None:
     lengths = [1, 2, 2, 5, 6, 6]
     write_tsv(folder / "dev.tsv", [(" ".join(["film"] * length), "positive") for length in lengths])
-    _, validation = load_train_and_validation(card(), folder)
+    _, validation = load_text_training(card(), folder)
     done = settled(card(), validation)
     assert isinstance(done.data, TextData)
     assert done.data.timed_length == 2  # the lower one of the two in the middle: a length that occurs
@@ -219,7 +229,7 @@ def test_the_timed_length_is_the_median_of_the_validation_sentences(folder: Path
 
 
 def test_examples_are_as_long_as_the_longest_of_the_batch(folder: Path) -> None:
-    train, _ = load_train_and_validation(card(validation_fraction=0.3), folder)
+    train, _ = load_text_training(card(validation_fraction=0.3), folder)
     examples = examples_of(card(), train)
     whole = train.read(np.arange(len(train)))
     for place in range(len(train)):

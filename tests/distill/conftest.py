@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from edgekd.card import Augment, load_card
+from edgekd.card import Augment
 from edgekd.data.examples import Examples
 from edgekd.data.sources import load_train_and_validation
-from edgekd.data.tasks import examples_of
+from edgekd.distill.tasks.known import examples_of
+from edgekd.tasks.known import load_card
 
 
 @pytest.fixture(scope="session")

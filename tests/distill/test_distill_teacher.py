@@ -9,23 +9,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgekd.card import Card, Training, load_card
+from edgekd.card import Card, Training
 from edgekd.card import Teacher as TeacherOfCard
 from edgekd.data.examples import Examples
 from edgekd.data.sources import load_train_and_validation
-from edgekd.data.tasks import examples_of
+from edgekd.distill.tasks.known import examples_of
 from edgekd.distill.teacher import (
     check_teacher,
     given_teacher,
     more_teachers,
     refuse_long_teaching,
     teach,
-    validation_accuracy,
+    validation_score,
     with_own_teacher,
 )
 from edgekd.errors import BudgetError, ConfigError, InputError
 from edgekd.nets.teachers import Teacher, make_teacher_net
 from edgekd.nets.weights import save_state
+from edgekd.tasks.known import load_card
 
 DIGITS = load_card("digits")
 
@@ -58,17 +59,17 @@ class Always(nn.Module):
 
 def test_validation_accuracy_counts_by_hand(data: tuple[Examples, Examples], tmp_path: Path) -> None:
     labels = data[1].labels
-    given = validation_accuracy(Teacher(Always(), tmp_path), data[1])
+    given = validation_score(DIGITS, Teacher(Always(), tmp_path), data[1])
     assert given == pytest.approx((labels == 3).sum() / len(labels))
 
 
 def test_a_given_teacher_below_the_minimum(data: tuple[Examples, Examples]) -> None:
     teacher = Teacher(Always(), Path("threes.safetensors"))
     share = (data[1].labels == 3).sum() / len(data[1].labels)
-    check_teacher(teacher, data[1], None)
-    check_teacher(teacher, data[1], share)
+    check_teacher(DIGITS, teacher, data[1], None)
+    check_teacher(DIGITS, teacher, data[1], share)
     with pytest.raises(BudgetError) as caught:
-        check_teacher(teacher, data[1], 0.97)
+        check_teacher(DIGITS, teacher, data[1], 0.97)
     assert str(caught.value).startswith(
         f"threes.safetensors: the teacher reaches {100 * share:.2f} % on validation data, "
         "teacher_min_accuracy is 97.00 %; "
@@ -107,7 +108,7 @@ def test_the_second_attempt_may_be_good_enough(
     assert reached[0] < reached[1]
     out = tmp_path / "teacher.safetensors"
     teacher = teach(small_card(1), data, reached[1], out)
-    assert validation_accuracy(teacher, data[1]) == pytest.approx(reached[1])
+    assert validation_score(DIGITS, teacher, data[1]) == pytest.approx(reached[1])
     assert epochs_of(tmp_path / "teacher-history.json")[-1] == reached[1]
     assert teacher.file == out
     assert not (tmp_path / "teacher-attempt-2").exists()

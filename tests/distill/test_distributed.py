@@ -23,10 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from edgekd.card import load_card
+from edgekd.tasks.known import load_card
 from edgekd.data.examples import Examples
 from edgekd.data.image_examples import examples
 from edgekd.data.sources import load_train_and_validation
+from edgekd.distill.tasks.classification import accuracy
+from edgekd.distill.terms.losses import cross_entropy
 from edgekd.distill.distributed import join, leave
 from edgekd.distill.loop import Job, train
 from edgekd.distill.objective import plain
@@ -43,7 +45,8 @@ torch.manual_seed(1)
 middle = [nn.BatchNorm2d(8)] if kind == "norm" else []
 net = nn.Sequential(nn.Conv2d(1, 8, 3), *middle, nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
 stop_after = int(sys.argv[4]) if len(sys.argv) > 4 else 99
-job = Job(name="net", train=parts[0], validation=parts[1], training=training, objective=plain(training), views=2,
+job = Job(name="net", train=parts[0], validation=parts[1], training=training, objective=plain(training, cross_entropy),
+          score=accuracy, views=2,
           checkpoint=folder / "checkpoint.pt", stop=lambda history: len(history) >= stop_after)
 history = train(Deployed(net, card.data), job)
 if among.first:

@@ -23,22 +23,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgekd.card import Augment, Recipe, Student, Training, image_data, load_card
+from edgekd.card import Augment, Recipe, Student, Training
 from edgekd.data.examples import Examples
 from edgekd.data.sources import load_train_and_validation
-from edgekd.data.tasks import examples_of
 from edgekd.data.views import permutation, view
 from edgekd.distill.distributed import World
-from edgekd.distill.loop import Job, Outputs, accuracy, batches, best_accuracy, train
+from edgekd.distill.loop import Job, Outputs, batches, best_accuracy, train
 from edgekd.distill.objective import Objective, Part, Seen, Terms, distillation, plain, student_layers
+from edgekd.distill.tasks.classification import accuracy
+from edgekd.distill.tasks.known import examples_of
 from edgekd.distill.terms.layers import probe
+from edgekd.distill.terms.losses import cross_entropy
 from edgekd.errors import BudgetError, ConfigError, InputError
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import make
 from edgekd.spec import build
+from edgekd.tasks.known import load_card
 
 CARD = load_card("digits")
-DATA = image_data(CARD)
+DATA = CARD.data
 STEPS = 4
 """Of an epoch of 200 images in batches of 50."""
 
@@ -57,7 +60,8 @@ def make_job(
         "train": digits[0],
         "validation": digits[1],
         "training": training,
-        "objective": objective or plain(training),
+        "score": accuracy,
+        "objective": objective or plain(training, cross_entropy),
         "views": 2,
         "checkpoint": folder / "checkpoint.pt",
     }
@@ -89,12 +93,17 @@ def answers(k: int, indices: NDArray[np.int64], inputs: Tensor) -> dict[str, Ten
 TAUGHT = {"logits": torch.Size((10,)), "deep": torch.Size((6, 4, 4)), "deep|pooled": torch.Size((6,))}
 
 
+def hard(recipe: Recipe, weights: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    """The cross-entropy of a recipe."""
+    return lambda logits, targets: cross_entropy(logits, targets, recipe.label_smoothing, weights)
+
+
 def taught(recipe: Recipe, net: nn.Module) -> Objective:
     """What a network learns from `answers`."""
     torch.manual_seed(recipe.seed)
     shapes = probe(net, torch.zeros(2, 8, 8, 1, dtype=torch.uint8), student_layers(recipe), "card")
     peers = [small_net(seed=100 + number) for number in range(recipe.peers)] if "mutual" in recipe.losses else []
-    return distillation(recipe, shapes, TAUGHT, 200, peers)
+    return distillation(recipe, shapes, TAUGHT, 200, hard(recipe), peers)
 
 
 def state(net: nn.Module) -> dict[str, Tensor]:
@@ -282,7 +291,7 @@ def test_parts_of_a_batch_make_the_same_step(digits: Digits, tmp_path: Path, par
         recipe = recipe_of(losses={"kd": 0.5, "ce": 1.0, "mse": 0.1}, clip_norm=1.0, accumulate=accumulate)
         weights = torch.linspace(0.5, 2.0, 10)
         shapes = {"logits": torch.Size((10,))}
-        objective = distillation(recipe, shapes, shapes, 200, class_weights=weights)
+        objective = distillation(recipe, shapes, shapes, 200, hard(recipe, weights))
         histories.append(train(net, make_job(digits, tmp_path / str(accumulate), recipe, objective, teacher=answers)))
     for name, tensor in nets[0].state_dict().items():
         torch.testing.assert_close(nets[1].state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
@@ -341,7 +350,7 @@ def snapshots(digits: Digits, folder: Path, training: Training) -> list[dict[str
 
         return changed
 
-    train(net, make_job(digits, folder, training, through(plain(training), change)))
+    train(net, make_job(digits, folder, training, through(plain(training, cross_entropy), change)))
     return [*found[1:], {name: value.detach().clone() for name, value in net.named_parameters()}]
 
 
@@ -363,7 +372,7 @@ def test_the_moving_average_is_validated_and_kept(digits: Digits, tmp_path: Path
 
     net = small_net()
     averaged = dataclasses.replace(training, ema=0.8)
-    train(net, make_job(digits, tmp_path / "averaged", averaged, plain(averaged), score=score))
+    train(net, make_job(digits, tmp_path / "averaged", averaged, plain(averaged, cross_entropy), score=score))
     assert len(validated) == 3
     for found, wanted in zip(validated, expected, strict=True):
         for name in wanted:
@@ -386,7 +395,9 @@ def test_patience_stops_and_keeps_the_best(digits: Digits, tmp_path: Path, ema: 
     training, reached = recipe_of(epochs=9, patience=2, ema=ema), [0.3, 0.6, 0.5, 0.6, 0.9]
     validated: list[dict[str, Tensor]] = []
     net = small_net()
-    history = train(net, make_job(digits, tmp_path, training, plain(training), score=scripted(reached, validated)))
+    history = train(
+        net, make_job(digits, tmp_path, training, plain(training, cross_entropy), score=scripted(reached, validated))
+    )
     assert [entry["validation_accuracy"] for entry in history] == reached[:4]
     assert differing(state(net), validated[1]) == []
     assert differing(state(net), validated[3]) != []
@@ -399,7 +410,7 @@ def test_patience_stops_and_keeps_the_best(digits: Digits, tmp_path: Path, ema: 
 
 def test_patience_waits_for_the_last_stage(digits: Digits, tmp_path: Path) -> None:
     training, reached = recipe_of(epochs=6, patience=2), [0.9, 0.1, 0.1, 0.2, 0.3, 0.1]
-    terms = plain(training).parts[0].terms
+    terms = plain(training, cross_entropy).parts[0].terms
     objective = Objective((Part(3, terms), Part(3, terms)))
     validated: list[dict[str, Tensor]] = []
     net = small_net()
@@ -447,7 +458,7 @@ def test_a_network_that_gives_no_logits_in_training(digits: Digits, tmp_path: Pa
     recipe = recipe_of(epochs=1)
     net = Two(64, 10)
     with pytest.raises(ConfigError, match=r"^the network gives a tuple in training; it should give its logits$"):
-        train(net, make_job(digits, tmp_path, recipe, plain(recipe, None)))
+        train(net, make_job(digits, tmp_path, recipe, plain(recipe, cross_entropy)))
 
 
 def test_the_network_is_left_without_hooks(digits: Digits, tmp_path: Path) -> None:
@@ -540,7 +551,7 @@ def test_a_patience_that_was_cut_goes_on_counting(digits: Digits, tmp_path: Path
     training, reached = recipe_of(epochs=9, patience=3), [0.3, 0.6, 0.5, 0.4, 0.3, 0.9]
     validated: list[dict[str, Tensor]] = []
     score = scripted(reached, validated)
-    cut = through(plain(training), after(3 * STEPS + 1, interrupt))
+    cut = through(plain(training, cross_entropy), after(3 * STEPS + 1, interrupt))
     with pytest.raises(KeyboardInterrupt):
         train(small_net(), make_job(digits, tmp_path, training, cut, score=score))
     assert len(validated) == 3
@@ -554,7 +565,7 @@ def test_a_finished_training_is_not_repeated(digits: Digits, tmp_path: Path) -> 
     training = recipe_of(epochs=2)
     net, other = small_net(), small_net(seed=5)
     history = train(net, make_job(digits, tmp_path, training))
-    never = through(plain(training), after(0, interrupt))
+    never = through(plain(training, cross_entropy), after(0, interrupt))
     assert train(other, make_job(digits, tmp_path, training, never)) == history
     assert differing(state(net), state(other)) == []
 
@@ -613,7 +624,7 @@ def test_a_checkpoint_of_another_recipe_or_a_broken_one_is_refused(digits: Digit
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_names_epoch_and_step(digits: Digits, tmp_path: Path, value: float) -> None:
     training = recipe_of(epochs=4, batch_size=64)
-    objective = through(plain(training), after(4, lambda good: good * value))
+    objective = through(plain(training, cross_entropy), after(4, lambda good: good * value))
     with pytest.raises(BudgetError) as caught:
         train(small_net(), make_job(digits, tmp_path, training, objective))
     assert str(caught.value) == (
@@ -627,14 +638,14 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step(digits: Digits, tmp_path
 
 def test_a_loss_that_grows_tenfold_stops(digits: Digits, tmp_path: Path) -> None:
     training = recipe_of(epochs=4)
-    objective = through(plain(training), after(2 * STEPS, lambda good: good * 50))
+    objective = through(plain(training, cross_entropy), after(2 * STEPS, lambda good: good * 50))
     with pytest.raises(BudgetError, match=r"^student: the loss was .* in epoch 1 and is .* in epoch 3: it diverges"):
         train(small_net(), make_job(digits, tmp_path, training, objective))
 
 
 def test_a_part_with_a_larger_loss_does_not_diverge(digits: Digits, tmp_path: Path) -> None:
     training = recipe_of(epochs=2)
-    terms = plain(training).parts[0].terms
+    terms = plain(training, cross_entropy).parts[0].terms
     large = after(0, lambda good: good * 50)(terms)
     history = train(small_net(), make_job(digits, tmp_path, training, Objective((Part(1, terms), Part(1, large)))))
     assert history[1]["loss"] > 10 * history[0]["loss"]

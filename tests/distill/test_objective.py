@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from edgekd.card import Recipe, Training
 from edgekd.distill.objective import Objective, Seen, distillation, plain, student_layers, teacher_layers
 from edgekd.distill.sampling import generator_for, sample
 from edgekd.distill.terms.features import match, similarity
+from edgekd.distill.terms.losses import cross_entropy
 from edgekd.errors import ConfigError
 from edgekd.spec import build
 
@@ -30,8 +32,13 @@ def recipe_of(**values: Any) -> Recipe:
     return build(Recipe, {"epochs": 1} | values, "card.toml: recipe")
 
 
-def objective_of(recipe: Recipe, **values: Any) -> Objective:
-    return distillation(recipe, SHAPES, SHAPES | REDUCED, 20, **values)
+def hard(recipe: Recipe, weights: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    """The cross-entropy of a recipe."""
+    return lambda logits, targets: cross_entropy(logits, targets, recipe.label_smoothing, weights)
+
+
+def objective_of(recipe: Recipe, class_weights: Tensor | None = None, **values: Any) -> Objective:
+    return distillation(recipe, SHAPES, SHAPES | REDUCED, 20, hard(recipe, class_weights), **values)
 
 
 def seen_by(objective: Objective, student: Tensor = S, **values: Any) -> Seen:
@@ -82,7 +89,7 @@ def test_terms_come_apart_with_their_weights() -> None:
 
 def test_cross_entropy_alone_needs_no_teacher() -> None:
     training = Training(epochs=3, label_smoothing=0.2)
-    objective = plain(training)
+    objective = plain(training, cross_entropy)
     assert [part.epochs for part in objective.parts] == [3]
     (given,) = objective.parts[0].terms(Seen(S, torch.tensor(LABELS), torch.arange(2))).values()
     assert given.item() == pytest.approx(ce_by_hand(HARD, 0.2), rel=1e-12)
@@ -98,7 +105,7 @@ def test_class_weights_reach_the_cross_entropy_alone() -> None:
     found = objective.parts[0].terms(seen_by(objective))
     assert found["ce"].item() == pytest.approx(expected, rel=1e-12)
     assert found["kd"].item() == pytest.approx(kd_by_hand(3.0), rel=1e-12)
-    (alone,) = plain(Training(epochs=1), weights).parts[0].terms(seen_by(objective)).values()
+    (alone,) = plain(Training(epochs=1), cross_entropy, weights).parts[0].terms(seen_by(objective)).values()
     assert alone.item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -233,7 +240,7 @@ def test_layers_of_all_parts() -> None:
 def test_terms_of_one_name_add_up() -> None:
     features = [{"term": "match", "student": "last", "teacher": layer} for layer in ("last", "other")]
     recipe = recipe_of(losses={"ce": 1.0}, features=features)
-    objective = distillation(recipe, SHAPES, SHAPES | {"other": Size((5,))}, 20)
+    objective = distillation(recipe, SHAPES, SHAPES | {"other": Size((5,))}, 20, hard(recipe))
     mine, theirs, others = torch.randn(3, 2, 5)
     terms = objective.parts[0].terms(
         seen_by(objective, features={"last": mine}, teacher={"logits": T, "last": theirs, "other": others})

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgekd.card import Augment, Card, Student, Training, load_card
+from edgekd.card import Augment, Card, Student, Training
 from edgekd.card import Teacher as TeacherOfCard
 from edgekd.data.examples import Examples
 from edgekd.data.sources import load_train_and_validation
-from edgekd.data.tasks import examples_of
 from edgekd.distill import student as module
 from edgekd.distill.loop import Job, train
 from edgekd.distill.student import How, assist, check_recipe, copy_matching, distill_student, learn, training_summary
+from edgekd.distill.tasks.known import examples_of
 from edgekd.distill.teacher import teach
 from edgekd.errors import ConfigError
 from edgekd.files import write_json
@@ -30,6 +30,7 @@ from edgekd.nets.weights import read_state
 from edgekd.recipe import Recipe
 from edgekd.run import Run
 from edgekd.spec import build
+from edgekd.tasks.known import load_card
 
 DIGITS = load_card("digits")
 SHAPE = {"channels": [4, 8], "hidden": 8, "grid": 4}

@@ -11,16 +11,17 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekd.card import Teacher, image_data, load_card
+from edgekd.card import Teacher
 from edgekd.export.teacher import export_teacher
 from edgekd.nets.teachers import load_teacher_file, make_teacher_net
 from edgekd.nets.weights import save_state
 from edgekd.target import load_target
+from edgekd.tasks.known import load_card
 
 CARD = load_card("cifar10")
 COLOUR = dataclasses.replace(
     CARD,
-    data=dataclasses.replace(image_data(CARD), size=8),
+    data=dataclasses.replace(CARD.data, size=8),
     teacher=Teacher(family="mlp", shape={"hidden": [6]}),
 )
 TARGET = load_target("cpu-x86")
@@ -31,7 +32,7 @@ def images(count: int = 20) -> NDArray[np.uint8]:
 
 
 def by_hand(matrix: NDArray[np.float32]) -> NDArray[np.float64]:
-    normal = (images() / 255 - image_data(CARD).mean) / image_data(CARD).std
+    normal = (images() / 255 - CARD.data.mean) / CARD.data.std
     return np.asarray(normal.transpose(0, 3, 1, 2).reshape(20, -1) @ matrix)
 
 
@@ -118,7 +119,7 @@ def test_a_torch_teacher_is_exported(tmp_path: Path) -> None:
     save_state(net, tmp_path / "t.safetensors", {})
     export_teacher(load_teacher_file(COLOUR, tmp_path / "t.safetensors"), COLOUR, TARGET, tmp_path / "out.onnx")
     weights = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
-    normal = ((images() / 255 - image_data(CARD).mean) / image_data(CARD).std).transpose(0, 3, 1, 2).reshape(20, -1)
+    normal = ((images() / 255 - CARD.data.mean) / CARD.data.std).transpose(0, 3, 1, 2).reshape(20, -1)
     hidden = np.maximum(normal @ weights["1.weight"].T + weights["1.bias"], 0)
     expected = hidden @ weights["3.weight"].T + weights["3.bias"]
     assert np.allclose(run(tmp_path / "out.onnx"), expected, atol=1e-5)

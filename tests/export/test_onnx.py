@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgekd import __version__
-from edgekd.card import Student, image_data, load_card
+from edgekd.card import Student
 from edgekd.data.sources import load_test
 from edgekd.errors import ModelError
 from edgekd.export.onnx import export, parity, save_model
 from edgekd.nets.families import make
 from edgekd.target import Opset, load_target
+from edgekd.tasks.known import load_card
 
 CARD = load_card("digits")
 TARGET = load_target("cpu-x86")
@@ -56,7 +57,7 @@ def run(path: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def by_hand(net: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    x = (images.astype(np.float64).transpose(0, 3, 1, 2) / 255 - image_data(CARD).mean[0]) / image_data(CARD).std[0]
+    x = (images.astype(np.float64).transpose(0, 3, 1, 2) / 255 - CARD.data.mean[0]) / CARD.data.std[0]
     with torch.no_grad():
         return np.asarray(net(torch.from_numpy(x.astype(np.float32))))
 

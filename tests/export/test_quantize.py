@@ -12,12 +12,14 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from edgekd.card import Augment, Student, Training, load_card
+from edgekd.card import Augment, Student, Training
 from edgekd.data.images import Split
 from edgekd.data.sources import load_test, load_train_and_validation
-from edgekd.data.tasks import examples_of
 from edgekd.distill.loop import Job, train
 from edgekd.distill.objective import plain
+from edgekd.distill.tasks.classification import accuracy as accuracy_of_net
+from edgekd.distill.tasks.known import examples_of
+from edgekd.distill.terms.losses import cross_entropy
 from edgekd.errors import ModelError
 from edgekd.export.onnx import export
 from edgekd.export.quantize import quantize
@@ -25,6 +27,7 @@ from edgekd.export.variants import make_variant
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import make
 from edgekd.target import Quantization, load_target
+from edgekd.tasks.known import load_card
 
 CARD = load_card("digits")
 TARGET = load_target("cpu-x86")
@@ -54,7 +57,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         train=examples_of(plainly, train_split.subset(np.arange(600))),
         validation=examples_of(CARD, validation),
         training=training,
-        objective=plain(training),
+        score=accuracy_of_net,
+        objective=plain(training, cross_entropy),
         checkpoint=folder / "checkpoint.pt",
     )
     train(Deployed(net, CARD.data), job)

@@ -11,16 +11,17 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from edgekd.card import Card, Recipe, load_card
+from edgekd.card import Card, Recipe
 from edgekd.data.examples import Examples
 from edgekd.data.sources import load_train_and_validation
-from edgekd.data.tasks import examples_of
 from edgekd.distill.cache.outputs import teaching
 from edgekd.distill.student import How, learn
+from edgekd.distill.tasks.known import examples_of
 from edgekd.nets.families import make
 from edgekd.nets.teachers import Teacher, load_teacher_file, make_teacher_net
 from edgekd.nets.weights import save_state
 from edgekd.spec import build
+from edgekd.tasks.known import load_card
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
 

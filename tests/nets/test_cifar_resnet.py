@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from edgekd.card import Teacher, load_card
+from edgekd.card import Teacher
 from edgekd.data.sources import load_test
 from edgekd.errors import ConfigError
 from edgekd.nets.cifar_resnet import CifarResNet, CifarResNetShape
 from edgekd.nets.deployed import count_macs, count_params
 from edgekd.nets.families import make
 from edgekd.nets.teachers import load_teacher_file
+from edgekd.tasks.known import load_card
 
 CARD = load_card("cifar10")
 

@@ -6,17 +6,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgekd.card import image_data, load_card
 from edgekd.nets.deployed import Deployed, Preprocess, count_macs, count_params
+from edgekd.tasks.known import load_card
+from edgekd.tasks.task import Normalization
 
-COLOUR = image_data(load_card("cifar10"))
+COLOUR = load_card("cifar10").data
+NORMALIZATION = Normalization(mean=COLOUR.mean, std=COLOUR.std, top=255, channels_last=True)
 
 
 def test_preprocessing_is_the_formula() -> None:
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     images[0, 0, 0], images[0, 0, 1] = 0, 255
     expected = (images.astype(np.float64) / 255 - COLOUR.mean) / COLOUR.std
-    given = Preprocess(COLOUR)(torch.from_numpy(images))
+    given = Preprocess(NORMALIZATION)(torch.from_numpy(images))
     assert given.dtype == torch.float32
     assert given.is_contiguous()
     assert given.shape == (4, 3, 32, 32)
@@ -27,7 +29,7 @@ def test_deployed_is_preprocessing_then_the_network() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 900, 10))
     images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
-    assert torch.equal(Deployed(net, COLOUR)(images), net(Preprocess(COLOUR)(images)))
+    assert torch.equal(Deployed(net, COLOUR)(images), net(Preprocess(NORMALIZATION)(images)))
     # Constants of preprocessing are no weights: they must not be counted or trained.
     assert count_params(Deployed(net, COLOUR)) == count_params(net) == 4 * 3 * 9 + 4 + 3_600 * 10 + 10
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torchvision.models
 
-from edgekd.card import Card, Student, load_card
+from edgekd.card import Card, Student
 from edgekd.errors import ConfigError, UnavailableError
 from edgekd.nets.deployed import count_params
-from edgekd.nets.families import FAMILIES, make, make_shapes
+from edgekd.nets.families import IMAGE_FAMILIES, make, make_shapes
+from edgekd.tasks.known import load_card
 
 COLOUR = load_card("cifar10")
 GREY = load_card("digits")
@@ -38,7 +39,7 @@ def test_an_unknown_family_is_told_with_the_nearest_name() -> None:
         make(COLOUR, student("cifar_resnet"), {}, "student.knobs")
     assert str(caught.value) == (
         f"{COLOUR.file}: student.family: unknown family 'cifar_resnet'; did you mean 'cifar-resnet'? "
-        f"Known: {', '.join(sorted([*FAMILIES, 'import']))}."
+        f"Known: {', '.join(sorted([*IMAGE_FAMILIES, 'import']))}."
     )
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from edgekd.card import load_card
 from edgekd.errors import ConfigError
 from edgekd.nets.deployed import count_macs, count_params
 from edgekd.nets.families import make
+from edgekd.tasks.known import load_card
 
 CARD = load_card("digits")
 

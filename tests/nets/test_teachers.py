@@ -11,11 +11,12 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekd.card import Card, Data, Teacher, image_data, load_card
+from edgekd.card import Card, Data, Teacher
 from edgekd.errors import InputError
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.teachers import load_teacher_file, make_teacher_net
 from edgekd.nets.weights import save_state
+from edgekd.tasks.known import load_card
 
 DIGITS = load_card("digits")
 LINEAR = dataclasses.replace(DIGITS, teacher=Teacher(family="mlp", shape={"hidden": [16]}))
@@ -81,21 +82,21 @@ def test_a_teacher_from_weights(tmp_path: Path) -> None:
     assert not teacher.module.training
     net.eval()
     with torch.no_grad():
-        assert torch.equal(teacher.module(images(5)), Deployed(net, image_data(DIGITS))(images(5)))
+        assert torch.equal(teacher.module(images(5)), Deployed(net, DIGITS.data)(images(5)))
 
 
 @pytest.mark.parametrize("takes_uint8", [False, True], ids=["float NCHW", "uint8 NHWC"])
 @pytest.mark.parametrize("family", ["mlp", "onnx"])
 def test_an_onnx_teacher_gives_what_torch_gives(tmp_path: Path, takes_uint8: bool, family: str) -> None:
     net = trained_net()
-    write_onnx(tmp_path / "teacher.onnx", net, image_data(DIGITS) if takes_uint8 else None)
+    write_onnx(tmp_path / "teacher.onnx", net, DIGITS.data if takes_uint8 else None)
     card = dataclasses.replace(DIGITS, teacher=Teacher(family=family))
     teacher = load_teacher_file(card, tmp_path / "teacher.onnx")
     assert teacher.net is None
     given = teacher.module(images(70))
     assert given.dtype == torch.float32
     with torch.no_grad():
-        expected = Deployed(net.eval(), image_data(DIGITS))(images(70))
+        expected = Deployed(net.eval(), DIGITS.data)(images(70))
     assert expected.std() > 0.05
     assert torch.allclose(given, expected, atol=1e-5)
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgekd.card import Card, Student, Teacher, TextData, load_card
+from edgekd.card import Card, Student, Teacher, TextData
 from edgekd.errors import ConfigError
 from edgekd.nets.deployed import Deployed, count_macs, count_params
 from edgekd.nets.families import TEXT_FAMILIES, make, make_shapes
@@ -23,6 +23,7 @@ from edgekd.nets.text import (
     Transformer,
     TransformerShape,
 )
+from edgekd.tasks.known import load_card
 
 V, LENGTHS = 30, [7, 1, 4, 7, 2]
 SHAPES: dict[str, dict[str, Any]] = {

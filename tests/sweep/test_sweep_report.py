@@ -11,6 +11,9 @@ from PIL import Image
 from edgekd.sweep.plot import plot_sweep
 from edgekd.sweep.table import Tried, best_of, recipe_lines, sweep_csv, sweep_markdown, trial_rows, value_rows
 
+DATA = (475, "images")
+"""How many validation examples there are, and what they are called."""
+
 
 def trial(number: int, accuracy: float | None, state: str = "complete", note: str = "", **point: float) -> Tried:
     epochs = 0 if accuracy is None else 4
@@ -77,13 +80,15 @@ def test_recipe_lines_are_what_a_card_says() -> None:
 
 
 def test_markdown_tells_how_sure_the_best_is() -> None:
-    text = sweep_markdown(RANGES, {}, "Sweep of digits", 475, "sweep.png")
+    text = sweep_markdown(RANGES, {}, "Sweep of digits", DATA, "sweep.png")
     assert text.startswith("# Sweep of digits\n\n![validation accuracy of the trials](sweep.png)\n")
     # √(0.95 × 0.05 / 475) = 0.01
     assert "Best: 95.00 % of 475 validation images. One such figure has a standard error of 1.00 points" in text
     assert "```toml\ntemperature = 4\nalpha = 0.75\n```" in text
     assert "| 3 | 8 | 0.25 | 97.00 % | 4 | pruned | 5.0 |" in text
-    assert "(mean of 2 seeds)" in sweep_markdown(SEEDS, {}, "Sweep", 475, "sweep.png")
+    assert "of 475 validation sentences (mean of 2 seeds)" in sweep_markdown(
+        SEEDS, {}, "Sweep", (475, "sentences"), "sweep.png"
+    )
 
 
 def drawn(
@@ -97,7 +102,7 @@ def drawn(
         save(self, *arguments, **more)
 
     monkeypatch.setattr(Figure, "savefig", keep)
-    plot_sweep(trials, colour_by, 475, "Sweep of $digits$", path, along)
+    plot_sweep(trials, colour_by, DATA, "Sweep of $digits$", path, along)
     return kept[0].axes[0]
 
 
@@ -146,6 +151,6 @@ def test_without_temperatures_another_axis_takes_their_place(tmp_path: Path, mon
 
 
 def test_nothing_trained_yet_is_an_empty_picture(tmp_path: Path) -> None:
-    plot_sweep(RANGES[3:], "alpha", 475, "Sweep", tmp_path / "sweep.png")
+    plot_sweep(RANGES[3:], "alpha", (475, "sentences"), "Sweep", tmp_path / "sweep.png")
     with Image.open(tmp_path / "sweep.png") as picture:
         assert picture.size == (1040, 650)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgekd.card import Card, TextData
+from edgekd.card import Card
 from edgekd.console import say
 from edgekd.data.examples import Examples
 from edgekd.distill.cache.blocks import file_bytes
@@ -26,6 +26,7 @@ from edgekd.errors import ConfigError
 from edgekd.external import file_digest
 from edgekd.nets.teachers import Teacher
 from edgekd.recipe import Recipe
+from edgekd.tasks.known import task_of
 
 __all__ = ["combined", "shapes", "teaching"]
 
@@ -166,7 +167,7 @@ def _key(teacher: Teacher, examples: Examples, recipe: Recipe) -> dict[str, Any]
 def _refuse_lengths(card: Card, teacher: Teacher, examples: Examples, names: tuple[str, ...]) -> None:
     """ConfigError for a layer with one output a token: sentences of other lengths have others, and the cache keeps
     arrays of one shape."""
-    if not names or not isinstance(card.data, TextData):
+    if not names or len(task_of(card.data).free) < 2:
         return
     inputs = examples.batch(np.arange(min(BLOCK, len(examples))), 0).inputs  # as long as the longest of many
     # Whole outputs: a mean over tokens has one shape, and another value with each length, as padding counts.

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.bench.accuracy import confusion, recall
 from edgekd.bench.statistics import Interval, wilson
-from edgekd.card import Budget, load_card
+from edgekd.card import Budget
 from edgekd.errors import EdgekdError, InputError, one_line
 from edgekd.figures import Figure, ModelFigures
 from edgekd.files import read_json
@@ -24,6 +23,8 @@ from edgekd.result import read_bench, read_verdict
 from edgekd.run import Run
 from edgekd.runs import finished
 from edgekd.spec import bundled_names
+from edgekd.tasks.classification import confusion, recall
+from edgekd.tasks.known import load_card
 
 __all__ = ["MOST_CLASSES", "Column", "Story", "Untrained", "blamed", "gather", "interval_of"]
 

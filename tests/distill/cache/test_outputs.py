@@ -14,20 +14,21 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Size, Tensor, nn
 
-from edgekd.card import Card, TextData, load_card
+from edgekd.card import Card, TextData
 from edgekd.card import Teacher as TeacherOfCard
 from edgekd.data.examples import Examples
 from edgekd.data.images import in_memory
-from edgekd.data.tasks import examples_of
 from edgekd.distill.cache.files import cache_folder, list_entries
 from edgekd.distill.cache.outputs import combined, shapes, teaching
 from edgekd.distill.loop import Outputs
 from edgekd.distill.student import How, assist
+from edgekd.distill.tasks.known import examples_of
 from edgekd.errors import ConfigError
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.teachers import Teacher, load_teacher_file, make_teacher_net
 from edgekd.nets.weights import save_state
 from edgekd.recipe import Recipe
+from edgekd.tasks.known import load_card
 
 DIGITS = load_card("digits")
 LAYERS = ("2", "2|attention", "2|pooled")

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Size, Tensor, nn
 
-from edgekd.card import load_card
 from edgekd.distill.terms.layers import Taps, core, outputs_of, probe, reduced
 from edgekd.errors import ConfigError
 from edgekd.nets.deployed import Deployed
+from edgekd.tasks.known import load_card
 
 
 class Net(nn.Module):

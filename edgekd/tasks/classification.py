@@ -1,12 +1,30 @@
-"""Figures of predictions that a worker wrote; numpy alone."""
+"""Scores of classifiers, from the logits that a worker wrote; numpy alone."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["agreement", "calibration_error", "confusion", "largest_difference", "macro_f1", "recall", "top1", "top_k"]
+__all__ = [
+    "agreement",
+    "calibration_error",
+    "confusion",
+    "largest_difference",
+    "macro_f1",
+    "recall",
+    "scores",
+    "top1",
+    "top_k",
+]
 
 Logits = NDArray[np.float32]
 Labels = NDArray[np.int64]
+
+
+def scores(logits: Logits, labels: Labels) -> dict[str, float]:
+    """Every score of logits (n, C), by name; top-5 accuracy where there are more classes."""
+    found = {"accuracy": top1(logits, labels), "macro_f1": macro_f1(logits, labels)}
+    if logits.shape[1] > 5:
+        found["top5"] = top_k(logits, labels, 5)
+    return found | {"ece": calibration_error(logits, labels)}
 
 
 def top1(logits: Logits, labels: Labels) -> float:

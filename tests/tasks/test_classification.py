@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score, top_k_accuracy_score
 
-from edgekd.bench.accuracy import (
+from edgekd.tasks.classification import (
     agreement,
     calibration_error,
     confusion,

@@ -1,0 +1,59 @@
+"""Learning to classify images or sentences."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgekd.data import image_examples, sources, text
+from edgekd.data.examples import Examples
+from edgekd.distill.distributed import World, device, summed
+from edgekd.distill.optimise import autocast
+from edgekd.distill.tasks.learning import Learning, as_it_is, nothing_kept, shares
+from edgekd.distill.terms.losses import cross_entropy
+from edgekd.distill.weighing import class_weights
+from edgekd.recipe import Training
+
+__all__ = ["IMAGES", "SENTENCES", "accuracy"]
+
+
+def accuracy(net: nn.Module, examples: Examples, precision: str, among: World = World()) -> float:  # noqa: B008 - frozen
+    """Share of the examples that `net` classifies correctly, in evaluation mode; `among` share the work."""
+    net.eval()
+    correct = torch.zeros((), dtype=torch.float64)
+    with torch.no_grad(), autocast(precision):
+        for chosen in shares(len(examples), among):
+            batch = examples.batch(chosen, None)
+            correct += (net(batch.inputs.to(device())).argmax(1).cpu() == batch.targets).sum()
+    return float(summed(correct) if among.size > 1 else correct) / len(examples)
+
+
+def _weights(training: Training, labels: NDArray[np.int64], data: Any, where: str) -> Tensor | None:
+    return class_weights(training, labels, len(data.classes), where)
+
+
+IMAGES = Learning(
+    load=sources.load_train_and_validation,
+    require_test=sources.require_test,
+    load_test=lambda card, folder, kept: sources.load_test(card, folder),
+    keep=nothing_kept,
+    settle=as_it_is,
+    examples=lambda card, split: image_examples.examples(split, card.data, card.augment),
+    loss=cross_entropy,
+    weights=_weights,
+    score=accuracy,
+)
+
+SENTENCES = Learning(
+    load=text.load_text_training,
+    require_test=text.require_test_text,
+    load_test=text.load_test_text,
+    keep=text.keep_tokenizer,
+    settle=text.settled,
+    examples=text.text_examples,
+    loss=cross_entropy,
+    weights=_weights,
+    score=accuracy,
+)

@@ -1,0 +1,68 @@
+"""The tasks that edgekd knows, and the card of each."""
+
+import dataclasses
+from typing import Any
+
+from pydantic import ConfigDict, model_validator
+from pydantic.dataclasses import dataclass
+
+from edgekd.card import Augment, Card, check_card, read_tables
+from edgekd.errors import ConfigError, did_you_mean
+from edgekd.spec import build
+from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION
+from edgekd.tasks.task import Task
+from edgekd.tasks.text_classification import TEXT_CLASSIFICATION
+
+__all__ = ["TASKS", "build_card", "load_card", "task_of"]
+
+TASKS: dict[str, Task] = {task.name: task for task in (IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION)}
+"""By the name that a card's `task` says."""
+
+
+def task_of(data: Any) -> Task:
+    """The task whose cards have such a `[data]`."""
+    return next(task for task in TASKS.values() if type(data) is task.data)
+
+
+def load_card(name: str) -> Card:
+    """The bundled card `name`, or the card file at that path.
+
+    Raises ConfigError for anything wrong in it, with file, key, value, rule and nearest name.
+    """
+    return check_card(build_card(*read_tables(name)))
+
+
+def build_card(tables: dict[str, Any], where: str) -> Card:
+    """The card of these tables, typed by its task; ConfigError, which begins with `where`, for anything wrong."""
+    task = tables.get("task", Card.task)
+    if not isinstance(task, str) or task not in TASKS:
+        raise ConfigError(f"{where}: task: got {task!r:.60}; {did_you_mean(str(task)[:60], TASKS)}")
+    return build(_card_type(TASKS[task]), tables, where)
+
+
+def _card_type(task: Task) -> type[Card]:
+    """A card of that task alone, so that messages name its own keys."""
+
+    @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+    class CardOfTask(Card):
+        data: task.data  # type: ignore[name-defined]  # known when the card is read
+
+        @model_validator(mode="after")
+        def _check(self) -> "CardOfTask":
+            if problem := _foreign_augment(self.augment, task):
+                raise ValueError(problem)
+            return self
+
+    return CardOfTask
+
+
+def _foreign_augment(augment: Augment, task: Task) -> str:
+    """The first key of `[augment]` that is set and is another task's, with what to do; empty if there is none."""
+    for field in dataclasses.fields(Augment):
+        if field.name in task.augment | {"seed"} or getattr(augment, field.name) == field.default:
+            continue
+        owners = [other.units for other in TASKS.values() if field.name in other.augment]
+        instead = f", {task.units} have {min(task.augment)}" if len(task.augment) == 1 else ""
+        whose = f"is for {owners[0]}" if owners else "is for another task"
+        return f"augment.{field.name}: {whose}, the task is {task.name}; drop it{instead}"
+    return ""

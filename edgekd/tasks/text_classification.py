@@ -1,0 +1,56 @@
+"""Text classification: sentences, as token ids (n, L) padded with 0, to one of several classes."""
+
+import json
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.card import TextData
+from edgekd.tasks.classification import agreement, scores
+from edgekd.tasks.task import Task
+
+__all__ = ["PADDING", "TEXT_CLASSIFICATION", "trimmed"]
+
+PADDING = 0
+"""Token id of what fills a sentence up."""
+
+
+def trimmed(ids: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Token ids (B, L) without the places that are padding in every row."""
+    used = np.flatnonzero((ids != PADDING).any(axis=0))
+    return ids[:, : used[-1] + 1 if len(used) else 1]
+
+
+def _length(data: TextData) -> int:
+    return data.timed_length or min(2, data.max_length)
+
+
+def _describe(data: TextData) -> dict[str, str]:
+    """The last two are what edgekd measures the file by."""
+    what = f"int32 (batch, length), token ids of tokenizer.json, at most {data.max_length}, padded with {PADDING}"
+    fed = {"padding": str(PADDING), "sequence_length": str(data.timed_length or data.max_length)}
+    return {"labels": json.dumps(data.classes), "input": what, **fed}
+
+
+TEXT_CLASSIFICATION = Task(
+    name="text-classification",
+    unit="sentence",
+    units="sentences",
+    data=TextData,
+    augment=frozenset({"word_dropout"}),
+    input="ids",
+    free={0: "batch", 1: "length"},
+    calibration="dynamic",
+    outputs=lambda data: len(data.classes),
+    argument="classes",
+    targets=lambda data: f"{len(data.classes)} classes of data",
+    example=lambda data, count: np.ones((count, _length(data)), dtype=np.int32),
+    takes=lambda data: f"sentences of {_length(data)} tokens",
+    sizes=lambda data: (data.vocabulary,),
+    normalization=lambda data: None,
+    describe=_describe,
+    calls=lambda ids: [trimmed(row[None]) for row in ids],  # without padding, as a device gets them
+    score=scores,
+    same=agreement,
+    same_words="same class",
+)
