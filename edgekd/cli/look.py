@@ -11,7 +11,14 @@ from edgekd.bench.plugins import installed_plugins, try_plugin
 from edgekd.card import Student, Teacher
 from edgekd.console import out, say
 from edgekd.devices import host
-from edgekd.devices.environments import RECIPES, available_providers, environment_folder, install, require_runtime
+from edgekd.devices.environments import (
+    RECIPES,
+    available_providers,
+    environment_folder,
+    install,
+    look_for_runtime,
+    require_runtime,
+)
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, UnavailableError
 from edgekd.spec import bundled_names, locate
 from edgekd.tables import rich_table
@@ -38,7 +45,7 @@ def show_target(name: str) -> int:
     out(Path(target.file).read_text(encoding="utf-8").rstrip())
     out("")
     out(f"# {target.file}")
-    out(f"# this machine: {_here(target)}")
+    out(f"# this machine: {_seen(target)}")
     return ExitCode.PASS
 
 
@@ -90,12 +97,25 @@ def show_card(name: str) -> int:
     return ExitCode.PASS
 
 
+def _seen(target: Target) -> str:
+    """The same as `_here`, without starting anything: a target may be a stranger's file, which is being read first."""
+    try:
+        python = look_for_runtime(target)
+    except EdgekdError as error:
+        return str(error).removeprefix(f"target {target.name}: ")
+    return f"measuring starts {python}; {_figures(target)}, if that has the provider" if python else _figures(target)
+
+
 def _here(target: Target) -> str:
     """Whether this machine can run the target, and what its figures would be."""
     try:
         require_runtime(target)
     except EdgekdError as error:
         return str(error).removeprefix(f"target {target.name}: ")
+    return _figures(target)
+
+
+def _figures(target: Target) -> str:
     differences = target.differences()
     if differences:
         return f"not the device ({'; '.join(differences)}): accuracy is a proxy, time estimated or not judged"
@@ -104,7 +124,7 @@ def _here(target: Target) -> str:
 
 def _short(target: Target) -> str:
     try:
-        require_runtime(target)
+        look_for_runtime(target)
     except EdgekdError:
         return "unavailable"
     return "measured" if target.measurable else "proxy"

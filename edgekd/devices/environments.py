@@ -27,6 +27,7 @@ __all__ = [
     "available_providers",
     "environment_folder",
     "install",
+    "look_for_runtime",
     "providers_of",
     "require_runtime",
     "runtime_of",
@@ -108,11 +109,31 @@ def _node(target: Target) -> str:
 
 
 def require_runtime(target: Target) -> None:
-    """Raise UnavailableError unless the target's provider can be used here: device, environment, onnxruntime."""
+    """Raise UnavailableError unless the target's provider can be used here: device, environment, onnxruntime.
+
+    A Python of an environment is started to ask it for its providers.
+    """
+    runtime = _installed(target)
+    target.require_provider(providers_of(runtime))
+
+
+def look_for_runtime(target: Target) -> str:
+    """The command of an environment's Python that only a start could tell more of; else empty.
+
+    This looks at the disk and starts nothing, for a target may be a stranger's file. Raises UnavailableError where
+    that already shows that the target's provider cannot be used here.
+    """
+    runtime = _installed(target)
+    if runtime.kind == "python" and runtime.command[0] != sys.executable:
+        return runtime.command[0]
+    target.require_provider(providers_of(runtime))
+    return ""
+
+
+def _installed(target: Target) -> Runtime:
     if target.provider.name in NEEDS_CUDA and not host.has_cuda_device():
         raise UnavailableError(f"target {target.name}: no CUDA device on this machine (no /dev/nvidia0 or the like)")
-    runtime = runtime_of(target)
-    target.require_provider(providers_of(runtime))
+    return runtime_of(target)
 
 
 def _own_providers() -> list[str]:

@@ -34,6 +34,28 @@ def test_a_card_is_shown_to_be_copied(cli: Cli, tmp_path: Path) -> None:
     assert cli("models", "mine.toml").returncode == 0
 
 
+def test_showing_a_target_starts_nothing(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for a file, nor for a bundled target whose environment is there."""
+    marker = tmp_path / "started"
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
+    for folder in (tmp_path / "env", tmp_path / "share" / "edgekd" / "environments" / "openvino"):
+        python = folder / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(f"#!/bin/sh\ntouch {marker}\n")
+        python.chmod(0o755)
+    text = 'environment = "./env"\n' + cli("targets", "cpu-x86").stdout
+    (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
+    for arguments in (["mine.toml"], ["openvino-cpu"], []):
+        done = cli("targets", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert not marker.exists()
+    last = cli("targets", "mine.toml").stdout.splitlines()[-1]
+    assert last.startswith("# this machine: measuring starts ")
+    assert "env/bin/python; " in last
+    assert cli("doctor").returncode == 0
+    assert marker.exists()  # doctor may ask
+
+
 def test_doctor_names_build_providers_and_what_is_missing(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
