@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-__all__ = ["out", "progress", "say", "speaks", "status"]
+__all__ = ["command", "out", "progress", "say", "speaks", "status"]
 
 
 @cache
@@ -43,6 +43,12 @@ def out(item: object) -> None:
     """A result: text, or anything rich can draw."""
     with _unread():
         _console(False).print(visible(item) if isinstance(item, str) else item, markup=False)
+
+
+def command(text: str) -> None:
+    """Commands that a CI log is to obey, as they are; whatever names are in them, the caller has cleaned."""
+    with _unread():
+        _console(False).print(text, markup=False)
 
 
 @contextlib.contextmanager

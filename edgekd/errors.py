@@ -12,6 +12,8 @@ import difflib
 from collections.abc import Iterable
 from enum import IntEnum
 
+from edgekd.units import flat
+
 __all__ = [
     "BudgetError",
     "ConfigError",
@@ -85,5 +87,5 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def one_line(error: BaseException, limit: int = 300) -> str:
     """The message of a foreign exception on one line of at most `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = flat(str(error)) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"

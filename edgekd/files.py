@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from edgekd.console import say
 from edgekd.errors import InputError, one_line
+from edgekd.units import json_text
 
 __all__ = ["FileLock", "atomic", "file_sha256", "held", "locked", "read_json", "write_json"]
 
@@ -35,9 +36,9 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, data: Any) -> None:
     """`data` as indented JSON, written atomically; NaN is refused."""
-    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))  # names of files may be bytes
     with atomic(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")  # names of files may be bytes
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:

@@ -170,25 +170,27 @@ def headline(result: Result) -> str:
     return f"{result.card} on {result.target}: {verdict_words(result.verdict, model.latency_p50_ms)}"
 
 
-def rich_table(header: list[str], rows: Rows, title: str) -> "Table":
-    """The rows as a table for a terminal."""
+def rich_table(header: list[str], rows: Rows, title: str, fold: str = "") -> "Table":
+    """The rows as a table for a terminal; the last cells have a line of their own for each part between `fold`."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE, pad_edge=False)
+    table = Table(title=escape(units.flat(title)), title_justify="left", box=box.SIMPLE, pad_edge=False)
     for place, name in enumerate(header):
-        table.add_column(escape(name), justify="left" if place in (0, len(header) - 1) else "right")
+        table.add_column(escape(units.flat(name)), justify="left" if place in (0, len(header) - 1) else "right")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        cells = [units.flat(cell) for cell in row]
+        cells[-1:] = [cell.replace(fold, "\n") if fold else cell for cell in cells[-1:]]
+        table.add_row(*map(escape, cells))
     return table
 
 
 def markdown_table(header: list[str], rows: Rows) -> str:
-    """The rows as a Markdown table; a `|` in a cell is escaped."""
+    """The rows as a Markdown table; a `|` in a cell is escaped, and every cell is one line."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(units.flat(cell).replace("|", "\\|") for cell in cells) + " |"
 
     ruler = ["---", *("---:" for _ in header[1:-1]), "---"]
     return "\n".join([line(header), line(ruler), *map(line, rows)])
@@ -199,10 +201,10 @@ def markdown_report(result: Result, picture: str | None) -> str:
     header, rows = figure_rows(result.models)
     shape = ", ".join(f"{key} = {value}" for key, value in result.shape.items()) or "the only shape"
     parts = [
-        f"# {headline(result)}",
-        "\n".join(f"- {text}" for text in budget_lines(result.verdict)),
-        f"The file is `model.onnx` ({result.chosen}): {result.why_chosen}. "
-        f"Student: {shape}, chosen among {result.candidates} candidates before training.",
+        f"# {units.flat(headline(result))}",
+        "\n".join(f"- {units.flat(text)}" for text in budget_lines(result.verdict)),
+        f"The file is `model.onnx` ({units.flat(result.chosen)}): {units.flat(result.why_chosen)}. "
+        f"Student: {units.flat(shape)}, chosen among {result.candidates} candidates before training.",
         markdown_table(header, rows),
         f"Accuracy on {result.test_images} test {result.examples}; readings of the test set: {result.test_reads}. "
         f"Against torch on {result.parity['images']} real {result.examples} the fp32 export differs by at most "
@@ -211,7 +213,7 @@ def markdown_report(result: Result, picture: str | None) -> str:
     ]
     remarks = [*notes(result.models), *result.notes]
     if remarks:
-        parts.append("\n".join(f"- {remark}" for remark in remarks))
+        parts.append("\n".join(f"- {units.flat(remark)}" for remark in remarks))
     if picture:
         parts.append(f"![Size, latency and accuracy of every model]({picture})")
     return "\n\n".join(parts) + "\n"

@@ -2,7 +2,20 @@
 
 import re
 
-__all__ = ["accuracy", "age", "bytes_", "count", "duration", "flat", "milliseconds", "percent", "ratio", "visible"]
+__all__ = [
+    "accuracy",
+    "age",
+    "bytes_",
+    "cell",
+    "count",
+    "duration",
+    "flat",
+    "json_text",
+    "milliseconds",
+    "percent",
+    "ratio",
+    "visible",
+]
 
 
 def milliseconds(ms: float) -> str:
@@ -66,22 +79,41 @@ def age(seconds: float) -> str:
     return "just now"
 
 
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+"""Control characters, what turns the direction of writing, line ends of other systems, halves of characters."""
+_COMMAND = re.compile(r"(?<!\S):(?=:)|#(?=#(?:\[|vso\[))")
+"""What a CI log obeys: `::error` at the start of a line or of a cell, which may be folded before any word; `##[error]`
+anywhere."""
 
 
 def visible(text: str) -> str:
-    r"""Control characters and broken encodings as `\x1b` or `\udc80`; tab and line ends stay.
+    r"""Text from outside as a terminal, a page and a CI log take it as text: a control character becomes `\x1b`.
 
-    Names come from users and file systems; XML forbids these characters, UTF-8 the lone surrogates, and a log obeys
-    an escape sequence.
+    Every text that edgekd did not write itself goes through here (or through `flat`, which calls it): names of models,
+    files and cards, and messages of other libraries. Tab and line ends stay. XML forbids control characters, UTF-8
+    the lone surrogates; a terminal obeys an escape sequence or a carriage return, a screen shows the text after a
+    bidirectional override backwards, and GitHub obeys `::error::`.
     """
-    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
-
-
-_COMMAND = re.compile(r"^:(?=:)|#(?=#\[)")
-"""What GitHub's log obeys: `::error` at the start of a line, `##[error]` anywhere."""
+    shown = _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text.replace("\r\n", "\n"))
+    return _COMMAND.sub(r"\g<0> ", shown)
 
 
 def flat(text: str) -> str:
-    """On one line, and nothing in it that a terminal or a CI log would obey."""
-    return _COMMAND.sub(r"\g<0> ", visible(" ".join(text.split())))
+    """The same on one line."""
+    return visible(" ".join(text.split()))
+
+
+def cell(value: object) -> object:
+    """A value for CSV: text on one line, and never a formula, which a spreadsheet would run."""
+    if not isinstance(value, str):
+        return value
+    text = flat(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def json_text(text: str) -> str:
+    """The same JSON, in which nothing is obeyed by what shows the file: such characters are escaped, none is lost."""
+    escaped = _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return escaped.replace("##[", "#\\u0023[").replace("##vso[", "#\\u0023vso[")

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -109,6 +110,30 @@ class Done:
     returncode: int
     stdout: str
     stderr: str
+
+
+NASTY = "::error::a\n##[error]b\r\x1b[31m\u202e$x_{\\frac}$|c\n::warning::d"
+"""A name, or a text, that terminals, screens, GitHub, Markdown and matplotlib would all obey."""
+
+
+@pytest.fixture
+def nasty() -> str:
+    """What nobody should obey, see NASTY."""
+    return NASTY
+
+
+@pytest.fixture
+def harmless() -> Callable[[str], None]:
+    """Assert that nothing in a text is obeyed by what shows it."""
+
+    def check(text: str) -> None:
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]", text), repr(
+            text
+        )
+        assert not re.search(r"^\s*::", text, re.MULTILINE), text
+        assert "##[" not in text, text
+
+    return check
 
 
 @pytest.fixture

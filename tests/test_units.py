@@ -1,8 +1,13 @@
 """Seconds, bytes and counts as a person reads them."""
 
+import json
+
 import pytest
 
 from edgekd import units
+
+BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""What turns the direction in which a screen shows text."""
 
 
 @pytest.mark.parametrize(
@@ -114,13 +119,43 @@ def test_ratios(value: float, text: str) -> None:
     [
         ("größe 1,5 → ✓\t2", "größe 1,5 → ✓\t2", "größe 1,5 → ✓ 2"),
         ("a\x1b[31m\x00\x9b\udcff", r"a\x1b[31m\x00\x9b\udcff", r"a\x1b[31m\x00\x9b\udcff"),
-        ("a\n::error::b", "a\n::error::b", "a ::error::b"),
-        (" ::error::b", " ::error::b", ": :error::b"),
-        ("a##[error]b #[c", "a##[error]b #[c", "a# #[error]b #[c"),
+        ("a\n::error::b", "a\n: :error::b", "a : :error::b"),
+        (" ::error::b", " : :error::b", ": :error::b"),
+        ("a::b", "a::b", "a::b"),
+        ("a##[error]b #[c", "a# #[error]b #[c", "a# #[error]b #[c"),
+        ("a##vso[task.debug]b", "a# #vso[task.debug]b", "a# #vso[task.debug]b"),
+        ("a\rb\r\nc\x0b", "a\\rb\nc\\x0b", "a b c"),
+        *((f"a{turn}b", f"a{ascii(turn)[1:-1]}b", f"a{ascii(turn)[1:-1]}b") for turn in BIDI),
     ],
 )
 def test_nothing_in_a_name_is_obeyed(text: str, shown: str, line: str) -> None:
     assert (units.visible(text), units.flat(text)) == (shown, line)
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("=1+1", "'=1+1"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t-1", "'-1"),
+        ("+1", "'+1"),
+        ("a=1", "a=1"),
+        ("a\u202eb\nc", "a\\u202eb c"),
+        (-1.5, -1.5),
+        (None, None),
+    ],
+)
+def test_no_cell_of_a_table_is_a_formula(value: object, written: object) -> None:
+    assert units.cell(value) == written
+
+
+def test_json_stays_the_same_and_is_not_obeyed() -> None:
+    content = ["größe", "\x1b[31m\x9b\udcff\x7f", *BIDI, "##[error]a", "##vso[b]"]
+    text = units.json_text(json.dumps(content, indent=2, ensure_ascii=False))
+    assert json.loads(text) == content
+    assert "größe" in text
+    assert not any(mark in text for mark in [*BIDI, "\x7f", "\x9b", "##["])
+    text.encode()
 
 
 def test_every_name_is_tested_and_public() -> None:
@@ -128,9 +163,11 @@ def test_every_name_is_tested_and_public() -> None:
         "accuracy",
         "age",
         "bytes_",
+        "cell",
         "count",
         "duration",
         "flat",
+        "json_text",
         "milliseconds",
         "percent",
         "ratio",

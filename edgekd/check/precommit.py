@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd import units
-from edgekd.check.wording import visible
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, one_line, worst
 from edgekd.external import external_files
+from edgekd.units import flat
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -31,13 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             codes.append(_complain(error))
             continue
         for problem in problems:
-            print(visible(problem))
+            print(flat(problem))
         codes.append(ExitCode.FAIL if problems else ExitCode.PASS)
     return worst(codes)
 
 
 def _complain(error: EdgekdError) -> ExitCode:
-    print(visible(f"edgekd-check-files: {error}"), file=sys.stderr)
+    print(flat(f"edgekd-check-files: {error}"), file=sys.stderr)
     return error.exit_code
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgekd import __version__
 from edgekd.check.record import Checked, write_record
-from edgekd.console import out, say
+from edgekd.console import command, say
 from edgekd.errors import EdgekdError, ExitCode, one_line
 from edgekd.files import atomic, write_json
 from edgekd.judge import Judged, exit_code_of
@@ -123,7 +123,7 @@ def _annotations(judged: Sequence[Judged], on_inconclusive: str | None) -> None:
     from edgekd.check.formats.annotations import github_annotations
 
     if text := github_annotations(judged, on_inconclusive).rstrip("\n"):
-        out(text)
+        command(text)
 
 
 def _history(path: Path, judged: Sequence[Judged]) -> None:

@@ -68,7 +68,7 @@ def report_history(path: Path, forms: Forms) -> int:
 def _history_summary(group: Group) -> list[object]:
     told: list[object] = []
     for title, header, rows in history_tables(group):
-        told.append(rich_table(header, [[*row[:-1], row[-1].replace("; ", "\n")] for row in rows], title))
+        told.append(rich_table(header, rows, title, fold="; "))
     return told or [f"{group.model} on {group.target}: no figures; the latest check: {group.outcome}"]
 
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from edgekd.figures import Figure
+from edgekd.units import visible
 
 __all__ = [
     "FAINT",
@@ -15,6 +16,7 @@ __all__ = [
     "dashed",
     "error_bars",
     "layout",
+    "literal",
     "log_axis",
     "log_range",
     "plain",
@@ -37,7 +39,12 @@ _TICKS = ((1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 4, 5, 6, 7, 8, 9), (1
 
 def plain(text: str) -> str:
     """Text that plotly shows as it is; it takes tags, entities and formulas between dollars for its own."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "&#36;")
+    return visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "&#36;")
+
+
+def literal(text: str) -> str:
+    """Text that matplotlib does not take for mathematics."""
+    return visible(text).replace("$", r"\$")
 
 
 def error_bars(figures: Sequence[Figure], colour: str) -> Chart:

@@ -9,6 +9,7 @@ from importlib import resources
 from edgekd import __version__
 from edgekd.imports import require
 from edgekd.report.drawing import Chart
+from edgekd.units import visible
 
 __all__ = ["bullets", "chart_of", "css_class", "facts_of", "page_of", "pill", "safe", "section", "table_of"]
 
@@ -83,4 +84,4 @@ def css_class(outcome: str) -> str:
 
 def safe(value: object) -> str:
     """Whatever a file held there, as text that the page shows as it is."""
-    return escape(str(value))
+    return escape(visible(str(value)))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.files import atomic
+from edgekd.report.drawing import literal
 from edgekd.sweep.table import Tried
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def plot_sweep(
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(along)
     axes.set_ylabel("top-1 accuracy on validation data, %")
-    axes.set_title(title.replace("$", r"\$"))
+    axes.set_title(literal(title))
     axes.grid(True, which="both", alpha=0.25)
     if shown:
         axes.legend(loc="best", fontsize="small")

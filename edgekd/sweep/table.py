@@ -85,7 +85,7 @@ def sweep_markdown(
 ) -> str:
     """The whole sweep for reading; `losses` as for `recipe_lines`, `data` is how many validation examples there
     are, and what they are called."""
-    lines = [f"# {title}", "", f"![validation accuracy of the trials]({picture})", ""]
+    lines = [f"# {units.flat(title)}", "", f"![validation accuracy of the trials]({picture})", ""]
     best = best_of(trials)
     if best is not None:
         point, accuracy, seeds = best
@@ -116,7 +116,8 @@ def sweep_csv(trials: Sequence[Tried]) -> str:
         point = {name: int(value) if name == "seed" else value for name, value in trial.point.items()}
         values = [point.get(name, "") for name in names]
         accuracy = "" if trial.accuracy is None else trial.accuracy
-        writer.writerow([trial.number, *values, accuracy, trial.epochs, trial.state, trial.seconds, trial.note])
+        row = [trial.number, *values, accuracy, trial.epochs, trial.state, trial.seconds, trial.note]
+        writer.writerow(map(units.cell, row))
     return text.getvalue()
 
 

@@ -10,8 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from onnx import TensorProto, helper
 
 Cli = Callable[..., Any]
+
+
+def tiny_model(path: Path) -> None:
+    """Two numbers to two classes, as they are; its name and its node have the name of the file."""
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])
+    answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"], name=path.name)], "g", [given], [answer])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    path.write_bytes(model.SerializeToString())
 
 
 def assert_refused(done, *words: str, code: int = 2) -> None:
@@ -22,6 +32,40 @@ def assert_refused(done, *words: str, code: int = 2) -> None:
     assert "Traceback" not in done.stderr
     for word in words:
         assert word in lines[0], lines[0]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["targets", "{name}"],
+        ["targets", "{name}.toml"],
+        ["models", "{name}"],
+        ["models", "{name}.toml"],
+        ["bench", "{name}.onnx", "-t", "cpu-x86", "--quick"],
+        ["bench", "cut-{name}.onnx", "-t", "cpu-x86", "--quick"],
+        ["bench", "cut-{name}.onnx", "-t", "cpu-x86", "-t", "{name}.toml", "--quick"],
+        ["check", "{name}.onnx", "cut-{name}.onnx", "-t", "cpu-x86", "--budget", "size_kb=1"],
+        ["distill", "digits", "-t", "{name}"],
+        ["distill", "{name}", "-t", "cpu-x86"],
+        ["distill", "{name}.toml", "-t", "cpu-x86"],
+        ["distill", "digits", "-t", "cpu-x86", "--teacher", "{name}.pt"],
+        ["distill", "digits", "-t", "cpu-x86", "--budget", "{name}=1"],
+        ["report", "{name}"],
+        ["{name}"],
+    ],
+)
+def test_nothing_in_a_name_is_obeyed(
+    cli: Cli, tmp_path: Path, nasty: str, harmless: Callable[[str], None], arguments: list[str]
+) -> None:
+    text = "\n".join(nasty.replace("\x1b", "").replace("\r", "").split("\n"))
+    (tmp_path / f"{nasty}.toml").write_text(f"title = 'x'\nabout = '''\n{text}'''\n", encoding="utf-8")
+    tiny_model(tmp_path / f"{nasty}.onnx")
+    (tmp_path / f"cut-{nasty}.onnx").write_bytes(b"nothing")
+    done = cli(*(argument.format(name=nasty) for argument in arguments))
+    assert done.returncode in (0, 1, 2), done.stderr
+    harmless(done.stdout)
+    harmless(done.stderr)
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

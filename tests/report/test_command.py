@@ -1,6 +1,7 @@
 """`edgekd report`: a summary, or the files asked for; nothing at all if a folder is no run."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,29 @@ def test_without_options_it_prints_a_summary_and_writes_nothing(report, make_run
     assert "digits on cpu-arm, 200 test images" in out
     assert "  shipped: student int8, because fast <script>" in out
     assert files(tmp_path) == before
+
+
+def test_nothing_in_a_name_is_obeyed(report, make_run, tmp_path, nasty, harmless) -> None:
+    run, out = make_run(student=nasty), tmp_path / "out"
+    _, said, _ = report(run)
+    harmless(said)
+    code, said, err = report(
+        run, "--html", out / "a.html", "--markdown", out / "a.md", "--csv", out / "a.csv", "--json", out / "a.json",
+        "--plots", out,
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    for name in ("a.md", "a.csv", "a.json"):
+        harmless((out / name).read_text(encoding="utf-8"))
+    page = (out / "a.html").read_text(encoding="utf-8")
+    harmless(re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL))
+    charts = re.findall(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)
+    assert charts
+    for chart in charts:
+        harmless(str(json.loads(chart)))
+    rows = (out / "a.md").read_text(encoding="utf-8")
+    assert r"\|c" in rows  # one cell, not two
+    models = {model["name"] for model in json.loads((out / "a.json").read_text())["runs"][0]["targets"][0]["models"]}
+    assert nasty in models  # programs get the name as it is
 
 
 def test_several_runs_begin_with_an_overview(report, make_run) -> None:

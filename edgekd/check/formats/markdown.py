@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgekd import units
-from edgekd.check.wording import background, named_apart, shown_figure, shown_margin, visible
+from edgekd.check.wording import background, named_apart, shown_figure, shown_margin
 from edgekd.errors import InputError, worst
 from edgekd.judge import EXIT_CODES, Judged, Line, exit_code_of
 from edgekd.tables import markdown_table
+from edgekd.units import flat
 
 __all__ = ["append_summary", "markdown_summary"]
 
@@ -93,8 +94,7 @@ def _notes(one: Judged) -> list[str]:
 
 def _text(text: str) -> str:
     """Text that Markdown and HTML take as text, on one line; `markdown_table` itself escapes the `|`."""
-    line = " ".join(visible(text).split())
-    html = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    html = flat(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _ACTIVE.sub(r"\\\1", html)
 
 

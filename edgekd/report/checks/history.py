@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from edgekd import __version__
+from edgekd import __version__, units
 from edgekd.figures import BUDGETED
 from edgekd.judge import show_limit
 from edgekd.report.checks.series import Group, Series, machine_words, short, show_change, show_step
@@ -69,7 +69,8 @@ def history_csv(groups: Sequence[Group]) -> str:
                 check = [entry.at.isoformat(), entry.commit, entry.sha256, entry.outcome]
                 numbers = [figure.value, figure.low, figure.high, entry.limits.get(one.key)]
                 step = [steps[place], _unit(one)] if place in steps else [None, None]
-                writer.writerow([group.model, group.target, one.machine, *check, one.key, *numbers, *step])
+                row = [group.model, group.target, one.machine, *check, one.key, *numbers, *step]
+                writer.writerow(map(units.cell, row))
     return text.getvalue()
 
 
@@ -89,7 +90,7 @@ def history_json(groups: Sequence[Group], warnings: Sequence[str]) -> str:
         ],
         "warnings": list(warnings),
     }
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return units.json_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def _series_json(one: Series) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from edgekd.report.checks.slots import (
     scaled_figure,
     slots_of,
 )
+from edgekd.report.drawing import literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +49,7 @@ def plot_history(group: Group, path: Path) -> None:
     grid = list(canvas.subplots(rows, columns, squeeze=False).flat)
     slots = slots_of(group, MOST)
     colours = {machine: COLOURS[place % len(COLOURS)] for place, machine in enumerate(group.machines)}
-    canvas.suptitle(_literal(f"{group.model} on {group.target}: {group.outcome}"))
+    canvas.suptitle(literal(f"{group.model} on {group.target}: {group.outcome}"))
     for axes, key in zip(grid, keys, strict=False):
         _draw(axes, [one for one in group.series if one.key == key], slots, colours)
     for axes in grid[len(keys) :]:
@@ -58,11 +59,6 @@ def plot_history(group: Group, path: Path) -> None:
         canvas.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
     with atomic(path) as temporary:
         canvas.savefig(temporary, format="png", dpi=130)
-
-
-def _literal(text: str) -> str:
-    """Text that matplotlib does not take for mathematics."""
-    return text.replace("$", r"\$")
 
 
 def _draw(axes: "Axes", series: Sequence[Series], slots: Slots, colours: dict[str, str]) -> None:
@@ -76,7 +72,7 @@ def _draw(axes: "Axes", series: Sequence[Series], slots: Slots, colours: dict[st
     axes.set_ylim(extent.low, extent.high)
     axes.set_ylabel(axis_words(series[0]))
     ticks = sorted({round(place * (len(slots.labels) - 1) / 4) for place in range(5)})
-    axes.set_xticks(ticks, [_literal(slots.labels[place]) for place in ticks], fontsize="x-small")
+    axes.set_xticks(ticks, [literal(slots.labels[place]) for place in ticks], fontsize="x-small")
     axes.grid(True, axis="y", alpha=0.25)
 
 
@@ -85,7 +81,7 @@ def _draw_points(axes: "Axes", one: Series, slots: Slots, colour: str) -> None:
         (slots.places[id(e)], scaled_figure(one.key, e.figures[one.key])) for e in one.entries if id(e) in slots.places
     ]
     x, y = [place for place, _ in drawn], [figure.value or 0.0 for _, figure in drawn]
-    axes.plot(x, y, "o-", color=colour, ms=3, lw=0.8, label=_literal(machine_words(one.machine)))
+    axes.plot(x, y, "o-", color=colour, ms=3, lw=0.8, label=literal(machine_words(one.machine)))
     for place, figure in drawn:
         if figure.low is not None and figure.high is not None:
             axes.vlines(place, figure.low, figure.high, color=colour, linewidth=0.7)
@@ -98,7 +94,7 @@ def _draw_steps(axes: "Axes", series: Sequence[Series], slots: Slots, colours: d
     for mark in drawn_steps(series, slots):
         axes.axvline(mark.at, color=colours[mark.machine], linestyle=":", linewidth=1.2)
         axes.annotate(
-            _literal(mark.text),
+            literal(mark.text),
             (mark.at, 1),
             xycoords=axes.get_xaxis_transform(),
             xytext=(0, 2 + 9 * mark.row),

@@ -176,7 +176,7 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 def _safe(text: str) -> str:
     """Text that Markdown shows as it is: no tags, no line of its own."""
-    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace("`", "\\`").split())
+    return units.flat(text).replace("&", "&amp;").replace("<", "&lt;").replace("`", "\\`")
 
 
 CSV_HEADER = (
@@ -198,14 +198,15 @@ def as_csv(stories: Sequence[Story]) -> str:
                 for entry in entries(model, column.images):
                     figure = entry.figure
                     value = [entry.key, figure.value, figure.low, figure.high, entry.unit]
-                    writer.writerow([*head, shipped, model.sha256, *value, figure.provenance, figure.why])
+                    row = [*head, shipped, model.sha256, *value, figure.provenance, figure.why]
+                    writer.writerow(map(units.cell, row))
     return text.getvalue()
 
 
 def as_json(stories: Sequence[Story]) -> str:
     """Everything the page shows, for programs; calls are summarised by process."""
     content = {"schema_version": SCHEMA_VERSION, "edgekd": __version__, "runs": list(map(_run, stories))}
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return units.json_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def _run(story: Story) -> dict[str, Any]:

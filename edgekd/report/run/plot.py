@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from edgekd.figures import Figure, ModelFigures
 from edgekd.files import atomic
 from edgekd.judge import Line
+from edgekd.report.drawing import literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +42,7 @@ def plot_run(
     timed = any(model.latency_p50_ms.value is not None for model in models)
     canvas = Canvas(figsize=(11 if timed else 6, 4.5), layout="constrained")
     axes = canvas.subplots(1, 2 if timed else 1, squeeze=False)[0]
-    canvas.suptitle(title)
+    canvas.suptitle(literal(title))
     limits = {line.key: line.limit for line in lines}
     for place, (key, label) in enumerate([("size_kb", "file size, kB"), ("latency_p50_ms", "latency p50, ms")]):
         if place < len(axes):
@@ -60,7 +61,7 @@ def _draw(axes: "Axes", models: Sequence[ModelFigures], candidates: Sequence[Siz
         figure, top1 = getattr(model, key), model.accuracy.value
         if figure.value is None or top1 is None:
             continue
-        axes.plot([figure.value], [100 * top1], marker, markersize=9, label=model.name, linestyle="none")
+        axes.plot([figure.value], [100 * top1], marker, markersize=9, label=literal(model.name), linestyle="none")
         axes.annotate(
             f"{100 * top1:.2f} %",
             (figure.value, 100 * top1),
