@@ -47,7 +47,7 @@ PAIR = Effort(warmup_s=0.1, min_calls=30, max_calls=1_500, max_s=0.6)
 class Plan:
     """What one worker process does; the fields are explained in edgekd/bench/worker.py."""
 
-    mode: Literal["latency", "pair", "throughput", "memory", "profile", "predict"]
+    mode: Literal["latency", "pair", "throughput", "memory", "profile", "predict", "load"]
     provider: str
     provider_options: dict[str, str] = field(default_factory=dict)
     intra_op_threads: int = 1

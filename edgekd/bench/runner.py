@@ -25,6 +25,7 @@ from edgekd.target import Target
 __all__ = [
     "make_plan",
     "measure_latency",
+    "measure_load",
     "measure_memory",
     "measure_pair",
     "measure_placement",
@@ -224,6 +225,11 @@ def measure_pair(model: Path, baseline: Path, target: Target, inputs: Path | Non
     files: dict[str, Any] = {"inputs": str(inputs) if inputs else None, "baseline": str(baseline)}
     plan = make_plan(target, effort, mode="pair", baseline_first=turn % 2 == 0, **files, **_bounds(effort))
     return _measured(plan, model, target, effort, PAIR_TIMES)
+
+
+def measure_load(model: Path, target: Target, effort: Effort) -> Record:
+    """A worker that only makes the session: whether the target's runtime can load the file at all."""
+    return _measured(make_plan(target, effort, mode="load"), model, target, effort)
 
 
 def measure_memory(model: Path, target: Target, effort: Effort) -> Record:

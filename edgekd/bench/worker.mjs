@@ -65,7 +65,7 @@ const SESSION_KEYS = [
 ];
 const LEVELS = { disable: 'disabled', basic: 'basic', extended: 'extended', all: 'all' };
 const CHOICES = {
-  mode: ['latency', 'pair', 'throughput', 'memory', 'profile', 'predict'],
+  mode: ['latency', 'pair', 'throughput', 'memory', 'profile', 'predict', 'load'],
   binding: ['run', 'io'],
   graph_level: Object.keys(LEVELS),
 };
@@ -125,6 +125,10 @@ async function measure(asked, model, modules) {
   const paired = plan.mode === 'pair';
   const [[session, loadS], baseline] = paired ? await loadPair(ort, plan, model) : [await loaded(ort, plan, model)];
   memory.load_bytes = peakMemory();
+  if (plan.mode === 'load') {
+    const mark = fingerprint(ort, plan, digest, null);
+    return { schema_version: SCHEMA_VERSION, mode: 'load', load_s: loadS, memory, fingerprint: mark };
+  }
   const feeds = new Feeds(ort, session, plan);
   const result = { schema_version: SCHEMA_VERSION, mode: plan.mode, load_s: loadS, batch_size: feeds.batch };
   const call = caller(session, feeds);
@@ -258,7 +262,28 @@ async function makeSession(ort, plan, model, options = {}) {
 }
 
 function oneLine(error) {
-  return String(error?.message ?? error).split(/\s+/).join(' ').trim().slice(0, 300);
+  return withoutSignature(String(error?.message ?? error).split(/\s+/).join(' ').trim());
+}
+
+/** The message without the place in onnxruntime's source and the signature there, as in worker.py. */
+function withoutSignature(whole, limit = 300) {
+  const place = /\/\S+\.(?:cc|cpp|h|hpp):\d+ /.exec(whole);
+  let text = whole;
+  if (place) {
+    const end = endOfSignature(whole, place.index + place[0].length);
+    text = `${whole.slice(0, place.index).replace(/[ :]+$/, '')}: ${whole.slice(end).trimStart()}`;
+  }
+  return text.length <= limit ? text : `${text.slice(0, limit / 2)} … ${text.slice(-limit / 2)}`;
+}
+
+/** Behind the parentheses of a signature that begins at `begin`; `begin` where it has none that close. */
+function endOfSignature(text, begin) {
+  let depth = 0;
+  for (let place = Math.max(text.indexOf('(', begin), begin); place < text.length; place += 1) {
+    depth += { '(': 1, ')': -1 }[text[place]] ?? 0;
+    if (depth === 0) return text[place] === ')' ? place + 1 : begin;
+  }
+  return begin;
 }
 
 // SafeInt: a size beyond 32 bits, which is what wasm has.
@@ -789,8 +814,8 @@ function fingerprint(ort, plan, digest, feeds) {
     architecture: architectures[process.arch] ?? process.arch,
     cpu: cpuModel(),
     gpu: '',
-    inputs: feeds.random ? 'random' : 'data',
-    ...(plan.sequence_length === null ? {} : { sequence_length: feeds.length }),
+    inputs: feeds === null ? 'none' : feeds.random ? 'random' : 'data',
+    ...(feeds === null || plan.sequence_length === null ? {} : { sequence_length: feeds.length }),
   };
 }
 

@@ -8,7 +8,7 @@ out has the value of DEFAULTS below:
     mode      "latency": time single calls; "pair": time the model and `baseline` by turns, in short blocks;
               "throughput": many calls, in one session or several side by side; "memory": peak memory without a
               data set; "profile": which kernels ran where, and for how long; "predict": write the outputs for
-              all inputs to `outputs` (.npy)
+              all inputs to `outputs` (.npy); "load": make the session, and call nothing
     provider, provider_options, intra_op_threads, inter_op_threads, allow_spinning, graph_level, arena,
     affinity, precise_int8, binding          how the session is made; all of it goes into the fingerprint
               binding "run": session.run with numpy arrays; "io": inputs and outputs bound before the call
@@ -39,6 +39,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 import tempfile
 import threading
@@ -53,7 +54,7 @@ __all__ = ["DEFAULTS", "Feeds", "energy_counter", "main", "measure"]
 # result history:
 # 1 - latency_s, first_call_s, load_s, memory, fingerprint
 # 2 - binding, arena, inner_calls, warm, disturbance, energy_j, throughput, nodes; DEFAULTS fill up a plan
-# 3 - mode pair: baseline, block_calls
+# 3 - mode pair: baseline, block_calls, later also mode load, without calls
 SCHEMA_VERSION = 3
 
 DEFAULTS: dict[str, Any] = {
@@ -103,7 +104,7 @@ LEVELS = {
     "all": "ORT_ENABLE_ALL",
 }
 CHOICES = {
-    "mode": ("latency", "pair", "throughput", "memory", "profile", "predict"),
+    "mode": ("latency", "pair", "throughput", "memory", "profile", "predict", "load"),
     "binding": ("run", "io"),
     "graph_level": tuple(LEVELS),
 }
@@ -171,6 +172,15 @@ def measure(plan: dict[str, Any], model: str, clock: Clock = time.perf_counter) 
     else:
         (session, load_s), baseline = loaded(onnxruntime, plan, model, clock), None
     memory["load_bytes"] = peak_memory()
+    if plan["mode"] == "load":
+        mark = fingerprint(onnxruntime, session, plan, sha256_of(model), None)
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "mode": "load",
+            "load_s": load_s,
+            "memory": memory,
+            "fingerprint": mark,
+        }
     feeds = Feeds(session, plan)
     call = Caller(onnxruntime, session, feeds, plan)
     result = {"schema_version": SCHEMA_VERSION, "mode": plan["mode"], "load_s": load_s, "batch_size": feeds.batch}
@@ -321,7 +331,31 @@ def explain(error: Exception, plan: dict[str, Any], what: str) -> WorkerError:
     text = " ".join(str(error).split())
     if wants_memory(error):
         return WorkerError(out_of_memory(plan) + " (" + what + ")")
-    return WorkerError(what + ": " + text[:300])
+    return WorkerError(what + ": " + without_signature(text))
+
+
+def without_signature(text: str, limit: int = 300) -> str:
+    """onnxruntime's message without the place in its source and the C++ signature there: what is wrong comes last.
+
+    A message that is still too long loses its middle.
+    """
+    place = re.search(r"/\S+\.(?:cc|cpp|h|hpp):\d+ ", text)
+    if place:
+        end = end_of_signature(text, place.end())
+        text = text[: place.start()].rstrip(" :") + ": " + text[end:].lstrip()
+    if len(text) <= limit:
+        return text
+    return text[: limit // 2] + " … " + text[len(text) - limit // 2 :]
+
+
+def end_of_signature(text: str, begin: int) -> int:
+    """Behind the parentheses of a signature that begins at `begin`; `begin` where it has none that close."""
+    depth = 0
+    for place in range(max(text.find("(", begin), begin), len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if depth == 0:
+            return place + 1 if text[place] == ")" else begin
+    return begin
 
 
 def one_row_each(answer: Any, rows: int) -> Any:
@@ -799,7 +833,9 @@ def gpu_names(provider: str) -> str:
         return ""
 
 
-def fingerprint(onnxruntime: Any, session: Any, plan: dict[str, Any], digest: str, feeds: Feeds) -> dict[str, Any]:
+def fingerprint(
+    onnxruntime: Any, session: Any, plan: dict[str, Any], digest: str, feeds: Feeds | None
+) -> dict[str, Any]:
     """What must be equal for two records to be comparable."""
     assignment: dict[str, int] = {}
     elsewhere: dict[str, int] = {}
@@ -820,9 +856,9 @@ def fingerprint(onnxruntime: Any, session: Any, plan: dict[str, Any], digest: st
         architecture=platform.machine(),
         cpu=cpu_model(),
         gpu=gpu_names(plan["provider"]),
-        inputs="random" if feeds.random else "data",
+        inputs="none" if feeds is None else "random" if feeds.random else "data",
     )
-    if plan["sequence_length"] is not None:
+    if feeds is not None and plan["sequence_length"] is not None:
         mark["sequence_length"] = feeds.length
     return mark
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from edgekd import __version__
 from edgekd.bench.measure import Subject, logits_of
 from edgekd.bench.records import PAIR, Effort, Record, comparable
-from edgekd.bench.runner import measure_memory, measure_pair, measure_placement, measure_process
+from edgekd.bench.runner import measure_load, measure_memory, measure_pair, measure_placement, measure_process
 from edgekd.card import Budget
 from edgekd.check.asked import Asked
 from edgekd.check.looks import BUDGET_LOOKS, PAIR_LOOKS
 from edgekd.check.record import Answers, Checked, Sample, refuse_other_machine
 from edgekd.check.sources import Source, signature_of
 from edgekd.check.verdict import judge_samples, judged_of
-from edgekd.errors import InputError, ModelError
+from edgekd.errors import ModelError
 from edgekd.external import external_data
 from edgekd.figures import ModelFigures
 from edgekd.files import file_sha256
@@ -142,23 +142,27 @@ def _first(
     other = dataclasses.replace(baseline, inputs=source.inputs, teacher=None)  # both answer the same questions
     compared = dataclasses.replace(asked, budget=Budget())  # the baseline is judged by none
     needs = _needs(source, target, compared, baseline)
-    return Checked(sample=sample, baseline=_sample(other, target, compared, needs, estimate))
+    return Checked(sample=sample, baseline=_sample(other, target, compared, needs, estimate, sample.sha256))
 
 
-def _sample(source: Source, target: Target, asked: Asked, needs: _Needs, estimate: Estimate) -> Sample:
+def _sample(
+    source: Source, target: Target, asked: Asked, needs: _Needs, estimate: Estimate, loaded: str = ""
+) -> Sample:
+    """What needs no looks of one model; the file with the SHA-256 `loaded` is known to load."""
     problem = external_data(source.file)
     if problem:
         raise problem
     signature = signature_of(source.file)
-    if signature is None and not any(dataclasses.astuple(needs)):  # else the runtime says what is wrong with the file
-        raise InputError(f"{source.file}: cannot be read as ONNX; is it a model?")
     inputs, effort = source.inputs.file if source.inputs else None, asked.effort
+    digest = file_sha256(source.file)
+    if not any(dataclasses.astuple(needs)) and digest != loaded:  # no budget is met by a file that cannot be loaded
+        measure_load(source.file, target, effort)
     memory = [measure_memory(source.file, target, effort) for _ in range(MEMORY_PROCESSES)] if needs.memory else []
     placement = measure_placement(source.file, target, inputs, effort) if needs.placement else None
     peaks = [peak for record in memory if (peak := record.memory.get("run_bytes")) is not None]
     sample = Sample(
         name=source.name,
-        sha256=file_sha256(source.file),
+        sha256=digest,
         size_bytes=source.file.stat().st_size,
         target=target.name,
         provider=target.provider.name,

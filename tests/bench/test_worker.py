@@ -907,6 +907,38 @@ def test_a_broken_file_is_told(tmp_path: Path) -> None:
         assert failure(make_plan(), tmp_path / "m.onnx", tmp_path).startswith("onnxruntime cannot load it: ")
 
 
+def test_to_load_a_model_is_to_call_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "Feeds", None)  # nor are inputs made
+    result = worker.measure(make_plan(mode="load"), str(write_model(tmp_path / "m.onnx")))
+    assert set(result) == {"schema_version", "mode", "load_s", "memory", "fingerprint"}
+    assert result["fingerprint"]["inputs"] == "none"
+    assert Record.from_json(result).load_s > 0
+
+
+def test_what_is_wrong_with_a_file_is_not_cut_off(tmp_path: Path) -> None:
+    """onnxruntime puts a place in its source and a long signature before it."""
+    model = onnx.load(write_model(tmp_path / "m.onnx"))
+    model.ir_version = 99
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    error = failure(make_plan(mode="load"), tmp_path / "m.onnx", tmp_path)
+    assert "failed: Unsupported model IR version: 99, max supported IR version: " in error
+    assert ".cc:" not in error
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("all is well", "all is well"),
+        ("failed:/a/model.cc:1 A::B(std::function<void(int)>) const wrong", "failed: const wrong"),
+        ("/a/b.h:12 no signature", ": no signature"),
+        ("/a/b.h:12 f(never closed", ": f(never closed"),
+        ("a" * 200 + "b" * 200, "a" * 150 + " … " + "b" * 150),
+    ],
+)
+def test_signatures_are_left_out(text: str, shown: str) -> None:
+    assert worker.without_signature(text) == shown
+
+
 @pytest.mark.parametrize("mode", ["latency", "memory", "predict"])
 def test_a_model_that_fails_when_it_runs_is_told(tmp_path: Path, mode: str) -> None:
     graph = helper.make_graph(

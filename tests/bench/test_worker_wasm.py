@@ -411,6 +411,15 @@ def test_a_file_that_is_cut_short_is_told(failure: Callable[..., str], tmp_path:
     assert failure(make_plan(inputs=str(inputs)), write_model(tmp_path / "m.onnx")) == f"{inputs}: ends early"
 
 
+def test_what_is_wrong_with_a_file_is_not_cut_off(failure: Callable[..., str], tmp_path: Path) -> None:
+    model = onnx.load(write_model(tmp_path / "m.onnx"))
+    model.ir_version = 99
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    error = failure(make_plan(mode="load"), tmp_path / "m.onnx")
+    assert "Unsupported model IR version: 99, max supported IR version: " in error
+    assert ".cc:" not in error
+
+
 @pytest.mark.parametrize("share", [0.5, 0.0])
 def test_a_broken_model_is_told(failure: Callable[..., str], tmp_path: Path, share: float) -> None:
     whole = write_model(tmp_path / "m.onnx").read_bytes()

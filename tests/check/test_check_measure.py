@@ -130,6 +130,7 @@ def workers(monkeypatch: pytest.MonkeyPatch, make: Any) -> Workers:
     monkeypatch.setattr(measure, "measure_process", found.process)
     monkeypatch.setattr(measure, "measure_pair", found.pair)
     monkeypatch.setattr(measure, "measure_memory", found.memory)
+    monkeypatch.setattr(measure, "measure_load", lambda model, *_: found.asked.append(f"load {model.name}"))
     monkeypatch.setattr(measure, "measure_placement", found.placement)
     monkeypatch.setattr(measure, "logits_of", found.logits)
     return found
@@ -150,9 +151,34 @@ def outcomes(judged: Judged) -> dict[str, str]:
 # --- only what a verdict will ask for ---
 
 
-def test_the_size_needs_no_worker(model: Path, target: Target, workers: Workers) -> None:
+def test_a_file_that_cannot_be_loaded_meets_no_budget(tmp_path: Path, target: Target) -> None:
+    """An operator that nobody has registered: it can be read, and it is small."""
+    graph = helper.make_graph(
+        [helper.make_node("MyNMS", ["x"], ["y"], domain="my.custom")],
+        "custom",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("my.custom", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "custom.onnx")
+    source = Source(name="m", file=tmp_path / "custom.onnx")
+    for baseline in (None, Source(name="old", file=save(tmp_path / "old.onnx"))):
+        with pytest.raises(InputError, match=r"custom\.onnx: onnxruntime cannot load it: .*MyNMS"):
+            checked_of(source, target, Budget(size_kb=100), baseline, max_size_growth=0.5)
+    with pytest.raises(InputError, match=r"custom\.onnx: onnxruntime cannot load it: .*MyNMS"):
+        checked_of(Source(name="old", file=tmp_path / "old.onnx"), target, Budget(), source, max_size_growth=0.5)
+
+
+def test_a_model_is_loaded_once(workers: Workers, model: Path, target: Target) -> None:
+    checked_of(Source(name="m", file=model), target, Budget(size_kb=1))
+    assert workers.asked == ["load model.onnx"]
+    checked_of(Source(name="m", file=model), target, Budget(size_kb=1, peak_memory_mb=100))
+    assert "load model.onnx" not in workers.asked[1:]
+
+
+def test_the_size_needs_no_more_than_loading_it(model: Path, target: Target, workers: Workers) -> None:
     judged, checked = checked_of(Source(name="m", file=model), target, Budget(size_kb=1))
-    assert (judged.outcome, workers.asked) == ("pass", [])
+    assert (judged.outcome, workers.asked) == ("pass", ["load model.onnx"])
     assert (judged.file, judged.sha256) == (str(model), file_sha256(model))
     assert checked.sample.signature == "uint8 [N,3]"
     assert checked.sample.size_bytes == model.stat().st_size
@@ -166,7 +192,7 @@ def test_the_size_needs_no_worker(model: Path, target: Target, workers: Workers)
         (Budget(latency_p99_ms=2), {"alone": 8}),
         (Budget(peak_memory_mb=60), {"memory": 3}),
         (Budget(min_coverage=1.0), {"placement": 1}),
-        (Budget(min_accuracy=0.1), {}),  # a bare file without data
+        (Budget(min_accuracy=0.1), {"load": 1}),  # a bare file without data
     ],
 )
 def test_a_budget_brings_its_own_workers(
@@ -179,11 +205,11 @@ def test_a_budget_brings_its_own_workers(
 @pytest.mark.parametrize(
     ("tolerance", "asked"),
     [
-        ({}, {}),
+        ({}, {"load": 2}),
         ({"max_slowdown": 0.025}, {"pair": 6, "same": 6}),
         ({"max_memory_growth": 0.05}, {"memory": 6}),
         ({"max_fused_loss": 0.0}, {"placement": 2}),
-        ({"max_size_growth": 0.01}, {}),
+        ({"max_size_growth": 0.01}, {"load": 2}),
     ],
 )
 def test_a_tolerance_brings_its_own_workers(
@@ -201,7 +227,7 @@ def test_the_very_same_file_is_not_timed_against_itself(
     twin.write_bytes(model.read_bytes())
     source, old = Source(name="m", file=model), Source(name="old", file=twin)
     judged, _ = check(source, target, Asked(budget=Budget()), old, as_they_are, lambda text: None)
-    assert (outcomes(judged), workers.asked) == ({"max_slowdown": "pass"}, [])
+    assert (outcomes(judged), workers.asked) == ({"max_slowdown": "pass"}, ["load model.onnx"])
 
 
 def test_time_is_not_measured_where_the_target_is_not(
@@ -211,7 +237,7 @@ def test_time_is_not_measured_where_the_target_is_not(
     source, old = Source(name="m", file=model), Source(name="old", file=before)
     budget = Budget(latency_p50_ms=1.0, peak_memory_mb=60)
     judged, _ = checked_of(source, load_target("cpu-x86"), budget, old, max_slowdown=0.025)
-    assert Counter(entry.split()[0] for entry in workers.asked) == {"memory": 3}
+    assert Counter(entry.split()[0] for entry in workers.asked) == {"memory": 3, "load": 1}
     assert outcomes(judged) == {
         "latency_p50_ms": "inconclusive", "peak_memory_mb": "pass", "max_slowdown": "inconclusive",
     }  # fmt: skip

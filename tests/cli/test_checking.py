@@ -90,6 +90,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     placement = Placement(nodes={"CPUExecutionProvider": 2}, time_share={}, fused=0, unfused=0)
     monkeypatch.setattr("edgekd.check.measure.measure_process", found.alone)
     monkeypatch.setattr("edgekd.check.measure.measure_memory", found.alone)
+    monkeypatch.setattr("edgekd.check.measure.measure_load", found.alone)
     monkeypatch.setattr("edgekd.check.measure.measure_pair", found.pair)
     monkeypatch.setattr("edgekd.check.measure.measure_placement", lambda *_: placement)
     return found
