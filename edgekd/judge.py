@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edgekd.card import Budget
-from edgekd.errors import ExitCode
+from edgekd.errors import ConfigError, ExitCode
 from edgekd.figures import BUDGETED, COMPARED, Figure, Metric, ModelFigures
 from edgekd.target import Target
 
@@ -20,6 +20,7 @@ __all__ = [
     "effective_budget",
     "exit_code_of",
     "judge",
+    "read_counted",
     "show_limit",
     "show_value",
     "verdict_words",
@@ -164,7 +165,14 @@ COUNTED = {None: ExitCode.INCONCLUSIVE, "pass": ExitCode.PASS, "fail": ExitCode.
 """What an inconclusive verdict exits with, by what the user says it counts as."""
 
 
-def exit_code_of(judged: Judged, on_inconclusive: str | None) -> ExitCode:
+def read_counted(option: str | None) -> str | None:
+    """The value of `--on-inconclusive`; ConfigError if it is none."""
+    if option not in COUNTED:
+        raise ConfigError(f"--on-inconclusive {option!r}: it should be pass or fail")
+    return option
+
+
+def exit_code_of(judged: Judged | Verdict, on_inconclusive: str | None) -> ExitCode:
     """The exit code of one verdict, with what the user says of inconclusive ones."""
     return COUNTED[on_inconclusive] if judged.outcome == "inconclusive" else judged.exit_code
 

@@ -266,6 +266,10 @@ def test_a_latency_asked_of_a_device_that_is_not_here_is_inconclusive(
     assert done.returncode == 3, done.stderr
     assert done.stdout.splitlines()[-1] == "tiny on cpu-arm: inconclusive"
     assert cli("distill", tiny_card, "-t", "cpu-arm").returncode == 3  # already done, and no pass either
+    for counted, code in (("pass", 0), ("fail", 1)):
+        done = cli("distill", tiny_card, "-t", "cpu-arm", "--on-inconclusive", counted)
+        assert (done.returncode, "verdict inconclusive" in done.stdout) == (code, True)
+    assert "should be pass or fail" in cli("distill", tiny_card, "-t", "cpu-arm", "--on-inconclusive", "no").stderr
     assert "# tiny on cpu-arm: inconclusive" in (tmp_path / "runs" / "tiny@cpu-arm" / "report.md").read_text()
     assert "tiny on cpu-arm: inconclusive" in cli("report", "runs/tiny@cpu-arm").stdout
     cli("report", "runs/tiny@cpu-arm", "--html", "page.html")

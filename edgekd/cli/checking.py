@@ -17,7 +17,7 @@ from edgekd.cli.outputs import Outputs, write_outputs
 from edgekd.console import out, say, status
 from edgekd.errors import ConfigError, ExitCode
 from edgekd.files import atomic
-from edgekd.judge import COUNTED, Judged, Line, exit_code_of
+from edgekd.judge import Judged, Line, exit_code_of, read_counted
 from edgekd.search.estimating import estimate
 from edgekd.units import flat
 
@@ -45,8 +45,7 @@ class CheckOptions:
 
 def check_models(paths: list[Path], targets: list[str], options: CheckOptions) -> Iterable[int]:
     """One verdict per model and target; yields the exit codes."""
-    if options.on_inconclusive not in COUNTED:
-        raise ConfigError(f"--on-inconclusive {options.on_inconclusive!r}: it should be pass or fail")
+    read_counted(options.on_inconclusive)
     jobs = _jobs(paths, targets, options)
     _refuse_overwriting(jobs, options)
     limits = JobOptions(

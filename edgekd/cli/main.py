@@ -42,6 +42,10 @@ Budgets = Annotated[
     typer.Option("--budget", metavar="KEY=VALUE", help="Override one limit of the card; repeatable."),
 ]
 DataFolder = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder of the data.")]
+OnInconclusive = Annotated[
+    str | None,
+    typer.Option(metavar="pass|fail", help="What an inconclusive verdict counts as; default exit 3."),
+]
 Trackers = Annotated[
     list[str],
     typer.Option("--track", metavar="NAME", help="tensorboard, mlflow or wandb, beside training.jsonl; repeatable."),
@@ -63,13 +67,18 @@ def distill(
     fresh: Annotated[bool, typer.Option("--fresh", help="Empty the run folder and start again.")] = False,
     online: Annotated[bool, typer.Option("--online", help="Run the teacher at every step, without the cache.")] = False,
     track: Trackers = [],  # noqa: B006
+    on_inconclusive: OnInconclusive = None,
 ) -> None:
     """The whole road: teacher, search, distillation, export, quantization, bench, verdict."""
+    from edgekd.check.judge import COUNTED, read_counted
     from edgekd.cli.road import check_targets, distill_on, several_processes
+
+    read_counted(on_inconclusive)
 
     def on(name: str) -> int:
         several = len(target) > 1
-        return distill_on(card, name, data, teacher, out, budget, fresh, several, online, tuple(track))
+        code = distill_on(card, name, data, teacher, out, budget, fresh, several, online, tuple(track))
+        return COUNTED[on_inconclusive] if code == ExitCode.INCONCLUSIVE else code
 
     with several_processes() as first:
         if first and len(target) > 1:
@@ -188,9 +197,7 @@ def check(
         list[str],
         typer.Option(metavar="KEY", help="Let a stored record be of another cpu, onnxruntime, …; repeatable."),
     ] = [],  # noqa: B006
-    on_inconclusive: Annotated[
-        str | None, typer.Option(metavar="pass|fail", help="What an inconclusive verdict counts as; default exit 3.")
-    ] = None,
+    on_inconclusive: OnInconclusive = None,
     ratchet: Annotated[bool, typer.Option("--ratchet", help="Offer tighter limits where there is room.")] = False,
     timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Stop a process that hangs.")] = 300,
     init: Annotated[bool, typer.Option("--init", help="Write a manifest from a run folder, and stop.")] = False,
@@ -276,11 +283,15 @@ def report(
     csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="One row a figure.")] = None,
     save: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Everything, for programs.")] = None,
     plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Pictures, PNG.")] = None,
+    on_inconclusive: Annotated[
+        str | None,
+        typer.Option(metavar="pass|fail", help="Exit with the verdicts' code, an inconclusive one counted so."),
+    ] = None,
 ) -> None:
     """Show or write what runs hold: verdict, budget, figures and where each comes from; or the history of checks."""
     from edgekd.cli.reporting import Forms, report
 
-    _end([report(runs or [], history, Forms(html, markdown, csv, save, plots))])
+    _end([report(runs or [], history, Forms(html, markdown, csv, save, plots), on_inconclusive)])
 
 
 @app.command()

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.console import out, say
-from edgekd.errors import ConfigError, ExitCode
+from edgekd.errors import ConfigError, ExitCode, worst
 from edgekd.files import atomic
 from edgekd.history import read_history
 from edgekd.imports import require
+from edgekd.judge import COUNTED, EXIT_CODES, read_counted
 from edgekd.report.checks.history import history_csv, history_json, history_markdown, history_tables
 from edgekd.report.checks.series import Group, group_series
 from edgekd.report.run.export import as_csv, as_json, as_markdown, overview_rows, remarks
@@ -32,19 +33,35 @@ class Forms:
     """A folder."""
 
 
-def report(folders: Sequence[Path], history: Path | None, forms: Forms) -> int:
-    """Runs, or the history of checks. ConfigError if both are named, or neither."""
+def report(folders: Sequence[Path], history: Path | None, forms: Forms, on_inconclusive: str | None = None) -> int:
+    """Runs, or the history of checks. ConfigError if both are named, or neither.
+
+    Exit code 0, for a report tells verdicts and gives none; with `on_inconclusive` the worst of the runs' verdicts, or
+    of the latest checks in the history.
+    """
+    read_counted(on_inconclusive)
     if history and folders:
         raise ConfigError(f"report: {folders[0]} and --history {history} are two reports; ask for one after the other")
     if history:
-        return report_history(history, forms)
+        outcomes = report_history(history, forms)
+        return _code(outcomes, on_inconclusive)
     if not folders:
         raise ConfigError("report: Missing argument 'RUN...': name run folders, or a history of checks with --history")
-    return report_runs(folders, forms)
+    return _code(report_runs(folders, forms), on_inconclusive)
 
 
-def report_history(path: Path, forms: Forms) -> int:
-    """The figures of all checks in the order of time, with the steps in them; made first, then written or printed."""
+def _code(outcomes: Iterable[str], on_inconclusive: str | None) -> int:
+    if on_inconclusive is None:
+        return ExitCode.PASS
+    codes = EXIT_CODES | {"inconclusive": COUNTED[on_inconclusive]}
+    return worst(codes.get(outcome, ExitCode.USAGE) for outcome in outcomes)
+
+
+def report_history(path: Path, forms: Forms) -> list[str]:
+    """The figures of all checks in the order of time, with the steps in them; made first, then written or printed.
+
+    Returns the outcomes of the latest checks.
+    """
     require("ruptures", "report", "--history")
     entries, warnings = read_history(path)
     groups = group_series(entries)
@@ -62,7 +79,8 @@ def report_history(path: Path, forms: Forms) -> int:
     files += _timelines(groups, forms.plots) if forms.plots else []
     for warning in warnings:
         say(f"edgekd: {warning}")
-    return _deliver(files, [item for group in groups for item in _history_summary(group)])
+    _deliver(files, [item for group in groups for item in _history_summary(group)])
+    return [group.outcome for group in groups]
 
 
 def _history_summary(group: Group) -> list[object]:
@@ -86,10 +104,11 @@ def _timelines(groups: Sequence[Group], folder: Path) -> Iterator[tuple[Path, by
             yield folder / (f"{name}-{used[name]}.png" if used[name] > 1 else f"{name}.png"), drawn.read_bytes()
 
 
-def report_runs(folders: Sequence[Path], forms: Forms) -> int:
+def report_runs(folders: Sequence[Path], forms: Forms) -> list[str]:
     """Write the files that are asked for, or print a summary.
 
-    All of it is made first: nothing is written or printed if a folder is no finished run, or is damaged.
+    All of it is made first: nothing is written or printed if a folder is no finished run, or is damaged. Returns
+    the outcomes of the runs.
     """
     stories, summary = [], []
     for folder in folders:
@@ -102,10 +121,11 @@ def report_runs(folders: Sequence[Path], forms: Forms) -> int:
         files = list(_files(stories, forms.html, texts))
         files += _pictures(stories, forms.plots) if forms.plots else []
         overview = [rich_table(*overview_rows(stories), f"{len(stories)} runs")] if len(stories) > 1 else []
-    return _deliver(files, [*overview, *summary])
+    _deliver(files, [*overview, *summary])
+    return [story.outcome for story in stories]
 
 
-def _deliver(files: Iterable[tuple[Path, bytes]], summary: Iterable[object]) -> int:
+def _deliver(files: Iterable[tuple[Path, bytes]], summary: Iterable[object]) -> None:
     """Write the files; if there are none, print the summary."""
     written = False
     for path, content in files:
@@ -115,7 +135,6 @@ def _deliver(files: Iterable[tuple[Path, bytes]], summary: Iterable[object]) -> 
         written = True
     for item in [] if written else summary:
         out(item)
-    return ExitCode.PASS
 
 
 def _files(

@@ -68,6 +68,27 @@ def test_nothing_in_a_name_is_obeyed(report, make_run, tmp_path, nasty, harmless
     assert nasty in models  # programs get the name as it is
 
 
+@pytest.mark.parametrize(
+    ("outcome", "counted", "expected"),
+    [
+        ("inconclusive", None, 0),
+        ("inconclusive", "pass", 0),
+        ("inconclusive", "fail", 1),
+        ("fail", "pass", 1),
+        ("pass", "fail", 0),
+    ],
+)
+def test_what_is_inconclusive_counts_as_asked(report, make_run, outcome, counted, expected) -> None:
+    run = make_run()
+    result = json.loads((run / "result.json").read_text())
+    result["verdict"] = outcome
+    result["budget"] = [line | {"outcome": outcome} for line in result["budget"]]
+    (run / "result.json").write_text(json.dumps(result))
+    code, out, err = report(run, *([] if counted is None else ["--on-inconclusive", counted]))
+    assert (code, err) == (expected, "")
+    assert out.startswith(f"digits on cpu-x86: {outcome}\n")  # the words stay
+
+
 def test_several_runs_begin_with_an_overview(report, make_run) -> None:
     _, out, _ = report(make_run(), make_run(name="again"))
     assert out.startswith("2 runs")
