@@ -440,6 +440,20 @@ def test_a_load_that_takes_a_few_milliseconds_longer_is_no_regression(old: Sampl
     assert line.figure.value == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("waited", [0.0, 0.5])
+@pytest.mark.parametrize(("longer_s", "outcome"), [(0.009, "pass"), (0.011, "fail")])
+def test_nor_is_it_one_against_a_record(make: Any, waited: float, longer_s: float, outcome: str) -> None:
+    """Also where the processes waited for a CPU, which would leave it open."""
+    checked = stored(make, 1.0, 24, load_s=0.006)
+    changed: dict[str, Any] = {"load_s": 0.006 + longer_s, "disturbance": {"waited": waited}}
+    late = tuple(dataclasses.replace(record, **changed) for record in checked.sample.latency)
+    checked = dataclasses.replace(checked, sample=dataclasses.replace(checked.sample, latency=late))
+    line = one(checked, max_load_growth=0.25)
+    assert line.outcome == (outcome if outcome == "pass" or not waited else "inconclusive")
+    assert (line.reason == "under 10 ms longer") == (outcome == "pass")
+    assert compared_lines(checked, only(max_load_growth=0.25))[1:] == (0, 0)
+
+
 def test_p95_of_a_machine_that_sees_no_p95_is_no_finding(old: Sample, make: Any) -> None:
     slow = varied(make, 1.0, 12, p95=1.3)
     quiet = against(old, make, pairs=slow, same=varied(make, 1.0, 6))
