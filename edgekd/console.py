@@ -6,6 +6,7 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING
 
+from edgekd.errors import InputError
 from edgekd.units import flat, visible
 
 if TYPE_CHECKING:
@@ -14,7 +15,33 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-__all__ = ["command", "out", "progress", "say", "speaks", "status"]
+__all__ = ["command", "open_streams", "out", "progress", "say", "speaks", "status", "stdout_error"]
+
+
+def open_streams() -> None:
+    """Give a process that was started without stdin, stdout or stderr (`>&-`) an empty one.
+
+    Otherwise Python has no stream to print to, and the next file that is opened takes its number and gets the output.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123 - for the whole process
+
+
+def stdout_error(error: OSError) -> InputError:
+    """What is told where a write to stdout failed; nothing more is written there."""
+    _silence()
+    return InputError(f"standard output cannot be written: {os.strerror(error.errno) if error.errno else error}")
+
+
+def _silence() -> None:
+    """What is left for stdout goes nowhere, also at the end of the process."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @cache
@@ -36,7 +63,8 @@ def speaks() -> bool:
 def say(text: str) -> None:
     """One line about what is going on."""
     if speaks():
-        _console(True).print(flat(text), markup=False)
+        with contextlib.suppress(OSError):  # a full disk behind stderr must not change the exit code
+            _console(True).print(flat(text), markup=False)
 
 
 def out(item: object) -> None:
@@ -53,11 +81,16 @@ def command(text: str) -> None:
 
 @contextlib.contextmanager
 def _unread() -> "Iterator[None]":
-    """A reader that has gone (`| head -1`) must not change the exit code: what is left is said to nobody."""
+    """A reader that has gone (`| head -1`) must not change the exit code: what is left is said to nobody.
+
+    Raises InputError where stdout cannot be written for another reason, such as a full disk.
+    """
     try:
         yield
     except (BrokenPipeError, SystemExit):  # rich turns the one into the other, and is quiet from then on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
+    except OSError as error:
+        raise stdout_error(error) from error
 
 
 def progress() -> "Progress":

@@ -293,7 +293,9 @@ def confine(plan: dict[str, Any]) -> None:
     if plan["memory_limit_bytes"]:
         import resource  # not on Windows
 
-        resource.setrlimit(resource.RLIMIT_AS, (plan["memory_limit_bytes"], resource.RLIM_INFINITY))
+        hard = hard_limit()
+        limit = plan["memory_limit_bytes"] if hard is None else min(plan["memory_limit_bytes"], hard)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY if hard is None else hard))
     try:
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:  # noqa: PTH123
             file.write("1000")
@@ -314,8 +316,20 @@ def die_with_parent() -> None:
 
 def out_of_memory(plan: dict[str, Any]) -> str:
     """One line for a model that needs more memory than there is."""
-    limit = plan.get("memory_limit_bytes")
+    limit, hard = plan.get("memory_limit_bytes"), hard_limit()
+    if hard is not None and (not limit or hard <= limit):
+        return "out of memory, with a limit of %.0f MB (`ulimit -v` where edgekd was started)" % (hard / 1e6)
     return "out of memory" + (", with a limit of %.0f MB" % (limit / 1e6) if limit else "")
+
+
+def hard_limit() -> int | None:
+    """Address space that this process was given and may not exceed; None where there is no such limit."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    return None if hard == resource.RLIM_INFINITY else hard
 
 
 def wants_memory(error: Exception) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd import units
+from edgekd.console import open_streams, out, say
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, one_line, worst
 from edgekd.external import external_files
 from edgekd.units import flat
@@ -19,7 +20,15 @@ __all__ = ["file_problems", "main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """One line for each problem; exit 1 if there is any, 2 if a file cannot be read."""
+    open_streams()
     options = _parser().parse_args(arguments)
+    try:
+        return _check_files(options)
+    except InputError as error:  # stdout cannot be written
+        return _complain(error)
+
+
+def _check_files(options: argparse.Namespace) -> int:
     low, high = options.min_opset, options.max_opset
     if low is not None and high is not None and low > high:
         return _complain(ConfigError(f"--min-opset {low}: should be at most --max-opset, which is {high}"))
@@ -31,13 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             codes.append(_complain(error))
             continue
         for problem in problems:
-            print(flat(problem))
+            out(flat(problem))
         codes.append(ExitCode.FAIL if problems else ExitCode.PASS)
     return worst(codes)
 
 
 def _complain(error: EdgekdError) -> ExitCode:
-    print(flat(f"edgekd-check-files: {error}"), file=sys.stderr)
+    say(f"edgekd-check-files: {error}")
     return error.exit_code
 
 

@@ -1,5 +1,6 @@
 """The `edgekd` command: thin; whatever is heavy is imported inside the commands."""
 
+import contextlib
 import errno
 import io
 import os
@@ -13,7 +14,7 @@ from typing import Annotated
 import typer
 
 from edgekd import __version__
-from edgekd.console import speaks
+from edgekd.console import open_streams, speaks, stdout_error
 from edgekd.errors import EdgekdError, ExitCode, one_line, worst
 from edgekd.units import flat
 
@@ -375,13 +376,14 @@ def _options(
 def main() -> None:
     """Entry point: every error a user can cause is one line on stderr and an exit code."""
     arguments = sys.argv[1:]
+    open_streams()
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show → or ✓ gets something else, not an error
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     debug = "--debug" in arguments
     signal.signal(signal.SIGTERM, _interrupt)  # a cancelled CI job: workers must not outlive us
     try:
-        code = app([a for a in arguments if a != "--debug"], standalone_mode=False)
+        code = _run([a for a in arguments if a != "--debug"])
         if code == ExitCode.INTERRUPTED:  # some versions of typer turn the interrupt into this
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else ExitCode.PASS)
@@ -403,6 +405,20 @@ def main() -> None:
         sys.exit(ExitCode.INTERNAL)
 
 
+def _run(arguments: list[str]) -> object:
+    try:
+        return app(arguments, standalone_mode=False)
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer's own texts, such as --help; a reader may go
+            return ExitCode.PASS
+        raise
+    except OSError as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        if last.name == "echo":  # typer's own texts again
+            raise stdout_error(error) from error
+        raise
+
+
 def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
@@ -416,6 +432,7 @@ def _system(error: OSError) -> str:
 
 
 def _complain(message: str, debug: bool) -> None:
-    if debug:
-        traceback.print_exc()
-    print(f"edgekd: {flat(message)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody can be told that stderr is full
+        if debug:
+            traceback.print_exc()
+        print(f"edgekd: {flat(message)}", file=sys.stderr)

@@ -907,6 +907,14 @@ def test_a_broken_file_is_told(tmp_path: Path) -> None:
         assert failure(make_plan(), tmp_path / "m.onnx", tmp_path).startswith("onnxruntime cannot load it: ")
 
 
+def test_the_limit_of_the_shell_is_named_where_it_is_the_lower_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "hard_limit", lambda: 900_000_000)
+    told = "out of memory, with a limit of 900 MB (`ulimit -v` where edgekd was started)"
+    assert worker.out_of_memory({"memory_limit_bytes": 10**12}) == told
+    assert worker.out_of_memory({}) == told
+    assert worker.out_of_memory({"memory_limit_bytes": 10**8}) == "out of memory, with a limit of 100 MB"
+
+
 def test_to_load_a_model_is_to_call_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "Feeds", None)  # nor are inputs made
     result = worker.measure(make_plan(mode="load"), str(write_model(tmp_path / "m.onnx")))

@@ -3,6 +3,7 @@
 import errno
 import json
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 from onnx import TensorProto, helper
+
+from edgekd.bench import worker
 
 Cli = Callable[..., Any]
 
@@ -32,6 +35,65 @@ def assert_refused(done, *words: str, code: int = 2) -> None:
     assert "Traceback" not in done.stderr
     for word in words:
         assert word in lines[0], lines[0]
+
+
+CLOSED = {
+    "stdin": "<&-",
+    "stdout": ">&-",
+    "stderr": "2>&-",
+    "all": "<&- >&- 2>&-",
+    "a full stderr": "2>/dev/full",
+    "no reader": "| true; exit ${PIPESTATUS[0]}",
+}
+
+
+@pytest.mark.parametrize("how", CLOSED)
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("edgekd targets", 0),
+        ("edgekd --help", 0),
+        ("edgekd nosuch", 2),
+        ("edgekd check tiny.onnx -t cpu-x86 --budget size_kb=0.001", 1),
+        ("edgekd-check-files --max-size-kb 0.001 tiny.onnx", 1),
+    ],
+)
+def test_the_exit_code_is_the_same_without_streams(tmp_path: Path, how: str, command: str, code: int) -> None:
+    done = in_shell(tmp_path, f"{command} {CLOSED[how]}")
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "internal error" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["edgekd targets", "edgekd --help", "edgekd --version", "edgekd-check-files --max-size-kb 0.001 tiny.onnx"],
+)
+def test_a_full_stdout_is_told(tmp_path: Path, command: str) -> None:
+    done = in_shell(tmp_path, f"{command} >/dev/full")
+    name = command.split()[0]
+    said = f"{name}: standard output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
+def in_shell(folder: Path, command: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command as an installed edgekd would run, beside `tiny.onnx`."""
+    tiny_model(folder / "tiny.onnx")
+    modules = {"edgekd": "edgekd.cli.main", "edgekd-check-files": "edgekd.check.precommit"}
+    name = command.split()[0]
+    program = f"import sys; from {modules[name]} import main; sys.argv[0] = {name!r}; sys.exit(main())"
+    text = command.replace(name, f"{sys.executable} -c {shlex.quote(program)}", 1)
+    return subprocess.run(["bash", "-c", text], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_a_lower_limit_of_the_shell_is_kept_and_told(tmp_path: Path) -> None:
+    """The worker must not try to raise it, nor blame the model."""
+    tiny_model(tmp_path / "tiny.onnx")
+    (tmp_path / "plan.json").write_text(json.dumps({"mode": "load", "memory_limit_bytes": 10**12}))
+    command = f"{sys.executable} -P {worker.__file__} --plan plan.json --model tiny.onnx --out out.json"
+    done = subprocess.run(["bash", "-c", f"ulimit -v 4000000; {command}"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out.json").read_text())["load_s"] > 0
 
 
 @pytest.mark.parametrize(
