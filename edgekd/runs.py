@@ -1,6 +1,5 @@
 """What `bench` and `check` are pointed at: run folders and bare model files; no torch."""
 
-import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from edgekd.errors import EdgekdError, InputError, one_line
 from edgekd.figures import ModelFigures
 from edgekd.result import read_models
 from edgekd.run import Run
+from edgekd.scratch import scratch
 from edgekd.target import Target
 from edgekd.units import visible
 
@@ -157,7 +157,7 @@ def _with_accuracy(
     (known,) = estimate([figures], [subject], target)
     if inputs is None:
         return Measured(known, "a bare file brings no data: accuracy unknown")
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+    with scratch() as folder:
         hears = told(subject.name) if told else None
         logits = logits_of(subject, target, inputs.file, Path(folder), effort, hears)
     check_classes(logits, inputs, subject.file)

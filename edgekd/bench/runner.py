@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from edgekd.devices import host
 from edgekd.devices.environments import Runtime, runtime_of
 from edgekd.errors import EdgekdError, InputError, ModelError
 from edgekd.figures import Placement
+from edgekd.scratch import scratch
 from edgekd.target import Target
 
 __all__ = [
@@ -94,7 +94,7 @@ def run_worker(
         raise InputError(f"baseline {plan.baseline}: no such model file")
     # Which of two models ended their process, nobody can tell.
     culprit = f"{model}" if plan.baseline is None else f"{model} or baseline {plan.baseline}"
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+    with scratch() as folder:
         plan_file, out, errors = Path(folder, "plan.json"), Path(folder, "result.json"), Path(folder, "stderr")
         baseline = plan.baseline and _as_text(Path(plan.baseline), Path(folder, "baseline.onnx"))
         plan_file.write_text(json.dumps(plan.as_json() | {"baseline": baseline}), encoding="utf-8")
@@ -125,7 +125,12 @@ def _wait(command: list[str], errors: Path, timeout_s: float, told: Told | None)
     with errors.open("wb") as stderr:
         try:
             worker = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                start_new_session=True,
+                env=os.environ | {"TMPDIR": str(errors.parent)},  # one that is stopped leaves nothing behind
             )
         except OSError as error:
             raise ModelError(f"{command[0]}: cannot be started: {error.strerror}") from error
@@ -250,7 +255,7 @@ def measure_throughput(
 
 def measure_placement(model: Path, target: Target, inputs: Path | None, effort: Effort) -> Placement:
     """Which kernels ran where, from a profiled session in a worker of its own."""
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+    with scratch() as folder:
         # Other providers compile the graph themselves; ONNX Runtime then has no optimized graph to write.
         native = target.provider.name == "CPUExecutionProvider"
         optimized = Path(folder, "optimized.onnx") if native else None

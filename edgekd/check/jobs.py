@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from edgekd.check.record import Checked, Sample, is_record, read_record, record_
 from edgekd.check.verdict import judge_record
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, one_line
 from edgekd.judge import Judged, effective_budget
+from edgekd.scratch import scratch as new_scratch
 from edgekd.target import Target, load_target
 from edgekd.units import visible
 
@@ -66,8 +66,8 @@ def _measured(
     from edgekd.runs import read_arrays
 
     require_runtime(target)
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
-        inputs = read_arrays(job.data, Path(scratch)) if job.data else None
+    with new_scratch() as scratch:
+        inputs = read_arrays(job.data, scratch) if job.data else None
         source = source_of(job.path, target, inputs)
         baseline = baseline_of(job.baseline, target) if job.baseline else None
         asked = _asked(job, source.budget, target, options, baseline is not None)
@@ -107,8 +107,8 @@ def sample_of(job: Job, estimate: "Estimate") -> Sample:
 
     target = load_target(job.target)
     require_runtime(target)
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
-        inputs = read_arrays(job.data, Path(scratch)) if job.data else None
+    with new_scratch() as scratch:
+        inputs = read_arrays(job.data, scratch) if job.data else None
         return measure_all(source_of(job.path, target, inputs), target, JobOptions().effort, estimate)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from edgekd.figures import ModelFigures
 from edgekd.files import file_sha256
 from edgekd.judge import Judged, Verdict
 from edgekd.runs import Estimate, Inputs, check_classes
+from edgekd.scratch import scratch
 from edgekd.target import Target
 
 __all__ = ["check", "measure_all"]
@@ -196,7 +196,7 @@ def _answers(source: Source, target: Target, asked: Asked) -> Answers:
         check_classes(logits, inputs, file)
         return tuple(map(int, logits.argmax(axis=1)))
 
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+    with scratch() as folder:
         own = classes("model", source.file, Path(folder))
         teacher = classes("teacher", beside, Path(folder)) if beside else ()
     return Answers(

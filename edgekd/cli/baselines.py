@@ -13,6 +13,7 @@ from edgekd.check.tolerance import Tolerance
 from edgekd.check.verdict import figures_of
 from edgekd.console import out, say
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, one_line
+from edgekd.scratch import require_scratch
 from edgekd.search.estimating import estimate
 from edgekd.units import flat, milliseconds
 
@@ -35,6 +36,8 @@ def accept(
     jobs = (
         _of_manifest(manifest) if manifest else [_job(path, name, data) for path in paths for name in targets or [""]]
     )
+    if not all(map(is_record, paths)) or manifest:
+        require_scratch()
     taken: set[Path] = set()
     for job in jobs:
         try:

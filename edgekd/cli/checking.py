@@ -18,6 +18,7 @@ from edgekd.console import out, say, status
 from edgekd.errors import ConfigError, ExitCode
 from edgekd.files import atomic
 from edgekd.judge import Judged, Line, exit_code_of, read_counted
+from edgekd.scratch import require_scratch
 from edgekd.search.estimating import estimate
 from edgekd.units import flat
 
@@ -53,6 +54,8 @@ def check_models(paths: list[Path], targets: list[str], options: CheckOptions) -
         allow_difference=options.allow_difference,
         effort=Effort(timeout_s=options.timeout_s),
     )
+    if not all(is_record(job.path) for job in jobs):
+        require_scratch()
     done: list[Judged] = []
     records: list[Checked] = []
     for job in jobs:

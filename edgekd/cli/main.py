@@ -71,8 +71,8 @@ def distill(
     on_inconclusive: OnInconclusive = None,
 ) -> None:
     """The whole road: teacher, search, distillation, export, quantization, bench, verdict."""
-    from edgekd.check.judge import COUNTED, read_counted
     from edgekd.cli.road import check_targets, distill_on, several_processes
+    from edgekd.judge import COUNTED, read_counted
 
     read_counted(on_inconclusive)
 

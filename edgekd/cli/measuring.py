@@ -32,6 +32,8 @@ from edgekd.runs import (
     read_arrays,
     run_inputs,
 )
+from edgekd.scratch import require_scratch
+from edgekd.scratch import scratch as new_scratch
 from edgekd.search.estimating import estimate
 from edgekd.tables import comparison_rows, costly_rows, figure_rows, notes, rich_table
 from edgekd.target import Target, load_target
@@ -78,6 +80,7 @@ def bench_models(paths: list[Path], targets: list[str], asked: Asked, save: Path
     _refuse_namesakes(targets)
     if asked.split == "val" and (asked.data or not all(path.is_dir() for path in paths)):
         raise ConfigError("--split val: is for run folders, and without --data; leave one of them out")
+    require_scratch()
     codes: list[int] = []
     taken: list[tuple[Target, list[Measured]]] = []
     absent: list[tuple[str, str]] = []
@@ -117,16 +120,16 @@ def _bench_on(target: Target, paths: list[Path], asked: Asked) -> Iterator[tuple
     if asked.effort.memory_limit_mb and target.provider.name == "wasm":
         say(f"edgekd: target {target.name}: --memory-limit does not reach into Node; it is not applied")
     for run in (path for path in paths if path.is_dir()):
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
+        with new_scratch() as scratch:
             try:
-                yield _bench_run(run, target, asked, Path(scratch))
+                yield _bench_run(run, target, asked, scratch)
             except EdgekdError as error:
                 yield [], [error]
     files = [path for path in paths if not path.is_dir()]
     if files:
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch, progress() as bar:
+        with new_scratch() as scratch, progress() as bar:
             try:
-                inputs = read_arrays(asked.data, Path(scratch)) if asked.data else None
+                inputs = read_arrays(asked.data, scratch) if asked.data else None
                 yield measure_files(files, target, asked.effort, estimate, inputs, _teller(bar, target))
             except EdgekdError as error:
                 yield [], [error]

@@ -1,6 +1,5 @@
 """`report`: what run folders hold, or a history of checks, as text, page, picture or data."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from edgekd.report.checks.history import history_csv, history_json, history_mark
 from edgekd.report.checks.series import Group, group_series
 from edgekd.report.run.export import as_csv, as_json, as_markdown, overview_rows, remarks
 from edgekd.report.run.gather import Story, blamed, gather
+from edgekd.scratch import scratch as new_scratch
 from edgekd.tables import figure_rows, rich_table
 
 __all__ = ["Forms", "report", "report_history", "report_runs"]
@@ -95,7 +95,7 @@ def _timelines(groups: Sequence[Group], folder: Path) -> Iterator[tuple[Path, by
     from edgekd.report.checks.plot import picture_name, plot_history
 
     used: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
+    with new_scratch() as scratch:
         drawn = Path(scratch, "drawn.png")
         for group in groups:
             name = picture_name(group)
@@ -153,7 +153,7 @@ def _pictures(stories: Sequence[Story], folder: Path) -> Iterator[tuple[Path, by
     require("matplotlib", "report", "--plots")
     from edgekd.report.run.plot import plot_run
 
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as scratch:
+    with new_scratch() as scratch:
         drawn = Path(scratch, "drawn.png")
         for place, story in enumerate(stories):
             same = [other.name for other in stories[:place]].count(story.name)  # of the same name in another folder

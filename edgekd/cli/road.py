@@ -11,12 +11,14 @@ from edgekd.card import Card, parse_budget
 from edgekd.console import out as show
 from edgekd.console import say
 from edgekd.devices.environments import require_runtime
+from edgekd.distill.cache.files import require_cache
 from edgekd.errors import EdgekdError, ExitCode, InputError, did_you_mean
 from edgekd.external import file_digest
 from edgekd.imports import require
 from edgekd.judge import verdict_words
 from edgekd.result import Result, read_models, read_verdict
 from edgekd.run import Run, open_run
+from edgekd.scratch import require_scratch
 from edgekd.spec import bundled_names
 from edgekd.tables import budget_lines, figure_rows, headline, notes, rich_table
 from edgekd.target import Target, load_target
@@ -62,6 +64,9 @@ def distill_on(
     with open_run(folder, card, target, asked, files, fresh) as run:
         if run.result.exists() and run.model.exists():
             return _already_done(run)
+        require_scratch()
+        if not online:
+            require_cache(", or use --online")
         from edgekd.distill.student import How
         from edgekd.pipeline import distill
 

@@ -12,11 +12,13 @@ from edgekd.card import Card
 from edgekd.cli.road import digests_of_more
 from edgekd.console import out as show
 from edgekd.console import say
+from edgekd.distill.cache.files import require_cache
 from edgekd.errors import ConfigError, ExitCode
 from edgekd.external import file_digest
 from edgekd.files import locked
 from edgekd.imports import require
 from edgekd.recipe import Training
+from edgekd.scratch import require_scratch
 from edgekd.sweep.space import grid, make_space
 from edgekd.sweep.study import Plan
 from edgekd.sweep.table import Tried, best_of, recipe_lines, trial_rows, value_rows
@@ -56,6 +58,8 @@ def sweep_card(card_name: str, wanted: Wanted, data: Path | None, teacher: Path 
         raise ConfigError("sweep: trains each trial in one process; start the same command several times, not torchrun")
     plan, shape = _plan(card, wanted), chosen_shape(card, wanted.shape)
     folder = out or Path("sweeps", card.name)
+    require_scratch()
+    require_cache()
     trials = _sweep(card, shape, plan, folder, data, teacher)
     _show(trials, card, folder)
     return ExitCode.PASS if any(trial.state == "complete" for trial in trials) else ExitCode.FAIL

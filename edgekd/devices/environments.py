@@ -18,6 +18,7 @@ from typing import Literal
 
 from edgekd.devices import host
 from edgekd.errors import ConfigError, UnavailableError, did_you_mean
+from edgekd.scratch import home_folder
 from edgekd.target import Target
 
 __all__ = [
@@ -65,7 +66,7 @@ def environment_folder(name: str, beside: str = "") -> Path:
     """Where the environment is: a path as it stands (relative to the target's file), a name in the data folder."""
     if "/" in name or os.sep in name:
         return Path(beside).parent / Path(name).expanduser()
-    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    data = Path(os.environ.get("XDG_DATA_HOME") or home_folder() / ".local" / "share")
     return data / "edgekd" / "environments" / name
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgekd.errors import ModelError, one_line
 from edgekd.export.onnx import save_model
+from edgekd.scratch import scratch
 from edgekd.target import Quantization
 
 __all__ = ["quantize", "quantize_weights"]
@@ -55,7 +55,7 @@ def quantize(source: Path, path: Path, scheme: Quantization, images: NDArray[np.
     The file's metadata is kept. Raises ModelError if ONNX Runtime cannot quantise it.
     """
     original = onnx.load(source)
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, _quiet():
+    with scratch() as folder, _quiet():
         prepared, quantized = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
         try:
             quant_pre_process(source, prepared, skip_symbolic_shape=True)
@@ -85,7 +85,7 @@ def quantize_weights(source: Path, path: Path, scheme: Quantization) -> None:
     ModelError if ONNX Runtime cannot quantise it.
     """
     original = onnx.load(source)
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, _quiet():
+    with scratch() as folder, _quiet():
         prepared, quantized = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
         try:
             # It computes the weights of LSTMs, which torch writes as slices to be put together.

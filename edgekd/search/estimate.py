@@ -26,7 +26,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -51,6 +50,7 @@ from edgekd.export.onnx import quiet_export, save_model
 from edgekd.export.variants import make_variant
 from edgekd.figures import Figure, ModelFigures
 from edgekd.files import read_json, write_json
+from edgekd.scratch import home_folder, scratch
 from edgekd.target import Hardware, Reference, Target
 
 __all__ = ["with_estimates"]
@@ -184,7 +184,7 @@ def profile_shares(file: Path, here: Target) -> dict[str, float]:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[here.session.graph_level])
     options.enable_profiling, options.log_severity_level = True, 3  # errors only
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+    with scratch() as folder:
         optimised = Path(folder, "optimised.onnx")
         options.optimized_model_filepath, options.profile_file_prefix = str(optimised), str(Path(folder, "profile"))
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[here.provider.name])
@@ -228,13 +228,13 @@ def reference_ms(reference: Reference, here: Target) -> float:
     key |= {"onnxruntime": onnxruntime.__version__, "cpu": host.machine().model, "schema_version": SCHEMA_VERSION}
     key |= dataclasses.asdict(here.quantization) if reference.precision == "int8" else {}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or home_folder() / ".cache")
     path = caches / "edgekd" / "references" / f"{reference.network}-{reference.precision}-{digest}.json"
     if path.exists():
         return float(read_json(path)["p50_ms"])
     say(f"estimate: timing {reference.network} {reference.precision} here, once, to compare with its published latency")
     try:
-        with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+        with scratch() as folder:
             p50_ms = _local_p50_ms(_export(reference, here, Path(folder)), here, REFERENCE_EFFORT)
     except Exception as error:  # the exporter raises whatever its many passes raise
         raise _NoEstimate(f"reference {reference.network} cannot be timed here: {one_line(error)}") from error

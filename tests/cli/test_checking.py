@@ -16,7 +16,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edgekd.bench.records import Record
+from edgekd.bench.records import Plan, Record
+from edgekd.bench.runner import run_worker
 from edgekd.check.record import read_record
 from edgekd.check.tolerance import Tolerance
 from edgekd.figures import Placement
@@ -114,9 +115,12 @@ def assert_refused(done: Any, *words: str) -> None:
 # --- budgets ---
 
 
-def test_the_size_is_judged_without_a_worker(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(*_: Any) -> None:
-        raise AssertionError("a worker was started")
+def test_the_size_is_judged_without_a_call(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+
+    def start(plan: Plan, *rest: Any) -> Record:
+        modes.append(plan.mode)
+        return run_worker(plan, *rest)
 
     monkeypatch.setattr("edgekd.bench.runner.run_worker", start)
     done = cli("check", "tiny.onnx", "-t", here, "--budget", "size_kb=1")
@@ -127,6 +131,7 @@ def test_the_size_is_judged_without_a_worker(cli: Cli, here: Path, monkeypatch: 
     done = cli("check", "tiny.onnx", "-t", here, "--budget", "size_kb=0.1")
     assert done.returncode == 1
     assert "✗ file size" in done.stdout
+    assert modes == ["load", "load"]
 
 
 def test_exit_codes_of_several_models(cli: Cli, here: Path, machine: Machine) -> None:

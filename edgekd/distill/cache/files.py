@@ -16,6 +16,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ from urllib.parse import quote, unquote
 
 from edgekd import units
 from edgekd.console import say
-from edgekd.errors import ConfigError, InputError
+from edgekd.errors import ConfigError, InputError, UnavailableError
 from edgekd.files import read_json, write_json
+from edgekd.scratch import home_folder
 
 __all__ = [
     "Entry",
@@ -38,6 +40,7 @@ __all__ = [
     "list_entries",
     "output_file",
     "part_file",
+    "require_cache",
     "shortage",
 ]
 
@@ -49,8 +52,27 @@ _OUTPUT = re.compile(r"(?P<hidden>\.?)view-(?P<view>\d+)\.(?P<name>.+)\.npy(?P<p
 def cache_folder() -> Path:
     """Where teacher outputs are kept: below $EDGEKD_CACHE_HOME, else $XDG_CACHE_HOME/edgekd, else ~/.cache/edgekd."""
     own, shared = os.environ.get("EDGEKD_CACHE_HOME"), os.environ.get("XDG_CACHE_HOME")
-    home = Path(own).expanduser() if own else (Path(shared) if shared else Path.home() / ".cache") / "edgekd"
+    home = Path(own).expanduser() if own else (Path(shared) if shared else home_folder() / ".cache") / "edgekd"
     return home.absolute() / "teacher"
+
+
+def require_cache(hint: str = "") -> None:
+    """Raise UnavailableError where the teacher's outputs cannot be kept: the folder cannot be written, or is full.
+
+    `hint` ends the message.
+    """
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(1 << 16))
+            probe.flush()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UnavailableError(
+            f"{folder}: the cache of the teacher's outputs cannot be written there ({reason}); set EDGEKD_CACHE_HOME "
+            f"to another folder{hint}"
+        ) from error
 
 
 def cache_limit_bytes() -> int:

@@ -1,0 +1,140 @@
+"""Temporary files: one folder a process, which goes with it, and what killed processes have left behind."""
+
+import atexit
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from edgekd.errors import UnavailableError
+
+__all__ = ["home_folder", "require_scratch", "scratch"]
+
+LEAST_BYTES = 16_000_000
+"""Room without which nothing is begun: a small model in its precisions, plans and results."""
+FULL_BYTES = 1_000_000
+"""Where no more is left than this, an error is taken for one of the full disk."""
+_OWN = re.compile(r"edgekd-(\d+)-\w+")
+
+
+def require_scratch() -> None:
+    """Raise UnavailableError, with one line, where temporary files cannot be written or have no room."""
+    folder = _process_folder(os.getpid())
+    if (room := _room(folder)) < LEAST_BYTES:
+        raise UnavailableError(
+            f"{folder.parent}: the folder of temporary files has {room / 1e6:.1f} MB free and {LEAST_BYTES / 1e6:.0f} "
+            "MB are needed; free some, or set TMPDIR to another folder"
+        )
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A new folder for temporary files, removed after the block.
+
+    Raises UnavailableError where there is none, and in place of an error of the block that ends on a full disk: what
+    reads a file that was cut off there tells anything but that.
+    """
+    parent = _process_folder(os.getpid())
+    try:
+        made = tempfile.TemporaryDirectory(dir=parent, prefix="")
+    except OSError as error:
+        raise _unusable(parent.parent, error) from error
+    with made as name:
+        try:
+            yield Path(name)
+        except Exception as error:
+            if _room(parent) >= FULL_BYTES:
+                raise
+            raise UnavailableError(
+                f"{parent.parent}: the folder of temporary files is full; free some, or set TMPDIR to another folder"
+            ) from error
+
+
+@cache
+def _process_folder(pid: int) -> Path:
+    """The folder of this process, locked for as long as it lives; a forked child has its own."""
+    try:
+        parent = Path(tempfile.gettempdir())
+    except FileNotFoundError:  # Python has tried to write to each of them
+        raise UnavailableError(
+            "no folder of temporary files can be written, neither $TMPDIR nor /tmp, /var/tmp and the current one; "
+            "set TMPDIR to one with room"
+        ) from None
+    _remove_stale(parent)
+    try:
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=f"edgekd-{pid}-"))
+        _lock(folder / "lock", os.O_CREAT)
+    except OSError as error:
+        raise _unusable(parent, error) from error
+    atexit.register(_remove, folder, pid)
+    return folder
+
+
+def _unusable(parent: Path, error: OSError) -> UnavailableError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return UnavailableError(
+        f"{parent}: temporary files cannot be written there ({reason}); set TMPDIR to another folder"
+    )
+
+
+def _lock(path: Path, more: int = 0) -> int:
+    """The descriptor of the locked file; BlockingIOError if another process holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | more, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _remove(folder: Path, pid: int) -> None:
+    if os.getpid() == pid:  # a forked child that ends must not take its parent's files along
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_stale(parent: Path) -> None:
+    """Remove what killed processes of this user have left; one in another container is known by its lock."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(parent):
+            found = _OWN.fullmatch(entry.name)
+            if found and entry.is_dir(follow_symlinks=False) and not _lives(int(found[1])):
+                with contextlib.suppress(OSError):
+                    _remove_unlocked(Path(entry.path))
+
+
+def _remove_unlocked(folder: Path) -> None:
+    if folder.stat().st_uid != os.getuid():
+        return
+    descriptor = _lock(folder / "lock")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(descriptor)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True  # of another user
+    return True
+
+
+def _room(folder: Path) -> int:
+    """Free bytes; 0 where no file can be made any more."""
+    status = os.statvfs(folder)
+    return 0 if status.f_files and not status.f_favail else status.f_bavail * status.f_frsize
+
+
+def home_folder() -> Path:
+    """The user's home; UnavailableError where there is none, as for a user that a container does not know."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise UnavailableError("this user has no home folder; set HOME to a folder that can be written") from None
