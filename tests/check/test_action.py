@@ -393,3 +393,17 @@ def test_the_workflow_finds_the_model_of_the_base(job: Job, known_before: bool) 
     ended = run_step({**step, "shell": "bash"}, job, {}, ROOT)
     assert ended.outputs == ({"model": "base/model.onnx"} if known_before else {})
     assert ended.log.startswith("::notice") is not known_before
+
+
+def test_actions_of_others_are_pinned_and_get_no_credentials() -> None:
+    """A tag can be moved to other code; and no later step needs the token that checkout would leave on the disk."""
+    for path in (ROOT / "action.yml", *(ROOT / ".github" / "workflows").glob("*.yml")):
+        text = path.read_text()
+        for used in re.findall(r"uses: (.*)", text):
+            assert used.startswith("./") or re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", used), (
+                path,
+                used,
+            )
+        assert text.count("actions/checkout@") == text.count("persist-credentials: false"), path
+        events = yaml.safe_load(text).get(True, {})  # YAML 1.1 reads `on` as a truth value
+        assert "pull_request_target" not in events, path
