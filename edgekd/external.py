@@ -5,14 +5,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.errors import InputError
+from edgekd.errors import InputError, one_line
 from edgekd.files import file_sha256
 from edgekd.units import flat
 
 if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
-__all__ = ["external_data", "external_files", "file_digest"]
+__all__ = ["external_data", "external_files", "file_digest", "model_bytes", "whole_model"]
 
 
 def external_files(model: "ModelProto") -> list[str]:
@@ -45,8 +45,40 @@ def external_data(file: Path) -> InputError | None:
     return InputError(f"{file}: keeps its weights in other files ({where}); save it as one file") if others else None
 
 
+def whole_model(file: Path) -> tuple[int, str]:
+    """Bytes and SHA-256 of a model, the other files in which it keeps weights included.
+
+    Raises InputError if one of them cannot be read. What is no ONNX model is one file.
+    """
+    import onnx
+
+    digest = file_digest(file)
+    try:
+        model = onnx.load(file, load_external_data=False)
+    except Exception:  # protobuf's errors have no common base; the runtime says what is wrong with the file
+        return file.stat().st_size, digest
+    return model_bytes(file, model), digest
+
+
+def model_bytes(file: Path, model: "ModelProto") -> int:
+    """Bytes of the file, and of the others in which the model keeps weights; InputError if one cannot be read."""
+    return file.stat().st_size + sum(_weights_bytes(file, other) for other in external_files(model))
+
+
+def _weights_bytes(file: Path, location: str) -> int:
+    folder = file.parent
+    try:
+        path = (folder / location).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise InputError(f"{file}: keeps weights in {location!r}; they should lie in the folder of the model")
+        return path.stat().st_size
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise InputError(f"{file}: keeps weights in {location!r}, which cannot be read ({reason}); add it") from error
+
+
 def file_digest(path: Path) -> str:
-    """SHA-256 of a teacher's file, as hex; of an ONNX model whose tensors lie in other files, of those as well."""
+    """SHA-256 of a file, as hex; of an ONNX model whose tensors lie in other files, of those as well."""
     names = [] if path.suffix in (".safetensors", ".pt", ".pth") else _external_files(path)
     content = [file_sha256(path)]
     for beside in (path.parent / name for name in names):

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.check.precommit import file_problems
 from edgekd.errors import InputError
-from edgekd.external import external_data, external_files, file_digest
+from edgekd.external import external_data, external_files, file_digest, whole_model
 
 
 def outside() -> TensorProto:
@@ -82,14 +82,16 @@ def test_weights_in_another_file_are_found_in_every_place(place: str, tmp_path: 
     assert external_files(model) == ["weights"]
     file, weights = tmp_path / "m.onnx", tmp_path / "weights"
     file.write_bytes(model.SerializeToString())
-    problem = external_data(file)  # bench and check refuse it
+    problem = external_data(file)  # bench refuses it: its records are of one file
     assert isinstance(problem, InputError)
     assert str(problem) == f"{file}: keeps its weights in other files (weights); save it as one file"
-    with pytest.raises(InputError, match="keeps weights in 'weights', which cannot be read"):
-        file_problems(file)
+    for whole in (file_problems, whole_model):  # edgekd-check-files, and check
+        with pytest.raises(InputError, match="keeps weights in 'weights', which cannot be read"):
+            whole(file)
     weights.write_bytes(b"\0" * 4_000)
     assert "size" in file_problems(file, max_size_kb=4)[0]  # both files count
     before = file_digest(file)
+    assert whole_model(file) == (file.stat().st_size + 4_000, before)
     weights.write_bytes(b"\1" * 4_000)
     assert file_digest(file) != before
 

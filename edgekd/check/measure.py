@@ -19,9 +19,8 @@ from edgekd.check.record import Answers, Checked, Sample, refuse_other_machine
 from edgekd.check.sources import Source, signature_of
 from edgekd.check.verdict import judge_samples, judged_of
 from edgekd.errors import ModelError
-from edgekd.external import external_data
+from edgekd.external import file_digest, whole_model
 from edgekd.figures import ModelFigures
-from edgekd.files import file_sha256
 from edgekd.judge import Judged, Verdict
 from edgekd.runs import Estimate, Inputs, check_classes
 from edgekd.scratch import scratch
@@ -106,7 +105,7 @@ def _refuse_others(checked: Checked, asked: Asked) -> list[str]:
 def _needs(source: Source, target: Target, asked: Asked, baseline: Source | Checked | None) -> _Needs:
     budget = asked.budget.limits().keys()
     tolerance = {key for key, value in dataclasses.asdict(asked.tolerance).items() if value != "off"}
-    same = isinstance(baseline, Source) and file_sha256(baseline.file) == file_sha256(source.file)
+    same = isinstance(baseline, Source) and file_digest(baseline.file) == file_digest(source.file)
     if baseline is None or same:
         tolerance = set()
     timed = target.measurable and not tolerance.isdisjoint(SPEED_TOLERANCES)
@@ -149,12 +148,9 @@ def _sample(
     source: Source, target: Target, asked: Asked, needs: _Needs, estimate: Estimate, loaded: str = ""
 ) -> Sample:
     """What needs no looks of one model; the file with the SHA-256 `loaded` is known to load."""
-    problem = external_data(source.file)
-    if problem:
-        raise problem
+    size, digest = whole_model(source.file)
     signature = signature_of(source.file)
     inputs, effort = source.inputs.file if source.inputs else None, asked.effort
-    digest = file_sha256(source.file)
     if not any(dataclasses.astuple(needs)) and digest != loaded:  # no budget is met by a file that cannot be loaded
         measure_load(source.file, target, effort)
     memory = [measure_memory(source.file, target, effort) for _ in range(MEMORY_PROCESSES)] if needs.memory else []
@@ -163,7 +159,7 @@ def _sample(
     sample = Sample(
         name=source.name,
         sha256=digest,
-        size_bytes=source.file.stat().st_size,
+        size_bytes=size,
         target=target.name,
         provider=target.provider.name,
         at=datetime.now(UTC).isoformat(timespec="seconds"),

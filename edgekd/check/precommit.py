@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgekd import units
 from edgekd.console import open_streams, out, say
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, one_line, worst
-from edgekd.external import external_files
+from edgekd.external import model_bytes
 from edgekd.units import flat
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def file_problems(
     Raises InputError if it, or a file that holds its weights, cannot be read.
     """
     model = _load(file)
-    size = _size(file, model)
+    size = model_bytes(file, model)
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=None)
     problems = []
     if max_size_kb is not None and size > max_size_kb * 1_000:
@@ -109,23 +109,6 @@ def _load(file: Path) -> "ModelProto":
     if not model.HasField("graph") or not model.opset_import:
         raise InputError(f"{file}: is not an ONNX file (it has no graph or no opset)")
     return model
-
-
-def _size(file: Path, model: "ModelProto") -> int:
-    """Bytes of the file and of the others its weights lie in."""
-    return file.stat().st_size + sum(_weights_size(file, other) for other in external_files(model))
-
-
-def _weights_size(file: Path, location: str) -> int:
-    folder = file.parent
-    try:
-        path = (folder / location).resolve()
-        if not path.is_relative_to(folder.resolve()):
-            raise InputError(f"{file}: keeps weights in {location!r}; they should lie in the folder of the model")
-        return path.stat().st_size
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise InputError(f"{file}: keeps weights in {location!r}, which cannot be read ({reason}); add it") from error
 
 
 if __name__ == "__main__":

@@ -497,17 +497,36 @@ def test_a_file_that_may_not_be_read_leaves_the_other_jobs_alone(
     def refused(file: Path) -> str:
         raise PermissionError(13, "Permission denied", str(file))
 
-    monkeypatch.setattr(measure, "file_sha256", refused)
+    monkeypatch.setattr(measure, "whole_model", refused)
     judged = failed(job_for(model, budget=Budget(size_kb=1)))
     assert (judged.problem, judged.exit_code) == (f"{model}: Permission denied", ExitCode.USAGE)
 
 
-def test_weights_in_other_files_are_refused(model: Path, target: Target, tmp_path: Path) -> None:
-    big = onnx.load(model)
+def test_weights_in_other_files_count(
+    model: Path, target: Target, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `edgekd-check-files` counts them; and other weights make another model."""
+    from edgekd.check.precommit import main
+
+    big, weights = onnx.load(model), tmp_path / "weights"
     big.graph.initializer.append(numpy_helper.from_array(np.zeros(1_000, np.float32), "w"))
-    onnx.save(big, tmp_path / "big.onnx", save_as_external_data=True, location="weights", size_threshold=0)
-    problem = failed(job_for(tmp_path / "big.onnx", budget=Budget(size_kb=1))).problem
-    assert "keeps its weights in other files (weights)" in problem
+    file = tmp_path / "big.onnx"
+    onnx.save(big, file, save_as_external_data=True, location="weights", size_threshold=0)
+    source = Source(name="m", file=file)
+    for size_kb, outcome, code in ((4, "fail", 1), (9, "pass", 0)):
+        judged, checked = checked_of(source, target, Budget(size_kb=size_kb))
+        assert (judged.outcome, main([f"--max-size-kb={size_kb}", str(file)])) == (outcome, code)
+        assert checked.sample.size_bytes == file.stat().st_size + 4_000
+    same, _ = checked_of(source, target, Budget(), source, max_size_growth=0.0)
+    weights.write_bytes(b"\1" * 4_000)
+    _, other = checked_of(source, target, Budget(size_kb=9))
+    assert (same.sha256, other.sample.sha256 != checked.sample.sha256) == (checked.sample.sha256, True)
+    weights.unlink()
+    capsys.readouterr()
+    problem = failed(job_for(file, budget=Budget(size_kb=9))).problem
+    assert main([str(file)]) == 2
+    assert capsys.readouterr().err == f"edgekd-check-files: {problem}\n"
+    assert "keeps weights in 'weights', which cannot be read (No such file or directory); add it" in problem
 
 
 def test_the_devices_ceilings_bind_every_model(model: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
