@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edgekd.card import Card, Data, TextData, image_data
 from edgekd.data import text
 from edgekd.data.images import Split, check_labels, decode, decoded_split, fit, in_memory
-from edgekd.errors import ConfigError, InputError, did_you_mean, one_line
+from edgekd.errors import ConfigError, InputError, did_you_mean, one_line, shown
 from edgekd.imports import import_function
 
 __all__ = ["balanced_split", "keep_tokenizer", "load_test", "load_train_and_validation", "require_test"]
@@ -38,7 +38,7 @@ def _require_classes(card: Card, labels: NDArray[np.int64], least: int, rule: st
     what = "sentence" if isinstance(card.data, TextData) else "image"
     for name, count in zip(card.data.classes, np.bincount(labels, minlength=len(card.data.classes)), strict=True):
         if count < least:
-            raise InputError(f"{card.file}: class {name!r} has {count or 'no'} training {what}; {rule}")
+            raise InputError(f"{card.file}: class {shown(name)} has {count or 'no'} training {what}; {rule}")
 
 
 def require_test(card: Card, folder: Path | None) -> None:
@@ -185,8 +185,8 @@ def _image_folder(data: Data, folder: Path, part: str) -> Split:
     found = sorted(path.name for path in root.iterdir() if path.is_dir())
     if not found:
         raise InputError(
-            f"{root}: holds no folders; it should hold one for each class, such as {data.classes[0]!r}, or 'train' and "
-            "'test' with those inside (--data, or data.path in the card, names it)"
+            f"{root}: holds no folders; it should hold one for each class, such as {shown(data.classes[0])}, or "
+            "'train' and 'test' with those inside (--data, or data.path in the card, names it)"
         )
     for name in found:
         if name not in data.classes:
@@ -196,7 +196,7 @@ def _image_folder(data: Data, folder: Path, part: str) -> Split:
     for label, name in enumerate(data.classes):
         inside = sorted(path for path in (root / name).glob("**/*") if path.is_file() and path.name[0] != ".")
         if not inside:
-            raise InputError(f"{root / name}: the card's class {name!r} has no images there")
+            raise InputError(f"{root / name}: the card's class {shown(name)} has no images there")
         files += inside
         labels += [label] * len(inside)
     every = check_labels(np.array(labels, dtype=np.int64), data.classes, str(root))
@@ -230,7 +230,9 @@ def _torchvision(data: Data, folder: Path, part: str) -> Split:
 
     known = [name for name in torchvision.datasets.__all__ if name[0].isupper()]
     if data.name not in known:
-        raise ConfigError(f"data.name: torchvision has no data set {data.name!r}; {did_you_mean(data.name, known)}")
+        raise ConfigError(
+            f"data.name: torchvision has no data set {shown(data.name)}; {did_you_mean(data.name, known)}"
+        )
     cls = getattr(torchvision.datasets, data.name)
     parameters = inspect.signature(cls.__init__).parameters
     which = {"train": part == "train"} if "train" in parameters else {"split": part}

@@ -10,7 +10,7 @@ from torch import nn
 
 from edgekd.candidate import Shape
 from edgekd.card import Card, Student, Teacher, TextData
-from edgekd.errors import ConfigError, did_you_mean, one_line
+from edgekd.errors import ConfigError, did_you_mean, one_line, shown
 from edgekd.imports import import_function, require
 from edgekd.nets.cifar_resnet import CifarResNet, CifarResNetShape
 from edgekd.nets.small import ConvNetShape, MlpShape, convnet, mlp
@@ -53,7 +53,7 @@ def _mobilenet_v2(shape: MobileNetV2Shape, channels: int, size: int, classes: in
 def _torchvision(shape: NamedShape, channels: int, size: int, classes: int) -> nn.Module:
     known = torchvision.models.list_models(module=torchvision.models)
     if shape.model not in known:
-        raise ValueError(f"torchvision has no model {shape.model!r}; {_nearest(shape.model, known)}")
+        raise ValueError(f"torchvision has no model {shown(shape.model)}; {_nearest(shape.model, known)}")
     net: nn.Module = torchvision.models.get_model(shape.model, weights=None, num_classes=classes)
     return _for_channels(net, channels)
 
@@ -61,7 +61,7 @@ def _torchvision(shape: NamedShape, channels: int, size: int, classes: int) -> n
 def _timm(shape: NamedShape, channels: int, size: int, classes: int) -> nn.Module:
     timm = require("timm", "timm", "the family 'timm'")
     if shape.model not in timm.list_models():
-        raise ValueError(f"timm has no model {shape.model!r}; {_nearest(shape.model, timm.list_models())}")
+        raise ValueError(f"timm has no model {shown(shape.model)}; {_nearest(shape.model, timm.list_models())}")
     net: nn.Module = timm.create_model(shape.model, pretrained=False, num_classes=classes, in_chans=channels)
     return net
 
@@ -123,7 +123,7 @@ def make(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.M
     if owner.family not in families:
         key = f"{where.split('.')[0]}.family"
         elsewhere = owner.family in (FAMILIES if text else TEXT_FAMILIES)
-        what = f"{owner.family!r} is not for {card.task}" if elsewhere else f"unknown family {owner.family!r}"
+        what = f"{shown(owner.family)} is not for {card.task}" if elsewhere else f"unknown family {shown(owner.family)}"
         raise ConfigError(f"{card.file}: {key}: {what}; {did_you_mean(owner.family, [*families, 'import'])}")
     cls, function = families[owner.family]
     typed: Any = build(cls, shape, f"{card.file}: {where}")
