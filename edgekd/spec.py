@@ -146,10 +146,14 @@ def _explain(cls: type, error: pydantic.ValidationError) -> str:
         rule = cut(first["msg"].removeprefix("Value error, "), 400)
         return f"{key}: {rule}{more}" if key else f"{rule}{more}"
     # Where one of several types will do, each says what it expects.
-    rules = dict.fromkeys(problem["msg"].removeprefix("Input ") for problem in problems if _key(problem["loc"]) == key)
+    rules = dict.fromkeys(_NOUN.sub("", problem["msg"]) for problem in problems if _key(problem["loc"]) == key)
     rule, *either = rules
     rule += "".join(f" or {other.removeprefix('should be ')}" for other in either)
     return f"{key}: got {_short(first['input'])}; it {rule}{more}"
+
+
+_NOUN = re.compile(r"^(Input|Tuple|List|Dictionary|String) (?=should )")
+"""What a message of pydantic begins with; ours say `it`."""
 
 
 def _key(loc: tuple[int | str, ...]) -> str:

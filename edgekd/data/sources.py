@@ -249,7 +249,7 @@ def _torchvision(data: Data, folder: Path, part: str) -> Split:
         image = pairs[i][0]
         return f"{image.mode} {image.size}\0".encode() + bytes(image.tobytes())
 
-    return decoded_split(labels, lambda i: fit(pairs[i][0], data), origin, data)
+    return decoded_split(labels, lambda i: fit(pairs[i][0], data, f"{folder}: image {i}"), origin, data)
 
 
 def _imported(card: Card, folder: Path, part: str) -> Split:

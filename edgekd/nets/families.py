@@ -1,8 +1,11 @@
 """Families: a name, its shape, and the function that makes a network of that shape."""
 
 import itertools
+import math
+from collections.abc import Callable
 from typing import Annotated, Any
 
+import torch
 import torchvision.models
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -28,14 +31,20 @@ from edgekd.spec import build
 
 __all__ = ["FAMILIES", "TEXT_FAMILIES", "make", "make_shapes"]
 
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+MAX_CANDIDATES = 1_000
+"""Each takes about three seconds to measure; of far fewer one is chosen as well."""
+
+MAX_PARAMS = 1_000_000_000
+"""Of a network; the weights then have 4 GB."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class MobileNetV2Shape:
     """MobileNetV2 (Sandler et al. 2018) as torchvision has it; `width` multiplies every channel count."""
 
-    width: Annotated[float, Field(gt=0)] = 1.0
+    width: Annotated[float, Field(gt=0, le=100)] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -102,8 +111,19 @@ TEXT_FAMILIES: dict[str, tuple[type, Any]] = {
 
 
 def make_shapes(card: Card, student: Student) -> list[Shape]:
-    """Every combination of the student's knobs, each checked against its family."""
+    """Every combination of the student's knobs, each checked against its family.
+
+    Raises ConfigError where there are more than MAX_CANDIDATES, before the first network is made.
+    """
     names = list(student.knobs)
+    count = math.prod(len(values) for values in student.knobs.values())
+    if count > MAX_CANDIDATES:
+        longest = max(names, key=lambda name: len(student.knobs[name]))
+        raise ConfigError(
+            f"{card.file}: student.knobs: every combination of values is a candidate, here {count:,}; at most "
+            f"{MAX_CANDIDATES:,} are tried; give fewer values, first of {shown(longest)}, which has "
+            f"{len(student.knobs[longest]):,}"
+        )
     shapes = [dict(zip(names, values, strict=True)) for values in itertools.product(*student.knobs.values())]
     for shape in shapes:
         make(card, student, shape, "student.knobs")
@@ -129,10 +149,20 @@ def make(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.M
     typed: Any = build(cls, shape, f"{card.file}: {where}")
     sizes = (data.vocabulary,) if isinstance(data, TextData) else (data.channels, data.size)
     try:
+        if owner.family != "timm":  # whose networks are of known sizes, and not all made to be built without memory
+            _refuse_giant(function, typed, *sizes, len(data.classes))
         net: nn.Module = function(typed, *sizes, len(data.classes))
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, TypeError, OverflowError) as error:  # torch's own, for sizes beyond 64 bits
         raise ConfigError(f"{card.file}: {where}: {one_line(error)}") from error
     return net
+
+
+def _refuse_giant(function: Callable[..., nn.Module], *arguments: Any) -> None:
+    """Raise ValueError for a network of more than MAX_PARAMS parameters; it is counted without memory for them."""
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in function(*arguments).parameters())
+    if count > MAX_PARAMS:
+        raise ValueError(f"the network has {count:,} parameters; at most {MAX_PARAMS:,} are built; make it smaller")
 
 
 def _imported(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.Module:
