@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision.models
 
-from edgekd.card import Card, Student, load_card
+from edgekd.card import Card, Student, TextData, load_card
 from edgekd.errors import ConfigError, UnavailableError
 from edgekd.nets.deployed import count_params
 from edgekd.nets.families import FAMILIES, TEXT_FAMILIES, make, make_shapes
@@ -75,6 +75,7 @@ def test_counting_parameters_draws_no_random_numbers(family: str) -> None:
     torch.manual_seed(0)
     made = make(card, student(family), {}, "student.knobs").state_dict()
     torch.manual_seed(0)
+    assert isinstance(card.data, TextData)
     plain = function(cls(), card.data.vocabulary, len(card.data.classes)).state_dict()
     assert all(torch.equal(made[name], plain[name]) for name in plain)
 
