@@ -1,7 +1,6 @@
 """What `bench` and `check` are pointed at: run folders and bare model files; no torch."""
 
 import tempfile
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +87,7 @@ def read_arrays(path: Path, folder: Path) -> Inputs:
     Raises InputError for anything else.
     """
     rule = "should be an .npz file with the arrays inputs and labels"
-    if not path.is_file() or not zipfile.is_zipfile(path):
+    if not path.is_file():
         raise InputError(f"{path}: {rule if path.exists() else 'no such file'}")
     file = folder / "second.npy"
     try:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from edgekd.card import Card, Data, TextData, image_data
 from edgekd.data import text
 from edgekd.data.images import Split, check_labels, decode, decoded_split, fit, in_memory
+from edgekd.data.parquet import parquet_files, read_rows
 from edgekd.errors import ConfigError, InputError, did_you_mean, one_line, shown
 from edgekd.imports import import_function
 
@@ -45,7 +46,7 @@ def require_test(card: Card, folder: Path | None) -> None:
     """Raise InputError if the test part is not there; nothing of it is read. Better now than after training."""
     place = _place(card, folder)
     if card.data.source == "parquet" and place:
-        _parquet_files(place, "test")
+        parquet_files(place, "test")
     if card.data.source == "image-folder" and place:
         _part_folder(place, "test")
     if card.data.source == "tsv" and place:
@@ -128,44 +129,11 @@ def _digits(part: str) -> Split:
 
 def _parquet(data: Data, folder: Path, part: str) -> Split:
     """Parquet files `PART-*.parquet` in the Hugging Face image layout: `image: {bytes, path}`, `label`."""
-    import pyarrow
-    import pyarrow.parquet
-
-    files = _parquet_files(folder, part)
-    contents: list[bytes] = []
-    names: list[str] = []
-    labels: list[int] = []
-    for file in files:
-        try:
-            table = pyarrow.parquet.read_table(file)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(f"{file}: not a readable parquet file: {one_line(error, 120)}") from error
-        image_column = next((name for name in ("image", "img") if name in table.column_names), None)
-        if image_column is None or "label" not in table.column_names:
-            raise InputError(f"{file}: has columns {', '.join(table.column_names)}; 'image' and 'label' are needed")
-        label_type = table.schema.field("label").type
-        if not pyarrow.types.is_integer(label_type) or table["label"].null_count:
-            raise InputError(
-                f"{file}: label is {label_type} with {table['label'].null_count} nulls; whole numbers are needed"
-            )
-        rows = table[image_column].to_pylist()
-        try:
-            contents += [row["bytes"] for row in rows]
-        except (TypeError, KeyError) as error:
-            raise InputError(
-                f"{file}: {image_column} is {table.schema.field(image_column).type}; a struct with 'bytes' is needed"
-            ) from error
-        names += [f"{file} row {row}" for row in range(len(rows))]
-        labels += table["label"].to_pylist()
-    checked = check_labels(np.array(labels, dtype=np.int64), data.classes, str(folder))
-    return decoded_split(checked, lambda i: decode(contents[i], data, names[i]), lambda i: contents[i] or b"", data)
-
-
-def _parquet_files(folder: Path, part: str) -> list[Path]:
-    files = sorted(folder.glob(f"{part}*.parquet")) or sorted(folder.glob(f"data/{part}*.parquet"))
-    if not files:
-        raise InputError(f"{folder}: holds no {part}*.parquet file")
-    return files
+    rows = read_rows(parquet_files(folder, part), data.classes)
+    labels = check_labels(np.array(rows.labels, dtype=np.int64), data.classes, str(folder))
+    return decoded_split(
+        labels, lambda i: decode(rows.contents[i], data, rows.names[i]), lambda i: rows.contents[i], data
+    )
 
 
 def _part_folder(folder: Path, part: str) -> Path:

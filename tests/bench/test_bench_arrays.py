@@ -2,6 +2,7 @@
 
 import io
 import random
+import struct
 import zipfile
 from pathlib import Path
 
@@ -80,6 +81,10 @@ def test_an_archive_that_cannot_be_unpacked(tmp_path: Path) -> None:
         damaged[place] = value
         path.write_bytes(damaged)
         assert problem(path) == f"'inputs' {said}"
+    end = whole.rindex(b"PK\x05\x06")
+    several_disks = whole[:end] + b"PK\x06\x07" + struct.pack("<LQL", 0, 0, 2) + whole[end:]
+    path.write_bytes(several_disks)
+    assert problem(path).startswith("'inputs' cannot be unpacked: zipfiles that span multiple disks")
     path.write_bytes(whole[: len(whole) // 2])
     assert problem(path) == "'inputs' cannot be unpacked: File is not a zip file"
 
