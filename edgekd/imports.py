@@ -8,6 +8,7 @@ from typing import Any
 
 from edgekd.card import Card
 from edgekd.errors import ConfigError, UnavailableError, did_you_mean, one_line, shown
+from edgekd.host import real
 
 __all__ = ["import_function", "require"]
 
@@ -28,11 +29,11 @@ def import_function(card: Card, path: str) -> Callable[..., Any]:
     This runs the user's own code: the one place where a card can. Raises ConfigError or UnavailableError.
     """
     module_name, _, name = path.partition(":")
-    folder = str(Path(card.file).parent.resolve())
+    folder = str(real(Path(card.file).parent))
     sys.path[:] = [folder, *(place for place in sys.path if place != folder)]
     beside = Path(folder, *module_name.split(".")).with_suffix(".py")
     loaded = getattr(sys.modules.get(module_name), "__file__", None)
-    if beside.is_file() and loaded and Path(loaded).resolve() != beside:
+    if beside.is_file() and loaded and real(Path(loaded)) != beside:
         del sys.modules[module_name]  # another card's module of the same name
     try:
         module = importlib.import_module(module_name)

@@ -46,6 +46,8 @@ def locate(kind: str, name: str) -> Path:
     Raises ConfigError with the nearest names if there is none.
     """
     word = {"targets": "target", "models": "card"}[kind]
+    if not name.isascii() and "\\ud" in ascii(name):  # what Python makes of bytes that are no UTF-8
+        raise ConfigError(f"{word} {shown(name)}: its path is not UTF-8 text; rename it")
     if name.endswith(".toml") or "/" in name or "\\" in name:
         path = Path(name)
         if not path.is_file():
@@ -140,6 +142,8 @@ def _explain(cls: type, error: pydantic.ValidationError) -> str:
     more = f" (and {others} more)" if others else ""
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{key}: unknown key; {did_you_mean(str(first['loc'][-1]), _keys_at(cls, first['loc'][:-1]))}{more}"
+    if first["type"] == "json_invalid":  # JSON has all values but halves of characters
+        return "holds text that is not UTF-8; write it in UTF-8"
     if first["type"] in ("missing", "missing_argument"):
         return f"{key}: is missing; add it{more}"
     if first["type"] == "value_error":  # a rule of ours; the text names what was got

@@ -1,5 +1,6 @@
 """TOML files into typed objects: every mistake is one line with file, key, value, rule and the nearest name."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -175,6 +176,16 @@ def test_what_a_build_is_given_may_be_deep_or_long() -> None:
     assert problem(GOOD | {"names": deep}).startswith("holds tables or arrays inside one another")
     assert len(problem(GOOD | {"k" * 100_000: 1})) < 200
     assert len(problem(GOOD | {"named": {"k" * 100_000: {"size": 0}}})) < 200
+
+
+def test_names_and_texts_that_are_not_utf_8(tmp_path: Path) -> None:
+    name = str(tmp_path / os.fsdecode(b"a\xff.toml"))
+    Path(name).write_text("")
+    with pytest.raises(ConfigError, match=r"^card '.+: its path is not UTF-8 text; rename it$"):
+        locate("models", name)
+    assert problem(GOOD | {os.fsdecode(b"a\xff"): 1}) == "holds text that is not UTF-8; write it in UTF-8"
+    (tmp_path / "ü.toml").write_text("")
+    assert locate("models", str(tmp_path / "ü.toml")) == tmp_path / "ü.toml"
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from edgekd.devices import host
 from edgekd.devices.environments import Runtime, runtime_of
 from edgekd.errors import EdgekdError, InputError, ModelError
 from edgekd.figures import Placement
+from edgekd.host import real
 from edgekd.target import Target
 
 __all__ = [
@@ -114,7 +115,7 @@ def _as_text(file: Path, link: Path) -> str:
     try:
         str(file).encode()
     except UnicodeEncodeError:
-        link.symlink_to(file.resolve())
+        link.symlink_to(real(file))
         return str(link)
     return str(file)
 

@@ -15,6 +15,7 @@ from edgekd.card import Budget
 from edgekd.check.asked import Job
 from edgekd.check.tolerance import Tolerance
 from edgekd.errors import ConfigError, InputError, did_you_mean, shown
+from edgekd.devices.host import real
 from edgekd.files import read_json
 from edgekd.spec import build, bundled_names, read_toml
 from edgekd.units import visible
@@ -165,7 +166,7 @@ def _files(folder: Path, pattern: str, where: str) -> list[Path]:
     # Path.glob refuses absolute patterns.
     found = sorted(folder / name for name in glob.glob(pattern, root_dir=folder, recursive=True))  # noqa: PTH207
     if not found:
-        raise InputError(f"{where}: {shown(pattern)} matches nothing in {folder.resolve()}")
+        raise InputError(f"{where}: {shown(pattern)} matches nothing in {real(folder)}")
     return found
 
 
@@ -195,8 +196,8 @@ def manifest_for_run(run: Path, folder: Path) -> str:
     asked = build(Budget, made["budget"], f"{run / 'run.json'}: budget")
     limits = {key: value for key, value in dataclasses.asdict(asked).items() if value is not None}
     limits.pop("teacher_min_accuracy", None)
-    plain = run.resolve()
-    path = plain.relative_to(folder.resolve()) if plain.is_relative_to(folder.resolve()) else plain
+    plain = real(run)
+    path = plain.relative_to(real(folder)) if plain.is_relative_to(real(folder)) else plain
     budget = "\n".join(f"{key} = {value}" for key, value in limits.items()) or "# size_kb = 300"
     return TEMPLATE.format(target=_quoted(target), own=own, path=_quoted(str(path)), budget=budget)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgekd import units
 from edgekd.check.wording import visible
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, one_line, worst
+from edgekd.devices.host import real
 from edgekd.external import external_files
 
 if TYPE_CHECKING:
@@ -110,8 +111,8 @@ def _size(file: Path, model: "ModelProto") -> int:
 def _weights_size(file: Path, location: str) -> int:
     folder = file.parent
     try:
-        path = (folder / location).resolve()
-        if not path.is_relative_to(folder.resolve()):
+        path = real(folder / location)
+        if not path.is_relative_to(real(folder)):
             raise InputError(f"{file}: keeps weights in {location!r}; they should lie in the folder of the model")
         return path.stat().st_size
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have

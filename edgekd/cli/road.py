@@ -1,7 +1,6 @@
 """`distill` and `teach`: from the command line to the pipeline."""
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from edgekd.console import out as show
 from edgekd.console import say
 from edgekd.devices.environments import require_runtime
 from edgekd.errors import EdgekdError, ExitCode, InputError, did_you_mean
+from edgekd.devices.host import processes
 from edgekd.external import file_digest
 from edgekd.imports import require
 from edgekd.judge import verdict_words
@@ -85,7 +85,7 @@ def several_processes() -> Iterator[bool]:
 
     The others help it with the trainings that it tells of, and leave when it does.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if processes() == 1:
         yield True
         return
     _need_training()

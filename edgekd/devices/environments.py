@@ -18,6 +18,7 @@ from typing import Literal
 
 from edgekd.devices import host
 from edgekd.errors import ConfigError, UnavailableError, did_you_mean, shown
+from edgekd.host import user_folder
 from edgekd.target import Target
 
 __all__ = [
@@ -63,8 +64,8 @@ class Runtime:
 def environment_folder(name: str, beside: str = "") -> Path:
     """Where the environment is: a path as it stands (relative to the target's file), a name in the data folder."""
     if "/" in name or os.sep in name:
-        return Path(beside).parent / Path(name).expanduser()
-    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+        return Path(beside).parent / user_folder(name, f"{beside}: environment")
+    data = user_folder(os.environ.get("XDG_DATA_HOME") or "~/.local/share", "XDG_DATA_HOME")
     return data / "edgekd" / "environments" / name
 
 

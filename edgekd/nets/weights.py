@@ -32,6 +32,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"{path}: no such weights file")
     try:
+        if not str(path).isprintable():  # safetensors opens only paths that are UTF-8
+            return safetensors.torch.load(path.read_bytes())
         return safetensors.torch.load_file(path)
     except Exception as error:  # SafetensorError; KeyError for a dtype of a later version; what torch makes of the rest
         if _begins_as_torch(path):

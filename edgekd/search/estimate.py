@@ -228,7 +228,7 @@ def reference_ms(reference: Reference, here: Target) -> float:
     key |= {"onnxruntime": onnxruntime.__version__, "cpu": host.machine().model, "schema_version": SCHEMA_VERSION}
     key |= dataclasses.asdict(here.quantization) if reference.precision == "int8" else {}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    caches = host.user_folder(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME")
     path = caches / "edgekd" / "references" / f"{reference.network}-{reference.precision}-{digest}.json"
     if path.exists():
         return float(read_json(path)["p50_ms"])

@@ -1,5 +1,6 @@
 """Weights files: what is read, what is refused, and that nothing in them runs."""
 
+import os
 import pickle
 import random
 import struct
@@ -95,6 +96,12 @@ def test_channels_last_weights_are_saved_like_others(tmp_path: Path) -> None:
     save_state(net(), tmp_path / "a.safetensors", {})
     save_state(net().to(memory_format=torch.channels_last), tmp_path / "b.safetensors", {})
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"w\xff.safetensors")
+    save_state(net(), path, {})
+    assert equal(read_state(path), net().state_dict())
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
