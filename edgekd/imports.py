@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.card import Card
+from edgekd.devices.host import real
 from edgekd.errors import ConfigError, UnavailableError, did_you_mean, one_line, shown
-from edgekd.host import real
 
 __all__ = ["import_function", "require"]
 

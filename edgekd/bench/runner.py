@@ -18,9 +18,9 @@ from edgekd.bench.records import Effort, Plan, Record, comparable
 from edgekd.bench.sequences import sequence_of
 from edgekd.devices import host
 from edgekd.devices.environments import Runtime, runtime_of
+from edgekd.devices.host import real
 from edgekd.errors import EdgekdError, InputError, ModelError
 from edgekd.figures import Placement
-from edgekd.host import real
 from edgekd.target import Target
 
 __all__ = [

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from edgekd import units
 from edgekd.check.wording import visible
-from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, one_line, worst
 from edgekd.devices.host import real
+from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, one_line, worst
 from edgekd.external import external_files
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from edgekd.card import Card, load_card, parse_budget
 from edgekd.console import out as show
 from edgekd.console import say
 from edgekd.devices.environments import require_runtime
-from edgekd.errors import EdgekdError, ExitCode, InputError, did_you_mean
 from edgekd.devices.host import processes
+from edgekd.errors import EdgekdError, ExitCode, InputError, did_you_mean
 from edgekd.external import file_digest
 from edgekd.imports import require
 from edgekd.judge import verdict_words

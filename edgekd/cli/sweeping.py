@@ -11,8 +11,8 @@ from edgekd.card import Card, load_card
 from edgekd.cli.road import digests_of_more
 from edgekd.console import out as show
 from edgekd.console import say
-from edgekd.errors import ConfigError, ExitCode
 from edgekd.devices.host import processes
+from edgekd.errors import ConfigError, ExitCode
 from edgekd.external import file_digest
 from edgekd.files import locked
 from edgekd.imports import require

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from edgekd.devices import host
+from edgekd.devices.host import user_folder
 from edgekd.errors import ConfigError, UnavailableError, did_you_mean, shown
-from edgekd.host import user_folder
 from edgekd.target import Target
 
 __all__ = [

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from edgekd import host
+from edgekd.devices import host
 from edgekd.errors import ConfigError, EdgekdError, UnavailableError, one_line
 
 __all__ = [

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.console import say
-from edgekd.errors import ConfigError, UnavailableError, did_you_mean, one_line
 from edgekd.devices.host import real
+from edgekd.errors import ConfigError, UnavailableError, did_you_mean, one_line
 from edgekd.files import atomic, read_json, write_json
 from edgekd.imports import require
 

@@ -25,8 +25,8 @@ from urllib.parse import quote, unquote
 
 from edgekd import units
 from edgekd.console import say
-from edgekd.errors import ConfigError, InputError
 from edgekd.devices.host import user_folder
+from edgekd.errors import ConfigError, InputError
 from edgekd.files import read_json, write_json
 
 __all__ = [

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from edgekd.bench.accuracy import confusion, recall
 from edgekd.bench.statistics import Interval, wilson
 from edgekd.card import Budget, load_card
+from edgekd.devices.host import real
 from edgekd.errors import EdgekdError, InputError, one_line
 from edgekd.figures import Figure, ModelFigures
-from edgekd.devices.host import real
 from edgekd.files import read_json
 from edgekd.judge import Line, verdict_words
 from edgekd.result import read_bench, read_verdict
