@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from edgekd.errors import ConfigError, did_you_mean
-from edgekd.recipe import Augment, Fraction, Positive, Recipe, Term, Training
+from edgekd.errors import ConfigError, did_you_mean, shown
+from edgekd.recipe import Augment, Fraction, Positive, Recipe, Seed, Term, Training
 from edgekd.spec import build, locate, read_toml
 
 __all__ = [
@@ -31,10 +31,16 @@ __all__ = [
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
+MAX_SIDE = 8192
+"""Pixels of an image's side: one image of colour then has 200 MB."""
+
+MAX_TOKENS = 65_536
+"""Of a sentence."""
+
 
 def _import_path(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
-        raise ValueError(f"should be package.module:function, got {text!r}")
+        raise ValueError(f"should be package.module:function, got {shown(text)}")
     return text
 
 
@@ -54,9 +60,9 @@ class Data:
     """import only: `package.module:function`, called with (path, split) -> (uint8 NHWC images, labels)."""
     download: bool = False
     """torchvision only: whether the network may be used to fetch the set."""
-    size: Annotated[int, Field(ge=1)]
+    size: Annotated[int, Field(ge=1, le=MAX_SIDE)]
     """Height and width the network sees, pixels."""
-    resize: Annotated[int, Field(ge=1)] | None = None
+    resize: Annotated[int, Field(ge=1, le=MAX_SIDE)] | None = None
     """image-folder only: the shorter side is resized to this before the centre is cut out; default `size`."""
     channels: Literal[1, 3] = 3
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
@@ -66,7 +72,7 @@ class Data:
     std: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=3)]
     validation_fraction: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
     """Share of the training images set apart, the same for each class; every choice is made on it."""
-    validation_seed: Annotated[int, Field(ge=0)] = 0
+    validation_seed: Seed = 0
 
     @model_validator(mode="after")
     def _check(self) -> "Data":
@@ -92,9 +98,9 @@ class TextData:
     """import only: `package.module:function`, called with (path, split) -> (sentences, labels)."""
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     """Class names in label order. A label in the files is a class's name, or its place counted from 0."""
-    max_length: Annotated[int, Field(ge=1)]
+    max_length: Annotated[int, Field(ge=1, le=MAX_TOKENS)]
     """Tokens of a sentence beyond this many are cut off."""
-    vocabulary: Annotated[int, Field(ge=3)]
+    vocabulary: Annotated[int, Field(ge=3, le=10_000_000)]
     """Tokens that are told apart, two of them being padding and `[UNK]`, which stands for all others."""
     tokenizer: str = ""
     """A `tokenizer.json` of the tokenizers library, relative to the card. Without one the tokens are the most frequent
@@ -103,7 +109,7 @@ class TextData:
     """Tokens of the sentences that latency is measured with; default the median of the validation sentences."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
     """Share of the training sentences set apart, the same for each class, where there is no dev.tsv."""
-    validation_seed: Annotated[int, Field(ge=0)] = 0
+    validation_seed: Seed = 0
 
     @model_validator(mode="after")
     def _check(self) -> "TextData":
@@ -218,7 +224,7 @@ def read_tables(name: str) -> tuple[dict[str, Any], str]:
             raise ConfigError(f"{path}: {key}: unknown key; {did_you_mean(key, ['budget', 'title', 'data'])}")
     table = data.pop("budget", {})
     if not isinstance(table, dict):
-        raise ConfigError(f"{path}: budget: got {table!r}; it should be a table of limits")
+        raise ConfigError(f"{path}: budget: got {shown(table)}; it should be a table of limits")
     everywhere = {key: value for key, value in table.items() if not isinstance(value, dict)}
     budgets = {"": dataclasses.asdict(build(Budget, everywhere, f"{path}: [budget]"))}
     for target, limits in table.items():
@@ -274,9 +280,9 @@ def parse_budget(options: list[str]) -> Budget:
     for option in options:
         key, equals, text = option.partition("=")
         if not equals:
-            raise ConfigError(f"--budget {option!r}: it should be key=value, such as size_kb=300")
+            raise ConfigError(f"--budget {shown(option)}: it should be key=value, such as size_kb=300")
         try:
             values[key.strip()] = float(text)
         except ValueError:
-            raise ConfigError(f"--budget {key}: got {text!r}; it should be a number") from None
+            raise ConfigError(f"--budget {key}: got {shown(text)}; it should be a number") from None
     return build(Budget, values, "--budget")

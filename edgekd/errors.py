@@ -22,8 +22,10 @@ __all__ = [
     "InputError",
     "ModelError",
     "UnavailableError",
+    "cut",
     "did_you_mean",
     "one_line",
+    "shown",
     "worst",
 ]
 
@@ -80,12 +82,21 @@ def worst(codes: Iterable[int]) -> int:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`did you mean 'x'? Known: a, b.` for an unknown `name`."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name[:200], names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     return f"{hint}Known: {', '.join(names) or 'none'}."
 
 
+def cut(text: str, limit: int = 60) -> str:
+    """`text`, of at most `limit` characters: what comes from a file must not fill the screen."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def shown(value: object) -> str:
+    """A value that a user gave as a message quotes it, cut to what fits a line."""
+    return cut(repr(value[:100] if isinstance(value, str) else value))
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """The message of a foreign exception on one line of at most `limit` characters."""
-    text = flat(str(error)) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return cut(flat(str(error)) or type(error).__name__, limit)

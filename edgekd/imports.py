@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.card import Card
-from edgekd.errors import ConfigError, UnavailableError, did_you_mean, one_line
+from edgekd.devices.host import real
+from edgekd.errors import ConfigError, UnavailableError, did_you_mean, one_line, shown
 
 __all__ = ["import_function", "require"]
 
@@ -28,20 +29,24 @@ def import_function(card: Card, path: str) -> Callable[..., Any]:
     This runs the user's own code: the one place where a card can. Raises ConfigError or UnavailableError.
     """
     module_name, _, name = path.partition(":")
-    folder = str(Path(card.file).parent.resolve())
+    folder = str(real(Path(card.file).parent))
     sys.path[:] = [folder, *(place for place in sys.path if place != folder)]
     beside = Path(folder, *module_name.split(".")).with_suffix(".py")
     loaded = getattr(sys.modules.get(module_name), "__file__", None)
-    if beside.is_file() and loaded and Path(loaded).resolve() != beside:
+    if beside.is_file() and loaded and real(Path(loaded)) != beside:
         del sys.modules[module_name]  # another card's module of the same name
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise UnavailableError(f"{card.file}: function {path!r} cannot be imported: {one_line(error, 150)}") from error
+        raise UnavailableError(
+            f"{card.file}: function {shown(path)} cannot be imported: {one_line(error, 150)}"
+        ) from error
     except Exception as error:  # the user's own code
-        raise ConfigError(f"{card.file}: function {path!r} cannot be imported: {one_line(error, 150)}") from error
+        raise ConfigError(f"{card.file}: function {shown(path)} cannot be imported: {one_line(error, 150)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ConfigError(f"{card.file}: module {module_name!r} has no function {name!r}; {did_you_mean(name, known)}")
+        raise ConfigError(
+            f"{card.file}: module {shown(module_name)} has no function {shown(name)}; {did_you_mean(name, known)}"
+        )
     return function  # type: ignore[no-any-return]  # whatever the user wrote

@@ -9,7 +9,7 @@ an error and goes on with the CPU, or (CPU provider) says nothing at all; so edg
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edgekd.errors import did_you_mean
+from edgekd.errors import did_you_mean, shown
 
 __all__ = ["PROVIDERS", "ProviderInfo", "option_error"]
 
@@ -138,9 +138,9 @@ PROVIDERS = {
 def option_error(provider: str, options: Mapping[str, str]) -> str:
     """What is wrong with a provider's name or options; empty when nothing is."""
     if provider not in PROVIDERS:
-        return f"must name a known execution provider, got {provider!r}; {did_you_mean(provider, PROVIDERS)}"
+        return f"must name a known execution provider, got {shown(provider)}; {did_you_mean(provider, PROVIDERS)}"
     known = PROVIDERS[provider].options
     for option in options:
         if option not in known:
-            return f"{provider} documents no option {option!r}; {did_you_mean(option, known)}"
+            return f"{provider} documents no option {shown(option)}; {did_you_mean(option, known)}"
     return ""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-__all__ = ["TEMPERED", "Augment", "Feature", "Recipe", "Stage", "Term", "Training"]
+__all__ = ["TEMPERED", "Augment", "Feature", "Recipe", "Seed", "Stage", "Term", "Training"]
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Positive = Annotated[float, Field(gt=0)]
@@ -103,11 +103,11 @@ class Feature:
     distance_weight: NotNegative = 25.0
     angle_weight: NotNegative = 50.0
     """Of `rkd` (Park et al. 2019, section 4)."""
-    embedding: Annotated[int, Field(ge=2)] = 128
-    negatives: Annotated[int, Field(ge=1)] = 1024
+    embedding: Annotated[int, Field(ge=2, le=65_536)] = 128
+    negatives: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     contrast_temperature: Positive = 0.07
     """Of `crd` (Tian et al. 2020): size of both embeddings, negatives of each image, and τ."""
-    hidden: Annotated[int, Field(ge=1)] = 64
+    hidden: Annotated[int, Field(ge=1, le=65_536)] = 64
     """Width of the discriminator of `adversarial`."""
 
     def idle(self) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """What `bench` and `check` are pointed at: run folders and bare model files; no torch."""
 
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.bench.arrays import extract, map_array
 from edgekd.bench.measure import Answers, Subject, Told, evaluate, logits_of, measure_each
 from edgekd.bench.records import Effort
 from edgekd.errors import EdgekdError, InputError, one_line
@@ -69,13 +69,16 @@ def run_inputs(run: Run, split: Split) -> Inputs:
     if not (file.is_file() and labels.is_file()):
         raise InputError(f"{file}: is missing; run its `edgekd distill` with --fresh")
     try:
-        known = np.load(labels)
-        count = len(np.load(file, mmap_mode="r"))
-    except (OSError, ValueError, EOFError) as error:
+        known = np.array(map_array(labels))
+        count = len(map_array(file))
+        answers = np.array(map_array(logits)) if logits.is_file() else None
+    except (ValueError, TypeError) as error:  # TypeError: a single number has no length
         raise InputError(f"{file}: the run's data cannot be read: {one_line(error)}; run it with --fresh") from error
-    if known.ndim != 1 or len(known) != count or not count or known.min() < 0:
+    if not _are_classes(known) or len(known) != count:
         raise InputError(f"{labels}: should hold one class number ≥ 0 for each of {count} inputs; run it with --fresh")
-    return Inputs(file, known, f"the run's {stem} data", np.load(logits) if logits.is_file() else None)
+    if answers is not None and (answers.ndim != 2 or answers.dtype != np.float32 or len(answers) != count):
+        raise InputError(f"{logits}: should hold one row of logits for each of {count} inputs; run it with --fresh")
+    return Inputs(file, known, f"the run's {stem} data", answers)
 
 
 def read_arrays(path: Path, folder: Path) -> Inputs:
@@ -83,25 +86,26 @@ def read_arrays(path: Path, folder: Path) -> Inputs:
 
     Raises InputError for anything else.
     """
-    if not zipfile.is_zipfile(path):
-        what = "should be an .npz file with the arrays inputs and labels" if path.exists() else "no such file"
-        raise InputError(f"{path}: {what}")
+    rule = "should be an .npz file with the arrays inputs and labels"
+    if not path.is_file():
+        raise InputError(f"{path}: {rule if path.exists() else 'no such file'}")
+    file = folder / "second.npy"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            inputs, labels = arrays["inputs"], arrays["labels"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, TypeError) as error:
-        raise InputError(
-            f"{path}: should be an .npz file with the arrays inputs and labels: {one_line(error)}"
-        ) from error
-    whole = labels.ndim == 1 and labels.dtype.kind in "iu" and len(labels) and labels.min() >= 0
-    if not whole or labels.shape != inputs.shape[:1]:
+        inputs, labels = extract(path, "inputs", file), extract(path, "labels", folder / "second.labels.npy")
+    except ValueError as error:
+        raise InputError(f"{path}: {rule}: {one_line(error, 160)}") from error
+    if not _are_classes(labels) or labels.shape != inputs.shape[:1]:
         raise InputError(
             f"{path}: labels should be one class number ≥ 0 for each input, "
             f"got {labels.dtype} {list(labels.shape)} for inputs {inputs.dtype} {list(inputs.shape)}"
         )
-    file = folder / "second.npy"
-    np.save(file, inputs)
     return Inputs(file, labels.astype(np.int64), visible(str(path)))
+
+
+def _are_classes(labels: NDArray[Any]) -> bool:
+    """Whether it is a list of class numbers, at least one."""
+    whole = labels.ndim == 1 and labels.dtype.kind in "iu" and len(labels)
+    return bool(whole) and 0 <= labels.min() <= labels.max() < 2**63
 
 
 def finished(folder: Path) -> tuple[Run, dict[str, Any], list[ModelFigures]]:

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from edgekd.devices import host
-from edgekd.errors import ConfigError, UnavailableError
+from edgekd.errors import ConfigError, UnavailableError, shown
 from edgekd.providers import PROVIDERS, option_error
 from edgekd.spec import build, bundled_names, locate, read_toml
 
@@ -26,12 +26,15 @@ __all__ = [
 ]
 
 Precision = Literal["fp32", "fp16", "int8"]
+Threads = Annotated[int, Field(ge=1, le=1024)]
+Cpu = Annotated[int, Field(ge=0, lt=8192)]
+"""Linux counts up to 8,192 CPUs."""
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 def _address(text: str) -> str:
     if not re.fullmatch(r"https://[^\s/]+\.[^\s/]+/\S+", text):
-        raise ValueError(f"should be the https address of the page that publishes the figure, got {text!r}")
+        raise ValueError(f"should be the https address of the page that publishes the figure, got {shown(text)}")
     return text
 
 
@@ -72,17 +75,17 @@ class Provider:
 class Session:
     """Session options of ONNX Runtime; part of every measurement's fingerprint."""
 
-    intra_op_threads: Annotated[int, Field(ge=1)] = 1
-    inter_op_threads: Annotated[int, Field(ge=1)] = 1
+    intra_op_threads: Threads = 1
+    inter_op_threads: Threads = 1
     allow_spinning: bool = True
     graph_level: Literal["disable", "basic", "extended", "all"] = "all"
     arena: bool = True
     """Whether the CPU provider keeps memory it once had (faster) or gives it back."""
     binding: Literal["run", "io"] = "run"
     """How calls are timed: `session.run` with numpy arrays, or inputs and outputs bound before the call."""
-    batch_sizes: tuple[Annotated[int, Field(ge=2)], ...] = ()
+    batch_sizes: Annotated[tuple[Annotated[int, Field(ge=2, le=65_536)], ...], Field(max_length=64)] = ()
     """Batches whose throughput is measured beside that of single inputs."""
-    affinity: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    affinity: Annotated[tuple[Cpu, ...], Field(max_length=8192)] = ()
     """CPU numbers to pin the worker to; empty leaves it to the system."""
 
 
@@ -123,7 +126,7 @@ class Quantization:
     """7-bit weights: avoids the saturation of vpmaddubsw on x86 CPUs without VNNI."""
     symmetric_activation: bool = False
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
-    calibration_images: Annotated[int, Field(ge=1)] = 256
+    calibration_images: Annotated[int, Field(ge=1, le=1_000_000)] = 256
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -132,12 +135,12 @@ class Reference:
 
     network: Literal["resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "squeezenet1_1"]
     """As torchvision names it; timed here once, so that the ratio of the two machines is known."""
-    input_size: Annotated[int, Field(ge=1)] = 224
+    input_size: Annotated[int, Field(ge=1, le=8192)] = 224
     precision: Precision
     kernel_class: Literal["dense", "depthwise", "gemm"]
     """The kind of kernel that dominates this network's time."""
     latency_ms: Annotated[float, Field(gt=0)]
-    threads: Annotated[int, Field(ge=1)]
+    threads: Threads
     ort_version: str
     source: Annotated[str, AfterValidator(_address)]
     """Where the figure is published; no figure without one."""
@@ -203,7 +206,7 @@ class Target:
         """Raise UnavailableError unless the target's provider is among the `available` ones."""
         if self.machine != "local":
             raise UnavailableError(
-                f"{self.file}: machine: got {self.machine!r}; measuring on another machine is not built yet; "
+                f"{self.file}: machine: got {shown(self.machine)}; measuring on another machine is not built yet; "
                 "use 'local'"
             )
         if self.provider.name not in available:

@@ -156,6 +156,26 @@ def test_a_budget_that_is_no_table(tmp_path: Path) -> None:
         load_card(str(tmp_path / "mine.toml"))
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("validation_seed = 4294967296", "data.validation_seed: got 4294967296; it should be less than 4294967296"),
+        (f"validation_seed = {2**128}", "data.validation_seed: holds an integer of more than 64 bits"),
+        ("resize = 10_000_000", "data.resize: got 10000000; it should be less than or equal to 8192"),
+        ("[augment]\ncrop_padding = 9", "augment.crop_padding: got 9; it should be at most data.size, 8, for a crop"),
+        ("[augment]\nseed = 4294967296", "augment.seed: got 4294967296; it should be less than 4294967296"),
+        (f'function = "{"f" * 100_000}"', "data.function: should be package.module:function, got 'ffff"),
+    ],
+)
+def test_more_than_any_network_needs(tmp_path: Path, data: str, said: str) -> None:
+    told = problem(tmp_path, ("[teacher]", f"{data}\n[teacher]"))
+    assert told.startswith(said)
+    assert len(told) < 240
+    assert problem(tmp_path, ("size = 8", "size = 1000000")) == (
+        "data.size: got 1000000; it should be less than or equal to 8192"
+    )
+
+
 def test_budgets_of_the_command_line() -> None:
     assert parse_budget([]) == Budget()
     assert parse_budget(["size_kb=300", " min_accuracy =0.5", "latency_p50_ms=1e-1"]) == Budget(

@@ -1,6 +1,7 @@
 """What `bench` and `check` are pointed at: run folders, bare files, and data given beside them."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def test_arrays_are_read(tmp_path: Path, kind: type) -> None:
         ({"inputs": images([]), "labels": np.zeros(0, np.int64)}, "got int64 [0]"),
         ({"inputs": np.array(5), "labels": np.array([0])}, "for inputs int64 []"),
         ({"inputs": images([0, 1]), "labels": np.array(["cat", "dog"])}, "got <U3 [2]"),
+        ({"inputs": images([0, 1]), "labels": np.array([0, 2**63], np.uint64)}, "got uint64 [2]"),
     ],
 )  # fmt: skip
 def test_arrays_that_do_not_fit_are_told(tmp_path: Path, arrays: dict[str, NDArray[Any]], said: str) -> None:
@@ -93,13 +95,13 @@ def test_arrays_that_do_not_fit_are_told(tmp_path: Path, arrays: dict[str, NDArr
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numpy leaves a broken archive open
 def test_files_of_another_kind_are_told(tmp_path: Path) -> None:
     (tmp_path / "words.npz").write_text("no arrays")
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 and no more")
     np.save(tmp_path / "one.npy", np.zeros(3))
     np.savez(tmp_path / "code.npz", inputs=np.array([{"not": "numbers"}]), labels=np.array([0]))
-    for name in ("words.npz", "cut.npz", "one.npy", "code.npz", "."):
+    os.mkfifo(tmp_path / "pipe.npz")  # reading it would wait for ever
+    for name in ("pipe.npz", "words.npz", "cut.npz", "one.npy", "code.npz", "."):
         with pytest.raises(InputError, match=r"should be an .npz file with the arrays inputs and labels"):
             read_arrays(tmp_path / name, tmp_path)
     with pytest.raises(InputError, match=r"gone.npz: no such file$"):
@@ -175,6 +177,21 @@ def test_inputs_that_are_not_there_are_told(run: Run, gone: str) -> None:
         run_inputs(run, "test")
     with pytest.raises(InputError, match=r"validation.npy: is missing; "):
         run_inputs(run, "val")
+
+
+def test_inputs_that_are_damaged_are_told(run: Run) -> None:
+    whole = (run.data / "test.npy").read_bytes()
+    for broken in (b"", whole[:20], whole[:-1]):
+        (run.data / "test.npy").write_bytes(broken)
+        with pytest.raises(InputError, match=r"test.npy: the run's data cannot be read: .+; run it with --fresh$"):
+            run_inputs(run, "test")
+    (run.data / "test.npy").write_bytes(whole)
+    np.save(run.data / "test.student.npy", np.zeros((3, 4), np.float32))
+    with pytest.raises(InputError, match=r"test.student.npy: should hold one row of logits for each of 4 inputs; run"):
+        run_inputs(run, "test")
+    np.save(run.data / "test.labels.npy", np.array(["a"] * 4))
+    with pytest.raises(InputError, match=r"test.labels.npy: should hold one class number ≥ 0 for each of 4 inputs;"):
+        run_inputs(run, "test")
 
 
 def test_what_is_no_finished_run_is_told(tmp_path: Path) -> None:

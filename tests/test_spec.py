@@ -1,5 +1,6 @@
 """TOML files into typed objects: every mistake is one line with file, key, value, rule and the nearest name."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -135,6 +136,78 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "card.toml"
     path.write_bytes(b'title = "\xff"\n')
     with pytest.raises(ConfigError, match=rf"^{path}: not UTF-8 text: "):
+        read_toml(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"zz = {'[' * 2000}{']' * 2000}", "holds tables or arrays inside one another more than 32 deep"),
+        (f"zz = {'[' * 50}{']' * 50}", "zz.0.0: holds tables or arrays inside one another more than 32 deep"),
+        (f"zz = {'{a=' * 2000}1{'}' * 2000}", "holds tables or arrays inside one another more than 32 deep"),
+        (f"{'a.' * 100}a = 1", "a.a.a: holds tables or arrays inside one another more than 32 deep"),
+        (f"[{'a.' * 900_000}a]", "holds tables or arrays inside one another more than 32 deep"),
+        (f"zz = {'9' * 5000}", "holds an integer of more than 64 bits"),
+        (f"zz = 0x{'f' * 5000}", "zz: holds an integer of more than 64 bits"),
+        ("a = [{zz = 9223372036854775808}]", "a.0.zz: holds an integer of more than 64 bits"),
+        ("zz = -9223372036854775809", "zz: holds an integer of more than 64 bits"),
+        (f"{'k' * 100_000} = 1", f"{'k' * 39}…: a key has at most 200 characters, this one has 100,000"),
+        (f"a = 1\n[{'k' * 100_000}]\nx = 1\n[{'k' * 100_000}]", "not valid TOML: Cannot declare ('kkk"),
+        (f"zz = {'k' * 100_000}", "not valid TOML: Invalid value (at line 1, column 6)"),
+        ('zz = "a\\u0000b"', "zz: should hold no NUL character"),
+        ("a = 1\n" * 1_000_000, "has 6,000,000 bytes; a TOML file of edgekd has at most 4,000,000"),
+    ],
+)
+def test_what_no_card_or_target_needs_is_told_on_one_short_line(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "card.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_toml(path)
+    told = str(caught.value).removeprefix(f"{path}: ")
+    assert told.startswith(said)
+    assert len(told) < 240
+    assert "\n" not in told
+
+
+def test_what_a_build_is_given_may_be_deep_or_long() -> None:
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    assert problem(GOOD | {"names": deep}).startswith("holds tables or arrays inside one another")
+    assert len(problem(GOOD | {"k" * 100_000: 1})) < 200
+    assert len(problem(GOOD | {"named": {"k" * 100_000: {"size": 0}}})) < 200
+
+
+def test_names_and_texts_that_are_not_utf_8(tmp_path: Path) -> None:
+    name = str(tmp_path / os.fsdecode(b"a\xff.toml"))
+    Path(name).write_text("")
+    with pytest.raises(ConfigError, match=r"^card '.+: its path is not UTF-8 text; rename it$"):
+        locate("models", name)
+    assert problem(GOOD | {os.fsdecode(b"a\xff"): 1}) == "holds text that is not UTF-8; write it in UTF-8"
+    (tmp_path / "ü.toml").write_text("")
+    assert locate("models", str(tmp_path / "ü.toml")) == tmp_path / "ü.toml"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    (tmp_path / "card.toml").write_text('b = "ü"\n', encoding="utf-8-sig")
+    assert read_toml(tmp_path / "card.toml") == {"b": "ü"}
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "card.toml"
+    path.mkdir()
+    with pytest.raises(ConfigError, match=rf"^{path}: cannot be read: Is a directory$"):
+        read_toml(path)
+    with pytest.raises(ConfigError, match=rf"^card '{path}': is no file; give a TOML file or a bundled name$"):
+        locate("models", str(path))
+
+    def refuse(*args: object, **named: object) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    path.rmdir()
+    path.write_text("")
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(ConfigError, match=rf"^{path}: cannot be read: Permission denied$"):
         read_toml(path)
 
 

@@ -264,6 +264,36 @@ def changed(old: str, new: str) -> str:
                 r"did you mean 'device_id'"
             ),
         ),
+        # more than any device has
+        (
+            MINIMAL + "[session]\nintra_op_threads = 1_000_000_000\n",
+            "session.intra_op_threads: got 1000000000; it should be less than or equal to 1024",
+        ),
+        (
+            MINIMAL + "[session]\ninter_op_threads = 1025\n",
+            "session.inter_op_threads: got 1025; it should be less than or equal to 1024",
+        ),
+        (
+            MINIMAL + "[session]\naffinity = [0, 8192]\n",
+            "session.affinity.1: got 8192; it should be less than 8192",
+        ),
+        (
+            MINIMAL + "[session]\nbatch_sizes = [65537]\n",
+            "session.batch_sizes.0: got 65537; it should be less than or equal to 65536",
+        ),
+        (
+            MINIMAL + "[quantization]\ncalibration_images = 1_000_001\n",
+            "quantization.calibration_images: got 1000001; it should be less than or equal to 1000000",
+        ),
+        # long texts are cut
+        (
+            changed('"CPUExecutionProvider"', f'"{"P" * 100_000}"'),
+            re.compile(r"provider: must name a known execution provider, got 'P{58}…; Known: .{1,400}$"),
+        ),
+        (
+            changed('"CPUExecutionProvider"', f'"CPUExecutionProvider"\noptions = {{{"o" * 150} = "0"}}'),
+            re.compile(r"provider: CPUExecutionProvider documents no option 'o{58}…; Known: "),
+        ),
         # rules between keys
         (
             MINIMAL + "[opset]\nmin = 18\nmax = 19\nexport = 20\n",

@@ -17,6 +17,7 @@ from edgekd.bench.records import Effort, Plan, Record, comparable
 from edgekd.bench.sequences import sequence_of
 from edgekd.devices import host
 from edgekd.devices.environments import Runtime, runtime_of
+from edgekd.devices.host import real
 from edgekd.errors import EdgekdError, InputError, ModelError
 from edgekd.figures import Placement
 from edgekd.scratch import scratch
@@ -115,7 +116,7 @@ def _as_text(file: Path, link: Path) -> str:
     try:
         str(file).encode()
     except UnicodeEncodeError:
-        link.symlink_to(file.resolve())
+        link.symlink_to(real(file))
         return str(link)
     return str(file)
 

@@ -14,7 +14,8 @@ from pydantic.dataclasses import dataclass
 from edgekd.card import Budget
 from edgekd.check.asked import Job
 from edgekd.check.tolerance import Tolerance
-from edgekd.errors import ConfigError, InputError, did_you_mean
+from edgekd.devices.host import real
+from edgekd.errors import ConfigError, InputError, did_you_mean, shown
 from edgekd.files import read_json
 from edgekd.spec import build, bundled_names, read_toml
 from edgekd.units import visible
@@ -165,14 +166,14 @@ def _files(folder: Path, pattern: str, where: str) -> list[Path]:
     # Path.glob refuses absolute patterns.
     found = sorted(folder / name for name in glob.glob(pattern, root_dir=folder, recursive=True))  # noqa: PTH207
     if not found:
-        raise InputError(f"{where}: {pattern!r} matches nothing in {folder.resolve()}")
+        raise InputError(f"{where}: {shown(pattern)} matches nothing in {real(folder)}")
     return found
 
 
 def _filled(text: str, names: dict[str, str], where: str) -> str:
     known = re.compile("{(" + "|".join(names) + ")}")
     if "{" in (rest := known.sub("", text)) or "}" in rest:
-        raise ConfigError(f"{where}: got {text!r}; only {{stem}} and {{target}} may stand in braces")
+        raise ConfigError(f"{where}: got {shown(text)}; only {{stem}} and {{target}} may stand in braces")
     return known.sub(lambda match: names[match[1]], text)
 
 
@@ -188,13 +189,15 @@ def manifest_for_run(run: Path, folder: Path) -> str:
         raise InputError(f"{run}: its run.json or result.json holds no budget; was it edited?")
     target = result.get("target")
     if not isinstance(target, str) or not target.isprintable():
-        raise InputError(f"{run / 'result.json'}: target: got {target!r}; it should be a target's name; was it edited?")
+        raise InputError(
+            f"{run / 'result.json'}: target: got {shown(target)}; it should be a target's name; was it edited?"
+        )
     own = "" if target in bundled_names("targets") else f"; put the path of {target}.toml here"
     asked = build(Budget, made["budget"], f"{run / 'run.json'}: budget")
     limits = {key: value for key, value in dataclasses.asdict(asked).items() if value is not None}
     limits.pop("teacher_min_accuracy", None)
-    plain = run.resolve()
-    path = plain.relative_to(folder.resolve()) if plain.is_relative_to(folder.resolve()) else plain
+    plain = real(run)
+    path = plain.relative_to(real(folder)) if plain.is_relative_to(real(folder)) else plain
     budget = "\n".join(f"{key} = {value}" for key, value in limits.items()) or "# size_kb = 300"
     return TEMPLATE.format(target=_quoted(target), own=own, path=_quoted(str(path)), budget=budget)
 

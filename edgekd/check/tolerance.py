@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from edgekd.errors import ConfigError
+from edgekd.errors import ConfigError, shown
 from edgekd.spec import build
 
 __all__ = ["Tolerance", "parse_tolerance"]
@@ -51,11 +51,11 @@ def parse_tolerance(options: list[str]) -> dict[str, float | str]:
     for option in options:
         key, equals, text = option.partition("=")
         if not equals:
-            raise ConfigError(f"--tolerance {option!r}: it should be key=value, such as max_slowdown=0.05")
+            raise ConfigError(f"--tolerance {shown(option)}: it should be key=value, such as max_slowdown=0.05")
         try:
             values[key.strip()] = "off" if text.strip() == "off" else float(text)
         except ValueError:
             rule = "it should be a number, such as 0.025 for 2.5 %, or off"
-            raise ConfigError(f"--tolerance {key}: got {text!r}; {rule}") from None
+            raise ConfigError(f"--tolerance {key}: got {shown(text)}; {rule}") from None
     build(Tolerance, values, "--tolerance")
     return values

@@ -15,6 +15,7 @@ from edgekd.check.tolerance import Tolerance, parse_tolerance
 from edgekd.check.wording import shown_margin
 from edgekd.cli.outputs import Outputs, write_outputs
 from edgekd.console import out, say, status
+from edgekd.devices.host import real
 from edgekd.errors import ConfigError, ExitCode
 from edgekd.files import atomic
 from edgekd.judge import Judged, Line, exit_code_of, read_counted
@@ -73,14 +74,14 @@ def check_models(paths: list[Path], targets: list[str], options: CheckOptions) -
 def _refuse_overwriting(jobs: list[Job], options: CheckOptions) -> None:
     """No output may be an input, or another output."""
     inputs = [options.manifest, *(path for job in jobs for path in (job.path, job.baseline, job.data))]
-    taken = {path.resolve(): "read" for path in inputs if path is not None}
+    taken = {real(path): "read" for path in inputs if path is not None}
     for field_ in dataclasses.fields(options.outputs):
         path = getattr(options.outputs, field_.name)
         if path is not None:
             option = f"--{field_.name.replace('_', '-')}"
-            if use := taken.get(path.resolve()):
+            if use := taken.get(real(path)):
                 raise ConfigError(f"{option} {path}: is {use} by this check already; name another file")
-            taken[path.resolve()] = f"written ({option})"
+            taken[real(path)] = f"written ({option})"
 
 
 def _jobs(paths: list[Path], targets: list[str], options: CheckOptions) -> list[Job]:

@@ -42,7 +42,7 @@ def list_targets() -> int:
 def show_target(name: str) -> int:
     """The target's file, and how this machine stands to it."""
     target = load_target(name)
-    out(Path(target.file).read_text(encoding="utf-8").rstrip())
+    out(Path(target.file).read_text(encoding="utf-8-sig").rstrip())
     out("")
     out(f"# {target.file}")
     out(f"# this machine: {_seen(target)}")
@@ -91,7 +91,7 @@ def show_card(name: str) -> int:
     """The card's file."""
     load_card(name)
     path = locate("models", name)
-    out(path.read_text(encoding="utf-8").rstrip())
+    out(path.read_text(encoding="utf-8-sig").rstrip())
     out("")
     out(f"# {path}")
     return ExitCode.PASS

@@ -69,13 +69,13 @@ def report_history(path: Path, forms: Forms) -> list[str]:
     if forms.html:
         from edgekd.report.checks.page import history_page
 
-        files.append((forms.html, history_page(groups, warnings).encode()))
+        files.append((forms.html, history_page(groups, warnings).encode(errors="backslashreplace")))
     if forms.markdown:
-        files.append((forms.markdown, history_markdown(groups).encode()))
+        files.append((forms.markdown, history_markdown(groups).encode(errors="backslashreplace")))
     if forms.csv:
-        files.append((forms.csv, history_csv(groups).encode()))
+        files.append((forms.csv, history_csv(groups).encode(errors="backslashreplace")))
     if forms.json:
-        files.append((forms.json, history_json(groups, warnings).encode()))
+        files.append((forms.json, history_json(groups, warnings).encode(errors="backslashreplace")))
     files += _timelines(groups, forms.plots) if forms.plots else []
     for warning in warnings:
         say(f"edgekd: {warning}")
@@ -143,10 +143,10 @@ def _files(
     if html:
         from edgekd.report.run.html import html_report
 
-        yield html, html_report(stories).encode()
+        yield html, html_report(stories).encode(errors="backslashreplace")
     for path, form in texts:
         if path:
-            yield path, form(stories).encode()
+            yield path, form(stories).encode(errors="backslashreplace")
 
 
 def _pictures(stories: Sequence[Story], folder: Path) -> Iterator[tuple[Path, bytes]]:

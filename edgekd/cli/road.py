@@ -1,7 +1,6 @@
 """`distill` and `teach`: from the command line to the pipeline."""
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from edgekd.card import Card, parse_budget
 from edgekd.console import out as show
 from edgekd.console import say
 from edgekd.devices.environments import require_runtime
+from edgekd.devices.host import processes
 from edgekd.distill.cache.files import require_cache
 from edgekd.errors import EdgekdError, ExitCode, InputError, did_you_mean
 from edgekd.external import file_digest
@@ -91,7 +91,7 @@ def several_processes() -> Iterator[bool]:
 
     The others help it with the trainings that it tells of, and leave when it does.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if processes() == 1:
         yield True
         return
     _need_training()

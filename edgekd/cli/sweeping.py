@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from edgekd.card import Card
 from edgekd.cli.road import digests_of_more
 from edgekd.console import out as show
 from edgekd.console import say
+from edgekd.devices.host import processes
 from edgekd.distill.cache.files import require_cache
 from edgekd.errors import ConfigError, ExitCode
 from edgekd.external import file_digest
@@ -54,7 +54,7 @@ def sweep_card(card_name: str, wanted: Wanted, data: Path | None, teacher: Path 
     card = load_card(card_name)
     for module, extra in (("torch", "train,cpu"), ("torchvision", "train,cpu"), ("optuna", "sweep")):
         require(module, extra, "sweep")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes() > 1:
         raise ConfigError("sweep: trains each trial in one process; start the same command several times, not torchrun")
     plan, shape = _plan(card, wanted), chosen_shape(card, wanted.shape)
     folder = out or Path("sweeps", card.name)

@@ -1,6 +1,7 @@
 """Decoding: any image file as uint8 (H, W, C) of the size the network sees."""
 
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +16,14 @@ __all__ = ["Split", "check_labels", "decode", "decoded_split", "in_memory"]
 
 MEMORY_LIMIT_BYTES = 4_000_000_000
 """Decoded sets up to this size are kept in memory; larger ones are decoded as they are read."""
+
+MAX_PIXELS = 150_000_000
+"""Of one image, as its file has it and after it is scaled: 450 MB in colour."""
+
+MAX_RATIO = 100
+"""Of an image's longer side to its shorter one. Scaled by its shorter side, a thin strip would fill the memory."""
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS refuses such an image
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -59,24 +68,46 @@ def decode(content: bytes, data: Data, where: str) -> Images:
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return fit(image, data)
+            return fit(image, data, where)
+    except InputError:
+        raise
     except UnidentifiedImageError:
         raise InputError(f"{where}: the image does not decode: no known format; mend or remove it") from None
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # PIL's decoders raise whatever a damaged file leads them to
         raise InputError(f"{where}: the image does not decode: {one_line(error, 120)}; mend or remove it") from error
 
 
-def fit(image: Image.Image, data: Data) -> Images:
-    """A PIL image as uint8 (size, size, channels), resized and cut as `decode` says."""
+def fit(image: Image.Image, data: Data, where: str) -> Images:
+    """A PIL image as uint8 (size, size, channels), resized and cut as `decode` says.
+
+    Raises InputError naming `where` for an image that is too large or too thin.
+    """
+    scale = (data.resize or data.size) / max(1, min(image.size))
+    _refuse_amplifying(image, scale, where)
     image = image.convert("RGB" if data.channels == 3 else "L")
     size = data.size
     if image.size != (size, size):
-        scale = (data.resize or size) / min(image.size)
         width, height = (max(size, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         left, top = (width - size) // 2, (height - size) // 2
         image = image.crop((left, top, left + size, top + size))
     return np.asarray(image, dtype=np.uint8).reshape(size, size, data.channels)
+
+
+def _refuse_amplifying(image: Image.Image, scale: float, where: str) -> None:
+    """Raise InputError before pixels are decoded that would take far more memory than an image should."""
+    width, height = image.size
+    told = f"{where}: has {width}×{height} pixels; "
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise InputError(f"{told}the longer side is at most {MAX_RATIO} times the shorter one; cut or remove it")
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{told}an image has at most {MAX_PIXELS:,}; scale it down or remove it")
+    if width * height * max(1.0, scale) ** 2 > MAX_PIXELS:
+        larger = f"{width * scale:.0f}×{height * scale:.0f}"
+        raise InputError(
+            f"{told}scaled as data.size or data.resize says it has {larger}, and at most {MAX_PIXELS:,} are allowed; "
+            "cut it or ask for smaller ones"
+        )
 
 
 def decoded_split(labels: Labels, load: Callable[[int], Images], origin: Callable[[int], bytes], data: Data) -> Split:

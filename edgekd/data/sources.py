@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from edgekd.card import Card, Data
 from edgekd.data.images import Split, check_labels, decode, decoded_split, fit, in_memory
-from edgekd.errors import ConfigError, InputError, did_you_mean, one_line
+from edgekd.data.parquet import parquet_files, read_rows
+from edgekd.errors import ConfigError, InputError, did_you_mean, one_line, shown
 from edgekd.imports import import_function
 from edgekd.tasks.known import task_of
 
@@ -47,14 +48,14 @@ def require_classes(card: Card, labels: NDArray[np.int64], least: int, rule: str
     what = task_of(card.data).unit
     for name, count in zip(card.data.classes, np.bincount(labels, minlength=len(card.data.classes)), strict=True):
         if count < least:
-            raise InputError(f"{card.file}: class {name!r} has {count or 'no'} training {what}; {rule}")
+            raise InputError(f"{card.file}: class {shown(name)} has {count or 'no'} training {what}; {rule}")
 
 
 def require_test(card: Card, folder: Path | None) -> None:
     """Raise InputError if the test part is not there; nothing of it is read. Better now than after training."""
     place = place_of(card, folder)
     if card.data.source == "parquet" and place:
-        _parquet_files(place, "test")
+        parquet_files(place, "test")
     if card.data.source == "image-folder" and place:
         _part_folder(place, "test")
 
@@ -120,44 +121,11 @@ def _digits(part: str) -> Split:
 
 def _parquet(data: Data, folder: Path, part: str) -> Split:
     """Parquet files `PART-*.parquet` in the Hugging Face image layout: `image: {bytes, path}`, `label`."""
-    import pyarrow
-    import pyarrow.parquet
-
-    files = _parquet_files(folder, part)
-    contents: list[bytes] = []
-    names: list[str] = []
-    labels: list[int] = []
-    for file in files:
-        try:
-            table = pyarrow.parquet.read_table(file)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(f"{file}: not a readable parquet file: {one_line(error, 120)}") from error
-        image_column = next((name for name in ("image", "img") if name in table.column_names), None)
-        if image_column is None or "label" not in table.column_names:
-            raise InputError(f"{file}: has columns {', '.join(table.column_names)}; 'image' and 'label' are needed")
-        label_type = table.schema.field("label").type
-        if not pyarrow.types.is_integer(label_type) or table["label"].null_count:
-            raise InputError(
-                f"{file}: label is {label_type} with {table['label'].null_count} nulls; whole numbers are needed"
-            )
-        rows = table[image_column].to_pylist()
-        try:
-            contents += [row["bytes"] for row in rows]
-        except (TypeError, KeyError) as error:
-            raise InputError(
-                f"{file}: {image_column} is {table.schema.field(image_column).type}; a struct with 'bytes' is needed"
-            ) from error
-        names += [f"{file} row {row}" for row in range(len(rows))]
-        labels += table["label"].to_pylist()
-    checked = check_labels(np.array(labels, dtype=np.int64), data.classes, str(folder))
-    return decoded_split(checked, lambda i: decode(contents[i], data, names[i]), lambda i: contents[i] or b"", data)
-
-
-def _parquet_files(folder: Path, part: str) -> list[Path]:
-    files = sorted(folder.glob(f"{part}*.parquet")) or sorted(folder.glob(f"data/{part}*.parquet"))
-    if not files:
-        raise InputError(f"{folder}: holds no {part}*.parquet file")
-    return files
+    rows = read_rows(parquet_files(folder, part), data.classes)
+    labels = check_labels(np.array(rows.labels, dtype=np.int64), data.classes, str(folder))
+    return decoded_split(
+        labels, lambda i: decode(rows.contents[i], data, rows.names[i]), lambda i: rows.contents[i], data
+    )
 
 
 def _part_folder(folder: Path, part: str) -> Path:
@@ -177,8 +145,8 @@ def _image_folder(data: Data, folder: Path, part: str) -> Split:
     found = sorted(path.name for path in root.iterdir() if path.is_dir())
     if not found:
         raise InputError(
-            f"{root}: holds no folders; it should hold one for each class, such as {data.classes[0]!r}, or 'train' and "
-            "'test' with those inside (--data, or data.path in the card, names it)"
+            f"{root}: holds no folders; it should hold one for each class, such as {shown(data.classes[0])}, or "
+            "'train' and 'test' with those inside (--data, or data.path in the card, names it)"
         )
     for name in found:
         if name not in data.classes:
@@ -188,7 +156,7 @@ def _image_folder(data: Data, folder: Path, part: str) -> Split:
     for label, name in enumerate(data.classes):
         inside = sorted(path for path in (root / name).glob("**/*") if path.is_file() and path.name[0] != ".")
         if not inside:
-            raise InputError(f"{root / name}: the card's class {name!r} has no images there")
+            raise InputError(f"{root / name}: the card's class {shown(name)} has no images there")
         files += inside
         labels += [label] * len(inside)
     every = check_labels(np.array(labels, dtype=np.int64), data.classes, str(root))
@@ -222,7 +190,9 @@ def _torchvision(data: Data, folder: Path, part: str) -> Split:
 
     known = [name for name in torchvision.datasets.__all__ if name[0].isupper()]
     if data.name not in known:
-        raise ConfigError(f"data.name: torchvision has no data set {data.name!r}; {did_you_mean(data.name, known)}")
+        raise ConfigError(
+            f"data.name: torchvision has no data set {shown(data.name)}; {did_you_mean(data.name, known)}"
+        )
     cls = getattr(torchvision.datasets, data.name)
     parameters = inspect.signature(cls.__init__).parameters
     which = {"train": part == "train"} if "train" in parameters else {"split": part}
@@ -239,7 +209,7 @@ def _torchvision(data: Data, folder: Path, part: str) -> Split:
         image = pairs[i][0]
         return f"{image.mode} {image.size}\0".encode() + bytes(image.tobytes())
 
-    return decoded_split(labels, lambda i: fit(pairs[i][0], data), origin, data)
+    return decoded_split(labels, lambda i: fit(pairs[i][0], data, f"{folder}: image {i}"), origin, data)
 
 
 def _imported(card: Card, folder: Path, part: str) -> Split:

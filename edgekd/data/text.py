@@ -16,7 +16,7 @@ from edgekd.data.examples import Batch, Examples
 from edgekd.data.images import Split, in_memory
 from edgekd.data.sources import place_of, require_classes, set_apart
 from edgekd.data.views import VIEWS_VERSION, draws
-from edgekd.errors import ConfigError, InputError, did_you_mean, one_line
+from edgekd.errors import ConfigError, InputError, did_you_mean, one_line, shown
 from edgekd.files import atomic
 from edgekd.imports import import_function, require
 from edgekd.tasks.text_classification import PADDING, trimmed
@@ -132,7 +132,7 @@ def read_tsv(path: Path, classes: Sequence[str]) -> tuple[Sentences, Labels]:
             raise InputError(f"{path}:{number}: has no sentence before the tab; remove the line")
         if (label := rest[0].strip()) not in known:
             raise InputError(
-                f"{path}:{number}: label {label!r} is no class of the card; {did_you_mean(label, classes)}"
+                f"{path}:{number}: label {shown(label)} is no class of the card; {did_you_mean(label, classes)}"
             )
         sentences.append(sentence)
         labels.append(known[label])
@@ -153,7 +153,7 @@ def _read(card: Card, folder: Path, part: str) -> tuple[Sentences, Labels]:
         raise InputError(f"{data.function}: gave a {type(given).__name__}; sentences and labels are needed") from error
     wrong = next((place for place, one in enumerate(sentences) if not (isinstance(one, str) and one.strip())), None)
     if wrong is not None:
-        raise InputError(f"{data.function}: gave {sentences[wrong]!r} as sentence {wrong}; text is needed")
+        raise InputError(f"{data.function}: gave {shown(sentences[wrong])} as sentence {wrong}; text is needed")
     if labels.shape != (len(sentences),) or labels.dtype.kind not in "iu" or not len(labels):
         raise InputError(
             f"{data.function}: gave labels {labels.dtype} {labels.shape} for {len(sentences)} sentences; "

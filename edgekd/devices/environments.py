@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from edgekd.devices import host
-from edgekd.errors import ConfigError, UnavailableError, did_you_mean
-from edgekd.scratch import home_folder
+from edgekd.devices.host import user_folder
+from edgekd.errors import ConfigError, UnavailableError, did_you_mean, shown
 from edgekd.target import Target
 
 __all__ = [
@@ -65,8 +65,8 @@ class Runtime:
 def environment_folder(name: str, beside: str = "") -> Path:
     """Where the environment is: a path as it stands (relative to the target's file), a name in the data folder."""
     if "/" in name or os.sep in name:
-        return Path(beside).parent / Path(name).expanduser()
-    data = Path(os.environ.get("XDG_DATA_HOME") or home_folder() / ".local" / "share")
+        return Path(beside).parent / user_folder(name, f"{beside}: environment")
+    data = user_folder(os.environ.get("XDG_DATA_HOME") or "~/.local/share", "XDG_DATA_HOME")
     return data / "edgekd" / "environments" / name
 
 
@@ -92,12 +92,12 @@ def runtime_of(target: Target) -> Runtime:
         if target.provider.name in _own_providers():
             return own
         raise UnavailableError(
-            f"target {target.name}: its environment {target.environment!r} is not installed; "
+            f"target {target.name}: its environment {shown(target.environment)} is not installed; "
             f"edgekd doctor --install {target.option}"
         )
     known = did_you_mean(target.environment, RECIPES)
     raise UnavailableError(
-        f"{target.file}: environment: got {target.environment!r}, which is neither a folder with bin/python or "
+        f"{target.file}: environment: got {shown(target.environment)}, which is neither a folder with bin/python or "
         f"node_modules nor one that edgekd can make; {known}"
     )
 
@@ -184,7 +184,7 @@ def install(target: Target) -> Path:
     """
     name = target.environment
     if name not in RECIPES:
-        what = f"names {name!r}, which edgekd cannot make" if name else "needs no environment of its own"
+        what = f"names {shown(name)}, which edgekd cannot make" if name else "needs no environment of its own"
         raise ConfigError(f"target {target.name}: {what}; {did_you_mean(name, RECIPES)}")
     recipe, folder = RECIPES[name], environment_folder(name)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,24 @@
 """What this machine is, read from the system; no guess where the system does not say."""
 
+import os
 import platform
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-__all__ = ["Machine", "free_memory", "has_cuda_device", "machine", "parse_cpuinfo"]
+from edgekd.errors import ConfigError, shown
+
+__all__ = [
+    "Machine",
+    "free_memory",
+    "has_cuda_device",
+    "machine",
+    "number_of",
+    "parse_cpuinfo",
+    "processes",
+    "real",
+    "user_folder",
+]
 
 
 @dataclass(frozen=True)
@@ -66,3 +79,31 @@ def free_memory() -> int | None:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return None
+
+
+def number_of(variable: str, default: int, least: int) -> int:
+    """The whole number in a variable of the environment, such as torchrun sets; ConfigError if it is none."""
+    text = os.environ.get(variable, "") or str(default)
+    if not (text.isascii() and text.isdigit() and len(text) < 10) or int(text) < least:
+        raise ConfigError(f"{variable}: got {shown(text)}; it should be a whole number of at least {least}, or not set")
+    return int(text)
+
+
+def processes() -> int:
+    """How many processes torchrun started for this training; 1 without it."""
+    return number_of("WORLD_SIZE", default=1, least=1)
+
+
+def user_folder(text: str, variable: str) -> Path:
+    """A path that may begin with `~` or `~user`; ConfigError where no such home folder is known."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"{variable}: no home folder is known here for {shown(text)}; set it to the whole path of a folder"
+        ) from None
+
+
+def real(path: Path) -> Path:
+    """The whole path without symbolic links; links that lead back to themselves stay, and opening them tells it."""
+    return Path(os.path.realpath(path))

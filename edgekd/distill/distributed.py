@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from edgekd.errors import ConfigError, EdgekdError, UnavailableError
+from edgekd.devices import host
+from edgekd.errors import ConfigError, EdgekdError, UnavailableError, one_line
 
 __all__ = [
     "World",
@@ -72,14 +73,19 @@ def join() -> World:
     Raises ConfigError where there are GPUs, but fewer than processes.
     """
     global _errors
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if host.processes() == 1 or dist.is_initialized():
         return world()
-    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if "RANK" in os.environ and host.number_of("RANK", default=0, least=0) >= host.processes():
+        raise ConfigError(f"RANK: got {os.environ['RANK']!r}; it should be below WORLD_SIZE, {host.processes()}")
+    local, gpus = host.number_of("LOCAL_RANK", default=0, least=0), torch.cuda.device_count()
     if 0 < gpus <= local:
         raise ConfigError(f"torchrun: process {local} of this machine has no GPU, there are {gpus}; start {gpus}")
     if gpus:
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if gpus else "gloo", timeout=PATIENCE)
+    try:
+        dist.init_process_group("nccl" if gpus else "gloo", timeout=PATIENCE)
+    except ValueError as error:  # a variable that torchrun sets is not there or no number
+        raise ConfigError(f"torchrun: {one_line(error, 160)}; start with torchrun, or unset WORLD_SIZE") from error
     _errors = dist.new_group(backend="gloo", timeout=SAME_ERROR)  # NCCL's barrier cannot be left
     return world()
 

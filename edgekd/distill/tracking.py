@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.console import say
+from edgekd.devices.host import real
 from edgekd.errors import ConfigError, UnavailableError, did_you_mean, one_line
 from edgekd.files import atomic, read_json, write_json
 from edgekd.imports import require
@@ -143,7 +144,7 @@ def _mlflow(folder: Path, name: str, recipe: Recipe, first: int) -> Iterator[Tel
     """MLflow at the user's MLFLOW_TRACKING_URI, or in a database beside `training.jsonl`."""
     mlflow = require("mlflow", _EXTRAS["mlflow"], "--track mlflow")
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        uri = f"sqlite:///{(folder / 'mlflow.db').resolve()}"
+        uri = f"sqlite:///{real(folder / 'mlflow.db')}"
         mlflow.set_tracking_uri(uri)
         say(f"{name}: `mlflow server --backend-store-uri {uri}` draws this training (MLFLOW_TRACKING_URI is not set)")
     if not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys():

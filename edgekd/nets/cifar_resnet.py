@@ -14,8 +14,8 @@ __all__ = ["CifarResNet", "CifarResNetShape"]
 class CifarResNetShape:
     """depth = 6 n + 2 layers; `width` channels in the first of three stages, doubled in each next one."""
 
-    depth: Annotated[int, Field(ge=8, multiple_of=2)] = 20
-    width: Annotated[int, Field(ge=2, multiple_of=2)] = 16
+    depth: Annotated[int, Field(ge=8, le=1202, multiple_of=2)] = 20
+    width: Annotated[int, Field(ge=2, le=65_536, multiple_of=2)] = 16
 
     def __post_init__(self) -> None:
         if (self.depth - 2) % 6:

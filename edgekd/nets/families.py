@@ -1,8 +1,11 @@
 """Families: a name, its shape, and the function that makes a network of that shape."""
 
 import itertools
+import math
+from collections.abc import Callable
 from typing import Annotated, Any
 
+import torch
 import torchvision.models
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -10,7 +13,7 @@ from torch import nn
 
 from edgekd.candidate import Shape
 from edgekd.card import Card, Student, Teacher
-from edgekd.errors import ConfigError, did_you_mean, one_line
+from edgekd.errors import ConfigError, did_you_mean, one_line, shown
 from edgekd.imports import import_function, require
 from edgekd.nets.cifar_resnet import CifarResNet, CifarResNetShape
 from edgekd.nets.small import ConvNetShape, MlpShape, convnet, mlp
@@ -29,14 +32,20 @@ from edgekd.tasks.known import task_of
 
 __all__ = ["FAMILIES", "IMAGE_FAMILIES", "TEXT_FAMILIES", "make", "make_shapes"]
 
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+MAX_CANDIDATES = 1_000
+"""Each takes about three seconds to measure; of far fewer one is chosen as well."""
+
+MAX_PARAMS = 1_000_000_000
+"""Of a network; the weights then have 4 GB."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class MobileNetV2Shape:
     """MobileNetV2 (Sandler et al. 2018) as torchvision has it; `width` multiplies every channel count."""
 
-    width: Annotated[float, Field(gt=0)] = 1.0
+    width: Annotated[float, Field(gt=0, le=100)] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -54,7 +63,7 @@ def _mobilenet_v2(shape: MobileNetV2Shape, channels: int, size: int, classes: in
 def _torchvision(shape: NamedShape, channels: int, size: int, classes: int) -> nn.Module:
     known = torchvision.models.list_models(module=torchvision.models)
     if shape.model not in known:
-        raise ValueError(f"torchvision has no model {shape.model!r}; {_nearest(shape.model, known)}")
+        raise ValueError(f"torchvision has no model {shown(shape.model)}; {_nearest(shape.model, known)}")
     net: nn.Module = torchvision.models.get_model(shape.model, weights=None, num_classes=classes)
     return _for_channels(net, channels)
 
@@ -62,7 +71,7 @@ def _torchvision(shape: NamedShape, channels: int, size: int, classes: int) -> n
 def _timm(shape: NamedShape, channels: int, size: int, classes: int) -> nn.Module:
     timm = require("timm", "timm", "the family 'timm'")
     if shape.model not in timm.list_models():
-        raise ValueError(f"timm has no model {shape.model!r}; {_nearest(shape.model, timm.list_models())}")
+        raise ValueError(f"timm has no model {shown(shape.model)}; {_nearest(shape.model, timm.list_models())}")
     net: nn.Module = timm.create_model(shape.model, pretrained=False, num_classes=classes, in_chans=channels)
     return net
 
@@ -109,8 +118,19 @@ FAMILIES: dict[str, dict[str, tuple[type, Any]]] = {
 
 
 def make_shapes(card: Card, student: Student) -> list[Shape]:
-    """Every combination of the student's knobs, each checked against its family."""
+    """Every combination of the student's knobs, each checked against its family.
+
+    Raises ConfigError where there are more than MAX_CANDIDATES, before the first network is made.
+    """
     names = list(student.knobs)
+    count = math.prod(len(values) for values in student.knobs.values())
+    if count > MAX_CANDIDATES:
+        longest = max(names, key=lambda name: len(student.knobs[name]))
+        raise ConfigError(
+            f"{card.file}: student.knobs: every combination of values is a candidate, here {count:,}; at most "
+            f"{MAX_CANDIDATES:,} are tried; give fewer values, first of {shown(longest)}, which has "
+            f"{len(student.knobs[longest]):,}"
+        )
     shapes = [dict(zip(names, values, strict=True)) for values in itertools.product(*student.knobs.values())]
     for shape in shapes:
         make(card, student, shape, "student.knobs")
@@ -128,15 +148,26 @@ def make(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.M
     if owner.family not in families:
         key = f"{where.split('.')[0]}.family"
         elsewhere = any(owner.family in others for others in FAMILIES.values())
-        what = f"{owner.family!r} is not for {card.task}" if elsewhere else f"unknown family {owner.family!r}"
+        what = f"{shown(owner.family)} is not for {card.task}" if elsewhere else f"unknown family {shown(owner.family)}"
         raise ConfigError(f"{card.file}: {key}: {what}; {did_you_mean(owner.family, [*families, 'import'])}")
     cls, function = families[owner.family]
     typed: Any = build(cls, shape, f"{card.file}: {where}")
     try:
-        net: nn.Module = function(typed, *task.sizes(card.data), task.outputs(card.data))
-    except (ValueError, RuntimeError) as error:
+        sizes, outputs = task.sizes(card.data), task.outputs(card.data)
+        if owner.family != "timm":  # whose networks are of known sizes, and not all made to be built without memory
+            _refuse_giant(function, typed, *sizes, outputs)
+        net: nn.Module = function(typed, *sizes, outputs)
+    except (ValueError, RuntimeError, TypeError, OverflowError) as error:  # torch's own, for sizes beyond 64 bits
         raise ConfigError(f"{card.file}: {where}: {one_line(error)}") from error
     return net
+
+
+def _refuse_giant(function: Callable[..., nn.Module], *arguments: Any) -> None:
+    """Raise ValueError for a network of more than MAX_PARAMS parameters; it is counted without memory for them."""
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in function(*arguments).parameters())
+    if count > MAX_PARAMS:
+        raise ValueError(f"the network has {count:,} parameters; at most {MAX_PARAMS:,} are built; make it smaller")
 
 
 def _imported(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.Module:

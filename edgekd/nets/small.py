@@ -8,21 +8,21 @@ from torch import nn
 
 __all__ = ["ConvNetShape", "MlpShape", "convnet", "mlp"]
 
-Width = Annotated[int, Field(ge=1)]
+Width = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class MlpShape:
     """Sizes of the hidden layers."""
 
-    hidden: Annotated[tuple[Width, ...], Field(min_length=1)] = (512, 256)
+    hidden: Annotated[tuple[Width, ...], Field(min_length=1, max_length=64)] = (512, 256)
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class ConvNetShape:
     """One 3×3 convolution per entry of `channels`, a 2×2 max-pool between two, one hidden layer."""
 
-    channels: Annotated[tuple[Width, ...], Field(min_length=1)] = (32, 64)
+    channels: Annotated[tuple[Width, ...], Field(min_length=1, max_length=64)] = (32, 64)
     hidden: Width = 128
     grid: Width = 1
     """The last feature map is averaged down to grid × grid cells; 1 is global pooling."""

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 _STRICT = ConfigDict(extra="forbid")
-Width = Annotated[int, Field(ge=1)]
+Width = Annotated[int, Field(ge=1, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 LOWEST = -1e4
 """Stands for −∞ where places are pooled or attended to; within the range of fp16."""
@@ -35,7 +35,7 @@ class BagOfWordsShape:
     """The mean of the embeddings and a hidden layer; `hidden` 0 is none, as in fastText."""
 
     embedding: Width = 32
-    hidden: Annotated[int, Field(ge=0)] = 0
+    hidden: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     dropout: Share = 0.3
 
 
@@ -45,7 +45,7 @@ class TextCnnShape:
 
     embedding: Width = 128
     filters: Width = 100
-    kernels: Annotated[tuple[Annotated[int, Field(ge=1, le=9)], ...], Field(min_length=1)] = (3, 4, 5)
+    kernels: Annotated[tuple[Annotated[int, Field(ge=1, le=9)], ...], Field(min_length=1, max_length=64)] = (3, 4, 5)
     dropout: Share = 0.5
 
 
@@ -64,7 +64,7 @@ class TransformerShape:
     """`layers` of attention and a feed-forward part four times as wide; `heads` must divide `width`."""
 
     width: Width = 128
-    layers: Width = 2
+    layers: Annotated[int, Field(ge=1, le=64)] = 2
     heads: Width = 4
     dropout: Share = 0.3
 

@@ -50,7 +50,7 @@ from edgekd.export.onnx import quiet_export, save_model
 from edgekd.export.variants import make_variant
 from edgekd.figures import Figure, ModelFigures
 from edgekd.files import read_json, write_json
-from edgekd.scratch import home_folder, scratch
+from edgekd.scratch import scratch
 from edgekd.target import Hardware, Reference, Target
 
 __all__ = ["with_estimates"]
@@ -228,7 +228,7 @@ def reference_ms(reference: Reference, here: Target) -> float:
     key |= {"onnxruntime": onnxruntime.__version__, "cpu": host.machine().model, "schema_version": SCHEMA_VERSION}
     key |= dataclasses.asdict(here.quantization) if reference.precision == "int8" else {}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or home_folder() / ".cache")
+    caches = host.user_folder(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME")
     path = caches / "edgekd" / "references" / f"{reference.network}-{reference.precision}-{digest}.json"
     if path.exists():
         return float(read_json(path)["p50_ms"])

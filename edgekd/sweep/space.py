@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edgekd.errors import ConfigError
+from edgekd.errors import ConfigError, shown
 from edgekd.recipe import TEMPERED, Recipe
 
 __all__ = ["Axis", "grid", "make_space", "recipe_at"]
@@ -88,7 +88,9 @@ def _temperature(recipe: Recipe, text: str) -> list[Axis]:
     terms = {str(name) for stage in recipe.stages for name in stage.losses} or {str(name) for name in recipe.losses}
     # Without stages and losses the recipe has alpha, and kd with it.
     if (recipe.stages or recipe.losses) and not terms & TEMPERED:
-        _refuse(text, f"--temperatures: got {text!r}; no term of the card's recipe uses a temperature; leave it out")
+        _refuse(
+            text, f"--temperatures: got {shown(text)}; no term of the card's recipe uses a temperature; leave it out"
+        )
         return []
     axis = Axis(name="temperature", low=TEMPERATURES[0], high=TEMPERATURES[1], log=True)
     if text:
@@ -98,7 +100,7 @@ def _temperature(recipe: Recipe, text: str) -> list[Axis]:
     low, high = max(axis.low, recipe.temperature_min), min(axis.high, recipe.temperature_max)
     if text and (low, high) != (axis.low, axis.high):
         raise ConfigError(
-            f'--temperatures: got {text!r}; with temperature_schedule = "{recipe.temperature_schedule}" it should '
+            f'--temperatures: got {shown(text)}; with temperature_schedule = "{recipe.temperature_schedule}" it should '
             f"lie from temperature_min to temperature_max, {recipe.temperature_min:g}:{recipe.temperature_max:g}"
         )
     if not low < high:  # the bounds lie outside the default
@@ -120,7 +122,7 @@ def _axis(name: str, option: str, text: str, rule: Callable[[float], str], log: 
     values = [_number(part, option, text, rule) for part in (ends if len(ends) == 2 else text.split(","))]
     if len(ends) == 2:
         if not values[0] < values[1]:
-            raise ConfigError(f"{option}: got {text!r}; a range should rise, such as {values[1]:g}:{values[0]:g}")
+            raise ConfigError(f"{option}: got {shown(text)}; a range should rise, such as {values[1]:g}:{values[0]:g}")
         return Axis(name=name, low=values[0], high=values[1], log=log)
     return Axis(name=name, low=min(values), high=max(values), log=log, values=tuple(dict.fromkeys(values)))
 
@@ -131,7 +133,7 @@ def _number(part: str, option: str, text: str, rule: Callable[[float], str]) -> 
     except ValueError:
         value = math.nan
     if wanted := rule(value):
-        raise ConfigError(f"{option}: got {text!r}; it should be LOW:HIGH or A,B,… with {wanted} each")
+        raise ConfigError(f"{option}: got {shown(text)}; it should be LOW:HIGH or A,B,… with {wanted} each")
     return value
 
 

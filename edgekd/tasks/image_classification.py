@@ -5,11 +5,20 @@ import json
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.card import Data
+from edgekd.card import Augment, Data
 from edgekd.tasks.classification import agreement, scores
 from edgekd.tasks.task import Normalization, Task
 
 __all__ = ["IMAGE_CLASSIFICATION"]
+
+
+def _problem(data: Data, augment: Augment) -> str:
+    if augment.crop_padding <= data.size:
+        return ""
+    return (
+        f"augment.crop_padding: got {augment.crop_padding}; it should be at most data.size, {data.size}, for a crop "
+        "that holds nothing of the image teaches nothing"
+    )
 
 
 def _example(data: Data, count: int) -> NDArray[np.uint8]:
@@ -29,6 +38,7 @@ IMAGE_CLASSIFICATION = Task(
     units="images",
     data=Data,
     augment=frozenset({"crop_padding", "flip", "policy", "rand_operations", "rand_magnitude", "mixup", "cutmix"}),
+    problem=_problem,
     input="image",
     free={0: "batch"},
     calibration="static",

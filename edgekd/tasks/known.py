@@ -7,7 +7,7 @@ from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 
 from edgekd.card import Augment, Card, check_card, read_tables
-from edgekd.errors import ConfigError, did_you_mean
+from edgekd.errors import ConfigError, did_you_mean, shown
 from edgekd.spec import build
 from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION
 from edgekd.tasks.task import Task
@@ -36,7 +36,7 @@ def build_card(tables: dict[str, Any], where: str) -> Card:
     """The card of these tables, typed by its task; ConfigError, which begins with `where`, for anything wrong."""
     task = tables.get("task", Card.task)
     if not isinstance(task, str) or task not in TASKS:
-        raise ConfigError(f"{where}: task: got {task!r:.60}; {did_you_mean(str(task)[:60], TASKS)}")
+        raise ConfigError(f"{where}: task: got {shown(task)}; {did_you_mean(str(task)[:60], TASKS)}")
     return build(_card_type(TASKS[task]), tables, where)
 
 
@@ -49,7 +49,7 @@ def _card_type(task: Task) -> type[Card]:
 
         @model_validator(mode="after")
         def _check(self) -> "CardOfTask":
-            if problem := _foreign_augment(self.augment, task):
+            if problem := _foreign_augment(self.augment, task) or task.problem(self.data, self.augment):
                 raise ValueError(problem)
             return self
 

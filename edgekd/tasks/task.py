@@ -7,6 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.recipe import Augment
+
 __all__ = ["Normalization", "Task"]
 
 Outputs = NDArray[np.float32]
@@ -37,6 +39,8 @@ class Task:
     """The type of the card's `[data]`."""
     augment: frozenset[str]
     """The keys of `[augment]` that the task knows, beside `seed`."""
+    problem: Callable[[Any, Augment], str]
+    """What does not fit in the card's `[data]` and `[augment]` taken together, in words; empty if all does."""
     input: str
     """Name of the exported file's input."""
     free: Mapping[int, str]

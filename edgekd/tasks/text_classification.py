@@ -38,6 +38,7 @@ TEXT_CLASSIFICATION = Task(
     units="sentences",
     data=TextData,
     augment=frozenset({"word_dropout"}),
+    problem=lambda data, augment: "",
     input="ids",
     free={0: "batch", 1: "length"},
     calibration="dynamic",

@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgekd.bench import worker
+from edgekd.errors import ConfigError
 
 Cli = Callable[..., Any]
 
@@ -299,3 +300,36 @@ def test_of_several_processes_the_first_says_that_they_are_interrupted(
     done = cli("models", "digits")
     assert done.returncode == 130
     assert len(done.stderr.splitlines()) == lines
+
+
+def test_links_that_lead_back_to_themselves(cli: Cli, tmp_path: Path) -> None:
+    for name in ("loop.onnx", "loop.toml"):
+        (tmp_path / name).symlink_to(name)
+    assert_refused(cli("check", "loop.onnx", "-t", "cpu-x86", "--budget", "size_kb=1"), "loop.onnx: no such model file")
+    assert_refused(cli("bench", "loop.onnx", "-t", "cpu-x86"), "loop.onnx: no such model file")
+    assert_refused(cli("targets", "loop.toml"), "loop.toml")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE: got 'x'; it should be a whole number of at least 1, or not set"),
+        ({"WORLD_SIZE": "2"}, "torchrun: "),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK: got '2'; it should be below WORLD_SIZE, 2"),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "x"}, "LOCAL_RANK: got 'x'; it should be a whole number of at least 0"),
+    ],
+)
+def test_what_torchrun_would_not_set(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], said: str
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    if settings.get("RANK"):  # otherwise nobody complains: this process is not the first, and says nothing
+        from edgekd.distill import distributed
+
+        with pytest.raises(ConfigError, match=f"^{said}$"):
+            distributed.join()
+    else:
+        assert_refused(cli("distill", "-t", "cpu-x86"), said)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import random
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,49 @@ def encoded(array: NDArray[np.uint8], form: str = "PNG") -> bytes:
 def test_an_image_of_the_right_size_keeps_its_pixels(form: str) -> None:
     array = pixels(10, 10, 3)
     assert np.array_equal(decode(encoded(array, form), colour(10), "here"), array)
+
+
+def blank(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("1", (width, height)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as edgekd itself has it
+@pytest.mark.parametrize(
+    ("size", "resize", "side", "said"),
+    [
+        ((60_000, 1), None, 224, "has 60000×1 pixels; the longer side is at most 100 times the shorter one; cut or"),
+        ((7, 701), None, 8, "has 7×701 pixels; the longer side is at most 100 times the shorter one; cut or remove it"),
+        ((15_000, 10_001), None, 8, "has 15000×10001 pixels; an image has at most 150,000,000; scale it down or"),
+        ((20_000, 10_000), None, 8, "the image does not decode: Image size (200000000 pixels) exceeds limit of"),
+        ((90, 1), None, 8192, "has 90×1 pixels; scaled as data.size or data.resize says it has 737280×8192, and at"),
+        ((90, 1), 8192, 8, "has 90×1 pixels; scaled as data.size or data.resize says it has 737280×8192, and at most"),
+    ],
+)
+def test_an_image_that_would_fill_the_memory_is_refused_by_name(
+    size: tuple[int, int], resize: int | None, side: int, said: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        decode(blank(*size), dataclasses.replace(COLOUR, size=side, resize=resize), "a.png")
+    assert str(caught.value).startswith(f"a.png: {said}")
+
+
+def test_a_thin_image_is_taken() -> None:
+    assert decode(blank(100, 1), colour(8), "a.png").shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "GIF", "JPEG", "TIFF", "WEBP", "PPM"])
+def test_a_damaged_image_is_taken_or_refused_on_one_line(form: str) -> None:
+    whole, draw = encoded(pixels(9, 9, 3), form), random.Random(0)
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for _ in range(draw.randint(1, 4)):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        try:
+            decode(bytes(damaged[: draw.choice([None, draw.randrange(len(damaged))])]), colour(8), "a")
+        except InputError as error:
+            assert "\n" not in str(error)
 
 
 def test_a_grey_image_has_one_channel_and_a_grey_file_fills_three() -> None:

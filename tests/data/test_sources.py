@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import os
+import random
 import re
 import shutil
 import struct
@@ -198,10 +200,12 @@ def test_an_image_that_does_not_decode_is_named_with_file_and_row(tmp_path: Path
         load_test(make_card(tmp_path), tmp_path)
 
 
-@pytest.mark.parametrize("wrong", [3, -1])
+@pytest.mark.parametrize("wrong", [3, -1, -(2**63), 2**63 - 1])
 def test_a_label_out_of_range_is_named(tmp_path: Path, wrong: int) -> None:
     write_parquet(tmp_path / "test.parquet", [png(i) for i in pixels(3)], [0, wrong, 2])
-    with pytest.raises(InputError, match=rf"image 1 has label {wrong}; the card names 3 classes"):
+    with pytest.raises(
+        InputError, match=rf"test.parquet row 1: label is {wrong}; the card names 3 classes, so labels go from 0 to 2$"
+    ):
         load_test(make_card(tmp_path), tmp_path)
 
 
@@ -235,6 +239,64 @@ def test_an_image_column_of_another_layout_is_told(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(table, tmp_path / "test.parquet")
     with pytest.raises(InputError, match=r"test\.parquet.*image"):
         load_test(make_card(tmp_path), tmp_path)
+
+
+def refusal_of(table: pyarrow.Table, tmp_path: Path) -> str:
+    pyarrow.parquet.write_table(table, tmp_path / "test.parquet")
+    with pytest.raises(InputError) as caught:
+        load_test(make_card(tmp_path), tmp_path)
+    text = str(caught.value)
+    assert text.startswith(f"{tmp_path / 'test.parquet'}")
+    assert "\n" not in text
+    return text.removeprefix(f"{tmp_path / 'test.parquet'}").removeprefix(": ")
+
+
+def test_a_column_or_a_row_that_is_no_image_or_label_is_told(tmp_path: Path) -> None:
+    images: list[Any] = [{"bytes": png(i), "path": "a"} for i in pixels(3)]
+    good = pyarrow.array(images)
+    large = pyarrow.array([0, 2**63 + 5, 2], pyarrow.uint64())
+    assert refusal_of(pyarrow.table({"image": good, "label": large}), tmp_path) == (
+        " row 1: label is 9223372036854775813; the card names 3 classes, so labels go from 0 to 2"
+    )
+    assert refusal_of(pyarrow.table({"image": good, "label": [0, None, 2]}), tmp_path).startswith(
+        " row 1: label is null; the card names 3 classes"
+    )
+    for labels, kind in ((["a", "b", "c"], "string"), ([0.0, 1.0, 2.0], "double"), ([True, False, True], "bool")):
+        said = refusal_of(pyarrow.table({"image": good, "label": labels}), tmp_path)
+        assert said == f"label is {kind}; whole numbers are needed"
+    for row in (None, {"bytes": None, "path": "a.png"}):
+        assert refusal_of(pyarrow.table({"image": [images[0], row, images[2]], "label": [0, 1, 2]}), tmp_path) == (
+            " row 1: image holds no bytes; put the image's file into it or remove the row"
+        )
+    for content, kind in (
+        ([{"bytes": "text"}] * 3, "struct<bytes: string>"),
+        ([{"bytes": 7}] * 3, "struct<bytes: int64>"),
+        ([{"file": b"x"}] * 3, "struct<file: binary>"),
+        ([b"x"] * 3, "binary"),
+    ):
+        assert refusal_of(pyarrow.table({"image": content, "label": [0, 1, 2]}), tmp_path) == (
+            f"image is {kind}; a struct with 'bytes' of type binary is needed"
+        )
+    (tmp_path / "test.parquet").unlink()
+    os.mkfifo(tmp_path / "test.parquet")  # reading it would wait for ever
+    with pytest.raises(InputError, match=r"test.parquet: not a readable parquet file: it is no file$"):
+        load_test(make_card(tmp_path), tmp_path)
+
+
+def test_a_damaged_parquet_file_is_taken_or_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "test.parquet", [png(i) for i in pixels(3)], [0, 1, 2])
+    whole, draw, refused = (tmp_path / "test.parquet").read_bytes(), random.Random(0), 0
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for _ in range(draw.randint(1, 3)):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        (tmp_path / "test.parquet").write_bytes(damaged)
+        try:
+            load_test(make_card(tmp_path), tmp_path)
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 50
 
 
 def test_a_label_that_is_a_fraction_is_told(tmp_path: Path) -> None:

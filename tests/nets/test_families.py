@@ -3,15 +3,16 @@
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torchvision.models
 
-from edgekd.card import Card, Student
+from edgekd.card import Card, Student, TextData
 from edgekd.errors import ConfigError, UnavailableError
 from edgekd.nets.deployed import count_params
-from edgekd.nets.families import IMAGE_FAMILIES, make, make_shapes
+from edgekd.nets.families import IMAGE_FAMILIES, TEXT_FAMILIES, make, make_shapes
 from edgekd.tasks.known import load_card
 
 COLOUR = load_card("cifar10")
@@ -32,6 +33,52 @@ def test_shapes_are_every_combination_of_the_knobs() -> None:
 def test_one_wrong_value_of_a_knob_is_told() -> None:
     with pytest.raises(ConfigError, match=r"cifar10\.toml: student\.knobs: width: got 3; it should be a multiple of 2"):
         make_shapes(COLOUR, Student(family="cifar-resnet", knobs={"width": [2, 3]}))
+
+
+def test_more_candidates_than_can_be_tried_are_counted_and_refused() -> None:
+    knobs = {"depth": [8, 14], "width": list(range(2, 200_002, 2)), "other": [0] * 1000}
+    with pytest.raises(ConfigError) as caught:
+        make_shapes(COLOUR, Student(family="cifar-resnet", knobs=knobs))
+    assert str(caught.value) == (
+        f"{COLOUR.file}: student.knobs: every combination of values is a candidate, here 200,000,000; at most 1,000 "
+        "are tried; give fewer values, first of 'width', which has 100,000"
+    )
+    hundred = make_shapes(GREY, Student(family="mlp", knobs={"hidden": [[width] for width in range(1, 101)]}))
+    assert len(hundred) == 100
+
+
+@pytest.mark.parametrize(
+    ("family", "shape", "said"),
+    [
+        (
+            "mlp",
+            {"hidden": [1_000_000, 1_000_000]},
+            r"the network has 1,003,\d+,\d+,\d+ parameters; at most 1,000,000,000 ",
+        ),
+        ("mlp", {"hidden": [2**62]}, r"hidden\.0: got 4611686018427387904; it should be less than or equal to 1000000"),
+        ("mlp", {"hidden": [1] * 65}, r"hidden: got \[1, .*; it should have at most 64 items"),
+        ("convnet", {"channels": [200_000, 200_000]}, r"the network has \d+,\d+,\d+,\d+ parameters; at most"),
+        ("cifar-resnet", {"depth": 6_000_002}, r"depth: got 6000002; it should be less than or equal to 1202"),
+        ("cifar-resnet", {"width": 65_536}, r"the network has \d,\d+,\d+,\d+,\d+ parameters; at most"),
+        ("mobilenet-v2", {"width": 1e30}, r"width: got 1e\+30; it should be less than or equal to 100"),
+        ("mobilenet-v2", {"width": float("inf")}, r"width: got Infinity; it should be a finite number"),
+    ],
+)
+def test_a_giant_network_is_refused_before_it_takes_memory(family: str, shape: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{COLOUR.file}: student\.knobs: {said}"):
+        make(COLOUR, student(family), shape, "student.knobs")
+
+
+@pytest.mark.parametrize("family", ["transformer", "text-cnn", "bag-of-words", "lstm"])
+def test_counting_parameters_draws_no_random_numbers(family: str) -> None:
+    card = load_card("sst2")
+    cls, function = TEXT_FAMILIES[family]
+    torch.manual_seed(0)
+    made = make(card, student(family), {}, "student.knobs").state_dict()
+    torch.manual_seed(0)
+    assert isinstance(card.data, TextData)
+    plain = function(cls(), card.data.vocabulary, len(card.data.classes)).state_dict()
+    assert all(torch.equal(made[name], plain[name]) for name in plain)
 
 
 def test_an_unknown_family_is_told_with_the_nearest_name() -> None:

@@ -26,9 +26,9 @@ from urllib.parse import quote, unquote
 
 from edgekd import units
 from edgekd.console import say
+from edgekd.devices.host import user_folder
 from edgekd.errors import ConfigError, InputError, UnavailableError
 from edgekd.files import read_json, write_json
-from edgekd.scratch import home_folder
 
 __all__ = [
     "Entry",
@@ -52,7 +52,8 @@ _OUTPUT = re.compile(r"(?P<hidden>\.?)view-(?P<view>\d+)\.(?P<name>.+)\.npy(?P<p
 def cache_folder() -> Path:
     """Where teacher outputs are kept: below $EDGEKD_CACHE_HOME, else $XDG_CACHE_HOME/edgekd, else ~/.cache/edgekd."""
     own, shared = os.environ.get("EDGEKD_CACHE_HOME"), os.environ.get("XDG_CACHE_HOME")
-    home = Path(own).expanduser() if own else (Path(shared) if shared else home_folder() / ".cache") / "edgekd"
+    default = Path(shared) if shared else user_folder("~/.cache", "XDG_CACHE_HOME")
+    home = user_folder(own, "EDGEKD_CACHE_HOME") if own else default / "edgekd"
     return home.absolute() / "teacher"
 
 

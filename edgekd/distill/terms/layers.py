@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.distill.terms.features import attention_map, pooled
-from edgekd.errors import ConfigError, EdgekdError, did_you_mean, one_line
+from edgekd.errors import ConfigError, EdgekdError, did_you_mean, one_line, shown
 
 __all__ = ["Taps", "core", "outputs_of", "probe", "reduced"]
 
@@ -29,19 +29,19 @@ class Taps:
         known = [path for path, _ in net.named_modules() if path]
         if path not in known:
             raise ConfigError(
-                f"{where}: unknown layer {path!r}; {did_you_mean(path, known)} "
+                f"{where}: unknown layer {shown(path)}; {did_you_mean(path, known)} "
                 "edgekd models CARD --layers shows each with its shape"
             )
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
             if not isinstance(output, Tensor):
                 raise ConfigError(
-                    f"{where}: layer {path!r} gives a {type(output).__name__}; name one that gives a tensor"
+                    f"{where}: layer {shown(path)} gives a {type(output).__name__}; name one that gives a tensor"
                 )
             try:
                 self.values[name] = reduced(name, output)
             except ConfigError as error:
-                raise ConfigError(f"{where}: layer {path!r}: {error}") from error
+                raise ConfigError(f"{where}: layer {shown(path)}: {error}") from error
 
         return net.get_submodule(path).register_forward_hook(keep)
 
@@ -106,7 +106,7 @@ def probe(net: nn.Module, inputs: Tensor, names: Sequence[str], where: str) -> d
         net.train(training)
     missing = [name for name in names if name not in taps.values]
     if missing:
-        raise ConfigError(f"{where}: layer {missing[0]!r} takes no part in the forward pass; name another")
+        raise ConfigError(f"{where}: layer {shown(missing[0])} takes no part in the forward pass; name another")
     return {"logits": logits.shape[1:]} | {name: value.shape[1:] for name, value in taps.values.items()}
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edgekd.bench.statistics import Interval, wilson
 from edgekd.card import Budget
+from edgekd.devices.host import real
 from edgekd.errors import EdgekdError, InputError, one_line
 from edgekd.figures import Figure, ModelFigures
 from edgekd.files import read_json
@@ -196,7 +197,7 @@ def _story(run: Run, content: dict[str, Any], models: Sequence[ModelFigures]) ->
     shipped = next(model for model in models if model.name == content["chosen"])
     judged = read_verdict(content, run.result)
     return Story(
-        name=run.folder.resolve().name,
+        name=real(run.folder).name,
         card=content["card"],
         target=content["target"],
         outcome=judged.outcome,
@@ -338,7 +339,7 @@ def _commands(run: Run, content: dict[str, Any], snapshot: dict[str, Any], bench
 
 def _place(run: Run) -> str:
     """Where `edgekd distill` puts such a folder; where it lies on this machine is nobody's business."""
-    return f"runs/{run.folder.resolve().name}"
+    return f"runs/{real(run.folder).name}"
 
 
 def _hidden(command: str, run: Run) -> str:
@@ -355,7 +356,7 @@ def _relative(word: str, run: Run) -> str:
     option, path = re.fullmatch(r"(--?[\w-]+=|-\w(?=/)|)(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
     if not path.startswith("/"):
         return word
-    parts, name = PurePosixPath(path).parts, run.folder.resolve().name
+    parts, name = PurePosixPath(path).parts, real(run.folder).name
     if name not in parts:
         return f"{option}{parts[-1]}"
     inside = parts[len(parts) - parts[::-1].index(name) :]
