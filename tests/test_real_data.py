@@ -10,6 +10,7 @@ from edgekd.card import load_card
 from edgekd.data.arrays import keep_split
 from edgekd.data.sources import load_test
 from edgekd.data.tasks import examples_of
+from edgekd.devices.local import connect
 from edgekd.distill.teacher import validation_accuracy
 from edgekd.export.teacher import export_teacher
 from edgekd.nets.teachers import load_teacher_file
@@ -24,6 +25,6 @@ def test_resnet56_reaches_its_published_accuracy_in_torch_and_in_onnxruntime(dat
     teacher = load_teacher_file(card, data_folder / "teachers" / "cifar10-resnet56.safetensors")
     assert validation_accuracy(teacher, examples_of(card, test)) == pytest.approx(0.9339, abs=1e-9)
     export_teacher(teacher, card, target, tmp_path / "teacher.onnx")
-    predict(tmp_path / "teacher.onnx", target, keep_split(test, tmp_path / "test"), tmp_path / "logits.npy")
+    predict(tmp_path / "teacher.onnx", connect(target), keep_split(test, tmp_path / "test"), tmp_path / "logits.npy")
     predicted = np.load(tmp_path / "logits.npy").argmax(1)
     assert (predicted == test.labels).mean() == pytest.approx(0.9339, abs=1e-9)

@@ -1,30 +1,12 @@
 """What this machine is, read from the system; no guess where the system does not say."""
 
 import platform
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-__all__ = ["Machine", "free_memory", "has_cuda_device", "machine", "parse_cpuinfo"]
+from edgekd.machine import Machine
 
-
-@dataclass(frozen=True)
-class Machine:
-    """This machine's CPU and system."""
-
-    architecture: str
-    """x86_64 or aarch64 (arm64 and AMD64 are other names of these two)."""
-    model: str
-    features: frozenset[str]
-    cpu_part: str
-    """Arm: the part number of the first core, such as 0xd08; empty elsewhere."""
-    system: str = "Linux"
-    """Linux, Darwin or Windows."""
-
-    @property
-    def saturates_int8(self) -> bool:
-        """Whether 8-bit weights can saturate: x86 multiplies them in 16 bits unless it has VNNI."""
-        return self.architecture == "x86_64" and not self.features & {"avx512_vnni", "avx_vnni"}
+__all__ = ["free_memory", "has_cuda_device", "machine", "parse_cpuinfo"]
 
 
 def parse_cpuinfo(text: str) -> tuple[str, frozenset[str], str]:

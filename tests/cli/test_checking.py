@@ -117,7 +117,7 @@ def test_the_size_is_judged_without_a_worker(cli: Cli, here: Path, monkeypatch: 
     def start(*_: Any) -> None:
         raise AssertionError("a worker was started")
 
-    monkeypatch.setattr("edgekd.bench.runner.run_worker", start)
+    monkeypatch.setattr("edgekd.devices.local.run_worker", start)
     done = cli("check", "tiny.onnx", "-t", here, "--budget", "size_kb=1")
     assert (done.returncode, done.stderr) == (0, "")
     first, second, *_ = done.stdout.splitlines()
