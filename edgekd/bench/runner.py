@@ -29,9 +29,9 @@ __all__ = [
 RESERVED_BYTES = 1_000_000_000
 """Addresses that runtimes and their threads reserve without using them."""
 PAIR_TIMES = 4
-"""The same for one that loads two models several times and calls both."""
+"""How many times longer than others a worker may take that loads two models several times and calls both."""
 PREDICT_TIMES = 12
-"""How many times longer than others a worker may take that runs over a whole data set."""
+"""The same for a worker that runs over a whole data set."""
 
 
 def make_plan(site: Site, effort: Effort | None = None, **values: Any) -> Plan:
