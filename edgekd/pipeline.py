@@ -14,6 +14,7 @@ from edgekd.card import Budget, Card
 from edgekd.console import say
 from edgekd.data.arrays import digest, keep_split
 from edgekd.data.examples import Examples
+from edgekd.devices.device import Site
 from edgekd.distill.distributed import hear, tell, together
 from edgekd.distill.student import How, check_networks, check_recipe, distill_student, training_summary
 from edgekd.distill.tasks.known import examples_of, learning_of
@@ -38,7 +39,6 @@ from edgekd.run import Run
 from edgekd.search.candidates import measure_candidates
 from edgekd.search.choose import choose_shape, choose_variant
 from edgekd.search.estimate import with_estimates
-from edgekd.target import Target
 from edgekd.tasks.known import task_of
 
 __all__ = ["distill", "follow", "train_teacher"]
@@ -49,7 +49,7 @@ EFFORT = Effort()
 
 def distill(
     card: Card,
-    target: Target,
+    site: Site,
     asked: Budget,
     run: Run,
     data: Path | None,
@@ -57,6 +57,7 @@ def distill(
     how: How = How(),  # noqa: B008 - frozen
 ) -> Result:
     """From a teacher to a judged ONNX file: the whole road, each stage resumed where the run folder has it."""
+    target = site.target
     budget = effective_budget(asked, target)
     given, further = given_teacher(card, teacher_file), more_teachers(card)
     learning = learning_of(card.data)
@@ -72,7 +73,7 @@ def distill(
     inputs = keep_split(validation, run.data / "validation")
     calibration = calibration_of(card, target, train)
 
-    candidates = measure_candidates(card, target, inputs, calibration, run)
+    candidates = measure_candidates(card, site, inputs, calibration, run)
     choice = choose_shape(candidates, budget)
     say(f"search: {choice.name} of {len(candidates)} candidates, {units.count(choice.macs)} multiply-accumulates")
 
@@ -86,15 +87,15 @@ def distill(
     subjects = export_variants(card, target, teacher, net, calibration, run)
     images = np.load(inputs)[:512]
     agreement = parity(net, card, images, cpu_logits(subjects[1].file, task_of(card.data), images))
-    figures = with_estimates(measure_speed(subjects, target, inputs, run.records, EFFORT), subjects, target)
-    logits = [logits_of(subject, target, inputs, run.records) for subject in subjects]
+    figures = with_estimates(measure_speed(subjects, site, inputs, run.records, EFFORT), subjects, site)
+    logits = [logits_of(subject, site, inputs, run.records) for subject in subjects]
     answers = Answers(labels=validation.labels, teacher=logits[0], torch=keep_torch_logits(net, card, inputs))
-    known = evaluate(figures, logits, answers, target)
+    known = evaluate(figures, logits, answers, site)
     variants = [model for model in known[1:] if model.precision in target.precisions]
     # A given teacher may have learnt the validation images; its accuracy on them says nothing.
-    chosen, why = choose_variant(variants, None if given else known[0].accuracy, budget, target)
+    chosen, why = choose_variant(variants, None if given else known[0].accuracy, budget, site)
 
-    models, test_images = final_figures(card, target, subjects, figures, net, run, data)
+    models, test_images = final_figures(card, site, subjects, figures, net, run, data)
     final = next(model for model in models if model.name == chosen.name)
     verdict = judge(budget_figures(final, models[0].accuracy), budget, allow_estimated=True)
     result = Result(
@@ -111,7 +112,7 @@ def distill(
         test_reads=run.test_reads(),
         parity=dataclasses.asdict(agreement),
         training=training_summary(card.recipe, run),
-        notes=target.remarks(),
+        notes=site.remarks,
     )
     write_reports(result, candidates, run)
     return result
@@ -193,7 +194,7 @@ def _share(task: Task | TeacherTask) -> None:
 
 def final_figures(
     card: Card,
-    target: Target,
+    site: Site,
     subjects: list[Subject],
     figures: list[ModelFigures],
     net: nn.Module,
@@ -205,6 +206,6 @@ def final_figures(
     if not (inputs.exists() and labels.exists()):
         run.test_reads(add=1)
         keep_split(learning_of(card.data).load_test(card, data, run.tokenizer), run.data / "test")
-    logits = [logits_of(subject, target, inputs, run.records) for subject in subjects]
+    logits = [logits_of(subject, site, inputs, run.records) for subject in subjects]
     answers = Answers(labels=np.load(labels), teacher=logits[0], torch=keep_torch_logits(net, card, inputs))
-    return evaluate(figures, logits, answers, target), len(answers.labels)
+    return evaluate(figures, logits, answers, site), len(answers.labels)

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.bench.arrays import extract, map_array
-from edgekd.bench.measure import Answers, Subject, Told, evaluate, logits_of, measure_each
+from edgekd.bench.measure import Answers, Subject, evaluate, logits_of, measure_each
 from edgekd.bench.records import Effort
+from edgekd.devices.device import Site, Told
 from edgekd.errors import EdgekdError, InputError, one_line
 from edgekd.figures import ModelFigures
 from edgekd.result import read_models
 from edgekd.run import Run
 from edgekd.scratch import scratch
-from edgekd.target import Target
 from edgekd.units import visible
 
 __all__ = [
@@ -37,8 +37,8 @@ __all__ = [
 
 Split = Literal["val", "test"]
 SPLITS: dict[Split, str] = {"val": "validation", "test": "test"}
-Estimate = Callable[[Sequence[ModelFigures], Sequence[Subject], Target], list[ModelFigures]]
-"""Fills in latencies of a target that is not this machine; `edgekd.search.estimate.with_estimates`, which needs
+Estimate = Callable[[Sequence[ModelFigures], Sequence[Subject], Site], list[ModelFigures]]
+"""Fills in latencies of a target that the device is not; `edgekd.search.estimate.with_estimates`, which needs
 torch, or a function that leaves them unknown."""
 
 
@@ -126,7 +126,7 @@ def subject_of(file: Path, model: ModelFigures) -> Subject:
 
 def measure_files(
     paths: Sequence[Path],
-    target: Target,
+    site: Site,
     effort: Effort,
     estimate: Estimate,
     inputs: Inputs | None = None,
@@ -138,12 +138,12 @@ def measure_files(
     ]
     subjects = [Subject(name=path.name, file=path, precision="as it is") for path in paths if path.is_file()]
     measured = []
-    taken = measure_each(subjects, target, inputs.file if inputs else None, None, effort)
+    taken = measure_each(subjects, site, inputs.file if inputs else None, None, effort)
     for subject, figures in zip(subjects, taken, strict=True):
         try:
             if isinstance(figures, EdgekdError):
                 raise figures
-            measured.append(_with_accuracy(subject, figures, target, effort, estimate, inputs, told))
+            measured.append(_with_accuracy(subject, figures, site, effort, estimate, inputs, told))
         except EdgekdError as error:
             problems.append(error)
     return measured, problems
@@ -152,20 +152,20 @@ def measure_files(
 def _with_accuracy(
     subject: Subject,
     figures: ModelFigures,
-    target: Target,
+    site: Site,
     effort: Effort,
     estimate: Estimate,
     inputs: Inputs | None,
     told: Callable[[str], Told] | None,
 ) -> Measured:
-    (known,) = estimate([figures], [subject], target)
+    (known,) = estimate([figures], [subject], site)
     if inputs is None:
         return Measured(known, "a bare file brings no data: accuracy unknown")
     with scratch() as folder:
         hears = told(subject.name) if told else None
-        logits = logits_of(subject, target, inputs.file, Path(folder), effort, hears)
+        logits = logits_of(subject, site, inputs.file, Path(folder), effort, hears)
     check_classes(logits, inputs, subject.file)
-    (scored,) = evaluate([known], [logits], Answers(labels=inputs.labels), target)
+    (scored,) = evaluate([known], [logits], Answers(labels=inputs.labels), site)
     return Measured(scored, f"accuracy on {inputs.about}, {len(inputs.labels)} inputs")
 
 
@@ -180,7 +180,7 @@ def check_classes(logits: NDArray[np.float32], inputs: Inputs, path: Path) -> No
 def measure_run(
     run: Run,
     subjects: Sequence[Subject],
-    target: Target,
+    site: Site,
     effort: Effort,
     estimate: Estimate,
     inputs: Inputs,
@@ -191,23 +191,23 @@ def measure_run(
 
     Records and logits go to `folder`. `told(name)` gives what hears of a model's progress over the data.
     """
-    taken = measure_each(subjects, target, inputs.file, folder, effort)
+    taken = measure_each(subjects, site, inputs.file, folder, effort)
     problems = [error for error in taken if isinstance(error, EdgekdError)]
     pairs = [(s, t) for s, t in zip(subjects, taken, strict=True) if not isinstance(t, EdgekdError)]
     known = [subject for subject, _ in pairs]
-    figures = estimate([model for _, model in pairs], known, target)
+    figures = estimate([model for _, model in pairs], known, site)
     measured: list[Measured] = []
     teacher = None
     for subject, model in zip(known, figures, strict=True):
         try:
             hears = told(subject.name) if told else None
-            logits = logits_of(subject, target, inputs.file, folder, effort, hears)
+            logits = logits_of(subject, site, inputs.file, folder, effort, hears)
             check_classes(logits, inputs, subject.file)
         except EdgekdError as error:
             problems.append(error)
             continue
         teacher = logits if subject is subjects[0] else teacher
-        (scored,) = evaluate([model], [logits], _answers(inputs, teacher), target)
+        (scored,) = evaluate([model], [logits], _answers(inputs, teacher), site)
         measured.append(Measured(scored))
     return measured, problems
 

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from edgekd.devices import host
 from edgekd.errors import ConfigError, UnavailableError, shown
+from edgekd.machine import Machine
 from edgekd.providers import PROVIDERS, option_error
 from edgekd.spec import build, bundled_names, locate, read_toml
 
@@ -171,10 +171,9 @@ class Target:
     name: str = ""
     file: str = ""
 
-    def differences(self) -> list[str]:
-        """Why this machine is not the target's hardware; empty when it is."""
+    def differences(self, here: Machine) -> list[str]:
+        """Why the machine `here` is not the target's hardware; empty when it is."""
         hw = self.hardware
-        here = host.machine()
         if hw.architecture == "wasm32":  # a browser or Node on whatever CPU
             return []
         architecture = "aarch64" if hw.architecture == "arm64" else hw.architecture
@@ -189,16 +188,15 @@ class Target:
             reasons.append(f"this CPU's part is {here.cpu_part or 'unknown'}, the target's {'/'.join(hw.cpu_part)}")
         return reasons
 
-    @property
-    def measurable(self) -> bool:
-        """Whether time measured on this machine is the target's time."""
-        return not self.differences()
+    def measurable_on(self, here: Machine) -> bool:
+        """Whether time measured on the machine `here` is the target's time."""
+        return not self.differences(here)
 
-    def remarks(self) -> tuple[str, ...]:
-        """What a reader of figures measured here must know of this machine's arithmetic."""
+    def remarks(self, here: Machine) -> tuple[str, ...]:
+        """What a reader of figures measured on the machine `here` must know of its arithmetic."""
         eight_bits = "int8" in self.precisions and not self.quantization.reduce_range
         multiplies_here = self.provider.name == "CPUExecutionProvider"  # others have kernels of their own
-        if self.measurable and eight_bits and multiplies_here and host.machine().saturates_int8:
+        if self.measurable_on(here) and eight_bits and multiplies_here and here.saturates_int8:
             return ("this CPU has no VNNI, so 8-bit weights can saturate; target cpu-x86-avx2 keeps them to 7 bits",)
         return ()
 

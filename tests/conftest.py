@@ -9,15 +9,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 # Networks this small gain nothing from threads, and on a busy machine two of them wait for each other most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from edgekd.bench.records import Effort
+from edgekd.bench.records import Effort, Plan, Record
 from edgekd.check.asked import JobOptions
 from edgekd.cli.main import main
+from edgekd.devices.device import Site, Told
+from edgekd.devices.local import Local
+from edgekd.machine import Machine
+from edgekd.target import Target
 
 pytest_plugins = "pytester"
 """For tests/check/test_pytest_plugin.py; pytest takes it from here alone."""
@@ -93,6 +98,49 @@ def tiny_card(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.toml"
     path.write_text(TINY_CARD, encoding="utf-8")
     return path
+
+
+Answer = Callable[[Plan, Path, Target, float, Told | None], Record]
+
+
+@dataclass
+class FakeDevice:
+    """A device that says of itself what a test gives it. Its workers run on this machine, or `answer` replaces them."""
+
+    machine: Machine
+    answer: Answer = Local().run
+    free: int | None = None
+    closed: bool = False
+
+    def facts(self) -> Machine:
+        return self.machine
+
+    def free_memory(self) -> int | None:
+        return self.free
+
+    def require(self, target: Target) -> None:
+        Local().require(target)
+
+    def run(self, plan: Plan, model: Path, target: Target, timeout_s: float, on_progress: Told | None = None) -> Record:
+        return self.answer(plan, model, target, timeout_s, on_progress)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def place() -> Callable[..., Site]:
+    """`place(target)` is the target on a fake device that it describes; `machine` makes it another one, and further
+    values are the FakeDevice's."""
+
+    def on(target: Target, machine: Machine | None = None, **values: Any) -> Site:
+        hw = target.hardware
+        system = "Linux" if hw.system == "any" else hw.system
+        part = next(iter(hw.cpu_part), "")
+        alike = Machine(hw.architecture.replace("arm64", "aarch64"), "a board", frozenset(hw.requires), part, system)
+        return Site(target, FakeDevice(machine or alike, **values))
+
+    return on
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import pytest
 from edgekd.bench.runner import predict
 from edgekd.data.arrays import keep_split
 from edgekd.data.sources import load_test
+from edgekd.devices.local import connect
 from edgekd.distill.tasks.known import examples_of
 from edgekd.distill.teacher import validation_score
 from edgekd.export.teacher import export_teacher
@@ -24,6 +25,6 @@ def test_resnet56_reaches_its_published_accuracy_in_torch_and_in_onnxruntime(dat
     teacher = load_teacher_file(card, data_folder / "teachers" / "cifar10-resnet56.safetensors")
     assert validation_score(card, teacher, examples_of(card, test)) == pytest.approx(0.9339, abs=1e-9)
     export_teacher(teacher, card, target, tmp_path / "teacher.onnx")
-    predict(tmp_path / "teacher.onnx", target, keep_split(test, tmp_path / "test"), tmp_path / "logits.npy")
+    predict(tmp_path / "teacher.onnx", connect(target), keep_split(test, tmp_path / "test"), tmp_path / "logits.npy")
     predicted = np.load(tmp_path / "logits.npy").argmax(1)
     assert (predicted == test.labels).mean() == pytest.approx(0.9339, abs=1e-9)

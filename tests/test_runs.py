@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +12,33 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from edgekd.bench import runner
 from edgekd.bench.measure import Subject
 from edgekd.bench.records import Effort, Plan, Record
+from edgekd.devices.device import Site
+from edgekd.devices.local import Local
 from edgekd.errors import InputError, ModelError
 from edgekd.figures import ModelFigures
 from edgekd.run import Run
 from edgekd.runs import Inputs, Measured, finished, measure_files, measure_run, read_arrays, run_inputs
-from edgekd.target import Target, load_target
+from edgekd.target import load_target
 
 TARGET = load_target("cpu-x86")
 EFFORT = Effort(processes=1, warmup_s=0.0, min_calls=3, max_calls=3, max_s=0.0, placement=False)
 
 
-def as_they_are(figures: Sequence[ModelFigures], subjects: Sequence[Subject], target: Target) -> list[ModelFigures]:
+def as_they_are(figures: Sequence[ModelFigures], subjects: Sequence[Subject], site: Site) -> list[ModelFigures]:
     return list(figures)
 
 
-def measure_one(path: Path, inputs: Inputs | None = None) -> Measured:
+@pytest.fixture
+def site(place: Callable[..., Site]) -> Site:
+    """The target on a device that it describes, whose workers run here."""
+    return place(TARGET)
+
+
+def measure_one(site: Site, path: Path, inputs: Inputs | None = None) -> Measured:
     """The figures of one file; raises what was collected instead."""
-    measured, problems = measure_files([path], TARGET, EFFORT, as_they_are, inputs)
+    measured, problems = measure_files([path], site, EFFORT, as_they_are, inputs)
     if problems:
         raise problems[0]
     return measured[0]
@@ -111,9 +118,8 @@ def test_files_of_another_kind_are_told(tmp_path: Path) -> None:
 # --- bare files ---
 
 
-def test_a_bare_file_without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Target, "differences", lambda self: [])
-    taken = measure_one(write_model(tmp_path / "m.onnx"))
+def test_a_bare_file_without_data(tmp_path: Path, site: Site) -> None:
+    taken = measure_one(site, write_model(tmp_path / "m.onnx"))
     assert taken.figures.name == "m.onnx"
     assert taken.figures.accuracy.value is None
     assert taken.figures.latency_p50_ms.value is not None
@@ -121,11 +127,10 @@ def test_a_bare_file_without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert any(note.startswith("seeded random inputs") for note in taken.figures.notes)
 
 
-def test_a_bare_file_with_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Target, "differences", lambda self: [])
+def test_a_bare_file_with_data(tmp_path: Path, site: Site) -> None:
     np.savez(tmp_path / "second.npz", inputs=images([0, 1, 2, 3]), labels=np.array([0, 1, 2, 2]))
     given = read_arrays(tmp_path / "second.npz", tmp_path)
-    taken = measure_one(write_model(tmp_path / "m.onnx"), given)
+    taken = measure_one(site, write_model(tmp_path / "m.onnx"), given)
     assert taken.figures.accuracy.value == 0.75
     assert taken.figures.recall == (1.0, 1.0, 0.5, None)
     assert taken.remark == f"accuracy on {tmp_path / 'second.npz'}, 4 inputs"
@@ -133,17 +138,16 @@ def test_a_bare_file_with_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert taken.figures.fingerprint["inputs"] == "data"
 
 
-def test_data_that_a_file_cannot_take_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Target, "differences", lambda self: [])
+def test_data_that_a_file_cannot_take_is_told(tmp_path: Path, site: Site) -> None:
     model = write_model(tmp_path / "m.onnx")
     np.savez(tmp_path / "second.npz", inputs=images([0, 1]), labels=np.array([0, 4]))
     with pytest.raises(InputError, match=r"labels go up to 4, and .*m.onnx tells 4 classes apart$"):
-        measure_one(model, read_arrays(tmp_path / "second.npz", tmp_path))
+        measure_one(site, model, read_arrays(tmp_path / "second.npz", tmp_path))
     np.savez(tmp_path / "second.npz", inputs=images([0, 1]).astype(np.float32), labels=np.array([0, 1]))
     with pytest.raises(InputError, match=r"the model takes tensor\(uint8\) .* the data is float32 \[2, 2, 2, 1\]$"):
-        measure_one(model, read_arrays(tmp_path / "second.npz", tmp_path))
+        measure_one(site, model, read_arrays(tmp_path / "second.npz", tmp_path))
     with pytest.raises(InputError, match=r"gone.onnx: no such model file or run folder$"):
-        measure_one(tmp_path / "gone.onnx")
+        measure_one(site, tmp_path / "gone.onnx")
 
 
 # --- runs ---
@@ -216,10 +220,7 @@ def subjects_of(run: Run, names: Sequence[str]) -> list[Subject]:
     ]
 
 
-def test_models_of_a_run_are_held_against_teacher_and_torch(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Target, "differences", lambda self: [])
+def test_models_of_a_run_are_held_against_teacher_and_torch(run: Run, tmp_path: Path, site: Site) -> None:
     heard: list[str] = []
 
     def told(name: str) -> Any:
@@ -228,7 +229,7 @@ def test_models_of_a_run_are_held_against_teacher_and_torch(
 
     subjects = subjects_of(run, ["teacher", "student fp32"])
     taken, problems = measure_run(
-        run, subjects, TARGET, EFFORT, as_they_are, run_inputs(run, "test"), tmp_path / "records", told
+        run, subjects, site, EFFORT, as_they_are, run_inputs(run, "test"), tmp_path / "records", told
     )
     assert problems == []
     assert heard == ["teacher", "student fp32"]
@@ -244,20 +245,17 @@ def test_models_of_a_run_are_held_against_teacher_and_torch(
 
 @pytest.mark.parametrize(("mode", "name"), [("latency", "teacher"), ("predict", "teacher"), ("predict", "student")])
 def test_an_error_of_one_model_keeps_the_others(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, name: str
+    run: Run, tmp_path: Path, place: Callable[..., Site], mode: str, name: str
 ) -> None:
-    monkeypatch.setattr(Target, "differences", lambda self: [])
-    real = runner.run_worker
-
     def crash(plan: Plan, model: Path, *rest: Any) -> Record:
         if (plan.mode, model.stem) == (mode, name):
             raise ModelError(f"{model.name}: the worker crashed")
-        return real(plan, model, *rest)
+        return Local().run(plan, model, *rest)
 
-    monkeypatch.setattr(runner, "run_worker", crash)
+    site = place(TARGET, answer=crash)
     subjects = subjects_of(run, ["teacher", "student"])
     taken, problems = measure_run(
-        run, subjects, TARGET, EFFORT, as_they_are, run_inputs(run, "test"), tmp_path / "records"
+        run, subjects, site, EFFORT, as_they_are, run_inputs(run, "test"), tmp_path / "records"
     )
     assert [str(problem) for problem in problems] == [f"{name}.onnx: the worker crashed"]
     (other,) = taken

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from edgekd.devices import host
-from edgekd.devices.host import Machine, parse_cpuinfo
+from edgekd.devices.host import parse_cpuinfo
 from edgekd.errors import ConfigError, UnavailableError
+from edgekd.machine import Machine
 from edgekd.providers import PROVIDERS
 from edgekd.spec import bundled_names, locate
 from edgekd.target import Target, load_target
@@ -70,12 +71,6 @@ OLD_PC = Machine("x86_64", "a very old PC", frozenset({"sse2"}), "")
 PI4 = Machine("aarch64", "", frozenset({"fp", "asimd", "crc32"}), "0xd08")
 PI5 = Machine("aarch64", "", frozenset({"fp", "asimd", "crc32", "asimddp"}), "0xd0b")
 MAC = Machine("aarch64", "arm", frozenset(), "", "Darwin")
-
-
-@pytest.fixture
-def here(monkeypatch):
-    """Puts edgekd on a given machine."""
-    return lambda machine: monkeypatch.setattr(host, "machine", lambda: machine)
 
 
 def load(tmp_path: Path, text: str) -> Target:
@@ -391,11 +386,10 @@ def test_a_reference_needs_its_source_and_a_known_network(tmp_path):
         ("wasm", MAC, []),
     ],
 )
-def test_a_machine_is_the_target_only_without_differences(here, name, machine, differences):
-    here(machine)
+def test_a_machine_is_the_target_only_without_differences(name, machine, differences):
     target = load_target(name)
-    assert target.differences() == differences
-    assert target.measurable is (differences == [])
+    assert target.differences(machine) == differences
+    assert target.measurable_on(machine) is (differences == [])
 
 
 def test_a_provider_that_is_there_is_enough():
@@ -464,9 +458,8 @@ def test_a_session_is_read_as_it_is_written(tmp_path):
         ("wasm", AVX2_PC, False),  # kernels of its own
     ],
 )
-def test_saturating_arithmetic_is_told(here, name, machine, said):
-    here(machine)
-    assert any("can saturate" in line for line in load_target(name).remarks()) is said
+def test_saturating_arithmetic_is_told(name, machine, said):
+    assert any("can saturate" in line for line in load_target(name).remarks(machine)) is said
 
 
 def test_cpuinfo_of_a_pc():
@@ -488,11 +481,11 @@ def test_cpuinfo_of_mixed_cores_is_that_of_the_first():
     assert parse_cpuinfo(two_kinds) == ("", frozenset({"asimd", "asimddp"}), "0xd05")
 
 
-def test_cpuinfo_makes_a_pi_4_the_target_cpu_arm(here):
+def test_cpuinfo_makes_a_pi_4_the_target_cpu_arm():
     _, features, part = parse_cpuinfo(PI4_CPUINFO)
-    here(Machine("aarch64", "", features, part))
-    assert load_target("cpu-arm").measurable
-    assert not load_target("cpu-arm-dotprod").measurable
+    board = Machine("aarch64", "", features, part)
+    assert load_target("cpu-arm").measurable_on(board)
+    assert not load_target("cpu-arm-dotprod").measurable_on(board)
 
 
 @pytest.mark.parametrize(("system", "architecture"), [("AMD64", "x86_64"), ("arm64", "aarch64")])

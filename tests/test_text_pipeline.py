@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import tokenizers
 
-from edgekd.devices.host import machine
+from edgekd.devices.local import Local
 from edgekd.target import load_target
 
 Cli = Callable[..., Any]
@@ -78,7 +78,7 @@ def write_parts(folder: Path) -> None:
 def target_of_this_machine() -> str:
     """A target that every machine is, whichever CPU it has: cpu-x86-avx2 without its demands on the hardware."""
     text = Path(load_target("cpu-x86-avx2").file).read_text(encoding="utf-8")
-    for key, value in {"architecture": machine().architecture, "requires": [], "lacks": []}.items():
+    for key, value in {"architecture": Local().facts().architecture, "requires": [], "lacks": []}.items():
         text, changed = re.subn(rf"^{key} = .*$", f"{key} = {json.dumps(value)}", text, flags=re.MULTILINE)
         assert changed == 1
     return text

@@ -1,7 +1,7 @@
 """Benching model files: workers' records to figures, each with its provenance."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from edgekd.bench.records import RECORD_VERSION, Effort, Record
 from edgekd.bench.remarks import remarks
 from edgekd.bench.runner import measure_latency, measure_memory, measure_placement, measure_throughput, predict
 from edgekd.bench.statistics import Interval, Latency, between, latency_of, min_calls_for
+from edgekd.devices.device import Site, Told
 from edgekd.errors import EdgekdError, ModelError
 from edgekd.external import external_data
 from edgekd.figures import Figure, ModelFigures, Placement, Provenance
@@ -33,7 +34,6 @@ __all__ = [
 # 1 - model, target, latency (one record a process), memory
 # 2 - records of version 2
 SCHEMA_VERSION = 2
-Told = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +48,11 @@ class Subject:
 
 
 def measure_speed(
-    subjects: Sequence[Subject], target: Target, inputs: Path | None, folder: Path | None, effort: Effort
+    subjects: Sequence[Subject], site: Site, inputs: Path | None, folder: Path | None, effort: Effort
 ) -> list[ModelFigures]:
     """The figures of `measure_each`; raises the first error among them."""
     figures = []
-    for taken in measure_each(subjects, target, inputs, folder, effort):
+    for taken in measure_each(subjects, site, inputs, folder, effort):
         if isinstance(taken, EdgekdError):
             raise taken
         figures.append(taken)
@@ -60,21 +60,21 @@ def measure_speed(
 
 
 def measure_each(
-    subjects: Sequence[Subject], target: Target, inputs: Path | None, folder: Path | None, effort: Effort
+    subjects: Sequence[Subject], site: Site, inputs: Path | None, folder: Path | None, effort: Effort
 ) -> list[ModelFigures | EdgekdError]:
     """Latency, throughput, load time, memory and placement of each file, or the error that ended its measurement.
 
     What was measured of the same file before and lies in `folder` is kept, and new records are left there. On a
-    machine that is not the target, time is unknown and memory a proxy.
+    device that is not the target, time is unknown and memory a proxy.
     """
     refused = [external_data(subject.file) for subject in subjects]
     whole = [subject for subject, problem in zip(subjects, refused, strict=True) if problem is None]
-    timed = iter(_latency_records(whole, target, inputs, folder, effort) if target.measurable else [[] for _ in whole])
+    timed = iter(_latency_records(whole, site, inputs, folder, effort) if site.measurable else [[] for _ in whole])
     figures: list[ModelFigures | EdgekdError] = []
     for subject, problem in zip(subjects, refused, strict=True):
         records: list[Record] | EdgekdError = problem if problem is not None else next(timed)
         try:
-            figures.append(_measure_one(subject, target, records, inputs, folder, effort))
+            figures.append(_measure_one(subject, site, records, inputs, folder, effort))
         except EdgekdError as error:
             figures.append(error)
     return figures
@@ -82,7 +82,7 @@ def measure_each(
 
 def _measure_one(
     subject: Subject,
-    target: Target,
+    site: Site,
     records: list[Record] | EdgekdError,
     inputs: Path | None,
     folder: Path | None,
@@ -90,44 +90,46 @@ def _measure_one(
 ) -> ModelFigures:
     if isinstance(records, EdgekdError):
         raise records
-    memory = _memory_record(subject, target, folder, effort)
-    placement = _placement(subject, target, inputs, folder, effort) if effort.placement else None
-    figures = _figures(subject, target, records, memory, placement)
+    memory = _memory_record(subject, site, folder, effort)
+    placement = _placement(subject, site, inputs, folder, effort) if effort.placement else None
+    figures = _figures(subject, site, records, memory, placement)
     if not (records and effort.placement):
         return figures
-    return dataclasses.replace(figures, batches=_batches(subject, target, inputs, folder, effort))
+    return dataclasses.replace(figures, batches=_batches(subject, site, inputs, folder, effort))
 
 
 def _latency_records(
-    subjects: Sequence[Subject], target: Target, inputs: Path | None, folder: Path | None, effort: Effort
+    subjects: Sequence[Subject], site: Site, inputs: Path | None, folder: Path | None, effort: Effort
 ) -> list[list[Record] | EdgekdError]:
-    kept: list[list[Record] | EdgekdError] = [list(_kept(subject, "latency", target, folder)) for subject in subjects]
+    kept: list[list[Record] | EdgekdError] = [
+        list(_kept(subject, "latency", site.target, folder)) for subject in subjects
+    ]
     missing = [place for place, records in enumerate(kept) if not records]
     if missing:
         files = [subjects[place].file for place in missing]
-        for place, records in zip(missing, measure_latency(files, target, inputs, effort), strict=True):
+        for place, records in zip(missing, measure_latency(files, site, inputs, effort), strict=True):
             kept[place] = records
             if not isinstance(records, EdgekdError):
-                _keep(subjects[place], "latency", target, folder, records)
+                _keep(subjects[place], "latency", site.target, folder, records)
     return kept
 
 
-def _memory_record(subject: Subject, target: Target, folder: Path | None, effort: Effort) -> Record:
-    kept = _kept(subject, "memory", target, folder)
+def _memory_record(subject: Subject, site: Site, folder: Path | None, effort: Effort) -> Record:
+    kept = _kept(subject, "memory", site.target, folder)
     if not kept:
-        kept = [measure_memory(subject.file, target, effort)]
-        _keep(subject, "memory", target, folder, kept)
+        kept = [measure_memory(subject.file, site, effort)]
+        _keep(subject, "memory", site.target, folder, kept)
     return kept[0]
 
 
-def _placement(subject: Subject, target: Target, inputs: Path | None, folder: Path | None, effort: Effort) -> Placement:
-    path = _record_file(subject, "placement", target, folder) if folder else None
+def _placement(subject: Subject, site: Site, inputs: Path | None, folder: Path | None, effort: Effort) -> Placement:
+    path = _record_file(subject, "placement", site.target, folder) if folder else None
     mark = {"schema_version": SCHEMA_VERSION, "model_sha256": file_sha256(subject.file)}
     if path and path.exists():
         kept = read_json(path)
         if mark.items() <= kept.items():
             return Placement(**kept["placement"] | {"costliest": tuple(kept["placement"]["costliest"])})
-    placement = measure_placement(subject.file, target, inputs, effort)
+    placement = measure_placement(subject.file, site, inputs, effort)
     if path:
         write_json(path, mark | {"placement": dataclasses.asdict(placement)})
     return placement
@@ -162,23 +164,23 @@ def _keep(subject: Subject, kind: str, target: Target, folder: Path | None, reco
 
 
 def _batches(
-    subject: Subject, target: Target, inputs: Path | None, folder: Path | None, effort: Effort
+    subject: Subject, site: Site, inputs: Path | None, folder: Path | None, effort: Effort
 ) -> dict[str, Figure]:
     """Inputs per second for the target's batch sizes, and for several sessions side by side when asked."""
-    asked = {f"batch {size}": (size, 1) for size in target.session.batch_sizes}
+    asked = {f"batch {size}": (size, 1) for size in site.target.session.batch_sizes}
     if effort.sessions > 1:  # one session in the same mode, to compare with
         asked |= {"1 session": (1, 1), f"{effort.sessions} sessions": (1, effort.sessions)}
     rates = {}
     for name, (size, sessions) in asked.items():
         kind = f"throughput-{name.replace(' ', '-')}"
-        records = _kept(subject, kind, target, folder)
+        records = _kept(subject, kind, site.target, folder)
         try:
             while len(records) < 3:
-                records.append(measure_throughput(subject.file, target, inputs, effort, size, sessions))
+                records.append(measure_throughput(subject.file, site, inputs, effort, size, sessions))
         except EdgekdError as error:  # the other figures are none the worse
             rates[name] = Figure(why=str(error).removeprefix(f"{subject.file}: "))
             continue
-        _keep(subject, kind, target, folder, records)
+        _keep(subject, kind, site.target, folder, records)
         rate = between([record.calls * record.batch_size / record.elapsed_s for record in records])
         fixed = f"the model's batch is fixed to {records[0].batch_size}" if records[0].batch_size != size else ""
         rates[name] = Figure(rate.value, "measured", rate.low, rate.high, fixed)
@@ -186,9 +188,9 @@ def _batches(
 
 
 def _figures(
-    subject: Subject, target: Target, latency: Sequence[Record], memory: Record, placement: Placement | None
+    subject: Subject, site: Site, latency: Sequence[Record], memory: Record, placement: Placement | None
 ) -> ModelFigures:
-    elsewhere = "; ".join(target.differences())
+    elsewhere = site.elsewhere
     figures = ModelFigures(
         name=subject.name,
         file=subject.file.name,
@@ -256,12 +258,15 @@ def _memory(record: Record, elsewhere: str) -> Figure:
 
 
 def logits_of(
-    subject: Subject, target: Target, inputs: Path, folder: Path, effort: Effort | None = None, told: Told | None = None
+    subject: Subject, site: Site, inputs: Path, folder: Path, effort: Effort | None = None, told: Told | None = None
 ) -> NDArray[np.float32]:
     """The logits (n, C) of a file for all `inputs` on the target's provider; kept in `folder` by file and inputs."""
-    path = folder / f"{subject.name.replace(' ', '-')}@{target.name}.{inputs.stem}.{file_sha256(subject.file)[:12]}.npy"
+    path = (
+        folder
+        / f"{subject.name.replace(' ', '-')}@{site.target.name}.{inputs.stem}.{file_sha256(subject.file)[:12]}.npy"
+    )
     if not path.exists():
-        predict(subject.file, target, inputs, path, effort, told=told)
+        predict(subject.file, site, inputs, path, effort, told=told)
     logits: NDArray[np.float32] = np.load(path)
     broken = int((~np.isfinite(logits)).any(axis=tuple(range(1, logits.ndim))).sum())
     if broken:
@@ -282,13 +287,13 @@ class Answers:
 
 
 def evaluate(
-    figures: Sequence[ModelFigures], logits: Sequence[NDArray[np.float32]], answers: Answers, target: Target
+    figures: Sequence[ModelFigures], logits: Sequence[NDArray[np.float32]], answers: Answers, site: Site
 ) -> list[ModelFigures]:
     """The figures with accuracy and agreement, from each model's logits (n, C).
 
     Against torch only what was exported from that student is compared: all but a model named `teacher`.
     """
-    elsewhere = "; ".join(target.differences())
+    elsewhere = site.elsewhere
     provenance: Provenance = "proxy" if elsewhere else "measured"
 
     def figure(value: float) -> Figure:

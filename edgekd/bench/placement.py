@@ -7,6 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from edgekd.bench.records import Record
+from edgekd.devices.device import Site
 from edgekd.figures import Placement
 from edgekd.target import Target
 
@@ -52,7 +53,7 @@ def _elsewhere(record: Record, target: Target) -> dict[str, int]:
     return dict(Counter(op for provider, op in nodes if provider != target.provider.name))
 
 
-def placement_of(record: Record, optimized: Path | None, target: Target, costliest: int = 0) -> Placement:
+def placement_of(record: Record, optimized: Path | None, site: Site, costliest: int = 0) -> Placement:
     """The placement from a profile record; `optimized` is the graph as ONNX Runtime ran it, where it could be had."""
     spent: dict[str, float] = defaultdict(float)
     rows = [(float(median(kernel["us"])), kernel) for kernel in record.kernels]
@@ -63,14 +64,14 @@ def placement_of(record: Record, optimized: Path | None, target: Target, costlie
     kinds = Counter(kernel["op_type"] for kernel in record.kernels)
     pairs = kinds["QuantizeLinear"] + kinds["DequantizeLinear"]
     rows.sort(key=lambda row: -row[0])
-    if not target.measurable:  # this machine's times say nothing of the target's
+    if not site.measurable:  # this device's times say nothing of the target's
         rows, spent = [], {}
     return Placement(
         nodes=_by_provider(record),
         time_share=dict(spent),
-        provenance="measured" if target.measurable else "proxy",
+        provenance="measured" if site.measurable else "proxy",
         qdq=pairs if fused is not None else None,
-        fell_back=_elsewhere(record, target),
+        fell_back=_elsewhere(record, site.target),
         fused=fused,
         unfused=unfused,
         blockers=blockers,

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,16 +63,15 @@ def _measured(
 ) -> tuple[Judged, Checked]:
     from edgekd.check.measure import check
     from edgekd.check.sources import baseline_of, source_of
-    from edgekd.devices.environments import require_runtime
+    from edgekd.devices.local import connect
     from edgekd.runs import read_arrays
 
-    require_runtime(target)
-    with new_scratch() as scratch:
+    with closing(connect(target)) as site, new_scratch() as scratch:
         inputs = read_arrays(job.data, scratch) if job.data else None
         source = source_of(job.path, target, inputs)
         baseline = baseline_of(job.baseline, target) if job.baseline else None
         asked = _asked(job, source.budget, target, options, baseline is not None)
-        return check(source, target, asked, baseline, estimate, lambda text: told(f"{source.name}: {text}"))
+        return check(source, site, asked, baseline, estimate, lambda text: told(f"{source.name}: {text}"))
 
 
 def _asked(job: Job, own: Budget, target: Target, options: JobOptions, compared: bool) -> Asked:
@@ -102,14 +102,13 @@ def sample_of(job: Job, estimate: "Estimate") -> Sample:
         return _whole(read_record(job.path) if not job.target else record_of(job.path, load_target(job.target)), job)
     from edgekd.check.measure import measure_all
     from edgekd.check.sources import source_of
-    from edgekd.devices.environments import require_runtime
+    from edgekd.devices.local import connect
     from edgekd.runs import read_arrays
 
     target = load_target(job.target)
-    require_runtime(target)
-    with new_scratch() as scratch:
+    with closing(connect(target)) as site, new_scratch() as scratch:
         inputs = read_arrays(job.data, scratch) if job.data else None
-        return measure_all(source_of(job.path, target, inputs), target, JobOptions().effort, estimate)
+        return measure_all(source_of(job.path, target, inputs), site, JobOptions().effort, estimate)
 
 
 def _whole(checked: Checked, job: Job) -> Sample:

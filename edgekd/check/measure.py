@@ -18,13 +18,13 @@ from edgekd.check.looks import BUDGET_LOOKS, PAIR_LOOKS
 from edgekd.check.record import Answers, Checked, Sample, refuse_other_machine
 from edgekd.check.sources import Source, signature_of
 from edgekd.check.verdict import judge_samples, judged_of
+from edgekd.devices.device import Site
 from edgekd.errors import ModelError
 from edgekd.external import file_digest, whole_model
 from edgekd.figures import ModelFigures
 from edgekd.judge import Judged, Verdict
 from edgekd.runs import Estimate, Inputs, check_classes
 from edgekd.scratch import scratch
-from edgekd.target import Target
 
 __all__ = ["check", "measure_all"]
 
@@ -48,7 +48,7 @@ Told = Callable[[str], None]
 
 
 def check(
-    source: Source, target: Target, asked: Asked, baseline: Source | Checked | None, estimate: Estimate, told: Told
+    source: Source, site: Site, asked: Asked, baseline: Source | Checked | None, estimate: Estimate, told: Told
 ) -> tuple[Judged, Checked]:
     """Measure a model, beside its baseline if there is one, until every planned look has its verdict.
 
@@ -56,8 +56,8 @@ def check(
     `told(text)` hears what is going on. Raises EdgekdError if one of both cannot be measured.
     """
     begin = time.monotonic()
-    needs = _needs(source, target, asked, baseline)
-    checked = _first(source, target, asked, baseline, needs, estimate)
+    needs = _needs(source, site, asked, baseline)
+    checked = _first(source, site, asked, baseline, needs, estimate)
     allowed = _refuse_others(checked, asked)
     first_alone, first_together = BUDGET_LOOKS[0] * needs.latency, PAIR_LOOKS[0] * needs.pairs
     while True:
@@ -68,24 +68,24 @@ def check(
         if _too_slow(verdict) and len(checked.sample.latency) >= first_alone and len(checked.pairs) >= first_together:
             break  # more of the same would not change the exit code
         told(f"{len(checked.sample.latency)} of {alone} processes, {len(checked.pairs)} of {together} pairs")
-        checked = _one_more(checked, source, target, asked, baseline, alone, together)
+        checked = _one_more(checked, source, site, asked, baseline, alone, together)
         allowed = _refuse_others(checked, asked)
     checked = dataclasses.replace(checked, budget=asked.budget.limits())
-    judged = judged_of(checked, verdict, [*allowed, *notes], target)
+    judged = judged_of(checked, verdict, [*allowed, *notes], site.target)
     return dataclasses.replace(judged, file=str(source.file), seconds=time.monotonic() - begin), checked
 
 
-def measure_all(source: Source, target: Target, effort: Effort, estimate: Estimate) -> Sample:
+def measure_all(source: Source, site: Site, effort: Effort, estimate: Estimate) -> Sample:
     """Everything of one model, as a baseline keeps it."""
-    needs = _Needs(target.measurable, False, True, True, source.inputs is not None)
+    needs = _Needs(site.measurable, False, True, True, source.inputs is not None)
     asked = Asked(budget=Budget(), effort=effort)
-    sample = _sample(source, target, asked, needs, estimate)
-    if not target.measurable:
+    sample = _sample(source, site, asked, needs, estimate)
+    if not site.measurable:
         return sample
     inputs = source.inputs.file if source.inputs else None
     records: tuple[Record, ...] = ()
     for _ in range(BUDGET_LOOKS[0]):
-        records = _with(records, measure_process(source.file, target, inputs, effort))
+        records = _with(records, measure_process(source.file, site, inputs, effort))
     return dataclasses.replace(sample, latency=records, fingerprint=records[0].fingerprint)
 
 
@@ -102,16 +102,15 @@ def _refuse_others(checked: Checked, asked: Asked) -> list[str]:
     return refuse_other_machine(checked.baseline, checked.sample, asked.allow_difference)
 
 
-def _needs(source: Source, target: Target, asked: Asked, baseline: Source | Checked | None) -> _Needs:
+def _needs(source: Source, site: Site, asked: Asked, baseline: Source | Checked | None) -> _Needs:
     budget = asked.budget.limits().keys()
     tolerance = {key for key, value in dataclasses.asdict(asked.tolerance).items() if value != "off"}
     same = isinstance(baseline, Source) and file_digest(baseline.file) == file_digest(source.file)
     if baseline is None or same:
         tolerance = set()
-    timed = target.measurable and not tolerance.isdisjoint(SPEED_TOLERANCES)
+    timed = site.measurable and not tolerance.isdisjoint(SPEED_TOLERANCES)
     return _Needs(
-        latency=target.measurable
-        and (not budget.isdisjoint(SPEED_BUDGETS) or (timed and isinstance(baseline, Checked))),
+        latency=site.measurable and (not budget.isdisjoint(SPEED_BUDGETS) or (timed and isinstance(baseline, Checked))),
         pairs=timed and isinstance(baseline, Source),
         memory="peak_memory_mb" in budget or "max_memory_growth" in tolerance,
         placement=not (budget | tolerance).isdisjoint(
@@ -126,60 +125,58 @@ def _needs(source: Source, target: Target, asked: Asked, baseline: Source | Chec
 
 def _first(
     source: Source,
-    target: Target,
+    site: Site,
     asked: Asked,
     baseline: Source | Checked | None,
     needs: _Needs,
     estimate: Estimate,
 ) -> Checked:
     """All but time: what needs no looks."""
-    sample = _sample(source, target, asked, needs, estimate)
+    sample = _sample(source, site, asked, needs, estimate)
     if baseline is None:
         return Checked(sample=sample)
     if isinstance(baseline, Checked):
         return Checked(sample=sample, baseline=baseline.sample, stored=True)
     other = dataclasses.replace(baseline, inputs=source.inputs, teacher=None)  # both answer the same questions
     compared = dataclasses.replace(asked, budget=Budget())  # the baseline is judged by none
-    needs = _needs(source, target, compared, baseline)
-    return Checked(sample=sample, baseline=_sample(other, target, compared, needs, estimate, sample.sha256))
+    needs = _needs(source, site, compared, baseline)
+    return Checked(sample=sample, baseline=_sample(other, site, compared, needs, estimate, sample.sha256))
 
 
-def _sample(
-    source: Source, target: Target, asked: Asked, needs: _Needs, estimate: Estimate, loaded: str = ""
-) -> Sample:
+def _sample(source: Source, site: Site, asked: Asked, needs: _Needs, estimate: Estimate, loaded: str = "") -> Sample:
     """What needs no looks of one model; the file with the SHA-256 `loaded` is known to load."""
     size, digest = whole_model(source.file)
     signature = signature_of(source.file)
     inputs, effort = source.inputs.file if source.inputs else None, asked.effort
     if not any(dataclasses.astuple(needs)) and digest != loaded:  # no budget is met by a file that cannot be loaded
-        measure_load(source.file, target, effort)
-    memory = [measure_memory(source.file, target, effort) for _ in range(MEMORY_PROCESSES)] if needs.memory else []
-    placement = measure_placement(source.file, target, inputs, effort) if needs.placement else None
+        measure_load(source.file, site, effort)
+    memory = [measure_memory(source.file, site, effort) for _ in range(MEMORY_PROCESSES)] if needs.memory else []
+    placement = measure_placement(source.file, site, inputs, effort) if needs.placement else None
     peaks = [peak for record in memory if (peak := record.memory.get("run_bytes")) is not None]
     sample = Sample(
         name=source.name,
         sha256=digest,
         size_bytes=size,
-        target=target.name,
-        provider=target.provider.name,
+        target=site.target.name,
+        provider=site.target.provider.name,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         edgekd=__version__,
-        elsewhere="; ".join(target.differences()),
+        elsewhere=site.elsewhere,
         signature=signature or "",
         memory_bytes=tuple(peaks),
         placement=placement,
-        answers=_answers(source, target, asked) if needs.answers else None,
+        answers=_answers(source, site, asked) if needs.answers else None,
         fingerprint=memory[0].fingerprint if memory else {},
     )
-    if target.measurable or asked.budget.latency_p50_ms is None:
+    if site.measurable or asked.budget.latency_p50_ms is None:
         return sample
     subject = Subject(name=source.name, file=source.file, precision=source.precision)
     bare = ModelFigures(sample.name, source.file.name, sample.sha256, sample.size_bytes, source.precision)
-    (known,) = estimate([bare], [subject], target)
+    (known,) = estimate([bare], [subject], site)
     return dataclasses.replace(sample, estimate=known.latency_p50_ms if known.latency_p50_ms.why else None)
 
 
-def _answers(source: Source, target: Target, asked: Asked) -> Answers:
+def _answers(source: Source, site: Site, asked: Asked) -> Answers:
     inputs = source.inputs
     assert inputs is not None
     beside = (
@@ -188,7 +185,7 @@ def _answers(source: Source, target: Target, asked: Asked) -> Answers:
 
     def classes(name: str, file: Path, folder: Path) -> tuple[int, ...]:
         subject = Subject(name=name, file=file, precision=source.precision)
-        logits = logits_of(subject, target, inputs.file, folder, asked.effort)
+        logits = logits_of(subject, site, inputs.file, folder, asked.effort)
         check_classes(logits, inputs, file)
         return tuple(map(int, logits.argmax(axis=1)))
 
@@ -216,7 +213,7 @@ def _digest(inputs: Inputs) -> str:
 def _one_more(
     checked: Checked,
     source: Source,
-    target: Target,
+    site: Site,
     asked: Asked,
     baseline: Source | Checked | None,
     alone: int,
@@ -226,18 +223,18 @@ def _one_more(
     inputs = source.inputs.file if source.inputs else None
     sample = checked.sample
     if len(sample.latency) < alone:
-        record = measure_process(source.file, target, inputs, asked.effort)
+        record = measure_process(source.file, site, inputs, asked.effort)
         sample = dataclasses.replace(sample, latency=_with(sample.latency, record), fingerprint=record.fingerprint)
         checked = dataclasses.replace(checked, sample=sample)
     if isinstance(baseline, Source) and len(checked.pairs) < together:
         turn = len(checked.pairs)
         effort = _pair_effort(asked.effort)
-        record = measure_pair(source.file, baseline.file, target, inputs, effort, turn)
+        record = measure_pair(source.file, baseline.file, site, inputs, effort, turn)
         fingerprint = sample.fingerprint if sample.latency else record.fingerprint
         sample = dataclasses.replace(sample, fingerprint=fingerprint)
         checked = dataclasses.replace(checked, sample=sample, pairs=_with(checked.pairs, record))
         if len(checked.same) < PAIR_LOOKS[0]:
-            again = measure_pair(baseline.file, baseline.file, target, inputs, effort, turn)
+            again = measure_pair(baseline.file, baseline.file, site, inputs, effort, turn)
             checked = dataclasses.replace(checked, same=_with(checked.same, again))
     return checked
 

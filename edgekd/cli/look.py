@@ -10,15 +10,9 @@ from edgekd import __version__
 from edgekd.bench.plugins import installed_plugins, try_plugin
 from edgekd.card import Student, Teacher
 from edgekd.console import out, say
-from edgekd.devices import host
-from edgekd.devices.environments import (
-    RECIPES,
-    available_providers,
-    environment_folder,
-    install,
-    look_for_runtime,
-    require_runtime,
-)
+from edgekd.devices.device import Site
+from edgekd.devices.environments import RECIPES, available_providers, environment_folder, install
+from edgekd.devices.local import Local, connect, look_for_runtime, require_runtime
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, UnavailableError
 from edgekd.spec import bundled_names, locate
 from edgekd.tables import rich_table
@@ -109,16 +103,16 @@ def _seen(target: Target) -> str:
 def _here(target: Target) -> str:
     """Whether this machine can run the target, and what its figures would be."""
     try:
-        require_runtime(target)
+        connect(target).close()
     except EdgekdError as error:
         return str(error).removeprefix(f"target {target.name}: ")
     return _figures(target)
 
 
 def _figures(target: Target) -> str:
-    differences = target.differences()
-    if differences:
-        return f"not the device ({'; '.join(differences)}): accuracy is a proxy, time estimated or not judged"
+    elsewhere = Site(target, Local()).elsewhere
+    if elsewhere:
+        return f"not the device ({elsewhere}): accuracy is a proxy, time estimated or not judged"
     return "can be measured here"
 
 
@@ -127,7 +121,7 @@ def _short(target: Target) -> str:
         look_for_runtime(target)
     except EdgekdError:
         return "unavailable"
-    return "measured" if target.measurable else "proxy"
+    return "measured" if Site(target, Local()).measurable else "proxy"
 
 
 def install_environment(name: str) -> int:
@@ -143,7 +137,7 @@ def install_environment(name: str) -> int:
 
 def diagnose() -> int:
     """The onnxruntime build, its providers, and for every bundled target what is missing."""
-    machine = host.machine()
+    machine = Local().facts()
     out(f"edgekd {__version__}, Python {platform.python_version()}, {platform.system()} {machine.architecture}")
     out(f"CPU: {machine.model or 'unnamed'}, {os.cpu_count()} logical")
     out(f"onnxruntime: {_builds()}")

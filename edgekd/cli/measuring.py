@@ -6,14 +6,15 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.bench.measure import Told
 from edgekd.bench.records import QUICK, THOROUGH, Effort
 from edgekd.console import out, progress, say
-from edgekd.devices.environments import require_runtime
+from edgekd.devices.device import Site, Told
+from edgekd.devices.local import connect
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, did_you_mean
 from edgekd.figures import ModelFigures
 from edgekd.files import read_json, write_json
@@ -86,19 +87,19 @@ def bench_models(paths: list[Path], targets: list[str], asked: Asked, save: Path
     absent: list[tuple[str, str]] = []
     for name in targets:
         try:
-            target = load_target(name)
-            require_runtime(target)
+            site = connect(load_target(name))
         except EdgekdError as error:
             say(f"edgekd: {error}")
             codes.append(error.exit_code)
             absent.append((Path(name).stem, str(error)))
             continue
-        for measured, problems in _bench_on(target, paths, asked):
-            for problem in problems:
-                say(f"edgekd: {problem}")
-                codes.append(problem.exit_code)
-            if measured:
-                taken.append((target, measured))
+        with closing(site):
+            for measured, problems in _bench_on(site, paths, asked):
+                for problem in problems:
+                    say(f"edgekd: {problem}")
+                    codes.append(problem.exit_code)
+                if measured:
+                    taken.append((site.target, measured))
     _show(taken, absent, asked, several=len(targets) > 1)
     if save:
         models = [{"target": t.name, **model_json(m.figures)} for t, measured in taken for m in measured]
@@ -115,14 +116,14 @@ def _refuse_namesakes(targets: Sequence[str]) -> None:
             raise ConfigError(f"--target: {stem!r} is given more than once; rename one of the files")
 
 
-def _bench_on(target: Target, paths: list[Path], asked: Asked) -> Iterator[tuple[list[Measured], list[EdgekdError]]]:
+def _bench_on(site: Site, paths: list[Path], asked: Asked) -> Iterator[tuple[list[Measured], list[EdgekdError]]]:
     """Each run folder, then all bare files together, which take turns."""
-    if asked.effort.memory_limit_mb and target.provider.name == "wasm":
-        say(f"edgekd: target {target.name}: --memory-limit does not reach into Node; it is not applied")
+    if asked.effort.memory_limit_mb and site.target.provider.name == "wasm":
+        say(f"edgekd: target {site.target.name}: --memory-limit does not reach into Node; it is not applied")
     for run in (path for path in paths if path.is_dir()):
         with new_scratch() as scratch:
             try:
-                yield _bench_run(run, target, asked, scratch)
+                yield _bench_run(run, site, asked, scratch)
             except EdgekdError as error:
                 yield [], [error]
     files = [path for path in paths if not path.is_dir()]
@@ -130,7 +131,7 @@ def _bench_on(target: Target, paths: list[Path], asked: Asked) -> Iterator[tuple
         with new_scratch() as scratch, progress() as bar:
             try:
                 inputs = read_arrays(asked.data, scratch) if asked.data else None
-                yield measure_files(files, target, asked.effort, estimate, inputs, _teller(bar, target))
+                yield measure_files(files, site, asked.effort, estimate, inputs, _teller(bar, site.target))
             except EdgekdError as error:
                 yield [], [error]
 
@@ -145,19 +146,19 @@ def _teller(bar: "Progress", target: Target) -> Callable[[str], Told]:
     return told
 
 
-def _bench_run(path: Path, target: Target, asked: Asked, scratch: Path) -> tuple[list[Measured], list[EdgekdError]]:
+def _bench_run(path: Path, site: Site, asked: Asked, scratch: Path) -> tuple[list[Measured], list[EdgekdError]]:
     run, _, models = finished(path)
     inputs = _second_set(asked.data, run, scratch) if asked.data else run_inputs(run, asked.split)
-    folder = scratch / target.name
+    folder = scratch / site.target.name
     with progress() as bar:
         measured, problems = measure_run(
-            run, all_subjects(run, models), target, asked.effort, estimate, inputs, folder, _teller(bar, target)
+            run, all_subjects(run, models), site, asked.effort, estimate, inputs, folder, _teller(bar, site.target)
         )
     remark = f"accuracy on {inputs.about}, {len(inputs.labels)} inputs"
     measured = [dataclasses.replace(model, remark=remark) for model in measured]
     if measured and not asked.data and asked.split == "test":  # the report compares figures of the same data
         about = {"split": asked.split, "images": len(inputs.labels), "command": asked.command}
-        _keep(run, target, [model.figures for model in measured], folder, about)
+        _keep(run, site.target, [model.figures for model in measured], folder, about)
     return measured, problems
 
 

@@ -9,8 +9,8 @@ from edgekd import units
 from edgekd.card import Card, parse_budget
 from edgekd.console import out as show
 from edgekd.console import say
-from edgekd.devices.environments import require_runtime
 from edgekd.devices.host import processes
+from edgekd.devices.local import connect
 from edgekd.distill.cache.files import require_cache
 from edgekd.errors import EdgekdError, ExitCode, InputError, did_you_mean
 from edgekd.external import file_digest
@@ -30,7 +30,7 @@ __all__ = ["check_targets", "digests_of_more", "distill_on", "several_processes"
 def check_targets(names: Sequence[str]) -> None:
     """Raise the first error of a target that cannot be read or used here, before any of them is measured or trained."""
     for name in names:
-        require_runtime(load_target(name))
+        connect(load_target(name)).close()
 
 
 def distill_on(
@@ -50,7 +50,7 @@ def distill_on(
     card, target = load_card(card_name), load_target(target_name)
     asked = card.budget(target.name, parse_budget(budget))
     _mention_unknown_budgets(card, target)
-    require_runtime(target)
+    site = connect(target)
     _need_training()
     _need_trackers(track)
     folder = out or Path("runs", f"{card.name}@{target.name}")
@@ -61,7 +61,7 @@ def distill_on(
     weights = teacher or (card.resolve(card.teacher.weights) if card.teacher.weights else None)
     files = {"teacher_sha256": file_digest(weights) if weights and weights.is_file() else ""}
     files |= {f"{name}_sha256": content for name, content in digests_of_more(card).items()}
-    with open_run(folder, card, target, asked, files, fresh) as run:
+    with contextlib.closing(site), open_run(folder, card, target, asked, files, fresh) as run:
         if run.result.exists() and run.model.exists():
             return _already_done(run)
         require_scratch()
@@ -70,7 +70,7 @@ def distill_on(
         from edgekd.distill.student import How
         from edgekd.pipeline import distill
 
-        result = distill(card, target, asked, run, data, teacher, How(online=online, track=track))
+        result = distill(card, site, asked, run, data, teacher, How(online=online, track=track))
     _show(result, run, time.perf_counter() - begin)
     return result.verdict.exit_code
 

@@ -16,7 +16,6 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from edgekd.devices import host
 from edgekd.devices.host import user_folder
 from edgekd.errors import ConfigError, UnavailableError, did_you_mean, shown
 from edgekd.target import Target
@@ -28,14 +27,9 @@ __all__ = [
     "available_providers",
     "environment_folder",
     "install",
-    "look_for_runtime",
     "providers_of",
-    "require_runtime",
-    "runtime_of",
 ]
 
-NEEDS_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
-WORKERS = Path(__file__).parents[1] / "bench"
 INSTALL_LIMIT_S = 1_800
 
 
@@ -68,80 +62,6 @@ def environment_folder(name: str, beside: str = "") -> Path:
         return Path(beside).parent / user_folder(name, f"{beside}: environment")
     data = user_folder(os.environ.get("XDG_DATA_HOME") or "~/.local/share", "XDG_DATA_HOME")
     return data / "edgekd" / "environments" / name
-
-
-def runtime_of(target: Target) -> Runtime:
-    """How to start workers for the target.
-
-    Its environment where that is installed; else, if edgekd could make it, edgekd's own Python when that has the
-    target's provider. An environment of the user's own is never replaced. Raises
-    UnavailableError, with the command that makes the environment, if neither is so.
-    """
-    own = Runtime("python", (sys.executable, "-P", str(WORKERS / "worker.py")))
-    if not target.environment:
-        if target.provider.name == "wasm":
-            raise ConfigError(f"{target.file}: environment: provider wasm runs in Node; write environment = 'wasm'")
-        return own
-    folder = environment_folder(target.environment, target.file)
-    python = next((p for p in (folder / "bin" / "python", folder / "Scripts" / "python.exe") if p.exists()), None)
-    if python:
-        return Runtime("python", (str(python), "-I", str(WORKERS / "worker.py")))
-    if (folder / "node_modules").is_dir():
-        return Runtime("node", (_node(target), str(WORKERS / "worker.mjs"), "--modules", str(folder)))
-    if target.environment in RECIPES:
-        if target.provider.name in _own_providers():
-            return own
-        raise UnavailableError(
-            f"target {target.name}: its environment {shown(target.environment)} is not installed; "
-            f"edgekd doctor --install {target.option}"
-        )
-    known = did_you_mean(target.environment, RECIPES)
-    raise UnavailableError(
-        f"{target.file}: environment: got {shown(target.environment)}, which is neither a folder with bin/python or "
-        f"node_modules nor one that edgekd can make; {known}"
-    )
-
-
-def _node(target: Target) -> str:
-    node = shutil.which("node")
-    if node is None:
-        raise UnavailableError(f"target {target.name}: needs Node.js (the command `node`), 18 or newer; install it")
-    return node
-
-
-def require_runtime(target: Target) -> None:
-    """Raise UnavailableError unless the target's provider can be used here: device, environment, onnxruntime.
-
-    A Python of an environment is started to ask it for its providers.
-    """
-    runtime = _installed(target)
-    target.require_provider(providers_of(runtime))
-
-
-def look_for_runtime(target: Target) -> str:
-    """The command of an environment's Python that only a start could tell more of; else empty.
-
-    This looks at the disk and starts nothing, for a target may be a stranger's file. Raises UnavailableError where
-    that already shows that the target's provider cannot be used here.
-    """
-    runtime = _installed(target)
-    if runtime.kind == "python" and runtime.command[0] != sys.executable:
-        return runtime.command[0]
-    target.require_provider(providers_of(runtime))
-    return ""
-
-
-def _installed(target: Target) -> Runtime:
-    if target.provider.name in NEEDS_CUDA and not host.has_cuda_device():
-        raise UnavailableError(f"target {target.name}: no CUDA device on this machine (no /dev/nvidia0 or the like)")
-    return runtime_of(target)
-
-
-def _own_providers() -> list[str]:
-    try:
-        return available_providers()
-    except UnavailableError:
-        return []
 
 
 def available_providers() -> list[str]:

@@ -2,14 +2,13 @@
 
 import os
 import platform
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from edgekd.errors import ConfigError, shown
+from edgekd.machine import Machine
 
 __all__ = [
-    "Machine",
     "free_memory",
     "has_cuda_device",
     "machine",
@@ -19,25 +18,6 @@ __all__ = [
     "real",
     "user_folder",
 ]
-
-
-@dataclass(frozen=True)
-class Machine:
-    """This machine's CPU and system."""
-
-    architecture: str
-    """x86_64 or aarch64 (arm64 and AMD64 are other names of these two)."""
-    model: str
-    features: frozenset[str]
-    cpu_part: str
-    """Arm: the part number of the first core, such as 0xd08; empty elsewhere."""
-    system: str = "Linux"
-    """Linux, Darwin or Windows."""
-
-    @property
-    def saturates_int8(self) -> bool:
-        """Whether 8-bit weights can saturate: x86 multiplies them in 16 bits unless it has VNNI."""
-        return self.architecture == "x86_64" and not self.features & {"avx512_vnni", "avx_vnni"}
 
 
 def parse_cpuinfo(text: str) -> tuple[str, frozenset[str], str]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from edgekd.console import say
-from edgekd.devices import host
+from edgekd.devices.local import Local
 from edgekd.distill.distributed import World, device, world
 from edgekd.distill.optimise import computes_bf16
 from edgekd.errors import ConfigError, InputError
@@ -163,7 +163,7 @@ def _conditions(training: Training) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "device": device().type,
-        "cpu": host.machine().model,
+        "cpu": Local().facts().model,
         "bf16": computes_bf16(training.precision),
         **{f"recipe.{key}": value for key, value in dataclasses.asdict(training).items()},
     }

@@ -14,6 +14,7 @@ from edgekd.bench.records import Effort
 from edgekd.candidate import Candidate, Shape
 from edgekd.card import Card
 from edgekd.console import progress
+from edgekd.devices.device import Site
 from edgekd.export.onnx import export
 from edgekd.export.variants import make_variant
 from edgekd.figures import Figure, ModelFigures
@@ -35,7 +36,7 @@ EFFORT = Effort(processes=3, min_processes=2, warmup_s=0.1, max_calls=500, max_s
 
 
 def measure_candidates(
-    card: Card, target: Target, inputs: Path, calibration: NDArray[np.uint8] | None, run: Run
+    card: Card, site: Site, inputs: Path, calibration: NDArray[np.uint8] | None, run: Run
 ) -> list[Candidate]:
     """Every shape of the card's student family, measured untrained; written to `run.candidates` one by one.
 
@@ -48,27 +49,27 @@ def measure_candidates(
         for shape in bar.track(shapes, description="measuring candidates"):
             if any(candidate.shape == shape for candidate in done):
                 continue
-            done.append(_measure(card, shape, target, inputs, calibration, run.scratch))
-            _write(run.candidates, target, done)
+            done.append(_measure(card, shape, site, inputs, calibration, run.scratch))
+            _write(run.candidates, site.target, done)
     shutil.rmtree(run.scratch, ignore_errors=True)
     return done
 
 
 def _measure(
-    card: Card, shape: Shape, target: Target, inputs: Path, calibration: NDArray[np.uint8] | None, scratch: Path
+    card: Card, shape: Shape, site: Site, inputs: Path, calibration: NDArray[np.uint8] | None, scratch: Path
 ) -> Candidate:
     torch.manual_seed(card.recipe.seed)
     net = make(card, card.student, shape, "student.knobs").eval()
     fp32 = scratch / "candidate-fp32.onnx"
-    export(net, card, target, fp32, {"trained": "no"})
+    export(net, card, site.target, fp32, {"trained": "no"})
     params, macs = count_params(net), count_macs(net, card.data)
     subjects = []
-    for precision in target.precisions:
+    for precision in site.target.precisions:
         file = scratch / f"candidate-{precision}.onnx"
         if precision != "fp32":
-            make_variant(fp32, precision, target, calibration, file)
+            make_variant(fp32, precision, site.target, calibration, file)
         subjects.append(Subject(name=precision, file=file, precision=precision, params=params, macs=macs))
-    figures = with_estimates(measure_speed(subjects, target, inputs, None, EFFORT), subjects, target)
+    figures = with_estimates(measure_speed(subjects, site, inputs, None, EFFORT), subjects, site)
     return Candidate(
         shape=shape,
         params=params,

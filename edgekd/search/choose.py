@@ -5,10 +5,10 @@ import dataclasses
 from edgekd import units
 from edgekd.candidate import Candidate
 from edgekd.card import Budget
+from edgekd.devices.device import Site
 from edgekd.errors import BudgetError
 from edgekd.figures import BUDGETED, Figure, ModelFigures
 from edgekd.judge import Verdict, budget_figures, judge, show_limit, show_value
-from edgekd.target import Target
 
 __all__ = ["choose_shape", "choose_variant"]
 
@@ -70,7 +70,7 @@ def _infeasible(candidates: list[Candidate], budget: Budget) -> str:
 
 
 def choose_variant(
-    variants: list[ModelFigures], teacher_accuracy: Figure | None, budget: Budget, target: Target
+    variants: list[ModelFigures], teacher_accuracy: Figure | None, budget: Budget, site: Site
 ) -> tuple[ModelFigures, str]:
     """The file to ship, and why; `variants` are in the target's precisions, with accuracy on validation data.
 
@@ -85,9 +85,9 @@ def choose_variant(
     fewest = min(len(_fails(verdict)) for verdict in verdicts.values())
     fitting = [v for v in variants if len(_fails(verdicts[v.precision])) == fewest]
     word = "that fits" if fewest == 0 else "of those that miss least"
-    if not target.measurable:
-        chosen = min(fitting, key=lambda v: target.precisions.index(v.precision))
-        return chosen, f"{chosen.precision} is the first precision of target {target.name} {word}"
+    if not site.measurable:
+        chosen = min(fitting, key=lambda v: site.target.precisions.index(v.precision))
+        return chosen, f"{chosen.precision} is the first precision of target {site.target.name} {word}"
     if len(fitting) == 1 and len(variants) > 1:
         return fitting[0], _misses_less(fitting[0], verdicts)
     chosen = max(fitting, key=lambda v: v.precision == "fp32")

@@ -44,7 +44,9 @@ from edgekd.bench.records import Effort
 from edgekd.bench.runner import make_plan, measure_latency
 from edgekd.bench.worker import LEVELS, Feeds
 from edgekd.console import say
-from edgekd.devices import host
+from edgekd.devices.device import Site
+from edgekd.devices.host import user_folder
+from edgekd.devices.local import Local
 from edgekd.errors import EdgekdError, one_line
 from edgekd.export.onnx import quiet_export, save_model
 from edgekd.export.variants import make_variant
@@ -79,19 +81,19 @@ class Range(NamedTuple):
     high: float
 
 
-def with_estimates(figures: Sequence[ModelFigures], subjects: Sequence[Subject], target: Target) -> list[ModelFigures]:
-    """The figures with `latency_p50_ms` estimated where the target is another machine and has references for it.
+def with_estimates(figures: Sequence[ModelFigures], subjects: Sequence[Subject], site: Site) -> list[ModelFigures]:
+    """The figures with `latency_p50_ms` estimated where the device is not the target, which has references for it.
 
     Elsewhere it stays unknown, with the reason. Raises ModelError if a model crashes or hangs.
     """
-    if target.measurable:
+    if site.measurable:
         return list(figures)
     pairs = zip(figures, subjects, strict=True)
-    return [dataclasses.replace(model, latency_p50_ms=_estimate(subject, target)) for model, subject in pairs]
+    return [dataclasses.replace(model, latency_p50_ms=_estimate(subject, site)) for model, subject in pairs]
 
 
-def _estimate(subject: Subject, target: Target) -> Figure:
-    elsewhere, here = "; ".join(target.differences()), this_machine(target)
+def _estimate(subject: Subject, site: Site) -> Figure:
+    target, elsewhere, here = site.target, site.elsewhere, this_machine(site.target)
     try:
         references = usable_references(subject.precision, target)
         refuse_tiny(subject, references)
@@ -128,11 +130,12 @@ def refuse_tiny(subject: Subject, references: Sequence[Reference]) -> None:
         raise _NoEstimate(f"it is too small for its references to speak of, {counts}")
 
 
-def this_machine(target: Target) -> Target:
+def this_machine(target: Target) -> Site:
     """The target as it can be timed here: this hardware, one thread, no pinning; the int8 scheme is kept."""
-    hardware = Hardware(architecture=host.machine().architecture)  # type: ignore[arg-type]  # checked when it runs
+    local = Local()
+    hardware = Hardware(architecture=local.facts().architecture)  # type: ignore[arg-type]  # checked when it runs
     session = dataclasses.replace(target.session, intra_op_threads=1, inter_op_threads=1, affinity=())
-    return dataclasses.replace(target, hardware=hardware, session=session)
+    return Site(dataclasses.replace(target, hardware=hardware, session=session), local)
 
 
 def spoken_shares(shares: Mapping[str, float], known: set[str]) -> dict[str, float]:
@@ -172,7 +175,7 @@ def _terms(weights: dict[str, float], ratios: dict[str, list[Range]], used: Iter
     return f"({' + '.join(terms)}); interval: threads, references, and {MARGIN} both ways for the model"
 
 
-def profile_shares(file: Path, here: Target) -> dict[str, float]:
+def profile_shares(file: Path, here: Site) -> dict[str, float]:
     """The share of time by kernel class, from ONNX Runtime's profile of calls in this process; they add up to 1.
 
     What a node is, only the optimised graph tells: weights that a kernel repacks, as int8 ones, are not profiled.
@@ -182,12 +185,16 @@ def profile_shares(file: Path, here: Target) -> dict[str, float]:
         node.name = f"node_{number}"  # a file may leave them empty
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[here.session.graph_level])
+    options.graph_optimization_level = getattr(
+        onnxruntime.GraphOptimizationLevel, LEVELS[here.target.session.graph_level]
+    )
     options.enable_profiling, options.log_severity_level = True, 3  # errors only
     with scratch() as folder:
         optimised = Path(folder, "optimised.onnx")
         options.optimized_model_filepath, options.profile_file_prefix = str(optimised), str(Path(folder, "profile"))
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[here.provider.name])
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=[here.target.provider.name]
+        )
         feeds = Feeds(session, make_plan(here, mode="latency", inputs=None).as_json())
         for number in range(24):
             session.run(None, feeds.ready[number % len(feeds.ready)])
@@ -221,14 +228,14 @@ def shares_of(events: Sequence[Mapping[str, Any]], classes: Mapping[str, str]) -
     return {kind: time / sum(spent.values()) for kind, time in spent.items()}
 
 
-def reference_ms(reference: Reference, here: Target) -> float:
+def reference_ms(reference: Reference, here: Site) -> float:
     """Latency of a reference network on one thread of this machine; timed once, then read from the cache."""
     key: dict[str, Any] = {name: getattr(reference, name) for name in ("network", "input_size", "precision")}
-    key |= {"opset": here.opset.export, "graph_level": here.session.graph_level}
-    key |= {"onnxruntime": onnxruntime.__version__, "cpu": host.machine().model, "schema_version": SCHEMA_VERSION}
-    key |= dataclasses.asdict(here.quantization) if reference.precision == "int8" else {}
+    key |= {"opset": here.target.opset.export, "graph_level": here.target.session.graph_level}
+    key |= {"onnxruntime": onnxruntime.__version__, "cpu": here.device.facts().model, "schema_version": SCHEMA_VERSION}
+    key |= dataclasses.asdict(here.target.quantization) if reference.precision == "int8" else {}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    caches = host.user_folder(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME")
+    caches = user_folder(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME")
     path = caches / "edgekd" / "references" / f"{reference.network}-{reference.precision}-{digest}.json"
     if path.exists():
         return float(read_json(path)["p50_ms"])
@@ -243,20 +250,20 @@ def reference_ms(reference: Reference, here: Target) -> float:
     return p50_ms
 
 
-def _export(reference: Reference, here: Target, folder: Path) -> Path:
+def _export(reference: Reference, here: Site, folder: Path) -> Path:
     """The reference network with random weights (they take the time of trained ones), in its precision."""
-    fp32, file, opset = folder / "fp32.onnx", folder / "reference.onnx", here.opset.export
+    fp32, file, opset = folder / "fp32.onnx", folder / "reference.onnx", here.target.opset.export
     with torch.random.fork_rng(devices=[]), quiet_export():  # the run's own random numbers stay what they were
         net = torchvision.models.get_model(reference.network, weights=None).eval()
         x = torch.randn(1, 3, reference.input_size, reference.input_size)
         program = torch.onnx.export(net, (x,), dynamo=True, verbose=False, external_data=False, opset_version=opset)
     assert program is not None  # only the other exporter returns None
     save_model(program.model_proto, fp32)
-    make_variant(fp32, reference.precision, here, x.numpy(), file)  # not uint8: this network takes floats
+    make_variant(fp32, reference.precision, here.target, x.numpy(), file)  # not uint8: this network takes floats
     return file
 
 
-def _local_p50_ms(file: Path, here: Target, effort: Effort) -> float:
+def _local_p50_ms(file: Path, here: Site, effort: Effort) -> float:
     records = measure_latency([file], here, None, effort)[0]
     if isinstance(records, EdgekdError):
         raise records

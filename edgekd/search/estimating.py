@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgekd.console import say
+from edgekd.devices.device import Site
 from edgekd.errors import InputError, one_line
 from edgekd.figures import ModelFigures
-from edgekd.target import Target
 
 if TYPE_CHECKING:
     from edgekd.bench.measure import Subject
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["estimate"]
 
 
-def estimate(figures: Sequence[ModelFigures], subjects: "Sequence[Subject]", target: Target) -> list[ModelFigures]:
+def estimate(figures: Sequence[ModelFigures], subjects: "Sequence[Subject]", site: Site) -> list[ModelFigures]:
     """Estimates where the target has references and torch is here to time their networks; else as they are."""
-    if target.measurable or not target.reference:
+    if site.measurable or not site.target.reference:
         return list(figures)
     if importlib.util.find_spec("torchvision") is None:
         _say_once('edgekd: estimating latency needs torch; pip install "edgekd[train,cpu]"')
@@ -31,7 +31,7 @@ def estimate(figures: Sequence[ModelFigures], subjects: "Sequence[Subject]", tar
         known = [dataclasses.replace(s, precision=precision_of(s.file)) for s in subjects]
     except Exception as error:  # onnx raises whatever protobuf does
         raise InputError(f"{subjects[0].file}: cannot be read as ONNX: {one_line(error)}") from error
-    return with_estimates(figures, known, target)
+    return with_estimates(figures, known, site)
 
 
 @functools.cache

@@ -11,24 +11,25 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.bench.measure import Subject, logits_of, measure_speed
 from edgekd.bench.records import QUICK
-from edgekd.devices.environments import environment_folder, require_runtime
+from edgekd.devices.device import Site
+from edgekd.devices.environments import environment_folder
+from edgekd.devices.local import connect
 from edgekd.errors import EdgekdError
 from edgekd.files import read_json
-from edgekd.target import Target, load_target
+from edgekd.target import load_target
 
 SHAPE = (3, 16, 16)
 
 
 @pytest.fixture(scope="module")
-def openvino() -> Target:
-    target = load_target("openvino-cpu")
+def openvino() -> Site:
     try:
-        require_runtime(target)
+        site = connect(load_target("openvino-cpu"))
     except EdgekdError as reason:
         pytest.skip(str(reason))
-    if not target.measurable:
-        pytest.skip("; ".join(target.differences()))
-    return target
+    if not site.measurable:
+        pytest.skip(site.elsewhere)
+    return site
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def subject(tmp_path: Path) -> Subject:
     return Subject(name="convolution", file=path, precision="fp32")
 
 
-def test_it_runs_where_it_was_asked_to(openvino: Target, subject: Subject) -> None:
+def test_it_runs_where_it_was_asked_to(openvino: Site, subject: Subject) -> None:
     (figures,) = measure_speed([subject], openvino, None, None, QUICK)
     assert figures.latency_p50_ms.value and figures.load_ms.value and figures.first_call_ms.value
     assert figures.latency_p50_ms.low is not None and figures.latency_p50_ms.high is not None
@@ -62,17 +63,17 @@ def test_it_runs_where_it_was_asked_to(openvino: Target, subject: Subject) -> No
     assert figures.placement.fell_back == {}
 
 
-def test_logits_are_those_of_the_cpu_provider(openvino: Target, subject: Subject, tmp_path: Path) -> None:
+def test_logits_are_those_of_the_cpu_provider(openvino: Site, subject: Subject, tmp_path: Path) -> None:
     rows = np.random.default_rng(1).standard_normal((70, *SHAPE)).astype(np.float32)
     np.save(tmp_path / "rows.npy", rows)
     given = logits_of(subject, openvino, tmp_path / "rows.npy", tmp_path)
-    expected = logits_of(subject, load_target("cpu-x86"), tmp_path / "rows.npy", tmp_path)
+    expected = logits_of(subject, connect(load_target("cpu-x86")), tmp_path / "rows.npy", tmp_path)
     assert given.shape == (70, 8)
     assert np.allclose(given, expected, atol=1e-4)
     assert np.abs(expected).max() > 0.1
 
 
-def test_one_table_of_two_runtimes(openvino: Target, subject: Subject, cli: Callable[..., Any], tmp_path: Path) -> None:
+def test_one_table_of_two_runtimes(openvino: Site, subject: Subject, cli: Callable[..., Any], tmp_path: Path) -> None:
     rows = np.random.default_rng(2).standard_normal((40, *SHAPE)).astype(np.float32)
     np.savez(tmp_path / "set.npz", inputs=rows, labels=np.arange(40) % 8)
     targets = ("--target", "cpu-x86", "--target", "openvino-cpu")

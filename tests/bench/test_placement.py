@@ -1,7 +1,7 @@
 """Where nodes ran, what fell back, and what of an int8 file is left in float."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from edgekd.bench.placement import fallback, int8_nodes, placement_of
 from edgekd.bench.records import Effort, Record
 from edgekd.bench.runner import measure_placement
+from edgekd.devices.device import Site
+from edgekd.devices.local import Local
 from edgekd.figures import Placement
 from edgekd.target import Provider, load_target
 
@@ -76,8 +78,14 @@ def test_a_profile_of_kernels_alone_shows_a_fallback() -> None:
     assert fallback(PROFILED, LENIENT) == ""
 
 
-def test_placement_by_hand() -> None:
-    placed = placement_of(dataclasses.replace(PROFILED, assigned=ASSIGNED), None, LENIENT, costliest=2)
+@pytest.fixture
+def site(place: Callable[..., Site]) -> Site:
+    """The lenient target on a device that it describes."""
+    return place(LENIENT)
+
+
+def test_placement_by_hand(site: Site) -> None:
+    placed = placement_of(dataclasses.replace(PROFILED, assigned=ASSIGNED), None, site, costliest=2)
     # Medians 20, 60 and 20 µs.
     assert placed.nodes == {OPENVINO: 2, CPU: 2}
     assert placed.time_share == {CPU: pytest.approx(0.4), OPENVINO: pytest.approx(0.6)}
@@ -93,19 +101,19 @@ def test_placement_by_hand() -> None:
         },
         {"node": "pad", "op_type": "Pad", "provider": CPU, "us": 20.0, "share": pytest.approx(0.2)},
     )
-    assert placement_of(PROFILED, None, LENIENT).nodes == {CPU: 2, OPENVINO: 1}
-    assert placement_of(PROFILED, None, LENIENT).costliest == ()
+    assert placement_of(PROFILED, None, site).nodes == {CPU: 2, OPENVINO: 1}
+    assert placement_of(PROFILED, None, site).costliest == ()
 
 
-def test_kernels_in_8_bits_are_counted_without_a_graph() -> None:
+def test_kernels_in_8_bits_are_counted_without_a_graph(site: Site) -> None:
     kinds = ["QLinearConv", "QLinearAdd", "QGemm", "MatMulIntegerToFloat", "Conv", "QuantizeLinear"]
     kernels = tuple(kernel(CPU, kind, kind, 1, 1) for kind in kinds)
-    placed = placement_of(dataclasses.replace(PROFILED, kernels=kernels), None, LENIENT)
+    placed = placement_of(dataclasses.replace(PROFILED, kernels=kernels), None, site)
     assert (placed.fused, placed.unfused, placed.fused_share) == (4, None, None)
 
 
-def test_a_profile_without_kernels_has_no_shares() -> None:
-    assert placement_of(dataclasses.replace(PROFILED, kernels=()), None, LENIENT) == Placement(nodes={}, time_share={})
+def test_a_profile_without_kernels_has_no_shares(site: Site) -> None:
+    assert placement_of(dataclasses.replace(PROFILED, kernels=()), None, site) == Placement(nodes={}, time_share={})
 
 
 # --- int8 graphs by hand ---
@@ -237,7 +245,7 @@ def test_what_onnx_runtime_really_fuses(tmp_path: Path) -> None:
     for level, expected in given:
         session = dataclasses.replace(base.session, graph_level=level)
         target = dataclasses.replace(base, session=session)
-        placed = measure_placement(tmp_path / "m.onnx", target, None, Effort(costliest=3))
+        placed = measure_placement(tmp_path / "m.onnx", Site(target, Local()), None, Effort(costliest=3))
         assert (placed.fused, placed.unfused, placed.blockers) == expected
         assert placed.nodes.keys() == {CPU}
         assert len(placed.costliest) == 3

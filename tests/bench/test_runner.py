@@ -15,7 +15,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekd.bench import runner
 from edgekd.bench.records import Effort, Plan, Record
 from edgekd.bench.runner import (
     make_plan,
@@ -25,12 +24,12 @@ from edgekd.bench.runner import (
     measure_placement,
     measure_throughput,
     predict,
-    run_worker,
 )
-from edgekd.devices import host
-from edgekd.devices.environments import Runtime, runtime_of
-from edgekd.devices.host import Machine
+from edgekd.devices.device import Site
+from edgekd.devices.environments import Runtime
+from edgekd.devices.local import Local, run_worker, runtime_of
 from edgekd.errors import EdgekdError, InputError, ModelError
+from edgekd.machine import Machine
 from edgekd.target import Provider, Session, Target, load_target
 
 PLAN = Plan(mode="latency", provider="CPUExecutionProvider", warmup_s=0.0, min_calls=3, max_calls=3)
@@ -63,6 +62,12 @@ def target() -> Target:
 
 
 Interpreter = Callable[[str], Target]
+Place = Callable[..., Site]
+
+
+def here(target: Target) -> Site:
+    """The target, whose workers run on this machine."""
+    return Site(target, Local())
 
 
 @pytest.fixture
@@ -209,7 +214,7 @@ def test_a_model_above_the_limit_for_real(tmp_path: Path, target: Target) -> Non
     )
     path = tmp_path / "huge.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    (taken,) = measure_latency([path], target, None, dataclasses.replace(QUICK, memory_limit_mb=1_000))
+    (taken,) = measure_latency([path], here(target), None, dataclasses.replace(QUICK, memory_limit_mb=1_000))
     assert isinstance(taken, ModelError)
     assert str(taken) == f"{path}: out of memory, with a limit of 1000 MB (the model fails when it runs)"
 
@@ -241,7 +246,7 @@ def test_progress_is_heard_and_other_words_are_not(model: Path, interpreter: Int
 
 def test_a_plan_takes_provider_and_session_of_the_target(target: Target) -> None:
     given = dataclasses.replace(target, session=dataclasses.replace(target.session, arena=False, binding="io"))
-    plan = make_plan(given, mode="memory", max_calls=7)
+    plan = make_plan(Site(given, Local()), mode="memory", max_calls=7)
     assert dataclasses.replace(plan, memory_limit_bytes=None, precise_int8=False) == Plan(
         mode="memory",
         provider="CPUExecutionProvider",
@@ -255,44 +260,38 @@ def test_a_plan_takes_provider_and_session_of_the_target(target: Target) -> None
     )
 
 
-def test_memory_is_limited_to_what_is_free_and_some_addresses(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    def limit(target: Target, effort: Effort | None = None) -> int | None:
-        return make_plan(target, effort, mode="latency").memory_limit_bytes
+def test_memory_is_limited_to_what_is_free_and_some_addresses(target: Target, place: Place) -> None:
+    def limit(target: Target, effort: Effort | None = None, free: int | None = 1_000_000_000) -> int | None:
+        return make_plan(place(target, free=free), effort, mode="latency").memory_limit_bytes
 
-    monkeypatch.setattr(host, "free_memory", lambda: 1_000_000_000)
     assert limit(target) == 2_000_000_000
     assert limit(target, Effort(memory_limit_mb=50)) == 50_000_000
     gpu = dataclasses.replace(target, provider=Provider(name="CUDAExecutionProvider"))
     assert limit(gpu) is None  # its driver reserves far more addresses than it uses
     assert limit(gpu, Effort(memory_limit_mb=50)) == 50_000_000
-    monkeypatch.setattr(host, "free_memory", lambda: None)
-    assert limit(target) is None
+    assert limit(target, free=None) is None
 
 
-def test_a_stand_in_for_a_device_does_not_saturate(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    old, new = (Machine("x86_64", "a PC", frozenset({"avx2", *more}), "") for more in ((), ("avx512_vnni",)))
-    for differences, machine, precise in (
-        ([], old, False),
-        (["another CPU"], old, True),
-        (["another CPU"], new, False),
-    ):
-        monkeypatch.setattr(Target, "differences", lambda self, given=differences: given)
-        monkeypatch.setattr(host, "machine", lambda given=machine: given)
-        assert make_plan(target, mode="latency").precise_int8 is precise
+OLD_PC, NEW_PC = (Machine("x86_64", "a PC", frozenset({"avx2", *more}), "") for more in ((), ("avx512_vnni",)))
 
 
-def test_pinning_is_for_the_device_alone(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stand_in_for_a_device_does_not_saturate(target: Target, place: Place) -> None:
+    arm = load_target("cpu-arm")
+    for given, machine, precise in ((target, OLD_PC, False), (arm, OLD_PC, True), (arm, NEW_PC, False)):
+        assert make_plan(place(given, machine), mode="latency").precise_int8 is precise
+
+
+def test_pinning_is_for_the_device_alone(target: Target, place: Place) -> None:
     pinned = dataclasses.replace(target, session=Session(affinity=(2, 3)))
-    for differences, affinity in (([], (2, 3)), (["another CPU"], ())):
-        monkeypatch.setattr(Target, "differences", lambda self, given=differences: given)
-        assert make_plan(pinned, mode="latency").affinity == affinity
+    for machine, affinity in ((OLD_PC, (2, 3)), (Machine("aarch64", "a board", frozenset(), ""), ())):
+        assert make_plan(place(pinned, machine), mode="latency").affinity == affinity
 
 
 # --- several workers ---
 
 
 class FakeWorkers:
-    """In place of `run_worker`: each model's answer, or the error it ends in."""
+    """In place of a device's workers: each model's answer, or the error it ends in."""
 
     def __init__(self, answer: Callable[[Plan, str], Record]) -> None:
         self.answer = answer
@@ -300,31 +299,19 @@ class FakeWorkers:
         self.plans: list[Plan] = []
         self.timeouts: list[float] = []
 
-    def __call__(self, plan: Plan, model: Path, runtime: Runtime, timeout_s: float, told: Any = None) -> Record:
+    def __call__(self, plan: Plan, model: Path, target: Target, timeout_s: float, told: Any = None) -> Record:
         self.started.append(model.name)
         self.plans.append(plan)
         self.timeouts.append(timeout_s)
         return self.answer(plan, model.name)
 
 
-@pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Plan, str], Record]], FakeWorkers]:
-    def put(answer: Callable[[Plan, str], Record]) -> FakeWorkers:
-        fake = FakeWorkers(answer)
-        monkeypatch.setattr(runner, "run_worker", fake)
-        return fake
-
-    return put
-
-
-Put = Callable[[Callable[[Plan, str], Record]], FakeWorkers]
-
-
-def test_models_take_turns_in_alternating_order(target: Target, tmp_path: Path, workers: Put) -> None:
+def test_models_take_turns_in_alternating_order(target: Target, tmp_path: Path, place: Place) -> None:
     models = [tmp_path / name for name in "abc"]
-    fake = workers(lambda plan, name: record(load_s=float(len(fake.started))))
+    fake = FakeWorkers(lambda plan, name: record(load_s=float(len(fake.started))))
+    site = place(target, answer=fake)
     effort = Effort(processes=3, max_s=0.5, min_calls=7, max_calls=70, warmup_s=0.25, timeout_s=11)
-    taken = measure_latency(models, target, Path("rows.npy"), effort)
+    taken = measure_latency(models, site, Path("rows.npy"), effort)
     assert "".join(fake.started) == "abccbaabc"
     assert [[one.load_s for one in records] for records in taken if isinstance(records, list)] == [
         [1, 6, 7],
@@ -337,14 +324,15 @@ def test_models_take_turns_in_alternating_order(target: Target, tmp_path: Path, 
     assert set(fake.timeouts) == {11}
 
 
-def test_what_fails_keeps_the_others(target: Target, tmp_path: Path, workers: Put) -> None:
+def test_what_fails_keeps_the_others(target: Target, tmp_path: Path, place: Place) -> None:
     def answer(plan: Plan, name: str) -> Record:
         if name == "b" and fake.started.count("b") == 2:
             raise ModelError("b: the worker crashed")
         return record(load_s=1.0)
 
-    fake = workers(answer)
-    a, b, c = measure_latency([tmp_path / name for name in "abc"], target, None, Effort(processes=3))
+    fake = FakeWorkers(answer)
+    site = place(target, answer=fake)
+    a, b, c = measure_latency([tmp_path / name for name in "abc"], site, None, Effort(processes=3))
     assert "".join(fake.started) == "abccbaac"  # b is not tried again
     assert isinstance(a, list) and isinstance(c, list)
     assert (len(a), len(c)) == (3, 3)
@@ -358,7 +346,7 @@ def test_real_workers_of_which_one_crashes(model: Path, interpreter: Interpreter
     shutil.copy(model, bad)
     python = OWN.command[0]
     target = interpreter(f'case "$MODEL" in *bad*) kill -SEGV $$;; esac\nshift\nexec {python} -P "$@"')
-    first, second = measure_latency([bad, model], target, None, QUICK)
+    first, second = measure_latency([bad, model], here(target), None, QUICK)
     assert isinstance(first, ModelError)
     assert "crashed with SIGSEGV" in str(first)
     assert isinstance(second, list)
@@ -373,7 +361,7 @@ def test_real_workers_of_which_one_crashes(model: Path, interpreter: Interpreter
 def test_the_time_of_a_model_is_bounded_but_not_below_the_least(
     target: Target,
     tmp_path: Path,
-    workers: Put,
+    place: Place,
     monkeypatch: pytest.MonkeyPatch,
     seconds: float,
     models: int,
@@ -386,45 +374,49 @@ def test_the_time_of_a_model_is_bounded_but_not_below_the_least(
         now += seconds
         return record()
 
-    workers(answer)
+    fake = FakeWorkers(answer)
+    site = place(target, answer=fake)
     monkeypatch.setattr("edgekd.bench.runner.time.monotonic", lambda: now)
     effort = Effort(processes=8, min_processes=3, budget_s=5.0)
-    taken = measure_latency([tmp_path / str(n) for n in range(models)], target, None, effort)
+    taken = measure_latency([tmp_path / str(n) for n in range(models)], site, None, effort)
     assert [len(records) for records in taken if isinstance(records, list)] == [processes] * models
 
 
-def test_processes_that_cannot_be_compared_are_refused(target: Target, tmp_path: Path, workers: Put) -> None:
+def test_processes_that_cannot_be_compared_are_refused(target: Target, tmp_path: Path, place: Place) -> None:
     cpus = iter(["one", "one", "two"])
-    workers(lambda plan, name: record(fingerprint={"cpu": next(cpus)}))
-    (taken,) = measure_latency([tmp_path / "m"], target, None, Effort(processes=3))
+    fake = FakeWorkers(lambda plan, name: record(fingerprint={"cpu": next(cpus)}))
+    site = place(target, answer=fake)
+    (taken,) = measure_latency([tmp_path / "m"], site, None, Effort(processes=3))
     assert isinstance(taken, ModelError)
     assert str(taken) == (
         f"{tmp_path / 'm'}: its processes are not comparable: cpu is 'one' in one and 'two' in another"
     )
 
 
-def test_two_models_need_not_be_alike(target: Target, tmp_path: Path, workers: Put) -> None:
-    workers(lambda plan, name: record(fingerprint={"model_sha256": name}))
-    taken = measure_latency([tmp_path / "a", tmp_path / "b"], target, None, Effort(processes=2))
+def test_two_models_need_not_be_alike(target: Target, tmp_path: Path, place: Place) -> None:
+    fake = FakeWorkers(lambda plan, name: record(fingerprint={"model_sha256": name}))
+    site = place(target, answer=fake)
+    taken = measure_latency([tmp_path / "a", tmp_path / "b"], site, None, Effort(processes=2))
     assert [len(records) for records in taken if isinstance(records, list)] == [2, 2]
 
 
-def test_a_fallback_is_refused(target: Target, model: Path, tmp_path: Path, workers: Put) -> None:
+def test_a_fallback_is_refused(target: Target, model: Path, tmp_path: Path, place: Place) -> None:
     strict = dataclasses.replace(target, provider=Provider(name="OpenVINOExecutionProvider"), environment="")
     nodes = {"OpenVINOExecutionProvider": 5, "CPUExecutionProvider": 2}
-    workers(lambda plan, name: record(fingerprint={"nodes_by_provider": nodes, "ops_elsewhere": {"Pad": 2}}))
+    fake = FakeWorkers(lambda plan, name: record(fingerprint={"nodes_by_provider": nodes, "ops_elsewhere": {"Pad": 2}}))
+    site = place(strict, answer=fake)
     message = (
         f"{model}: 2 of 7 nodes on CPUExecutionProvider (2 Pad); "
         f"target cpu-x86 asks for OpenVINOExecutionProvider alone"
     )
-    (taken,) = measure_latency([model], strict, None, Effort())
+    (taken,) = measure_latency([model], site, None, Effort())
     assert isinstance(taken, ModelError)
     assert str(taken) == message
     calls: list[Callable[[], object]] = [
-        lambda: measure_memory(model, strict, Effort()),
-        lambda: measure_throughput(model, strict, None, Effort(), 1, 2),
-        lambda: measure_placement(model, strict, None, Effort()),
-        lambda: predict(model, strict, tmp_path / "in.npy", tmp_path / "out.npy"),
+        lambda: measure_memory(model, site, Effort()),
+        lambda: measure_throughput(model, site, None, Effort(), 1, 2),
+        lambda: measure_placement(model, site, None, Effort()),
+        lambda: predict(model, site, tmp_path / "in.npy", tmp_path / "out.npy"),
     ]
     for call in calls:
         with pytest.raises(EdgekdError) as caught:
@@ -444,11 +436,11 @@ def test_a_pair_for_real(target: Target, model: Path, tmp_path: Path) -> None:
     onnx.save(other, old)
     np.save(tmp_path / "in.npy", np.zeros((5, 3), np.uint8))
     effort = dataclasses.replace(QUICK, min_calls=7, max_calls=50)
-    taken = measure_pair(model, old, target, tmp_path / "in.npy", effort, 0)
+    taken = measure_pair(model, old, here(target), tmp_path / "in.npy", effort, 0)
     assert (taken.mode, taken.fingerprint["inputs"]) == ("pair", "data")
     assert taken.baseline is not None
     assert 7 <= len(taken.latency_s) == len(taken.baseline["latency_s"])
-    turned = measure_pair(old, model, target, None, effort, 1)
+    turned = measure_pair(old, model, here(target), None, effort, 1)
     assert turned.baseline is not None
     assert turned.fingerprint["inputs"] == "random"
     assert turned.baseline["fingerprint"]["model_sha256"] == taken.fingerprint["model_sha256"]
@@ -456,11 +448,12 @@ def test_a_pair_for_real(target: Target, model: Path, tmp_path: Path) -> None:
     assert taken.fingerprint["model_sha256"] != turned.fingerprint["model_sha256"]
 
 
-def test_every_second_pair_makes_the_model_first(target: Target, tmp_path: Path, workers: Put) -> None:
-    fake = workers(lambda plan, name: record(mode="pair"))
+def test_every_second_pair_makes_the_model_first(target: Target, tmp_path: Path, place: Place) -> None:
+    fake = FakeWorkers(lambda plan, name: record(mode="pair"))
+    site = place(target, answer=fake)
     effort = Effort(max_s=0.5, min_calls=7, max_calls=70, warmup_s=0.25, timeout_s=11)
     for turn in range(4):
-        measure_pair(tmp_path / "new", tmp_path / "old", target, Path("rows.npy"), effort, turn)
+        measure_pair(tmp_path / "new", tmp_path / "old", site, Path("rows.npy"), effort, turn)
     assert [plan.baseline_first for plan in fake.plans] == [True, False, True, False]
     assert fake.started == ["new"] * 4
     for plan in fake.plans:
@@ -471,7 +464,7 @@ def test_every_second_pair_makes_the_model_first(target: Target, tmp_path: Path,
 
 @pytest.mark.parametrize("baseline", [None, {"CPUExecutionProvider": 2}], ids=["model", "baseline"])
 def test_a_fallback_in_a_pair_is_refused(
-    target: Target, model: Path, workers: Put, baseline: dict[str, int] | None
+    target: Target, model: Path, place: Place, baseline: dict[str, int] | None
 ) -> None:
     strict = dataclasses.replace(target, provider=Provider(name="OpenVINOExecutionProvider"), environment="")
     good = {"nodes_by_provider": {"OpenVINOExecutionProvider": 5}, "ops_elsewhere": {}}
@@ -480,27 +473,30 @@ def test_a_fallback_in_a_pair_is_refused(
         "ops_elsewhere": {"Pad": 2},
     }
     mine, other = (good, bad) if baseline else (bad, good)
-    workers(lambda plan, name: record(mode="pair", fingerprint=mine, baseline={"fingerprint": other}))
+    fake = FakeWorkers(lambda plan, name: record(mode="pair", fingerprint=mine, baseline={"fingerprint": other}))
+    site = place(strict, answer=fake)
     with pytest.raises(ModelError) as caught:
-        measure_pair(model, Path("old.onnx"), strict, None, QUICK, 0)
+        measure_pair(model, Path("old.onnx"), site, None, QUICK, 0)
     assert str(caught.value) == (
         ("baseline old.onnx" if baseline else f"{model}") + ": 2 of 7 nodes on CPUExecutionProvider (2 Pad); "
         "target cpu-x86 asks for OpenVINOExecutionProvider alone"
     )
     lenient = Provider(name="OpenVINOExecutionProvider", allow_cpu_fallback=True)
-    measure_pair(model, Path("old.onnx"), dataclasses.replace(strict, provider=lenient), None, QUICK, 0)
+    measure_pair(
+        model, Path("old.onnx"), place(dataclasses.replace(strict, provider=lenient), answer=fake), None, QUICK, 0
+    )
 
 
 def test_a_missing_or_broken_baseline_is_told(target: Target, model: Path, tmp_path: Path) -> None:
     old = tmp_path / os.fsdecode(b"old\xff.onnx")
     with pytest.raises(InputError) as caught:
-        measure_pair(model, old, target, None, QUICK, 0)
+        measure_pair(model, old, here(target), None, QUICK, 0)
     assert str(caught.value) == f"baseline {old}: no such model file"
     old.write_text("no model")
     with pytest.raises(InputError, match=rf"^baseline {old}: onnxruntime cannot load it: "):
-        measure_pair(model, old, target, None, QUICK, 0)
+        measure_pair(model, old, here(target), None, QUICK, 0)
     with pytest.raises(InputError, match=rf"^{old}: onnxruntime cannot load it: "):
-        measure_pair(old, model, target, None, QUICK, 0)
+        measure_pair(old, model, here(target), None, QUICK, 0)
 
 
 def test_a_baseline_that_wants_too_much_memory_is_a_failure(
@@ -510,7 +506,7 @@ def test_a_baseline_that_wants_too_much_memory_is_a_failure(
     told = f"baseline {old}: out of memory, with a limit of 50 MB (the model fails when it runs)"
     target = interpreter(f'echo \'{{"schema_version": 3, "error": "{told}"}}\' > "$OUT"; exit 1')
     with pytest.raises(ModelError) as caught:
-        measure_pair(model, old, target, None, QUICK, 0)
+        measure_pair(model, old, here(target), None, QUICK, 0)
     assert str(caught.value) == told
 
 
@@ -520,22 +516,22 @@ def test_a_crash_of_a_pair_names_both(model: Path, interpreter: Interpreter, tmp
     python = OWN.command[0]
     target = interpreter(f'grep -q bad.onnx "$PLAN" && kill -SEGV $$\nshift\nexec {python} -P "$@"')
     with pytest.raises(ModelError) as caught:
-        measure_pair(model, bad, target, None, QUICK, 0)
+        measure_pair(model, bad, here(target), None, QUICK, 0)
     ending = "the worker crashed with SIGSEGV while it ran the model (no message)"
     assert str(caught.value) == f"{model} or baseline {bad}: {ending}"
-    assert measure_pair(model, good, target, None, QUICK, 0).mode == "pair"
+    assert measure_pair(model, good, here(target), None, QUICK, 0).mode == "pair"
 
 
 def test_a_hang_of_a_pair_names_both(model: Path, interpreter: Interpreter) -> None:
     with pytest.raises(ModelError, match=rf"^{model} or baseline {model}: still running after 1\.2 s"):
-        measure_pair(model, model, interpreter("sleep 60"), None, dataclasses.replace(QUICK, timeout_s=0.3), 0)
+        measure_pair(model, model, here(interpreter("sleep 60")), None, dataclasses.replace(QUICK, timeout_s=0.3), 0)
 
 
 # --- memory, throughput, placement, predictions ---
 
 
 def test_memory_is_measured_without_a_data_set(target: Target, model: Path) -> None:
-    taken = measure_memory(model, target, QUICK)
+    taken = measure_memory(model, here(target), QUICK)
     assert taken.mode == "memory"
     assert taken.fingerprint["inputs"] == "random"
     assert len(taken.latency_s) == 5
@@ -545,14 +541,14 @@ def test_memory_is_measured_without_a_data_set(target: Target, model: Path) -> N
 
 def test_throughput_of_a_batch_in_two_sessions(target: Target, model: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "in.npy", np.zeros((5, 3), np.uint8))
-    taken = measure_throughput(model, target, tmp_path / "in.npy", QUICK, batch_size=4, sessions=2)
+    taken = measure_throughput(model, here(target), tmp_path / "in.npy", QUICK, batch_size=4, sessions=2)
     assert (taken.batch_size, taken.sessions, taken.fingerprint["inputs"]) == (4, 2, "data")
     assert taken.calls >= 6
     assert taken.elapsed_s > 0
 
 
 def test_where_the_nodes_ran_for_real(target: Target, model: Path) -> None:
-    taken = measure_placement(model, target, None, dataclasses.replace(QUICK, costliest=5))
+    taken = measure_placement(model, here(target), None, dataclasses.replace(QUICK, costliest=5))
     assert taken.nodes == {"CPUExecutionProvider": 1}
     assert taken.time_share == {"CPUExecutionProvider": pytest.approx(1.0)} or taken.time_share == {
         "CPUExecutionProvider": 0.0  # the one kernel took less than a microsecond
@@ -566,7 +562,7 @@ def test_predictions_arrive_whole_or_not_at_all(target: Target, model: Path, tmp
     np.save(tmp_path / "in.npy", rows)
     out = tmp_path / "deep" / "out.npy"
     heard: list[tuple[int, int]] = []
-    taken = predict(model, target, tmp_path / "in.npy", out, told=lambda done, total: heard.append((done, total)))
+    taken = predict(model, here(target), tmp_path / "in.npy", out, told=lambda done, total: heard.append((done, total)))
     assert taken.outputs_shape == (130, 3)
     assert np.array_equal(np.load(out), rows.astype(np.float32))
     assert [path.name for path in out.parent.iterdir()] == ["out.npy"]
@@ -574,18 +570,19 @@ def test_predictions_arrive_whole_or_not_at_all(target: Target, model: Path, tmp
 
     np.save(tmp_path / "in.npy", rows.astype(np.float32))
     with pytest.raises(InputError, match=r"the data is float32 \[130, 3\]"):
-        predict(model, target, tmp_path / "in.npy", tmp_path / "other" / "out.npy")
+        predict(model, here(target), tmp_path / "in.npy", tmp_path / "other" / "out.npy")
     assert list((tmp_path / "other").iterdir()) == []
 
 
-def test_a_whole_data_set_may_take_longer(target: Target, model: Path, tmp_path: Path, workers: Put) -> None:
+def test_a_whole_data_set_may_take_longer(target: Target, model: Path, tmp_path: Path, place: Place) -> None:
     def answer(plan: Plan, name: str) -> Record:
         if plan.outputs:
             Path(plan.outputs).touch()
         return record(mode=plan.mode)
 
-    fake = workers(answer)
+    fake = FakeWorkers(answer)
+    site = place(target, answer=fake)
     effort = Effort(timeout_s=10)
-    predict(model, target, tmp_path / "in.npy", tmp_path / "out.npy", effort)
-    measure_memory(model, target, effort)
+    predict(model, site, tmp_path / "in.npy", tmp_path / "out.npy", effort)
+    measure_memory(model, site, effort)
     assert fake.timeouts == [120, 10]

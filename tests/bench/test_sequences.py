@@ -14,9 +14,11 @@ from edgekd.bench import worker
 from edgekd.bench.measure import Subject, logits_of, measure_speed
 from edgekd.bench.records import Effort, Plan
 from edgekd.bench.sequences import sequence_of
+from edgekd.devices.device import Site
+from edgekd.devices.local import Local
 from edgekd.target import load_target
 
-TARGET = load_target("cpu-x86")
+SITE = Site(load_target("cpu-x86"), Local())
 EFFORT = Effort(processes=2, min_processes=2, warmup_s=0.0, min_calls=2, max_calls=2, max_s=0.0)
 
 
@@ -113,17 +115,17 @@ def test_figures_say_the_length_and_answers_come_one_by_one(tmp_path: Path) -> N
     model = write_model(tmp_path / "a.onnx", sequence_length="5", padding="0")
     np.save(tmp_path / "rows.npy", rows([3, 5, 2, 4]))
     subject = Subject(name="a", file=model, precision="fp32")
-    logits = logits_of(subject, TARGET, tmp_path / "rows.npy", tmp_path / "records")
+    logits = logits_of(subject, SITE, tmp_path / "rows.npy", tmp_path / "records")
     assert logits.tolist() == [[3, 6], [5, 15], [2, 3], [4, 10]]
     for inputs in (tmp_path / "rows.npy", None):
-        (figures,) = measure_speed([subject], TARGET, inputs, None, EFFORT)
+        (figures,) = measure_speed([subject], SITE, inputs, None, EFFORT)
         assert figures.fingerprint["sequence_length"] == 5
         assert "timed with sequences of 5" in figures.notes
 
 
 def test_other_models_have_no_length(tmp_path: Path) -> None:
     (figures,) = measure_speed(
-        [Subject(name="a", file=write_model(tmp_path / "a.onnx"), precision="fp32")], TARGET, None, None, EFFORT
+        [Subject(name="a", file=write_model(tmp_path / "a.onnx"), precision="fp32")], SITE, None, None, EFFORT
     )
     assert "sequence_length" not in figures.fingerprint
     assert not any("sequences" in note for note in figures.notes)

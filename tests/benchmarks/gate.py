@@ -33,6 +33,7 @@ from edgekd.bench.runner import measure_pair
 from edgekd.bench.statistics import ratios_of
 from edgekd.check.compare import paired_lines
 from edgekd.check.looks import CONFIRMATION, PAIR_LOOKS
+from edgekd.devices.local import connect
 from edgekd.files import atomic, write_json
 from edgekd.target import Quantization, load_target
 
@@ -96,7 +97,7 @@ def make(model: str, size: tuple[int, int], more: int, path: Path) -> None:
 
 def one(model: Path, baseline: Path, turn: int, effort: Effort = PAIR) -> dict[str, Any]:
     begin = time.perf_counter()
-    record = measure_pair(model, baseline, load_target(TARGET), None, effort, turn)
+    record = measure_pair(model, baseline, connect(load_target(TARGET)), None, effort, turn)
     other = record.baseline or {}
     ratios = ratios_of(record.latency_s, other["latency_s"], record.block_calls, record.load_s, other["load_s"])
     median = sorted(other["latency_s"])[len(other["latency_s"]) // 2]

@@ -14,9 +14,9 @@ from pathlib import Path
 from statistics import median
 
 from edgekd.bench.records import Effort
-from edgekd.bench.runner import make_plan, run_worker
+from edgekd.bench.runner import make_plan
 from edgekd.bench.statistics import between
-from edgekd.devices.environments import runtime_of
+from edgekd.devices.local import connect, run_worker, runtime_of
 from edgekd.files import write_json
 from edgekd.target import load_target
 
@@ -69,7 +69,7 @@ def main() -> None:
     target = load_target("cpu-x86")
     target = dataclasses.replace(target, session=dataclasses.replace(target.session, binding=asked.binding))
     effort = Effort()
-    plan = make_plan(target, effort, mode="latency", warmup_s=0.3, min_calls=12, max_calls=5_000, max_s=0.8)
+    plan = make_plan(connect(target), effort, mode="latency", warmup_s=0.3, min_calls=12, max_calls=5_000, max_s=0.8)
     results = []
     for model in asked.models:
         ratios, ours, theirs = [], [], []

@@ -24,7 +24,7 @@ import torch
 
 from edgekd.card import Card, Teacher
 from edgekd.data.sources import load_test, load_train_and_validation
-from edgekd.devices import host
+from edgekd.devices.local import Local
 from edgekd.distill.loop import best_accuracy
 from edgekd.distill.student import How, assist, learn
 from edgekd.distill.tasks.classification import accuracy
@@ -188,7 +188,7 @@ def train_row(card_name: str, name: str, seed: int, epochs: int, work: Path) -> 
         "test_images": len(test),
         "train_seconds": round(sum(entry["seconds"] for entry in history), 1),
         "validation_by_epoch": [round(entry["validation_accuracy"], 4) for entry in history],
-        "hardware": f"{host.machine().model}, {torch.get_num_threads()} thread, shared CPU, fp32",
+        "hardware": f"{Local().facts().model}, {torch.get_num_threads()} thread, shared CPU, fp32",
         "torch": torch.__version__,
     }
     out.parent.mkdir(parents=True, exist_ok=True)

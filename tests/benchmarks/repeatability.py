@@ -15,6 +15,7 @@ import numpy as np
 from edgekd.bench.records import Effort
 from edgekd.bench.runner import measure_latency
 from edgekd.bench.statistics import latency_of
+from edgekd.devices.local import connect
 from edgekd.errors import EdgekdError
 from edgekd.files import write_json
 from edgekd.target import load_target
@@ -29,7 +30,7 @@ def main() -> None:
     shown, calls, seconds, waited = [], [], [], []
     for _ in range(asked.times):
         begin = time.monotonic()
-        records = measure_latency([asked.model], load_target("cpu-x86"), None, Effort())[0]
+        records = measure_latency([asked.model], connect(load_target("cpu-x86")), None, Effort())[0]
         if isinstance(records, EdgekdError):
             raise records
         seconds.append(time.monotonic() - begin)

@@ -23,7 +23,7 @@ from typing import Any
 
 from edgekd import __version__
 from edgekd.bench.statistics import between
-from edgekd.devices import host
+from edgekd.devices.local import Local
 from edgekd.files import write_json
 
 CONTENDERS = (
@@ -175,7 +175,7 @@ def main() -> None:
         "how": f"{given.rounds} rounds; a turn is {given.batches} batches of {BATCH}; order drawn anew each round; one "
         f"thread each, DataLoaders with {given.workers} workers beside it; edgekd in {given.precision}",
         "views": VIEWS,
-        "cpu": host.machine().model,
+        "cpu": Local().facts().model,
         "cores": os.cpu_count(),
         "versions": versions(given.torchdistill),
         "rounds": rounds,

@@ -25,7 +25,7 @@ from edgekd.card import Card, Student
 from edgekd.card import Teacher as TeacherOfCard
 from edgekd.data.arrays import keep_split
 from edgekd.data.text import keep_tokenizer, load_test_text, load_text_training, settled
-from edgekd.devices import host
+from edgekd.devices.local import Local, connect
 from edgekd.distill.student import learn
 from edgekd.distill.tasks.known import examples_of
 from edgekd.distill.teacher import teach, validation_score
@@ -143,7 +143,7 @@ def main() -> None:
             subjects.append(Subject(name=one.stem, file=one, precision=precision))
             print(json.dumps(figures[-1]), flush=True)
     first = [place for place, row in enumerate(figures) if row["model"] == "teacher" or row["seed"] == SEEDS[0]]
-    timed = measure_speed([subjects[place] for place in first], target, kept, None, Effort(placement=False))
+    timed = measure_speed([subjects[place] for place in first], connect(target), kept, None, Effort(placement=False))
     for place, model in zip(first, timed, strict=True):
         p50 = model.latency_p50_ms
         figures[place] |= {"latency_p50_ms": p50.value, "interval": [p50.low, p50.high], "notes": list(model.notes)}
@@ -151,7 +151,7 @@ def main() -> None:
     content = {
         "task": "SST-2, sentences alone: 6,920 to train, 872 dev, 1,821 test",
         "hardware": "AMD EPYC (Zen 3, AVX2), one thread, shared CPU",
-        "cpu": host.machine().model,
+        "cpu": Local().facts().model,
         "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
         "target": TARGET,
         "timed_length": card.data.timed_length,

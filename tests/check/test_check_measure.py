@@ -22,19 +22,23 @@ from edgekd.check.measure import check, measure_all
 from edgekd.check.record import Checked, as_baseline, read_record, write_record
 from edgekd.check.sources import Source, baseline_of, signature_of, source_of
 from edgekd.check.tolerance import Tolerance
+from edgekd.devices.device import Site
 from edgekd.errors import ConfigError, ExitCode, InputError, ModelError
 from edgekd.figures import COMPARED, Figure, ModelFigures, Placement
 from edgekd.files import file_sha256
 from edgekd.judge import Judged
+from edgekd.machine import Machine
 from edgekd.result import model_json
 from edgekd.runs import Inputs
-from edgekd.target import Target, load_target
+from edgekd.target import load_target
+
+Place = Callable[..., Site]
 
 OFF: dict[str, Any] = dict.fromkeys([*COMPARED, "max_slowdown_stored"], "off")
 TINY = Effort(warmup_s=0.0, min_calls=30, max_calls=30, max_s=0.0)
 
 
-def as_they_are(figures: Sequence[ModelFigures], subjects: Sequence[Subject], target: Target) -> list[ModelFigures]:
+def as_they_are(figures: Sequence[ModelFigures], subjects: Sequence[Subject], site: Site) -> list[ModelFigures]:
     return list(figures)
 
 
@@ -51,10 +55,16 @@ def save(path: Path, doc: str = "") -> Path:
 
 
 @pytest.fixture
-def target(monkeypatch: pytest.MonkeyPatch) -> Target:
-    """A target that this machine is."""
-    monkeypatch.setattr(Target, "differences", lambda self: [])
-    return load_target("cpu-x86")
+def site(monkeypatch: pytest.MonkeyPatch, place: Place) -> Site:
+    """A target on a device that it describes; so is every target that a job asks for."""
+    monkeypatch.setattr("edgekd.devices.local.connect", place)
+    return place(load_target("cpu-x86"))
+
+
+@pytest.fixture
+def elsewhere(place: Place) -> Site:
+    """A target on a device that it does not describe."""
+    return place(load_target("cpu-x86"), Machine("riscv64", "no board", frozenset(), ""))
 
 
 @pytest.fixture
@@ -99,27 +109,25 @@ class Workers:
     def count(self, word: str) -> int:
         return sum(entry.startswith(word) for entry in self.asked)
 
-    def process(self, model: Path, target: Target, inputs: Path | None, effort: Effort) -> Record:
+    def process(self, model: Path, site: Site, inputs: Path | None, effort: Effort) -> Record:
         self.asked.append(f"alone {model.name}")
         return self.alone(self.count("alone") - 1)
 
-    def pair(
-        self, model: Path, baseline: Path, target: Target, inputs: Path | None, effort: Effort, turn: int
-    ) -> Record:
+    def pair(self, model: Path, baseline: Path, site: Site, inputs: Path | None, effort: Effort, turn: int) -> Record:
         same = model == baseline
         self.asked.append(f"{'same' if same else 'pair'} {turn}")
         return self.make.pair(1 + 0.001 * (turn % 3) if same else self.ratio(turn))  # type: ignore[no-any-return]
 
-    def memory(self, model: Path, target: Target, effort: Effort) -> Record:
+    def memory(self, model: Path, site: Site, effort: Effort) -> Record:
         self.asked.append(f"memory {model.name}")
         record: Record = self.make.alone()
         return dataclasses.replace(record, memory={"run_bytes": 50_000_000})
 
-    def placement(self, model: Path, target: Target, inputs: Path | None, effort: Effort) -> Placement:
+    def placement(self, model: Path, site: Site, inputs: Path | None, effort: Effort) -> Placement:
         self.asked.append(f"placement {model.name}")
         return Placement(nodes={"CPUExecutionProvider": 1}, time_share={}, fused=0, unfused=0)
 
-    def logits(self, subject: Subject, target: Target, inputs: Path, folder: Path, effort: Effort) -> Any:
+    def logits(self, subject: Subject, site: Site, inputs: Path, folder: Path, effort: Effort) -> Any:
         self.asked.append(f"answers {subject.name} {subject.file.name}")
         return np.eye(3)[self.classes.get(subject.file.name, [0, 0, 0, 0])]
 
@@ -137,10 +145,10 @@ def workers(monkeypatch: pytest.MonkeyPatch, make: Any) -> Workers:
 
 
 def checked_of(
-    source: Source, target: Target, budget: Budget, baseline: Source | Checked | None = None, **tolerance: Any
+    source: Source, site: Site, budget: Budget, baseline: Source | Checked | None = None, **tolerance: Any
 ) -> tuple[Judged, Checked]:
     asked = Asked(budget=budget, tolerance=Tolerance(**OFF | tolerance))
-    return check(source, target, asked, baseline, as_they_are, lambda text: None)
+    return check(source, site, asked, baseline, as_they_are, lambda text: None)
 
 
 def outcomes(judged: Judged) -> dict[str, str]:
@@ -151,7 +159,7 @@ def outcomes(judged: Judged) -> dict[str, str]:
 # --- only what a verdict will ask for ---
 
 
-def test_a_file_that_cannot_be_loaded_meets_no_budget(tmp_path: Path, target: Target) -> None:
+def test_a_file_that_cannot_be_loaded_meets_no_budget(tmp_path: Path, site: Site) -> None:
     """An operator that nobody has registered: it can be read, and it is small."""
     graph = helper.make_graph(
         [helper.make_node("MyNMS", ["x"], ["y"], domain="my.custom")],
@@ -164,20 +172,20 @@ def test_a_file_that_cannot_be_loaded_meets_no_budget(tmp_path: Path, target: Ta
     source = Source(name="m", file=tmp_path / "custom.onnx")
     for baseline in (None, Source(name="old", file=save(tmp_path / "old.onnx"))):
         with pytest.raises(InputError, match=r"custom\.onnx: onnxruntime cannot load it: .*MyNMS"):
-            checked_of(source, target, Budget(size_kb=100), baseline, max_size_growth=0.5)
+            checked_of(source, site, Budget(size_kb=100), baseline, max_size_growth=0.5)
     with pytest.raises(InputError, match=r"custom\.onnx: onnxruntime cannot load it: .*MyNMS"):
-        checked_of(Source(name="old", file=tmp_path / "old.onnx"), target, Budget(), source, max_size_growth=0.5)
+        checked_of(Source(name="old", file=tmp_path / "old.onnx"), site, Budget(), source, max_size_growth=0.5)
 
 
-def test_a_model_is_loaded_once(workers: Workers, model: Path, target: Target) -> None:
-    checked_of(Source(name="m", file=model), target, Budget(size_kb=1))
+def test_a_model_is_loaded_once(workers: Workers, model: Path, site: Site) -> None:
+    checked_of(Source(name="m", file=model), site, Budget(size_kb=1))
     assert workers.asked == ["load model.onnx"]
-    checked_of(Source(name="m", file=model), target, Budget(size_kb=1, peak_memory_mb=100))
+    checked_of(Source(name="m", file=model), site, Budget(size_kb=1, peak_memory_mb=100))
     assert "load model.onnx" not in workers.asked[1:]
 
 
-def test_the_size_needs_no_more_than_loading_it(model: Path, target: Target, workers: Workers) -> None:
-    judged, checked = checked_of(Source(name="m", file=model), target, Budget(size_kb=1))
+def test_the_size_needs_no_more_than_loading_it(model: Path, site: Site, workers: Workers) -> None:
+    judged, checked = checked_of(Source(name="m", file=model), site, Budget(size_kb=1))
     assert (judged.outcome, workers.asked) == ("pass", ["load model.onnx"])
     assert (judged.file, judged.sha256) == (str(model), file_sha256(model))
     assert checked.sample.signature == "uint8 [N,3]"
@@ -196,9 +204,9 @@ def test_the_size_needs_no_more_than_loading_it(model: Path, target: Target, wor
     ],
 )
 def test_a_budget_brings_its_own_workers(
-    model: Path, target: Target, workers: Workers, budget: Budget, asked: dict[str, int]
+    model: Path, site: Site, workers: Workers, budget: Budget, asked: dict[str, int]
 ) -> None:
-    checked_of(Source(name="m", file=model), target, budget)
+    checked_of(Source(name="m", file=model), site, budget)
     assert Counter(entry.split()[0] for entry in workers.asked) == asked
 
 
@@ -213,98 +221,92 @@ def test_a_budget_brings_its_own_workers(
     ],
 )
 def test_a_tolerance_brings_its_own_workers(
-    model: Path, before: Path, target: Target, workers: Workers, tolerance: dict[str, float], asked: dict[str, int]
+    model: Path, before: Path, site: Site, workers: Workers, tolerance: dict[str, float], asked: dict[str, int]
 ) -> None:
     old = Source(name="old", file=before)
-    checked_of(Source(name="m", file=model), target, Budget(size_kb=1), old, **tolerance)
+    checked_of(Source(name="m", file=model), site, Budget(size_kb=1), old, **tolerance)
     assert Counter(entry.split()[0] for entry in workers.asked) == asked
 
 
 def test_the_very_same_file_is_not_timed_against_itself(
-    model: Path, tmp_path: Path, target: Target, workers: Workers
+    model: Path, tmp_path: Path, site: Site, workers: Workers
 ) -> None:
     twin = tmp_path / "twin.onnx"
     twin.write_bytes(model.read_bytes())
     source, old = Source(name="m", file=model), Source(name="old", file=twin)
-    judged, _ = check(source, target, Asked(budget=Budget()), old, as_they_are, lambda text: None)
+    judged, _ = check(source, site, Asked(budget=Budget()), old, as_they_are, lambda text: None)
     assert (outcomes(judged), workers.asked) == ({"max_slowdown": "pass"}, ["load model.onnx"])
 
 
 def test_time_is_not_measured_where_the_target_is_not(
-    model: Path, before: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
+    model: Path, before: Path, workers: Workers, elsewhere: Site
 ) -> None:
-    monkeypatch.setattr(Target, "differences", lambda self: ["this machine is no board"])
     source, old = Source(name="m", file=model), Source(name="old", file=before)
     budget = Budget(latency_p50_ms=1.0, peak_memory_mb=60)
-    judged, _ = checked_of(source, load_target("cpu-x86"), budget, old, max_slowdown=0.025)
+    judged, _ = checked_of(source, elsewhere, budget, old, max_slowdown=0.025)
     assert Counter(entry.split()[0] for entry in workers.asked) == {"memory": 3, "load": 1}
     assert outcomes(judged) == {
         "latency_p50_ms": "inconclusive", "peak_memory_mb": "pass", "max_slowdown": "inconclusive",
     }  # fmt: skip
 
 
-def test_an_estimate_is_asked_for_a_target_that_is_not_here(
-    model: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Target, "differences", lambda self: ["this machine is no board"])
+def test_an_estimate_is_asked_for_a_target_that_is_not_here(model: Path, workers: Workers, elsewhere: Site) -> None:
     guess = Figure(0.5, "estimated", 0.4, 0.6, "from resnet18")
 
     def estimated(figures: Sequence[ModelFigures], *_: Any) -> list[ModelFigures]:
         return [dataclasses.replace(model, latency_p50_ms=guess) for model in figures]
 
-    source, board = Source(name="m", file=model), load_target("cpu-x86")
+    source = Source(name="m", file=model)
     for allowed, outcome in ((False, "inconclusive"), (True, "pass")):
         asked = Asked(budget=Budget(latency_p50_ms=1.0), allow_estimated=allowed)
-        judged, checked = check(source, board, asked, None, estimated, lambda text: None)
+        judged, checked = check(source, elsewhere, asked, None, estimated, lambda text: None)
         assert (judged.outcome, checked.sample.estimate) == (outcome, guess)
 
 
 # --- looks ---
 
 
-def test_it_goes_on_until_the_looks_have_a_verdict(model: Path, target: Target, workers: Workers, make: Any) -> None:
+def test_it_goes_on_until_the_looks_have_a_verdict(model: Path, site: Site, workers: Workers, make: Any) -> None:
     heard: list[str] = []
     source = Source(name="m", file=model)
     workers.alone = lambda turn: make.alone(1e-3 * (1.1 if turn % 2 else 0.9))
     asked = Asked(budget=Budget(latency_p50_ms=1.0))
-    judged, checked = check(source, target, asked, None, as_they_are, heard.append)
+    judged, checked = check(source, site, asked, None, as_they_are, heard.append)
     assert (judged.outcome, workers.count("alone"), len(checked.sample.latency)) == ("inconclusive", 24, 24)
     assert heard[0] == "0 of 8 processes, 0 of 0 pairs"
     assert heard[8] == "8 of 12 processes, 0 of 0 pairs"
     assert len(heard) == 24
 
 
-def test_a_slowdown_is_confirmed_on_fresh_processes(
-    model: Path, before: Path, target: Target, workers: Workers
-) -> None:
+def test_a_slowdown_is_confirmed_on_fresh_processes(model: Path, before: Path, site: Site, workers: Workers) -> None:
     source, old = Source(name="m", file=model), Source(name="old", file=before)
     workers.ratio = lambda turn: 1.05 + 0.001 * (turn % 3)
-    judged, checked = checked_of(source, target, Budget(), old, max_slowdown=0.025)
+    judged, checked = checked_of(source, site, Budget(), old, max_slowdown=0.025)
     assert (judged.outcome, len(checked.pairs), len(checked.same)) == ("fail", 12, 6)
     assert workers.asked[:4] == ["pair 0", "same 0", "pair 1", "same 1"]  # by turns, so that drift hits all alike
     assert judged.baseline == f"old ({file_sha256(before)[:12]}, measured by turns)"
     assert any(note.startswith("this machine, now: the baseline against itself +0.1 %") for note in judged.notes)
     # Six slow ones in a row, and none after them.
     workers.ratio = lambda turn: 1.05 + 0.001 * (turn % 3) if turn < 6 else 1.0 + 0.001 * (turn % 3)
-    judged, checked = checked_of(source, target, Budget(), old, max_slowdown=0.025)
+    judged, checked = checked_of(source, site, Budget(), old, max_slowdown=0.025)
     assert judged.outcome in ("pass", "inconclusive")
     assert len(checked.pairs) > 12
 
 
-def test_a_check_that_has_failed_goes_no_further(model: Path, target: Target, workers: Workers, make: Any) -> None:
+def test_a_check_that_has_failed_goes_no_further(model: Path, site: Site, workers: Workers, make: Any) -> None:
     workers.alone = lambda turn: make.alone(1e-3 * (1.1 if turn % 2 else 0.9), load_s=1.0)
     budget = Budget(latency_p50_ms=1.0, load_ms=10)
-    judged, _ = checked_of(Source(name="m", file=model), target, budget)
+    judged, _ = checked_of(Source(name="m", file=model), site, budget)
     assert outcomes(judged) == {"latency_p50_ms": "inconclusive", "load_ms": "fail"}
     assert workers.count("alone") == 8
 
 
 def test_the_records_of_a_check_give_its_verdict_again(
-    model: Path, before: Path, target: Target, workers: Workers, tmp_path: Path
+    model: Path, before: Path, site: Site, workers: Workers, tmp_path: Path
 ) -> None:
     source, old = Source(name="m", file=model), Source(name="old", file=before)
     asked = Asked(budget=Budget(latency_p50_ms=1.1, size_kb=1))
-    judged, checked = check(source, target, asked, old, as_they_are, lambda text: None)
+    judged, checked = check(source, site, asked, old, as_they_are, lambda text: None)
     write_record(tmp_path / "record.json", checked)
     job = Job(path=tmp_path / "record.json", target="cpu-x86", budget=asked.budget, tolerance=asked.tolerance)
     again, kept = run_job(job, JobOptions(), as_they_are, lambda text: None)
@@ -313,7 +315,7 @@ def test_the_records_of_a_check_give_its_verdict_again(
     assert again.file == str(tmp_path / "record.json")
 
 
-def test_processes_that_differ_are_not_pooled(model: Path, target: Target, workers: Workers, make: Any) -> None:
+def test_processes_that_differ_are_not_pooled(model: Path, site: Site, workers: Workers, make: Any) -> None:
     def throttled(turn: int) -> Record:
         mark = make.machine | {"onnxruntime": "1.24.1" if turn < 3 else "1.25.0"}
         record: Record = make.alone()
@@ -323,25 +325,25 @@ def test_processes_that_differ_are_not_pooled(model: Path, target: Target, worke
     source = Source(name="m", file=model)
     said = "not comparable: onnxruntime is '1.24.1' in one and '1.25.0' in another"
     with pytest.raises(ModelError, match=said):
-        checked_of(source, target, Budget(latency_p50_ms=1.0))
+        checked_of(source, site, Budget(latency_p50_ms=1.0))
     workers.asked.clear()
     with pytest.raises(ModelError, match=said):
-        measure_all(source, target, TINY, as_they_are)
+        measure_all(source, site, TINY, as_they_are)
 
 
 # --- a stored baseline ---
 
 
 def test_a_stored_baseline_takes_processes_of_the_model_alone(
-    model: Path, before: Path, target: Target, workers: Workers
+    model: Path, before: Path, site: Site, workers: Workers
 ) -> None:
-    stored = as_baseline(measure_all(Source(name="old", file=before), target, TINY, as_they_are))
+    stored = as_baseline(measure_all(Source(name="old", file=before), site, TINY, as_they_are))
     assert len(stored.sample.latency) == 8
     assert stored.sample.memory_bytes == (50_000_000,) * 3
     assert stored.sample.placement is not None
     workers.asked.clear()
     asked = Asked(budget=Budget())
-    judged, checked = check(Source(name="m", file=model), target, asked, stored, as_they_are, lambda text: None)
+    judged, checked = check(Source(name="m", file=model), site, asked, stored, as_they_are, lambda text: None)
     assert Counter(entry.split()[0] for entry in workers.asked) == {"alone": 8, "memory": 3, "placement": 1}
     assert judged.outcome == "pass"
     assert (checked.stored, checked.pairs) == (True, ())
@@ -349,21 +351,21 @@ def test_a_stored_baseline_takes_processes_of_the_model_alone(
 
 
 def test_a_stored_baseline_of_another_machine_is_refused_before_time_is_spent(
-    model: Path, before: Path, target: Target, workers: Workers, make: Any
+    model: Path, before: Path, site: Site, workers: Workers, make: Any
 ) -> None:
-    sample = measure_all(Source(name="old", file=before), target, TINY, as_they_are)
+    sample = measure_all(Source(name="old", file=before), site, TINY, as_they_are)
     stored = as_baseline(dataclasses.replace(sample, fingerprint=make.machine | {"cpu": "another CPU"}))
     workers.asked.clear()
     source = Source(name="m", file=model)
     with pytest.raises(ConfigError, match=r"cpu was 'another CPU' and is 'a CPU'; .* --allow-difference cpu$"):
-        check(source, target, Asked(budget=Budget()), stored, as_they_are, lambda text: None)
+        check(source, site, Asked(budget=Budget()), stored, as_they_are, lambda text: None)
     assert workers.count("alone") == 0
     asked = Asked(budget=Budget(), allow_difference=("cpu",))
-    judged, _ = check(source, target, asked, stored, as_they_are, lambda text: None)
+    judged, _ = check(source, site, asked, stored, as_they_are, lambda text: None)
     assert judged.notes[0] == "compared although cpu was 'another CPU' and is 'a CPU'"
     # Also where nothing but memory is measured.
     asked = dataclasses.replace(asked, tolerance=Tolerance(**OFF | {"max_memory_growth": 0.05}))
-    judged, _ = check(source, target, asked, stored, as_they_are, lambda text: None)
+    judged, _ = check(source, site, asked, stored, as_they_are, lambda text: None)
     assert judged.notes[0] == "compared although cpu was 'another CPU' and is 'a CPU'"
 
 
@@ -376,32 +378,32 @@ def inputs(tmp_path: Path) -> Inputs:
 
 
 def test_both_answer_the_same_questions(
-    model: Path, before: Path, tmp_path: Path, target: Target, workers: Workers
+    model: Path, before: Path, tmp_path: Path, site: Site, workers: Workers
 ) -> None:
     workers.classes = {"before.onnx": [0, 0, 0, 1], "model.onnx": [0, 0, 1, 1]}
     source = Source(name="m", file=model, inputs=inputs(tmp_path))
     old = Source(name="old", file=before)
-    judged, checked = checked_of(source, target, Budget(min_accuracy=0.75), old, max_accuracy_loss=0.5)
+    judged, checked = checked_of(source, site, Budget(min_accuracy=0.75), old, max_accuracy_loss=0.5)
     assert outcomes(judged) == {"min_accuracy": "pass", "max_accuracy_loss": "inconclusive"}
     assert workers.asked == ["answers model model.onnx", "answers model before.onnx"]
     assert checked.baseline is not None and checked.sample.answers is not None and checked.baseline.answers is not None
     assert checked.sample.answers.data == checked.baseline.answers.data
     np.save(tmp_path / "set.npy", np.ones((4, 3), np.uint8))
-    _, other = checked_of(source, target, Budget(min_accuracy=0.75))
+    _, other = checked_of(source, site, Budget(min_accuracy=0.75))
     assert other.sample.answers is not None and other.sample.answers.data != checked.sample.answers.data
 
 
-def test_labels_that_the_model_does_not_know(model: Path, tmp_path: Path, target: Target, workers: Workers) -> None:
+def test_labels_that_the_model_does_not_know(model: Path, tmp_path: Path, site: Site, workers: Workers) -> None:
     strange = dataclasses.replace(inputs(tmp_path), labels=np.array([0, 1, 2, 3]))
     with pytest.raises(InputError, match=r"^set.npz: labels go up to 3, and .*model.onnx tells 3 classes apart$"):
-        checked_of(Source(name="m", file=model, inputs=strange), target, Budget(min_accuracy=0.5))
+        checked_of(Source(name="m", file=model, inputs=strange), site, Budget(min_accuracy=0.5))
 
 
 # --- what is pointed at ---
 
 
-def test_a_run_brings_data_teacher_and_budget(run: Path, target: Target, workers: Workers) -> None:
-    source = source_of(run, target, None)
+def test_a_run_brings_data_teacher_and_budget(run: Path, site: Site, workers: Workers) -> None:
+    source = source_of(run, site.target, None)
     assert (source.name, source.file, source.teacher) == (
         "run/student", run / "model.onnx", run / "exported" / "teacher.onnx",
     )  # fmt: skip
@@ -418,31 +420,31 @@ def test_a_run_brings_data_teacher_and_budget(run: Path, target: Target, workers
     assert judged.figures["max_accuracy_drop"].value == 25.0
 
 
-def test_a_runs_latency_counts_on_its_own_target_alone(run: Path, target: Target) -> None:
+def test_a_runs_latency_counts_on_its_own_target_alone(run: Path, site: Site) -> None:
     assert source_of(run, load_target("wasm"), None).budget == Budget(size_kb=60, min_accuracy=0.5)
 
 
-def test_a_file_that_is_not_the_runs_is_told(run: Path, target: Target) -> None:
+def test_a_file_that_is_not_the_runs_is_told(run: Path, site: Site) -> None:
     with (run / "model.onnx").open("ab") as file:
         file.write(b"\0")
     with pytest.raises(InputError, match=r"model.onnx: is not the file the run made \(its SHA-256 differs\)"):
-        source_of(run, target, None)
+        source_of(run, site.target, None)
     (run / "model.onnx").unlink()
     with pytest.raises(InputError, match=r"model.onnx: is missing; run its `edgekd distill` with --fresh$"):
-        source_of(run, target, None)
+        source_of(run, site.target, None)
 
 
-def test_what_a_baseline_may_be(run: Path, model: Path, target: Target, tmp_path: Path, make: Any) -> None:
-    found = baseline_of(run, target)
+def test_what_a_baseline_may_be(run: Path, model: Path, site: Site, tmp_path: Path, make: Any) -> None:
+    found = baseline_of(run, site.target)
     assert isinstance(found, Source)
     assert (found.file, found.inputs) == (run / "model.onnx", None)
     (run / "data" / "test.npy").unlink()
-    assert baseline_of(run, target) == found
-    assert baseline_of(model, target) == Source(name="model.onnx", file=model)
+    assert baseline_of(run, site.target) == found
+    assert baseline_of(model, site.target) == Source(name="model.onnx", file=model)
     write_record(tmp_path / "kept.json", Checked(sample=make.sample()))
-    assert baseline_of(tmp_path / "kept.json", target) == read_record(tmp_path / "kept.json")
+    assert baseline_of(tmp_path / "kept.json", site.target) == read_record(tmp_path / "kept.json")
     with pytest.raises(InputError, match=r"gone.onnx: no such baseline; give a model, a run or a record"):
-        baseline_of(tmp_path / "gone.onnx", target)
+        baseline_of(tmp_path / "gone.onnx", site.target)
 
 
 def test_the_signature_of_a_file(model: Path, tmp_path: Path) -> None:
@@ -451,7 +453,7 @@ def test_the_signature_of_a_file(model: Path, tmp_path: Path) -> None:
     assert signature_of(tmp_path / "broken.onnx") is None
 
 
-def test_a_model_without_inputs_is_a_model(tmp_path: Path, target: Target) -> None:
+def test_a_model_without_inputs_is_a_model(tmp_path: Path, site: Site) -> None:
     value = numpy_helper.from_array(np.zeros(3, np.float32))
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [3])
     graph = helper.make_graph([helper.make_node("Constant", [], ["y"], value=value)], "g", [], [output])
@@ -475,7 +477,7 @@ def failed(job: Job) -> Judged:
 
 
 def test_what_goes_wrong_is_part_of_the_answer(
-    model: Path, target: Target, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, site: Site, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged = failed(job_for(tmp_path / "gone.onnx", budget=Budget(size_kb=1)))
     assert (judged.name, judged.target, judged.exit_code) == ("gone.onnx", "cpu-x86", ExitCode.USAGE)
@@ -492,7 +494,7 @@ def test_what_goes_wrong_is_part_of_the_answer(
 
 
 def test_a_file_that_may_not_be_read_leaves_the_other_jobs_alone(
-    model: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+    model: Path, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(file: Path) -> str:
         raise PermissionError(13, "Permission denied", str(file))
@@ -503,7 +505,7 @@ def test_a_file_that_may_not_be_read_leaves_the_other_jobs_alone(
 
 
 def test_weights_in_other_files_count(
-    model: Path, target: Target, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As `edgekd-check-files` counts them; and other weights make another model."""
     from edgekd.check.precommit import main
@@ -514,12 +516,12 @@ def test_weights_in_other_files_count(
     onnx.save(big, file, save_as_external_data=True, location="weights", size_threshold=0)
     source = Source(name="m", file=file)
     for size_kb, outcome, code in ((4, "fail", 1), (9, "pass", 0)):
-        judged, checked = checked_of(source, target, Budget(size_kb=size_kb))
+        judged, checked = checked_of(source, site, Budget(size_kb=size_kb))
         assert (judged.outcome, main([f"--max-size-kb={size_kb}", str(file)])) == (outcome, code)
         assert checked.sample.size_bytes == file.stat().st_size + 4_000
-    same, _ = checked_of(source, target, Budget(), source, max_size_growth=0.0)
+    same, _ = checked_of(source, site, Budget(), source, max_size_growth=0.0)
     weights.write_bytes(b"\1" * 4_000)
-    _, other = checked_of(source, target, Budget(size_kb=9))
+    _, other = checked_of(source, site, Budget(size_kb=9))
     assert (same.sha256, other.sample.sha256 != checked.sample.sha256) == (checked.sample.sha256, True)
     weights.unlink()
     capsys.readouterr()
@@ -529,9 +531,7 @@ def test_weights_in_other_files_count(
     assert "keeps weights in 'weights', which cannot be read (No such file or directory); add it" in problem
 
 
-def test_the_devices_ceilings_bind_every_model(model: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Target, "differences", lambda self: [])
-    monkeypatch.setattr("edgekd.devices.environments.require_runtime", lambda target: None)
+def test_the_devices_ceilings_bind_every_model(model: Path, workers: Workers, site: Site) -> None:
     ceiling = load_target("wasm").limits.peak_memory_mb
     assert ceiling is not None
     judged, _ = run_job(job_for(model, target="wasm"), JobOptions(), as_they_are, lambda text: None)
@@ -557,7 +557,7 @@ def test_a_record_against_a_record(tmp_path: Path, model: Path, make: Any) -> No
 
 
 def test_a_baseline_is_all_that_can_be_measured_or_a_whole_record(
-    model: Path, target: Target, workers: Workers, tmp_path: Path, make: Any
+    model: Path, site: Site, workers: Workers, tmp_path: Path, make: Any
 ) -> None:
     sample = sample_of(job_for(model), as_they_are)
     assert Counter(entry.split()[0] for entry in workers.asked) == {"memory": 3, "placement": 1, "alone": 8}
@@ -572,13 +572,13 @@ def test_a_baseline_is_all_that_can_be_measured_or_a_whole_record(
 # --- for real ---
 
 
-def test_two_real_models_by_turns(model: Path, before: Path, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_real_models_by_turns(model: Path, before: Path, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real workers; limits so wide that no time matters."""
     monkeypatch.setattr(measure, "PAIR", TINY)
     wide = Tolerance(**OFF | dict.fromkeys(("max_slowdown", "max_slowdown_p95", "max_load_growth"), 10))
     asked = Asked(budget=Budget(size_kb=1), tolerance=wide, effort=TINY)
     source, old = Source(name="m", file=model), Source(name="old", file=before)
-    judged, checked = check(source, target, asked, old, as_they_are, lambda text: None)
+    judged, checked = check(source, site, asked, old, as_they_are, lambda text: None)
     assert outcomes(judged) == {
         "size_kb": "pass", "max_slowdown": "pass", "max_slowdown_p95": "pass", "max_load_growth": "pass",
     }  # fmt: skip

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edgekd.devices import host
+from edgekd.devices.local import Local
 
 Run = Callable[..., pytest.RunResult]
 
@@ -85,7 +85,7 @@ def run(pytester: pytest.Pytester) -> Run:
 def models(pytester: pytest.Pytester) -> Path:
     """Real ones, `tiny.onnx` and `other.onnx`, and `here.toml`, a target that any machine is."""
     folder = pytester.path
-    (folder / "here.toml").write_text(HERE.format(architecture=host.machine().architecture))
+    (folder / "here.toml").write_text(HERE.format(architecture=Local().facts().architecture))
     for name in ("tiny", "other"):
         nodes = [
             helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),

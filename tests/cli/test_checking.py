@@ -17,9 +17,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgekd.bench.records import Plan, Record
-from edgekd.bench.runner import run_worker
 from edgekd.check.record import read_record
 from edgekd.check.tolerance import Tolerance
+from edgekd.devices.local import run_worker
 from edgekd.figures import Placement
 from edgekd.history import read_history
 
@@ -122,7 +122,7 @@ def test_the_size_is_judged_without_a_call(cli: Cli, here: Path, monkeypatch: py
         modes.append(plan.mode)
         return run_worker(plan, *rest)
 
-    monkeypatch.setattr("edgekd.bench.runner.run_worker", start)
+    monkeypatch.setattr("edgekd.devices.local.run_worker", start)
     done = cli("check", "tiny.onnx", "-t", here, "--budget", "size_kb=1")
     assert (done.returncode, done.stderr) == (0, "")
     first, second, *_ = done.stdout.splitlines()

@@ -37,7 +37,7 @@ def write_onnx(folder: Path, scale: float) -> Path:
 def test_a_run_is_of_the_weights_beside_its_onnx_teacher(
     cli: Cli, tiny_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def begun(card: Any, target: Any, asked: Any, run: Run, *rest: Any) -> None:
+    def begun(card: Any, site: Any, asked: Any, run: Run, *rest: Any) -> None:
         run.begin("digest")
         raise InputError("begun")
 

@@ -18,10 +18,10 @@ from edgekd.devices.environments import (
     environment_folder,
     install,
     providers_of,
-    require_runtime,
-    runtime_of,
 )
+from edgekd.devices.local import require_runtime, runtime_of
 from edgekd.errors import ConfigError, UnavailableError
+from edgekd.machine import Machine
 from edgekd.target import Provider, Target, load_target
 
 
@@ -206,7 +206,7 @@ def test_no_cuda_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("device", ["nvidia0", "nvhost-gpu", "dxg"])
 def test_a_cuda_device_is_its_file(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "machine", lambda: host.Machine("x86_64", "a PC", frozenset(), "", "Linux"))
+    monkeypatch.setattr(host, "machine", lambda: Machine("x86_64", "a PC", frozenset(), "", "Linux"))
     assert not host.has_cuda_device(tmp_path)
     (tmp_path / "nvidiactl").touch()
     assert not host.has_cuda_device(tmp_path)

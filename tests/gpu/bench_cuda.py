@@ -17,7 +17,7 @@ import onnxruntime
 from edgekd.bench.measure import Subject, measure_each
 from edgekd.bench.records import Effort
 from edgekd.bench.worker import Feeds
-from edgekd.devices.environments import require_runtime
+from edgekd.devices.local import connect
 from edgekd.errors import EdgekdError
 from edgekd.export.variants import make_variant
 from edgekd.files import write_json
@@ -29,8 +29,8 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 
 def bench(model: Path, out: Path, inputs: Path | None) -> None:
-    base = load_target("cuda")
-    require_runtime(base)
+    site = connect(load_target("cuda"))
+    base = site.target
     target = dataclasses.replace(base, provider=dataclasses.replace(base.provider, allow_cpu_fallback=True))
     with tempfile.TemporaryDirectory() as folder:
         images = np.load(inputs)[:256] if inputs else _random_inputs(model)
@@ -39,7 +39,7 @@ def bench(model: Path, out: Path, inputs: Path | None) -> None:
             file = Path(folder, f"{model.stem}-{precision}.onnx")
             make_variant(model, precision, target, images, file)
             subjects.append(Subject(name=precision, file=file, precision=precision))
-        taken = measure_each(subjects, target, inputs, None, Effort(costliest=10))
+        taken = measure_each(subjects, dataclasses.replace(site, target=target), inputs, None, Effort(costliest=10))
     figures = [entry for entry in taken if not isinstance(entry, EdgekdError)]
     for entry in taken:
         if isinstance(entry, EdgekdError):

@@ -10,20 +10,19 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.bench.measure import Subject, logits_of, measure_speed
 from edgekd.bench.records import QUICK
-from edgekd.devices.environments import require_runtime
+from edgekd.devices.device import Site
+from edgekd.devices.local import connect
 from edgekd.errors import EdgekdError
 from edgekd.files import read_json
-from edgekd.target import Target, load_target
+from edgekd.target import load_target
 
 
 @pytest.fixture(scope="module")
-def cuda() -> Target:
-    target = load_target("cuda")
+def cuda() -> Site:
     try:
-        require_runtime(target)
+        return connect(load_target("cuda"))
     except EdgekdError as reason:
         pytest.skip(str(reason))
-    return target
 
 
 @pytest.fixture
@@ -45,7 +44,7 @@ def convolution(tmp_path: Path) -> Path:
     return path
 
 
-def test_figures_and_placement(cuda: Target, convolution: Path) -> None:
+def test_figures_and_placement(cuda: Site, convolution: Path) -> None:
     subject = Subject(name="convolution", file=convolution, precision="fp32")
     (figures,) = measure_speed([subject], cuda, None, None, QUICK)
     assert figures.latency_p50_ms.value
@@ -53,15 +52,15 @@ def test_figures_and_placement(cuda: Target, convolution: Path) -> None:
     assert set(figures.placement.nodes) == {"CUDAExecutionProvider"}
 
 
-def test_logits_are_those_of_the_cpu(cuda: Target, convolution: Path, tmp_path: Path) -> None:
+def test_logits_are_those_of_the_cpu(cuda: Site, convolution: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", np.random.default_rng(1).standard_normal((70, 3, 32, 32)).astype(np.float32))
     subject = Subject(name="convolution", file=convolution, precision="fp32")
     given = logits_of(subject, cuda, tmp_path / "rows.npy", tmp_path)
-    expected = logits_of(subject, load_target("cpu-x86"), tmp_path / "rows.npy", tmp_path)
+    expected = logits_of(subject, connect(load_target("cpu-x86")), tmp_path / "rows.npy", tmp_path)
     assert np.allclose(given, expected, atol=1e-4)
 
 
-def test_the_script_benches_three_precisions(cuda: Target, convolution: Path, tmp_path: Path) -> None:
+def test_the_script_benches_three_precisions(cuda: Site, convolution: Path, tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("bench_cuda", Path(__file__).with_name("bench_cuda.py"))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

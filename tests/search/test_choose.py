@@ -1,24 +1,25 @@
 """Choosing under the budget: the shape before training, the precision after it."""
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 
 from edgekd.candidate import Candidate
 from edgekd.card import Budget
-from edgekd.devices import host
+from edgekd.devices.device import Site
 from edgekd.errors import BudgetError
 from edgekd.figures import Figure, ModelFigures
 from edgekd.judge import effective_budget
+from edgekd.machine import Machine
 from edgekd.search.choose import choose_shape, choose_variant
-from edgekd.target import Limits, Target, load_target
+from edgekd.target import Limits, load_target
 
 
 @pytest.fixture
-def target(monkeypatch: pytest.MonkeyPatch) -> Target:
+def site(place: Callable[..., Site]) -> Site:
     """cpu-x86, on a machine that is one."""
-    monkeypatch.setattr(host, "machine", lambda: host.Machine("x86_64", "a PC", frozenset({"avx2"}), ""))
-    return load_target("cpu-x86")
+    return place(load_target("cpu-x86"))
 
 
 def candidate(width: int, macs: int, **precisions: tuple[float | None, float]) -> Candidate:
@@ -101,41 +102,41 @@ TEACHER = Figure(0.95, "measured")
         ((0.5, 30, 0.93), Budget(teacher_min_accuracy=0.99), "int8", "the fastest"),
     ],
 )
-def test_int8_is_shipped_when_faster_or_needed(target, int8, budget, shipped, why) -> None:
+def test_int8_is_shipped_when_faster_or_needed(site, int8, budget, shipped, why) -> None:
     variants = [variant("fp32", 1.0, 100, 0.94), variant("int8", *int8)]
-    chosen, reason = choose_variant(variants, TEACHER, budget, target)
+    chosen, reason = choose_variant(variants, TEACHER, budget, site)
     assert chosen.precision == shipped
     assert why in reason
 
 
-def test_where_time_is_not_measured_the_declared_order_decides(target: Target) -> None:
-    elsewhere = dataclasses.replace(target, hardware=dataclasses.replace(target.hardware, requires=("no-such-flag",)))
+def test_where_time_is_not_measured_the_declared_order_decides(place: Callable[..., Site]) -> None:
+    elsewhere = place(load_target("cpu-x86"), Machine("x86_64", "an old PC", frozenset(), ""))
     variants = [variant("fp32", None, 100, 0.94), variant("int8", None, 30, 0.93)]
     assert choose_variant(variants, TEACHER, Budget(), elsewhere)[0].precision == "int8"
     assert choose_variant(variants, TEACHER, Budget(min_accuracy=0.935), elsewhere)[0].precision == "fp32"
-    turned = dataclasses.replace(elsewhere, precisions=("fp32", "int8"))
+    turned = dataclasses.replace(elsewhere, target=dataclasses.replace(elsewhere.target, precisions=("fp32", "int8")))
     assert choose_variant(variants, TEACHER, Budget(), turned)[0].precision == "fp32"
 
 
-def test_the_device_tightens_the_budget(target: Target) -> None:
-    limited = dataclasses.replace(target, limits=Limits(size_kb=100, peak_memory_mb=200))
+def test_the_device_tightens_the_budget() -> None:
+    limited = dataclasses.replace(load_target("cpu-x86"), limits=Limits(size_kb=100, peak_memory_mb=200))
     budget = effective_budget(Budget(size_kb=50), limited)
     assert (budget.size_kb, budget.peak_memory_mb) == (50, 200)
     assert effective_budget(Budget(size_kb=500), limited).size_kb == 100
 
 
-def test_a_teacher_that_may_know_the_images_is_no_measure(target: Target) -> None:
+def test_a_teacher_that_may_know_the_images_is_no_measure(site: Site) -> None:
     variants = [variant("fp32", 1.0, 100, 0.94), variant("int8", 0.5, 30, 0.93)]
     learnt = Figure(0.999, "measured")
-    assert choose_variant(variants, None, Budget(max_accuracy_drop=3), target)[0].precision == "int8"
-    chosen, why = choose_variant(variants, learnt, Budget(max_accuracy_drop=3), target)
+    assert choose_variant(variants, None, Budget(max_accuracy_drop=3), site)[0].precision == "int8"
+    chosen, why = choose_variant(variants, learnt, Budget(max_accuracy_drop=3), site)
     assert "of those that miss least" in why
     assert chosen.precision == "int8"
 
 
-def test_only_what_the_chosen_one_meets_is_its_reason(target: Target) -> None:
+def test_only_what_the_chosen_one_meets_is_its_reason(site: Site) -> None:
     variants = [variant("fp32", 1.0, 100, 0.85), variant("int8", 0.5, 30, 0.84)]
-    chosen, why = choose_variant(variants, TEACHER, Budget(size_kb=50, min_accuracy=0.9), target)
+    chosen, why = choose_variant(variants, TEACHER, Budget(size_kb=50, min_accuracy=0.9), site)
     assert chosen.precision == "int8"
     assert "(file size" in why
     assert why.endswith("), though not accuracy")

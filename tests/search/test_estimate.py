@@ -17,7 +17,8 @@ from edgekd import units
 from edgekd.bench.measure import Subject
 from edgekd.bench.records import Effort, Record
 from edgekd.bench.runner import make_plan
-from edgekd.devices import host
+from edgekd.devices.device import Site
+from edgekd.devices.local import Local
 from edgekd.errors import InputError
 from edgekd.export.quantize import quantize
 from edgekd.figures import Figure, ModelFigures
@@ -25,7 +26,8 @@ from edgekd.search import estimate
 from edgekd.search.estimate import Range, combine, profile_shares, ratio, reference_ms, shares_of, with_estimates
 from edgekd.target import Hardware, Provider, Quantization, Reference, Session, Target, load_target
 
-ELSEWHERE = "aarch64" if host.machine().architecture == "x86_64" else "x86_64"
+HERE = Local().facts()
+ELSEWHERE = "aarch64" if HERE.architecture == "x86_64" else "x86_64"
 DENSE = Reference(
     network="resnet18",
     precision="fp32",
@@ -63,7 +65,7 @@ def a_model(precision: str = "fp32", file: str = "x.onnx") -> tuple[ModelFigures
 
 def estimated(target: Target, precision: str = "fp32", file: str = "x.onnx") -> Figure:
     figures, subject = a_model(precision, file)
-    return with_estimates([figures], [subject], target)[0].latency_p50_ms
+    return with_estimates([figures], [subject], Site(target, Local()))[0].latency_p50_ms
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     def install(local_ms: float, **shares: float) -> list[str]:
         asked: list[str] = []
 
-        def known_ms(reference: Reference, target: Target) -> float:
+        def known_ms(reference: Reference, here: Site) -> float:
             asked.append(reference.network)
             return LOCAL_MS[reference.network]
 
@@ -117,7 +119,7 @@ def test_an_estimate_is_the_model_and_names_its_sources(here):
     assert figure.low == pytest.approx(2 * (0.75 * 4 + 0.25 * 12) / 2)
     assert figure.high == pytest.approx(2 * (0.75 * 4 + 0.25 * 12) * 4 * 2)
     assert figure.why == (
-        f"this machine is {host.machine().architecture}, the target {ELSEWHERE}; 2.00 ms on one thread here × "
+        f"this machine is {HERE.architecture}, the target {ELSEWHERE}; 2.00 ms on one thread here × "
         "(75 % dense × 8 from resnet18 (threads: 4, https://example.org/dense.md) + "
         "25 % depthwise × 24 from mobilenet_v2 (threads: 4, https://example.org/depthwise.md)); "
         "interval: threads, references, and 2.0 both ways for the model"
@@ -127,7 +129,7 @@ def test_an_estimate_is_the_model_and_names_its_sources(here):
 def test_only_p50_is_estimated(here):
     here(2.0, dense=1.0)
     figures, subject = a_model()
-    (after,) = with_estimates([figures], [subject], a_target(DENSE))
+    (after,) = with_estimates([figures], [subject], Site(a_target(DENSE), Local()))
     assert after.latency_p50_ms.value == pytest.approx(16.0)
     assert dataclasses.replace(after, latency_p50_ms=figures.latency_p50_ms) == figures
 
@@ -156,15 +158,15 @@ def test_where_the_target_is_this_machine_nothing_is_touched(monkeypatch):
     monkeypatch.setattr(estimate, "_estimate", lambda *_: pytest.fail("estimated"))
     figures, subject = a_model()
     measured = dataclasses.replace(figures, latency_p50_ms=Figure(1.0, "measured"))
-    mine = a_target(DENSE, hardware=Hardware(architecture=host.machine().architecture))  # type: ignore[arg-type]
-    assert with_estimates([measured], [subject], mine) == [measured]
+    mine = a_target(DENSE, hardware=Hardware(architecture=HERE.architecture))  # type: ignore[arg-type]
+    assert with_estimates([measured], [subject], Site(mine, Local())) == [measured]
 
 
 def test_figures_and_subjects_must_match(here):
     here(2.0, dense=1.0)
     figures, subject = a_model()
     with pytest.raises(ValueError, match="argument 2 is shorter"):
-        with_estimates([figures, figures], [subject], a_target(DENSE))
+        with_estimates([figures, figures], [subject], Site(a_target(DENSE), Local()))
 
 
 INT8 = dataclasses.replace(DENSE, precision="int8")
@@ -228,7 +230,7 @@ OPENVINO = Provider(name="OpenVINOExecutionProvider")
 )
 def test_refused_with_the_reason(here, target, local_ms, shares, reason):
     here(local_ms, **shares)
-    assert estimated(target) == Figure(why=f"{target.differences()[0]}; {reason}")
+    assert estimated(target) == Figure(why=f"{target.differences(HERE)[0]}; {reason}")
 
 
 @pytest.mark.parametrize(
@@ -370,7 +372,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """The networks really timed, each in 12.5 ms; the cache lies in the test's folder."""
     networks: list[str] = []
 
-    def export(reference: Reference, here: Target, folder: Path) -> Path:
+    def export(reference: Reference, here: Site, folder: Path) -> Path:
         networks.append(reference.network)
         return folder / "reference.onnx"
 
@@ -394,7 +396,7 @@ def test_a_reference_is_timed_once(timed, tmp_path, capsys):
         "opset": 20,
         "graph_level": "all",
         "onnxruntime": onnxruntime.__version__,
-        "cpu": host.machine().model,
+        "cpu": HERE.model,
         "p50_ms": 12.5,
     }
 
@@ -424,12 +426,11 @@ def test_another_reference_is_timed_by_itself(timed, reference, values):
 
 
 @pytest.mark.parametrize("changed", ["onnxruntime", "cpu"])
-def test_another_runtime_or_cpu_times_again(timed, monkeypatch, changed):
+def test_another_runtime_or_cpu_times_again(timed, monkeypatch, place, changed):
     here = estimate.this_machine(a_target())
     reference_ms(DENSE, here)
     if changed == "cpu":
-        other = dataclasses.replace(host.machine(), model="another CPU")
-        monkeypatch.setattr(host, "machine", lambda: other)
+        here = place(here.target, dataclasses.replace(HERE, model="another CPU"))
     else:
         monkeypatch.setattr(onnxruntime, "__version__", "99.0")
     reference_ms(DENSE, here)
@@ -470,7 +471,7 @@ def test_time_here_is_taken_on_one_thread_and_unpinned():
     plan = make_plan(here, mode="latency")
     assert here.measurable
     assert (plan.intra_op_threads, plan.inter_op_threads, plan.affinity) == (1, 1, ())
-    assert (plan.graph_level, here.quantization) == ("extended", quantization)
+    assert (plan.graph_level, here.target.quantization) == ("extended", quantization)
 
 
 def test_the_least_disturbed_process_counts(monkeypatch):
@@ -479,7 +480,7 @@ def test_the_least_disturbed_process_counts(monkeypatch):
 
     taken = [record(0.004, 0.004, 0.009), record(0.001, 0.003, 0.008)]
     monkeypatch.setattr(estimate, "measure_latency", lambda *_, **bounds: [taken])
-    assert estimate._local_p50_ms(Path("x.onnx"), a_target(), Effort()) == pytest.approx(3.0)
+    assert estimate._local_p50_ms(Path("x.onnx"), Site(a_target(), Local()), Effort()) == pytest.approx(3.0)
 
 
 def test_the_whole_way_with_real_workers(tmp_path, monkeypatch):
@@ -516,6 +517,6 @@ def test_a_real_reference_is_exported_and_quantised(tmp_path):
 def test_a_tiny_network_is_refused_before_anything_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "measure_latency", lambda *_, **__: pytest.fail("timed"))
     model, subject = a_model()
-    (figures,) = with_estimates([model], [dataclasses.replace(subject, macs=300_000)], a_target(DENSE))
+    (figures,) = with_estimates([model], [dataclasses.replace(subject, macs=300_000)], Site(a_target(DENSE), Local()))
     assert figures.latency_p50_ms.value is None
     assert "too small for its references to speak of, 300 k multiply-accumulates" in figures.latency_p50_ms.why

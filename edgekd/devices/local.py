@@ -1,0 +1,246 @@
+"""This machine as a device: how a worker is started here, and how it may end."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekd.bench.records import Effort, Plan, Record
+from edgekd.devices import host
+from edgekd.devices.device import Site, Told
+from edgekd.devices.environments import RECIPES, Runtime, available_providers, environment_folder, providers_of
+from edgekd.errors import ConfigError, EdgekdError, InputError, ModelError, UnavailableError, did_you_mean, shown
+from edgekd.machine import Machine
+from edgekd.scratch import scratch
+from edgekd.target import Target
+
+__all__ = ["Local", "connect", "look_for_runtime", "require_runtime", "run_worker", "runtime_of"]
+
+NEEDS_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+WORKERS = Path(__file__).parents[1] / "bench"
+TIMEOUT_EXIT = 124
+"""What `timeout(1)` and a worker that was stopped for its time exit with."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """This machine."""
+
+    def facts(self) -> Machine:
+        """What this machine is."""
+        return host.machine()
+
+    def free_memory(self) -> int | None:
+        """Bytes of memory that programs can still take; None where the system does not tell."""
+        return host.free_memory()
+
+    def require(self, target: Target) -> None:
+        """Raise UnavailableError unless this machine can run the target's provider."""
+        require_runtime(target)
+
+    def run(self, plan: Plan, model: Path, target: Target, timeout_s: float, on_progress: Told | None = None) -> Record:
+        """Run the plan in one fresh worker process of the target's runtime here."""
+        return run_worker(plan, model, runtime_of(target), timeout_s, on_progress)
+
+    def close(self) -> None:
+        """Nothing is held here."""
+
+
+DEVICES = {"local": Local}
+
+
+def connect(target: Target, where: str = "") -> Site:
+    """The target on the device `where`, which is this machine unless another one is named.
+
+    Raises ConfigError for an unknown device, UnavailableError if the device cannot run the target.
+    """
+    name = where or "local"
+    if name not in DEVICES:
+        raise ConfigError(f"device {where!r}: {did_you_mean(where, DEVICES)}")
+    site = Site(target, DEVICES[name]())
+    try:
+        site.device.require(target)
+    except EdgekdError:
+        site.close()
+        raise
+    return site
+
+
+def runtime_of(target: Target) -> Runtime:
+    """How to start workers for the target.
+
+    Its environment where that is installed; else, if edgekd could make it, edgekd's own Python when that has the
+    target's provider. An environment of the user's own is never replaced. Raises
+    UnavailableError, with the command that makes the environment, if neither is so.
+    """
+    own = Runtime("python", (sys.executable, "-P", str(WORKERS / "worker.py")))
+    if not target.environment:
+        if target.provider.name == "wasm":
+            raise ConfigError(f"{target.file}: environment: provider wasm runs in Node; write environment = 'wasm'")
+        return own
+    folder = environment_folder(target.environment, target.file)
+    python = next((p for p in (folder / "bin" / "python", folder / "Scripts" / "python.exe") if p.exists()), None)
+    if python:
+        return Runtime("python", (str(python), "-I", str(WORKERS / "worker.py")))
+    if (folder / "node_modules").is_dir():
+        return Runtime("node", (_node(target), str(WORKERS / "worker.mjs"), "--modules", str(folder)))
+    if target.environment in RECIPES:
+        if target.provider.name in _own_providers():
+            return own
+        raise UnavailableError(
+            f"target {target.name}: its environment {shown(target.environment)} is not installed; "
+            f"edgekd doctor --install {target.option}"
+        )
+    known = did_you_mean(target.environment, RECIPES)
+    raise UnavailableError(
+        f"{target.file}: environment: got {shown(target.environment)}, which is neither a folder with bin/python or "
+        f"node_modules nor one that edgekd can make; {known}"
+    )
+
+
+def _node(target: Target) -> str:
+    node = shutil.which("node")
+    if node is None:
+        raise UnavailableError(f"target {target.name}: needs Node.js (the command `node`), 18 or newer; install it")
+    return node
+
+
+def require_runtime(target: Target) -> None:
+    """Raise UnavailableError unless the target's provider can be used here: device, environment, onnxruntime.
+
+    A Python of an environment is started to ask it for its providers.
+    """
+    target.require_provider(providers_of(_installed(target)))
+
+
+def look_for_runtime(target: Target) -> str:
+    """The command of an environment's Python that only a start could tell more of; else empty.
+
+    This looks at the disk and starts nothing, for a target may be a stranger's file. Raises UnavailableError where
+    that already shows that the target's provider cannot be used here.
+    """
+    runtime = _installed(target)
+    if runtime.kind == "python" and runtime.command[0] != sys.executable:
+        return runtime.command[0]
+    target.require_provider(providers_of(runtime))
+    return ""
+
+
+def _installed(target: Target) -> Runtime:
+    if target.provider.name in NEEDS_CUDA and not host.has_cuda_device():
+        raise UnavailableError(f"target {target.name}: no CUDA device on this machine (no /dev/nvidia0 or the like)")
+    return runtime_of(target)
+
+
+def _own_providers() -> list[str]:
+    try:
+        return available_providers()
+    except UnavailableError:
+        return []
+
+
+def run_worker(
+    plan: Plan, model: Path, runtime: Runtime, timeout_s: float = Effort.timeout_s, told: Told | None = None
+) -> Record:
+    """One fresh worker process of the target's runtime; `told(done, total)` hears of its progress.
+
+    Raises InputError if the model cannot be loaded, ModelError if it crashes or hangs the worker; so also for the
+    plan's baseline.
+    """
+    if not model.is_file():
+        raise InputError(f"{model}: no such model file")
+    if plan.baseline is not None and not Path(plan.baseline).is_file():
+        raise InputError(f"baseline {plan.baseline}: no such model file")
+    # Which of two models ended their process, nobody can tell.
+    culprit = f"{model}" if plan.baseline is None else f"{model} or baseline {plan.baseline}"
+    with scratch() as folder:
+        plan_file, out, errors = Path(folder, "plan.json"), Path(folder, "result.json"), Path(folder, "stderr")
+        baseline = plan.baseline and _as_text(Path(plan.baseline), Path(folder, "baseline.onnx"))
+        plan_file.write_text(json.dumps(plan.as_json() | {"baseline": baseline}), encoding="utf-8")
+        file = _as_text(model, Path(folder, "model.onnx"))
+        command = [*runtime.command, "--plan", str(plan_file), "--model", file, "--out", str(out)]
+        if runtime.kind == "python":
+            command.append("--die-with-parent")
+        code = _wait(command, errors, timeout_s, told)
+        if code is None:
+            raise ModelError(f"{culprit}: still running after {timeout_s:g} s (exit {TIMEOUT_EXIT}); stopped")
+        if not out.exists():
+            raise ModelError(f"{culprit}: the worker {_ending(code, errors)}")
+        return _read(out, model, f"baseline {baseline}: ", f"baseline {plan.baseline}: ")
+
+
+def _as_text(file: Path, link: Path) -> str:
+    """The path as a runtime can open it, which takes UTF-8 alone: where a name is bytes, a link to the file."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        link.symlink_to(host.real(file))
+        return str(link)
+    return str(file)
+
+
+def _wait(command: list[str], errors: Path, timeout_s: float, told: Told | None) -> int | None:
+    """The exit code; None if it had to be stopped, with all that it had started."""
+    with errors.open("wb") as stderr:
+        try:
+            worker = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                start_new_session=True,
+                env=os.environ | {"TMPDIR": str(errors.parent)},  # one that is stopped leaves nothing behind
+            )
+        except OSError as error:
+            raise ModelError(f"{command[0]}: cannot be started: {error.strerror}") from error
+    reader = threading.Thread(target=_listen, args=(worker, told), daemon=True)
+    reader.start()
+    try:
+        code = worker.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        code = None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)  # and what it left behind; also on an interrupt
+        worker.wait()
+    reader.join(timeout=5)
+    return code
+
+
+def _listen(worker: "subprocess.Popen[bytes]", told: Told | None) -> None:
+    assert worker.stdout is not None
+    with worker.stdout as lines:
+        for line in lines:
+            words = line.split()
+            if told and len(words) == 3 and words[0] == b"done" and words[1].isdigit() and words[2].isdigit():
+                told(int(words[1]), int(words[2]))
+
+
+def _ending(code: int, errors: Path) -> str:
+    text = errors.read_text(encoding="utf-8", errors="replace").strip()
+    last = (text.splitlines()[-1:] or ["no message"])[0][:200]
+    if code == -signal.SIGKILL:
+        return f"was killed while it ran the model, as the system does when memory runs out ({last})"
+    if code < 0:
+        return f"crashed with {signal.Signals(-code).name} while it ran the model ({last})"
+    return f"ended with exit code {code} and no result ({last})"
+
+
+def _read(out: Path, model: Path, blamed: str, baseline: str) -> Record:
+    """The record; the worker's error is the model's, or the `baseline`'s where it begins with `blamed`."""
+    try:
+        data = json.loads(out.read_text(encoding="utf-8"))
+        if "error" in data:
+            text = str(data["error"])
+            whose, what = (baseline, text.removeprefix(blamed)) if text.startswith(blamed) else (f"{model}: ", text)
+            kind = ModelError if what.startswith("out of memory") else InputError
+            raise kind(whose + what)
+        return Record.from_json(data)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"{model}: the worker's result cannot be read: {error}") from error

@@ -1,0 +1,135 @@
+"""Devices: this machine and others, and the whole road on a device that is not this machine."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekd.bench.records import Effort, Plan, Record
+from edgekd.devices import host
+from edgekd.devices.device import Site
+from edgekd.devices.local import Local, connect
+from edgekd.errors import ConfigError, UnavailableError
+from edgekd.machine import Machine
+from edgekd.pipeline import distill
+from edgekd.result import Result
+from edgekd.run import open_run
+from edgekd.target import load_target
+from edgekd.tasks.known import load_card
+
+Place = Callable[..., Site]
+
+QUICK = Effort(processes=2, warmup_s=0.05, min_calls=50, max_calls=100, max_s=0.05)
+FOREIGN = "cpu-arm" if Local().facts().architecture == "x86_64" else "cpu-x86"
+"""A target that this machine is not."""
+
+
+# --- how a device is reached ---
+
+
+@pytest.mark.parametrize("where", ["", "local"])
+def test_without_a_name_it_is_this_machine(where: str) -> None:
+    target = load_target("cpu-x86")
+    site = connect(target, where)
+    assert site == Site(target, Local())
+    assert site.device.facts() == host.machine()
+    site.close()
+
+
+def test_an_unknown_device_is_told_with_what_is_known() -> None:
+    with pytest.raises(ConfigError) as caught:
+        connect(load_target("cpu-x86"), "locl")
+    assert str(caught.value) == "device 'locl': did you mean 'local'? Known: local."
+
+
+def test_a_device_that_cannot_run_the_target_is_told() -> None:
+    with pytest.raises(UnavailableError, match=r"measuring on another machine is not built yet; use 'local'$"):
+        connect(dataclasses.replace(load_target("cpu-x86"), machine="ssh://board"))
+
+
+# --- a target on a device ---
+
+
+def test_a_site_tells_how_its_device_differs_from_the_target(place: Place) -> None:
+    pi5 = Machine("aarch64", "", frozenset({"asimd", "asimddp"}), "0xd0b")
+    site = place(load_target("cpu-arm"), pi5)
+    assert site.differences == [
+        "this CPU has asimddp, the target's has not",
+        "this CPU's part is 0xd0b, the target's 0xd08",
+    ]
+    assert site.elsewhere == "; ".join(site.differences)
+    assert not site.measurable
+    same = place(load_target("cpu-arm"))
+    assert (same.differences, same.elsewhere, same.measurable) == ([], "", True)
+
+
+def test_a_site_tells_of_the_arithmetic_of_its_device(place: Place) -> None:
+    assert "can saturate" in place(load_target("cpu-x86")).remarks[0]  # a CPU of which only AVX2 is known
+    vnni = Machine("x86_64", "a PC", frozenset({"avx2", "avx512_vnni"}), "")
+    assert place(load_target("cpu-x86"), vnni).remarks == ()
+
+
+def test_closing_a_site_closes_its_device(place: Place) -> None:
+    site: Any = place(load_target("cpu-x86"))
+    site.close()
+    assert site.device.closed
+
+
+# --- the whole road ---
+
+
+def go(site: Site, card: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
+    """The result of the whole road on that device."""
+    monkeypatch.setattr("edgekd.pipeline.EFFORT", QUICK)
+    monkeypatch.setattr("edgekd.search.candidates.EFFORT", QUICK)
+    loaded = load_card(str(card))
+    budget = loaded.budget(site.target.name)
+    with open_run(folder, loaded, site.target, budget, {}, False) as run:
+        return distill(loaded, site, budget, run, None, None)
+
+
+def provenances(folder: Path) -> set[str]:
+    """How the figures of the candidates and of the models were obtained."""
+    candidates = json.loads((folder / "candidates.json").read_text())["candidates"]
+    models = json.loads((folder / "result.json").read_text())["models"]
+    early = {
+        figure["provenance"]
+        for candidate in candidates
+        for figures in candidate["precisions"].values()
+        for figure in figures.values()
+    }
+    return early | {how for model in models for how in model["provenance"].values()}
+
+
+@pytest.mark.slow
+def test_on_a_device_of_another_architecture_time_is_measured(
+    place: Place, tiny_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device says that it is a Raspberry Pi 4; its workers run on this machine."""
+    plans: list[Plan] = []
+
+    def answer(plan: Plan, *rest: Any) -> Record:
+        plans.append(plan)
+        return Local().run(plan, *rest)
+
+    result = go(place(load_target("cpu-arm"), answer=answer), tiny_card, tmp_path / "run", monkeypatch)
+    assert [model.latency_p50_ms.provenance for model in result.models] == ["measured"] * 3
+    assert [model.accuracy.provenance for model in result.models] == ["measured"] * 3
+    assert not {"proxy", "estimated"} & provenances(tmp_path / "run")
+    assert "is the first precision of target" not in result.why_chosen  # it was chosen by time
+    assert {plan.mode for plan in plans} == {"latency", "memory", "profile", "predict"}
+    assert not any(plan.precise_int8 for plan in plans)
+
+
+@pytest.mark.slow
+def test_on_this_machine_another_target_stays_a_proxy(
+    tiny_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = go(connect(load_target(FOREIGN)), tiny_card, tmp_path / "run", monkeypatch)
+    assert [model.latency_p50_ms.provenance for model in result.models] == ["unknown"] * 3
+    assert [model.accuracy.provenance for model in result.models] == ["proxy"] * 3
+    assert "measured" not in provenances(tmp_path / "run")
+    assert "is the first precision of target" in result.why_chosen
