@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,13 @@ FILES = {"teacher_sha256": ""}
 
 def train_a_little(run: Run, file: str = "student/attempt-1/checkpoint.pt") -> None:
     """What a training leaves first."""
-    (run.folder / file).parent.mkdir(parents=True)
-    (run.folder / file).touch()
+    path = run.folder / file
+    path.parent.mkdir(parents=True)
+    if path.suffix == ".pt":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("data", b"weights")
+    else:
+        path.write_bytes((2).to_bytes(8, "little") + b"{}")  # a safetensors file without tensors
 
 
 @pytest.fixture
@@ -110,7 +116,8 @@ def test_a_run_of_an_edgekd_that_knew_fewer_options_goes_on(tmp_path: Path, card
         train_a_little(run)
     content = read_json(folder / "run.json")
     del content["card"]["recipe"]["standardize"], content["target"]["session"]["arena"]
-    write_json(folder / "run.json", content)
+    write_json(folder / "run.json", content | {"schema_version": 1})
+    (folder / "artefacts.json").unlink()  # earlier versions kept no list
     with open_run(folder, card, target, Budget(), FILES, False):
         pass
     other = dataclasses.replace(card, recipe=dataclasses.replace(card.recipe, standardize=True))
@@ -245,4 +252,4 @@ def test_a_killed_process_leaves_no_litter(tmp_path: Path, card: Card, target: T
     (tmp_path / "run" / ".run.json.abc.json").write_text("half")
     with open_run(tmp_path / "run", card, target, Budget(), FILES, False) as run:
         run.begin("digest")
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "run.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "artefacts.json", "run.json"]

@@ -19,6 +19,7 @@ from edgekd.devices import host
 from edgekd.devices.environments import Runtime, runtime_of
 from edgekd.errors import EdgekdError, InputError, ModelError
 from edgekd.figures import Placement
+from edgekd.files import move
 from edgekd.scratch import scratch
 from edgekd.target import Target
 
@@ -292,7 +293,7 @@ def predict(
     plan = make_plan(target, effort, mode="predict", **files)
     try:
         record = _measured(plan, model, target, effort, PREDICT_TIMES, told)
-        temporary.replace(outputs)
+        move(temporary, outputs)
     finally:
         temporary.unlink(missing_ok=True)
     return record
