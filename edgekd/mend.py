@@ -80,7 +80,11 @@ def mend(folder: Path, files: Digests, trained: bool) -> None:
         if damage.name == "data/test_reads.json" and "data/test.npy" in files:
             raise _refusal(folder, damage, "it says how often the test data were read")
     for damage in found:
-        say(f"{folder / damage.name}: {damage.what}; it is made again")
+        if damage.name.startswith("teacher/") and damage.name.endswith("-history.json"):
+            say(f"{folder / damage.name}: {damage.what}; it is removed, for nothing is made from it")
+            files.pop(damage.name, None)
+        else:
+            say(f"{folder / damage.name}: {damage.what}; it is made again")
         for name in (damage.name, *TOGETHER.get(damage.name, ())):
             (folder / name).unlink(missing_ok=True)
     if found:  # the run is finished when all of it is there again

@@ -5,9 +5,10 @@ import dataclasses
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from edgekd import __version__
@@ -16,6 +17,7 @@ from edgekd.card import Augment, Budget, Card, Recipe
 from edgekd.console import say
 from edgekd.errors import ConfigError
 from edgekd.files import read_json, write_json
+from edgekd.imports import sources_of
 from edgekd.mend import adopted, expected, mend, refuse_lost_settings, remove_derived
 from edgekd.target import Target
 
@@ -23,9 +25,14 @@ __all__ = ["Run", "open_run"]
 
 # run.json history:
 # 1 - card, target, budget, SHA-256 of the files named, digest of the training data
-# 2 - artefacts.json beside it lists the SHA-256 of every file
+# 2 - code: SHA-256 of the sources of imported functions; networks: their structure; data_marks: names, sizes and times
+#     of the data's files; artefacts.json beside it lists the SHA-256 of every file
 SCHEMA_VERSION = 2
 READABLE = (1, 2)
+
+
+_NONE: Mapping[str, str] = MappingProxyType({})
+_ADVICE = "use --fresh to start this run again, or --out for another folder"
 
 
 @dataclass(frozen=True)
@@ -38,23 +45,46 @@ class Run:
     artefacts: Digests = field(default_factory=dict)
     """The digests of the files that lie in the folder, kept while the run is open."""
 
-    def begin(self, data_digest: str) -> None:
-        """Write `run.json`: from now on the folder belongs to this card, target and data.
+    def begin(self, data_digest: str, networks: Mapping[str, str] = _NONE, data_marks: str = "") -> None:
+        """Write `run.json`: from now on the folder belongs to this card, target, data and `networks`.
 
-        Raises ConfigError if something was trained here with other data.
+        Raises ConfigError if something was trained here with others.
         """
-        path = self.folder / "run.json"
-        before = read_json(path).get("data_digest", data_digest) if path.exists() else data_digest
-        if before != data_digest and _trained(self.folder):
-            raise ConfigError(
-                f"{self.folder}: the training data have changed since this run began; "
-                "use --fresh to start this run again, or --out for another folder"
-            )
-        if before != data_digest:
-            say(f"{self.folder}: the training data have changed; nothing was trained yet, so the run begins anew")
+        try:
+            self.refuse_other_networks(networks)
+            self.refuse_other_data(data_digest)
+        except ConfigError as error:
+            if _trained(self.folder):
+                raise
+            change = str(error).partition(" since this run began")[0]
+            say(f"{change}; nothing was trained yet, so the run begins anew")
             _empty(self.folder)
             self.artefacts.clear()
-        write_json(path, self.snapshot | {"data_digest": data_digest})
+        made_of = {"networks": dict(networks), "data_digest": data_digest, "data_marks": data_marks}
+        write_json(self.folder / "run.json", self.snapshot | made_of)
+
+    def refuse_other_networks(self, networks: Mapping[str, str]) -> None:
+        """Raise ConfigError where a network has another structure than when the run began."""
+        before = self._begun_with("networks", networks)
+        for name, digest in networks.items():
+            if before.get(name, digest) != digest:
+                raise ConfigError(
+                    f"{self.folder}: the structure of the network '{name}' has changed since this run began; {_ADVICE}"
+                )
+
+    def refuse_other_data(self, data_digest: str) -> None:
+        """Raise ConfigError where the training data have another content than when the run began."""
+        if self._begun_with("data_digest", data_digest) != data_digest:
+            raise ConfigError(f"{self.folder}: the training data have changed since this run began; {_ADVICE}")
+
+    def other_marks(self, data_marks: str) -> bool:
+        """Whether the files of the data have other names, sizes or times than when the run began."""
+        return bool(self._begun_with("data_marks", data_marks) != data_marks)
+
+    def _begun_with(self, key: str, otherwise: Any) -> Any:
+        """What `run.json` holds; `otherwise` before it is written, or where an earlier edgekd wrote it."""
+        path = self.folder / "run.json"
+        return read_json(path).get(key, otherwise) if path.exists() else otherwise
 
     @property
     def teacher_weights(self) -> Path:
@@ -163,7 +193,7 @@ def _continued(folder: Path, wanted: dict[str, Any]) -> Digests:
         return {}
     if change := _change(folder, read_json(path), wanted):
         if _trained(folder):
-            raise ConfigError(f"{folder}: {change}; use --fresh to start this run again, or --out for another folder")
+            raise ConfigError(f"{folder}: {change}; {_ADVICE}")
         say(f"{folder}: {change}; nothing was trained yet, so the run begins anew")
         _empty(folder)
         return {}
@@ -204,6 +234,7 @@ def _snapshot(card: Card, target: Target, budget: Budget, files: dict[str, str])
         "budget": what_counts(budget),
         "budgets": {name: asked.limits() for name, asked in card.budgets.items()},
         "files": files,
+        "code": sources_of(card),
     }
 
 
@@ -223,7 +254,7 @@ def _change(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
     version = before.get("schema_version")
     if version not in READABLE:
         return f"schema_version was {_short(version)} when this run began and is {SCHEMA_VERSION} now"
-    parts = ["card", "target", "files"]
+    parts = ["card", "target", "files", *(["code"] if version > 1 else [])]
     if (folder / "student").exists():  # until then the budget may be widened: nothing was chosen that is kept
         parts.append("budget")
     for part in parts:

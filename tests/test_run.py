@@ -253,3 +253,52 @@ def test_a_killed_process_leaves_no_litter(tmp_path: Path, card: Card, target: T
     with open_run(tmp_path / "run", card, target, Budget(), FILES, False) as run:
         run.begin("digest")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "artefacts.json", "run.json"]
+
+
+def test_changed_networks_are_said(tmp_path: Path, card: Card, target: Target) -> None:
+    folder = tmp_path / "run"
+    with open_run(folder, card, target, Budget(), FILES, False) as run:
+        run.begin("digest", {"student": "one"})
+        write_json(run.candidates, {"candidates": []})
+    with open_run(folder, card, target, Budget(), FILES, False) as run:
+        run.begin("digest", {"student": "another"})  # nothing was trained yet
+        assert not run.candidates.exists()
+        train_a_little(run)
+    with (
+        pytest.raises(ConfigError, match="the structure of the network 'student' has changed since this run began"),
+        open_run(folder, card, target, Budget(), FILES, False) as run,
+    ):
+        run.begin("digest", {"student": "one"})
+
+
+def test_changed_code_of_an_imported_network_is_refused(tmp_path: Path, card: Card, target: Target) -> None:
+    (tmp_path / "mynets.py").write_text("import helper\n")
+    (tmp_path / "helper.py").write_text("width = 8\n")
+    student = dataclasses.replace(card.student, family="import", function="mynets:student")
+    own = dataclasses.replace(card, student=student, file=str(tmp_path / "own.toml"))
+    with open_run(tmp_path / "run", own, target, Budget(), FILES, False) as run:
+        run.begin("digest")
+        train_a_little(run)
+    with open_run(tmp_path / "run", own, target, Budget(), FILES, False):
+        pass
+    (tmp_path / "helper.py").write_text("width = 9\n")
+    with (
+        pytest.raises(ConfigError, match=r"code\.helper\.py was '.* when this run began .* use --fresh"),
+        open_run(tmp_path / "run", own, target, Budget(), FILES, False),
+    ):
+        pass
+
+
+def test_a_lost_run_json_is_said_and_fresh_leads_out(tmp_path: Path, card: Card, target: Target) -> None:
+    for content in ("", "[]", "{}", "null", '{"card"', None):
+        with open_run(tmp_path / "run", card, target, Budget(), FILES, True) as run:
+            run.begin("digest")
+            write_json(run.candidates, {"candidates": []})
+            train_a_little(run)
+        path = tmp_path / "run" / "run.json"
+        path.unlink() if content is None else path.write_text(content)
+        with (
+            pytest.raises(InputError, match=r"run\.json: .*, and it says what the run was made of; use --fresh"),
+            open_run(tmp_path / "run", card, target, Budget(), FILES, False),
+        ):
+            pass
