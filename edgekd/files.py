@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,7 +14,38 @@ from edgekd.console import say
 from edgekd.errors import InputError, one_line
 from edgekd.units import json_text
 
-__all__ = ["FileLock", "atomic", "file_sha256", "held", "locked", "read_json", "write_json"]
+__all__ = [
+    "FileLock",
+    "atomic",
+    "file_sha256",
+    "held",
+    "listening",
+    "locked",
+    "move",
+    "read_json",
+    "real",
+    "write_json",
+]
+
+
+_listeners: list[Callable[[Path, Path], None]] = []
+
+
+@contextlib.contextmanager
+def listening(told: Callable[[Path, Path], None]) -> Iterator[None]:
+    """Until the block ends, `told(temporary, path)` hears of every file just before it gets its name."""
+    _listeners.append(told)
+    try:
+        yield
+    finally:
+        _listeners.remove(told)
+
+
+def move(temporary: Path, path: Path) -> None:
+    """Give a file that is whole its final name."""
+    for told in _listeners:
+        told(temporary, path)
+    temporary.replace(path)
 
 
 @contextlib.contextmanager
@@ -29,7 +60,7 @@ def atomic(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)  # mkstemp gives 0600
-        temporary.replace(path)
+        move(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -47,6 +78,11 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON: {one_line(error)}; delete it to have it made again") from error
+
+
+def real(path: Path) -> Path:
+    """The whole path without symbolic links; links that lead back to themselves stay, and opening them tells it."""
+    return Path(os.path.realpath(path))
 
 
 def file_sha256(path: Path) -> str:

@@ -1,16 +1,18 @@
 """Loading what may be missing: optional packages, and the functions a card names."""
 
+import ast
 import importlib
+import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from edgekd.card import Card
-from edgekd.devices.host import real
 from edgekd.errors import ConfigError, UnavailableError, did_you_mean, one_line, shown
+from edgekd.files import file_sha256, real
 
-__all__ = ["import_function", "require"]
+__all__ = ["import_function", "require", "sources_of"]
 
 
 def require(module: str, extra: str, purpose: str) -> Any:
@@ -50,3 +52,75 @@ def import_function(card: Card, path: str) -> Callable[..., Any]:
             f"{card.file}: module {shown(module_name)} has no function {shown(name)}; {did_you_mean(name, known)}"
         )
     return function  # type: ignore[no-any-return]  # whatever the user wrote
+
+
+def sources_of(card: Card) -> dict[str, str]:
+    """SHA-256 of the source files of the functions that the card names, by their path in the folder they lie in: their
+    modules, and what these import, directly or not, from the card's folder or from their own package.
+
+    Nothing is imported. A module that is not found is left out; whoever imports it says so.
+    """
+    owners = (card.student, card.teacher, *card.assistants, *card.more_teachers, card.data)
+    found: dict[str, str] = {}
+    for path in sorted({owner.function for owner in owners if owner.function}):
+        module = path.partition(":")[0]
+        folder = Path(card.file).parent.resolve()
+        inside = ""  # any module of the card's folder
+        if not _files_of(folder, module):
+            inside = module.partition(".")[0]
+            folder = _folder_of(inside) or folder
+        found |= {file.relative_to(folder).as_posix(): file_sha256(file) for file in _closure(folder, module, inside)}
+    return found
+
+
+def _folder_of(package: str) -> Path | None:
+    """The folder in which an installed package or module lies."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return None
+    if spec is None or not spec.origin or not Path(spec.origin).is_file():
+        return None
+    file = Path(spec.origin)
+    return file.parent.parent if file.name == "__init__.py" else file.parent
+
+
+def _files_of(folder: Path, module: str) -> list[Path]:
+    """The file of a module in the folder and those of the packages it lies in; empty if there is no such module."""
+    parts = module.split(".")
+    packages = [Path(folder, *parts[:end], "__init__.py") for end in range(1, len(parts) + 1)]
+    own = Path(folder, *parts).with_suffix(".py") if all(parts) else folder
+    files = [file for file in (*packages, own) if file.is_file()]
+    return files if own in files or packages[-1] in files else []
+
+
+def _closure(folder: Path, module: str, inside: str) -> set[Path]:
+    """The files of the module and of all that it imports, directly or not, as far as they lie in the folder, and in
+    the package `inside` if there is one."""
+    found = set[Path]()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if inside and name.partition(".")[0] != inside:
+            continue
+        for file in _files_of(folder, name):
+            if file not in found:
+                found.add(file)
+                waiting += _imported_by(file, ".".join(file.relative_to(folder).with_suffix("").parts))
+    return found
+
+
+def _imported_by(file: Path, name: str) -> Iterator[str]:
+    """Names of the modules that a file may import; none from a file that Python cannot read."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    package = name.split(".")[:-1]  # of a package, `__init__` is its last part
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (base, *(f"{base}.{alias.name}".lstrip(".") for alias in node.names))

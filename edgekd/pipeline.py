@@ -14,8 +14,10 @@ from edgekd.card import Budget, Card
 from edgekd.console import say
 from edgekd.data.arrays import digest, keep_split
 from edgekd.data.examples import Examples
+from edgekd.data.sources import data_marks
 from edgekd.devices.device import Site
 from edgekd.distill.distributed import hear, tell, together
+from edgekd.distill.identity import structures
 from edgekd.distill.student import How, check_networks, check_recipe, distill_student, training_summary
 from edgekd.distill.tasks.known import examples_of, learning_of
 from edgekd.distill.teacher import (
@@ -68,7 +70,7 @@ def distill(
         refuse_long_teaching(card, len(train))
     # Of the candidates, the first one stands for all.
     check_networks(card, make_shapes(card, card.student)[0], given, further, examples_of(card, train))
-    run.begin(digest(train) + digest(validation))
+    run.begin(digest(train) + digest(validation), structures(card, given is not None), data_marks(card, data))
     learning.keep(card, data, run.tokenizer)
     inputs = keep_split(validation, run.data / "validation")
     calibration = calibration_of(card, target, train)

@@ -5,23 +5,34 @@ import dataclasses
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from edgekd import __version__
+from edgekd.artefacts import LIST, Digests, keeping, write_list
 from edgekd.card import Augment, Budget, Card, Recipe
 from edgekd.console import say
 from edgekd.errors import ConfigError
 from edgekd.files import read_json, write_json
+from edgekd.imports import sources_of
+from edgekd.mend import adopted, expected, mend, refuse_lost_settings, remove_derived
 from edgekd.target import Target
 
 __all__ = ["Run", "open_run"]
 
 # run.json history:
 # 1 - card, target, budget, SHA-256 of the files named, digest of the training data
-SCHEMA_VERSION = 1
+# 2 - code: SHA-256 of the sources of imported functions; networks: their structure; data_marks: names, sizes and times
+#     of the data's files; artefacts.json beside it lists the SHA-256 of every file
+SCHEMA_VERSION = 2
+READABLE = (1, 2)
+
+
+_NONE: Mapping[str, str] = MappingProxyType({})
+_ADVICE = "use --fresh to start this run again, or --out for another folder"
 
 
 @dataclass(frozen=True)
@@ -31,23 +42,49 @@ class Run:
     folder: Path
     snapshot: dict[str, Any] = field(default_factory=dict)
     """What `run.json` holds or will hold: card, target, budget, files."""
+    artefacts: Digests = field(default_factory=dict)
+    """The digests of the files that lie in the folder, kept while the run is open."""
 
-    def begin(self, data_digest: str) -> None:
-        """Write `run.json`: from now on the folder belongs to this card, target and data.
+    def begin(self, data_digest: str, networks: Mapping[str, str] = _NONE, data_marks: str = "") -> None:
+        """Write `run.json`: from now on the folder belongs to this card, target, data and `networks`.
 
-        Raises ConfigError if something was trained here with other data.
+        Raises ConfigError if something was trained here with others.
         """
-        path = self.folder / "run.json"
-        before = read_json(path).get("data_digest", data_digest) if path.exists() else data_digest
-        if before != data_digest and _trained(self.folder):
-            raise ConfigError(
-                f"{self.folder}: the training data have changed since this run began; "
-                "use --fresh to start this run again, or --out for another folder"
-            )
-        if before != data_digest:
-            say(f"{self.folder}: the training data have changed; nothing was trained yet, so the run begins anew")
+        try:
+            self.refuse_other_networks(networks)
+            self.refuse_other_data(data_digest)
+        except ConfigError as error:
+            if _trained(self.folder):
+                raise
+            change = str(error).partition(" since this run began")[0]
+            say(f"{change}; nothing was trained yet, so the run begins anew")
             _empty(self.folder)
-        write_json(path, self.snapshot | {"data_digest": data_digest})
+            self.artefacts.clear()
+        made_of = {"networks": dict(networks), "data_digest": data_digest, "data_marks": data_marks}
+        write_json(self.folder / "run.json", self.snapshot | made_of)
+
+    def refuse_other_networks(self, networks: Mapping[str, str]) -> None:
+        """Raise ConfigError where a network has another structure than when the run began."""
+        before = self._begun_with("networks", networks)
+        for name, digest in networks.items():
+            if before.get(name, digest) != digest:
+                raise ConfigError(
+                    f"{self.folder}: the structure of the network '{name}' has changed since this run began; {_ADVICE}"
+                )
+
+    def refuse_other_data(self, data_digest: str) -> None:
+        """Raise ConfigError where the training data have another content than when the run began."""
+        if self._begun_with("data_digest", data_digest) != data_digest:
+            raise ConfigError(f"{self.folder}: the training data have changed since this run began; {_ADVICE}")
+
+    def other_marks(self, data_marks: str) -> bool:
+        """Whether the files of the data have other names, sizes or times than when the run began."""
+        return bool(self._begun_with("data_marks", data_marks) != data_marks)
+
+    def _begun_with(self, key: str, otherwise: Any) -> Any:
+        """What `run.json` holds; `otherwise` before it is written, or where an earlier edgekd wrote it."""
+        path = self.folder / "run.json"
+        return read_json(path).get(key, otherwise) if path.exists() else otherwise
 
     @property
     def teacher_weights(self) -> Path:
@@ -125,7 +162,8 @@ def open_run(
     path = folder / "run.json"
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file; name a folder with --out")
-    if folder.is_dir() and not path.exists() and not all(map(_begun_here, folder.iterdir())):
+    known = path.exists() or (folder / LIST).exists()
+    if folder.is_dir() and not known and not all(map(_begun_here, folder.iterdir())):
         raise ConfigError(f"{folder}: is not empty and holds no run; name another folder with --out")
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
@@ -133,19 +171,37 @@ def open_run(
         if fresh:
             _empty(folder)
         wanted = _snapshot(card, target, budget, files)
-        if path.exists() and (change := _change(folder, read_json(path), wanted)):
-            if _trained(folder):
-                raise ConfigError(
-                    f"{folder}: {change}; use --fresh to start this run again, or --out for another folder"
-                )
-            say(f"{folder}: {change}; nothing was trained yet, so the run begins anew")
-            _empty(folder)
+        listed = _continued(folder, wanted)
         try:
-            yield Run(folder, wanted)
+            with keeping(folder, listed, lambda name: remove_derived(folder, name)):
+                yield Run(folder, wanted, listed)
         finally:
             if [entry.name for entry in folder.iterdir()] == [".lock"]:  # it failed before it began
                 (folder / ".lock").unlink()
                 folder.rmdir()
+
+
+def _continued(folder: Path, wanted: dict[str, Any]) -> Digests:
+    """The list of the files of the run that goes on here, mended; empty where a run begins.
+
+    Raises ConfigError if the run is one of another card, target or budget, and InputError if it is damaged for good.
+    """
+    path = folder / "run.json"
+    files = expected(folder)
+    refuse_lost_settings(folder, files)
+    if not path.exists():
+        return {}
+    if change := _change(folder, read_json(path), wanted):
+        if _trained(folder):
+            raise ConfigError(f"{folder}: {change}; {_ADVICE}")
+        say(f"{folder}: {change}; nothing was trained yet, so the run begins anew")
+        _empty(folder)
+        return {}
+    mend(folder, files, _trained(folder))
+    settled = adopted(folder, files)
+    if settled != files:
+        write_list(folder, settled)
+    return settled
 
 
 @contextlib.contextmanager
@@ -178,6 +234,7 @@ def _snapshot(card: Card, target: Target, budget: Budget, files: dict[str, str])
         "budget": what_counts(budget),
         "budgets": {name: asked.limits() for name, asked in card.budgets.items()},
         "files": files,
+        "code": sources_of(card),
     }
 
 
@@ -194,7 +251,10 @@ _SHOWN = 60
 
 def _change(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
     """The first thing that is not as it was when the run began, in words; empty if nothing is."""
-    parts = ["schema_version", "card", "target", "files"]
+    version = before.get("schema_version")
+    if version not in READABLE:
+        return f"schema_version was {_short(version)} when this run began and is {SCHEMA_VERSION} now"
+    parts = ["card", "target", "files", *(["code"] if version > 1 else [])]
     if (folder / "student").exists():  # until then the budget may be widened: nothing was chosen that is kept
         parts.append("budget")
     for part in parts:
@@ -241,7 +301,7 @@ def _short(value: Any) -> str:
 
 def _begun_here(path: Path) -> bool:
     """Whether a run that was killed before it wrote `run.json` may have left this; anything else is the user's."""
-    return path.name == ".lock" or path.name.startswith(".run.json.")
+    return path.name == ".lock" or path.name.startswith((".run.json.", f".{LIST}."))
 
 
 def _remove_temporaries(folder: Path) -> None:
@@ -252,9 +312,21 @@ def _remove_temporaries(folder: Path) -> None:
 
 
 def _empty(folder: Path) -> None:
-    """Remove the run's own files; `run.json` last, so that a kill leaves a folder that is still known as a run."""
+    """Remove the run's own files; `run.json` and the list last, so that a kill leaves a folder that is still known as a
+    run."""
+    if (folder / LIST).exists():
+        write_list(folder, {})  # otherwise what is removed would be missed after a kill
     for name in ("teacher", "student", "exported", "records", "data", "scratch", "bench"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    files = ("candidates.json", "tokenizer.json", "model.onnx", "result.json", "report.md", "figures.png", "run.json")
+    files = (
+        "candidates.json",
+        "tokenizer.json",
+        "model.onnx",
+        "result.json",
+        "report.md",
+        "figures.png",
+        "run.json",
+        LIST,
+    )
     for name in files:
         (folder / name).unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from edgekd.bench.records import Effort
 from edgekd.devices.device import Site, Told
 from edgekd.errors import EdgekdError, InputError, one_line
 from edgekd.figures import ModelFigures
+from edgekd.mend import refuse_tampered
 from edgekd.result import read_models
 from edgekd.run import Run
 from edgekd.scratch import scratch
@@ -109,12 +110,13 @@ def _are_classes(labels: NDArray[Any]) -> bool:
 
 
 def finished(folder: Path) -> tuple[Run, dict[str, Any], list[ModelFigures]]:
-    """A run, its `result.json` and its models, the teacher first; InputError if it is none or not finished."""
+    """A run, its `result.json` and its models, the teacher first; InputError if it is none, unfinished, or damaged."""
     run = Run(folder)
     if not run.result.exists():
         begun = (folder / "run.json").exists()
         what = "is not finished; run its `edgekd distill` again" if begun else "is no run folder"
         raise InputError(f"{folder}: {what}")
+    refuse_tampered(folder)
     content, models = read_models(run.result)
     return run, content, models
 

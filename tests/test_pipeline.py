@@ -257,6 +257,34 @@ def test_check_sees_a_tampered_file(run: Path, cli: Cli, tmp_path: Path) -> None
     assert "SHA-256 differs" in done.stderr
 
 
+def test_a_damaged_run_never_passes(run: Path, cli: Cli, tiny_card: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    flipped = bytearray((run / "exported" / "student-int8.onnx").read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    (copy / "exported" / "student-int8.onnx").write_bytes(flipped)
+    (copy / "model.onnx").write_bytes(b"")
+    (copy / "data" / "test.npy").write_bytes(b"")
+    for command in (["check", copy, "-t", "cpu-x86"], ["bench", copy, "-t", "cpu-x86", "--quick"], ["report", copy]):
+        done = cli(*command)
+        assert (done.returncode, done.stdout) == (2, ""), command
+        assert done.stderr.count("\n") == 1 and "run its `edgekd distill` again" in done.stderr
+    done = cli("distill", tiny_card, "-t", "cpu-x86", "--out", copy)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("; it is made again\n") == 3
+    for name in ("exported/student-int8.onnx", "data/test.npy"):
+        assert (copy / name).read_bytes() == (run / name).read_bytes()
+    done = cli("distill", tiny_card, "-t", "cpu-x86", "--out", copy)
+    assert (done.returncode, done.stderr) == (0, "") and "already done" in done.stdout
+
+    done = cli("distill", tiny_card, "-t", "cpu-x86", "--out", copy, "--data", "gone")
+    assert done.returncode == 2 and "gone: no such data folder; give the folder with --data DIR" in done.stderr
+    (copy / "run.json").write_text("[]")
+    done = cli("distill", tiny_card, "-t", "cpu-x86", "--out", copy)
+    assert done.returncode == 2
+    assert "run.json: holds no JSON object with anything in it, and it says what the run was made of" in done.stderr
+
+
 def test_a_latency_asked_of_a_device_that_is_not_here_is_inconclusive(
     cli: Cli, tiny_card: Path, tmp_path: Path
 ) -> None:

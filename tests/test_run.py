@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,13 @@ FILES = {"teacher_sha256": ""}
 
 def train_a_little(run: Run, file: str = "student/attempt-1/checkpoint.pt") -> None:
     """What a training leaves first."""
-    (run.folder / file).parent.mkdir(parents=True)
-    (run.folder / file).touch()
+    path = run.folder / file
+    path.parent.mkdir(parents=True)
+    if path.suffix == ".pt":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("data", b"weights")
+    else:
+        path.write_bytes((2).to_bytes(8, "little") + b"{}")  # a safetensors file without tensors
 
 
 @pytest.fixture
@@ -110,7 +116,8 @@ def test_a_run_of_an_edgekd_that_knew_fewer_options_goes_on(tmp_path: Path, card
         train_a_little(run)
     content = read_json(folder / "run.json")
     del content["card"]["recipe"]["standardize"], content["target"]["session"]["arena"]
-    write_json(folder / "run.json", content)
+    write_json(folder / "run.json", content | {"schema_version": 1})
+    (folder / "artefacts.json").unlink()  # earlier versions kept no list
     with open_run(folder, card, target, Budget(), FILES, False):
         pass
     other = dataclasses.replace(card, recipe=dataclasses.replace(card.recipe, standardize=True))
@@ -245,4 +252,53 @@ def test_a_killed_process_leaves_no_litter(tmp_path: Path, card: Card, target: T
     (tmp_path / "run" / ".run.json.abc.json").write_text("half")
     with open_run(tmp_path / "run", card, target, Budget(), FILES, False) as run:
         run.begin("digest")
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "run.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "artefacts.json", "run.json"]
+
+
+def test_changed_networks_are_said(tmp_path: Path, card: Card, target: Target) -> None:
+    folder = tmp_path / "run"
+    with open_run(folder, card, target, Budget(), FILES, False) as run:
+        run.begin("digest", {"student": "one"})
+        write_json(run.candidates, {"candidates": []})
+    with open_run(folder, card, target, Budget(), FILES, False) as run:
+        run.begin("digest", {"student": "another"})  # nothing was trained yet
+        assert not run.candidates.exists()
+        train_a_little(run)
+    with (
+        pytest.raises(ConfigError, match="the structure of the network 'student' has changed since this run began"),
+        open_run(folder, card, target, Budget(), FILES, False) as run,
+    ):
+        run.begin("digest", {"student": "one"})
+
+
+def test_changed_code_of_an_imported_network_is_refused(tmp_path: Path, card: Card, target: Target) -> None:
+    (tmp_path / "mynets.py").write_text("import helper\n")
+    (tmp_path / "helper.py").write_text("width = 8\n")
+    student = dataclasses.replace(card.student, family="import", function="mynets:student")
+    own = dataclasses.replace(card, student=student, file=str(tmp_path / "own.toml"))
+    with open_run(tmp_path / "run", own, target, Budget(), FILES, False) as run:
+        run.begin("digest")
+        train_a_little(run)
+    with open_run(tmp_path / "run", own, target, Budget(), FILES, False):
+        pass
+    (tmp_path / "helper.py").write_text("width = 9\n")
+    with (
+        pytest.raises(ConfigError, match=r"code\.helper\.py was '.* when this run began .* use --fresh"),
+        open_run(tmp_path / "run", own, target, Budget(), FILES, False),
+    ):
+        pass
+
+
+def test_a_lost_run_json_is_said_and_fresh_leads_out(tmp_path: Path, card: Card, target: Target) -> None:
+    for content in ("", "[]", "{}", "null", '{"card"', None):
+        with open_run(tmp_path / "run", card, target, Budget(), FILES, True) as run:
+            run.begin("digest")
+            write_json(run.candidates, {"candidates": []})
+            train_a_little(run)
+        path = tmp_path / "run" / "run.json"
+        path.unlink() if content is None else path.write_text(content)
+        with (
+            pytest.raises(InputError, match=r"run\.json: .*, and it says what the run was made of; use --fresh"),
+            open_run(tmp_path / "run", card, target, Budget(), FILES, False),
+        ):
+            pass

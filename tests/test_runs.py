@@ -201,11 +201,11 @@ def test_inputs_that_are_damaged_are_told(run: Run) -> None:
 def test_what_is_no_finished_run_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"^{tmp_path}: is no run folder$"):
         finished(tmp_path)
-    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "run.json").write_text('{"card": {}, "target": {}, "budget": {}, "files": {}}')
     with pytest.raises(InputError, match=rf"^{tmp_path}: is not finished; run its `edgekd distill` again$"):
         finished(tmp_path)
     (tmp_path / "result.json").write_text("{ broken")
-    with pytest.raises(InputError, match=r"result.json: not valid JSON"):
+    with pytest.raises(InputError, match=r"result.json: is not valid JSON"):
         finished(tmp_path)
     (tmp_path / "result.json").write_text(json.dumps({"schema_version": 9, "models": []}))
     with pytest.raises(InputError, match=r"result.json: schema_version is 9; this edgekd reads 1 and 2$"):

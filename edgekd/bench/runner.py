@@ -13,6 +13,7 @@ from edgekd.bench.sequences import sequence_of
 from edgekd.devices.device import Site, Told
 from edgekd.errors import EdgekdError, ModelError
 from edgekd.figures import Placement
+from edgekd.files import move
 from edgekd.scratch import scratch
 
 __all__ = [
@@ -180,7 +181,7 @@ def predict(
     plan = make_plan(site, effort, mode="predict", **files)
     try:
         record = _measured(plan, model, site, effort, PREDICT_TIMES, told)
-        temporary.replace(outputs)
+        move(temporary, outputs)
     finally:
         temporary.unlink(missing_ok=True)
     return record

@@ -14,9 +14,8 @@ from pydantic.dataclasses import dataclass
 from edgekd.card import Budget
 from edgekd.check.asked import Job
 from edgekd.check.tolerance import Tolerance
-from edgekd.devices.host import real
 from edgekd.errors import ConfigError, InputError, did_you_mean, shown
-from edgekd.files import read_json
+from edgekd.files import read_json, real
 from edgekd.spec import build, bundled_names, read_toml
 from edgekd.units import visible
 

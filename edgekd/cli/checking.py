@@ -15,9 +15,8 @@ from edgekd.check.tolerance import Tolerance, parse_tolerance
 from edgekd.check.wording import shown_margin
 from edgekd.cli.outputs import Outputs, write_outputs
 from edgekd.console import out, say, status
-from edgekd.devices.host import real
 from edgekd.errors import ConfigError, ExitCode
-from edgekd.files import atomic
+from edgekd.files import atomic, real
 from edgekd.judge import Judged, Line, exit_code_of, read_counted
 from edgekd.scratch import require_scratch
 from edgekd.search.estimating import estimate

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekd.artefacts import write_list
 from edgekd.bench.records import QUICK, THOROUGH, Effort
 from edgekd.console import out, progress, say
 from edgekd.devices.device import Site, Told
@@ -165,6 +166,7 @@ def _bench_run(path: Path, site: Site, asked: Asked, scratch: Path) -> tuple[lis
 def _keep(run: Run, target: Target, models: list[ModelFigures], folder: Path, about: dict[str, Any]) -> None:
     """Leave records and figures in the run, for `edgekd report`; a run that cannot be written is no failure."""
     write_bench(folder / "bench.json", target, models, **about)
+    write_list(folder)
     place = run.bench(target.name)
     try:
         place.parent.mkdir(exist_ok=True)

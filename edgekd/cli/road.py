@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from edgekd import units
-from edgekd.card import Card, parse_budget
+from edgekd.card import Card, Data, parse_budget
 from edgekd.console import out as show
 from edgekd.console import say
 from edgekd.devices.host import processes
@@ -58,11 +58,16 @@ def distill_on(
         folder = out / f"{card.name}@{target.name}"
     if teacher and not teacher.is_file():
         raise InputError(f"--teacher {teacher}: no such weights file")
+    if data and not data.exists() and not (isinstance(card.data, Data) and card.data.download):
+        raise InputError(f"{data}: no such data folder; give the folder with --data DIR")
     weights = teacher or (card.resolve(card.teacher.weights) if card.teacher.weights else None)
     files = {"teacher_sha256": file_digest(weights) if weights and weights.is_file() else ""}
     files |= {f"{name}_sha256": content for name, content in digests_of_more(card).items()}
     with contextlib.closing(site), open_run(folder, card, target, asked, files, fresh) as run:
         if run.result.exists() and run.model.exists():
+            from edgekd.distill.identity import refuse_changes
+
+            refuse_changes(card, run, data, weights is not None)
             return _already_done(run)
         require_scratch()
         if not online:

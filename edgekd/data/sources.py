@@ -16,6 +16,7 @@ from edgekd.tasks.known import task_of
 
 __all__ = [
     "balanced_split",
+    "data_marks",
     "load_test",
     "load_train_and_validation",
     "place_of",
@@ -63,6 +64,23 @@ def require_test(card: Card, folder: Path | None) -> None:
 def load_test(card: Card, folder: Path | None) -> Split:
     """Test images of the card; to be read once, for the final figures."""
     return _load(card, folder, "test")
+
+
+def data_marks(card: Card, folder: Path | None) -> str:
+    """SHA-256 of the names, sizes and times of the data's files, whose content is not read; empty for the embedded set.
+
+    Raises InputError where the data folder is missing.
+    """
+    place = place_of(card, folder)
+    if place is None:
+        return ""
+    marks = hashlib.sha256()
+    for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+        if path.is_file():
+            stat = path.stat()
+            line = f"{path.relative_to(place)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+            marks.update(line.encode(errors="surrogateescape"))
+    return marks.hexdigest()
 
 
 def balanced_split(

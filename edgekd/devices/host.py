@@ -15,7 +15,6 @@ __all__ = [
     "number_of",
     "parse_cpuinfo",
     "processes",
-    "real",
     "user_folder",
 ]
 
@@ -82,8 +81,3 @@ def user_folder(text: str, variable: str) -> Path:
         raise ConfigError(
             f"{variable}: no home folder is known here for {shown(text)}; set it to the whole path of a folder"
         ) from None
-
-
-def real(path: Path) -> Path:
-    """The whole path without symbolic links; links that lead back to themselves stay, and opening them tells it."""
-    return Path(os.path.realpath(path))

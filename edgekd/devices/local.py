@@ -16,6 +16,7 @@ from edgekd.devices import host
 from edgekd.devices.device import Site, Told
 from edgekd.devices.environments import RECIPES, Runtime, available_providers, environment_folder, providers_of
 from edgekd.errors import ConfigError, EdgekdError, InputError, ModelError, UnavailableError, did_you_mean, shown
+from edgekd.files import real
 from edgekd.machine import Machine
 from edgekd.scratch import scratch
 from edgekd.target import Target
@@ -180,7 +181,7 @@ def _as_text(file: Path, link: Path) -> str:
     try:
         str(file).encode()
     except UnicodeEncodeError:
-        link.symlink_to(host.real(file))
+        link.symlink_to(real(file))
         return str(link)
     return str(file)
 

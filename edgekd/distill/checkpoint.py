@@ -24,6 +24,10 @@ from edgekd.recipe import Training
 __all__ = ["Progress", "begin", "keep"]
 
 
+PARTS = ("module", "optimizer", "averaged", "history", "best", "since", "finished")
+"""What a checkpoint holds beside the conditions it was written under."""
+
+
 @dataclass
 class Progress:
     """How far a training is: its history, the moving average and the best weights."""
@@ -100,9 +104,12 @@ def begin(
         raise ConfigError(
             f"{checkpoint}: is of another network; resume as it began, or remove {checkpoint.parent} to train again"
         ) from error
-    optimizer.load_state_dict(state["optimizer"])
-    if progress.averaged is not None:
-        progress.averaged.load_state_dict(state["averaged"])
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+        if progress.averaged is not None:
+            progress.averaged.load_state_dict(state["averaged"])
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{checkpoint}: its state of the training does not fit; remove it to train again") from error
     progress.history, progress.best = state["history"], state["best"]
     progress.since, progress.finished = state["since"], state["finished"]
     if len(progress.history) < training.epochs and not progress.finished:
@@ -115,9 +122,12 @@ def begin(
 def _read(checkpoint: Path) -> dict[str, Any]:
     try:
         state = torch.load(checkpoint, weights_only=True, map_location="cpu")  # each tensor's user moves it
-        return {**state, "conditions": dict(state["conditions"])}
+        state = {**state, "conditions": dict(state["conditions"])}
     except Exception as error:  # torch raises whatever a broken file leads it to
         raise InputError(f"{checkpoint}: not a readable checkpoint; remove it to train again") from error
+    if missing := [part for part in PARTS if part not in state]:
+        raise InputError(f"{checkpoint}: has no {missing[0]!r}; remove it to train again")
+    return state
 
 
 def _refuse_others(checkpoint: Path, written: Mapping[str, Any], now: Mapping[str, Any], processes: int) -> None:

@@ -24,7 +24,7 @@ from edgekd.distill.tasks.known import learning_of
 from edgekd.distill.teacher import with_own_teacher
 from edgekd.distill.terms.layers import probe
 from edgekd.errors import ConfigError
-from edgekd.files import read_json, write_json
+from edgekd.files import move, read_json, write_json
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import make
 from edgekd.nets.teachers import Teacher, load_teacher_file
@@ -83,8 +83,8 @@ def distill_student(
             epochs = longer.recipe.epochs
             say(f"student: {units.accuracy(best)} after {epochs} epochs, {units.accuracy(how.minimum)} wanted")
         if world().first:
-            chosen.with_suffix(".json").replace(out.with_name("history.json"))
-            chosen.with_suffix(".safetensors").replace(out)
+            move(chosen.with_suffix(".json"), out.with_name("history.json"))
+            move(chosen.with_suffix(".safetensors"), out)
         barrier()
     if world().first:
         for scratch in out.parent.glob("attempt-*"):

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.console import say
-from edgekd.devices.host import real
 from edgekd.errors import ConfigError, UnavailableError, did_you_mean, one_line
-from edgekd.files import atomic, read_json, write_json
+from edgekd.files import atomic, read_json, real, write_json
 from edgekd.imports import require
 
 __all__ = ["FILE_NAME", "TRACKERS", "Tell", "check_trackers", "open_trackers", "truncate_after"]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.devices.host import number_of, processes, real, user_folder
+from edgekd.devices.host import number_of, processes, user_folder
 from edgekd.errors import ConfigError
+from edgekd.files import real
 
 
 def test_a_training_has_one_process_unless_torchrun_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.artefacts import listed, refuse_changed
 from edgekd.bench.statistics import Interval, wilson
 from edgekd.card import Budget
-from edgekd.devices.host import real
 from edgekd.errors import EdgekdError, InputError, one_line
 from edgekd.figures import Figure, ModelFigures
-from edgekd.files import read_json
+from edgekd.files import read_json, real
 from edgekd.judge import Line, verdict_words
 from edgekd.result import read_bench, read_verdict
 from edgekd.run import Run
@@ -249,6 +249,7 @@ def _candidates(path: Path) -> tuple[Untrained, ...]:
 
 
 def _benched(run: Run, path: Path, own: Column) -> Column:
+    refuse_changed(path.parent, listed(path.parent) or {}, "measure it again with `edgekd bench`")
     content, models = read_bench(path)
     again = ["edgekd", "bench", _place(run), "--target", _name("targets", content["target"])]
     command = content.get("command") or again

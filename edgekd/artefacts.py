@@ -1,0 +1,245 @@
+"""The SHA-256 of every file a run has written, kept in `artefacts.json` and compared before a file is believed."""
+
+import ast
+import contextlib
+import functools
+import hashlib
+import json
+import math
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekd.errors import InputError, one_line
+from edgekd.files import file_sha256, listening, read_json, write_json
+
+__all__ = [
+    "LIST",
+    "Damage",
+    "Digests",
+    "damaged",
+    "keeping",
+    "listed",
+    "name_of",
+    "own_files",
+    "refuse_changed",
+    "unreadable",
+    "write_list",
+]
+
+LIST = "artefacts.json"
+
+# artefacts.json history:
+# 1 - files: path -> the SHA-256 it has, and, while it is being replaced, the one it had ("" for none); sha256 of that
+SCHEMA_VERSION = 1
+
+Digests = dict[str, list[str]]
+"""Path in the folder, with slashes, to the digests that its content may have, the newest first."""
+
+LARGE_BYTES = 64_000_000
+"""Files of this size and more are read once a command."""
+
+KEYS = {
+    "run.json": ("card", "target", "budget", "files"),
+    "candidates.json": ("candidates",),
+    "history.json": ("epochs",),
+    "test_reads.json": ("test_reads",),
+    "result.json": ("schema_version", "models"),
+    "bench.json": ("schema_version", "models"),
+}
+"""What a JSON file of that name must hold at least."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file of a run that is not as the run wrote it."""
+
+    name: str
+    """Path in the folder, with slashes."""
+    what: str
+    """What is wrong with it, as the end of a sentence that begins with its name."""
+
+
+def listed(folder: Path) -> Digests | None:
+    """The list of the folder; None if there is none, as in runs of earlier versions.
+
+    Raises InputError if the list itself is damaged.
+    """
+    path = folder / LIST
+    if not path.exists():
+        return None
+    advice = "use --fresh to start its run again"
+    try:
+        content = read_json(path)
+        files = content["files"]
+        whole = content["sha256"] == _digest(files) and content["schema_version"] == SCHEMA_VERSION
+    except (InputError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is damaged and no longer lists the files of the run; {advice}") from error
+    if not whole:
+        raise InputError(f"{path}: is damaged or of another edgekd, its own SHA-256 differs; {advice}")
+    return dict(files)
+
+
+def write_list(folder: Path, files: Digests | None = None) -> None:
+    """Write the list, by default with every file that lies in the folder now."""
+    if files is None:
+        paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != LIST)
+        files = {path.relative_to(folder).as_posix(): [file_sha256(path)] for path in paths}
+    content = {"schema_version": SCHEMA_VERSION, "files": files, "sha256": _digest(files)}
+    write_json(folder / LIST, content)
+
+
+def _digest(files: Any) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def damaged(folder: Path, files: Digests, only: str = "") -> list[Damage]:
+    """What differs from the list, what is missing, and what is unreadable among the files that it does not name;
+    `only` one file, if it is named."""
+    found = []
+    for name, digests in files.items():
+        if only not in ("", name):
+            continue
+        path = folder / name
+        if not path.is_file():
+            if digests[-1]:  # otherwise it was about to be written for the first time
+                found.append(Damage(name, "is missing"))
+        elif _sha256(path) not in digests:
+            found.append(Damage(name, _difference(path)))
+    for path in own_files(folder):
+        name = path.relative_to(folder).as_posix()
+        if name not in files and only in ("", name) and (what := unreadable(path)):
+            found.append(Damage(name, what))
+    return found
+
+
+def refuse_changed(folder: Path, files: Digests, advice: str) -> None:
+    """Raise InputError for the first file that is there and not as it was written. A missing file is no error here:
+    the code that needs it says so."""
+    for damage in damaged(folder, files):
+        if damage.what != "is missing":
+            raise InputError(f"{folder / damage.name}: {damage.what}; {advice}")
+
+
+@contextlib.contextmanager
+def keeping(folder: Path, files: Digests, differs: Callable[[str], None]) -> Iterator[None]:
+    """Keep the list of what is written into the folder, a file's digest before the file gets its name.
+
+    `differs(name)` hears of a file that was lost, is made again, and has another content than before.
+    """
+
+    def told(temporary: Path, path: Path) -> None:
+        name = name_of(folder, path)
+        if not name:
+            return
+        digest, there = file_sha256(temporary), path.exists()
+        if name in files and not there and files[name][0] != digest:
+            differs(name)
+        files[name] = [digest, files[name][0] if there and name in files else ""]
+        write_list(folder, files)
+        files[name] = [digest]
+
+    with listening(told):
+        yield
+
+
+def name_of(folder: Path, path: Path) -> str:
+    """The path in the folder, with slashes; empty for what is no artefact: logs, scratch files, checkpoints."""
+    if not path.is_relative_to(folder):
+        return ""
+    parts = path.relative_to(folder).parts
+    if parts[0] in ("bench", "scratch") or parts == (LIST,):
+        return ""
+    return "" if any(map(_passing, parts)) else "/".join(parts)
+
+
+def _passing(part: str) -> bool:
+    """Whether a folder or file of that name holds no artefacts: it goes when a training ends, or only grows."""
+    return part[0] == "." or part.endswith("log") or re.search(r"attempt-\d+|^assistant-\d+$", part) is not None
+
+
+def own_files(folder: Path) -> list[Path]:
+    """Every file that the run itself wrote and reads again, checkpoints with them."""
+    places = ("teacher", "student", "exported", "data", "records")
+    inside = [path for place in places for path in sorted((folder / place).rglob("*"))]
+    top = [folder / name for name in ("run.json", "candidates.json", "tokenizer.json", "model.onnx", "result.json")]
+    return [path for path in [*top, *inside] if path.is_file() and path.name[0] != "."]
+
+
+@functools.lru_cache
+def _sha256_of(path: Path, size: int, changed_ns: int) -> str:
+    return file_sha256(path)
+
+
+def _sha256(path: Path) -> str:
+    stat = path.stat()
+    large = stat.st_size >= LARGE_BYTES
+    return _sha256_of(path, stat.st_size, stat.st_mtime_ns) if large else file_sha256(path)
+
+
+def _difference(path: Path) -> str:
+    return unreadable(path) or "is not the file that the run wrote (its SHA-256 differs)"
+
+
+def unreadable(path: Path) -> str:
+    """What is wrong with a file, as far as its form tells; empty if nothing is."""
+    if not path.stat().st_size:
+        return "is empty"
+    forms = {".json": _wrong_json, ".npy": _wrong_npy, ".safetensors": _wrong_safetensors, ".pt": _wrong_zip}
+    return forms[path.suffix](path) if path.suffix in forms else ""
+
+
+def _wrong_json(path: Path) -> str:
+    try:
+        content = read_json(path)
+    except InputError as error:
+        return f"is not valid JSON: {one_line(error.__cause__ or error, 80)}"
+    wanted = next((keys for name, keys in KEYS.items() if path.name.endswith(name)), ())
+    if not isinstance(content, dict) or not content:
+        return "holds no JSON object with anything in it"
+    missing = [key for key in wanted if key not in content]
+    return f"has no {missing[0]!r}" if missing else ""
+
+
+def _wrong_npy(path: Path) -> str:
+    """An .npy file is its header, then as many bytes as the header says."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(10)
+            if start[:6] != b"\x93NUMPY":
+                return "is no .npy file"
+            wide = start[6] > 1
+            length = int.from_bytes(start[8:10] + (file.read(2) if wide else b""), "little")
+            header = ast.literal_eval(file.read(length).decode("latin1").strip())
+            begin = file.tell()
+        item = int(re.sub(r"\D", "", header["descr"]))
+        whole = begin + item * math.prod(header["shape"])
+    except (ValueError, SyntaxError, KeyError, TypeError, IndexError):
+        return "is no readable .npy file"
+    size = path.stat().st_size
+    return "" if size == whole else f"has {size} bytes where its header says {whole}"
+
+
+def _wrong_safetensors(path: Path) -> str:
+    """A safetensors file is the header's length, the header, then the tensors' bytes."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, 100_000_000)))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return "is no readable safetensors file"
+    size, whole = path.stat().st_size, 8 + length + max(ends, default=0)
+    return "" if size == whole else f"has {size} bytes where its header says {whole}"
+
+
+def _wrong_zip(path: Path) -> str:
+    """What torch saves is a zip file, which holds a checksum of each of its parts."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return "is damaged: a checksum inside differs" if file.testzip() else ""
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError):
+        return "is no readable checkpoint"

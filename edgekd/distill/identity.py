@@ -1,0 +1,75 @@
+"""What a run is made of beside its card: the structure of its networks and its data."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from edgekd.card import Card
+from edgekd.data.arrays import digest
+from edgekd.data.images import Split
+from edgekd.data.sources import data_marks
+from edgekd.distill.tasks.known import learning_of
+from edgekd.errors import ConfigError
+from edgekd.nets.families import make, make_shapes
+from edgekd.nets.teachers import make_teacher_net
+from edgekd.run import Run
+
+__all__ = ["refuse_changes", "structure", "structures"]
+
+
+def structure(net: nn.Module) -> str:
+    """SHA-256 of the names, types and shapes of all parameters and buffers, and of the text of the module tree."""
+    tensors = [
+        f"{name} {tensor.dtype} {tuple(tensor.shape)}" for name, tensor in net.state_dict(keep_vars=True).items()
+    ]
+    hidden = [f"{name} {tuple(tensor.shape)}" for name, tensor in net.named_buffers()]  # also those that are not saved
+    tree = re.sub(r" at 0x[0-9a-f]+", "", str(net))
+    return hashlib.sha256("\n".join([*tensors, *hidden, tree]).encode()).hexdigest()
+
+
+def structures(card: Card, teacher_given: bool) -> dict[str, str]:
+    """The structure of each network that is trained here; the first shape of the student stands for all.
+
+    A teacher that is given is known by the SHA-256 of its file.
+    """
+    shape = make_shapes(card, card.student)[0]
+    found = {"student": structure(make(card, card.student, shape, "student.knobs"))}
+    if not teacher_given and card.teacher.family not in ("self", "onnx"):
+        found["teacher"] = structure(make_teacher_net(card))
+    for number, assistant in enumerate(card.assistants):
+        found[f"assistants.{number}"] = structure(make(card, assistant, assistant.shape, "assistants"))
+    return found
+
+
+def refuse_changes(card: Card, run: Run, folder: Path | None, teacher_given: bool) -> None:
+    """Raise ConfigError where networks or data are no longer those that a finished run was made of.
+
+    The data are read only if the names, sizes or times of their files differ.
+    """
+    run.refuse_other_networks(structures(card, teacher_given))
+    learning = learning_of(card.data)
+    named = folder is not None or card.data.path or card.data.source == "digits"
+    if named and run.other_marks(data_marks(card, folder)):
+        train, validation = learning.load(card, folder)
+        run.refuse_other_data(digest(train) + digest(validation))
+        _refuse_other_test(learning.load_test(card, folder, run.tokenizer), run)
+
+
+def _refuse_other_test(test: Split, run: Run) -> None:
+    """Raise ConfigError where the test data are not those that the run kept; a run that lost them is left alone."""
+    inputs, labels = run.data / "test.npy", run.data / "test.labels.npy"
+    if not (inputs.exists() and labels.exists()):
+        return
+    kept, known = np.load(inputs, mmap_mode="r"), np.load(labels)
+    same = np.array_equal(known, test.labels) and len(kept) == len(test)
+    for start in range(0, len(test) if same else 0, 500):
+        chosen = np.arange(start, min(start + 500, len(test)))
+        same = same and np.array_equal(kept[chosen], test.read(chosen))
+    if not same:
+        raise ConfigError(
+            f"{run.folder}: the test data have changed since this run read them; "
+            "use --fresh to start this run again, or --out for another folder"
+        )

@@ -1,0 +1,121 @@
+"""What becomes of a run whose files are damaged: they are made again, or the run is refused."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgekd.artefacts import LIST, Damage, Digests, damaged, listed, name_of, own_files, refuse_changed
+from edgekd.console import say
+from edgekd.errors import EdgekdError, InputError
+from edgekd.files import file_sha256, read_json
+
+__all__ = ["adopted", "expected", "mend", "refuse_lost_settings", "refuse_tampered", "remove_derived"]
+
+ADVICE = "use --fresh to start this run again, or --out for another folder"
+
+TOGETHER = {"student/history.json": ("student/student.safetensors", "result.json")}
+"""What is removed with a lost file, because only both together can be made again."""
+
+DERIVED = {
+    "teacher/teacher.safetensors": ("teacher/assistant-*", "student/*.*", "exported/*"),
+    "teacher/assistant-": ("student/*.*", "exported/student-*"),
+    "student/student.safetensors": ("exported/student-*",),
+    "exported/student-fp32.onnx": ("exported/student-*",),
+    "data/validation.": ("records/*.validation.*.npy",),
+    "data/test.": ("records/*.test.*.npy",),
+}
+"""The beginning of a file's name to what was made from the file; that is wrong where the file is made again and has
+another content than before."""
+
+
+def expected(folder: Path) -> Digests:
+    """The digests that the run's files should have; for a run of an earlier edgekd, those of `result.json`.
+
+    Raises InputError where the list is damaged or lost.
+    """
+    files = listed(folder)
+    if files is not None:
+        return files
+    made = _content(folder / "run.json")
+    if made.get("schema_version", 1) != 1:
+        raise InputError(f"{folder / LIST}: is missing, so the files of this run cannot be checked; {ADVICE}")
+    result = _content(folder / "result.json")
+    try:
+        digests = {f"exported/{model['file']}": [model["sha256"], ""] for model in result["models"]}
+        chosen = next(model for model in result["models"] if model["name"] == result["chosen"])
+        return digests | {"model.onnx": [chosen["sha256"], ""]}
+    except (KeyError, TypeError, StopIteration):
+        return {}
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """A JSON object, empty for anything else; what is wrong with the file is said elsewhere."""
+    try:
+        content = read_json(path) if path.exists() else {}
+    except EdgekdError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def refuse_tampered(folder: Path) -> None:
+    """Raise InputError if a file of a run is there and is not as the run wrote it; for all that only read a run."""
+    refuse_changed(folder, expected(folder), "run its `edgekd distill` again, which makes it again or says what to do")
+
+
+def refuse_lost_settings(folder: Path, files: Digests) -> None:
+    """Raise InputError where `run.json`, by which the run is known, is damaged or lost."""
+    for damage in damaged(folder, files, only="run.json"):
+        raise _refusal(folder, damage, "it says what the run was made of")
+
+
+def mend(folder: Path, files: Digests, trained: bool) -> None:
+    """Remove what is damaged in a run, and say so; the stages make it again from what is intact.
+
+    Raises InputError, before anything is removed, for what cannot be made again.
+    """
+    found = damaged(folder, files)
+    for damage in found:
+        if damage.name == "candidates.json" and trained:
+            raise _refusal(folder, damage, "the trained student was chosen by it")
+        if damage.name == "data/test_reads.json" and "data/test.npy" in files:
+            raise _refusal(folder, damage, "it says how often the test data were read")
+    for damage in found:
+        if damage.name.startswith("teacher/") and damage.name.endswith("-history.json"):
+            say(f"{folder / damage.name}: {damage.what}; it is removed, for nothing is made from it")
+            files.pop(damage.name, None)
+        else:
+            say(f"{folder / damage.name}: {damage.what}; it is made again")
+        for name in (damage.name, *TOGETHER.get(damage.name, ())):
+            (folder / name).unlink(missing_ok=True)
+    if found:  # the run is finished when all of it is there again
+        (folder / "result.json").unlink(missing_ok=True)
+        files.pop("result.json", None)
+
+
+def _refusal(folder: Path, damage: Damage, why: str) -> InputError:
+    return InputError(f"{folder / damage.name}: {damage.what}, and {why}; {ADVICE}")
+
+
+def adopted(folder: Path, files: Digests) -> Digests:
+    """The list with every artefact that it did not name yet, and without those that were never written."""
+    settled = {}
+    for name, digests in files.items():
+        if (folder / name).exists():
+            settled[name] = digests if len(digests) == 1 else [file_sha256(folder / name)]
+        elif digests[-1]:
+            settled[name] = digests[:1]
+    names = [name for path in own_files(folder) if (name := name_of(folder, path)) and name not in settled]
+    return settled | {name: [file_sha256(folder / name)] for name in names}
+
+
+def remove_derived(folder: Path, name: str) -> None:
+    """Remove what was made from a lost file that is made again and has another content than before."""
+    for path in _derived(folder, name):
+        say(f"{path}: was made from another {name}; it is made again")
+        path.unlink()
+
+
+def _derived(folder: Path, name: str) -> Iterator[Path]:
+    for begin, patterns in DERIVED.items():
+        if name.startswith(begin):
+            yield from (path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file())
