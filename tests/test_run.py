@@ -110,6 +110,8 @@ def test_a_run_of_an_edgekd_that_knew_fewer_options_goes_on(tmp_path: Path, card
         train_a_little(run)
     content = read_json(folder / "run.json")
     del content["card"]["recipe"]["standardize"], content["target"]["session"]["arena"]
+    for key in ("background", "skip_broken", "image_column", "label_column"):
+        del content["card"]["data"][key]
     write_json(folder / "run.json", content)
     with open_run(folder, card, target, Budget(), FILES, False):
         pass

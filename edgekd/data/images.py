@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from edgekd.card import Data
+from edgekd.data.pixels import upright_8_bit
 from edgekd.errors import InputError, one_line
 
 __all__ = ["Split", "check_labels", "decode", "decoded_split", "in_memory"]
@@ -80,11 +81,11 @@ def decode(content: bytes, data: Data, where: str) -> Images:
 def fit(image: Image.Image, data: Data, where: str) -> Images:
     """A PIL image as uint8 (size, size, channels), resized and cut as `decode` says.
 
-    Raises InputError naming `where` for an image that is too large or too thin.
+    Raises InputError naming `where` for an image that is too large or too thin, or that `upright_8_bit` refuses.
     """
     scale = (data.resize or data.size) / max(1, min(image.size))
     _refuse_amplifying(image, scale, where)
-    image = image.convert("RGB" if data.channels == 3 else "L")
+    image = upright_8_bit(image, data, where)
     size = data.size
     if image.size != (size, size):
         width, height = (max(size, round(side * scale)) for side in image.size)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,7 +131,7 @@ def read_tsv(path: Path, classes: Sequence[str]) -> tuple[Sentences, Labels]:
             raise InputError(f"{path}:{number}: has {len(rest)} tabs; each line is a sentence, one tab and a label")
         if not sentence.strip():
             raise InputError(f"{path}:{number}: has no sentence before the tab; remove the line")
-        if (label := rest[0].strip()) not in known:
+        if (label := unicodedata.normalize("NFC", rest[0].strip())) not in known:
             raise InputError(
                 f"{path}:{number}: label {shown(label)} is no class of the card; {did_you_mean(label, classes)}"
             )
