@@ -62,7 +62,7 @@ def distill(
     given, further = given_teacher(card, teacher_file), more_teachers(card)
     learning = learning_of(card.data)
     learning.require_test(card, data)
-    train, validation = learning.load(card, data)
+    train, validation = learning.examine(card, data)
     card = learning.settle(card, validation)
     if given is None and not run.teacher_weights.exists() and card.teacher.family != "self":
         refuse_long_teaching(card, len(train))

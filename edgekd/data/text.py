@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "UNKNOWN",
+    "examine_text",
     "keep_tokenizer",
     "load_test_text",
     "load_text",
@@ -73,6 +74,13 @@ def load_text_training(card: Card, folder: Path | None) -> tuple[Split, Split]:
         require_classes(card, whole.labels, 1, "one is needed, or drop the class")
         return whole, load_text(card, place, "dev")
     return set_apart(card, whole)
+
+
+def examine_text(card: Card, folder: Path | None) -> tuple[Split, Split]:
+    """Training and validation sentences, after a look at the test part's lines and labels, which are not kept."""
+    parts = load_text_training(card, folder)
+    _read(card, place_of(card, folder) or Path(), "test")
+    return parts
 
 
 def require_test_text(card: Card, folder: Path | None) -> None:
