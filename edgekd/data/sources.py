@@ -23,7 +23,7 @@ from edgekd.data.images import (
     look,
     read_file,
 )
-from edgekd.data.parquet import parquet_files, read_rows
+from edgekd.data.parquet import parquet_files, read_rows, validation_files
 from edgekd.data.pixels import is_plain
 from edgekd.errors import ConfigError, InputError, did_you_mean, one_line, shown
 from edgekd.imports import import_function
@@ -72,7 +72,7 @@ def _trained_parts(card: Card, folder: Path | None) -> list[str]:
     place = place_of(card, folder)
     if place is None:
         return ["train"]
-    own = card.data.source == "image-folder" and validation_folder(place) is not None
+    own = {"image-folder": validation_folder, "parquet": validation_files}.get(card.data.source, lambda _: None)(place)
     return ["train", "validation"] if own else ["train"]
 
 
@@ -181,15 +181,15 @@ def _digits(part: str) -> Split:
 
 
 def _parquet(data: Data, folder: Path, part: str) -> Split:
-    """Parquet files `PART-*.parquet` in the Hugging Face image layout: `image: {bytes, path}`, `label`."""
-    rows = read_rows(parquet_files(folder, part), data.classes)
-    labels = check_labels(np.array(rows.labels, dtype=np.int64), data.classes, str(folder))
+    """Parquet files `PART-*.parquet`, such as those of the Hugging Face image layout."""
+    files = validation_files(folder) if part == "validation" else parquet_files(folder, part)
+    rows = read_rows(files, data)
     return decoded_split(
-        labels,
-        lambda i: decode(rows.contents[i], data, rows.names[i]),
-        lambda i: rows.contents[i],
+        check_labels(np.array(rows.labels, dtype=np.int64), data.classes, str(folder)),
+        lambda i: decode(rows.content(i), data, rows.names[i]),
+        rows.origin,
         data,
-        lambda i: look(rows.contents[i], data, rows.names[i]),
+        lambda i: look(rows.file(i), data, rows.names[i]),
         f"{part} part in {folder}",
     )
 

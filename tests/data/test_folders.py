@@ -11,13 +11,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.card import Card, Data, TextData, load_card
+from edgekd.card import Card, Data, TextData
 from edgekd.data import images
 from edgekd.data.arrays import digest
 from edgekd.data.folders import class_files, validation_folder
 from edgekd.data.sources import load_and_examine, load_test, load_train_and_validation
 from edgekd.data.text import examine_text
 from edgekd.errors import InputError
+from edgekd.tasks.known import load_card
 
 CLASSES = ("ant", "bee")
 
