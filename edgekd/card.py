@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +25,7 @@ __all__ = [
     "Teacher",
     "TextData",
     "Training",
+    "caller_rule",
     "check_card",
     "parse_budget",
     "read_tables",
@@ -250,6 +251,20 @@ class Card:
     def resolve(self, path: str) -> Path:
         """A path of the card; relative ones start at the card's folder."""
         return Path(self.file).parent / path
+
+
+def caller_rule(data: Mapping[str, Any]) -> str:
+    """What the caller of a model must do to an image, from the values of a card's `[data]`, in one line.
+
+    Empty where the data are no images.
+    """
+    if "size" not in data:
+        return ""
+    size = data["size"]
+    fitted = f"upright, shorter side to {data.get('resize') or size} (bilinear), centre {size}x{size} cut out"
+    given = data.get("source") in ("digits", "import")  # edgekd takes these as they are
+    colour = "RGB" if data.get("channels", 3) == 3 else "grey"
+    return f"{f'none, {size}x{size} as given' if given else fitted}; {colour}, uint8, 0 to 255"
 
 
 def read_tables(name: str) -> tuple[dict[str, Any], str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.card import Budget, Card, Data, parse_budget
+from edgekd.card import Budget, Card, Data, caller_rule, parse_budget
 from edgekd.errors import ConfigError
 from edgekd.spec import bundled_names, locate
 from edgekd.tasks.known import load_card
@@ -375,3 +375,16 @@ def test_class_names_are_composed(tmp_path: Path) -> None:
     assert card.data.classes[0] == "caf\u00e9"
     said = problem(tmp_path, ('"a", "b"', '"cafe\u0301", "caf\u00e9"'))
     assert said.startswith("data.classes: should name each class once; 'caf\u00e9' is there in two forms of Unicode")
+
+
+def test_what_the_caller_must_do_to_an_image(tmp_path: Path) -> None:
+    def rule(*changes: tuple[str, str]) -> str:
+        return caller_rule(vars(load(tmp_path, *changes).data))
+
+    assert rule() == "none, 8x8 as given; grey, uint8, 0 to 255"
+    assert rule(FILES) == "upright, shorter side to 8 (bilinear), centre 8x8 cut out; grey, uint8, 0 to 255"
+    assert rule(FILES, ("size = 8", "size = 8\nresize = 10")).startswith(
+        "upright, shorter side to 10 (bilinear), centre 8x8 cut out; "
+    )
+    assert caller_rule(vars(load_card("imagenet").data)).endswith("; RGB, uint8, 0 to 255")
+    assert caller_rule(vars(load_card("sst2").data)) == caller_rule({}) == ""

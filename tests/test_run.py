@@ -58,6 +58,11 @@ def test_nan_is_no_json(tmp_path: Path) -> None:
         write_json(tmp_path / "figures.json", {"value": float("nan")})
 
 
+def test_json_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "notepad.json").write_text('{"value": 1}', encoding="utf-8-sig")
+    assert read_json(tmp_path / "notepad.json") == {"value": 1}
+
+
 def test_broken_json_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text("{")
     with pytest.raises(InputError, match=r"result\.json: not valid JSON"):
