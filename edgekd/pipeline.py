@@ -97,7 +97,7 @@ def distill(
 
     models, test_images = final_figures(card, site, subjects, figures, net, run, data)
     final = next(model for model in models if model.name == chosen.name)
-    verdict = judge(budget_figures(final, models[0].accuracy), budget, allow_estimated=True)
+    verdict = judge(budget_figures(final, models[0].accuracy), budget, allow_estimated=True, examples=test_images)
     result = Result(
         card=card.name,
         target=target.name,
