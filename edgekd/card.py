@@ -2,7 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +25,7 @@ __all__ = [
     "Teacher",
     "TextData",
     "Training",
+    "caller_rule",
     "check_card",
     "parse_budget",
     "read_tables",
@@ -45,6 +47,19 @@ def _import_path(text: str) -> str:
 
 
 ImportPath = Annotated[str, AfterValidator(_import_path)]
+Level = Annotated[int, Field(ge=0, le=255)]
+
+
+def _composed_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Class names in Unicode's NFC; macOS writes folder names in NFD, where an accent is a character of its own."""
+    composed = tuple(unicodedata.normalize("NFC", name) for name in names)
+    if len(set(composed)) < len(set(names)):
+        twice = next(name for place, name in enumerate(composed) if name in composed[:place])
+        raise ValueError(f"should name each class once; {shown(twice)} is there in two forms of Unicode")
+    return composed
+
+
+Classes = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_composed_names)]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -65,7 +80,15 @@ class Data:
     resize: Annotated[int, Field(ge=1, le=MAX_SIDE)] | None = None
     """image-folder only: the shorter side is resized to this before the centre is cut out; default `size`."""
     channels: Literal[1, 3] = 3
-    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    background: tuple[Level, Level, Level] = (0, 0, 0)
+    """The colour (red, green, blue) onto which transparent images are composed."""
+    skip_broken: bool = False
+    """Whether images that cannot be decoded are left out; otherwise they end the command before anything is trained."""
+    image_column: str = ""
+    """parquet only: the column that holds the images; default `image` or `img`."""
+    label_column: str = ""
+    """parquet only: the column that holds the labels, numbers or class names; default `label`."""
+    classes: Classes
     """Class names in label order; for an image folder, the names of its subfolders."""
     mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
     """Per channel, on the scale 0–1."""
@@ -83,7 +106,25 @@ class Data:
             raise ValueError('must name `function = "package.module:function"` with source = "import"')
         if self.source == "torchvision" and not self.name:
             raise ValueError('must give `name`, a data set of torchvision, with source = "torchvision"')
+        for key in ("image_column", "label_column"):
+            if getattr(self, key) and self.source != "parquet":
+                raise ValueError(f'{key}: has no effect with source = "{self.source}"; it is for "parquet"')
+        for key, given in (("background", any(self.background)), ("skip_broken", self.skip_broken)):
+            if given and self.source in ("digits", "import"):
+                raise ValueError(f'{key}: has no effect with source = "{self.source}"; it is for image files')
         return self
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What the pixels of a view depend on beside the data themselves, as part of the key of kept outputs.
+
+        What later versions added is left out at its default, so that outputs kept before are still found.
+        """
+        values = dataclasses.asdict(self)
+        for key in ("skip_broken", "image_column", "label_column"):  # they choose the data, whose digest is in the key
+            del values[key]
+        if self.background == (0, 0, 0):
+            del values["background"]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -96,7 +137,7 @@ class TextData:
     """Folder of the data, relative to the card; `--data` overrides it."""
     function: ImportPath | None = None
     """import only: `package.module:function`, called with (path, split) -> (sentences, labels)."""
-    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    classes: Classes
     """Class names in label order. A label in the files is a class's name, or its place counted from 0."""
     max_length: Annotated[int, Field(ge=1, le=MAX_TOKENS)]
     """Tokens of a sentence beyond this many are cut off."""
@@ -210,6 +251,20 @@ class Card:
     def resolve(self, path: str) -> Path:
         """A path of the card; relative ones start at the card's folder."""
         return Path(self.file).parent / path
+
+
+def caller_rule(data: Mapping[str, Any]) -> str:
+    """What the caller of a model must do to an image, from the values of a card's `[data]`, in one line.
+
+    Empty where the data are no images.
+    """
+    if "size" not in data:
+        return ""
+    size = data["size"]
+    fitted = f"upright, shorter side to {data.get('resize') or size} (bilinear), centre {size}x{size} cut out"
+    given = data.get("source") in ("digits", "import")  # edgekd takes these as they are
+    colour = "RGB" if data.get("channels", 3) == 3 else "grey"
+    return f"{f'none, {size}x{size} as given' if given else fitted}; {colour}, uint8, 0 to 255"
 
 
 def read_tables(name: str) -> tuple[dict[str, Any], str]:

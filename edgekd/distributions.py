@@ -4,8 +4,11 @@ import bisect
 import math
 from dataclasses import dataclass
 from functools import cache
+from statistics import NormalDist
 
-__all__ = ["Interval", "exp", "mcnemar", "smallest_significant", "student_t"]
+__all__ = ["CONFIDENCE", "Interval", "exp", "mcnemar", "smallest_significant", "student_t", "wilson"]
+
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,14 @@ def _within(angle: float, freedom: int) -> float:
         term *= cosine**2 * (k - 1) / k
     total *= math.sin(angle)
     return 2 / math.pi * (angle + total) if odd else total
+
+
+def wilson(hits: int, total: int) -> Interval:
+    """A share and its 95 % Wilson score interval (Wilson 1927)."""
+    z, p = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), hits / total
+    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    return Interval(p, centre - half, centre + half)
 
 
 def mcnemar(lost: int, won: int) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edgekd.card import Budget
+from edgekd.distributions import wilson
 from edgekd.errors import ConfigError, ExitCode
 from edgekd.figures import BUDGETED, COMPARED, Figure, Metric, ModelFigures
 from edgekd.target import Target
@@ -12,6 +13,7 @@ from edgekd.target import Target
 __all__ = [
     "COUNTED",
     "EXIT_CODES",
+    "SMALL_TEST_SET",
     "Judged",
     "Line",
     "Outcome",
@@ -31,6 +33,10 @@ Outcome = Literal["pass", "fail", "inconclusive", "not judged"]
 LATENCIES = ("latency_p50_ms", "latency_p95_ms", "latency_p99_ms")
 ACCURACIES = ("min_accuracy", "max_accuracy_drop", "min_agreement")
 """Budget keys without which a verdict says nothing about how well the model answers."""
+
+SMALL_TEST_SET = 300
+"""Of fewer test examples than these an accuracy near its limit proves nothing: the 95 % interval of 90 % right is 7
+points wide at 300."""
 
 EXIT_CODES = {"pass": ExitCode.PASS, "fail": ExitCode.FAIL, "inconclusive": ExitCode.INCONCLUSIVE}
 """What a command that ends with this verdict exits with."""
@@ -177,15 +183,32 @@ def exit_code_of(judged: Judged | Verdict, on_inconclusive: str | None) -> ExitC
     return COUNTED[on_inconclusive] if judged.outcome == "inconclusive" else judged.exit_code
 
 
-def judge(figures: dict[str, Figure], budget: Budget, allow_estimated: bool = False) -> Verdict:
+def judge(
+    figures: dict[str, Figure], budget: Budget, allow_estimated: bool = False, examples: int | None = None
+) -> Verdict:
     """Judge every limit that `budget` sets against the figure of the same key.
 
     A figure without a value, or an estimate where estimates are not allowed, is inconclusive; so is an
-    interval that holds the limit.
+    interval that holds the limit. `examples` is the number of test examples that the accuracy is of: of fewer than
+    SMALL_TEST_SET it is judged with its interval.
     """
     limits = budget.limits()
     lines = [_line(key, limits[key], figures.get(key, Figure()), allow_estimated) for key in BUDGETED if key in limits]
-    return Verdict(tuple(lines))
+    return Verdict(tuple(_sampled(line, examples) if examples else line for line in lines))
+
+
+def _sampled(line: Line, examples: int) -> Line:
+    """The line of the accuracy with its Wilson interval, which decides where the examples are few."""
+    value = line.figure.value
+    if line.key != "min_accuracy" or value is None or line.outcome == "inconclusive":
+        return line
+    share = wilson(round(value * examples), examples)
+    figure = dataclasses.replace(line.figure, low=max(0.0, share.low), high=min(1.0, share.high))
+    line = dataclasses.replace(line, figure=figure)
+    told = f"95 % interval {line.shown_interval} on {examples:,} examples"
+    if examples < SMALL_TEST_SET and share.low < line.limit <= share.high:
+        return dataclasses.replace(line, outcome="inconclusive", reason=f"too few to tell: {told}")
+    return dataclasses.replace(line, reason=f"{line.reason}; {told}" if line.reason else told)
 
 
 def verdict_words(verdict: Verdict, latency_p50: Figure) -> str:

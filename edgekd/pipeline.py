@@ -64,7 +64,7 @@ def distill(
     given, further = given_teacher(card, teacher_file), more_teachers(card)
     learning = learning_of(card.data)
     learning.require_test(card, data)
-    train, validation = learning.load(card, data)
+    train, validation = learning.examine(card, data)
     card = learning.settle(card, validation)
     if given is None and not run.teacher_weights.exists() and card.teacher.family != "self":
         refuse_long_teaching(card, len(train))
@@ -99,7 +99,7 @@ def distill(
 
     models, test_images = final_figures(card, site, subjects, figures, net, run, data)
     final = next(model for model in models if model.name == chosen.name)
-    verdict = judge(budget_figures(final, models[0].accuracy), budget, allow_estimated=True)
+    verdict = judge(budget_figures(final, models[0].accuracy), budget, allow_estimated=True, examples=test_images)
     result = Result(
         card=card.name,
         target=target.name,

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgekd import __version__
 from edgekd.artefacts import LIST, Digests, keeping, write_list
-from edgekd.card import Augment, Budget, Card, Recipe
+from edgekd.card import Augment, Budget, Card, Data, Recipe
 from edgekd.console import say
 from edgekd.errors import ConfigError
 from edgekd.files import read_json, write_json
@@ -283,6 +283,9 @@ def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]
 def _as_before(key: str, value: Any) -> bool:
     """Whether an option that an older edgekd did not know has the value that is what it did."""
     part, _, name = key.rpartition(".")
+    if part == "card.data":
+        defaults = {field_.name: field_.default for field_ in dataclasses.fields(Data)}
+        return name in defaults and bool(json.loads(json.dumps(defaults[name], default=str)) == value)
     makers: dict[str, Any] = {"card.recipe": Recipe(epochs=1), "card.augment": Augment()}
     if part not in makers:
         return key.startswith("target.session.")

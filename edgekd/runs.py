@@ -95,6 +95,9 @@ def read_arrays(path: Path, folder: Path) -> Inputs:
         inputs, labels = extract(path, "inputs", file), extract(path, "labels", folder / "second.labels.npy")
     except ValueError as error:
         raise InputError(f"{path}: {rule}: {one_line(error, 160)}") from error
+    if not _are_classes(labels) and labels.dtype.kind in "iu" and labels.shape == inputs.shape[:1] and len(labels):
+        row = next(row for row, label in enumerate(labels.tolist()) if not 0 <= label < 2**63)
+        raise InputError(f"{path}: label {row} is {labels[row]}; labels are class numbers from 0")
     if not _are_classes(labels) or labels.shape != inputs.shape[:1]:
         raise InputError(
             f"{path}: labels should be one class number ≥ 0 for each input, "

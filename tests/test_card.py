@@ -1,11 +1,12 @@
 """Cards: the bundled files, the budget of a target, and what a mistake in one says."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
-from edgekd.card import Budget, Card, Data, parse_budget
+from edgekd.card import Budget, Card, Data, caller_rule, parse_budget
 from edgekd.errors import ConfigError
 from edgekd.spec import bundled_names, locate
 from edgekd.tasks.known import load_card
@@ -327,3 +328,63 @@ def test_knobs_are_lists(tmp_path: Path) -> None:
     assert load(tmp_path, (before, knobs.format("[[4], [8]]"))).student.knobs == {"hidden": [[4], [8]]}
     assert problem(tmp_path, (before, knobs.format("[]"))).startswith("student.knobs.hidden: got []; it ")
     assert problem(tmp_path, (before, knobs.format("4"))) == "student.knobs.hidden: got 4; it should be a valid array"
+
+
+# --- image files ---
+
+
+FILES = ('source = "digits"', 'source = "image-folder"')
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("background = [0, 0]", "data.background.2: is missing; add it"),
+        ("background = [0, 0, 256]", "data.background.2: got 256; it should be less than or equal to 255"),
+        ("background = [0, 0, 1.0]", "data.background.2: got 1.0; it should be a valid integer"),
+        ("skip_broken = 1", "data.skip_broken: got 1; it should be a valid boolean"),
+        (
+            'image_column = "picture"',
+            'data: image_column: has no effect with source = "image-folder"; it is for "parquet"',
+        ),
+    ],
+)
+def test_keys_of_image_files(tmp_path: Path, line: str, said: str) -> None:
+    assert problem(tmp_path, FILES, ("size = 8", f"size = 8\n{line}")).startswith(said)
+
+
+@pytest.mark.parametrize("line", ["background = [1, 2, 3]", "skip_broken = true"])
+def test_keys_of_image_files_have_no_effect_on_embedded_data(tmp_path: Path, line: str) -> None:
+    key = line.split()[0]
+    said = f'data: {key}: has no effect with source = "digits"; it is for image files'
+    assert problem(tmp_path, ("size = 8", f"size = 8\n{line}")) == said
+
+
+def test_what_pixels_depend_on_has_no_new_keys_at_their_defaults(tmp_path: Path) -> None:
+    data = load(tmp_path, FILES).data
+    assert isinstance(data, Data)
+    added = {"background", "skip_broken", "image_column", "label_column"}
+    assert not added & data.preprocessing().keys()
+    assert dataclasses.replace(data, skip_broken=True).preprocessing() == data.preprocessing()
+    other = dataclasses.replace(data, background=(1, 2, 3)).preprocessing()
+    assert other == data.preprocessing() | {"background": (1, 2, 3)}
+
+
+def test_class_names_are_composed(tmp_path: Path) -> None:
+    card = load(tmp_path, ('"a"', '"cafe\u0301"'))
+    assert card.data.classes[0] == "caf\u00e9"
+    said = problem(tmp_path, ('"a", "b"', '"cafe\u0301", "caf\u00e9"'))
+    assert said.startswith("data.classes: should name each class once; 'caf\u00e9' is there in two forms of Unicode")
+
+
+def test_what_the_caller_must_do_to_an_image(tmp_path: Path) -> None:
+    def rule(*changes: tuple[str, str]) -> str:
+        return caller_rule(vars(load(tmp_path, *changes).data))
+
+    assert rule() == "none, 8x8 as given; grey, uint8, 0 to 255"
+    assert rule(FILES) == "upright, shorter side to 8 (bilinear), centre 8x8 cut out; grey, uint8, 0 to 255"
+    assert rule(FILES, ("size = 8", "size = 8\nresize = 10")).startswith(
+        "upright, shorter side to 10 (bilinear), centre 8x8 cut out; "
+    )
+    assert caller_rule(vars(load_card("imagenet").data)).endswith("; RGB, uint8, 0 to 255")
+    assert caller_rule(vars(load_card("sst2").data)) == caller_rule({}) == ""

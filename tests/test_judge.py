@@ -3,11 +3,12 @@
 import dataclasses
 
 import pytest
+from scipy import stats
 
 from edgekd.card import Budget
 from edgekd.errors import ExitCode
 from edgekd.figures import Figure, ModelFigures
-from edgekd.judge import Verdict, budget_figures, judge, verdict_words
+from edgekd.judge import SMALL_TEST_SET, Line, Verdict, budget_figures, judge, verdict_words
 
 
 def outcome(figure: Figure, limit: float = 1.0, key: str = "latency_p50_ms", allow: bool = False) -> str:
@@ -105,3 +106,51 @@ def test_the_words_of_a_verdict_say_what_it_does_not_speak_of() -> None:
     guess = {"latency_p50_ms": Figure(1.0, "estimated", 0.5, 1.5)}
     guessed = judge(right | guess, Budget(latency_p50_ms=2.0, min_accuracy=0.5), allow_estimated=True)
     assert verdict_words(guessed, guess["latency_p50_ms"]) == "pass (latency estimated)"
+
+
+# --- the accuracy of few examples ---
+
+
+def accuracy(value: float, limit: float, examples: int | None) -> Line:
+    return judge({"min_accuracy": Figure(value, "measured")}, Budget(min_accuracy=limit), examples=examples).lines[0]
+
+
+@pytest.mark.parametrize(("hits", "limit"), [(18, 0.9), (18, 0.95), (20, 0.9), (19, 0.8), (20, 1.0), (0, 0.1)])
+def test_a_limit_inside_the_interval_of_few_examples_is_inconclusive(hits: int, limit: float) -> None:
+    wilson = stats.binomtest(hits, 20).proportion_ci(0.95, method="wilson")
+    line = accuracy(hits / 20, limit, 20)
+    assert (line.figure.low, line.figure.high) == pytest.approx((wilson.low, wilson.high))
+    assert wilson.low < limit <= wilson.high + 1e-9
+    assert line.outcome == "inconclusive"
+    interval = f"{100 * wilson.low:.2f} % … {100 * wilson.high:.2f} %"
+    assert line.reason == f"too few to tell: 95 % interval {interval} on 20 examples"
+
+
+@pytest.mark.parametrize(("hits", "limit", "expected"), [(18, 0.5, "pass"), (18, 0.99, "fail"), (0, 0.5, "fail")])
+def test_a_limit_outside_the_interval_is_judged(hits: int, limit: float, expected: str) -> None:
+    assert accuracy(hits / 20, limit, 20).outcome == expected
+
+
+def test_many_examples_are_judged_by_their_share_alone() -> None:
+    assert SMALL_TEST_SET == 300
+    for examples, expected in ((300, "pass"), (299, "inconclusive")):
+        line = accuracy(0.9 if examples == 300 else 270 / 299, 0.9, examples)
+        assert line.outcome == expected
+        assert f" on {examples} examples" in line.reason
+    assert accuracy(0.9, 0.91, 300).outcome == "fail"
+    line = accuracy(0.9, 0.9, None)
+    assert (line.outcome, line.reason, line.figure.low) == ("pass", "", None)
+
+
+def test_the_embedded_digits_have_enough_test_images() -> None:
+    line = accuracy(354 / 359, 0.96, 359)
+    assert line.text == "accuracy 98.61 % ≥ 96.00 %: pass (95 % interval 96.78 % … 99.40 % on 359 examples)"
+
+
+def test_only_accuracy_is_of_a_sample() -> None:
+    figures = {"size_kb": Figure(5.0, "exact"), "min_accuracy": Figure(why="no data")}
+    size, share = judge(figures, Budget(size_kb=5, min_accuracy=0.5), examples=10).lines
+    assert (size.outcome, size.reason, size.figure.low) == ("pass", "", None)
+    assert (share.outcome, share.reason) == ("inconclusive", "no data")
+    proxy = judge({"min_accuracy": Figure(0.9, "proxy")}, Budget(min_accuracy=0.1), examples=10).lines[0]
+    assert proxy.reason.startswith("proxy; 95 % interval ")

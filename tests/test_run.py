@@ -64,6 +64,11 @@ def test_nan_is_no_json(tmp_path: Path) -> None:
         write_json(tmp_path / "figures.json", {"value": float("nan")})
 
 
+def test_json_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "notepad.json").write_text('{"value": 1}', encoding="utf-8-sig")
+    assert read_json(tmp_path / "notepad.json") == {"value": 1}
+
+
 def test_broken_json_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text("{")
     with pytest.raises(InputError, match=r"result\.json: not valid JSON"):
@@ -116,6 +121,8 @@ def test_a_run_of_an_edgekd_that_knew_fewer_options_goes_on(tmp_path: Path, card
         train_a_little(run)
     content = read_json(folder / "run.json")
     del content["card"]["recipe"]["standardize"], content["target"]["session"]["arena"]
+    for key in ("background", "skip_broken", "image_column", "label_column"):
+        del content["card"]["data"][key]
     write_json(folder / "run.json", content | {"schema_version": 1})
     (folder / "artefacts.json").unlink()  # earlier versions kept no list
     with open_run(folder, card, target, Budget(), FILES, False):

@@ -84,12 +84,12 @@ def test_arrays_are_read(tmp_path: Path, kind: type) -> None:
         ({"labels": np.zeros(3, np.int64)}, "should be an .npz file with the arrays inputs and labels: 'inputs"),
         ({"inputs": images([0, 1]), "labels": np.array([0, 1, 2])}, "class number ≥ 0 for each input, got int64 [3]"),
         ({"inputs": images([0, 1]), "labels": np.array([0.0, 1.0])}, "got float64 [2] for inputs uint8 [2, 2, 2, 1]"),
-        ({"inputs": images([0, 1]), "labels": np.array([0, -1])}, "one class number ≥ 0"),
+        ({"inputs": images([0, 1]), "labels": np.array([0, -1])}, "label 1 is -1; labels are class numbers from 0"),
         ({"inputs": images([0, 1]), "labels": np.array([[0], [1]])}, "got int64 [2, 1]"),
         ({"inputs": images([]), "labels": np.zeros(0, np.int64)}, "got int64 [0]"),
         ({"inputs": np.array(5), "labels": np.array([0])}, "for inputs int64 []"),
         ({"inputs": images([0, 1]), "labels": np.array(["cat", "dog"])}, "got <U3 [2]"),
-        ({"inputs": images([0, 1]), "labels": np.array([0, 2**63], np.uint64)}, "got uint64 [2]"),
+        ({"inputs": images([0, 1]), "labels": np.array([0, 2**63], np.uint64)}, "label 1 is 9223372036854775808; "),
     ],
 )  # fmt: skip
 def test_arrays_that_do_not_fit_are_told(tmp_path: Path, arrays: dict[str, NDArray[Any]], said: str) -> None:

@@ -3,12 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.distributions import Interval, exp, student_t
+from edgekd.distributions import CONFIDENCE, Interval, exp, student_t, wilson
 
 __all__ = [
     "Interval",
@@ -22,7 +21,6 @@ __all__ = [
     "wilson",
 ]
 
-CONFIDENCE = 0.95
 RATIO_CALLS = 30
 """Calls of a process below which no ratio of p95 is given."""
 
@@ -130,11 +128,3 @@ def between(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval
         return Interval(math.exp(centre), math.exp(centre), math.exp(centre))
     half = student_t((1 + confidence) / 2, len(logs) - 1) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
     return Interval(exp(centre), exp(centre - half), exp(centre + half))
-
-
-def wilson(hits: int, total: int) -> Interval:
-    """A share and its 95 % Wilson score interval (Wilson 1927)."""
-    z, p = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), hits / total
-    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    return Interval(p, centre - half, centre + half)

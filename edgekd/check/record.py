@@ -129,7 +129,7 @@ def may_be_replaced(path: Path) -> bool:
 def read_record(path: Path) -> Checked:
     """The content of a record; InputError if it is none, or of a later edgekd."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         data = json.loads(text, parse_int=_whole, parse_float=_real, parse_constant=_real)
     except FileNotFoundError:
         raise InputError(f"{path}: no such record; `edgekd baseline accept MODEL --target T` makes one") from None

@@ -48,7 +48,8 @@ def judge_samples(
             key: below_limit(checked.sample.latency, _bounds(key), limits[key] / 1e3) for key in TIMED if key in limits
         }
     figures |= {key: _looked_at(decision, figures[key]) for key, decision in decisions.items()}
-    verdict = judge(figures, budget, allow_estimated)
+    examples = len(checked.sample.answers.labels) if checked.sample.answers else None
+    verdict = judge(figures, budget, allow_estimated, examples)
     lines = [_explained(line, checked.sample, decisions.get(line.key)) for line in verdict.lines]
     wanted = [decision.wanted for decision in decisions.values()]
     if checked.baseline is None:

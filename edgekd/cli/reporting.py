@@ -175,4 +175,5 @@ def _summary(story: Story) -> list[object]:
         on = f", {column.images:,} {column.split} {column.examples}" if column.images else ""
         told.append(rich_table(header, rows, f"{story.card} on {column.label}{on}"))
     told += [f"  note: {remark}" for remark in remarks(story)]
+    told += [f"  resize of an image before the model: {story.input}"] if story.input else []
     return [*told, f"  shipped: {story.chosen}, because {story.why_chosen}"]

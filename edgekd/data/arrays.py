@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgekd.data.images import Split
 from edgekd.files import atomic
 
-__all__ = ["digest", "keep_split", "write_array"]
+__all__ = ["digest", "duplicates", "keep_split", "write_array"]
 
 CHUNK = 500
 
@@ -62,3 +62,29 @@ def digest(split: Split) -> str:
         for inputs in _images(split, len(split)):
             add(inputs)
     return content.hexdigest()
+
+
+def duplicates(train: Split, validation: Split, test: Split) -> str:
+    """How many images are in several parts, by their pixels, in words; empty if none is.
+
+    Sets that are decoded as they are read are not looked through.
+    """
+    if any(part.origin for part in (train, validation, test)):
+        return ""
+    trained, validated, tested = (_pixel_digests(part) for part in (train, validation, test))
+    known, seen = set(trained), set(validated)
+    counts = {
+        "the test part are also in the training part": sum(one in known for one in tested),
+        "the test part are also in the validation part": sum(one in seen for one in tested),
+        "the validation part are also in the training part": sum(one in known for one in validated),
+    }
+    told = [f"{count} of {where}" for where, count in counts.items() if count]
+    return f"the same images are in several parts: {', '.join(told)}; accuracy on them says little" if told else ""
+
+
+def _pixel_digests(split: Split) -> list[bytes]:
+    return [
+        hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+        for images in _images(split, len(split))
+        for image in images
+    ]

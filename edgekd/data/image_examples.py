@@ -29,7 +29,7 @@ def examples(split: Split, data: Data, augment: Augment) -> Examples:
 
     key = {
         "data": digest(split),
-        "preprocess": dataclasses.asdict(data),
+        "preprocess": data.preprocessing(),
         "augment": dataclasses.asdict(augment),
         "views": VIEWS_VERSION,
     }

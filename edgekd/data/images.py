@@ -1,18 +1,24 @@
 """Decoding: any image file as uint8 (H, W, C) of the size the network sees."""
 
+import contextlib
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from edgekd.card import Data
-from edgekd.errors import InputError, one_line
+from edgekd.console import say
+from edgekd.data.pixels import is_plain, upright_8_bit
+from edgekd.errors import InputError, cut, one_line
 
-__all__ = ["Split", "check_labels", "decode", "decoded_split", "in_memory"]
+__all__ = ["BrokenImages", "Split", "check_labels", "decode", "decoded_split", "in_memory", "look", "read_file"]
 
 MEMORY_LIMIT_BYTES = 4_000_000_000
 """Decoded sets up to this size are kept in memory; larger ones are decoded as they are read."""
@@ -23,10 +29,25 @@ MAX_PIXELS = 150_000_000
 MAX_RATIO = 100
 """Of an image's longer side to its shorter one. Scaled by its shorter side, a thin strip would fill the memory."""
 
+TOLD = 10
+"""Of several broken images, so many are named."""
+
+_MEND = "; mend or remove it"
+
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS refuses such an image
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
+
+
+class BrokenImages(InputError):
+    """Images that cannot be used; one is told by its own problem, several in a list."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        several = f"{len(problems)} images cannot be used: {_listed(problems)}; mend or remove them"
+        text, what = (several, "them") if len(problems) > 1 else (problems[0], "it")
+        super().__init__(f"{text}; `skip_broken = true` in the card's [data] leaves {what} out")
 
 
 class Split:
@@ -60,31 +81,46 @@ def in_memory(images: Images, labels: Labels) -> Split:
     return Split(labels, lambda indices: images[indices])
 
 
+def read_file(path: Path) -> bytes:
+    """The content of an image file; InputError if it cannot be read."""
+    with _named(str(path)):
+        return path.read_bytes()
+
+
 def decode(content: bytes, data: Data, where: str) -> Images:
     """An encoded image as uint8 (size, size, channels).
 
     An image of another size is resized by its shorter side to `data.resize` (default `data.size`), then
     its centre is cut out. Raises InputError naming `where` if it does not decode.
     """
+    with _named(where), Image.open(io.BytesIO(content)) as image:
+        return fit(image, data, where)
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Turn whatever a file that is no image leads PIL to into an InputError naming `where`."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            return fit(image, data, where)
+        yield
     except InputError:
         raise
     except UnidentifiedImageError:
-        raise InputError(f"{where}: the image does not decode: no known format; mend or remove it") from None
+        raise InputError(f"{where}: the image does not decode: no known format{_MEND}") from None
+    except OSError as error:
+        why = f"cannot be read: {error.strerror}" if error.strerror else f"does not decode: {one_line(error, 120)}"
+        raise InputError(f"{where}: the image {why}{_MEND}") from error
     except Exception as error:  # PIL's decoders raise whatever a damaged file leads them to
-        raise InputError(f"{where}: the image does not decode: {one_line(error, 120)}; mend or remove it") from error
+        raise InputError(f"{where}: the image does not decode: {one_line(error, 120)}{_MEND}") from error
 
 
 def fit(image: Image.Image, data: Data, where: str) -> Images:
     """A PIL image as uint8 (size, size, channels), resized and cut as `decode` says.
 
-    Raises InputError naming `where` for an image that is too large or too thin.
+    Raises InputError naming `where` for an image that is too large or too thin, or that `upright_8_bit` refuses.
     """
     scale = (data.resize or data.size) / max(1, min(image.size))
     _refuse_amplifying(image, scale, where)
-    image = image.convert("RGB" if data.channels == 3 else "L")
+    image = upright_8_bit(image, data, where)
     size = data.size
     if image.size != (size, size):
         width, height = (max(size, round(side * scale)) for side in image.size)
@@ -110,16 +146,81 @@ def _refuse_amplifying(image: Image.Image, scale: float, where: str) -> None:
         )
 
 
-def decoded_split(labels: Labels, load: Callable[[int], Images], origin: Callable[[int], bytes], data: Data) -> Split:
-    """A Split over `load(index)`, decoded once into memory where it fits, else on every read; see `Split.origin`."""
+def look(file: Path | bytes, data: Data, where: str) -> bool:
+    """Whether an encoded image is an ordinary one; only its header is read.
 
-    def read(indices: Sequence[int] | NDArray[np.int64]) -> Images:
+    Raises InputError naming `where` for an image that is no known format, too large or too thin.
+    """
+    with _named(where), Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+        _refuse_amplifying(image, (data.resize or data.size) / max(1, min(image.size)), where)
+        return is_plain(image)
+
+
+def decoded_split(
+    labels: Labels,
+    load: Callable[[int], Images],
+    origin: Callable[[int], bytes],
+    data: Data,
+    header: Callable[[int], bool] = lambda i: True,
+    where: str = "",
+) -> Split:
+    """A Split over `load(index)`, decoded once into memory where it fits, else on every read; see `Split.origin`.
+
+    Of what does not fit, `header(index)` is asked whether each image is an ordinary one (`look`). Raises BrokenImages
+    with every image that either of them refuses, unless the card leaves such images out; `where` names the set.
+    """
+    fits = len(labels) * data.size**2 * data.channels <= MEMORY_LIMIT_BYTES
+    tried = _tried(load if fits else header, range(len(labels)))
+    good = _usable(tried, data.skip_broken, where)
+    if fits:
+        return in_memory(np.stack([tried[i] for i in good]), labels[good])
+
+    def read(indices: NDArray[np.int64]) -> Images:
         with ThreadPoolExecutor() as pool:  # PIL's decoders release the interpreter lock
             return np.stack(list(pool.map(load, (int(i) for i in indices))))
 
-    if len(labels) * data.size**2 * data.channels <= MEMORY_LIMIT_BYTES:
-        return in_memory(read(range(len(labels))), labels)
-    return Split(labels, read, origin)
+    def marked(i: int) -> bytes:
+        # Only what is decoded in another way than by earlier versions is known by another origin.
+        return origin(i) + (b"" if tried[i] else b"\0upright, 8 bits")
+
+    whole = Split(labels, read, marked)
+    return whole if len(good) == len(labels) else whole.subset(good)
+
+
+def _tried(function: Callable[[int], Any], indices: Sequence[int]) -> list[Any]:
+    """What `function` gives for each index, or the InputError that it raises."""
+
+    def attempt(i: int) -> Any:
+        try:
+            return function(i)
+        except InputError as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:  # PIL's decoders release the interpreter lock
+        return list(pool.map(attempt, indices))
+
+
+def _usable(tried: Sequence[Any], skip: bool, where: str) -> NDArray[np.int64]:
+    """Indices of what is no error; BrokenImages if there are errors that are not to be skipped, or nothing else."""
+    broken = {i: str(one) for i, one in enumerate(tried) if isinstance(one, InputError)}
+    good = np.array([i for i in range(len(tried)) if i not in broken], dtype=np.int64)
+    if broken and (not skip or not len(good)):
+        raise BrokenImages(list(broken.values()))
+    if broken:
+        _tell_skipped(f"data: {where}: left out {len(broken)} of {len(tried)} images: {_listed(list(broken.values()))}")
+    return good
+
+
+@cache  # once, however often a part is read
+def _tell_skipped(text: str) -> None:
+    say(text)
+
+
+def _listed(problems: Sequence[str]) -> str:
+    """The first ten problems, and how many more there are."""
+    first = [cut(problem.removesuffix(_MEND), 200) for problem in problems[:TOLD]]
+    more = [f"and {len(problems) - TOLD} more"] if len(problems) > TOLD else []
+    return "; ".join(first + more)
 
 
 def check_labels(labels: Labels, classes: Sequence[str], where: str) -> Labels:

@@ -1,100 +1,182 @@
-"""Images in parquet files of the Hugging Face layout: `image: {bytes, path}`, `label`."""
+"""Images in parquet files: a column of images (`image: {bytes, path}`, bytes or paths) and one of labels."""
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.errors import InputError, cut, one_line
+from edgekd.card import Data
+from edgekd.data.images import read_file
+from edgekd.errors import InputError, cut, did_you_mean, one_line, shown
 
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["Rows", "parquet_files", "read_rows"]
+__all__ = ["Rows", "parquet_files", "read_rows", "validation_files"]
+
+VALIDATION_NAMES = ("validation", "val", "valid", "dev")
+"""How the names of files with validation images may begin."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Encoded images, what messages call them, and their labels."""
+    """Images, what messages call them, and their labels."""
 
-    contents: list[bytes] = field(default_factory=list)
+    images: list[bytes | Path | None] = field(default_factory=list)
+    """An encoded image, the file that holds it, or None for a row that has neither."""
     names: list[str] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
 
+    def file(self, i: int) -> bytes | Path:
+        """The encoded image of row i, or the path of its file; InputError for a row that is null or has no file."""
+        image = self.images[i]
+        if image is None:
+            raise InputError(f"{self.names[i]}: the image is null; put the image's file into it or remove the row")
+        if isinstance(image, Path) and not image.is_file():
+            raise InputError(
+                f"{self.names[i]}: there is no image file {image}; paths start at the parquet file's folder"
+            )
+        return image
+
+    def content(self, i: int) -> bytes:
+        """The encoded image of row i; InputError as for `file`, or if its file cannot be read."""
+        image = self.file(i)
+        return read_file(image) if isinstance(image, Path) else image
+
+    def origin(self, i: int) -> bytes:
+        """What identifies the image of row i: its bytes, or its file's path, size and time of change."""
+        image = self.file(i)
+        if isinstance(image, bytes):
+            return image
+        stat = image.stat()
+        return f"{image.name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode(errors="surrogateescape")
+
 
 def parquet_files(folder: Path, part: str) -> list[Path]:
-    """The files `PART*.parquet` of the folder or of its `data`; InputError if there is none."""
+    """The files `PART*.parquet` of the folder or of its `data`; InputError if there is none.
+
+    Without test files those of a validation part are the test part.
+    """
     files = sorted(folder.glob(f"{part}*.parquet")) or sorted(folder.glob(f"data/{part}*.parquet"))
+    files = files or (_validation(folder) if part == "test" else [])
     if not files:
         raise InputError(f"{folder}: holds no {part}*.parquet file")
     return files
 
 
-def read_rows(files: Sequence[Path], classes: Sequence[str]) -> Rows:
-    """The rows of all files, in their order; InputError names file and row of what is wrong."""
+def validation_files(folder: Path) -> list[Path]:
+    """The files of the validation part, `validation-*.parquet`, `val-*` or `dev-*`; none where they are the test
+    part."""
+    tests = [*folder.glob("test*.parquet"), *folder.glob("data/test*.parquet")]
+    return _validation(folder) if tests else []
+
+
+def _validation(folder: Path) -> list[Path]:
+    for place in (folder, folder / "data"):
+        for name in VALIDATION_NAMES:
+            pattern = re.compile(rf"{name}([-_.].*)?\.parquet")
+            if files := sorted(file for file in place.glob("*.parquet") if pattern.fullmatch(file.name)):
+                return files
+    return []
+
+
+def read_rows(files: Sequence[Path], data: Data) -> Rows:
+    """The rows of all files, in their order; InputError names file and row of what is wrong with labels."""
     rows = Rows()
     for file in files:
-        table = _read(file)
-        contents, labels = _contents(file, table), _labels(file, table, len(classes))
-        rows.contents.extend(contents)
-        rows.labels.extend(labels)
-        rows.names.extend(f"{file} row {row}" for row in range(len(contents)))
+        table, image = _read(file, data)
+        images = _images(file, table, image)
+        rows.images.extend(images)
+        rows.labels.extend(_labels(file, table, data.label_column or "label", data.classes))
+        rows.names.extend(f"{file} row {row}" for row in range(len(images)))
     return rows
 
 
-def _read(file: Path) -> "pyarrow.Table":
-    """The columns of images and labels; the other columns may hold anything."""
+def _read(file: Path, data: Data) -> "tuple[pyarrow.Table, str]":
+    """The columns of images and labels, and the former's name; the other columns may hold anything."""
     import pyarrow.parquet
 
     if not file.is_file():
         raise InputError(f"{file}: not a readable parquet file: it is no file")
+    candidates = [data.image_column] if data.image_column else ["image", "img"]
+    label = data.label_column or "label"
     try:
         with file.open("rb") as opened:  # a name need not be UTF-8, which pyarrow asks of paths
             parquet = pyarrow.parquet.ParquetFile(opened)
             names = list(parquet.schema_arrow.names)
-            image = _image_column(names)
-            table = parquet.read([image, "label"]) if image and names.count("label") == 1 else None
+            image = next((name for name in candidates if names.count(name) == 1), "")
+            table = parquet.read([image, label]) if image and names.count(label) == 1 else None
     except Exception as error:  # pyarrow raises its own exceptions and Python's for a damaged file
         raise InputError(f"{file}: not a readable parquet file: {one_line(error, 120)}") from error
     if table is None:
-        found = cut(", ".join(names) or "none", 200)
-        raise InputError(f"{file}: has columns {found}; 'image' and 'label' are needed")
-    return table
+        raise InputError(
+            f"{file}: has columns {cut(', '.join(names) or 'none', 200)}; {shown(candidates[0])} and {shown(label)} "
+            "are needed; image_column and label_column in the card's [data] name others"
+        )
+    return table, image
 
 
-def _image_column(names: Sequence[str]) -> str:
-    return next((name for name in ("image", "img") if names.count(name) == 1), "")
-
-
-def _contents(file: Path, table: "pyarrow.Table") -> list[bytes]:
+def _images(file: Path, table: "pyarrow.Table", name: str) -> list[bytes | Path | None]:
+    """What each row holds: bytes where there are some, else the path beside the parquet file, else None."""
     import pyarrow
 
-    name = _image_column(table.column_names)
     kind = table.schema.field(name).type
-    inner = [str(one.type) for one in kind if one.name == "bytes"] if pyarrow.types.is_struct(kind) else []
-    if inner not in (["binary"], ["large_binary"]):
-        raise InputError(f"{file}: {name} is {cut(str(kind), 100)}; a struct with 'bytes' of type binary is needed")
-    values = _values(file, table[name], name, "bytes")
-    for row, content in enumerate(values):
-        if content is None:
-            raise InputError(f"{file} row {row}: {name} holds no bytes; put the image's file into it or remove the row")
-    return values
+    parts = {one.name: one.type for one in kind} if pyarrow.types.is_struct(kind) else {"": kind}
+    contents = {key: _is_bytes(one) for key, one in parts.items() if key in ("", "bytes")}
+    paths = {key: _is_text(one) for key, one in parts.items() if key in ("", "path")}
+    if not any(contents.values()) and not (any(paths.values()) and "bytes" not in contents):
+        raise InputError(
+            f"{file}: {name} is {cut(str(kind), 100)}; bytes of type binary, a path of type string, or a struct with "
+            "'bytes' or 'path' is needed"
+        )
+    nothing = [None] * len(table)
+    inside = {True: nothing, False: nothing}
+    for is_path, found in ((False, contents), (True, paths)):
+        key = next((key for key, fits in found.items() if fits), None)
+        if key is not None:
+            inside[is_path] = _values(file, table[name], name, key)
+    return [
+        content if content is not None else file.parent / path if path else None
+        for content, path in zip(inside[False], inside[True], strict=True)
+    ]
 
 
-def _labels(file: Path, table: "pyarrow.Table", classes: int) -> list[int]:
+def _is_bytes(kind: "pyarrow.DataType") -> bool:
+    return str(kind) in ("binary", "large_binary", "binary_view", "null")
+
+
+def _is_text(kind: "pyarrow.DataType") -> bool:
     import pyarrow
 
-    kind = table.schema.field("label").type
-    if not pyarrow.types.is_integer(kind):
-        raise InputError(f"{file}: label is {cut(str(kind), 60)}; whole numbers are needed")
-    values = _values(file, table["label"], "label")
-    for row, label in enumerate(values):
-        if label is None or not 0 <= label < classes:
-            raise InputError(
-                f"{file} row {row}: label is {'null' if label is None else label}; the card names {classes} classes, "
-                f"so labels go from 0 to {classes - 1}"
-            )
-    return values
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    return str(kind) in ("string", "large_string", "string_view", "null")
+
+
+def _labels(file: Path, table: "pyarrow.Table", name: str, classes: Sequence[str]) -> list[int]:
+    """Labels from 0; a label is a whole number, or the name of a class (or its number as text)."""
+    import pyarrow
+
+    kind = table.schema.field(name).type
+    known: dict[Any, int] = {place: place for place in range(len(classes))}
+    rule = f"the card names {len(classes)} classes, so labels go from 0 to {len(classes) - 1}"
+    if text := _is_text(kind):
+        known = {str(place): place for place in known} | {one: place for place, one in enumerate(classes)}
+    elif not pyarrow.types.is_integer(kind):
+        raise InputError(f"{file}: {name} is {cut(str(kind), 60)}; whole numbers or class names are needed")
+    values = _values(file, table[name], name)
+    if text:
+        values = [None if value is None else unicodedata.normalize("NFC", value) for value in values]
+    wrong = [row for row, value in enumerate(values) if value not in known]
+    if wrong:
+        value = values[wrong[0]]
+        if text and value is not None:
+            rule = f"it is no class of the card; {did_you_mean(value, classes)}"
+        more = f" (and {len(wrong) - 1} more rows)" if len(wrong) > 1 else ""
+        is_ = "null" if value is None else shown(value)
+        raise InputError(f"{file} row {wrong[0]}: {name} is {is_}; {rule}{more}")
+    return [known[value] for value in values]
 
 
 def _values(file: Path, column: "pyarrow.ChunkedArray", name: str, inside: str = "") -> list[Any]:

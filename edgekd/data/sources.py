@@ -2,14 +2,29 @@
 
 import hashlib
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.card import Card, Data
-from edgekd.data.images import Split, check_labels, decode, decoded_split, fit, in_memory
-from edgekd.data.parquet import parquet_files, read_rows
+from edgekd.console import say
+from edgekd.data.arrays import duplicates
+from edgekd.data.folders import class_files, part_folder, validation_folder
+from edgekd.data.images import (
+    BrokenImages,
+    Split,
+    check_labels,
+    decode,
+    decoded_split,
+    fit,
+    in_memory,
+    look,
+    read_file,
+)
+from edgekd.data.parquet import parquet_files, read_rows, validation_files
+from edgekd.data.pixels import is_plain
 from edgekd.errors import ConfigError, InputError, did_you_mean, one_line, shown
 from edgekd.imports import import_function
 from edgekd.tasks.known import task_of
@@ -17,6 +32,7 @@ from edgekd.tasks.known import task_of
 __all__ = [
     "balanced_split",
     "data_marks",
+    "load_and_examine",
     "load_test",
     "load_train_and_validation",
     "place_of",
@@ -32,9 +48,54 @@ HELD_OUT = 0.2
 def load_train_and_validation(card: Card, folder: Path | None) -> tuple[Split, Split]:
     """Training and validation images of the card, class-balanced by the card's seed.
 
-    `folder` is the value of `--data`. Raises InputError for anything wrong with the data.
+    `folder` is the value of `--data`. Where the data have a validation part of their own, all others are trained on.
+    Raises InputError for anything wrong with the data.
     """
-    return set_apart(card, _load(card, folder, "train"))
+    train, *validation = _all_of(card, folder, _trained_parts(card, folder))
+    return _divided(card, train, validation)
+
+
+def load_and_examine(card: Card, folder: Path | None) -> tuple[Split, Split]:
+    """Training and validation parts, after a look at the test part too; all before anything is trained.
+
+    Nothing of the test part is kept or used: it is only read, so that what is wrong with its images or labels is told
+    now, together with the broken images of the other parts. Says how many images are in several parts.
+    """
+    train, *validation, test = _all_of(card, folder, [*_trained_parts(card, folder), "test"])
+    divided = _divided(card, train, validation)
+    if told := duplicates(*divided, test):
+        say(f"data: {told}")
+    return divided
+
+
+def _trained_parts(card: Card, folder: Path | None) -> list[str]:
+    """`train`, and `validation` where the data have such a part of their own."""
+    place = place_of(card, folder)
+    if place is None:
+        return ["train"]
+    own = {"image-folder": validation_folder, "parquet": validation_files}.get(card.data.source, lambda _: None)(place)
+    return ["train", "validation"] if own else ["train"]
+
+
+def _all_of(card: Card, folder: Path | None, parts: Sequence[str]) -> list[Split]:
+    """These parts; where images are broken, one BrokenImages with those of all parts."""
+    splits, broken = list[Split](), list[str]()
+    for part in parts:
+        try:
+            splits.append(_load(card, folder, part))
+        except BrokenImages as error:
+            broken += error.problems
+    if broken:
+        raise BrokenImages(broken)
+    return splits
+
+
+def _divided(card: Card, train: Split, validation: Sequence[Split]) -> tuple[Split, Split]:
+    """The parts as they are, or the training part without the share that becomes the validation part."""
+    if not validation:
+        return set_apart(card, train)
+    require_classes(card, train.labels, 1, "one is needed, or drop the class")
+    return train, validation[0]
 
 
 def set_apart(card: Card, whole: Split) -> tuple[Split, Split]:
@@ -58,7 +119,7 @@ def require_test(card: Card, folder: Path | None) -> None:
     if card.data.source == "parquet" and place:
         parquet_files(place, "test")
     if card.data.source == "image-folder" and place:
-        _part_folder(place, "test")
+        part_folder(place, "test")
 
 
 def load_test(card: Card, folder: Path | None) -> Split:
@@ -138,45 +199,24 @@ def _digits(part: str) -> Split:
 
 
 def _parquet(data: Data, folder: Path, part: str) -> Split:
-    """Parquet files `PART-*.parquet` in the Hugging Face image layout: `image: {bytes, path}`, `label`."""
-    rows = read_rows(parquet_files(folder, part), data.classes)
-    labels = check_labels(np.array(rows.labels, dtype=np.int64), data.classes, str(folder))
+    """Parquet files `PART-*.parquet`, such as those of the Hugging Face image layout."""
+    files = validation_files(folder) if part == "validation" else parquet_files(folder, part)
+    rows = read_rows(files, data)
     return decoded_split(
-        labels, lambda i: decode(rows.contents[i], data, rows.names[i]), lambda i: rows.contents[i], data
+        check_labels(np.array(rows.labels, dtype=np.int64), data.classes, str(folder)),
+        lambda i: decode(rows.content(i), data, rows.names[i]),
+        rows.origin,
+        data,
+        lambda i: look(rows.file(i), data, rows.names[i]),
+        f"{part} part in {folder}",
     )
 
 
-def _part_folder(folder: Path, part: str) -> Path:
-    """The folder with one subfolder a class; the data folder itself where there is no `train`."""
-    if not (folder / "train").is_dir():
-        return folder
-    places = {"train": [folder / "train"], "test": [folder / "test", folder / "val"]}[part]
-    root = next((place for place in places if place.is_dir()), None)
-    if root is None:
-        raise InputError(f"{folder}: has a folder 'train' but neither 'test' nor 'val'")
-    return root
-
-
 def _image_folder(data: Data, folder: Path, part: str) -> Split:
-    """One subfolder a class, below `train` and `test` (or `val`); or classes straight in the folder."""
-    root = _part_folder(folder, part)
-    found = sorted(path.name for path in root.iterdir() if path.is_dir())
-    if not found:
-        raise InputError(
-            f"{root}: holds no folders; it should hold one for each class, such as {shown(data.classes[0])}, or "
-            "'train' and 'test' with those inside (--data, or data.path in the card, names it)"
-        )
-    for name in found:
-        if name not in data.classes:
-            raise InputError(f"{root / name}: is no class of the card; {did_you_mean(name, data.classes)}")
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(data.classes):
-        inside = sorted(path for path in (root / name).glob("**/*") if path.is_file() and path.name[0] != ".")
-        if not inside:
-            raise InputError(f"{root / name}: the card's class {shown(name)} has no images there")
-        files += inside
-        labels += [label] * len(inside)
+    """One subfolder a class, below `train`, `test` and `val`; or classes straight in the folder."""
+    root = validation_folder(folder) if part == "validation" else part_folder(folder, part)
+    assert root is not None  # otherwise nobody asks for a validation part
+    files, labels = class_files(root, data.classes)
     every = check_labels(np.array(labels, dtype=np.int64), data.classes, str(root))
     chosen = np.arange(len(every)) if root != folder else _by_name(files, every, part)
     kept = [files[i] for i in chosen]
@@ -185,7 +225,14 @@ def _image_folder(data: Data, folder: Path, part: str) -> Split:
         stat = kept[i].stat()
         return f"{kept[i].relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}".encode(errors="surrogateescape")
 
-    return decoded_split(every[chosen], lambda i: decode(kept[i].read_bytes(), data, str(kept[i])), origin, data)
+    return decoded_split(
+        every[chosen],
+        lambda i: decode(read_file(kept[i]), data, str(kept[i])),
+        origin,
+        data,
+        lambda i: look(kept[i], data, str(kept[i])),
+        f"{part} part in {root}",
+    )
 
 
 def _by_name(files: list[Path], labels: NDArray[np.int64], part: str) -> NDArray[np.int64]:
@@ -227,7 +274,14 @@ def _torchvision(data: Data, folder: Path, part: str) -> Split:
         image = pairs[i][0]
         return f"{image.mode} {image.size}\0".encode() + bytes(image.tobytes())
 
-    return decoded_split(labels, lambda i: fit(pairs[i][0], data, f"{folder}: image {i}"), origin, data)
+    return decoded_split(
+        labels,
+        lambda i: fit(pairs[i][0], data, f"{folder}: image {i}"),
+        origin,
+        data,
+        lambda i: is_plain(pairs[i][0]),
+        f"{part} part of {data.name} in {folder}",
+    )
 
 
 def _imported(card: Card, folder: Path, part: str) -> Split:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "UNKNOWN",
+    "examine_text",
     "keep_tokenizer",
     "load_test_text",
     "load_text",
@@ -72,6 +74,13 @@ def load_text_training(card: Card, folder: Path | None) -> tuple[Split, Split]:
         require_classes(card, whole.labels, 1, "one is needed, or drop the class")
         return whole, load_text(card, place, "dev")
     return set_apart(card, whole)
+
+
+def examine_text(card: Card, folder: Path | None) -> tuple[Split, Split]:
+    """Training and validation sentences, after a look at the test part's lines and labels, which are not kept."""
+    parts = load_text_training(card, folder)
+    _read(card, place_of(card, folder) or Path(), "test")
+    return parts
 
 
 def require_test_text(card: Card, folder: Path | None) -> None:
@@ -130,7 +139,7 @@ def read_tsv(path: Path, classes: Sequence[str]) -> tuple[Sentences, Labels]:
             raise InputError(f"{path}:{number}: has {len(rest)} tabs; each line is a sentence, one tab and a label")
         if not sentence.strip():
             raise InputError(f"{path}:{number}: has no sentence before the tab; remove the line")
-        if (label := rest[0].strip()) not in known:
+        if (label := unicodedata.normalize("NFC", rest[0].strip())) not in known:
             raise InputError(
                 f"{path}:{number}: label {shown(label)} is no class of the card; {did_you_mean(label, classes)}"
             )

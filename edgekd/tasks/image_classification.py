@@ -1,11 +1,12 @@
 """Image classification: uint8 images (n, H, W, C) to one of several classes."""
 
+import dataclasses
 import json
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.card import Augment, Data
+from edgekd.card import Augment, Data, caller_rule
 from edgekd.tasks.classification import agreement, scores
 from edgekd.tasks.task import Normalization, Task
 
@@ -29,7 +30,13 @@ def _describe(data: Data) -> dict[str, str]:
     normalization = {"mean": data.mean, "std": data.std, "scale": "pixel / 255", "in_graph": True}
     color = "RGB" if data.channels == 3 else "grey"
     what = f"uint8 (batch, {data.size}, {data.size}, {data.channels}), {color}"
-    return {"labels": json.dumps(data.classes), "normalization": json.dumps(normalization), "input": what}
+    resize = caller_rule(dataclasses.asdict(data))
+    return {
+        "labels": json.dumps(data.classes),
+        "normalization": json.dumps(normalization),
+        "input": what,
+        "resize": resize,
+    }
 
 
 IMAGE_CLASSIFICATION = Task(

@@ -121,6 +121,12 @@ def problem(path: Path) -> str:
     return text.removeprefix(f"{path}: ")
 
 
+def test_a_record_may_begin_with_a_byte_order_mark(path: Path, whole: Checked) -> None:
+    write_record(path, whole)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_record(path) == whole
+
+
 def test_a_record_that_is_not_there(path: Path) -> None:
     assert problem(path) == "no such record; `edgekd baseline accept MODEL --target T` makes one"
     path.mkdir(parents=True)

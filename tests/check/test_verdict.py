@@ -137,12 +137,18 @@ def test_memory_is_the_range_of_its_processes(make: Any) -> None:
 
 
 def test_accuracy_with_the_interval_of_other_data(make: Any) -> None:
-    checked = Checked(sample=make.sample(answers=make.answers([0] * 80, [0] * 72 + [1] * 8)))
+    checked = Checked(sample=make.sample(answers=make.answers([0] * 300, [0] * 270 + [1] * 30)))
     line = one(checked, min_accuracy=0.9)
     assert (line.outcome, line.figure.value) == ("pass", 0.9)
-    wilson = stats.binomtest(72, 80).proportion_ci(0.95, method="wilson")
-    assert line.confidence == (f"exact on these 80; of others 95 %: {100 * wilson.low:.2f} … {100 * wilson.high:.2f} %")
+    wilson = stats.binomtest(270, 300).proportion_ci(0.95, method="wilson")
+    told = f"exact on these 300; of others 95 %: {100 * wilson.low:.2f} … {100 * wilson.high:.2f} %"
+    assert line.confidence == told
+    assert (line.figure.low, line.figure.high) == pytest.approx((wilson.low, wilson.high))
     assert one(checked, min_accuracy=0.91).outcome == "fail"
+    few = Checked(sample=make.sample(answers=make.answers([0] * 299, [0] * 270 + [1] * 29)))
+    assert [one(few, min_accuracy=limit).outcome for limit in (0.9, 0.91, 0.86, 0.94)] == [
+        "inconclusive", "inconclusive", "pass", "fail",
+    ]  # fmt: skip
     line = one(Checked(sample=make.sample()), min_accuracy=0.9)
     assert (line.outcome, line.reason) == (
         "inconclusive", "no data: --data FILE.npz brings inputs and labels",

@@ -174,10 +174,14 @@ def test_what_an_inconclusive_verdict_counts_as(
 def test_data_bring_accuracy(cli: Cli, here: Path, tmp_path: Path) -> None:
     inputs = (200 * np.eye(4, dtype=np.uint8)[[0, 1, 2, 3]]).reshape(-1, 2, 2, 1)
     np.savez(tmp_path / "set.npz", inputs=inputs, labels=np.array([0, 1, 2, 2]))
-    done = cli("check", "tiny.onnx", "-t", here, "--data", "set.npz", "--budget", "min_accuracy=0.75")
+    done = cli("check", "tiny.onnx", "-t", here, "--data", "set.npz", "--budget", "min_accuracy=0.3")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "✓ accuracy 75.00 % ≥ 75.00 %: pass" in done.stdout
+    assert "✓ accuracy 75.00 % ≥ 30.00 %: pass (95 % interval 30.06 % … 95.44 % on 4 examples)" in done.stdout
     assert "exact on these 4; of others 95 %: 30.06 … 95.44 %" in done.stdout
+    done = cli("check", "tiny.onnx", "-t", here, "--data", "set.npz", "--budget", "min_accuracy=0.75")
+    assert done.returncode == 3
+    told = "too few to tell: 95 % interval 30.06 % … 95.44 % on 4 examples"
+    assert f"? accuracy 75.00 % ≥ 75.00 %: inconclusive ({told})" in done.stdout
 
 
 def test_tighter_limits_are_offered(cli: Cli, here: Path, machine: Machine) -> None:

@@ -24,7 +24,7 @@ from edgekd.card import Card, TextData
 from edgekd.data import images as images_module
 from edgekd.data.arrays import digest
 from edgekd.data.images import Split
-from edgekd.data.sources import balanced_split, load_test, load_train_and_validation
+from edgekd.data.sources import balanced_split, load_and_examine, load_test, load_train_and_validation
 from edgekd.data.text import load_text_training, require_test_text
 from edgekd.errors import ConfigError, InputError, UnavailableError
 from edgekd.tasks.known import load_card
@@ -187,7 +187,10 @@ def test_a_missing_column_is_named(tmp_path: Path, column: str, label_column: st
     write_parquet(file, [png(pixels(1)[0])], [0], column, label_column)
     with pytest.raises(InputError) as caught:
         load_test(make_card(tmp_path), tmp_path)
-    assert str(caught.value) == f"{file}: has columns {column}, {label_column}; 'image' and 'label' are needed"
+    assert str(caught.value) == (
+        f"{file}: has columns {column}, {label_column}; 'image' and 'label' are needed; "
+        "image_column and label_column in the card's [data] name others"
+    )
 
 
 def test_an_image_that_does_not_decode_is_named_with_file_and_row(tmp_path: Path) -> None:
@@ -227,17 +230,10 @@ def test_an_empty_parquet_file_holds_no_images(tmp_path: Path) -> None:
         load_test(make_card(tmp_path), tmp_path)
 
 
-@pytest.mark.parametrize("labels", [[0, None, 2], ["ant", "bee", "cat"]], ids=["null", "names"])
+@pytest.mark.parametrize("labels", [[0, None, 2], ["ant", "bee", "cow"]], ids=["null", "names"])
 def test_a_label_that_is_no_number_is_told(tmp_path: Path, labels: list[Any]) -> None:
     write_parquet(tmp_path / "test.parquet", [png(i) for i in pixels(3)], labels)
     with pytest.raises(InputError, match=r"test\.parquet.*label"):
-        load_test(make_card(tmp_path), tmp_path)
-
-
-def test_an_image_column_of_another_layout_is_told(tmp_path: Path) -> None:
-    table = pyarrow.table({"image": [png(i) for i in pixels(3)], "label": [0, 1, 2]})
-    pyarrow.parquet.write_table(table, tmp_path / "test.parquet")
-    with pytest.raises(InputError, match=r"test\.parquet.*image"):
         load_test(make_card(tmp_path), tmp_path)
 
 
@@ -261,26 +257,117 @@ def test_a_column_or_a_row_that_is_no_image_or_label_is_told(tmp_path: Path) -> 
     assert refusal_of(pyarrow.table({"image": good, "label": [0, None, 2]}), tmp_path).startswith(
         " row 1: label is null; the card names 3 classes"
     )
-    for labels, kind in ((["a", "b", "c"], "string"), ([0.0, 1.0, 2.0], "double"), ([True, False, True], "bool")):
+    for labels, kind in (([0.0, 1.0, 2.0], "double"), ([True, False, True], "bool")):
         said = refusal_of(pyarrow.table({"image": good, "label": labels}), tmp_path)
-        assert said == f"label is {kind}; whole numbers are needed"
-    for row in (None, {"bytes": None, "path": "a.png"}):
+        assert said == f"label is {kind}; whole numbers or class names are needed"
+    said = refusal_of(pyarrow.table({"image": good, "label": ["ant", "cow", None]}), tmp_path)
+    assert said.startswith(" row 1: label is 'cow'; it is no class of the card; ") and said.endswith(
+        " (and 1 more rows)"
+    )
+    skips = "; `skip_broken = true` in the card's [data] leaves it out"
+    for row in (None, {"bytes": None, "path": None}, {"bytes": None, "path": ""}):
         assert refusal_of(pyarrow.table({"image": [images[0], row, images[2]], "label": [0, 1, 2]}), tmp_path) == (
-            " row 1: image holds no bytes; put the image's file into it or remove the row"
+            f" row 1: the image is null; put the image's file into it or remove the row{skips}"
         )
+    row = {"bytes": None, "path": "a.png"}
+    assert refusal_of(pyarrow.table({"image": [images[0], row, images[2]], "label": [0, 1, 2]}), tmp_path) == (
+        f" row 1: there is no image file {tmp_path}/a.png; paths start at the parquet file's folder{skips}"
+    )
     for content, kind in (
         ([{"bytes": "text"}] * 3, "struct<bytes: string>"),
         ([{"bytes": 7}] * 3, "struct<bytes: int64>"),
         ([{"file": b"x"}] * 3, "struct<file: binary>"),
-        ([b"x"] * 3, "binary"),
+        ([7] * 3, "int64"),
     ):
         assert refusal_of(pyarrow.table({"image": content, "label": [0, 1, 2]}), tmp_path) == (
-            f"image is {kind}; a struct with 'bytes' of type binary is needed"
+            f"image is {kind}; bytes of type binary, a path of type string, or a struct with 'bytes' or 'path' is "
+            "needed"
         )
     (tmp_path / "test.parquet").unlink()
     os.mkfifo(tmp_path / "test.parquet")  # reading it would wait for ever
     with pytest.raises(InputError, match=r"test.parquet: not a readable parquet file: it is no file$"):
         load_test(make_card(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["struct", "path struct", "paths", "categories", "bytes", "large", "mixed"])
+@pytest.mark.parametrize("place", ["", "data"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_images_in_other_layouts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, place: str, streamed: bool
+) -> None:
+    if streamed:
+        monkeypatch.setattr(images_module, "MEMORY_LIMIT_BYTES", 0)
+    arrays, folder = pixels(3), tmp_path / place
+    (folder / "in").mkdir(parents=True)
+    names = [f"in/{number}.png" for number in range(3)]
+    for name, array in zip(names, arrays, strict=True):
+        (folder / name).write_bytes(png(array))
+    contents = [png(array) for array in arrays]
+    column: Any = {
+        "struct": [{"bytes": None, "path": name} for name in names],
+        "path struct": [{"path": name} for name in names],
+        "paths": names,
+        "categories": pyarrow.array(names).dictionary_encode(),
+        "bytes": contents,
+        "large": pyarrow.array(contents, pyarrow.large_binary()),
+        "mixed": [{"bytes": contents[0], "path": "gone"}, *({"bytes": None, "path": name} for name in names[1:])],
+    }[layout]
+    pyarrow.parquet.write_table(pyarrow.table({"image": column, "label": [2, 1, 0]}), folder / "test.parquet")
+    test = load_test(make_card(tmp_path), tmp_path)
+    assert np.array_equal(everything(test), arrays) and test.labels.tolist() == [2, 1, 0]
+    assert len(digest(test)) == 64
+
+
+def test_columns_of_other_names(tmp_path: Path) -> None:
+    arrays = pixels(3)
+    columns = {"photo": [png(array) for array in arrays], "fine": [2, 1, 0], "label": [0, 0, 0], "image": [None] * 3}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "test.parquet")
+    test = load_test(make_card(tmp_path, image_column="photo", label_column="fine"), tmp_path)
+    assert np.array_equal(everything(test), arrays) and test.labels.tolist() == [2, 1, 0]
+    with pytest.raises(InputError, match="has columns photo, fine, label, image; 'foto' and 'label' are needed"):
+        load_test(make_card(tmp_path, image_column="foto"), tmp_path)
+
+
+@pytest.mark.parametrize("labels", [["cat", "bee", "ant"], ["2", "1", "0"], ["cat", "1", "ant"]])
+@pytest.mark.parametrize("categories", [False, True])
+def test_labels_that_are_names(tmp_path: Path, labels: list[str], categories: bool) -> None:
+    column: Any = pyarrow.array(labels).dictionary_encode() if categories else labels
+    table = pyarrow.table({"image": [png(array) for array in pixels(3)], "label": column})
+    pyarrow.parquet.write_table(table, tmp_path / "test.parquet")
+    assert load_test(make_card(tmp_path), tmp_path).labels.tolist() == [2, 1, 0]
+
+
+def test_class_names_of_parquet_are_the_same_in_every_form_of_unicode(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "test.parquet", [png(array) for array in pixels(2)], ["the\u0301", "caf\u00e9"])
+    card = make_card(tmp_path, classes=("caf\u00e9", "th\u00e9"))
+    assert load_test(card, tmp_path).labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("name", ["validation-00000-of-00001", "val-0", "validation", "dev", "valid_1"])
+def test_a_validation_part_of_parquet(tmp_path: Path, name: str) -> None:
+    seeds = {"train-0": 0, name: 1, "values": 2, "device": 3}
+    for stem, seed in seeds.items():
+        write_parquet(tmp_path / f"{stem}.parquet", [png(array) for array in pixels(6, seed=seed)], [0, 1, 2] * 2)
+    card = make_card(tmp_path)
+    train, validation = load_train_and_validation(card, tmp_path)
+    assert (len(train), len(validation)) == (3, 3)
+    assert np.array_equal(everything(load_test(card, tmp_path)), pixels(6, seed=1))
+    write_parquet(tmp_path / "test.parquet", [png(array) for array in pixels(3, seed=4)], [0, 1, 2])
+    train, validation = load_and_examine(card, tmp_path)
+    assert (len(train), len(validation)) == (6, 6)
+    assert np.array_equal(everything(validation), pixels(6, seed=1))
+    assert np.array_equal(everything(load_test(card, tmp_path)), pixels(3, seed=4))
+
+
+def test_rows_without_an_image_are_named_together_or_left_out(tmp_path: Path) -> None:
+    good: list[bytes | None] = [png(array) for array in pixels(6)]
+    write_parquet(tmp_path / "train.parquet", good, [0, 1, 2] * 2)
+    table = pyarrow.table({"image": [{"bytes": good[0]}, None, {"bytes": None}], "label": [0, 1, 2]})
+    pyarrow.parquet.write_table(table, tmp_path / "test.parquet")
+    with pytest.raises(InputError, match=r"^2 images .*test.parquet row 1: the image is null; .*parquet row 2: "):
+        load_and_examine(make_card(tmp_path), tmp_path)
+    load_and_examine(skipping := make_card(tmp_path, skip_broken=True), tmp_path)
+    assert load_test(skipping, tmp_path).labels.tolist() == [0]
 
 
 def test_a_damaged_parquet_file_is_taken_or_refused(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def test_its_metadata_tells_how_to_use_it(exported: Path) -> None:
         "card": "digits",
         "target": "cpu-x86",
         "input": "uint8 (batch, 8, 8, 1), grey",
+        "resize": "none, 8x8 as given; grey, uint8, 0 to 255",
         "trained": "distilled",
         "teacher": "t.safetensors",
     }

@@ -36,6 +36,7 @@ def _weights(training: Training, labels: NDArray[np.int64], data: Any, where: st
 
 IMAGES = Learning(
     load=sources.load_train_and_validation,
+    examine=sources.load_and_examine,
     require_test=sources.require_test,
     load_test=lambda card, folder, kept: sources.load_test(card, folder),
     keep=nothing_kept,
@@ -48,6 +49,7 @@ IMAGES = Learning(
 
 SENTENCES = Learning(
     load=text.load_text_training,
+    examine=text.examine_text,
     require_test=text.require_test_text,
     load_test=text.load_test_text,
     keep=text.keep_tokenizer,

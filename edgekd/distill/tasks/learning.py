@@ -27,6 +27,8 @@ class Learning:
 
     load: Callable[[Card, Path | None], tuple[Split, Split]]
     """The training and the validation part; InputError for anything wrong with the data."""
+    examine: Callable[[Card, Path | None], tuple[Split, Split]]
+    """The same, after a look at the test part, of which nothing is kept: what is wrong there is told now."""
     require_test: Callable[[Card, Path | None], None]
     """Raises InputError if the test part is not there; nothing of it is read."""
     load_test: Callable[[Card, Path | None, Path], Split]

@@ -126,7 +126,8 @@ def _markdown(story: Story) -> str:
     mark = {"pass": "✅", "fail": "❌"}.get(story.outcome, "❔")
     shipped = f"shipped: {story.chosen}, because {story.why_chosen}"
     chosen = f"shape: {story.shape}, one of {story.candidate_count} candidates measured before training"
-    listed = "\n".join(f"- {_safe(text)}" for text in [shipped, chosen, *_some(remarks(story))])
+    taken = [f"resize of an image before the model: {story.input}"] if story.input else []
+    listed = "\n".join(f"- {_safe(text)}" for text in [shipped, chosen, *taken, *_some(remarks(story))])
     commands = "\n".join(["```sh", *_some(story.commands[:-1], "# "), story.commands[-1], "```"])
     versions = _safe(", ".join(f"{key} {value}" for key, value in story.versions.items()))
     folded = [_own_table(story), *([_other_table(story)] if len(story.columns) > 1 else []), listed, commands, versions]

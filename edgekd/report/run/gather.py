@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgekd.artefacts import listed, refuse_changed
 from edgekd.bench.statistics import Interval, wilson
-from edgekd.card import Budget
+from edgekd.card import Budget, caller_rule
 from edgekd.errors import EdgekdError, InputError, one_line
 from edgekd.figures import Figure, ModelFigures
 from edgekd.files import read_json, real
@@ -94,6 +94,8 @@ class Story:
     chosen: str
     why_chosen: str
     shape: str
+    input: str
+    """What the caller must do to an image; empty where that is not known, or for sentences."""
     candidate_count: int
     candidates: tuple[Untrained, ...]
     classes: tuple[str, ...]
@@ -206,6 +208,7 @@ def _story(run: Run, content: dict[str, Any], models: Sequence[ModelFigures]) ->
         chosen=content["chosen"],
         why_chosen=content["why_chosen"],
         shape=_shape(content["shape"]),
+        input=caller_rule(snapshot.get("card", {}).get("data", {})),
         candidate_count=content["candidates"],
         candidates=candidates,
         classes=_classes(snapshot, own),

@@ -91,6 +91,8 @@ def _about(story: Story) -> dict[str, str]:
         about["trained"] = f"{training['epochs']} epochs in {units.duration(training['seconds'])}"
         if training.get("validation_accuracy") is not None:
             about["trained"] += f", {units.accuracy(training['validation_accuracy'])} on validation data"
+    if story.input:
+        about["resize"] = story.input
     reads = "once" if story.test_reads == 1 else f"{story.test_reads} times"
     about["judged"] = f"on {story.own.images:,} test {story.own.examples}, which were read {reads}"
     if {"images", "max_abs", "argmax_agreement"} <= parity.keys():

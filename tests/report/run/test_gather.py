@@ -11,7 +11,9 @@ import pytest
 from edgekd.errors import InputError
 from edgekd.figures import Figure
 from edgekd.files import read_json, write_json
+from edgekd.report.run.export import as_markdown
 from edgekd.report.run.gather import gather, interval_of
+from edgekd.report.run.html import html_report
 
 OTHERS = ("cpu-arm", "cpu-x86-avx2")
 
@@ -44,6 +46,19 @@ def test_the_sentence_says_when_latency_is_not_known(make_run) -> None:
     write_json(folder / "result.json", content)
     expected = "The shipped file is 13 × smaller than the teacher, at the same accuracy; its latency is not known."
     assert gather(folder).sentence == expected
+
+
+def test_what_the_caller_must_do_to_an_image_is_told_in_one_line(make_run) -> None:
+    folder = make_run()
+    content = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
+    content.setdefault("card", {}).setdefault("data", {}).update(source="image-folder", size=8, resize=10, channels=3)
+    write_json(folder / "run.json", content)
+    story = gather(folder)
+    assert story.input == "upright, shorter side to 10 (bilinear), centre 8x8 cut out; RGB, uint8, 0 to 255"
+    assert f"- resize of an image before the model: {story.input}\n" in as_markdown([story])
+    assert story.input in html_report([story])
+    (folder / "run.json").unlink()
+    assert gather(folder).input == ""
 
 
 def test_confusion_and_recall_come_from_the_answers(make_run) -> None:

@@ -1,0 +1,95 @@
+"""Image folders: the parts of a set, its class folders, and the files below them."""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from edgekd.errors import InputError, did_you_mean, shown
+
+__all__ = ["class_files", "part_folder", "validation_folder"]
+
+VALIDATION_NAMES = ("validation", "val", "valid")
+"""What a folder of validation images may be called."""
+
+_LITTER = ("__macosx", "thumbs.db", "desktop.ini")
+"""What macOS and Windows leave in folders, beside names that begin with a dot."""
+
+
+def part_folder(folder: Path, part: str) -> Path:
+    """The folder with one subfolder a class; the data folder itself where there is no `train`.
+
+    Without a folder `test` the validation folder holds the test part.
+    """
+    if not (folder / "train").is_dir():
+        return folder
+    names = ("train",) if part == "train" else ("test", *VALIDATION_NAMES)
+    root = next((folder / name for name in names if (folder / name).is_dir()), None)
+    if root is None:
+        raise InputError(f"{folder}: has a folder 'train' but neither 'test' nor 'val'")
+    return root
+
+
+def validation_folder(folder: Path) -> Path | None:
+    """The folder of the validation images, where one stands beside both `train` and `test`."""
+    if not ((folder / "train").is_dir() and (folder / "test").is_dir()):
+        return None
+    return next((folder / name for name in VALIDATION_NAMES if (folder / name).is_dir()), None)
+
+
+def class_files(root: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]:
+    """The image files of every class below `root` and their labels, by class and then by name.
+
+    Raises InputError for a folder that is no class and for a class without files.
+    """
+    found = sorted(path.name for path in root.iterdir() if path.is_dir() and not _is_hidden(path.name))
+    if not found:
+        raise InputError(
+            f"{root}: holds no folders; it should hold one for each class, such as {shown(classes[0])}, or "
+            "'train' and 'test' with those inside (--data, or data.path in the card, names it)"
+        )
+    for name in found:
+        if _composed(name) not in classes:
+            raise InputError(f"{root / name}: is no class of the card; {did_you_mean(name, classes)}")
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        inside = sorted(file for one in found if _composed(one) == name for file in _files_below(root / one))
+        if not inside:
+            raise InputError(f"{root / name}: the card's class {shown(name)} has no images there")
+        files += inside
+        labels += [label] * len(inside)
+    return files, labels
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in _LITTER
+
+
+def _files_below(top: Path) -> Iterator[Path]:
+    """Every file below `top` that is not hidden; a linked folder is followed, and no folder is entered twice.
+
+    Folders come before links to them, so that a link never changes what a file is called.
+    """
+    entered = {_identity(folder) for folder in (top, *top.parents, *top.resolve().parents)}
+    folders, links = [top], list[Path]()
+    while folders or links:
+        here = folders.pop() if folders else links.pop(0)
+        if here != top and _identity(here) in entered:
+            continue
+        entered.add(_identity(here))
+        for entry in sorted(here.iterdir()):
+            if _is_hidden(entry.name):
+                continue
+            if entry.is_file():
+                yield entry
+            elif entry.is_dir():
+                (links if entry.is_symlink() else folders).append(entry)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino

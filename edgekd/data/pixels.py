@@ -1,0 +1,82 @@
+"""Pixels of any image file as upright 8-bit RGB or grey, scaled by their type, without transparency."""
+
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from edgekd.card import Data
+from edgekd.console import say
+from edgekd.errors import InputError
+
+__all__ = ["is_plain", "upright_8_bit"]
+
+_ORIENTATION = 0x0112
+"""The EXIF tag that says how the camera was held."""
+
+_WIDE_MODES = ("I", "F")
+"""How PIL's names of modes with more than 8 bits begin: I;16, I;16B, I, F."""
+
+
+def is_plain(image: Image.Image) -> bool:
+    """Whether `upright_8_bit` only converts the image's colours; as far as its header tells."""
+    wide = image.mode.startswith(_WIDE_MODES)
+    return not wide and not image.has_transparency_data and _orientation(image) == 1
+
+
+def upright_8_bit(image: Image.Image, data: Data, where: str) -> Image.Image:
+    """The image as its EXIF orientation shows it, in RGB or grey with 8 bits, as `data.channels` says.
+
+    16-bit values are divided by 257, and floats between 0 and 1 are multiplied by 255. Raises InputError naming `where`
+    for values outside these ranges. What is transparent is composed onto `data.background`.
+    """
+    if _orientation(image) != 1:
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith(_WIDE_MODES):
+        image = _narrowed(image, where)
+    elif image.has_transparency_data:
+        image = _composed(image, data.background)
+    return image.convert("RGB" if data.channels == 3 else "L")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 (upright) where there is none, or where it cannot be read."""
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a camera's damaged notes are no reason to refuse its pixels
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _narrowed(image: Image.Image, where: str) -> Image.Image:
+    """An image of 16-bit integers or of floats in 8 bits, scaled by its type and never clipped."""
+    values = np.asarray(image)
+    floats = image.mode == "F"
+    low, high = float(values.min()), float(values.max())
+    largest = 1.0 if floats else 65535.0
+    if not 0 <= low <= high <= largest:  # NaN fails as well
+        kind = "floats" if floats else "integers"
+        raise InputError(
+            f"{where}: holds {kind} from {low:g} to {high:g}; {kind} of an image go from 0 to {largest:g}; "
+            "scale them or write the image with 8 bits"
+        )
+    scaled = values * np.float64(255) if floats else values / np.float64(257)
+    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+
+
+def _composed(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """The image on a background of one colour, in RGB; unchanged where nothing of it is transparent."""
+    opaque = image.convert("RGBA")
+    low, _ = opaque.getchannel("A").getextrema()
+    if low == 255:
+        return image
+    _tell_transparency(background)
+    return Image.alpha_composite(Image.new("RGBA", opaque.size, (*background, 255)), opaque)
+
+
+@cache  # once for all images
+def _tell_transparency(background: tuple[int, int, int]) -> None:
+    say(
+        f"data: some images are transparent in places; they are composed onto the colour {list(background)}, "
+        "which `background` in the card's [data] sets"
+    )
