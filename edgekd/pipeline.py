@@ -1,33 +1,31 @@
 """The order of the stages, and nothing else."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from edgekd import units
 from edgekd.bench.measure import Answers, Subject, evaluate, logits_of, measure_speed
 from edgekd.bench.records import Effort
-from edgekd.candidate import Shape
+from edgekd.candidate import Candidate
 from edgekd.card import Budget, Card
 from edgekd.console import say
 from edgekd.data.arrays import digest, keep_split
 from edgekd.data.examples import Examples
+from edgekd.data.images import Split
 from edgekd.data.sources import data_marks
 from edgekd.devices.device import Site
-from edgekd.distill.distributed import hear, tell, together
 from edgekd.distill.identity import structures
-from edgekd.distill.student import How, check_networks, check_recipe, distill_student, training_summary
+from edgekd.distill.student import TrainingOptions, check_networks, training_summary
 from edgekd.distill.tasks.known import examples_of, learning_of
-from edgekd.distill.teacher import (
-    check_teacher,
-    given_teacher,
-    more_teachers,
-    refuse_long_teaching,
-    teach,
-    with_own_teacher,
-)
+from edgekd.distill.teacher import given_teacher, more_teachers, refuse_long_teaching, with_own_teacher
+from edgekd.distill.training import StudentTraining, train_student
 from edgekd.errors import EdgekdError
 from edgekd.export.onnx import cpu_logits, keep_torch_logits, parity
 from edgekd.export.variants import calibration_of, export_variants
@@ -37,177 +35,228 @@ from edgekd.nets.families import make_shapes
 from edgekd.nets.teachers import Teacher
 from edgekd.report.run.write import write_reports
 from edgekd.result import Result
-from edgekd.run import Run
+from edgekd.run import Run, take_over
 from edgekd.search.candidates import measure_candidates
 from edgekd.search.choose import choose_shape, choose_variant
 from edgekd.search.estimate import with_estimates
 from edgekd.tasks.known import task_of
 
-__all__ = ["distill", "follow", "train_teacher"]
+__all__ = ["Request", "distill", "distill_all"]
 
 EFFORT = Effort()
 """How much time each file's measurement gets."""
 
+T = TypeVar("T")
 
-def distill(
-    card: Card,
-    site: Site,
-    asked: Budget,
-    run: Run,
-    data: Path | None,
-    teacher_file: Path | None,
-    how: How = How(),  # noqa: B008 - frozen
-) -> Result:
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asks for, whatever the target."""
+
+    card: Card
+    data: Path | None = None
+    """Folder of the data, in place of the card's."""
+    teacher: Path | None = None
+    """File of the teacher, in place of the card's."""
+    budget: Budget = Budget()  # noqa: RUF009 - frozen
+    """Limits in place of the card's."""
+    options: TrainingOptions = TrainingOptions()  # noqa: RUF009 - frozen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What is the same for every target, checked before anything is measured or trained."""
+
+    asked: Request
+    card: Card
+    """With what only the data could tell."""
+    given: Teacher | None
+    """The teacher, where its weights are given."""
+    further: list[Teacher]
+    train: Split
+    validation: Split
+    digest: str
+    """SHA-256 of the training and validation data."""
+
+    @property
+    def examples(self) -> tuple[Examples, Examples]:
+        """Training and validation data as the training loop takes them."""
+        return examples_of(self.card, self.train), examples_of(self.card, self.validation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The shape that was chosen for one target, by what was measured there."""
+
+    site: Site
+    run: Run
+    budget: Budget
+    inputs: Path
+    """Validation inputs (.npy), which workers map into memory."""
+    calibration: NDArray[np.uint8] | None
+    candidates: list[Candidate]
+    choice: Candidate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """A trained network and its teacher."""
+
+    card: Card
+    """The card; a teacher of family `self` in it is the network of the student's shape."""
+    net: nn.Module
+    teacher: Teacher
+
+
+def distill(asked: Request, site: Site, run: Run) -> Result:
     """From a teacher to a judged ONNX file: the whole road, each stage resumed where the run folder has it."""
-    target = site.target
-    budget = effective_budget(asked, target)
-    given, further = given_teacher(card, teacher_file), more_teachers(card)
-    learning = learning_of(card.data)
-    learning.require_test(card, data)
-    train, validation = learning.examine(card, data)
-    card = learning.settle(card, validation)
-    if given is None and not run.teacher_weights.exists() and card.teacher.family != "self":
-        refuse_long_teaching(card, len(train))
-    # Of the candidates, the first one stands for all.
-    check_networks(card, make_shapes(card, card.student)[0], given, further, examples_of(card, train))
-    run.begin(digest(train) + digest(validation), structures(card, given is not None), data_marks(card, data))
-    learning.keep(card, data, run.tokenizer)
-    inputs = keep_split(validation, run.data / "validation")
-    calibration = calibration_of(card, target, train)
-
-    candidates = measure_candidates(card, site, inputs, calibration, run)
-    choice = choose_shape(candidates, budget)
-    say(f"search: {choice.name} of {len(candidates)} candidates, {units.count(choice.macs)} multiply-accumulates")
-
-    card = with_own_teacher(card, choice.shape)
-    how = dataclasses.replace(how, minimum=budget.min_accuracy, teacher_minimum=budget.teacher_min_accuracy)
-    examples = (examples_of(card, train), examples_of(card, validation))
-    tell(Task(card, choice.shape, run.folder, data, teacher_file, how))
-    with together():
-        teacher, net = train_both(card, choice.shape, given, further, examples, run, how)
-
-    subjects = export_variants(card, target, teacher, net, calibration, run)
-    images = np.load(inputs)[:512]
-    agreement = parity(net, card, images, cpu_logits(subjects[1].file, task_of(card.data), images))
-    figures = with_estimates(measure_speed(subjects, site, inputs, run.records, EFFORT), subjects, site)
-    logits = [logits_of(subject, site, inputs, run.records) for subject in subjects]
-    answers = Answers(labels=validation.labels, teacher=logits[0], torch=keep_torch_logits(net, card, inputs))
-    known = evaluate(figures, logits, answers, site)
-    variants = [model for model in known[1:] if model.precision in target.precisions]
-    # A given teacher may have learnt the validation images; its accuracy on them says nothing.
-    chosen, why = choose_variant(variants, None if given else known[0].accuracy, budget, site)
-
-    models, test_images = final_figures(card, site, subjects, figures, net, run, data)
-    final = next(model for model in models if model.name == chosen.name)
-    verdict = judge(budget_figures(final, models[0].accuracy), budget, allow_estimated=True, examples=test_images)
-    result = Result(
-        card=card.name,
-        target=target.name,
-        verdict=verdict,
-        chosen=chosen.name,
-        why_chosen=why,
-        models=tuple(models),
-        shape=choice.shape,
-        candidates=len(candidates),
-        test_images=test_images,
-        examples=task_of(card.data).units,
-        test_reads=run.test_reads(),
-        parity=dataclasses.asdict(agreement),
-        training=training_summary(card.recipe, run),
-        notes=site.remarks,
-    )
-    write_reports(result, candidates, run)
+    (result,) = distill_all(asked, [(site, run)])
+    if isinstance(result, EdgekdError):
+        raise result
     return result
 
 
-def train_both(
-    card: Card,
-    shape: Shape,
-    given: Teacher | None,
-    further: list[Teacher],
-    examples: tuple[Examples, Examples],
-    run: Run,
-    how: How,
-) -> tuple[Teacher, nn.Module]:
-    """The teacher, trained where none is given, and the student that it and `further` ones teach."""
-    check_recipe(card, shape, given, further, examples[0])
-    teacher = given or teach(card, examples, how.teacher_minimum, run.teacher_weights, how.track)
-    check_teacher(card, teacher, examples[1], how.teacher_minimum)
-    return teacher, distill_student(card, shape, [teacher, *further], examples, run, how)
+def distill_all(asked: Request, places: Sequence[tuple[Site, Run]]) -> list[Result | EdgekdError]:
+    """The road for several targets: the search on each of them, then the trainings, of which equal ones are made once.
 
-
-def train_teacher(
-    card: Card, data: Path | None, minimum: float, out: Path, track: tuple[str, ...] = ()
-) -> tuple[Teacher, Examples]:
-    """The card's teacher, trained into `out` or loaded from there, and the validation data."""
-    train, validation = learning_of(card.data).load(card, data)
-    examples = (examples_of(card, train), examples_of(card, validation))
-    tell(TeacherTask(card, data, minimum, out))
-    with together():
-        teacher = teach(card, examples, minimum, out, track)
-    return teacher, examples[1]
-
-
-@dataclasses.dataclass(frozen=True)
-class TeacherTask:
-    """What the processes after the first one are told of a teacher's training."""
-
-    card: Card
-    data: Path | None
-    minimum: float
-    out: Path
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What they are told of a teacher's and a student's."""
-
-    card: Card
-    shape: Shape
-    folder: Path
-    data: Path | None
-    teacher_file: Path | None
-    how: How
-
-
-def follow() -> None:
-    """Take this process's share in the trainings that the first one tells of, until it tells of no more.
-
-    An error that the first process raises as well is the first one's to tell, which may then have another training.
+    An error that concerns one target alone takes the place of its result. Raises what concerns all of them.
     """
-    while (task := hear()) is not None:
-        try:
-            with together():
-                _share(task)
-        except EdgekdError as error:
-            if error.final:
-                raise
+    setup = prepare(asked, [run for _, run in places])
+    plans = [_tried(lambda site=site, run=run: search(setup, site, run)) for site, run in places]  # type: ignore[misc]
+    results: list[Result | EdgekdError] = []
+    for number, plan in enumerate(plans):
+        done = [other for other in plans[:number] if isinstance(other, Plan)]
+        results.append(plan if isinstance(plan, EdgekdError) else _tried(lambda: finish(setup, plan, done)))  # noqa: B023
+    return results
 
 
-def _share(task: Task | TeacherTask) -> None:
-    train, validation = learning_of(task.card.data).load(task.card, task.data)
-    examples = (examples_of(task.card, train), examples_of(task.card, validation))
-    if isinstance(task, TeacherTask):
-        teach(task.card, examples, task.minimum, task.out)
-        return
-    given = given_teacher(task.card, task.teacher_file)
-    train_both(task.card, task.shape, given, more_teachers(task.card), examples, Run(task.folder), task.how)
+def _tried(stage: Callable[[], T]) -> T | EdgekdError:
+    try:
+        return stage()
+    except EdgekdError as error:
+        if error.final:
+            raise
+        return error
+
+
+def prepare(asked: Request, runs: Sequence[Run]) -> Setup:
+    """Data, teachers and task; every mistake of theirs is told here."""
+    card, learning = asked.card, learning_of(asked.card.data)
+    given, further = given_teacher(card, asked.teacher), more_teachers(card)
+    learning.require_test(card, asked.data)
+    train, validation = learning.examine(card, asked.data)
+    card = learning.settle(card, validation)
+    taught = any(run.teacher_weights.exists() for run in runs)
+    if given is None and not taught and card.teacher.family != "self":
+        refuse_long_teaching(card, len(train))
+    # Of the candidates, the first one stands for all.
+    check_networks(card, make_shapes(card, card.student)[0], given, further, examples_of(card, train))
+    whole = digest(train) + digest(validation)
+    return Setup(asked=asked, card=card, given=given, further=further, train=train, validation=validation, digest=whole)
+
+
+def search(setup: Setup, site: Site, run: Run) -> Plan:
+    """Measure the untrained candidates on the target, and choose one that meets the budget."""
+    card, data = setup.card, setup.asked.data
+    budget = effective_budget(card.budget(site.target.name, setup.asked.budget), site.target)
+    run.begin(setup.digest, structures(card, setup.given is not None), data_marks(card, data))
+    learning_of(card.data).keep(card, data, run.tokenizer)
+    inputs = keep_split(setup.validation, run.data / "validation")
+    calibration = calibration_of(card, site.target, setup.train)
+    found = measure_candidates(card, site, inputs, calibration, run)
+    choice = choose_shape(found, budget)
+    say(f"search: {choice.name} of {len(found)} candidates, {units.count(choice.macs)} multiply-accumulates")
+    kept: dict[str, Any] = {"inputs": inputs, "calibration": calibration, "candidates": found, "choice": choice}
+    return Plan(site=site, run=run, budget=budget, **kept)
+
+
+def finish(setup: Setup, plan: Plan, earlier: Sequence[Plan] = ()) -> Result:
+    """Train, export, measure and choose; then judge on test data."""
+    student = learn(setup, plan, earlier)
+    subjects = export_variants(student.card, plan.site.target, student.teacher, student.net, plan.calibration, plan.run)
+    images = np.load(plan.inputs)[:512]
+    answers = cpu_logits(subjects[1].file, task_of(student.card.data), images)
+    agreement = parity(student.net, student.card, images, answers)
+    figures = measure_speed(subjects, plan.site, plan.inputs, plan.run.records, EFFORT)
+    figures = with_estimates(figures, subjects, plan.site)
+    chosen, why = choose(setup, plan, student, subjects, figures)
+    models, count = final_figures(setup, plan, student, subjects, figures)
+    result = judged(plan, student, chosen, models, count)
+    summary = training_summary(student.card.recipe, plan.run)
+    result = dataclasses.replace(
+        result, why_chosen=why, parity=dataclasses.asdict(agreement), training=summary, test_reads=plan.run.test_reads()
+    )
+    write_reports(result, plan.candidates, plan.run)
+    return result
+
+
+def learn(setup: Setup, plan: Plan, earlier: Sequence[Plan]) -> Student:
+    """The trained student; what was trained for an earlier target in the same way is taken from there."""
+    card, asked = with_own_teacher(setup.card, plan.choice.shape), setup.asked
+    limits = plan.budget.min_accuracy, plan.budget.teacher_min_accuracy
+    for other in earlier:
+        same_shape = other.choice.shape == plan.choice.shape
+        same = (other.budget.min_accuracy, other.budget.teacher_min_accuracy) == limits and same_shape
+        if limits[1] == other.budget.teacher_min_accuracy and (same_shape or setup.card.teacher.family != "self"):
+            take_over(other.run, plan.run, with_student=same)
+    told = StudentTraining(
+        card=card,
+        shape=plan.choice.shape,
+        folder=plan.run.folder,
+        data=asked.data,
+        teacher_file=asked.teacher,
+        options=dataclasses.replace(asked.options, minimum=limits[0], teacher_minimum=limits[1]),
+    )
+    teacher, net = train_student(told, setup.given, setup.further, setup.examples, plan.run)
+    return Student(card=card, net=net, teacher=teacher)
+
+
+def choose(
+    setup: Setup, plan: Plan, student: Student, subjects: list[Subject], figures: list[ModelFigures]
+) -> tuple[str, str]:
+    """The name of the file to ship and why, by validation data."""
+    site, inputs = plan.site, plan.inputs
+    logits = [logits_of(subject, site, inputs, plan.run.records) for subject in subjects]
+    torch_logits = keep_torch_logits(student.net, student.card, inputs)
+    answers = Answers(labels=setup.validation.labels, teacher=logits[0], torch=torch_logits)
+    teacher, *variants = evaluate(figures, logits, answers, site)
+    fitting = [model for model in variants if model.precision in site.target.precisions]
+    # A given teacher may have learnt the validation data; its accuracy on them says nothing.
+    chosen, why = choose_variant(fitting, None if setup.given else teacher.accuracy, plan.budget, site)
+    return chosen.name, why
 
 
 def final_figures(
-    card: Card,
-    site: Site,
-    subjects: list[Subject],
-    figures: list[ModelFigures],
-    net: nn.Module,
-    run: Run,
-    data: Path | None,
+    setup: Setup, plan: Plan, student: Student, subjects: list[Subject], figures: list[ModelFigures]
 ) -> tuple[list[ModelFigures], int]:
-    """The figures with accuracy on test data, which the road reads here and nowhere else; the number of images."""
+    """The figures with accuracy on test data, which the road reads here and nowhere else; the number of examples."""
+    card, run = student.card, plan.run
     inputs, labels = run.data / "test.npy", run.data / "test.labels.npy"
     if not (inputs.exists() and labels.exists()):
         run.test_reads(add=1)
-        keep_split(learning_of(card.data).load_test(card, data, run.tokenizer), run.data / "test")
-    logits = [logits_of(subject, site, inputs, run.records) for subject in subjects]
-    answers = Answers(labels=np.load(labels), teacher=logits[0], torch=keep_torch_logits(net, card, inputs))
-    return evaluate(figures, logits, answers, site), len(answers.labels)
+        keep_split(learning_of(card.data).load_test(card, setup.asked.data, run.tokenizer), run.data / "test")
+    logits = [logits_of(subject, plan.site, inputs, run.records) for subject in subjects]
+    torch_logits = keep_torch_logits(student.net, card, inputs)
+    answers = Answers(labels=np.load(labels), teacher=logits[0], torch=torch_logits)
+    return evaluate(figures, logits, answers, plan.site), len(answers.labels)
+
+
+def judged(plan: Plan, student: Student, chosen: str, models: list[ModelFigures], count: int) -> Result:
+    """The result with its verdict, on `count` test examples."""
+    final = next(model for model in models if model.name == chosen)
+    figures = budget_figures(final, models[0].accuracy)
+    return Result(
+        card=student.card.name,
+        target=plan.site.target.name,
+        verdict=judge(figures, plan.budget, allow_estimated=True, examples=count),
+        chosen=chosen,
+        why_chosen="",
+        models=tuple(models),
+        shape=plan.choice.shape,
+        candidates=len(plan.candidates),
+        test_images=count,
+        examples=task_of(student.card.data).units,
+        test_reads=0,
+        parity={},
+        notes=plan.site.remarks,
+    )

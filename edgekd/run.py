@@ -16,12 +16,12 @@ from edgekd.artefacts import LIST, Digests, keeping, write_list
 from edgekd.card import Augment, Budget, Card, Data, Recipe
 from edgekd.console import say
 from edgekd.errors import ConfigError
-from edgekd.files import read_json, write_json
+from edgekd.files import atomic, read_json, write_json
 from edgekd.imports import sources_of
 from edgekd.mend import adopted, expected, mend, refuse_lost_settings, remove_derived
 from edgekd.target import Target
 
-__all__ = ["Run", "open_run"]
+__all__ = ["Run", "open_run", "take_over"]
 
 # run.json history:
 # 1 - card, target, budget, SHA-256 of the files named, digest of the training data
@@ -147,6 +147,19 @@ class Run:
         if add:
             write_json(path, {"test_reads": reads})
         return reads
+
+
+def take_over(source: Run, run: Run, with_student: bool) -> None:
+    """Copy the teacher that was trained in `source`, with its assistants, and the student if it is the same one.
+
+    What `run` has already is left as it is.
+    """
+    folders = [source.teacher_weights.parent, *([source.student_weights.parent] if with_student else [])]
+    for path in (path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())):
+        copy = run.folder / path.relative_to(source.folder)
+        if path.suffix in (".safetensors", ".json") and not copy.exists():
+            with atomic(copy) as temporary:
+                shutil.copyfile(path, temporary)
 
 
 @contextlib.contextmanager

@@ -123,8 +123,8 @@ def test_no_folder_at_all_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_commands_say_it_before_they_begin(cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
-    monkeypatch.setattr("edgekd.bench.runner.run_worker", lambda *_: pytest.fail("measured"))
-    monkeypatch.setattr("edgekd.pipeline.distill", lambda *_: pytest.fail("begun"))
+    monkeypatch.setattr("edgekd.devices.local.run_worker", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr("edgekd.pipeline.distill_all", lambda *_: pytest.fail("begun"))
     full(monkeypatch, 5_000_000)
     done = cli(*arguments)
     assert done.returncode == 2
@@ -142,7 +142,7 @@ def test_a_cache_that_cannot_be_written_is_told_first(
         begun.append(True)
         raise InputError("begun")
 
-    monkeypatch.setattr("edgekd.pipeline.distill", begin)
+    monkeypatch.setattr("edgekd.pipeline.distill_all", begin)
     for name in ("EDGEKD_CACHE_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "file").touch()

@@ -71,20 +71,17 @@ def distill(
     on_inconclusive: OnInconclusive = None,
 ) -> None:
     """The whole road: teacher, search, distillation, export, quantization, bench, verdict."""
-    from edgekd.cli.road import check_targets, distill_on, several_processes
+    from edgekd.cli.road import Options, distill_on, several_processes
     from edgekd.judge import COUNTED, read_counted
 
     read_counted(on_inconclusive)
 
-    def on(name: str) -> int:
-        several = len(target) > 1
-        code = distill_on(card, name, data, teacher, out, budget, fresh, several, online, tuple(track))
-        return COUNTED[on_inconclusive] if code == ExitCode.INCONCLUSIVE else code
-
+    options = Options(
+        data=data, teacher=teacher, out=out, budget=tuple(budget), fresh=fresh, online=online, track=tuple(track)
+    )
     with several_processes() as first:
-        if first and len(target) > 1:
-            check_targets(target)
-        codes = [] if not first else [on(target[0])] if len(target) == 1 else [_turn(on, name) for name in target]
+        codes = distill_on(card, target, options) if first else []
+    codes = [COUNTED[on_inconclusive] if code == ExitCode.INCONCLUSIVE else code for code in codes]
     _end(codes)
 
 

@@ -3,12 +3,14 @@
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd import units
-from edgekd.card import Card, Data, parse_budget
+from edgekd.card import Budget, Card, Data, parse_budget
 from edgekd.console import out as show
 from edgekd.console import say
+from edgekd.devices.device import Site
 from edgekd.devices.host import processes
 from edgekd.devices.local import connect
 from edgekd.distill.cache.files import require_cache
@@ -24,60 +26,101 @@ from edgekd.tables import budget_lines, figure_rows, headline, notes, rich_table
 from edgekd.target import Target, load_target
 from edgekd.tasks.known import load_card, task_of
 
-__all__ = ["check_targets", "digests_of_more", "distill_on", "several_processes", "teach_card"]
+__all__ = ["Options", "digests_of_more", "distill_on", "several_processes", "teach_card"]
 
 
-def check_targets(names: Sequence[str]) -> None:
-    """Raise the first error of a target that cannot be read or used here, before any of them is measured or trained."""
-    for name in names:
-        connect(load_target(name)).close()
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line of `distill` says beside card and targets."""
+
+    data: Path | None = None
+    teacher: Path | None = None
+    out: Path | None = None
+    budget: tuple[str, ...] = ()
+    fresh: bool = False
+    online: bool = False
+    track: tuple[str, ...] = ()
 
 
-def distill_on(
-    card_name: str,
-    target_name: str,
-    data: Path | None,
-    teacher: Path | None,
-    out: Path | None,
-    budget: list[str],
-    fresh: bool,
-    several: bool,
-    online: bool,
-    track: tuple[str, ...],
-) -> int:
-    """The whole road for one target; returns the exit code."""
+def distill_on(card_name: str, target_names: Sequence[str], options: Options) -> list[int]:
+    """The whole road for each target; returns the exit codes.
+
+    Every mistake that concerns all targets is told before any of them is measured.
+    """
     begin = time.perf_counter()
-    card, target = load_card(card_name), load_target(target_name)
-    asked = card.budget(target.name, parse_budget(budget))
-    _mention_unknown_budgets(card, target)
-    site = connect(target)
-    _need_training()
-    _need_trackers(track)
-    folder = out or Path("runs", f"{card.name}@{target.name}")
-    if out and several:
-        folder = out / f"{card.name}@{target.name}"
+    card = load_card(card_name)
+    override = parse_budget(list(options.budget))
+    with contextlib.ExitStack() as stack:
+        sites = [stack.enter_context(contextlib.closing(connect(load_target(name)))) for name in target_names]
+        _need_training()
+        _need_trackers(options.track)
+        files = _named_files(card, options)
+        waiting: list[tuple[Site, Run]] = []
+        codes: list[int] = []
+        for site in sites:
+            _mention_unknown_budgets(card, site.target)
+            asked, folder = card.budget(site.target.name, override), _folder(card, site.target, options, len(sites))
+            run = stack.enter_context(open_run(folder, card, site.target, asked, files, options.fresh))
+            if run.result.exists() and run.model.exists():
+                codes.append(_finished_before(card, run, options))
+            else:
+                waiting.append((site, run))
+        return codes + (_go(card, override, waiting, options, begin) if waiting else [])
+
+
+def _go(card: Card, override: Budget, waiting: Sequence[tuple[Site, Run]], options: Options, begin: float) -> list[int]:
+    """The road of the runs that are not finished; returns the exit codes."""
+    require_scratch()
+    if not options.online:
+        require_cache(", or use --online")
+    from edgekd.distill.student import TrainingOptions
+    from edgekd.pipeline import Request, distill_all
+
+    training = TrainingOptions(online=options.online, track=options.track)
+    request = Request(card=card, data=options.data, teacher=options.teacher, budget=override, options=training)
+    results = distill_all(request, waiting)
+    if len(results) == 1 and isinstance(results[0], EdgekdError):
+        raise results[0]
+    codes: list[int] = []
+    for (_, run), result in zip(waiting, results, strict=True):
+        if isinstance(result, EdgekdError):
+            say(f"edgekd: {result}")
+            codes.append(result.exit_code)
+        else:
+            _show(result, run, time.perf_counter() - begin)
+            codes.append(result.verdict.exit_code)
+    return codes
+
+
+def _folder(card: Card, target: Target, options: Options, targets: int) -> Path:
+    """The run folder; with several targets `--out` names the folder that they lie in."""
+    own = f"{card.name}@{target.name}"
+    if options.out is None:
+        return Path("runs", own)
+    return options.out / own if targets > 1 else options.out
+
+
+def _named_files(card: Card, options: Options) -> dict[str, str]:
+    """SHA-256 of the teachers' files that card and command line name. Raises InputError for what is not there."""
+    teacher, data = options.teacher, options.data
     if teacher and not teacher.is_file():
         raise InputError(f"--teacher {teacher}: no such weights file")
     if data and not data.exists() and not (isinstance(card.data, Data) and card.data.download):
         raise InputError(f"{data}: no such data folder; give the folder with --data DIR")
-    weights = teacher or (card.resolve(card.teacher.weights) if card.teacher.weights else None)
+    weights = _weights(card, options)
     files = {"teacher_sha256": file_digest(weights) if weights and weights.is_file() else ""}
-    files |= {f"{name}_sha256": content for name, content in digests_of_more(card).items()}
-    with contextlib.closing(site), open_run(folder, card, target, asked, files, fresh) as run:
-        if run.result.exists() and run.model.exists():
-            from edgekd.distill.identity import refuse_changes
+    return files | {f"{name}_sha256": content for name, content in digests_of_more(card).items()}
 
-            refuse_changes(card, run, data, weights is not None)
-            return _already_done(run)
-        require_scratch()
-        if not online:
-            require_cache(", or use --online")
-        from edgekd.distill.student import How
-        from edgekd.pipeline import distill
 
-        result = distill(card, site, asked, run, data, teacher, How(online=online, track=track))
-    _show(result, run, time.perf_counter() - begin)
-    return result.verdict.exit_code
+def _weights(card: Card, options: Options) -> Path | None:
+    return options.teacher or (card.resolve(card.teacher.weights) if card.teacher.weights else None)
+
+
+def _finished_before(card: Card, run: Run, options: Options) -> int:
+    from edgekd.distill.identity import refuse_changes
+
+    refuse_changes(card, run, options.data, _weights(card, options) is not None)
+    return _already_done(run)
 
 
 def digests_of_more(card: Card) -> dict[str, str]:
@@ -109,7 +152,7 @@ def several_processes() -> Iterator[bool]:
 
 def _share(first: bool) -> Iterator[bool]:
     if not first:
-        from edgekd.pipeline import follow
+        from edgekd.distill.training import follow
 
         follow()
     try:
@@ -125,7 +168,7 @@ def _release(first: bool) -> None:
     from edgekd.distill import distributed
 
     if first:
-        distributed.tell(None)
+        distributed.broadcast(None)
     distributed.leave()
 
 
@@ -135,7 +178,7 @@ def teach_card(card_name: str, data: Path | None, out: Path | None, track: tuple
     _need_training()
     _need_trackers(track)
     from edgekd.distill.teacher import validation_score
-    from edgekd.pipeline import train_teacher
+    from edgekd.distill.training import train_teacher
 
     path = out or Path("teachers", f"{card.name}.safetensors")
     if path.suffix != ".safetensors":

@@ -119,7 +119,7 @@ def _sweep(
     card: Card, shape: "Shape", plan: Plan, folder: Path, data: Path | None, teacher: Path | None
 ) -> list[Tried]:
     from edgekd.data.arrays import digest
-    from edgekd.distill.student import How, assist, check_networks
+    from edgekd.distill.student import TrainingOptions, assist, check_networks
     from edgekd.distill.tasks.known import examples_of, learning_of
     from edgekd.distill.teacher import (
         check_teacher,
@@ -151,7 +151,7 @@ def _sweep(
     with locked(folder / "teacher.lock", "teacher: another process is at it; waiting"):
         first = given or teach(card, examples, minimum, weights)
         check_teacher(card, first, examples[1], minimum)
-        last = assist(card, first, examples, weights.parent, How())
+        last = assist(card, first, examples, weights.parent, TrainingOptions())
     subject = Subject(card=card, shape=shape, teachers=[*last, *further], data=examples)
     return sweep(study, subject, plan, folder)
 

@@ -20,15 +20,15 @@ __all__ = [
     "World",
     "averaged",
     "barrier",
+    "broadcast",
     "device",
-    "hear",
+    "fail_together",
     "join",
     "leave",
     "missed",
     "reaches_all",
+    "receive",
     "summed",
-    "tell",
-    "together",
     "world",
 ]
 
@@ -97,13 +97,13 @@ def leave() -> None:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """What every process does alike, such as a training: an EdgekdError that all of them raise is one that they can go
-    on from. One that not all raise is `final`.
+def fail_together() -> Iterator[None]:
+    """Run a block that every process runs alike, such as a training. If all of them raise an EdgekdError, they can go
+    on afterwards; if only some raise one, it becomes `final`.
 
-    A process that raises alone leaves the others waiting for it within the training; whatever it told them next would
-    be taken for a part of that. So whoever raises looks for the others at a place where nothing else is said, the
-    group `_errors`, for a while: there come only those that raise as well. It costs nothing where nobody raises.
+    A process that fails alone leaves the others waiting in a collective operation of the training, and its next
+    message would be taken for a part of that operation. So a failing process waits for a limited time at a barrier of
+    a separate group, `_errors`, which only failing processes enter. A block that does not fail costs nothing.
     """
     try:
         yield
@@ -133,14 +133,14 @@ def missed() -> Iterator[None]:
         raise lost from error
 
 
-def tell(task: Any) -> None:
-    """From rank 0 to all others: what to do next; None is the end."""
+def broadcast(task: Any) -> None:
+    """Send from rank 0 to all other processes which training comes next; None is the end."""
     if dist.is_initialized():
         dist.broadcast_object_list([task], src=0, device=device())
 
 
-def hear() -> Any:
-    """What rank 0 tells."""
+def receive() -> Any:
+    """The training that rank 0 broadcasts; None is the end."""
     task = [None]
     dist.broadcast_object_list(task, src=0, device=device())
     return task[0]

@@ -34,7 +34,7 @@ from edgekd.run import Run
 from edgekd.tasks.known import task_of
 
 __all__ = [
-    "How",
+    "TrainingOptions",
     "assist",
     "check_networks",
     "check_recipe",
@@ -47,8 +47,8 @@ __all__ = [
 
 
 @dataclasses.dataclass(frozen=True)
-class How:
-    """What the command line says about a training, and no card."""
+class TrainingOptions:
+    """How to train, apart from what the card says."""
 
     online: bool = False
     """Keep the teacher in the loop instead of its outputs in the cache; each epoch then shows a view of its own."""
@@ -59,29 +59,34 @@ class How:
 
 
 def distill_student(
-    card: Card, shape: Shape, teachers: Sequence[Teacher], data: tuple[Examples, Examples], run: Run, how: How = How()
+    card: Card,
+    shape: Shape,
+    teachers: Sequence[Teacher],
+    data: tuple[Examples, Examples],
+    run: Run,
+    options: TrainingOptions = TrainingOptions(),
 ) -> nn.Module:
     """The student of that shape, distilled as the card's recipe says; a finished one is only loaded."""
     out = run.student_weights
     net = _new(card, shape, card.recipe.seed)
     if not out.exists():
-        chain = [*assist(card, teachers[0], data, run.teacher_weights.parent, how), *teachers[1:]]
+        chain = [*assist(card, teachers[0], data, run.teacher_weights.parent, options), *teachers[1:]]
         best = -1.0
         for attempt in range(card.recipe.attempts):
             longer = dataclasses.replace(card, recipe=_longer(card.recipe, 2**attempt))
             net = new_student(card, shape, chain[0])
             folder = out.parent / f"attempt-{attempt + 1}"
-            history = learn(longer, shape, net, chain, data, folder, how)
+            history = learn(longer, shape, net, chain, data, folder, options)
             reached = best_accuracy(longer.recipe, history)
             if reached > best:
                 best, chosen = reached, folder
                 if world().first:
                     save_state(net, folder.with_suffix(".safetensors"), {"card": card.name})
                     write_json(folder.with_suffix(".json"), {"schema_version": 1, "epochs": history})
-            if how.minimum is None or best >= how.minimum or attempt + 1 == card.recipe.attempts:
+            if options.minimum is None or best >= options.minimum or attempt + 1 == card.recipe.attempts:
                 break
             epochs = longer.recipe.epochs
-            say(f"student: {units.accuracy(best)} after {epochs} epochs, {units.accuracy(how.minimum)} wanted")
+            say(f"student: {units.accuracy(best)} after {epochs} epochs, {units.accuracy(options.minimum)} wanted")
         if world().first:
             move(chosen.with_suffix(".json"), out.with_name("history.json"))
             move(chosen.with_suffix(".safetensors"), out)
@@ -111,7 +116,7 @@ def learn(
     teachers: Sequence[Teacher],
     data: tuple[Examples, Examples],
     folder: Path,
-    how: How = How(),
+    options: TrainingOptions = TrainingOptions(),
     name: str = "student",
     stop: Callable[[list[dict[str, Any]]], bool] | None = None,
     log: Path | None = None,
@@ -125,7 +130,7 @@ def learn(
     whole = Deployed(net, card.data)
     objective = _objective(card, shape, whole, teachers, examples)
     needed = teachers if needs_teacher(recipe) else ()
-    with teaching(card, needed, examples, objective.teacher_layers, how.online) as outputs:
+    with teaching(card, needed, examples, objective.teacher_layers, options.online) as outputs:
         job = Job(
             name=name,
             train=examples,
@@ -134,10 +139,10 @@ def learn(
             objective=objective,
             teacher=outputs,
             score=learning_of(card.data).score,
-            views=recipe.epochs if how.online else recipe.views,
+            views=recipe.epochs if options.online else recipe.views,
             checkpoint=folder / "checkpoint.pt",
             log=log or folder.parent / "log",
-            track=how.track,
+            track=options.track,
             stop=stop,
         )
         return train(whole, job)
@@ -234,7 +239,9 @@ def _first_two(examples: Examples) -> torch.Tensor:
     return examples.batch(np.arange(min(2, len(examples))), 0).inputs
 
 
-def assist(card: Card, teacher: Teacher, data: tuple[Examples, Examples], folder: Path, how: How) -> list[Teacher]:
+def assist(
+    card: Card, teacher: Teacher, data: tuple[Examples, Examples], folder: Path, options: TrainingOptions
+) -> list[Teacher]:
     """The teacher of the student: the last of the card's assistants, each taught by the one before it (Mirzadeh et
     al. 2020, arXiv 1902.03393), or the teacher itself. Assistants are kept in `folder`."""
     for number, assistant in enumerate(card.assistants):
@@ -245,7 +252,7 @@ def assist(card: Card, teacher: Teacher, data: tuple[Examples, Examples], folder
             pupil = dataclasses.replace(card, recipe=_for_assistant(card.recipe, assistant))
             scratch = folder / f"assistant-{number + 1}"
             name, log = f"assistant {number + 1}", folder / f"assistant-{number + 1}-log"
-            history = learn(pupil, assistant.shape, net, [teacher], data, scratch, how, name, log=log)
+            history = learn(pupil, assistant.shape, net, [teacher], data, scratch, options, name, log=log)
             if world().first:
                 write_json(out.with_name(f"{out.stem}-history.json"), {"schema_version": 1, "epochs": history})
                 save_state(net, out, {"card": card.name})

@@ -26,7 +26,7 @@ from edgekd.card import Card, Teacher
 from edgekd.data.sources import load_test, load_train_and_validation
 from edgekd.devices.local import Local
 from edgekd.distill.loop import best_accuracy
-from edgekd.distill.student import How, assist, learn
+from edgekd.distill.student import TrainingOptions, assist, learn
 from edgekd.distill.tasks.classification import accuracy
 from edgekd.distill.tasks.known import examples_of
 from edgekd.distill.teacher import teach
@@ -166,11 +166,11 @@ def train_row(card_name: str, name: str, seed: int, epochs: int, work: Path) -> 
     if name.startswith("two teachers"):
         teachers.append(second_teacher(card, data, both, work))
     scratch = work / out.stem
-    teachers = [*assist(card, teachers[0], both, scratch, How()), *teachers[1:]]
+    teachers = [*assist(card, teachers[0], both, scratch, TrainingOptions()), *teachers[1:]]
     torch.manual_seed(seed)
     net = make(card, card.student, SHAPES[card_name], "student.knobs")
-    how = How(online=name == "kd online")
-    history = learn(card, SHAPES[card_name], net, teachers, both, scratch / "student", how, name)
+    options = TrainingOptions(online=name == "kd online")
+    history = learn(card, SHAPES[card_name], net, teachers, both, scratch / "student", options, name)
     test = load_test(card, folder)
     reached = accuracy(Deployed(net, card.data), examples_of(card, test), "fp32")
     save_state(net, scratch / "student.safetensors", {"card": card_name})

@@ -32,7 +32,7 @@ from edgekd.data.image_examples import examples
 from edgekd.data.images import Split
 from edgekd.data.sources import load_train_and_validation
 from edgekd.distill.cache.outputs import BLOCK, teaching
-from edgekd.distill.student import How, learn
+from edgekd.distill.student import TrainingOptions, learn
 from edgekd.nets.families import make
 from edgekd.nets.teachers import Teacher, load_teacher_file
 from edgekd.tasks.known import load_card
@@ -138,7 +138,15 @@ def edgekd(asked: Asked, name: str, online: bool, **recipe: Any) -> None:
     train = counted(card, images, BATCH, asked.batches)
     validation = examples(images.subset(np.arange(100)), card.data, card.augment)
     folder = asked.work / name / "training"
-    learn(card, SHAPE, student_of(card), [teacher_of(card, asked)], (train, validation), folder, How(online=online))
+    learn(
+        card,
+        SHAPE,
+        student_of(card),
+        [teacher_of(card, asked)],
+        (train, validation),
+        folder,
+        TrainingOptions(online=online),
+    )
 
 
 def fill(asked: Asked) -> None:

@@ -37,11 +37,11 @@ def write_onnx(folder: Path, scale: float) -> Path:
 def test_a_run_is_of_the_weights_beside_its_onnx_teacher(
     cli: Cli, tiny_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def begun(card: Any, site: Any, asked: Any, run: Run, *rest: Any) -> None:
-        run.begin("digest")
+    def begun(asked: Any, places: list[tuple[Any, Run]]) -> None:
+        places[0][1].begin("digest")
         raise InputError("begun")
 
-    monkeypatch.setattr("edgekd.pipeline.distill", begun)
+    monkeypatch.setattr("edgekd.pipeline.distill_all", begun)
     command = ("distill", tiny_card, "-t", "cpu-x86", "--teacher", write_onnx(tmp_path, 1.0), "--out", "run")
     for _ in range(2):
         assert "begun" in cli(*command).stderr

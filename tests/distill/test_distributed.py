@@ -64,14 +64,14 @@ from edgekd.errors import BudgetError
 distributed.SAME_ERROR = datetime.timedelta(seconds=5)
 among = distributed.join()
 try:
-    with distributed.together():
+    with distributed.fail_together():
         if sys.argv[1] == "all" or among.rank == int(sys.argv[1]):
             raise BudgetError("no")
 except BudgetError as error:
     print(f"rank {among.rank}: final {error.final}\\n", end="", flush=True)  # a line at once, or the other's mixes in
     if error.final:
         sys.exit(1)
-distributed.tell("more") if among.first else print(f"heard {distributed.hear()}\\n", end="", flush=True)
+distributed.broadcast("more") if among.first else print(f"heard {distributed.receive()}\\n", end="", flush=True)
 distributed.leave()
 """
 

@@ -18,7 +18,15 @@ from edgekd.data.examples import Examples
 from edgekd.data.sources import load_train_and_validation
 from edgekd.distill import student as module
 from edgekd.distill.loop import Job, train
-from edgekd.distill.student import How, assist, check_recipe, copy_matching, distill_student, learn, training_summary
+from edgekd.distill.student import (
+    TrainingOptions,
+    assist,
+    check_recipe,
+    copy_matching,
+    distill_student,
+    learn,
+    training_summary,
+)
 from edgekd.distill.tasks.known import examples_of
 from edgekd.distill.teacher import teach
 from edgekd.errors import ConfigError
@@ -306,7 +314,7 @@ def trained(
     card: Card, teachers: Sequence[Teacher], digits: Digits, folder: Path, online: bool
 ) -> tuple[History, nn.Module]:
     net = new_student()
-    return learn(card, SHAPE, net, teachers, digits, folder, How(online=online)), net
+    return learn(card, SHAPE, net, teachers, digits, folder, TrainingOptions(online=online)), net
 
 
 @pytest.mark.parametrize(
@@ -439,7 +447,9 @@ def test_below_the_minimum_it_trains_again_with_twice_the_epochs(
     attempts, run = Attempts(reached), Run(tmp_path)
     monkeypatch.setattr(module, "learn", attempts.learn)
     stages = [{"epochs": 1, "losses": {"ce": 1.0}}, {"epochs": 1, "losses": {"kd": 1.0}}]
-    net = distill_student(card_of(attempts=3, stages=stages), SHAPE, [teacher], digits, run, How(minimum=minimum))
+    net = distill_student(
+        card_of(attempts=3, stages=stages), SHAPE, [teacher], digits, run, TrainingOptions(minimum=minimum)
+    )
     assert [card.recipe.epochs for card in attempts.cards] == epochs
     assert [[s.epochs for s in card.recipe.stages] for card in attempts.cards] == [[n // 2] * 2 for n in epochs]
     assert all(torch.equal(tensor, attempts.states[kept][name]) for name, tensor in net.state_dict().items())
@@ -456,8 +466,8 @@ def test_an_attempt_that_was_cut_goes_on(
     teacher: Teacher, digits: Digits, tmp_path: Path, jobs: list[tuple[Job, dict[str, Tensor]]]
 ) -> None:
     """The first attempt is finished, the second is cut after its third epoch of four."""
-    card, how = card_of(attempts=2), How(minimum=1.1)
-    whole = distill_student(card, SHAPE, [teacher], digits, Run(tmp_path / "whole"), how)
+    card, options = card_of(attempts=2), TrainingOptions(minimum=1.1)
+    whole = distill_student(card, SHAPE, [teacher], digits, Run(tmp_path / "whole"), options)
 
     def cut(net: nn.Module, job: Job) -> History:
         def stop(history: History) -> bool:
@@ -469,8 +479,8 @@ def test_an_attempt_that_was_cut_goes_on(
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "train", cut)
-        distill_student(card, SHAPE, [teacher], digits, Run(tmp_path / "cut"), how)
-    resumed = distill_student(card, SHAPE, [teacher], digits, Run(tmp_path / "cut"), how)
+        distill_student(card, SHAPE, [teacher], digits, Run(tmp_path / "cut"), options)
+    resumed = distill_student(card, SHAPE, [teacher], digits, Run(tmp_path / "cut"), options)
     assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in whole.state_dict().items())
     log = Run(tmp_path / "cut").student_weights.parent / "log" / "training.jsonl"
     assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [1, 2, 3, 4]
@@ -547,7 +557,7 @@ def test_an_assistant_learns_by_the_last_terms_on_logits(
 ) -> None:
     card = card_of(epochs=2, **recipe)
     assistant = TeacherOfCard(family="convnet", shape={"channels": [6, 8], "hidden": 8, "grid": 4})
-    assist(dataclasses.replace(card, assistants=(assistant,)), teacher, digits, tmp_path, How())
+    assist(dataclasses.replace(card, assistants=(assistant,)), teacher, digits, tmp_path, TrainingOptions())
     ((job, _),) = jobs
     assert isinstance(job.training, Recipe)
     assert job.training.weights() == pytest.approx(losses)

@@ -15,7 +15,7 @@ from edgekd.card import Card, Recipe
 from edgekd.data.examples import Examples
 from edgekd.data.sources import load_train_and_validation
 from edgekd.distill.cache.outputs import teaching
-from edgekd.distill.student import How, learn
+from edgekd.distill.student import TrainingOptions, learn
 from edgekd.distill.tasks.known import examples_of
 from edgekd.nets.families import make
 from edgekd.nets.teachers import Teacher, load_teacher_file, make_teacher_net
@@ -89,7 +89,9 @@ def test_a_student_learns_on_the_gpu(
     digits: tuple[Examples, Examples], teachers: list[Teacher], tmp_path: Path, recipe: dict[str, Any], online: bool
 ) -> None:
     net, before = new_student(), new_student().state_dict()
-    history = learn(card_of(**recipe), SHAPE, net, teachers, digits, tmp_path / "scratch", How(online=online))
+    history = learn(
+        card_of(**recipe), SHAPE, net, teachers, digits, tmp_path / "scratch", TrainingOptions(online=online)
+    )
     assert len(history) == 2
     for entry in history:
         assert all(np.isfinite(value) for value in entry["terms"].values())
@@ -107,5 +109,7 @@ def test_an_onnx_teacher_in_the_loop(
         found: Tensor = outputs(0, np.arange(5), inputs.cuda())["logits"]
     assert found.is_cuda
     assert torch.allclose(found.cpu(), expected)
-    history = learn(card, SHAPE, new_student(), teachers[1:], digits, tmp_path / "scratch", How(online=True))
+    history = learn(
+        card, SHAPE, new_student(), teachers[1:], digits, tmp_path / "scratch", TrainingOptions(online=True)
+    )
     assert history[1]["terms"]["kd"] < history[0]["terms"]["kd"]

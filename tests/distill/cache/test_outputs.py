@@ -21,7 +21,7 @@ from edgekd.data.images import in_memory
 from edgekd.distill.cache.files import cache_folder, list_entries
 from edgekd.distill.cache.outputs import combined, shapes, teaching
 from edgekd.distill.loop import Outputs
-from edgekd.distill.student import How, assist
+from edgekd.distill.student import TrainingOptions, assist
 from edgekd.distill.tasks.known import examples_of
 from edgekd.errors import ConfigError
 from edgekd.nets.deployed import Deployed
@@ -376,7 +376,7 @@ def test_assistants_are_known_by_their_shape(tmp_path: Path, digits: Digits) -> 
         tmp_path / "assistant-1.safetensors",
         {},
     )
-    (last,) = assist(card, teacher_of()[0], digits, tmp_path, How())
+    (last,) = assist(card, teacher_of()[0], digits, tmp_path, TrainingOptions())
     assert (last.identity["family"], last.identity["shape"]) == ("convnet", shape)
 
 
