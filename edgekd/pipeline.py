@@ -30,10 +30,12 @@ from edgekd.distill.teacher import (
 )
 from edgekd.errors import EdgekdError
 from edgekd.export.onnx import cpu_logits, keep_torch_logits, parity
+from edgekd.export.trial import try_teacher
 from edgekd.export.variants import calibration_of, export_variants
 from edgekd.figures import ModelFigures
 from edgekd.judge import budget_figures, effective_budget, judge
 from edgekd.nets.families import make_shapes
+from edgekd.nets.folding import folded
 from edgekd.nets.teachers import Teacher
 from edgekd.report.run.write import write_reports
 from edgekd.result import Result
@@ -68,14 +70,15 @@ def distill(
     card = learning.settle(card, validation)
     if given is None and not run.teacher_weights.exists() and card.teacher.family != "self":
         refuse_long_teaching(card, len(train))
-    # Of the candidates, the first one stands for all.
-    check_networks(card, make_shapes(card, card.student)[0], given, further, examples_of(card, train))
+    check_networks(card, make_shapes(card, card.student), given, further, examples_of(card, train))
+    if card.teacher.family != "self" and not run.exported.exists():
+        try_teacher(given, card, target, validation.read(np.arange(min(64, len(validation)))), run.scratch)
     run.begin(digest(train) + digest(validation), structures(card, given is not None), data_marks(card, data))
     learning.keep(card, data, run.tokenizer)
     inputs = keep_split(validation, run.data / "validation")
     calibration = calibration_of(card, target, train)
 
-    candidates = measure_candidates(card, site, inputs, calibration, run)
+    candidates = measure_candidates(card, site, examples_of(card, train), inputs, calibration, run)
     choice = choose_shape(candidates, budget)
     say(f"search: {choice.name} of {len(candidates)} candidates, {units.count(choice.macs)} multiply-accumulates")
 
@@ -84,7 +87,8 @@ def distill(
     examples = (examples_of(card, train), examples_of(card, validation))
     tell(Task(card, choice.shape, run.folder, data, teacher_file, how))
     with together():
-        teacher, net = train_both(card, choice.shape, given, further, examples, run, how)
+        teacher, trained = train_both(card, choice.shape, given, further, examples, run, how)
+    net = folded(trained, card.data)
 
     subjects = export_variants(card, target, teacher, net, calibration, run)
     images = np.load(inputs)[:512]
