@@ -5,7 +5,7 @@ from typing import Any
 
 from edgekd.figures import Figure
 
-__all__ = ["Candidate", "Shape"]
+__all__ = ["Candidate", "Shape", "shape_name"]
 
 Shape = dict[str, Any]
 """The values of a shape as a card writes them; the typed shape is made, and checked, from these."""
@@ -24,4 +24,9 @@ class Candidate:
     @property
     def name(self) -> str:
         """The shape as text: `depth=20 width=16`."""
-        return " ".join(f"{key}={value}" for key, value in self.shape.items()) or "the only shape"
+        return shape_name(self.shape)
+
+
+def shape_name(shape: Shape) -> str:
+    """The shape as text: `depth=20 width=16`."""
+    return " ".join(f"{key}={value}" for key, value in shape.items()) or "the only shape"

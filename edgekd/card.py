@@ -172,6 +172,9 @@ class Teacher:
     `--teacher` overrides it. Without one the teacher is trained. Further teachers need it, assistants have none."""
     function: ImportPath | None = None
     """family = "import" only: `package.module:function`, called with the shape's values and `classes`."""
+    output: str = ""
+    """Which of several outputs holds the logits: a key, an attribute, a place counted from 0, or the name in an ONNX
+    file. Without it the output `logits` is taken, or the first one of shape (batch, classes)."""
     training: Training | None = None
     attempts: Annotated[int, Field(ge=1, le=5)] = 2
     """How often to train before giving up on `teacher_min_accuracy`; each attempt doubles the epochs."""
@@ -185,6 +188,8 @@ class Student:
     knobs: dict[str, Annotated[list[Any], Field(min_length=1)]] = field(default_factory=dict)
     """Values to try for each field of the shape; every combination is a candidate."""
     function: ImportPath | None = None
+    output: str = ""
+    """As a teacher's."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -28,10 +28,12 @@ from edgekd.distill.teacher import given_teacher, more_teachers, refuse_long_tea
 from edgekd.distill.training import StudentTraining, train_student
 from edgekd.errors import EdgekdError
 from edgekd.export.onnx import cpu_logits, keep_torch_logits, parity
+from edgekd.export.trial import try_teacher
 from edgekd.export.variants import calibration_of, export_variants
 from edgekd.figures import ModelFigures
 from edgekd.judge import budget_figures, effective_budget, judge
 from edgekd.nets.families import make_shapes
+from edgekd.nets.folding import folded
 from edgekd.nets.teachers import Teacher
 from edgekd.report.run.write import write_reports
 from edgekd.result import Result
@@ -149,8 +151,7 @@ def prepare(asked: Request, runs: Sequence[Run]) -> Setup:
     taught = any(run.teacher_weights.exists() for run in runs)
     if given is None and not taught and card.teacher.family != "self":
         refuse_long_teaching(card, len(train))
-    # Of the candidates, the first one stands for all.
-    check_networks(card, make_shapes(card, card.student)[0], given, further, examples_of(card, train))
+    check_networks(card, make_shapes(card, card.student), given, further, examples_of(card, train))
     whole = digest(train) + digest(validation)
     return Setup(asked=asked, card=card, given=given, further=further, train=train, validation=validation, digest=whole)
 
@@ -159,11 +160,14 @@ def search(setup: Setup, site: Site, run: Run) -> Plan:
     """Measure the untrained candidates on the target, and choose one that meets the budget."""
     card, data = setup.card, setup.asked.data
     budget = effective_budget(card.budget(site.target.name, setup.asked.budget), site.target)
+    if card.teacher.family != "self" and not run.exported.exists():
+        some = setup.validation.read(np.arange(min(64, len(setup.validation))))
+        try_teacher(setup.given, card, site.target, some, run.scratch)
     run.begin(setup.digest, structures(card, setup.given is not None), data_marks(card, data))
     learning_of(card.data).keep(card, data, run.tokenizer)
     inputs = keep_split(setup.validation, run.data / "validation")
     calibration = calibration_of(card, site.target, setup.train)
-    found = measure_candidates(card, site, inputs, calibration, run)
+    found = measure_candidates(card, site, setup.examples[0], inputs, calibration, run)
     choice = choose_shape(found, budget)
     say(f"search: {choice.name} of {len(found)} candidates, {units.count(choice.macs)} multiply-accumulates")
     kept: dict[str, Any] = {"inputs": inputs, "calibration": calibration, "candidates": found, "choice": choice}
@@ -208,7 +212,7 @@ def learn(setup: Setup, plan: Plan, earlier: Sequence[Plan]) -> Student:
         options=dataclasses.replace(asked.options, minimum=limits[0], teacher_minimum=limits[1]),
     )
     teacher, net = train_student(told, setup.given, setup.further, setup.examples, plan.run)
-    return Student(card=card, net=net, teacher=teacher)
+    return Student(card=card, net=folded(net, card.data), teacher=teacher)
 
 
 def choose(

@@ -300,6 +300,8 @@ def _as_before(key: str, value: Any) -> bool:
         defaults = {field_.name: field_.default for field_ in dataclasses.fields(Data)}
         return name in defaults and bool(json.loads(json.dumps(defaults[name], default=str)) == value)
     makers: dict[str, Any] = {"card.recipe": Recipe(epochs=1), "card.augment": Augment()}
+    if name == "output":  # of teachers and the student
+        return bool(value == "")
     if part not in makers:
         return key.startswith("target.session.")
     defaults = _plain(makers[part])

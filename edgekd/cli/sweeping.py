@@ -140,7 +140,7 @@ def _sweep(
         refuse_long_teaching(card, len(train))
     examples = (examples_of(card, train), examples_of(card, validation))
     further = more_teachers(card)
-    check_networks(card, shape, given, further, examples[0])
+    check_networks(card, [shape], given, further, examples[0])
     card = with_own_teacher(card, shape)
     digests = {
         "SHA-256 of the data": f"{digest(train)[:12]}, {digest(validation)[:12]}",

@@ -1,5 +1,6 @@
 """What a run is made of beside its card: the structure of its networks and its data."""
 
+import contextlib
 import hashlib
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from edgekd.data.images import Split
 from edgekd.data.sources import data_marks
 from edgekd.distill.tasks.known import learning_of
 from edgekd.errors import ConfigError
-from edgekd.nets.families import make, make_shapes
+from edgekd.nets.families import UnbuildableError, make, make_shapes
 from edgekd.nets.teachers import make_teacher_net
 from edgekd.run import Run
 
@@ -35,13 +36,20 @@ def structures(card: Card, teacher_given: bool) -> dict[str, str]:
 
     A teacher that is given is known by the SHA-256 of its file.
     """
-    shape = make_shapes(card, card.student)[0]
-    found = {"student": structure(make(card, card.student, shape, "student.knobs"))}
+    found = {"student": structure(_first_student(card))}
     if not teacher_given and card.teacher.family not in ("self", "onnx"):
         found["teacher"] = structure(make_teacher_net(card))
     for number, assistant in enumerate(card.assistants):
         found[f"assistants.{number}"] = structure(make(card, assistant, assistant.shape, "assistants"))
     return found
+
+
+def _first_student(card: Card) -> nn.Module:
+    """The student of the first shape that can be built; make_shapes sees to it that there is one."""
+    for shape in make_shapes(card, card.student):
+        with contextlib.suppress(UnbuildableError):
+            return make(card, card.student, shape, "student.knobs")
+    raise AssertionError
 
 
 def refuse_changes(card: Card, run: Run, folder: Path | None, teacher_given: bool) -> None:

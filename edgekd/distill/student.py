@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from edgekd import units
-from edgekd.candidate import Shape
+from edgekd.candidate import Shape, shape_name
 from edgekd.card import Card
 from edgekd.card import Teacher as TeacherOfCard
 from edgekd.console import say
@@ -23,6 +23,7 @@ from edgekd.distill.objective import Objective, distillation, student_layers, te
 from edgekd.distill.tasks.known import learning_of
 from edgekd.distill.teacher import with_own_teacher
 from edgekd.distill.terms.layers import probe
+from edgekd.distill.trial import check_learning
 from edgekd.errors import ConfigError
 from edgekd.files import move, read_json, write_json
 from edgekd.nets.deployed import Deployed
@@ -38,6 +39,7 @@ __all__ = [
     "assist",
     "check_networks",
     "check_recipe",
+    "check_student",
     "copy_matching",
     "distill_student",
     "learn",
@@ -149,23 +151,41 @@ def learn(
 
 
 def check_networks(
-    card: Card, shape: Shape, given: Teacher | None, further: Sequence[Teacher], examples: Examples
+    card: Card, shapes: Sequence[Shape], given: Teacher | None, further: Sequence[Teacher], examples: Examples
 ) -> None:
     """Raise ConfigError where networks, layers or weights do not suit one another, before anything is measured,
-    trained or written."""
+    trained or written. Of the student's shapes the first one that can be trained stands for all."""
+    shape = _first_usable(card, shapes, examples)
     card = with_own_teacher(card, shape)
     trained = [] if given else [("teacher", card.teacher)]
     trained += [(f"assistants[{number}]", assistant) for number, assistant in enumerate(card.assistants)]
     for name, network in trained:
         net = make(card, network, network.shape, "teacher.shape" if name == "teacher" else "assistants")
-        inputs = _first_two(examples)
-        _require_outputs(card, probe(Deployed(net, card.data), inputs, [], f"{card.file}: {name}"), name)
+        check_learning(net, card, _first_two(examples), f"{card.file}: {name}")
         if network.training:
             where = f"{card.file}: {name}.training"
             learning_of(card.data).weights(network.training, examples.labels, card.data, f"{where}.class_weights")
             parts_of(where, network.training, len(examples))
     check_recipe(card, shape, given, further, examples)
     parts_of(f"{card.file}: recipe", card.recipe, len(examples))
+
+
+def _first_usable(card: Card, shapes: Sequence[Shape], examples: Examples) -> Shape:
+    errors = []
+    for shape in shapes:
+        try:
+            check_student(card, shape, examples)
+        except ConfigError as error:
+            errors.append(error)
+        else:
+            return shape
+    raise errors[0]
+
+
+def check_student(card: Card, shape: Shape, examples: Examples) -> None:
+    """Raise ConfigError where the student of that shape cannot be built, or cannot be trained on the examples."""
+    named = f": {shape_name(shape)}" if shape else ""
+    check_learning(_new(card, shape, card.recipe.seed), card, _first_two(examples), f"{card.file}: student{named}")
 
 
 def check_recipe(

@@ -60,6 +60,7 @@ def with_own_teacher(card: Card, shape: Shape) -> Card:
         card.teacher,
         family=card.student.family,
         function=card.student.function,
+        output=card.student.output,
         shape=shape,
         training=card.teacher.training or Training(**recipe),
     )

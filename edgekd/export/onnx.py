@@ -3,6 +3,8 @@
 import contextlib
 import io
 import logging
+import re
+import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+import edgekd
 from edgekd import __version__
 from edgekd.card import Card
 from edgekd.errors import ModelError, one_line
@@ -66,7 +69,7 @@ def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: d
                 dynamic_shapes=(free,),
             )
     except Exception as error:  # the exporter raises whatever its many passes raise
-        raise ModelError(f"torch cannot export the network to ONNX: {one_line(error)}") from error
+        raise ModelError(f"torch cannot export the network to ONNX: {_reason(error)}") from error
     assert program is not None  # only the other exporter returns None
     model = program.model_proto
     written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
@@ -77,6 +80,25 @@ def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: d
         )
     _describe(model, card, target, provenance)
     save_model(model, path)
+
+
+def _reason(error: BaseException) -> str:
+    """Why an export failed: the first paragraph of the error that began it, and the line of the network's own code."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    paragraph = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n\n")[0]
+    paragraph = re.sub(r" \((unhinted: [^\n]*|Size-like symbols: none)\)\.?", "", paragraph)
+    places = [frame for frame in traceback.extract_tb(error.__traceback__) if not _of_library(frame.filename)]
+    text = one_line(RuntimeError(paragraph or type(error).__name__), 200)
+    if not places:
+        return text
+    return f"{text} ({Path(places[-1].filename).name}:{places[-1].lineno}: {(places[-1].line or '')[:80]})"
+
+
+def _of_library(file: str) -> bool:
+    """Whether a file of Python belongs to torch or to edgekd, and not to the user or to who wrote the network."""
+    own = [Path(module.__file__ or "").parent for module in (torch, edgekd, onnx)]
+    return file.startswith("<") or any(Path(file).is_relative_to(folder) for folder in own)
 
 
 def _describe(model: onnx.ModelProto, card: Card, target: Target, provenance: dict[str, str]) -> None:
@@ -101,8 +123,10 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
         value.doc_string = ""
         del value.metadata_props[:]
     del model.graph.metadata_props[:]
-    # The exporter writes its newest IR version, which older runtimes refuse; the opset needs less.
-    model.ir_version = min(model.ir_version, onnx.helper.find_min_ir_version_for(model.opset_import, True))
+    # The exporter writes its newest IR version, which older runtimes refuse; the opset needs less. Below version 4
+    # every weight would have to be an input.
+    oldest = max(4, onnx.helper.find_min_ir_version_for(model.opset_import, True))
+    model.ir_version = min(model.ir_version, oldest)
     with atomic(path) as temporary:
         onnx.save_model(model, temporary)
 
@@ -110,15 +134,14 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
 @contextlib.contextmanager
 def quiet_export() -> Iterator[None]:
     """The exporter warns and prints about its own internals; nothing of it is for the user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    level, aside = logging.root.manager.disable, io.StringIO()
+    logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(aside), contextlib.redirect_stderr(aside):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(level)
 
 
 def cpu_logits(file: Path, task: Task, images: NDArray[Any]) -> NDArray[np.float32]:

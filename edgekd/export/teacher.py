@@ -2,17 +2,23 @@
 
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import TensorProto, compose, helper, numpy_helper
+from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
 from edgekd.card import Card, Data
 from edgekd.errors import InputError, one_line
 from edgekd.export.onnx import export, save_model
+from edgekd.nets.folding import folded
+from edgekd.nets.outputs import TINY
 from edgekd.nets.teachers import OnnxNet, Teacher
 from edgekd.target import Target
 from edgekd.tasks.known import task_of
 
 __all__ = ["export_teacher"]
+
+OLDEST_OPSET, CONVERTED_OPSET = 7, 13
+"""Preprocessing needs the broadcasting of opset 7; an older model is converted to the other one."""
 
 
 def export_teacher(teacher: Teacher, card: Card, target: Target, path: Path) -> None:
@@ -21,14 +27,61 @@ def export_teacher(teacher: Teacher, card: Card, target: Target, path: Path) -> 
     if path.exists():
         return
     if teacher.net is not None:
-        export(teacher.net, card, target, path, {"trained": teacher.file.name})
+        export(folded(teacher.net, card.data), card, target, path, {"trained": teacher.file.name})
         return
     assert isinstance(teacher.module, OnnxNet)  # the only other kind
-    model = onnx.load(teacher.file)
+    module = teacher.module
+    model = _giving_logits(_modern(onnx.load(teacher.file), teacher.file), module)
     if task_of(card.data).normalization(card.data) is None:
         save_model(_taking_int32(model), path)
         return
-    save_model(model if teacher.module.takes_uint8 else _with_preprocessing(model, card.data, teacher.file), path)
+    save_model(model if module.takes_uint8 else _with_preprocessing(model, card.data, teacher.file), path)
+
+
+def _modern(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """`model` in IR version 4 at least, in which weights are no inputs, and opset 7, which knows broadcasting.
+
+    Raises InputError for a model that onnx cannot convert.
+    """
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), OLDEST_OPSET)
+    if opset < OLDEST_OPSET:
+        try:
+            model = version_converter.convert_version(model, CONVERTED_OPSET)
+        except Exception as error:  # the converter raises whatever its parts raise
+            raise InputError(
+                f"{path}: is of opset {opset}, and onnx cannot convert it to opset {CONVERTED_OPSET} "
+                f"({one_line(error, 150)}); export the teacher with opset {OLDEST_OPSET} or a newer one"
+            ) from error
+    if model.ir_version < 4:
+        weights = {tensor.name for tensor in model.graph.initializer}
+        inputs = [value for value in model.graph.input if value.name not in weights]
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+        model.ir_version = 4
+    return model
+
+
+def _giving_logits(model: onnx.ModelProto, module: OnnxNet) -> onnx.ModelProto:
+    """`model` with its logits as the only output; probabilities get the logarithm that distillation took of them."""
+    if len(model.graph.output) == 1 and not module.logarithm:
+        return model
+    output = next(value for value in model.graph.output if value.name == module.output)
+    del model.graph.output[:]
+    model.graph.output.append(output)
+    if not module.logarithm:
+        return model
+    shape = [dim.dim_value or dim.dim_param or None for dim in output.type.tensor_type.shape.dim]
+    names = [f"{output.name}_{what}" for what in ("float", "clipped", "logarithm")]
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    clip = helper.make_node("Clip", names[:1], names[1:2], min=TINY)
+    if opset >= 11:  # its limits became inputs
+        model.graph.initializer.append(numpy_helper.from_array(np.array(TINY, np.float32), f"{output.name}_smallest"))
+        clip = helper.make_node("Clip", [names[0], f"{output.name}_smallest"], names[1:2])
+    cast = helper.make_node("Cast", [output.name], names[:1], to=TensorProto.FLOAT)
+    model.graph.node.extend([cast, clip, helper.make_node("Log", names[1:2], names[2:])])
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info(names[2], TensorProto.FLOAT, shape or None))
+    return model
 
 
 def _taking_int32(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -72,12 +125,10 @@ def _with_preprocessing(model: onnx.ModelProto, data: Data, path: Path) -> onnx.
             model,
             io_map=[("edgekd_normalized", model.graph.input[0].name)],
         )
-    except ValueError as error:
+    except (ValueError, onnx.checker.ValidationError) as error:
         raise InputError(f"{path}: preprocessing cannot be put before it: {one_line(error)}") from error
     return merged
 
 
 def _per_channel(name: str, values: list[float]) -> onnx.TensorProto:
-    import numpy as np
-
     return numpy_helper.from_array(np.array(values, dtype=np.float32).reshape(1, -1, 1, 1), name)

@@ -16,6 +16,7 @@ from edgekd.export.onnx import export, save_model
 from edgekd.export.quantize import quantize, quantize_weights
 from edgekd.export.teacher import export_teacher
 from edgekd.nets.deployed import count_macs, count_params
+from edgekd.nets.folding import folded
 from edgekd.nets.teachers import Teacher
 from edgekd.run import Run
 from edgekd.target import Precision, Target
@@ -41,12 +42,15 @@ def calibration_images(train: Split, count: int) -> NDArray[np.uint8]:
 def export_variants(
     card: Card, target: Target, teacher: Teacher, net: nn.Module, calibration: NDArray[np.uint8] | None, run: Run
 ) -> list[Subject]:
-    """The teacher, the student in fp32, and the student in every other precision of the target; kept if there."""
+    """The teacher, the student in fp32, and the student in every other precision of the target; kept if there.
+
+    The student's `net` is the one that runs on the device, its branches folded.
+    """
     teacher_onnx, fp32 = run.exported / "teacher-fp32.onnx", run.exported / "student-fp32.onnx"
     export_teacher(teacher, card, target, teacher_onnx)
     if not fp32.exists():
         export(net, card, target, fp32, {"trained": "distilled", "teacher": teacher.file.name})
-    own = teacher.net
+    own = folded(teacher.net, card.data) if teacher.net is not None else None
     subjects = [
         Subject(
             name="teacher",

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgekd.tasks.known import task_of
 from edgekd.tasks.task import Normalization
 
-__all__ = ["Deployed", "Preprocess", "count_macs", "count_params", "example_inputs"]
+__all__ = ["Deployed", "Preprocess", "count_macs", "count_params", "example_inputs", "noise_inputs"]
 
 
 class Preprocess(nn.Module):
@@ -50,6 +50,16 @@ class Deployed(nn.Module):
 def example_inputs(data: Any, count: int) -> Tensor:
     """Inputs of the shape and type a deployed model takes: black images, or sentences of `timed_length` tokens."""
     return torch.from_numpy(task_of(data).example(data, count))
+
+
+def noise_inputs(data: Any, count: int) -> Tensor:
+    """Random inputs of the shape and type a deployed model takes, always the same: no two of them are alike."""
+    generator = torch.Generator().manual_seed(0)
+    like = example_inputs(data, count)
+    if like.dtype.is_floating_point:
+        return torch.rand(like.shape, generator=generator, dtype=like.dtype)
+    low, high = (0, 256) if like.dtype == torch.uint8 else (1, int(task_of(data).sizes(data)[0]))
+    return torch.randint(low, high, like.shape, generator=generator, dtype=like.dtype)
 
 
 def count_params(net: nn.Module) -> int:

@@ -16,6 +16,8 @@ from edgekd.card import Card, Student, Teacher
 from edgekd.errors import ConfigError, did_you_mean, one_line, shown
 from edgekd.imports import import_function, require
 from edgekd.nets.cifar_resnet import CifarResNet, CifarResNetShape
+from edgekd.nets.deployed import Deployed, noise_inputs
+from edgekd.nets.outputs import Head, add_head, settle_head
 from edgekd.nets.small import ConvNetShape, MlpShape, convnet, mlp
 from edgekd.nets.text import (
     BagOfWords,
@@ -30,7 +32,7 @@ from edgekd.nets.text import (
 from edgekd.spec import build
 from edgekd.tasks.known import task_of
 
-__all__ = ["FAMILIES", "IMAGE_FAMILIES", "TEXT_FAMILIES", "make", "make_shapes"]
+__all__ = ["FAMILIES", "FOREIGN", "IMAGE_FAMILIES", "TEXT_FAMILIES", "UnbuildableError", "make", "make_shapes"]
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -39,6 +41,14 @@ MAX_CANDIDATES = 1_000
 
 MAX_PARAMS = 1_000_000_000
 """Of a network; the weights then have 4 GB."""
+
+
+class UnknownModelError(ValueError):
+    """A name that torchvision or timm does not know: a mistake in the card, whatever the other candidates are."""
+
+
+class UnbuildableError(ConfigError):
+    """The network of one shape cannot be built; those of other shapes may."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -63,16 +73,38 @@ def _mobilenet_v2(shape: MobileNetV2Shape, channels: int, size: int, classes: in
 def _torchvision(shape: NamedShape, channels: int, size: int, classes: int) -> nn.Module:
     known = torchvision.models.list_models(module=torchvision.models)
     if shape.model not in known:
-        raise ValueError(f"torchvision has no model {shown(shape.model)}; {_nearest(shape.model, known)}")
-    net: nn.Module = torchvision.models.get_model(shape.model, weights=None, num_classes=classes)
+        raise UnknownModelError(f"torchvision has no model {shown(shape.model)}; {_nearest(shape.model, known)}")
+    options = next((make(size) for start, make in _TORCHVISION.items() if shape.model.startswith(start)), {})
+    net: nn.Module = torchvision.models.get_model(shape.model, weights=None, num_classes=classes, **options)
     return _for_channels(net, channels)
+
+
+_TORCHVISION: dict[str, Callable[[int], dict[str, Any]]] = {
+    "vit_": lambda size: {"image_size": size},
+    "maxvit_": lambda size: {"input_size": (size, size)},
+    "googlenet": lambda size: {"aux_logits": False, "init_weights": True},
+    "inception_v3": lambda size: {"aux_logits": False, "init_weights": True},
+}
+"""What torchvision's networks whose names begin so must be told: their input size, and to give one output."""
 
 
 def _timm(shape: NamedShape, channels: int, size: int, classes: int) -> nn.Module:
     timm = require("timm", "timm", "the family 'timm'")
-    if shape.model not in timm.list_models():
-        raise ValueError(f"timm has no model {shown(shape.model)}; {_nearest(shape.model, timm.list_models())}")
-    net: nn.Module = timm.create_model(shape.model, pretrained=False, num_classes=classes, in_chans=channels)
+    name, _, tag = shape.model.partition(".")
+    if name not in timm.list_models():
+        raise UnknownModelError(f"timm has no model {shown(name)}; {_nearest(name, timm.list_models())}")
+    tags = [one.partition(".")[2] for one in timm.list_pretrained(f"{name}.*")]
+    if tag and tag not in tags:
+        raise UnknownModelError(f"timm's {name} has no tag {shown(tag)}; {did_you_mean(tag, tags)}")
+    options = {"pretrained": False, "num_classes": classes, "in_chans": channels}
+    state = torch.get_rng_state()
+    try:  # transformers and the like are made for one size
+        net: nn.Module = timm.create_model(shape.model, img_size=size, **options)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        torch.set_rng_state(state)
+        net = timm.create_model(shape.model, **options)
     return net
 
 
@@ -102,6 +134,9 @@ IMAGE_FAMILIES: dict[str, tuple[type, Any]] = {
 }
 """Name: (shape, function of (shape, channels, size, outputs))."""
 
+FOREIGN = ("torchvision", "timm", "import")
+"""Families of networks that may give more than their logits."""
+
 TEXT_FAMILIES: dict[str, tuple[type, Any]] = {
     "bag-of-words": (BagOfWordsShape, BagOfWords),
     "text-cnn": (TextCnnShape, TextCnn),
@@ -120,7 +155,8 @@ FAMILIES: dict[str, dict[str, tuple[type, Any]]] = {
 def make_shapes(card: Card, student: Student) -> list[Shape]:
     """Every combination of the student's knobs, each checked against its family.
 
-    Raises ConfigError where there are more than MAX_CANDIDATES, before the first network is made.
+    A network that cannot be built stays among them, for the search tells why it is left out. Raises ConfigError where
+    none can be built, and where there are more than MAX_CANDIDATES, before the first network is made.
     """
     names = list(student.knobs)
     count = math.prod(len(values) for values in student.knobs.values())
@@ -132,18 +168,34 @@ def make_shapes(card: Card, student: Student) -> list[Shape]:
             f"{len(student.knobs[longest]):,}"
         )
     shapes = [dict(zip(names, values, strict=True)) for values in itertools.product(*student.knobs.values())]
+    broken: list[UnbuildableError] = []
     for shape in shapes:
-        make(card, student, shape, "student.knobs")
+        try:
+            make(card, student, shape, "student.knobs")
+        except UnbuildableError as error:
+            broken.append(error)
+    if len(broken) == len(shapes):
+        raise broken[0]
     return shapes
 
 
 def make(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.Module:
-    """The network of that shape for the card's data, randomly initialised.
+    """The network of that shape for the card's data, randomly initialised; it gives its logits (B, classes).
 
-    Raises ConfigError naming card, key, value and the known families or fields.
+    Raises ConfigError naming card, key, value and the known families or fields, and for a network that ends in
+    sigmoids.
     """
+    net = _imported(card, owner, shape, where) if owner.family == "import" else _made(card, owner, shape, where)
+    if owner.family in FOREIGN:
+        head = Head(task_of(card.data).outputs(card.data), owner.output, f"{card.file}: {where.split('.')[0]}")
+        add_head(net, head)
     if owner.family == "import":
-        return _imported(card, owner, shape, where)
+        settle_head(net, Deployed(net, card.data), noise_inputs(card.data, 8))
+    return net
+
+
+def _made(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.Module:
+    """A network of one of the named families."""
     task, families = task_of(card.data), FAMILIES.get(card.task, {})
     if owner.family not in families:
         key = f"{where.split('.')[0]}.family"
@@ -157,8 +209,10 @@ def make(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.M
         if owner.family != "timm":  # whose networks are of known sizes, and not all made to be built without memory
             _refuse_giant(function, typed, *sizes, outputs)
         net: nn.Module = function(typed, *sizes, outputs)
-    except (ValueError, RuntimeError, TypeError, OverflowError) as error:  # torch's own, for sizes beyond 64 bits
+    except UnknownModelError as error:
         raise ConfigError(f"{card.file}: {where}: {one_line(error)}") from error
+    except (ValueError, RuntimeError, AssertionError, TypeError, OverflowError) as error:  # torch's own, too
+        raise UnbuildableError(f"{card.file}: {where}: {one_line(error)}") from error
     return net
 
 
@@ -178,8 +232,10 @@ def _imported(card: Card, owner: Teacher | Student, shape: Shape, where: str) ->
     number = {task.argument: task.outputs(card.data)} if task.argument else {}
     try:
         net = function(**shape, **number)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{card.file}: {where}: {owner.function} cannot be called so: {one_line(error)}") from error
+    except Exception as error:  # the user's own code
+        raise UnbuildableError(
+            f"{card.file}: {where}: {owner.function} cannot be called so: {one_line(error)}"
+        ) from error
     if not isinstance(net, nn.Module):
         raise ConfigError(f"{card.file}: {owner.function} gave a {type(net).__name__}; a torch.nn.Module is needed")
     return net

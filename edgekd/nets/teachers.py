@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.card import Card
-from edgekd.errors import InputError, one_line
-from edgekd.nets.deployed import Deployed, Preprocess, example_inputs
+from edgekd.console import say
+from edgekd.errors import InputError, did_you_mean, one_line
+from edgekd.nets.deployed import Deployed, Preprocess, example_inputs, noise_inputs
 from edgekd.nets.families import make
-from edgekd.nets.weights import load_into, read_state
+from edgekd.nets.outputs import are_probabilities, head_of, log_of, sigmoid_words
+from edgekd.nets.weights import load_file
 from edgekd.tasks.known import task_of
 
 if TYPE_CHECKING:
@@ -28,13 +30,16 @@ class OnnxNet(nn.Module):
     """An ONNX model as a torch module: uint8 images (B, H, W, C), or token ids (B, L), to logits (B, classes), without
     gradients.
 
-    The model takes uint8 (B, H, W, C), or normalised float (B, C, H, W); of ids int32 or int64.
+    The model takes uint8 (B, H, W, C), or normalised float (B, C, H, W); of ids int32 or int64. Of a model that gives
+    probabilities the logits are their logarithms.
     """
 
     def __init__(self, path: Path, card: Card) -> None:
         super().__init__()
         self.path = path
         self.session = _open(path)
+        self.output = _logits_output(self.session, card, path)
+        self.logarithm = False
         inputs = self.session.get_inputs()
         self.takes_uint8 = False
         how = task_of(card.data).normalization(card.data)
@@ -49,10 +54,49 @@ class OnnxNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = images if self.takes_uint8 else self.preprocess(images)
-        own, name = self.session.get_inputs()[0], self.session.get_outputs()[0].name
+        own, name = self.session.get_inputs()[0], self.output
         parts = x.cpu().split(1) if own.shape[0] == 1 else [x.cpu()]  # exported for one image: one by one
         answers = [self.session.run([name], {own.name: part.numpy()})[0] for part in parts]
-        return torch.from_numpy(np.concatenate(answers).astype(np.float32, copy=False))
+        found = torch.from_numpy(np.concatenate(answers).astype(np.float32, copy=False))
+        return log_of(found) if self.logarithm else found
+
+    def settle(self, inputs: Tensor) -> None:
+        """Find out whether the model gives probabilities, by its last node and by its answers to `inputs`.
+
+        Raises InputError for independent sigmoids.
+        """
+        ending = _last_node(self.path, self.output)
+        if ending in ("Sigmoid", "HardSigmoid"):
+            raise InputError(f"{self.path}: {sigmoid_words(f'its last node is {ending}')}")
+        self.logarithm = ending != "LogSoftmax" and are_probabilities(self(inputs))
+
+
+def _logits_output(session: "onnxruntime.InferenceSession", card: Card, path: Path) -> str:
+    """The name of the output that holds the logits: the card's, or the first one of shape (batch, classes)."""
+    outputs, wanted = session.get_outputs(), card.teacher.output
+    wanted_outputs = task_of(card.data).outputs(card.data)
+    names = [str(one.name) for one in outputs]
+    if wanted and wanted not in names:
+        raise InputError(f"{path}: teacher.output: {wanted!r} is unknown; {did_you_mean(wanted, names)}")
+    if wanted:
+        return wanted
+    fitting = [str(one.name) for one in outputs if len(one.shape) == 2 and one.shape[1] == wanted_outputs]
+    return [*(name for name in fitting if name == "logits"), *fitting, *names][0]
+
+
+_PASSING = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Flatten", "Reshape", "QuantizeLinear", "DequantizeLinear")
+"""Nodes that change no value, but for rounding."""
+
+
+def _last_node(path: Path, output: str) -> str:
+    """The type of the last node before `output` that changes values."""
+    import onnx
+
+    nodes = {name: node for node in onnx.load(path, load_external_data=False).graph.node for name in node.output}
+    node = nodes.get(output)
+    while node is not None and node.op_type in _PASSING:
+        node = nodes.get(node.input[0])
+    return node.op_type if node is not None else ""
 
 
 class _Ids(nn.Module):
@@ -110,10 +154,10 @@ def load_teacher_file(card: Card, path: Path) -> Teacher:
     """
     if card.teacher.family == "onnx" or path.suffix == ".onnx":
         module: nn.Module = OnnxNet(path, card)
-        identity: dict[str, Any] = {}
+        identity: dict[str, Any] = {"output": card.teacher.output} if card.teacher.output else {}
     else:
         net = make_teacher_net(card)
-        load_into(net, read_state(path), path)
+        load_file(net, path)
         module = Deployed(net, card.data)
         identity = _identity(card, net)
     module.eval()
@@ -127,7 +171,20 @@ def load_teacher_file(card: Card, path: Path) -> Teacher:
         ) from error
     if logits.shape != (2, task.outputs(card.data)):
         raise InputError(f"{path}: the teacher gives {tuple(logits.shape[1:])} outputs for {task.targets(card.data)}")
+    if _settled(module, noise_inputs(card.data, 8)):
+        say(f"{path}: the teacher gives probabilities; their logarithms are taken as its logits")
+        identity["outputs"] = "logarithms"
     return Teacher(module, path, identity)
+
+
+def _settled(module: nn.Module, inputs: Tensor) -> bool:
+    """Whether the teacher's logits are logarithms of what its network gives."""
+    if isinstance(module, OnnxNet):
+        module.settle(inputs)
+        return module.logarithm
+    assert isinstance(module, Deployed)  # the only other kind
+    head = head_of(module.net)
+    return head is not None and head.logarithm
 
 
 def _identity(card: Card, net: nn.Module) -> dict[str, Any]:
@@ -139,7 +196,8 @@ def _identity(card: Card, net: nn.Module) -> dict[str, Any]:
         source = Path(getattr(sys.modules.get(name), "__file__", None) or "")
         content.update(f"{name}\0".encode())
         content.update(hashlib.sha256(source.read_bytes() if source.is_file() else b"").digest())
-    return {
+    named = {"output": owner.output} if owner.output else {}
+    return named | {
         "family": owner.family,
         "function": owner.function,
         "shape": owner.shape,

@@ -121,10 +121,11 @@ def test_a_network_of_ones_own_with_another_number_of_outputs_is_refused_first(
     tiny_card.write_text(text)
     done = cli("distill", tiny_card, "-t", "cpu-x86")
     name = "assistants[0]" if who == "assistants" else who
+    shape = ": channels=[8, 8] hidden=16" if who == "student" else ""
     assert done.returncode == 2
     assert done.stderr == (
-        f"edgekd: {tiny_card}: {name}: the network gives (12,) outputs for 10 classes of data; its last layer should "
-        "give 10\n"
+        f"edgekd: {tiny_card}: {name}{shape}: the network gives (12,) outputs for 10 classes of data; its last "
+        "layer should give 10\n"
     )
     assert not list((tmp_path / "runs").iterdir())
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.card import Teacher
+from edgekd.errors import InputError
 from edgekd.export.teacher import export_teacher
 from edgekd.nets.teachers import load_teacher_file, make_teacher_net
 from edgekd.nets.weights import save_state
@@ -134,3 +135,113 @@ def test_what_is_there_is_kept(tmp_path: Path) -> None:
     (tmp_path / "out.onnx").write_bytes(b"made before")
     export_teacher(teacher, COLOUR, TARGET, tmp_path / "out.onnx")
     assert (tmp_path / "out.onnx").read_bytes() == b"made before"
+
+
+# --- old files, and files that give something else than logits ---
+
+
+def write_old_teacher(path: Path, opset: int, ending: str = "", named_first: bool = False) -> NDArray[np.float32]:
+    """A linear teacher of IR version 3, where weights are inputs as well; `ending` is its last node."""
+    matrix = np.random.default_rng(0).normal(0, 0.3, (192, 10)).astype(np.float32)
+    nodes = [helper.make_node("Flatten", ["x"], ["flat"]), helper.make_node("MatMul", ["flat", "W"], ["sums"])]
+    if ending:
+        nodes.append(helper.make_node(ending, ["sums"], ["answers"]))
+    weights = helper.make_tensor_value_info("W", TensorProto.FLOAT, [192, 10])
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])]
+    inputs = [weights, *inputs] if named_first else [*inputs, weights]
+    graph = helper.make_graph(
+        nodes,
+        "old",
+        inputs,
+        [helper.make_tensor_value_info("answers" if ending else "sums", TensorProto.FLOAT, ["n", 10])],
+        [numpy_helper.from_array(matrix, "W")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=3), path)
+    return matrix
+
+
+@pytest.mark.parametrize("named_first", [False, True], ids=["weights last", "weights first"])
+@pytest.mark.parametrize("opset", [5, 7, 8])
+def test_a_teacher_whose_weights_are_inputs(tmp_path: Path, opset: int, named_first: bool) -> None:
+    matrix = write_old_teacher(tmp_path / "t.onnx", opset, named_first=named_first)
+    export_teacher(load_teacher_file(COLOUR, tmp_path / "t.onnx"), COLOUR, TARGET, tmp_path / "out.onnx")
+    model = onnx.load(tmp_path / "out.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert (len(model.graph.input), model.ir_version >= 4) == (1, True)
+    expected = by_hand(matrix)
+    assert np.abs(run(tmp_path / "out.onnx") - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_an_old_teacher_that_onnx_cannot_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: object) -> None:
+        raise RuntimeError("no adapter")
+
+    monkeypatch.setattr("edgekd.export.teacher.version_converter.convert_version", fail)
+    write_old_teacher(tmp_path / "t.onnx", 5)
+    teacher = load_teacher_file(COLOUR, tmp_path / "t.onnx")
+    with pytest.raises(
+        InputError, match=r"t\.onnx: is of opset 5, and onnx cannot convert it to opset 13 \(no adapter\)"
+    ):
+        export_teacher(teacher, COLOUR, TARGET, tmp_path / "out.onnx")
+
+
+@pytest.mark.parametrize("opset", [7, 8])
+def test_probabilities_become_logits(tmp_path: Path, opset: int, capsys: pytest.CaptureFixture[str]) -> None:
+    matrix = write_old_teacher(tmp_path / "t.onnx", opset, "Softmax")
+    teacher = load_teacher_file(COLOUR, tmp_path / "t.onnx")
+    assert capsys.readouterr().err.count("their logarithms are taken as its logits") == 1
+    assert teacher.identity == {"outputs": "logarithms"}
+    export_teacher(teacher, COLOUR, TARGET, tmp_path / "out.onnx")
+    onnx.checker.check_model(onnx.load(tmp_path / "out.onnx"), full_check=True)
+    sums = by_hand(matrix)
+    expected = (
+        sums - np.log(np.exp(sums - sums.max(1, keepdims=True)).sum(1, keepdims=True)) - sums.max(1, keepdims=True)
+    )
+    likely = expected > -80  # below, single precision has no normal number for the probability
+    assert likely.any()
+    for given in (run(tmp_path / "out.onnx"), teacher.module(torch.from_numpy(images())).numpy()):
+        assert np.abs(given - expected)[likely].max() < 1e-3
+        assert given.min() >= np.log(np.finfo(np.float32).tiny) - 1e-3
+
+
+def test_logarithms_of_probabilities_stay_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_old_teacher(tmp_path / "t.onnx", 8, "LogSoftmax")
+    teacher = load_teacher_file(COLOUR, tmp_path / "t.onnx")
+    assert (teacher.identity, capsys.readouterr().err) == ({}, "")
+    export_teacher(teacher, COLOUR, TARGET, tmp_path / "out.onnx")
+    assert [node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node][-1] == "LogSoftmax"
+    given = teacher.module(torch.from_numpy(images())).numpy()
+    assert np.allclose(given, run(tmp_path / "out.onnx"), atol=1e-4)
+    assert given.max() <= 0
+
+
+def test_sigmoids_are_refused(tmp_path: Path) -> None:
+    write_old_teacher(tmp_path / "t.onnx", 8, "Sigmoid")
+    with pytest.raises(
+        InputError, match=r"t\.onnx: gives each class a probability of its own \(its last node is Sigmoid"
+    ):
+        load_teacher_file(COLOUR, tmp_path / "t.onnx")
+
+
+def test_the_logits_among_several_outputs(tmp_path: Path) -> None:
+    matrix = write_float_teacher(tmp_path / "t.onnx")
+    model = onnx.load(tmp_path / "t.onnx")
+    answers = model.graph.output[0].name
+    model.graph.node.append(helper.make_node("Neg", [answers], ["negative"]))
+    model.graph.node.append(helper.make_node("ReduceSum", [answers], ["total"], keepdims=0))
+    outputs = [
+        helper.make_tensor_value_info("total", TensorProto.FLOAT, []),
+        model.graph.output[0],
+        helper.make_tensor_value_info("negative", TensorProto.FLOAT, ["n", 10]),
+    ]
+    del model.graph.output[:]
+    model.graph.output.extend(outputs)
+    onnx.save(model, tmp_path / "t.onnx")
+    for name, sign in (("", 1), ("negative", -1)):
+        card = dataclasses.replace(COLOUR, teacher=dataclasses.replace(COLOUR.teacher, output=name))
+        export_teacher(load_teacher_file(card, tmp_path / "t.onnx"), card, TARGET, tmp_path / f"out{name}.onnx")
+        expected = sign * by_hand(matrix)
+        assert np.abs(run(tmp_path / f"out{name}.onnx") - expected).max() < 1e-5 * np.abs(expected).max()
+    card = dataclasses.replace(COLOUR, teacher=dataclasses.replace(COLOUR.teacher, output="negativ"))
+    with pytest.raises(InputError, match=r"teacher\.output: 'negativ' is unknown; did you mean 'negative'"):
+        load_teacher_file(card, tmp_path / "t.onnx")

@@ -12,7 +12,7 @@ import torchvision.models
 from edgekd.card import Card, Student, TextData
 from edgekd.errors import ConfigError, UnavailableError
 from edgekd.nets.deployed import count_params
-from edgekd.nets.families import IMAGE_FAMILIES, TEXT_FAMILIES, make, make_shapes
+from edgekd.nets.families import IMAGE_FAMILIES, TEXT_FAMILIES, UnbuildableError, make, make_shapes
 from edgekd.tasks.known import load_card
 
 COLOUR = load_card("cifar10")
@@ -116,6 +116,43 @@ def test_a_network_of_timm() -> None:
     assert net(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
     with pytest.raises(ConfigError, match=r"timm has no model 'resnet_18'; did you mean .*'resnet18'"):
         make(GREY, student("timm"), {"model": "resnet_18"}, "student.knobs")
+
+
+def test_names_of_timm_may_have_tags() -> None:
+    pytest.importorskip("timm", reason="timm is not installed")
+    plain, tagged = (
+        make(COLOUR, student("timm"), {"model": name}, "student.knobs") for name in ("resnet18", "resnet18.a1_in1k")
+    )
+    assert count_params(plain) == count_params(tagged)
+    with pytest.raises(ConfigError, match=r"timm's resnet18 has no tag 'a1_in2k'; did you mean 'a1_in1k'"):
+        make(COLOUR, student("timm"), {"model": "resnet18.a1_in2k"}, "student.knobs")
+
+
+def test_transformers_are_made_for_the_size_of_the_images() -> None:
+    pytest.importorskip("timm", reason="timm is not installed")
+    for family, model in (("timm", "vit_tiny_patch16_224"), ("torchvision", "vit_b_16")):
+        net = make(COLOUR, student(family), {"model": model}, "student.knobs").eval()
+        assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    odd = dataclasses.replace(COLOUR, data=dataclasses.replace(COLOUR.data, size=33))
+    with pytest.raises(UnbuildableError, match=r"student\.knobs: .*Input shape"):
+        make(odd, student("torchvision"), {"model": "vit_b_16"}, "student.knobs")
+
+
+@pytest.mark.parametrize(("model", "size"), [("googlenet", 32), ("inception_v3", 75)])
+def test_networks_with_auxiliary_outputs_give_their_logits(model: str, size: int) -> None:
+    net = make(COLOUR, student("torchvision"), {"model": model}, "student.knobs").train()
+    assert net(torch.rand(2, 3, size, size)).shape == (2, 10)
+    assert not [name for name, _ in net.named_modules() if name.lower().startswith("aux")]
+
+
+def test_networks_that_cannot_be_built_stay_among_the_candidates() -> None:
+    knobs = {"model": ["vit_b_16", "squeezenet1_1"]}
+    odd = dataclasses.replace(COLOUR, data=dataclasses.replace(COLOUR.data, size=33))
+    assert len(make_shapes(odd, Student(family="torchvision", knobs=knobs))) == 2
+    with pytest.raises(ConfigError, match="Input shape"):
+        make_shapes(odd, Student(family="torchvision", knobs={"model": ["vit_b_16", "vit_b_32"]}))
+    with pytest.raises(ConfigError, match="no model 'squeezenet1_2'"):
+        make_shapes(COLOUR, Student(family="torchvision", knobs={"model": ["squeezenet1_1", "squeezenet1_2"]}))
 
 
 def test_without_timm_the_pip_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """Weights files: what is read, what is refused, and that nothing in them runs."""
 
+import argparse
 import os
+import pathlib
 import pickle
 import random
 import struct
@@ -8,13 +10,14 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
 from edgekd.errors import InputError
-from edgekd.nets.weights import load_into, read_state, save_state
+from edgekd.nets.weights import load_file, load_into, read_state, save_state
 
 
 def net(seed: int = 0, classes: int = 3) -> nn.Module:
@@ -286,3 +289,77 @@ def test_counters_of_batch_norm_may_be_missing(tmp_path: Path) -> None:
     target = net(seed=1)
     load_into(target, state, tmp_path / "w.pth")
     assert torch.equal(target.state_dict()["0.weight"], state["0.weight"])
+
+
+# --- checkpoints of training scripts ---
+
+
+def prefixed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def lightning(state: dict[str, torch.Tensor]) -> dict[str, object]:
+    return {
+        "epoch": 3,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": prefixed(state, "model.") | {"criterion.weight": torch.ones(3)},
+        "loops": {},
+        "optimizer_states": [{"state": {}, "param_groups": [{"lr": 0.1}]}],
+        "hyper_parameters": {"lr": 0.1},
+    }
+
+
+CHECKPOINTS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
+    "model_state_dict": lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {}}, "loss": 0.1},
+    "ema": lambda state: {"ema": state, "updates": 100},
+    "ema_state_dict": lambda state: {"ema_state_dict": state, "epoch": 1},
+    "ema beside another network": lambda state: {"model": {"other.weight": torch.ones(2)}, "ema": state},
+    "ema inside": lambda state: {"ema": {"module": state}},
+    "Lightning": lightning,
+    "compiled": lambda state: prefixed(state, "_orig_mod."),
+    "compiled in DataParallel": lambda state: {"model": prefixed(state, "module._orig_mod.")},
+    "a wrapper": lambda state: prefixed(state, "net."),
+    "averaged": lambda state: prefixed(state, "module.") | {"n_averaged": torch.tensor(3)},
+    "options": lambda state: {
+        "model": state,
+        "args": argparse.Namespace(lr=0.1, out=pathlib.Path("x"), best=np.float64(1)),
+    },
+    "extra state": lambda state: state | {"0._extra_state": None},
+}
+
+
+@pytest.mark.parametrize("how", CHECKPOINTS)
+def test_checkpoints_as_training_scripts_write_them(how: str, tmp_path: Path) -> None:
+    state = net().state_dict()
+    torch.save(CHECKPOINTS[how](dict(state)), tmp_path / "w.pt")
+    other = net(seed=1)
+    load_file(other, tmp_path / "w.pt")
+    assert equal(other.state_dict(), state)
+
+
+def test_a_part_that_was_compiled(tmp_path: Path) -> None:
+    state = nn.Sequential(net()).state_dict()
+    torch.save({name.replace("0.", "0._orig_mod.", 1): value for name, value in state.items()}, tmp_path / "w.pt")
+    other = nn.Sequential(net(seed=1))
+    load_file(other, tmp_path / "w.pt")
+    assert equal(other.state_dict(), state)
+
+
+def test_prefixes_of_the_network_itself_stay(tmp_path: Path) -> None:
+    one, other = (nn.ModuleDict({"model": net(seed)}) for seed in (0, 1))
+    torch.save(one.state_dict(), tmp_path / "w.pt")
+    load_file(other, tmp_path / "w.pt")
+    assert equal(other.state_dict(), one.state_dict())
+
+
+def test_a_mismatch_says_what_was_tried(tmp_path: Path) -> None:
+    state = net().state_dict()
+    del state["0.bias"]
+    state["5.weight"] = torch.ones(1)
+    torch.save({"state_dict": prefixed(state, "module."), "ema": {"a": torch.ones(1)}}, tmp_path / "w.pt")
+    with pytest.raises(InputError) as caught:
+        load_file(net(), tmp_path / "w.pt")
+    assert str(caught.value) == (
+        f"{tmp_path / 'w.pt'}: weights of another architecture: 1 missing (0.bias); 1 not in the network (5.weight); "
+        "tried: state dicts state_dict, ema; names without module."
+    )

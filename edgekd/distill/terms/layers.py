@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from edgekd.distill.terms.features import attention_map, pooled
 from edgekd.errors import ConfigError, EdgekdError, did_you_mean, one_line, shown
 
-__all__ = ["Taps", "core", "outputs_of", "probe", "reduced"]
+__all__ = ["Taps", "core", "outputs_of", "probe", "reduced", "told"]
 
 
 class Taps:
@@ -81,7 +81,7 @@ def outputs_of(net: nn.Module, inputs: Tensor, where: str) -> list[tuple[str, st
 
     handles = [layer.register_forward_hook(keep(path)) for path, layer in core(net).named_modules() if path]
     try:
-        with torch.no_grad(), _told(where):
+        with torch.no_grad(), told(where):
             net.eval()(inputs)
     finally:
         for handle in handles:
@@ -97,7 +97,7 @@ def probe(net: nn.Module, inputs: Tensor, names: Sequence[str], where: str) -> d
     training = net.training
     taps = Taps(core(net), names, where)
     try:
-        with torch.no_grad(), _told(where):
+        with torch.no_grad(), told(where):
             logits = net.eval()(inputs)
             if not isinstance(logits, Tensor):
                 raise ConfigError(f"{where}: the network gives a {type(logits).__name__}; it should give its logits")
@@ -111,7 +111,7 @@ def probe(net: nn.Module, inputs: Tensor, names: Sequence[str], where: str) -> d
 
 
 @contextlib.contextmanager
-def _told(where: str) -> Iterator[None]:
+def told(where: str) -> Iterator[None]:
     """Whatever a network raises is the card's mistake: a size that it cannot take, or code of the user's."""
     try:
         yield

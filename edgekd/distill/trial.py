@@ -1,0 +1,68 @@
+"""Trying a network on two examples, before anything is trained."""
+
+import torch
+from torch import Tensor, nn
+
+from edgekd.card import Card
+from edgekd.distill.terms.layers import told
+from edgekd.errors import ConfigError
+from edgekd.nets.deployed import Deployed
+from edgekd.tasks.known import task_of
+
+__all__ = ["check_learning", "check_steady"]
+
+
+def check_steady(module: nn.Module, inputs: Tensor, where: str) -> Tensor:
+    """The answers (B, C) of a network behind its preprocessing, in evaluation mode.
+
+    Raises ConfigError, which begins with `where`, where the network cannot take the inputs, gives no logits or numbers
+    that are not finite, or answers otherwise when it is asked again.
+    """
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), told(where):
+        first, second = (module.eval()(inputs) for _ in range(2))
+    _require_logits(first, len(inputs), where)
+    answers: Tensor = first.float()
+    if not bool(answers.isfinite().all()):
+        raise ConfigError(f"{where}: the network gives numbers that are not finite for the card's data")
+    if not torch.allclose(answers, second.float(), rtol=1e-3, atol=1e-3 * float(answers.abs().max())):
+        raise ConfigError(
+            f"{where}: the network gives different answers to the same inputs in evaluation mode; a dropout that is "
+            "called as a function needs training=self.training"
+        )
+    return answers
+
+
+def check_learning(net: nn.Module, card: Card, inputs: Tensor, where: str) -> None:
+    """Raise ConfigError, which begins with `where`, where the network cannot be trained on the card's data.
+
+    `net` is then of no further use: its running statistics are those of `inputs`.
+    """
+    whole = Deployed(net, card.data)
+    answers = check_steady(whole, inputs, where)
+    task = task_of(card.data)
+    count = task.outputs(card.data)
+    if answers.shape[1] != count:
+        raise ConfigError(
+            f"{where}: the network gives {tuple(answers.shape[1:])} outputs for {task.targets(card.data)}; its "
+            f"last layer should give {count}"
+        )
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), told(where):
+        logits = whole.train()(inputs)
+        _require_logits(logits, len(inputs), where)
+        if logits.requires_grad:
+            nn.functional.cross_entropy(logits.float(), torch.arange(len(inputs)) % count).backward()  # type: ignore[no-untyped-call]
+    if all(parameter.grad is None for parameter in net.parameters()):
+        raise ConfigError(
+            f"{where}: no gradient reaches the network's parameters, so it cannot learn; does it detach its outputs, "
+            "compute them under no_grad, or freeze all its layers?"
+        )
+
+
+def _require_logits(logits: object, count: int, where: str) -> None:
+    if not isinstance(logits, Tensor):
+        raise ConfigError(f"{where}: the network gives a {type(logits).__name__}; it should give its logits")
+    if logits.dim() != 2 or len(logits) != count:
+        raise ConfigError(
+            f"{where}: the network gives {tuple(logits.shape)} for {count} examples; it should give one logit for each "
+            "class of each example"
+        )

@@ -1,0 +1,98 @@
+"""Networks that train with branches and run without them: MobileOne, RepVGG, RepViT, FastViT and the like."""
+
+import copy
+import inspect
+
+import torch
+from torch import nn
+
+from edgekd.card import Data, TextData
+from edgekd.errors import ModelError, one_line
+from edgekd.nets.deployed import Deployed, noise_inputs
+from edgekd.nets.outputs import head_of
+
+__all__ = ["folded"]
+
+METHODS = ("fuse", "reparameterize", "switch_to_deploy", "reparameterize_unireplknet", "structural_reparam")
+"""The methods without arguments by which modules fold their branches; `fuse` gives the module to put in their place."""
+
+MAX_RELATIVE_DIFFERENCE = 1e-4
+"""Largest difference between the logits before and after, over the largest logit."""
+
+
+def folded(net: nn.Module, data: Data | TextData) -> nn.Module:
+    """The network as it runs on a device: a copy whose branches are folded, or `net` itself where it has none.
+
+    Raises ModelError where the folding fails, or where the copy answers otherwise.
+    """
+    if not any(_method(module) for module in net.modules()):
+        return net
+    training = net.training
+    inputs = noise_inputs(data, 4)
+    with torch.no_grad():
+        expected = Deployed(net, data).eval()(inputs)
+    try:
+        copied = _attempt(net)
+    finally:
+        net.train(training)
+    with torch.no_grad():
+        answers = Deployed(copied, data).eval()(inputs)
+    difference = float((answers - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+    if not difference <= MAX_RELATIVE_DIFFERENCE:
+        raise ModelError(
+            f"the branches of the network cannot be folded: afterwards its answers differ by {difference:.2g} of the "
+            f"largest logit, {MAX_RELATIVE_DIFFERENCE:g} is allowed ({_names(net)})"
+        )
+    return copied
+
+
+def _attempt(net: nn.Module) -> nn.Module:
+    """A folded copy. Some networks fold all their parts by one call and cannot do so twice."""
+    try:
+        return _fold(copy.deepcopy(net), inside=True)
+    except Exception:
+        try:
+            return _fold(copy.deepcopy(net), inside=False)
+        except Exception as error:  # the network's own code
+            raise ModelError(
+                f"the branches of the network cannot be folded ({_names(net)}): {one_line(error)}"
+            ) from error
+
+
+def _fold(net: nn.Module, inside: bool) -> nn.Module:
+    whole = _visit(net, inside)
+    head = head_of(net)
+    if whole is not net and head is not None:
+        whole.register_forward_hook(head)
+    return whole.eval()
+
+
+def _visit(module: nn.Module, inside: bool) -> nn.Module:
+    """The folded module, or what its `fuse` gives; `inside` says whether parts of a folded module are folded too."""
+    method = _method(module)
+    if method:
+        given = getattr(module, method)()
+        module = given if isinstance(given, nn.Module) else module
+    if inside or not method:
+        for name, child in list(module.named_children()):
+            replaced = _visit(child, inside)
+            if replaced is not child:
+                setattr(module, name, replaced)
+    return module
+
+
+def _method(module: nn.Module) -> str:
+    """The name of the method by which the module folds its branches; empty where it has none."""
+    for name in METHODS:
+        method = getattr(type(module), name, None)  # of the class: a layer may have such a name
+        if inspect.isfunction(method):
+            _, *others = inspect.signature(method).parameters.values()
+            kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+            if all(one.default is not one.empty or one.kind in kinds for one in others):
+                return name
+    return ""
+
+
+def _names(net: nn.Module) -> str:
+    found = {f"{type(module).__name__}.{_method(module)}" for module in net.modules() if _method(module)}
+    return ", ".join(sorted(found))
