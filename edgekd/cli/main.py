@@ -14,6 +14,19 @@ from typing import Annotated
 import typer
 
 from edgekd import __version__
+from edgekd.cli.options import (
+    BatchAxes,
+    Budgets,
+    CustomOps,
+    DataFolder,
+    InputValues,
+    OnInconclusive,
+    OptionalTargets,
+    Output,
+    Shapes,
+    Targets,
+    Trackers,
+)
 from edgekd.console import open_streams, speaks, stdout_error
 from edgekd.errors import EdgekdError, ExitCode, one_line, worst
 from edgekd.units import flat
@@ -30,27 +43,6 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Targets = Annotated[
-    list[str],
-    typer.Option("--target", "-t", metavar="NAME|FILE", help="Bundled target or a TOML file; repeatable."),
-]
-OptionalTargets = Annotated[
-    list[str] | None,
-    typer.Option("--target", "-t", metavar="NAME|FILE", help="Bundled target or a TOML file; repeatable."),
-]
-Budgets = Annotated[
-    list[str],
-    typer.Option("--budget", metavar="KEY=VALUE", help="Override one limit of the card; repeatable."),
-]
-DataFolder = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder of the data.")]
-OnInconclusive = Annotated[
-    str | None,
-    typer.Option(metavar="pass|fail", help="What an inconclusive verdict counts as; default exit 3."),
-]
-Trackers = Annotated[
-    list[str],
-    typer.Option("--track", metavar="NAME", help="tensorboard, mlflow or wandb, beside training.jsonl; repeatable."),
-]
 CardName = Annotated[str, typer.Argument(metavar="[CARD]", help="Bundled card or a TOML file.")]
 Models = Annotated[list[Path], typer.Argument(metavar="RUN|MODEL...", help="Run folders or ONNX files.")]
 
@@ -155,8 +147,13 @@ def bench(
     profile: Annotated[bool, typer.Option("--profile", help="Show the ten costliest nodes.")] = False,
     split: Annotated[str, typer.Option(metavar="val|test", help="Which of a run's data.")] = "test",
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR|NPZ", help="Other data: a folder, or arrays `inputs` and `labels`.")
+        Path | None, typer.Option(metavar="DIR|NPZ", help="A folder, or arrays `inputs` and `labels`, or one an input.")
     ] = None,
+    shape: Shapes = [],  # noqa: B006
+    value: InputValues = [],  # noqa: B006
+    batch_axis: BatchAxes = [],  # noqa: B006
+    output: Output = None,
+    custom_ops: CustomOps = [],  # noqa: B006
     parallel: Annotated[int, typer.Option(min=1, metavar="N", help="Throughput of N sessions side by side.")] = 1,
     timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="When a worker is taken to hang.")] = 300,
     memory_limit: Annotated[
@@ -166,9 +163,11 @@ def bench(
     save: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON, too.")] = None,
 ) -> None:
     """Measure latency, size, memory, placement and accuracy on the target's provider."""
+    from edgekd.bench.feeding import feedings
     from edgekd.cli.measuring import bench_models, make_asked
 
-    asked = make_asked(quick, thorough, profile, split, data, parallel, timeout, memory_limit)
+    fed = feedings(shape, value, batch_axis, output, custom_ops)
+    asked = make_asked(quick, thorough, profile, split, data, parallel, timeout, memory_limit, fed)
     _end(bench_models(models, target, asked, save))
 
 
@@ -191,6 +190,11 @@ def check(
         typer.Option(metavar="KEY=VALUE", help="How much worse than its baseline it may be; repeatable."),
     ] = [],  # noqa: B006
     data: Annotated[Path | None, typer.Option(metavar="FILE", help="Inputs and labels (.npz), for accuracy.")] = None,
+    shape: Shapes = [],  # noqa: B006
+    value: InputValues = [],  # noqa: B006
+    batch_axis: BatchAxes = [],  # noqa: B006
+    output: Output = None,
+    custom_ops: CustomOps = [],  # noqa: B006
     allow_estimated: Annotated[
         bool, typer.Option("--allow-estimated", help="Let an estimated latency pass or fail.")
     ] = False,
@@ -200,6 +204,10 @@ def check(
     ] = [],  # noqa: B006
     on_inconclusive: OnInconclusive = None,
     ratchet: Annotated[bool, typer.Option("--ratchet", help="Offer tighter limits where there is room.")] = False,
+    write_baseline: Annotated[
+        bool,
+        typer.Option("--write-baseline-if-missing", help="Write a --baseline record that is not there yet, and pass."),
+    ] = False,
     timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Stop a process that hangs.")] = 300,
     init: Annotated[bool, typer.Option("--init", help="Write a manifest from a run folder, and stop.")] = False,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="JUnit XML.")] = None,
@@ -216,6 +224,7 @@ def check(
     ] = None,
 ) -> None:
     """Judge budgets and regressions: exit 0 pass, 1 fail, 2 error, 3 inconclusive."""
+    from edgekd.bench.feeding import feedings
     from edgekd.cli.checking import CheckOptions, check_models, write_manifest
     from edgekd.cli.outputs import Outputs
 
@@ -227,6 +236,8 @@ def check(
         baseline=baseline,
         manifest=manifest,
         data=data,
+        feedings=tuple(feedings(shape, value, batch_axis, output, custom_ops)),
+        write_baseline=write_baseline,
         allow_estimated=allow_estimated,
         allow_difference=tuple(allow_difference),
         on_inconclusive=on_inconclusive,
@@ -256,11 +267,18 @@ def baseline_accept(
     ] = None,
     to: Annotated[Path | None, typer.Option(metavar="FILE|DIR", help="Default baselines/MODEL@TARGET.json.")] = None,
     data: Annotated[Path | None, typer.Option(metavar="FILE", help="Inputs and labels (.npz), for accuracy.")] = None,
+    shape: Shapes = [],  # noqa: B006
+    value: InputValues = [],  # noqa: B006
+    batch_axis: BatchAxes = [],  # noqa: B006
+    output: Output = None,
+    custom_ops: CustomOps = [],  # noqa: B006
 ) -> None:
     """Measure models and keep the records as the baselines of later checks."""
+    from edgekd.bench.feeding import feedings
     from edgekd.cli.baselines import accept
 
-    _end(accept(models or [], target or [], manifest, to, data))
+    fed = feedings(shape, value, batch_axis, output, custom_ops)
+    _end(accept(models or [], target or [], manifest, to, data, fed))
 
 
 @baseline_app.callback()
