@@ -1,9 +1,12 @@
-"""Options that several commands share."""
+"""Options that several commands share, and how each of them ends."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from edgekd.errors import worst
 
 __all__ = [
     "BatchAxes",
@@ -17,6 +20,7 @@ __all__ = [
     "Shapes",
     "Targets",
     "Trackers",
+    "end",
 ]
 
 Targets = Annotated[
@@ -62,3 +66,8 @@ CustomOps = Annotated[
     list[Path],
     typer.Option("--custom-ops", metavar="FILE", help="Library with operators of your own; its code runs. Repeatable."),
 ]
+
+
+def end(codes: Iterable[int]) -> None:
+    """End the program with the exit code of several results."""
+    raise typer.Exit(worst(codes))
