@@ -324,7 +324,7 @@ function endOfSignature(text, begin) {
 }
 
 // SafeInt: a size beyond 32 bits, which is what wasm has.
-const MEMORY = /bad_alloc|out of memory|\bOOM\b|Aborted|Failed to allocate|[Aa]llocation failed|Memory\.grow|SafeInt/;
+const MEMORY = /bad_alloc|out of memory|\bOOM\b|Aborted|Failed to allocate|[Aa]llocation failed|Memory\.grow|SafeInt|Integer overflow/;
 
 /** An error as one line; a C++ exception that nothing caught arrives as a mere number. */
 function explain(error, what = '') {

@@ -15,10 +15,10 @@ cache KEYS... --clear --help
 check MODELS... --allow-difference --allow-estimated --baseline --batch-axis --budget --custom-ops --data \
 --gitlab-metrics --help --history --init --input --json --junit --manifest --markdown --on-inconclusive --output \
 --ratchet --records --shape --target --timeout --tolerance --write-baseline-if-missing -t
-distill CARD --budget --data --fresh --help --online --out --target --teacher --track -t
+distill CARD --budget --data --fresh --help --on-inconclusive --online --out --target --teacher --track -t
 doctor --help --install
 models NAME --help --layers
-report RUNS... --csv --help --history --html --json --markdown --plots
+report RUNS... --csv --help --history --html --json --markdown --on-inconclusive --plots
 sweep CARD --alphas --data --epochs --help --no-pruning --out --seeds --shape --teacher --temperatures --trials \
 --weights
 targets NAME --help
