@@ -12,7 +12,7 @@ from edgekd.units import flat
 if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
-__all__ = ["external_data", "external_files", "file_digest", "model_bytes", "whole_model"]
+__all__ = ["external_files", "file_digest", "model_bytes", "model_files", "whole_model"]
 
 
 def external_files(model: "ModelProto") -> list[str]:
@@ -32,17 +32,31 @@ def external_files(model: "ModelProto") -> list[str]:
     return sorted({entry.value for tensor in outside for entry in tensor.external_data if entry.key == "location"})
 
 
-def external_data(file: Path) -> InputError | None:
-    """Why a model whose weights lie in other files is refused: its size and SHA-256 would leave them out."""
-    import onnx
+def model_files(file: Path, model: "ModelProto | None" = None) -> list[Path]:
+    """The model's file, and the others its weights lie in; the file alone where it cannot be read as ONNX.
 
+    Raises InputError for weights that are missing, cannot be read, or lie outside the folder of the model.
+    """
+    names = _external_files(file) if model is None else external_files(model)
+    return [file, *(_beside(file, name) for name in names)]
+
+
+def model_bytes(file: Path, model: "ModelProto | None" = None) -> int:
+    """Bytes of the model's file and of its weights in other files; InputError as of `model_files`."""
+    return sum(part.stat().st_size for part in model_files(file, model))
+
+
+def _beside(file: Path, location: str) -> Path:
+    folder, shown = file.parent, flat(repr(location))
     try:
-        model = onnx.load(file, load_external_data=False)
-    except Exception:  # protobuf's errors have no common base; the runtime says what is wrong with the file
-        return None
-    others = external_files(model)
-    where = flat(", ".join(others))
-    return InputError(f"{file}: keeps its weights in other files ({where}); save it as one file") if others else None
+        path = (folder / location).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise InputError(f"{file}: keeps weights in {shown}; they should lie in the folder of the model")
+        path.open("rb").close()
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise InputError(f"{file}: keeps weights in {shown}, which cannot be read ({reason}); add it") from error
+    return folder / location
 
 
 def whole_model(file: Path) -> tuple[int, str]:
@@ -50,31 +64,7 @@ def whole_model(file: Path) -> tuple[int, str]:
 
     Raises InputError if one of them cannot be read. What is no ONNX model is one file.
     """
-    import onnx
-
-    digest = file_digest(file)
-    try:
-        model = onnx.load(file, load_external_data=False)
-    except Exception:  # protobuf's errors have no common base; the runtime says what is wrong with the file
-        return file.stat().st_size, digest
-    return model_bytes(file, model), digest
-
-
-def model_bytes(file: Path, model: "ModelProto") -> int:
-    """Bytes of the file, and of the others in which the model keeps weights; InputError if one cannot be read."""
-    return file.stat().st_size + sum(_weights_bytes(file, other) for other in external_files(model))
-
-
-def _weights_bytes(file: Path, location: str) -> int:
-    folder = file.parent
-    try:
-        path = (folder / location).resolve()
-        if not path.is_relative_to(folder.resolve()):
-            raise InputError(f"{file}: keeps weights in {location!r}; they should lie in the folder of the model")
-        return path.stat().st_size
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise InputError(f"{file}: keeps weights in {location!r}, which cannot be read ({reason}); add it") from error
+    return model_bytes(file), file_digest(file)
 
 
 def file_digest(path: Path) -> str:

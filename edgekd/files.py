@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +24,7 @@ __all__ = [
     "move",
     "read_json",
     "real",
+    "told_apart",
     "write_json",
 ]
 
@@ -134,3 +135,14 @@ class FileLock:
         """Let it go."""
         assert self._file is not None
         self._file.close()
+
+
+def told_apart(paths: Sequence[Path]) -> list[str]:
+    """Names of the files: the last part, and as many parts before it as tell those of one name apart."""
+    names = [path.name for path in paths]
+    for depth in range(2, 1 + max((len(path.parts) for path in paths), default=0)):
+        alike = [place for place, name in enumerate(names) if names.count(name) > 1]
+        same = [place for place in alike if any(names[place] == names[i] and paths[place] != paths[i] for i in alike)]
+        for place in same:
+            names[place] = str(Path(*paths[place].parts[-depth:]))
+    return names

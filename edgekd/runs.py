@@ -8,12 +8,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.bench.arrays import extract, map_array
-from edgekd.bench.measure import Answers, Subject, evaluate, logits_of, measure_each
+from edgekd.bench.arrays import extract, map_array, names_in
+from edgekd.bench.measure import Answers, Subject, evaluate, logits_of, measure_each, says_classes_alone
 from edgekd.bench.records import Effort
 from edgekd.devices.device import Site, Told
 from edgekd.errors import EdgekdError, InputError, one_line
 from edgekd.figures import ModelFigures
+from edgekd.files import told_apart
 from edgekd.mend import refuse_tampered
 from edgekd.result import read_models
 from edgekd.run import Run
@@ -49,6 +50,7 @@ class Inputs:
 
     file: Path
     labels: NDArray[np.int64]
+    """(n,); empty where the data bring none, so that there is no accuracy."""
     about: str
     """Which data, in words: `the run's test data`."""
     torch: NDArray[np.float32] | None = None
@@ -85,25 +87,62 @@ def run_inputs(run: Run, split: Split) -> Inputs:
 def read_arrays(path: Path, folder: Path) -> Inputs:
     """Inputs from an .npz file with the arrays `inputs` (n, …) and `labels` (n,); the former go to `folder`.
 
-    Raises InputError for anything else.
+    Or with an array for each input of the model by its name, and with `labels` or without. Raises InputError for
+    anything else.
     """
-    rule = "should be an .npz file with the arrays inputs and labels"
+    needs = "should be an .npz file with the arrays inputs and labels, or one array for each input of the model"
     if not path.is_file():
-        raise InputError(f"{path}: {rule if path.exists() else 'no such file'}")
-    file = folder / "second.npy"
+        raise InputError(f"{path}: {needs if path.exists() else 'no such file'}")
     try:
-        inputs, labels = extract(path, "inputs", file), extract(path, "labels", folder / "second.labels.npy")
+        names = names_in(path)
+        labels = extract(path, "labels", folder / "second.labels.npy") if "labels" in names else None
+        if labels is not None and "inputs" in names:
+            return _plain(path, folder, extract(path, "inputs", folder / "second.npy"), labels)
+        others = sorted(names - {"labels"})
+        given = {name: extract(path, name, folder / f"input-{k}.npy") for k, name in enumerate(others)}
     except ValueError as error:
-        raise InputError(f"{path}: {rule}: {one_line(error, 160)}") from error
-    if not _are_classes(labels) and labels.dtype.kind in "iu" and labels.shape == inputs.shape[:1] and len(labels):
+        raise InputError(f"{path}: {needs}: {one_line(error, 160)}") from error
+    if not given:
+        raise InputError(f"{path}: {needs}; it holds no inputs")
+    known = np.empty(0, np.int64) if labels is None else _labels(path, labels)
+    file = folder / "second.npz"
+    np.savez(file, **given)  # type: ignore[arg-type]
+    np.savez(file.with_suffix(".sample.npz"), **_one_example(given))  # type: ignore[arg-type]
+    return Inputs(file, known, visible(str(path)))
+
+
+def _plain(path: Path, folder: Path, inputs: NDArray[Any], labels: NDArray[Any]) -> Inputs:
+    """The inputs along the first axis, and a label for each."""
+    known = _labels(path, labels, inputs)
+    np.save(folder / "second.sample.npy", inputs[:1])
+    return Inputs(folder / "second.npy", known, visible(str(path)))
+
+
+def _one_example(given: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The first example of large arrays; small ones are kept whole, for which axis counts them is not known here."""
+    count = max((len(array) for array in given.values() if array.ndim), default=0)
+    large = sum(array.nbytes for array in given.values()) > SMALL_BYTES
+    return {name: array[:1] if large and array.shape[:1] == (count,) else array for name, array in given.items()}
+
+
+SMALL_BYTES = 4_000_000
+"""What does not show in a worker's peak memory."""
+
+
+def _labels(path: Path, labels: NDArray[Any], inputs: NDArray[Any] | None = None) -> NDArray[np.int64]:
+    """The labels as class numbers; InputError if they are none, or not one for each of `inputs`."""
+    count = len(labels) if labels.ndim else 0
+    alike = inputs is None or labels.shape == inputs.shape[:1]
+    if not _are_classes(labels) and labels.dtype.kind in "iu" and labels.ndim == 1 and alike and count:
         row = next(row for row, label in enumerate(labels.tolist()) if not 0 <= label < 2**63)
         raise InputError(f"{path}: label {row} is {labels[row]}; labels are class numbers from 0")
-    if not _are_classes(labels) or labels.shape != inputs.shape[:1]:
+    if not _are_classes(labels) or not alike:
+        beside = "" if inputs is None else f" for inputs {inputs.dtype} {list(inputs.shape)}"
         raise InputError(
             f"{path}: labels should be one class number ≥ 0 for each input, "
-            f"got {labels.dtype} {list(labels.shape)} for inputs {inputs.dtype} {list(inputs.shape)}"
+            f"got {labels.dtype} {list(labels.shape)}{beside}"
         )
-    return Inputs(file, labels.astype(np.int64), visible(str(path)))
+    return labels.astype(np.int64)
 
 
 def _are_classes(labels: NDArray[Any]) -> bool:
@@ -141,7 +180,12 @@ def measure_files(
     problems: list[EdgekdError] = [
         InputError(f"{path}: no such model file or run folder") for path in paths if not path.is_file()
     ]
-    subjects = [Subject(name=path.name, file=path, precision="as it is") for path in paths if path.is_file()]
+    names = told_apart(paths)
+    subjects = [
+        Subject(name=name, file=path, precision="as it is")
+        for name, path in zip(names, paths, strict=True)
+        if path.is_file()
+    ]
     measured = []
     taken = measure_each(subjects, site, inputs.file if inputs else None, None, effort)
     for subject, figures in zip(subjects, taken, strict=True):
@@ -166,6 +210,8 @@ def _with_accuracy(
     (known,) = estimate([figures], [subject], site)
     if inputs is None:
         return Measured(known, "a bare file brings no data: accuracy unknown")
+    if not len(inputs.labels):
+        return Measured(known, f"{inputs.about} holds no labels: accuracy unknown")
     with scratch() as folder:
         hears = told(subject.name) if told else None
         logits = logits_of(subject, site, inputs.file, Path(folder), effort, hears)
@@ -174,9 +220,11 @@ def _with_accuracy(
     return Measured(scored, f"accuracy on {inputs.about}, {len(inputs.labels)} inputs")
 
 
-def check_classes(logits: NDArray[np.float32], inputs: Inputs, path: Path) -> None:
-    """Raise InputError for labels that the model's answers do not know."""
-    if inputs.labels.max() >= logits.shape[1]:
+def check_classes(logits: NDArray[Any], inputs: Inputs, path: Path) -> None:
+    """Raise InputError for labels that the model's answers do not know, or that are not one for each answer."""
+    if len(inputs.labels) != len(logits):
+        raise InputError(f"{inputs.about}: has {len(inputs.labels)} labels, and {path} is fed {len(logits)} examples")
+    if not says_classes_alone(logits) and inputs.labels.max() >= logits.shape[1]:
         raise InputError(
             f"{inputs.about}: labels go up to {inputs.labels.max()}, and {path} tells {logits.shape[1]} classes apart"
         )

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.check.precommit import file_problems
 from edgekd.errors import InputError
-from edgekd.external import external_data, external_files, file_digest, whole_model
+from edgekd.external import external_files, file_digest, model_bytes, model_files, whole_model
 
 
 def outside() -> TensorProto:
@@ -82,13 +82,12 @@ def test_weights_in_another_file_are_found_in_every_place(place: str, tmp_path: 
     assert external_files(model) == ["weights"]
     file, weights = tmp_path / "m.onnx", tmp_path / "weights"
     file.write_bytes(model.SerializeToString())
-    problem = external_data(file)  # bench refuses it: its records are of one file
-    assert isinstance(problem, InputError)
-    assert str(problem) == f"{file}: keeps its weights in other files (weights); save it as one file"
-    for whole in (file_problems, whole_model):  # edgekd-check-files, and check
+    for ask in (file_problems, model_files, model_bytes, whole_model):  # as pre-commit, bench and check ask
         with pytest.raises(InputError, match="keeps weights in 'weights', which cannot be read"):
-            whole(file)
+            ask(file)
     weights.write_bytes(b"\0" * 4_000)
+    assert model_files(file) == [file, weights]
+    assert model_bytes(file) == file.stat().st_size + 4_000
     assert "size" in file_problems(file, max_size_kb=4)[0]  # both files count
     before = file_digest(file)
     assert whole_model(file) == (file.stat().st_size + 4_000, before)

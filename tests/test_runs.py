@@ -18,6 +18,7 @@ from edgekd.devices.device import Site
 from edgekd.devices.local import Local
 from edgekd.errors import InputError, ModelError
 from edgekd.figures import ModelFigures
+from edgekd.files import told_apart
 from edgekd.run import Run
 from edgekd.runs import Inputs, Measured, finished, measure_files, measure_run, read_arrays, run_inputs
 from edgekd.target import load_target
@@ -77,11 +78,29 @@ def test_arrays_are_read(tmp_path: Path, kind: type) -> None:
     assert given.torch is None
 
 
+def test_arrays_by_the_names_of_inputs_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "second.npz"
+    arrays = {"ids": np.ones((3, 4), np.int64), "words": np.array(["a", "b", "c"]), "labels": np.array([0, 1, 2])}
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+    (tmp_path / "scratch").mkdir()
+    given = read_arrays(path, tmp_path / "scratch")
+    assert given.labels.tolist() == [0, 1, 2]
+    with np.load(given.file) as kept:
+        assert set(kept.files) == {"ids", "words"}
+    np.savez(path, inputs=images([0, 1]))
+    assert len(read_arrays(path, tmp_path / "scratch").labels) == 0  # to be timed alone
+
+
+def test_files_of_one_name_are_told_apart() -> None:
+    paths = [Path(text) for text in ("a/m.onnx", "b/m.onnx", "c.onnx", "x/a/n.onnx", "y/a/n.onnx", "c.onnx")]
+    assert told_apart(paths) == ["a/m.onnx", "b/m.onnx", "c.onnx", "x/a/n.onnx", "y/a/n.onnx", "c.onnx"]
+    assert told_apart([Path("m.onnx"), Path("a/m.onnx")]) == ["m.onnx", "a/m.onnx"]
+
+
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
-        ({"inputs": images([0])}, "should be an .npz file with the arrays inputs and labels: 'labels"),
-        ({"labels": np.zeros(3, np.int64)}, "should be an .npz file with the arrays inputs and labels: 'inputs"),
+        ({"labels": np.zeros(3, np.int64)}, "or one array for each input of the model; it holds no inputs"),
         ({"inputs": images([0, 1]), "labels": np.array([0, 1, 2])}, "class number ≥ 0 for each input, got int64 [3]"),
         ({"inputs": images([0, 1]), "labels": np.array([0.0, 1.0])}, "got float64 [2] for inputs uint8 [2, 2, 2, 1]"),
         ({"inputs": images([0, 1]), "labels": np.array([0, -1])}, "label 1 is -1; labels are class numbers from 0"),

@@ -9,10 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["extract", "map_array"]
+__all__ = ["extract", "map_array", "names_in"]
 
 KINDS = "biufcUS"
 """Kinds of numpy's dtypes that a model may take: truth values, numbers, texts."""
+
+
+def names_in(archive: Path) -> set[str]:
+    """Names of the arrays in an .npz archive; ValueError for what is none."""
+    try:
+        with zipfile.ZipFile(archive) as members:
+            return {name.removesuffix(".npy") for name in members.namelist() if not name.endswith("/")}
+    except Exception as error:  # zipfile lets through whatever a damaged directory leads to
+        raise ValueError(f"it cannot be unpacked: {error or type(error).__name__}") from error
 
 
 def extract(archive: Path, name: str, file: Path) -> NDArray[Any]:

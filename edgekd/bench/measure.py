@@ -1,6 +1,8 @@
 """Benching model files: workers' records to figures, each with its provenance."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.bench.records import RECORD_VERSION, Effort, Record
-from edgekd.bench.remarks import remarks
-from edgekd.bench.runner import measure_latency, measure_memory, measure_placement, measure_throughput, predict
+from edgekd.bench.records import RECORD_VERSION, Effort, Feeding, Record
+from edgekd.bench.remarks import remarks, steering_remarks
+from edgekd.bench.runner import measure_latency, measure_memory, measure_placement, measure_throughput, predict, sampled
+from edgekd.bench.sequences import steering_of
 from edgekd.bench.statistics import Interval, Latency, between, latency_of, min_calls_for
 from edgekd.devices.device import Site, Told
-from edgekd.errors import EdgekdError, ModelError
-from edgekd.external import external_data
+from edgekd.errors import EdgekdError, InputError, ModelError
+from edgekd.external import file_digest, model_bytes, model_files
 from edgekd.figures import Figure, ModelFigures, Placement, Provenance
-from edgekd.files import file_sha256, read_json, write_json
+from edgekd.files import read_json, write_json
 from edgekd.target import Target
 from edgekd.tasks import classification as score
 
@@ -28,12 +31,17 @@ __all__ = [
     "logits_of",
     "measure_each",
     "measure_speed",
+    "says_classes_alone",
+    "weights_problem",
 ]
 
 # records/*.json history:
 # 1 - model, target, latency (one record a process), memory
 # 2 - records of version 2
+#     feeding, where the user said something of the inputs
 SCHEMA_VERSION = 2
+MOST_CLASSES = 1_000_000
+"""Class labels beyond this are taken for something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +75,7 @@ def measure_each(
     What was measured of the same file before and lies in `folder` is kept, and new records are left there. On a
     device that is not the target, time is unknown and memory a proxy.
     """
-    refused = [external_data(subject.file) for subject in subjects]
+    refused = [weights_problem(subject.file, site.target) for subject in subjects]
     whole = [subject for subject, problem in zip(subjects, refused, strict=True) if problem is None]
     timed = iter(_latency_records(whole, site, inputs, folder, effort) if site.measurable else [[] for _ in whole])
     figures: list[ModelFigures | EdgekdError] = []
@@ -80,6 +88,20 @@ def measure_each(
     return figures
 
 
+def weights_problem(file: Path, target: Target) -> InputError | None:
+    """Why the weights of a model that lie in other files cannot be used; None where they can, or there are none."""
+    if not file.is_file():
+        return None  # whoever runs it says so
+    try:
+        files = model_files(file)
+    except InputError as error:
+        return error
+    if len(files) > 1 and target.provider.name == "wasm":
+        where = ", ".join(part.name for part in files[1:])
+        return InputError(f"{file}: keeps weights in {where}, and onnxruntime-web reads one file; save it as one")
+    return None
+
+
 def _measure_one(
     subject: Subject,
     site: Site,
@@ -90,7 +112,7 @@ def _measure_one(
 ) -> ModelFigures:
     if isinstance(records, EdgekdError):
         raise records
-    memory = _memory_record(subject, site, folder, effort)
+    memory = _memory_record(subject, site, folder, sampled(effort, inputs))
     placement = _placement(subject, site, inputs, folder, effort) if effort.placement else None
     figures = _figures(subject, site, records, memory, placement)
     if not (records and effort.placement):
@@ -102,7 +124,7 @@ def _latency_records(
     subjects: Sequence[Subject], site: Site, inputs: Path | None, folder: Path | None, effort: Effort
 ) -> list[list[Record] | EdgekdError]:
     kept: list[list[Record] | EdgekdError] = [
-        list(_kept(subject, "latency", site.target, folder)) for subject in subjects
+        list(_kept(subject, "latency", site.target, folder, effort)) for subject in subjects
     ]
     missing = [place for place, records in enumerate(kept) if not records]
     if missing:
@@ -110,24 +132,24 @@ def _latency_records(
         for place, records in zip(missing, measure_latency(files, site, inputs, effort), strict=True):
             kept[place] = records
             if not isinstance(records, EdgekdError):
-                _keep(subjects[place], "latency", site.target, folder, records)
+                _keep(subjects[place], "latency", site.target, folder, effort, records)
     return kept
 
 
 def _memory_record(subject: Subject, site: Site, folder: Path | None, effort: Effort) -> Record:
-    kept = _kept(subject, "memory", site.target, folder)
+    kept = _kept(subject, "memory", site.target, folder, effort)
     if not kept:
         kept = [measure_memory(subject.file, site, effort)]
-        _keep(subject, "memory", site.target, folder, kept)
+        _keep(subject, "memory", site.target, folder, effort, kept)
     return kept[0]
 
 
 def _placement(subject: Subject, site: Site, inputs: Path | None, folder: Path | None, effort: Effort) -> Placement:
     path = _record_file(subject, "placement", site.target, folder) if folder else None
-    mark = {"schema_version": SCHEMA_VERSION, "model_sha256": file_sha256(subject.file)}
+    mark = _mark(subject, effort)
     if path and path.exists():
         kept = read_json(path)
-        if mark.items() <= kept.items():
+        if _is_of(kept, mark):
             return Placement(**kept["placement"] | {"costliest": tuple(kept["placement"]["costliest"])})
     placement = measure_placement(subject.file, site, inputs, effort)
     if path:
@@ -139,24 +161,35 @@ def _record_file(subject: Subject, kind: str, target: Target, folder: Path) -> P
     return folder / f"{subject.name.replace(' ', '-')}@{target.name}.{kind}.json"
 
 
-def _kept(subject: Subject, kind: str, target: Target, folder: Path | None) -> list[Record]:
-    """Records of exactly this file, measured before; none if the file has changed since."""
+def _mark(subject: Subject, effort: Effort) -> dict[str, Any]:
+    """What a kept record must be of: this file, fed as it is now."""
+    feeding = dataclasses.replace(effort.feeding, sample=None)
+    mark = {"schema_version": SCHEMA_VERSION, "model_sha256": file_digest(subject.file)}
+    return mark if feeding == Feeding() else mark | {"feeding": json.loads(json.dumps(dataclasses.asdict(feeding)))}
+
+
+def _is_of(kept: object, mark: dict[str, Any]) -> bool:
+    return isinstance(kept, dict) and mark.items() <= kept.items() and kept.get("feeding") == mark.get("feeding")
+
+
+def _kept(subject: Subject, kind: str, target: Target, folder: Path | None, effort: Effort) -> list[Record]:
+    """Records of exactly this file, measured before; none if the file has changed since, or is fed otherwise."""
     path = _record_file(subject, kind, target, folder) if folder else None
     if path is None or not path.exists():
         return []
     data = read_json(path)
-    mark = {"schema_version": SCHEMA_VERSION, "model_sha256": file_sha256(subject.file)}
-    if not isinstance(data, dict) or not mark.items() <= data.items():
+    if not _is_of(data, _mark(subject, effort)):
         return []
     return [Record.from_json(entry | {"schema_version": RECORD_VERSION}) for entry in data["records"]]
 
 
-def _keep(subject: Subject, kind: str, target: Target, folder: Path | None, records: Sequence[Record]) -> None:
+def _keep(
+    subject: Subject, kind: str, target: Target, folder: Path | None, effort: Effort, records: Sequence[Record]
+) -> None:
     if folder is not None:
         content: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
+            **_mark(subject, effort),
             "model": subject.name,
-            "model_sha256": file_sha256(subject.file),
             "target": target.name,
             "records": [dataclasses.asdict(record) for record in records],
         }
@@ -173,14 +206,14 @@ def _batches(
     rates = {}
     for name, (size, sessions) in asked.items():
         kind = f"throughput-{name.replace(' ', '-')}"
-        records = _kept(subject, kind, site.target, folder)
+        records = _kept(subject, kind, site.target, folder, effort)
         try:
             while len(records) < 3:
                 records.append(measure_throughput(subject.file, site, inputs, effort, size, sessions))
         except EdgekdError as error:  # the other figures are none the worse
             rates[name] = Figure(why=str(error).removeprefix(f"{subject.file}: "))
             continue
-        _keep(subject, kind, site.target, folder, records)
+        _keep(subject, kind, site.target, folder, effort, records)
         rate = between([record.calls * record.batch_size / record.elapsed_s for record in records])
         fixed = f"the model's batch is fixed to {records[0].batch_size}" if records[0].batch_size != size else ""
         rates[name] = Figure(rate.value, "measured", rate.low, rate.high, fixed)
@@ -194,15 +227,15 @@ def _figures(
     figures = ModelFigures(
         name=subject.name,
         file=subject.file.name,
-        sha256=file_sha256(subject.file),
-        size_bytes=subject.file.stat().st_size,
+        sha256=file_digest(subject.file),
+        size_bytes=model_bytes(subject.file),
         precision=subject.precision,
         params=subject.params,
         macs=subject.macs,
         peak_memory_mb=_memory(memory, elsewhere),
         placement=placement,
         fingerprint=(latency[0] if latency else memory).fingerprint,
-        notes=tuple(remarks(latency)) if latency else (),
+        notes=(*remarks(latency), *steering_remarks(latency[0], steering_of(subject.file))) if latency else (),
     )
     if not latency:
         unknown = Figure(why=f"{elsewhere}; only p50 can be estimated")
@@ -259,19 +292,44 @@ def _memory(record: Record, elsewhere: str) -> Figure:
 
 def logits_of(
     subject: Subject, site: Site, inputs: Path, folder: Path, effort: Effort | None = None, told: Told | None = None
-) -> NDArray[np.float32]:
-    """The logits (n, C) of a file for all `inputs` on the target's provider; kept in `folder` by file and inputs."""
-    path = (
-        folder
-        / f"{subject.name.replace(' ', '-')}@{site.target.name}.{inputs.stem}.{file_sha256(subject.file)[:12]}.npy"
-    )
+) -> NDArray[Any]:
+    """The logits (n, C) of a file for all `inputs` on the target's provider; kept in `folder` by file and inputs.
+
+    Class labels become `one_hot` rows.
+    """
+    which = (effort.feeding.output or "") if effort else ""
+    mark = hashlib.sha256(f"{file_digest(subject.file)} {which}".encode()).hexdigest() if which else None
+    mark = (mark or file_digest(subject.file))[:12]
+    name = subject.name.replace(" ", "-").replace("/", "-")
+    path = folder / f"{name}@{site.target.name}.{inputs.stem}.{mark}.npy"
     if not path.exists():
         predict(subject.file, site, inputs, path, effort, told=told)
     logits: NDArray[np.float32] = np.load(path)
     broken = int((~np.isfinite(logits)).any(axis=tuple(range(1, logits.ndim))).sum())
     if broken:
         raise ModelError(f"{subject.file}: gives NaN or infinite outputs for {broken} of {len(logits)} inputs")
-    return logits.reshape(len(logits), -1)
+    return one_hot(logits) if logits.ndim == 1 else logits.reshape(len(logits), -1)
+
+
+def one_hot(labels: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Class labels (n,) as whole rows (n, C) that are 1 at the label and 0 elsewhere."""
+    places = labels.astype(np.int64)
+    if len(places) and places.max() >= MOST_CLASSES:
+        raise ModelError(f"a class label is {places.max()}; the largest that edgekd takes is {MOST_CLASSES - 1}")
+    rows = np.zeros((len(places), int(places.max(initial=0)) + 1), np.uint8)
+    rows[np.arange(len(places)), places] = 1
+    return rows
+
+
+def says_classes_alone(answer: NDArray[Any]) -> bool:
+    """Whether answers (n, C) are `one_hot`: the class is said, and no confidence; C is the largest that was said."""
+    return answer.dtype == np.uint8
+
+
+def _wide_enough(answer: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[Any]:
+    """The answers with columns for classes that are among the labels, and that a model of class labels never said."""
+    missing = int(labels.max()) + 1 - answer.shape[1]
+    return np.pad(answer, ((0, 0), (0, missing))) if says_classes_alone(answer) and missing > 0 else answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,7 +345,7 @@ class Answers:
 
 
 def evaluate(
-    figures: Sequence[ModelFigures], logits: Sequence[NDArray[np.float32]], answers: Answers, site: Site
+    figures: Sequence[ModelFigures], logits: Sequence[NDArray[Any]], answers: Answers, site: Site
 ) -> list[ModelFigures]:
     """The figures with accuracy and agreement, from each model's logits (n, C).
 
@@ -299,11 +357,13 @@ def evaluate(
     def figure(value: float) -> Figure:
         return Figure(value, provenance, why=elsewhere)
 
-    def scored(model: ModelFigures, answer: NDArray[np.float32]) -> ModelFigures:
+    def scored(model: ModelFigures, answer: NDArray[Any]) -> ModelFigures:
+        answer = _wide_enough(answer, answers.labels)
         found = {"accuracy": score.top1(answer, answers.labels), "macro_f1": score.macro_f1(answer, answers.labels)}
-        if answer.shape[1] > 5:
-            found["top5"] = score.top_k(answer, answers.labels, 5)
-        found["ece"] = score.calibration_error(answer, answers.labels)
+        if not says_classes_alone(answer):
+            found["ece"] = score.calibration_error(answer, answers.labels)
+            if answer.shape[1] > 5:
+                found["top5"] = score.top_k(answer, answers.labels, 5)
         if answers.teacher is not None and answers.teacher.shape == answer.shape:
             found["agreement"] = score.agreement(answer, answers.teacher)
         if answers.torch is not None and answers.torch.shape == answer.shape and model.name != "teacher":

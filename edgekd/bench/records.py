@@ -4,10 +4,23 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["PAIR", "QUICK", "RECORD_VERSION", "THOROUGH", "Effort", "Plan", "Record", "comparable"]
+__all__ = ["PAIR", "QUICK", "RECORD_VERSION", "THOROUGH", "Effort", "Feeding", "Plan", "Record", "comparable"]
 
-RECORD_VERSION = 3
+RECORD_VERSION = 4
 """`schema_version` of what the workers of this edgekd write; their history is in edgekd/bench/worker.py."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feeding:
+    """What a user says of a model's inputs and outputs; the worker explains each."""
+
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    batch_axes: dict[str, int | None] = field(default_factory=dict)
+    output: str | None = None
+    custom_ops: tuple[str, ...] = ()
+    sample: str | None = None
+    """A file with one example of the data, for workers that hold no data set; edgekd sets it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +47,8 @@ class Effort:
     """After this long a worker is taken to hang."""
     memory_limit_mb: float | None = None
     """Address space a worker may take, MB; None for nearly all that the machine has free."""
+    feeding: Feeding = field(default_factory=Feeding)
+    """What the workers feed the model, as far as the user says it."""
 
 
 QUICK = Effort(processes=3, budget_s=3.0, warmup_s=0.1, min_calls=30, max_s=0.2)
@@ -64,6 +79,12 @@ class Plan:
     inputs: str | None = None
     outputs: str | None = None
     optimized: str | None = None
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    batch_axes: dict[str, int | None] = field(default_factory=dict)
+    output: str | None = None
+    custom_ops: tuple[str, ...] = ()
+    steered: bool = False
     sequence_length: int | None = None
     padding: int | None = None
     memory_limit_bytes: int | None = None
@@ -115,7 +136,7 @@ class Record:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Record":
         """The record in a worker's result; ValueError or TypeError if it is none."""
-        if data.get("schema_version") not in (1, 2, RECORD_VERSION):
+        if data.get("schema_version") not in range(1, RECORD_VERSION + 1):
             raise ValueError(f"schema_version is {data.get('schema_version')!r}, {RECORD_VERSION} is known")
         _check(data)
         if data.get("mode") == "pair":

@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from edgekd.bench.records import Record
 
-__all__ = ["remarks"]
+__all__ = ["fed", "remarks", "steering_remarks"]
 
 WAITED, STEAL, OTHERS = 0.02, 0.02, 0.2
 """From here on a share of the time (or a number of busy cores) is told."""
@@ -41,7 +42,7 @@ def _of(values: Sequence[float], records: Sequence[Record]) -> str:
 
 
 def _limits(records: Sequence[Record]) -> list[str]:
-    lines = []
+    lines = [text] if (text := fed(records[0].fingerprint)) else []
     unstable = sum(not record.warm for record in records)
     if unstable:
         lines.append(f"not yet stable when the warm-up time was over: {unstable} of {len(records)} processes")
@@ -56,3 +57,32 @@ def _limits(records: Sequence[Record]) -> list[str]:
     if records[0].fingerprint.get("inputs") == "random" and records[0].latency_s:
         lines.append("seeded random inputs, for no data was given")
     return lines
+
+
+def fed(fingerprint: dict[str, Any]) -> str:
+    """`inputs: x float 1×3×224×224 (batch: axis 0), sr int64 scalar = 16000`; empty where it is not known."""
+    shapes, types = fingerprint.get("shapes"), fingerprint.get("input_types")
+    if not isinstance(shapes, dict) or not isinstance(types, dict):
+        return ""
+    axes, values = fingerprint.get("batch_axes") or {}, fingerprint.get("values") or {}
+    return "inputs: " + ", ".join(
+        " ".join(filter(None, [name, str(types.get(name, "")), "×".join(map(str, shape)) or "scalar"]))
+        + (f" (batch: axis {axes[name]})" if axes.get(name) is not None else "")
+        + (f" = {str(values[name])[:40]}" if name in values else "")
+        for name, shape in shapes.items()
+    )
+
+
+def steering_remarks(record: Record, steering: Sequence[str]) -> list[str]:
+    """A line for a model with If or Loop whose inputs are drawn at random: its time is that of chance."""
+    if not steering or record.fingerprint.get("inputs") != "random":
+        return []
+    values, types = record.fingerprint.get("values") or {}, record.fingerprint.get("input_types") or {}
+    drawn = [name for name in record.fingerprint.get("shapes") or {} if name not in values]
+    steers = [name for name in drawn if not str(types.get(name)).startswith(("float", "double"))]
+    value = f", or a value, such as --input {steers[0]}=1" if steers else ""
+    which = ", ".join(steers or drawn)
+    return [
+        f"the model has {' and '.join(steering)}, and its inputs are drawn at random ({which}): how long a call takes "
+        f"may depend on what they say; give real ones by --data{value}"
+    ]

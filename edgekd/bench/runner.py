@@ -9,7 +9,7 @@ from typing import Any
 
 from edgekd.bench.placement import fallback, placement_of
 from edgekd.bench.records import Effort, Plan, Record, comparable
-from edgekd.bench.sequences import sequence_of
+from edgekd.bench.sequences import sequence_of, steering_of
 from edgekd.devices.device import Site, Told
 from edgekd.errors import EdgekdError, ModelError
 from edgekd.figures import Placement
@@ -26,6 +26,7 @@ __all__ = [
     "measure_process",
     "measure_throughput",
     "predict",
+    "sampled",
 ]
 
 RESERVED_BYTES = 1_000_000_000
@@ -38,7 +39,9 @@ PREDICT_TIMES = 12
 
 def make_plan(site: Site, effort: Effort | None = None, **values: Any) -> Plan:
     """A plan with the target's provider and session options; `values` gives the rest."""
-    target, session, limit = site.target, site.target.session, (effort or Effort()).memory_limit_mb
+    target, session, effort = site.target, site.target.session, effort or Effort()
+    feeding = {field.name: getattr(effort.feeding, field.name) for field in dataclasses.fields(effort.feeding)}
+    del feeding["sample"]
     return Plan(
         provider=target.provider.name,
         provider_options=dict(target.provider.options),
@@ -52,8 +55,8 @@ def make_plan(site: Site, effort: Effort | None = None, **values: Any) -> Plan:
         affinity=session.affinity if site.measurable else (),
         # A stand-in for a device that does not saturate must not do so either.
         precise_int8=not site.measurable and site.device.facts().saturates_int8,
-        memory_limit_bytes=_limit_bytes(site, limit, values.get("inputs")),
-        **values,
+        memory_limit_bytes=_limit_bytes(site, effort.memory_limit_mb, values.get("inputs")),
+        **feeding | values,
     )
 
 
@@ -127,9 +130,18 @@ def measure_load(model: Path, site: Site, effort: Effort) -> Record:
 
 
 def measure_memory(model: Path, site: Site, effort: Effort) -> Record:
-    """Peak memory in a worker of its own that holds no data set."""
+    """Peak memory in a worker of its own that holds no data set, but at most one example of it."""
+    sample = None if sequence_of(model) else effort.feeding.sample
     calls: dict[str, Any] = {"warmup_s": 0.0, "min_calls": 5, "max_calls": 5, "max_s": 0.0}
-    return _measured(make_plan(site, effort, mode="memory", **calls), model, site, effort)
+    return _measured(make_plan(site, effort, mode="memory", inputs=sample, **calls), model, site, effort)
+
+
+def sampled(effort: Effort, inputs: Path | None) -> Effort:
+    """The effort with the one example that lies beside `inputs`, where there is one."""
+    sample = inputs and inputs.with_suffix(f".sample{inputs.suffix}")
+    if sample is None or not sample.is_file():
+        return effort
+    return dataclasses.replace(effort, feeding=dataclasses.replace(effort.feeding, sample=str(sample)))
 
 
 def measure_throughput(
@@ -189,7 +201,12 @@ def predict(
 
 def _measured(plan: Plan, model: Path, site: Site, effort: Effort, times: int = 1, told: Told | None = None) -> Record:
     found = sequence_of(model)
-    plan = dataclasses.replace(plan, sequence_length=found.get("sequence_length"), padding=found.get("padding"))
+    plan = dataclasses.replace(
+        plan,
+        sequence_length=found.get("sequence_length"),
+        padding=found.get("padding"),
+        steered=bool(steering_of(model)),
+    )
     record = site.device.run(plan, model, site.target, times * effort.timeout_s, told)
     if problem := fallback(record, site.target):
         raise ModelError(f"{model}: {problem}")

@@ -16,6 +16,8 @@
  *                            memory ends at 4 GB anyway
  *     optimized              is ignored: onnxruntime-web cannot write files
  *     model                  is one file; external data is not read
+ *     batch_axes, custom_ops are refused, and so is a .npz file; the batch is the first axis where that is free
+ *     values                 are numbers, true, false, or flat lists of them
  *     load_s                 is the model's alone: the runtime has been compiled and started before
  *     warmup_s               may be longer than asked for (unless that is 0), see warmUp; in a pair for each model
  *     disturbance            is of the timed calls alone: before them V8's own threads compete with this one
@@ -29,7 +31,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
 
-const SCHEMA_VERSION = 3; // the history is in worker.py
+const SCHEMA_VERSION = 4; // the history is in worker.py
 
 const DEFAULTS = {
   mode: 'latency',
@@ -49,6 +51,12 @@ const DEFAULTS = {
   inputs: null,
   outputs: null,
   optimized: null,
+  shapes: {},
+  values: {},
+  batch_axes: {},
+  output: null,
+  custom_ops: [],
+  steered: false,
   sequence_length: null,
   padding: null,
   memory_limit_bytes: null,
@@ -86,6 +94,7 @@ const SLOW_LOAD_S = 0.5;
 const ROTATED = 64; // rows kept ready for the timed calls (two batches at least)
 const COMPILING_S = 3.0; // how long the warm-up may last for V8's sake
 const TICKS_PER_S = 100; // of /proc/stat; Linux' USER_HZ, which Node cannot ask for
+const LONGEST = 600; // of an error
 const clock = () => performance.now() / 1000;
 
 /** One line for the result's `error`. */
@@ -136,14 +145,35 @@ async function measure(asked, model, modules) {
   if (plan.mode === 'predict') result.outputs_shape = await predict(session, feeds, plan);
   else if (plan.mode === 'profile') Object.assign(result, await profile(ort, call, feeds, plan, model));
   else if (plan.mode === 'throughput') Object.assign(result, await throughput(call, plan));
-  else if (paired) Object.assign(result, await pair(ort, [call, feeds.batch], baseline, plan));
+  else if (paired) Object.assign(result, await pair(ort, [call, feeds.batch, feeds], baseline, plan));
   else Object.assign(result, await timeCalls(call, plan));
   memory.run_bytes = peakMemory();
   result.memory = memory;
   result.disturbance ??= disturbance(before, counters());
+  if (['latency', 'pair', 'memory'].includes(plan.mode)) await checkOutputs(session, feeds);
   result.fingerprint = fingerprint(ort, plan, digest, feeds);
   return result;
 }
+
+/** Throw for outputs that are no numbers; one call, which is not timed. */
+async function checkOutputs(session, feeds) {
+  let outputs;
+  try {
+    outputs = await session.run(feeds.ready[0]);
+  } catch (error) {
+    if (/on index \d+\..*non-tensor/.test(error.message)) return; // sequences and maps cannot be read here
+    throw explain(error, 'the model fails when it runs');
+  }
+  for (const [name, { type, data }] of Object.entries(outputs)) {
+    if (type.startsWith('float') && !data.every((_, at) => Number.isFinite(floatAt(type, data, at)))) {
+      const drawn = feeds.random ? ' for seeded random inputs; give it real ones, by --data or --input' : '';
+      throw new WorkerError(`gives NaN or infinite outputs (${name})${drawn}`);
+    }
+  }
+}
+
+const floatAt = (type, data, at) =>
+  type === 'float16' && data instanceof Uint16Array ? halfAsFloat(data[at]) : Number(data[at]);
 
 /** A session and the seconds it took to make it. */
 async function loaded(ort, plan, model) {
@@ -215,6 +245,12 @@ function complete(plan) {
   if (whole.provider !== 'wasm') {
     throw new WorkerError(`this onnxruntime offers wasm; ${whole.provider} is not among them`);
   }
+  for (const key of ['batch_axes', 'custom_ops']) {
+    if (Object.keys(whole[key]).length) throw new WorkerError(`onnxruntime-web is measured without ${key}; leave them out`);
+  }
+  if (String(whole.inputs ?? '').endsWith('.npz')) {
+    throw new WorkerError('one array for each input cannot be read here; give the arrays inputs and labels');
+  }
   if (whole.binding !== 'run') throw new WorkerError('onnxruntime-web cannot bind inputs and outputs: binding "io"');
   if (whole.sessions !== 1) throw new WorkerError('JavaScript calls from one thread: sessions can only be 1');
   return whole;
@@ -262,7 +298,8 @@ async function makeSession(ort, plan, model, options = {}) {
 }
 
 function oneLine(error) {
-  return withoutSignature(String(error?.message ?? error).split(/\s+/).join(' ').trim());
+  const text = String(error?.message ?? error).replace(/\x1b\[[0-9;?]*[ -/]*[@-~]/g, '');
+  return withoutSignature(text.split(/\s+/).join(' ').trim(), LONGEST);
 }
 
 /** The message without the place in onnxruntime's source and the signature there, as in worker.py. */
@@ -287,7 +324,7 @@ function endOfSignature(text, begin) {
 }
 
 // SafeInt: a size beyond 32 bits, which is what wasm has.
-const MEMORY = /bad_alloc|out of memory|\bOOM\b|Aborted|Failed to allocate|[Aa]llocation failed|Memory\.grow|SafeInt/;
+const MEMORY = /bad_alloc|out of memory|\bOOM\b|Aborted|Failed to allocate|[Aa]llocation failed|Memory\.grow|SafeInt|Integer overflow/;
 
 /** An error as one line; a C++ exception that nothing caught arrives as a mere number. */
 function explain(error, what = '') {
@@ -349,16 +386,26 @@ class Feeds {
   constructor(ort, session, plan) {
     this.ort = ort;
     this.inputs = session.inputMetadata;
-    this.output = session.outputNames[0];
+    this.output = plan.output ?? session.outputNames[0];
+    if (!session.outputNames.includes(this.output)) {
+      throw new WorkerError(`it has no output '${plan.output}'; its outputs are ${session.outputNames.join(', ')}`);
+    }
     this.random = plan.inputs === null;
     [this.length, this.padding] = [plan.sequence_length, plan.padding];
     const [first] = this.inputs;
     if (!first) throw new WorkerError('the model has no inputs');
     this.fixed = known(first.shape?.[0]);
     this.batch = this.fixed ? first.shape[0] : plan.batch_size; // a fixed batch is the model's
+    this.nameKnown(plan);
+    const given = plan.shapes[first.name]?.[0];
+    if (!this.fixed && given !== undefined && plan.mode !== 'throughput') this.batch = given;
     if (this.random) {
       const random = generator(1);
-      const of = (input) => randomInput(ort, input, plan.batch_size, random, this.length ?? 1);
+      const shapes = Object.fromEntries(this.inputs.map((input) => [input.name, this.sizes(input, plan)]));
+      const of = (input) =>
+        input.name in plan.values
+          ? constant(ort, input, plan.values[input.name], shapes[input.name])
+          : randomInput(ort, input, shapes[input.name], random);
       const one = () => this.inputs.map((input) => [input.name, of(input)]);
       this.ready = Array.from({ length: 8 }, () => Object.fromEntries(one()));
       this.batch = this.ready[0][first.name].dims[0] ?? 1;
@@ -373,6 +420,44 @@ class Feeds {
     const timed = this.timedRows();
     const count = Math.min(Math.max(2, Math.floor(ROTATED / this.batch)), Math.ceil(timed.length / this.batch));
     this.ready = [...Array(count).keys()].map((number) => this.feed(number * this.batch, this.batch, timed));
+  }
+
+  /** Throw if the plan speaks of an input that the model does not have. */
+  nameKnown({ shapes, values }) {
+    const names = this.inputs.map((input) => input.name);
+    for (const name of [...Object.keys(shapes), ...Object.keys(values)]) {
+      if (!names.includes(name)) throw new WorkerError(`it has no input '${name}'; its inputs are ${names.join(', ')}`);
+    }
+  }
+
+  /** The shape to feed an input: as declared, as given, or of the sequences' length; throws where sizes are free. */
+  sizes(input, plan) {
+    const declared = input.shape ?? [];
+    const given = plan.shapes[input.name];
+    const what = `input ${input.name} takes ${declaredAs(declared)}`;
+    if (given && (given.length !== declared.length || declared.some((d, k) => isSize(d) && d !== given[k]))) {
+      throw new WorkerError(`${what}; the shape given is ${declaredAs(given)}`);
+    }
+    const bound = {};
+    for (const { name, shape } of this.inputs) {
+      (plan.shapes[name] ?? []).forEach((size, axis) => (bound[shape?.[axis]] = size));
+    }
+    const free = [];
+    const sizes = declared.map((size, axis) => {
+      if (isSize(size)) return size;
+      if (axis === 0) return this.batch;
+      const known = given?.[axis] ?? (size ? bound[size] : undefined) ?? this.length;
+      if (known === null || known === undefined) free.push(size ? `${axis} (${size})` : `${axis}`);
+      return known;
+    });
+    if (free.length) {
+      const which = free.length === 1 ? `the size of axis ${free[0]} is` : `the sizes of axes ${free.join(', ')} are`;
+      const words = declared.map((size, axis) => (isSize(size) ? size : axis === 0 ? 1 : size || 'SIZE'));
+      const kind = `input ${input.name} is ${typeName(input).slice(7, -1)} ${declaredAs(declared)}`;
+      const how = `give its shape, as --shape ${input.name}=${words.join(',').toUpperCase()}, or real inputs, by --data`;
+      throw new WorkerError(`${kind}, and ${which} free; ${how}`);
+    }
+    return sizes;
   }
 
   /** Whether rows are sequences that are filled up at their ends. */
@@ -422,6 +507,8 @@ class Feeds {
   }
 }
 
+const isSize = (size) => Number.isInteger(size) && size >= 0;
+const declaredAs = (shape) => `[${shape.map((size) => (isSize(size) ? size : size || '?')).join(',')}]`;
 const product = (sizes) => sizes.reduce((a, b) => a * b, 1);
 const known = (size) => Number.isInteger(size) && size > 0; // others have a name, or not even that
 
@@ -443,11 +530,23 @@ function generator(seed) {
   };
 }
 
-/** A random tensor of the input's type; unknown sizes are the batch for the first axis, else `length`. */
-function randomInput(ort, input, batch, random, length) {
+/** A tensor of the input's type with a value that holds for all calls. */
+function constant(ort, input, value, shape) {
+  const dtype = Object.values(DTYPES).find(([name]) => name === input.type);
+  const list = Array.isArray(value) ? value : Array(product(shape)).fill(value);
+  const fits = dtype && list.length === product(shape) && list.every((one) => ['number', 'boolean'].includes(typeof one));
+  if (!fits || input.type === 'float16') {
+    const got = JSON.stringify(value).slice(0, 100);
+    throw new WorkerError(`input ${input.name} is ${typeName(input)} ${declaredAs(shape)}; it cannot be ${got} here`);
+  }
+  const as = { int64: BigInt, uint64: BigInt }[input.type] ?? Number;
+  return new ort.Tensor(input.type, dtype[1].from(list, (one) => as(Number(one))), shape);
+}
+
+/** A random tensor of the input's type. */
+function randomInput(ort, input, shape, random) {
   const dtype = Object.values(DTYPES).find(([name]) => name === input.type);
   if (!dtype) throw new WorkerError(`input ${input.name} is ${typeName(input)}; give real inputs for it`);
-  const shape = input.shape.map((size, axis) => (known(size) ? size : axis === 0 ? batch : length));
   const below = (high) => Math.floor(random() * high);
   const normal = () => Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
   const values = {
@@ -500,7 +599,7 @@ async function timeCalls(call, plan) {
     if (latency.length >= plan.min_calls && clock() - begin >= plan.max_s) break;
     const number = latency.length * inner;
     const start = clock();
-    for (let offset = 0; offset < inner; offset++) await call(number + offset);
+    for (let offset = 0; offset < inner; offset++) await call(plan.steered ? latency.length : number + offset);
     latency.push((clock() - start) / inner);
   }
   return {
@@ -519,11 +618,15 @@ async function timeCalls(call, plan) {
  *
  * Blocks go baseline, model, model, baseline, …; each has the same number of calls.
  */
-async function pair(ort, [call, batch], [session, loadS], plan) {
+async function pair(ort, [call, batch, model], [session, loadS], plan) {
   const names = [blame(plan), ''];
   const feeds = await blaming(names[0], () => new Feeds(ort, session, plan));
   if (feeds.batch !== batch) {
     throw new WorkerError(`${names[0]}it takes ${feeds.batch} inputs a call, the model ${batch}`);
+  }
+  const [mine, theirs] = [model, feeds].map(({ ready }) => Object.values(ready[0]).map(({ dims }) => dims.join('×')));
+  if (String(mine) !== String(theirs)) {
+    throw new WorkerError(`${names[0]}it is fed ${theirs.join(', ')}, the model ${mine.join(', ')}; give both the same`);
   }
   const callers = [caller(session, feeds), call];
   const [firsts, typical] = [[], []];
@@ -546,6 +649,8 @@ async function pair(ort, [call, batch], [session, loadS], plan) {
       spent[place].push(...(await blaming(names[place], () => block(callers[place], turn, size, inner))));
     }
   }
+  const meanwhile = disturbance(before, counters());
+  await blaming(names[0], () => checkOutputs(session, feeds));
   return {
     first_call_s: firsts[1],
     inner_calls: inner,
@@ -557,7 +662,7 @@ async function pair(ort, [call, batch], [session, loadS], plan) {
       latency_s: spent[0].map(rounded),
       fingerprint: fingerprint(ort, plan, digestOf(plan.baseline), feeds),
     },
-    disturbance: disturbance(before, counters()),
+    disturbance: meanwhile,
   };
 }
 
@@ -685,9 +790,10 @@ async function predict(session, feeds, plan) {
     const fed = feeds.fixed ? batch : some;
     const call = caller(session, { ready: [feeds.feed(start, fed)], output: feeds.output });
     const answer = await oneRowEach(call, fed);
-    const width = answer.dims[1];
+    const labels = ['int32', 'int64'].includes(answer.type) && product(answer.dims) === fed; // one class a row
+    const width = labels ? 1 : answer.dims[1];
     if (!shape) {
-      shape = [rows.length, width];
+      shape = labels ? [rows.length] : [rows.length, width];
       fs.writeFileSync(file, npyHeader(shape));
     }
     const floats = asFloats(answer).subarray(0, some * width);
@@ -713,7 +819,8 @@ async function oneRowEach(call, rows) {
     throw new WorkerError(`the first output is no tensor; ${needed}`);
   }
   const { type, dims } = answer;
-  const wide = dims.length >= 2 && dims.slice(2).every((size) => size === 1);
+  const labels = ['int32', 'int64'].includes(type) && dims.length === 1;
+  const wide = labels || (dims.length >= 2 && dims.slice(2).every((size) => size === 1));
   if (!wide || dims[0] !== rows || type === 'string') {
     throw new WorkerError(`the first output is ${type} ${listed(dims)}; ${needed}`);
   }
@@ -721,7 +828,7 @@ async function oneRowEach(call, rows) {
 }
 
 function npyHeader(shape) {
-  const text = `{'descr': '<f4', 'fortran_order': False, 'shape': (${shape.join(', ')}), }`;
+  const text = `{'descr': '<f4', 'fortran_order': False, 'shape': (${shape.join(', ')}${shape.length === 1 ? ',' : ''}), }`;
   const padded = text.padEnd(Math.ceil((10 + text.length + 1) / 64) * 64 - 11) + '\n'; // data begin at a multiple of 64
   const size = Buffer.alloc(2);
   size.writeUInt16LE(padded.length);
@@ -815,7 +922,20 @@ function fingerprint(ort, plan, digest, feeds) {
     cpu: cpuModel(),
     gpu: '',
     inputs: feeds === null ? 'none' : feeds.random ? 'random' : 'data',
+    ...(Object.keys(plan.values).length ? { values: plan.values } : {}),
+    ...(feeds?.ready ? fedWith(feeds) : {}),
     ...(feeds === null || plan.sequence_length === null ? {} : { sequence_length: feeds.length }),
+  };
+}
+
+/** Shapes and types of the inputs, and which axis is the batch. */
+function fedWith({ ready, inputs }) {
+  const of = (value) => Object.fromEntries(inputs.map((input) => [input.name, value(input)]));
+  const batched = inputs.filter((input) => input.shape?.length);
+  return {
+    shapes: of((input) => [...ready[0][input.name].dims]),
+    input_types: of((input) => typeName(input).slice(7, -1)),
+    batch_axes: Object.fromEntries(batched.map((input) => [input.name, 0])),
   };
 }
 

@@ -15,7 +15,17 @@ out has the value of DEFAULTS below:
     baseline  pair: the other model file, given the same inputs
     baseline_first                           pair: which session is made first (it then has the better memory)
     block_s   pair: how long a block of one model's calls takes, about; only whole blocks are timed
-    inputs    a .npy file with inputs along the first axis, memory-mapped; null: seeded random ones
+    inputs    a .npy file with inputs along the first axis, memory-mapped; or a .npz file with an array for each of
+              the model's inputs, examples along the axis of the batch, or one example for all calls; null: seeded
+              random ones
+    shapes    sizes by name of the input, such as {"x": [1, 3, 224, 224]}; free sizes that neither this, nor the data,
+              nor a value gives are refused, except for the batch
+    values    a constant by name of the input, such as {"sr": 16000}: a number, true, a text, or lists of them
+    batch_axes                               by name of the input: which axis is the batch, or null for none; the name
+              "" stands for all inputs; what is not said is asked of the names of the sizes, see `batch_axis`
+    output    predict: the output that answers; null: the first one
+    custom_ops                               libraries to load before the model; they run as this process
+    steered   the time of a call depends on what the inputs say: inner loops repeat a call with the same inputs
     sequence_length, padding                 models that take sequences, unknown sizes: the length of random inputs;
               with inputs, whose rows `padding` fills up, rows of that length are timed, or of the nearest one there
               is, without the padding, and "predict" leaves out what is padding in all rows of a batch
@@ -55,7 +65,8 @@ __all__ = ["DEFAULTS", "Feeds", "energy_counter", "main", "measure"]
 # 1 - latency_s, first_call_s, load_s, memory, fingerprint
 # 2 - binding, arena, inner_calls, warm, disturbance, energy_j, throughput, nodes; DEFAULTS fill up a plan
 # 3 - mode pair: baseline, block_calls, later also mode load, without calls
-SCHEMA_VERSION = 3
+# 4 - fingerprint: shapes, input_types, batch_axes, values, custom_ops; predict: class labels, which have one axis
+SCHEMA_VERSION = 4
 
 DEFAULTS: dict[str, Any] = {
     "mode": "latency",
@@ -75,6 +86,12 @@ DEFAULTS: dict[str, Any] = {
     "inputs": None,
     "outputs": None,
     "optimized": None,
+    "shapes": {},
+    "values": {},
+    "batch_axes": {},
+    "output": None,
+    "custom_ops": [],
+    "steered": False,
     "sequence_length": None,
     "padding": None,
     "memory_limit_bytes": None,
@@ -114,10 +131,21 @@ DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
+    "tensor(int16)": np.int16,
     "tensor(int32)": np.int32,
     "tensor(int64)": np.int64,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint64)": np.uint64,
     "tensor(bool)": np.bool_,
+    "tensor(string)": np.object_,
 }
+BATCH_NAMES = ("n", "b", "bs", "batchsize", "num_batches")
+"""Names of sizes that mean the batch, beside all that begin with "batch"."""
+OTHER_NAMES = ("seq", "len", "time", "height", "width", "token", "frame", "point", "sample", "word")
+"""Parts of names that do not, although inputs and outputs may share such a first size."""
+ESCAPE = re.compile("\x1b\\[[0-9;?]*[ -/]*[@-~]")
+LONGEST = 600
 ON_NVIDIA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 SHORTEST_S = 50e-6  # a call below this is timed in inner loops: the clock and Python itself would show
 LOADS = 5  # pair: of each model
@@ -199,6 +227,8 @@ def measure(plan: dict[str, Any], model: str, clock: Clock = time.perf_counter) 
     memory["run_bytes"] = peak_memory()
     result["memory"] = memory
     result["disturbance"] = disturbance(before, counters())
+    if plan["mode"] in ("latency", "pair", "memory"):
+        call.check_outputs()
     result["fingerprint"] = fingerprint(onnxruntime, session, plan, sha256_of(model), feeds)
     return result
 
@@ -342,10 +372,10 @@ def wants_memory(error: Exception) -> bool:
 
 def explain(error: Exception, plan: dict[str, Any], what: str) -> WorkerError:
     """onnxruntime's error as one line; its exceptions have no common base below Exception."""
-    text = " ".join(str(error).split())
     if wants_memory(error):
         return WorkerError(out_of_memory(plan) + " (" + what + ")")
-    return WorkerError(what + ": " + without_signature(text))
+    text = " ".join(ESCAPE.sub("", str(error)).split())
+    return WorkerError(what + ": " + without_signature(text, LONGEST))
 
 
 def without_signature(text: str, limit: int = 300) -> str:
@@ -372,15 +402,18 @@ def end_of_signature(text: str, begin: int) -> int:
     return begin
 
 
-def one_row_each(answer: Any, rows: int) -> Any:
-    """The first output as (rows, C); WorkerError if it is anything else."""
+def one_row_each(answer: Any, rows: int, which: str = "the first output", others: str = "") -> Any:
+    """An output as logits (rows, C), or as class labels (rows,); WorkerError if it is anything else."""
+    needs = "; accuracy needs one row of logits per input, or one class label" + others
     if not isinstance(answer, np.ndarray):
-        raise WorkerError("the first output is no tensor; accuracy needs one row of logits per input")
+        raise WorkerError(which + " is no tensor" + needs)
     wide = answer.ndim >= 2 and all(size == 1 for size in answer.shape[2:])
-    if not wide or answer.shape[0] != rows or answer.dtype.kind not in "fiub":
-        what = str(answer.dtype) + " " + str(list(answer.shape))
-        raise WorkerError("the first output is " + what + "; accuracy needs one row of logits per input")
-    return answer.reshape(rows, -1)
+    labels = answer.dtype in (np.int32, np.int64) and answer.size == rows and answer.ndim <= 2
+    if not (wide or labels) or answer.shape[0] != rows or answer.dtype.kind not in "fiub":
+        raise WorkerError(which + " is " + str(answer.dtype) + " " + str(list(answer.shape)) + needs)
+    if labels and answer.size and answer.min() < 0:
+        raise WorkerError(which + " is taken for class labels, and holds " + str(int(answer.min())) + others)
+    return answer.reshape(rows) if labels else answer.reshape(rows, -1)
 
 
 def require(onnxruntime: Any, provider: str) -> None:
@@ -410,6 +443,8 @@ def make_session(onnxruntime: Any, plan: dict[str, Any], model: str, profile_pre
         if plan["optimized"]:
             options.optimized_model_filepath = plan["optimized"]
     try:
+        for library in plan["custom_ops"]:
+            options.register_custom_ops_library(library)
         session = onnxruntime.InferenceSession(
             model, options, providers=[(provider, plan["provider_options"])], enable_fallback=False
         )
@@ -420,55 +455,309 @@ def make_session(onnxruntime: Any, plan: dict[str, Any], model: str, profile_pre
     return session
 
 
+def batch_axis(spec: Any, inputs: Iterable[Any], outputs: Iterable[Any]) -> int | None:
+    """Which axis of an input is the batch, as the names of the sizes tell; None for an unbatched input.
+
+    A first size that is called like a batch is one; so is one that all inputs and outputs share by its name (or by
+    having none), unless it is called like something else, and a fixed first size that is 1 or an output's as well.
+    """
+    shape = list(spec.shape or ())
+    if not shape:
+        return None
+    firsts = [other.shape[0] for other in (*inputs, *outputs) if other.shape]
+    elsewhere = [axis for axis, size in enumerate(shape) if axis and str(size).lower().startswith("batch")]
+    first = shape[0]
+    if means_batch(first):
+        return 0
+    if elsewhere:
+        return elsewhere[0]
+    if is_size(first):
+        taken = [other.shape[0] for other in outputs if other.shape]
+        return 0 if len(shape) > 1 and (first == 1 or first in taken or not taken) else None
+    if nameless(first):
+        return 0 if all(nameless(size) for size in firsts) else None
+    other = any(word in first.lower() for word in OTHER_NAMES) or len(first) == 1
+    return 0 if not other and all(size == first for size in firsts) else None
+
+
+def means_batch(size: Any) -> bool:
+    """Whether the name of a size is that of a batch."""
+    return isinstance(size, str) and (size.lower() in BATCH_NAMES or size.lower().startswith("batch"))
+
+
+def nameless(size: Any) -> bool:
+    """Whether a size is free and has no name, or one that a converter made up."""
+    return not is_size(size) and (
+        not isinstance(size, str) or re.fullmatch(r"(unk__\d+|unk|\?|None|)", size) is not None
+    )
+
+
+def is_size(size: Any) -> bool:
+    """Whether a size is known; others have a name, or not even that, or are below 0."""
+    return isinstance(size, int) and size >= 0
+
+
+def type_name(spec: Any) -> str:
+    """`float` for tensor(float)."""
+    text = str(spec.type)
+    return text[len("tensor(") : -1] if text.startswith("tensor(") else text
+
+
+def listed(shape: Iterable[Any]) -> str:
+    """A shape as the model declares it: `[batch,3,height,width]`."""
+    return "[" + ",".join("?" if size is None else str(size) for size in shape) + "]"
+
+
 class Feeds:
-    """Inputs for the calls: rows of the plan's file in turn, or seeded random ones."""
+    """Inputs for the calls: rows of the plan's data in turn, constants, and seeded random ones."""
 
     def __init__(self, session: Any, plan: dict[str, Any]) -> None:
-        self.inputs = session.get_inputs()
+        self.inputs, outputs = session.get_inputs(), session.get_outputs()
         if not self.inputs:
             raise WorkerError("the model has no inputs")
-        self.batch, self.length, self.padding = plan["batch_size"], plan["sequence_length"], plan["padding"]
-        self.random = plan["inputs"] is None
+        self.plan, self.length, self.padding = plan, plan["sequence_length"], plan["padding"]
+        self.known_names()
+        self.axes = {spec.name: self.axis_of(spec, outputs) for spec in self.inputs}
+        self.axes = {name: axis for name, axis in self.axes.items() if axis is not None}
+        sizes = [spec.shape[self.axes[spec.name]] for spec in self.inputs if spec.name in self.axes]
+        self.fixed = bool(sizes) and is_size(sizes[0])
+        self.batch = (sizes[0] if self.fixed else self.batch_size()) if sizes else 1
+        self.bound = self.sizes_by_name()
+        self.random, self.count = False, 0
+        self.rows: dict[str, Any] = {}
+        self.same: dict[str, Any] = {}
         self.ready: list[dict[str, Any]] = []
-        if self.random:
-            rng = np.random.Generator(np.random.PCG64(0))
-            length = self.length or 1
-            self.ready = [{i.name: random_input(i, self.batch, rng, length) for i in self.inputs} for _ in range(8)]
-            first = next(iter(self.ready[0].values()))
-            self.batch = first.shape[0] if first.ndim else 1  # a fixed batch is the model's
-            return
-        self.rows = np.load(plan["inputs"], mmap_mode="r")
-        first = self.inputs[0]
-        wanted = list(first.shape[1:])
-        fits = len(wanted) == self.rows.ndim - 1 and all(
-            not isinstance(d, int) or d == have for d, have in zip(wanted, self.rows.shape[1:])
+        data = self.read_data() if plan["inputs"] is not None else {}
+        for spec in self.inputs:
+            if spec.name in plan["values"]:
+                self.same[spec.name] = self.constant(spec, plan["values"][spec.name])
+            elif spec.name in data:
+                self.sort(spec, data[spec.name])
+        if plan["inputs"] is not None:
+            self.take_data()
+        else:
+            self.draw()
+
+    def known_names(self) -> None:
+        """Raise WorkerError if the plan speaks of an input that the model does not have."""
+        names = [spec.name for spec in self.inputs]
+        for key in ("shapes", "values", "batch_axes"):
+            for name in self.plan[key]:
+                if name and name not in names:
+                    raise WorkerError("it has no input " + repr(name) + "; its inputs are " + ", ".join(names))
+
+    def axis_of(self, spec: Any, outputs: Any) -> int | None:
+        """Which axis is the batch: as the plan says, else as the names tell."""
+        said = self.plan["batch_axes"]
+        if spec.name not in said and "" not in said:
+            return batch_axis(spec, self.inputs, outputs)
+        axis = said.get(spec.name, said.get(""))
+        if axis is not None and not 0 <= axis < len(spec.shape):
+            what = "axis " + str(axis) + " of " + spec.name + " cannot be its batch"
+            raise WorkerError(what + "; it has the axes " + listed(spec.shape))
+        return None if axis is None else int(axis)
+
+    def batch_size(self) -> int:
+        """Inputs of a call: as a shape was given, else the plan's."""
+        if self.plan["mode"] not in ("throughput", "predict"):
+            for name, axis in self.axes.items():
+                if axis is not None and len(self.plan["shapes"].get(name, ())) > axis:
+                    return int(self.plan["shapes"][name][axis])
+        return int(self.plan["batch_size"])
+
+    def sizes_by_name(self) -> dict[str, int]:
+        """What given shapes tell of free sizes, by their names; WorkerError for a shape that the model cannot take."""
+        bound: dict[str, int] = {}
+        for spec in self.inputs:
+            given, declared = self.plan["shapes"].get(spec.name), list(spec.shape or ())
+            if given is None:
+                continue
+            fits = not declared or len(given) == len(declared)
+            if not fits or any(is_size(size) and size != got for size, got in zip(declared, given)):
+                what = "input " + spec.name + " takes " + listed(declared)
+                raise WorkerError(what + "; the shape given is " + listed(given))
+            bound.update({size: got for size, got in zip(declared, given) if isinstance(size, str) and size})
+        return bound
+
+    def sizes(self, spec: Any) -> list[int]:
+        """The shape to feed; WorkerError, with what is free, where nothing tells it."""
+        given, sizes, free = self.plan["shapes"].get(spec.name), [], []
+        declared = list(spec.shape or ()) or [None] * len(given or ())
+        for axis, size in enumerate(declared):
+            if is_size(size):
+                sizes.append(size)
+            elif self.axes.get(spec.name) == axis:
+                sizes.append(self.batch)
+            elif given is not None:
+                sizes.append(int(given[axis]))
+            elif size in self.bound:
+                sizes.append(self.bound[size])
+            else:
+                sizes.append(self.length or 0)
+                free += [] if self.length else [str(axis) + (" (" + size + ")" if isinstance(size, str) else "")]
+        if free:
+            raise WorkerError(self.wanted(spec, free))
+        return sizes
+
+    def wanted(self, spec: Any, free: list[str]) -> str:
+        """What to say of free sizes: where they are, and how to give them."""
+        one = len(free) == 1
+        which = "the size of axis " + free[0] + " is" if one else "the sizes of axes " + ", ".join(free) + " are"
+        axis = self.axes.get(spec.name)
+        words = [
+            str(size if is_size(size) else 1 if place == axis else size or "SIZE").upper()
+            for place, size in enumerate(spec.shape)
+        ]
+        how = "give its shape, as --shape " + spec.name + "=" + ",".join(words) + ", or real inputs, by --data"
+        said = ", or say with --batch-axis which one is the batch" if axis is None else ""
+        what = "input " + spec.name + " is " + type_name(spec) + " " + listed(spec.shape)
+        return str(what + ", and " + which + " free; " + how + said)
+
+    def constant(self, spec: Any, value: Any) -> Any:
+        """An array of the input's type with a value that holds for all calls."""
+        dtype = DTYPES.get(spec.type)
+        if dtype is None:
+            raise WorkerError("input " + spec.name + " is " + spec.type + ", which cannot be given a value")
+        try:
+            array = np.asarray(value)
+            array = array.astype(str).astype(object) if dtype is np.object_ else cast(array, np.dtype(dtype))
+        except (ValueError, TypeError, OverflowError) as error:
+            what = "input " + spec.name + " is " + type_name(spec)
+            raise WorkerError(what + "; it cannot be " + json.dumps(value)[:100]) from error
+        declared = list(spec.shape or ())
+        if array.ndim == len(declared) and array.ndim:
+            self.fits(spec, array.shape)
+            return array
+        sizes = self.sizes(spec)
+        try:
+            return np.ascontiguousarray(np.broadcast_to(array, sizes)).reshape(sizes)
+        except ValueError as error:
+            what = "input " + spec.name + " takes " + listed(declared) + "; the value given is " + listed(array.shape)
+            raise WorkerError(what) from error
+
+    def fits(self, spec: Any, shape: Any, batch: int | None = None) -> None:
+        """Raise WorkerError if an array of this shape is none for the input, whose axis `batch` may have any size."""
+        wanted = list(spec.shape or ())
+        alike = len(wanted) == len(shape) and all(
+            axis == batch or not is_size(size) or size == got for axis, (size, got) in enumerate(zip(wanted, shape))
         )
-        if len(self.inputs) != 1 or not fits or DTYPES.get(first.type) != self.rows.dtype:
-            takes = ", ".join(i.type + " " + str(list(i.shape)) for i in self.inputs)
-            raise WorkerError(
-                "the model takes " + takes + "; the data is " + str(self.rows.dtype) + " " + str(list(self.rows.shape))
-            )
-        if isinstance(first.shape[0], int) and first.shape[0] != self.batch:
-            self.batch = first.shape[0]
-        if plan["mode"] != "predict":
+        if not alike:
+            what = "input " + spec.name + " takes " + listed(wanted)
+            raise WorkerError(what + "; what is given for it is " + listed(shape))
+
+    def read_data(self) -> dict[str, Any]:
+        """The arrays of the plan's file by the input's name, with the input's type; WorkerError if they do not suit."""
+        if str(self.plan["inputs"]).endswith(".npz"):
+            with np.load(self.plan["inputs"], allow_pickle=False) as arrays:
+                data = {name: arrays[name] for name in arrays.files}
+            self.complete_data(data)
+        else:
+            rows = np.load(self.plan["inputs"], mmap_mode="r")
+            open_ = [spec for spec in self.inputs if spec.name not in self.plan["values"]]
+            if len(open_) != 1 or not self.suits(open_[0], rows):
+                takes = ", ".join(spec.type + " " + str(list(spec.shape)) for spec in self.inputs)
+                got = str(rows.dtype) + " " + str(list(rows.shape))
+                raise WorkerError("the model takes " + takes + "; the data is " + got)
+            data = {open_[0].name: rows}
+        for spec in self.inputs:
+            if spec.type == "tensor(string)" and spec.name in data:
+                data[spec.name] = data[spec.name].astype(str).astype(object)
+            elif spec.name in data and DTYPES.get(spec.type) != data[spec.name].dtype:
+                what = "input " + spec.name + " is " + type_name(spec)
+                raise WorkerError(what + "; the data's is " + str(data[spec.name].dtype))
+        return data
+
+    def suits(self, spec: Any, rows: Any) -> bool:
+        """Whether the rows are inputs along the first axis."""
+        axis = self.axes.get(spec.name)
+        wanted = [size for place, size in enumerate(spec.shape) if place != axis]
+        alike = len(wanted) == rows.ndim - 1 and all(
+            not is_size(size) or size == got for size, got in zip(wanted, rows.shape[1:])
+        )
+        return alike and (DTYPES.get(spec.type) == rows.dtype or spec.type == "tensor(string)")
+
+    def complete_data(self, data: dict[str, Any]) -> None:
+        """Raise WorkerError for an array that is no input's, and an input without one."""
+        names = [spec.name for spec in self.inputs]
+        for name in data:
+            if name not in names:
+                raise WorkerError("the data hold an array " + repr(name) + "; its inputs are " + ", ".join(names))
+        for name in names:
+            if name not in data and name not in self.plan["values"]:
+                raise WorkerError("the data hold no array for input " + repr(name) + "; add it, or give it by --input")
+
+    def sort(self, spec: Any, array: Any) -> None:
+        """Keep an array as rows, one for each example, or as one input for all calls."""
+        axis, rank = self.axes.get(spec.name), len(spec.shape or ())
+        in_file = not str(self.plan["inputs"]).endswith(".npz")
+        if in_file or (axis is None and array.ndim == rank + 1):
+            self.rows[spec.name] = array
+        elif axis is not None and array.ndim == rank:
+            self.fits(spec, array.shape, axis)
+            self.rows[spec.name] = np.moveaxis(array, axis, 0)
+        elif axis is not None and array.ndim == rank - 1:
+            whole = np.expand_dims(array, axis)
+            self.fits(spec, whole.shape, axis)
+            self.same[spec.name] = whole
+        else:
+            self.fits(spec, array.shape)
+            self.same[spec.name] = array
+
+    def take_data(self) -> None:
+        """Make the inputs of the timed calls from the data."""
+        counts = {name: len(array) for name, array in self.rows.items()}
+        if len(set(counts.values())) > 1 or 0 in counts.values():
+            told = ", ".join(name + " " + str(count) for name, count in counts.items())
+            raise WorkerError("the data should have equally many examples for all inputs, at least one; got " + told)
+        self.count = next(iter(counts.values()), 1)
+        if any(name not in self.axes for name in self.rows):
+            self.batch = 1
+        if self.plan["mode"] != "predict":
             timed = self.timed_rows()
             different = math.ceil(len(timed) / self.batch)
-            count = min(max(2, ROTATED // self.batch), different)
-            self.ready = [{first.name: self.take(timed, number)} for number in range(count)]
+            count = min(max(2, ROTATED // max(self.batch, 1)), different)
+            self.ready = [self.take(timed, number) for number in range(count)]
+
+    def draw(self) -> None:
+        """Make random inputs for all that have no value."""
+        drawn = [spec for spec in self.inputs if spec.name not in self.same]
+        self.random = bool(drawn)
+        rng = np.random.Generator(np.random.PCG64(0))
+        shapes = {spec.name: self.sizes(spec) for spec in drawn}
+        for _ in range(8 if drawn else 1):
+            feed = {spec.name: random_input(spec, shapes[spec.name], rng) for spec in drawn}
+            self.ready.append({spec.name: feed.get(spec.name, self.same.get(spec.name)) for spec in self.inputs})
 
     def timed_rows(self) -> Any:
         """Places of the rows to time: all of them, or the sequences whose length is nearest to the plan's."""
-        if self.length is None or self.padding is None or self.rows.ndim != 2:
-            return np.arange(len(self.rows))
-        filled = self.rows[:, ::-1] != self.padding
+        rows = next(iter(self.rows.values())) if len(self.rows) == 1 else None
+        if self.length is None or self.padding is None or rows is None or rows.ndim != 2:
+            return np.arange(self.count)
+        filled = rows[:, ::-1] != self.padding
         lengths = np.where(filled.any(axis=1), filled.shape[1] - filled.argmax(axis=1), 1)
         self.length = int(lengths[np.abs(lengths - self.length).argmin()])
         return np.flatnonzero(lengths == self.length)
 
-    def take(self, places: Any, number: int) -> Any:
-        """Rows of batch `number` among those at `places`, starting again after the last."""
+    def take(self, places: Any, number: int) -> dict[str, Any]:
+        """Inputs of batch `number` among the rows at `places`, starting again after the last."""
         chosen = np.arange(number * self.batch, (number + 1) * self.batch) % len(places)
-        return self.cut(self.rows[places[chosen]])
+        return self.feed(places[chosen])
+
+    def feed(self, places: Any) -> dict[str, Any]:
+        """The inputs of one call with the rows at these places."""
+        feed = {}
+        for spec in self.inputs:
+            axis = self.axes.get(spec.name)
+            if spec.name not in self.rows:
+                array = self.same[spec.name]
+                widened = axis is not None and array.shape[axis] == 1 and not is_size(spec.shape[axis])
+                feed[spec.name] = np.repeat(array, len(places), axis=axis) if widened else array
+            elif axis is None:
+                feed[spec.name] = contiguous(self.rows[spec.name][places[0]])
+            else:
+                rows = self.cut(self.rows[spec.name][places]) if len(self.rows) == 1 else self.rows[spec.name][places]
+                feed[spec.name] = contiguous(np.moveaxis(rows, 0, axis))
+        return feed
 
     def cut(self, rows: Any) -> Any:
         """Rows without what is padding in all of them."""
@@ -477,13 +766,36 @@ class Feeds:
             rows = rows[:, : used[-1] + 1 if len(used) else 1]
         return np.ascontiguousarray(rows)
 
+    def fed(self) -> str:
+        """What a call gets: `x float 1×3×224×224`; empty where it differs from call to call."""
+        if not self.ready:
+            return ""
+        return ", ".join(
+            spec.name + " " + type_name(spec) + " " + ("×".join(map(str, self.ready[0][spec.name].shape)) or "scalar")
+            for spec in self.inputs
+        )
 
-def random_input(spec: Any, batch: int, rng: np.random.Generator, length: int = 1) -> Any:
-    """A random array of the input's type; unknown sizes are the batch for the first axis, else `length`."""
-    if spec.type not in DTYPES:
-        raise WorkerError("input " + spec.name + " is " + spec.type + "; give real inputs for it")
-    free = [batch] + [length] * (len(spec.shape) - 1)
-    shape = [d if isinstance(d, int) and d > 0 else size for d, size in zip(spec.shape, free)]
+
+def contiguous(array: Any) -> Any:
+    """The array in C order; a scalar stays one."""
+    return np.asarray(array, order="C")
+
+
+def cast(array: Any, dtype: Any) -> Any:
+    """The array as another type; ValueError where that would change a value."""
+    if array.dtype.kind not in "biuf" or (dtype.kind == "b" and not np.isin(array, (0, 1)).all()):
+        raise ValueError("no such value")
+    result = array.astype(dtype)
+    if dtype.kind in "iu" and not np.array_equal(result, array):
+        raise ValueError("no such value")
+    return result
+
+
+def random_input(spec: Any, shape: list[int], rng: np.random.Generator) -> Any:
+    """A random array of the input's type."""
+    if spec.type not in DTYPES or spec.type == "tensor(string)":
+        how = ", by --input or --data" if spec.type in DTYPES else ""
+        raise WorkerError("input " + spec.name + " is " + spec.type + "; give real inputs for it" + how)
     dtype = np.dtype(DTYPES[spec.type])
     if dtype.kind == "f":
         return rng.standard_normal(shape).astype(dtype)
@@ -498,6 +810,7 @@ class Caller:
 
     def __init__(self, onnxruntime: Any, session: Any, feeds: Feeds, plan: dict[str, Any]) -> None:
         self.session, self.feeds, self.batch, self.plan = session, feeds.ready, feeds.batch, plan
+        self.fed, self.random = feeds.fed(), feeds.random
         self.bound = []
         for feed in self.feeds if plan["binding"] == "io" else []:
             binding = session.io_binding()
@@ -515,14 +828,34 @@ class Caller:
             else:
                 self.session.run(None, self.feeds[number % len(self.feeds)])
         except Exception as error:
-            raise explain(error, self.plan, "the model fails when it runs") from error
+            raise self.failed(error) from error
 
-    def answer(self, feed: dict[str, Any]) -> Any:
-        """The first output."""
+    def answer(self, feed: dict[str, Any], place: int = 0) -> Any:
+        """The output at a place."""
         try:
-            return self.session.run(None, feed)[0]
+            return self.session.run(None, feed)[place]
         except Exception as error:
-            raise explain(error, self.plan, "the model fails when it runs") from error
+            raise self.failed(error) from error
+
+    def failed(self, error: Exception) -> WorkerError:
+        """The error of a call, with what the model was fed."""
+        told = explain(error, self.plan, "the model fails when it runs")
+        return WorkerError(str(told) + "; it was fed " + self.fed) if self.fed and not wants_memory(error) else told
+
+    def check_outputs(self) -> None:
+        """Raise WorkerError for outputs that are no numbers; one call, which is not timed."""
+        try:
+            if self.bound:
+                self.session.run_with_iobinding(self.bound[0])
+                outputs = self.bound[0].copy_outputs_to_cpu()
+            else:
+                outputs = self.session.run(None, self.feeds[0])
+        except Exception as error:
+            raise self.failed(error) from error
+        for spec, array in zip(self.session.get_outputs(), outputs):
+            if isinstance(array, np.ndarray) and array.dtype.kind == "f" and not np.isfinite(array).all():
+                drawn = " for seeded random inputs; give it real ones, by --data or --input" if self.random else ""
+                raise WorkerError("gives NaN or infinite outputs (" + spec.name + ")" + drawn)
 
 
 def time_calls(call: Caller, plan: dict[str, Any], clock: Clock) -> dict[str, Any]:
@@ -548,7 +881,7 @@ def time_calls(call: Caller, plan: dict[str, Any], clock: Clock) -> dict[str, An
         number = len(latency) * inner
         start = clock()
         for offset in range(inner):
-            call(number + offset)
+            call(len(latency) if plan["steered"] else number + offset)
         latency.append((clock() - start) / inner)
     spent = energy() - spent_before if energy and spent_before is not None else None
     return {
@@ -575,6 +908,8 @@ def pair(
         callers = (Caller(onnxruntime, session, feeds, plan), call)
     if feeds.batch != call.batch:
         raise WorkerError(names[0] + "it takes " + str(feeds.batch) + " inputs a call, the model " + str(call.batch))
+    if [array.shape for array in feeds.ready[0].values()] != [array.shape for array in call.feeds[0].values()]:
+        raise WorkerError(names[0] + "it is fed " + feeds.fed() + ", the model " + call.fed + "; give both the same")
     firsts, typical = _warm_pair(callers, names, plan, clock)
     inner = math.ceil(SHORTEST_S / min(typical)) if 0 < min(typical) < SHORTEST_S else 1
     size = max(3, math.ceil(min(plan["max_calls"], plan["block_s"] / (inner * max(*typical, 1e-9)))))
@@ -586,7 +921,10 @@ def pair(
         turn = len(spent[1])
         for place in (0, 1) if turn // size % 2 == 0 else (1, 0):
             with blaming(names[place]):
-                spent[place].extend(_block(callers[place], range(turn, turn + size), inner, clock))
+                numbers = range(turn, turn + size)
+                spent[place].extend(_block(callers[place], numbers, inner, clock, plan["steered"]))
+    with blaming(names[0]):
+        callers[0].check_outputs()
     return {
         "first_call_s": firsts[1],
         "inner_calls": inner,
@@ -614,13 +952,13 @@ def _warm_pair(
     return firsts, typical
 
 
-def _block(caller: Caller, numbers: Iterable[int], inner: int, clock: Clock) -> list[float]:
-    """Seconds of each call, the mean of `inner` ones."""
+def _block(caller: Caller, numbers: Iterable[int], inner: int, clock: Clock, steered: bool = False) -> list[float]:
+    """Seconds of each call, the mean of `inner` ones; where `steered` those are alike."""
     spent = []
     for number in numbers:
         start = clock()
         for offset in range(inner):
-            caller(number * inner + offset)
+            caller(number if steered else number * inner + offset)
         spent.append((clock() - start) / inner)
     return spent
 
@@ -722,30 +1060,37 @@ def kernels_of(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def predict(call: Caller, feeds: Feeds, plan: dict[str, Any]) -> list[int]:
-    """Write the first output for every row to plan["outputs"] (.npy, float32); returns its shape."""
+    """Write the output that answers, for every row, to plan["outputs"] (.npy, float32); returns its shape."""
     if feeds.random:
         raise WorkerError("mode predict needs `inputs`")
-    rows, size = feeds.rows, plan["batch_size"]
-    name, first = feeds.inputs[0].name, feeds.inputs[0].shape[0]
-    size = first if isinstance(first, int) else size
+    names = [spec.name for spec in call.session.get_outputs()]
+    name = plan["output"] or names[0]
+    if name not in names:
+        raise WorkerError("it has no output " + repr(name) + "; its outputs are " + ", ".join(names))
+    which = "output " + name if plan["output"] else "the first output"
+    others = "; --output chooses another one: " + ", ".join(names) if len(names) > 1 else ""
+    size, rows = feeds.batch, feeds.count
     shape: list[int] = []
     told = 0.0
     with open(plan["outputs"], "wb") as file:  # noqa: PTH123
-        for start in range(0, len(rows), size):
-            chunk = feeds.cut(rows[start : start + size])
-            short = size - len(chunk) if isinstance(first, int) else 0
-            if short:  # a fixed batch: fill up, and drop the surplus answers
-                chunk = np.concatenate([chunk, np.repeat(chunk[-1:], short, axis=0)])
-            answer = one_row_each(call.answer({name: chunk}), len(chunk))[: len(chunk) - short]
+        for start in range(0, rows, size):
+            places = np.arange(start, min(start + size, rows))
+            some = len(places)
+            if feeds.fixed and some < size:  # a fixed batch: fill up, and drop the surplus answers
+                places = np.concatenate([places, np.repeat(places[-1:], size - some)])
+            answer = call.answer(feeds.feed(places), names.index(name))
+            if not feeds.axes and isinstance(answer, np.ndarray) and answer.shape[:1] != (1,):
+                answer = answer[None]  # an unbatched model: the only row
+            answer = one_row_each(answer, len(places), which, others)[:some]
             if not shape:
-                shape = [len(rows), *answer.shape[1:]]
+                shape = [rows, *answer.shape[1:]]
                 header = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
                 np.lib.format.write_array_header_1_0(file, header)
             # A plain write: on a full disk it fails with a reason, where a memory map kills the process.
             file.write(np.ascontiguousarray(answer, dtype="<f4").tobytes())
             if time.monotonic() - told > 0.2:
                 told = time.monotonic()
-                print("done", start + len(chunk) - short, len(rows), flush=True)
+                print("done", start + some, rows, flush=True)
     return shape
 
 
@@ -872,6 +1217,14 @@ def fingerprint(
         gpu=gpu_names(plan["provider"]),
         inputs="none" if feeds is None else "random" if feeds.random else "data",
     )
+    if plan["values"]:
+        mark["values"] = plan["values"]
+    if plan["custom_ops"]:
+        mark["custom_ops"] = {os.path.basename(path): sha256_of(path) for path in plan["custom_ops"]}  # noqa: PTH119
+    if feeds is not None and feeds.ready:
+        mark["shapes"] = {name: list(array.shape) for name, array in feeds.ready[0].items()}
+        mark["input_types"] = {spec.name: type_name(spec) for spec in feeds.inputs}
+        mark["batch_axes"] = feeds.axes
     if feeds is not None and plan["sequence_length"] is not None:
         mark["sequence_length"] = feeds.length
     return mark

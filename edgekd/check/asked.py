@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgekd.bench.records import Effort
+from edgekd.bench.records import Effort, Feeding
 from edgekd.card import Budget
 from edgekd.check.tolerance import Tolerance
 
@@ -20,6 +20,7 @@ class Job:
     tolerance: Tolerance
     baseline: Path | None = None
     data: Path | None = None
+    feeding: Feeding = field(default_factory=Feeding)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class JobOptions:
     allow_estimated: bool = False
     allow_difference: tuple[str, ...] = ()
     """Keys of a fingerprint in which a stored record may differ from this machine."""
+    write_baseline: bool = False
+    """Whether a stored baseline that is not there yet is written, after the budgets passed."""
     effort: Effort = field(default_factory=Effort)
     """Of one process; how many there are is planned in edgekd/check/looks.py."""
 

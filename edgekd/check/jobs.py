@@ -9,15 +9,26 @@ from typing import TYPE_CHECKING
 
 from edgekd.card import Budget
 from edgekd.check.asked import Asked, Job, JobOptions
-from edgekd.check.record import Checked, Sample, is_record, read_record, record_of, refuse_other_machine
-from edgekd.check.verdict import judge_record
+from edgekd.check.record import (
+    Checked,
+    Sample,
+    as_baseline,
+    is_record,
+    read_record,
+    record_of,
+    refuse_other_machine,
+    write_record,
+)
+from edgekd.check.verdict import judge_record, judged_of
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, one_line
-from edgekd.judge import Judged, effective_budget
+from edgekd.judge import Judged, Verdict, effective_budget
 from edgekd.scratch import scratch as new_scratch
 from edgekd.target import Target, load_target
 from edgekd.units import visible
 
 if TYPE_CHECKING:  # what measures is imported where it is used: a verdict on records alone must be quick
+    from edgekd.check.sources import Source
+    from edgekd.devices.device import Site
     from edgekd.runs import Estimate
 
 __all__ = ["run_job", "sample_of"]
@@ -69,9 +80,42 @@ def _measured(
     with closing(connect(target)) as site, new_scratch() as scratch:
         inputs = read_arrays(job.data, scratch) if job.data else None
         source = source_of(job.path, target, inputs)
+        if options.write_baseline and job.baseline and is_record(job.baseline) and not job.baseline.exists():
+            return _first_of_its_kind(job, source, site, options, estimate, told)
         baseline = baseline_of(job.baseline, target) if job.baseline else None
         asked = _asked(job, source.budget, target, options, baseline is not None)
         return check(source, site, asked, baseline, estimate, lambda text: told(f"{source.name}: {text}"))
+
+
+def _first_of_its_kind(
+    job: Job,
+    source: "Source",
+    site: "Site",
+    options: JobOptions,
+    estimate: "Estimate",
+    told: Callable[[str], None],
+) -> tuple[Judged, Checked]:
+    """The verdict of the budgets alone, and the baseline for the next check, which is written if they pass."""
+    from edgekd.check.measure import check, measure_all
+
+    assert job.baseline is not None
+    target = site.target
+    budget = effective_budget(source.budget.with_values(job.budget), target)
+    asked = dataclasses.replace(_asked(job, source.budget, target, options, True), budget=budget)
+    judged = checked = None
+    if budget != Budget():
+        judged, checked = check(source, site, asked, None, estimate, lambda text: told(f"{source.name}: {text}"))
+        if judged.outcome != "pass":
+            note = f"{job.baseline}: is not there, and was not written, for the budgets do not pass"
+            return dataclasses.replace(judged, notes=(*judged.notes, note)), checked
+    told(f"{source.name}: the baseline")
+    kept = as_baseline(measure_all(source, site, asked.effort, estimate))
+    write_record(job.baseline, kept)
+    if judged is None or checked is None:
+        judged, checked = judged_of(kept, Verdict(()), [], target), kept
+        judged = dataclasses.replace(judged, file=str(job.path))
+    note = f"{job.baseline}: was not there; it was written, and the next check is held against it"
+    return dataclasses.replace(judged, notes=(note, *judged.notes)), checked
 
 
 def _asked(job: Job, own: Budget, target: Target, options: JobOptions, compared: bool) -> Asked:
@@ -89,7 +133,7 @@ def _asked(job: Job, own: Budget, target: Target, options: JobOptions, compared:
         tolerance=job.tolerance,
         allow_estimated=options.allow_estimated,
         allow_difference=options.allow_difference,
-        effort=options.effort,
+        effort=dataclasses.replace(options.effort, feeding=job.feeding),
     )
 
 
@@ -108,7 +152,8 @@ def sample_of(job: Job, estimate: "Estimate") -> Sample:
     target = load_target(job.target)
     with closing(connect(target)) as site, new_scratch() as scratch:
         inputs = read_arrays(job.data, scratch) if job.data else None
-        return measure_all(source_of(job.path, target, inputs), site, JobOptions().effort, estimate)
+        effort = dataclasses.replace(JobOptions().effort, feeding=job.feeding)
+        return measure_all(source_of(job.path, target, inputs), site, effort, estimate)
 
 
 def _whole(checked: Checked, job: Job) -> Sample:

@@ -6,11 +6,13 @@ import json
 import re
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from edgekd.bench.feeding import merged
+from edgekd.bench.records import Feeding
 from edgekd.card import Budget
 from edgekd.check.asked import Job
 from edgekd.check.tolerance import Tolerance
@@ -37,6 +39,17 @@ Names = Annotated[tuple[Place, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Given:
+    """One `[inputs.NAME]`: what is fed to an input."""
+
+    shape: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] | None = None
+    value: Any = None
+    """A constant: a number, true, false, a text, or lists of them."""
+    batch_axis: Annotated[int, Field(ge=0, lt=100)] | Literal["none"] | None = None
+    """Which axis is the batch; default: as the names of the sizes tell."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Entry:
     """One `[[model]]`."""
 
@@ -47,7 +60,12 @@ class Entry:
     baseline: Place = ""
     """A model, run or record; `{stem}` and `{target}` stand for the model's and the target's name."""
     data: Place = ""
-    """An .npz file with the arrays inputs and labels, for accuracy."""
+    """An .npz file with the arrays inputs and labels, for accuracy, or with one array for each input."""
+    inputs: dict[str, Given] = field(default_factory=dict)
+    output: str = ""
+    """The output that answers, for accuracy; default the first."""
+    custom_ops: tuple[Place, ...] = ()
+    """Libraries with operators of the user's own, whose code runs."""
     budget: dict[str, Any] = field(default_factory=dict)
     tolerance: dict[str, float | str] = field(default_factory=dict)
 
@@ -59,6 +77,8 @@ class Manifest:
     targets: Names | None = None
     baseline: Place = ""
     data: Place = ""
+    inputs: dict[str, Given] = field(default_factory=dict)
+    """What is fed to inputs of these names, in every model."""
     budget: dict[str, Any] = field(default_factory=dict)
     """Limits for every model and target; a table of a target's name holds those for that target."""
     tolerance: dict[str, float | str] = field(default_factory=dict)
@@ -128,9 +148,26 @@ def _jobs(manifest: Manifest, entry: Entry, number: int, path: Path) -> list[Job
                     tolerance=tolerance,
                     baseline=path.parent / baseline if baseline else None,
                     data=path.parent / data if data else None,
+                    feeding=_feeding(manifest, entry, path.parent),
                 )
             )
     return jobs
+
+
+def _feeding(manifest: Manifest, entry: Entry, folder: Path) -> Feeding:
+    own = _fed(entry.inputs)
+    libraries = tuple(str((folder / name).resolve()) for name in entry.custom_ops)
+    own = dataclasses.replace(own, output=entry.output or None, custom_ops=libraries)
+    return merged(_fed(manifest.inputs), own)
+
+
+def _fed(inputs: dict[str, Given]) -> Feeding:
+    axes = {name: given.batch_axis for name, given in inputs.items() if given.batch_axis is not None}
+    return Feeding(
+        shapes={name: given.shape for name, given in inputs.items() if given.shape is not None},
+        values={name: given.value for name, given in inputs.items() if given.value is not None},
+        batch_axes={name: axis if isinstance(axis, int) else None for name, axis in axes.items()},
+    )
 
 
 def _given(tolerance: dict[str, float | str], where: str) -> dict[str, float | str]:
@@ -216,6 +253,9 @@ TEMPLATE = """\
 targets = [{target}]    # `edgekd targets` lists them; a file such as "targets/mine.toml" is one, too{own}
 
 # data = "test.npz"      # arrays `inputs` and `labels`: accuracy of models that bring no data of their own
+
+# [inputs.x]             # what is fed to the input x, where its sizes are free
+# shape = [1, 3, 224, 224]
 
 # A baseline turns on the comparison. A model file is measured beside the new one, by turns; a record that
 # `edgekd baseline accept --manifest edgekd-check.toml` writes is compared across time, with a wider limit.

@@ -9,9 +9,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from edgekd import __version__
-from edgekd.bench.measure import Subject, logits_of
+from edgekd.bench.measure import Subject, logits_of, weights_problem
 from edgekd.bench.records import PAIR, Effort, Record, comparable
-from edgekd.bench.runner import measure_load, measure_memory, measure_pair, measure_placement, measure_process
+from edgekd.bench.remarks import steering_remarks
+from edgekd.bench.runner import (
+    measure_load,
+    measure_memory,
+    measure_pair,
+    measure_placement,
+    measure_process,
+    sampled,
+)
+from edgekd.bench.sequences import steering_of
 from edgekd.card import Budget
 from edgekd.check.asked import Asked
 from edgekd.check.looks import BUDGET_LOOKS, PAIR_LOOKS
@@ -71,7 +80,9 @@ def check(
         checked = _one_more(checked, source, site, asked, baseline, alone, together)
         allowed = _refuse_others(checked, asked)
     checked = dataclasses.replace(checked, budget=asked.budget.limits())
-    judged = judged_of(checked, verdict, [*allowed, *notes], site.target)
+    timed = (*checked.pairs[:1], *checked.sample.latency[:1])
+    steered = steering_remarks(timed[0], steering_of(source.file)) if timed else []
+    judged = judged_of(checked, verdict, [*allowed, *notes, *steered], site.target)
     return dataclasses.replace(judged, file=str(source.file), seconds=time.monotonic() - begin), checked
 
 
@@ -117,6 +128,7 @@ def _needs(source: Source, site: Site, asked: Asked, baseline: Source | Checked 
             {"min_coverage", "min_fused_share", "max_coverage_loss", "max_fused_loss"}
         ),
         answers=source.inputs is not None
+        and len(source.inputs.labels) > 0
         and not (budget | tolerance).isdisjoint(
             {"min_accuracy", "max_accuracy_drop", "min_agreement", "max_accuracy_loss", "min_same_answers"}
         ),
@@ -145,12 +157,16 @@ def _first(
 
 def _sample(source: Source, site: Site, asked: Asked, needs: _Needs, estimate: Estimate, loaded: str = "") -> Sample:
     """What needs no looks of one model; the file with the SHA-256 `loaded` is known to load."""
+    problem = weights_problem(source.file, site.target)
+    if problem:
+        raise problem
     size, digest = whole_model(source.file)
     signature = signature_of(source.file)
     inputs, effort = source.inputs.file if source.inputs else None, asked.effort
     if not any(dataclasses.astuple(needs)) and digest != loaded:  # no budget is met by a file that cannot be loaded
         measure_load(source.file, site, effort)
-    memory = [measure_memory(source.file, site, effort) for _ in range(MEMORY_PROCESSES)] if needs.memory else []
+    processes = range(MEMORY_PROCESSES) if needs.memory else ()
+    memory = [measure_memory(source.file, site, sampled(effort, inputs)) for _ in processes]
     placement = measure_placement(source.file, site, inputs, effort) if needs.placement else None
     peaks = [peak for record in memory if (peak := record.memory.get("run_bytes")) is not None]
     sample = Sample(
@@ -193,7 +209,7 @@ def _answers(source: Source, site: Site, asked: Asked) -> Answers:
         own = classes("model", source.file, Path(folder))
         teacher = classes("teacher", beside, Path(folder)) if beside else ()
     return Answers(
-        data=_digest(inputs),
+        data=_digest(inputs, asked.effort.feeding.output),
         about=inputs.about,
         classes=own,
         labels=tuple(map(int, inputs.labels)),
@@ -201,9 +217,9 @@ def _answers(source: Source, site: Site, asked: Asked) -> Answers:
     )
 
 
-def _digest(inputs: Inputs) -> str:
-    """SHA-256 of inputs and labels."""
-    whole = hashlib.sha256(inputs.labels.tobytes())
+def _digest(inputs: Inputs, output: str | None = None) -> str:
+    """SHA-256 of inputs and labels, and of the name of the output that answers, where one was chosen."""
+    whole = hashlib.sha256(inputs.labels.tobytes() + (output or "").encode())
     with inputs.file.open("rb") as file:
         for chunk in iter(lambda: file.read(1 << 20), b""):
             whole.update(chunk)
@@ -241,7 +257,9 @@ def _one_more(
 
 def _pair_effort(effort: Effort) -> Effort:
     """PAIR, with the limits that were asked for."""
-    return dataclasses.replace(PAIR, timeout_s=effort.timeout_s, memory_limit_mb=effort.memory_limit_mb)
+    return dataclasses.replace(
+        PAIR, timeout_s=effort.timeout_s, memory_limit_mb=effort.memory_limit_mb, feeding=effort.feeding
+    )
 
 
 def _with(records: tuple[Record, ...], record: Record) -> tuple[Record, ...]:

@@ -42,7 +42,10 @@ AGAIN = "`edgekd baseline accept` writes it anew"
 BEYOND = 1e18
 """No number of a record is this large."""
 Count = Annotated[int, Field(gt=0)]
-NOT_COMPARED = ("model_sha256", "nodes_by_provider", "ops_elsewhere", "numpy", "python")
+NOT_COMPARED = (
+    *("model_sha256", "nodes_by_provider", "ops_elsewhere", "numpy", "python"),
+    *("input_types", "batch_axes"),
+)
 """Keys of a fingerprint that may differ between a model and its baseline; all others tell of another machine."""
 
 
@@ -216,15 +219,22 @@ def differences(old: Sample, new: Sample) -> dict[str, str]:
         return {"fingerprint": "the record does not say where it was measured"}
     if not (before and now):  # nothing was measured that depends on the machine
         return {}
+    if "shapes" not in before and ("sequence_length" in before or not _free_sizes(old.signature)):
+        now.pop("shapes", None)  # an earlier edgekd did not write them, and there was no choice
     keys = [key for key in before | now if key not in NOT_COMPARED and before.get(key) != now.get(key)]
     found = {key: f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in keys}
     return found
 
 
+def _free_sizes(signature: str) -> bool:
+    """Whether inputs have free sizes beside the first one; those were fed as 1 before records said it."""
+    return ",N" in signature
+
+
 def _mark(sample: Sample) -> dict[str, Any]:
     """The fingerprint, and how many inputs a timed call takes."""
     if not (sample.fingerprint and sample.latency):
-        return sample.fingerprint
+        return dict(sample.fingerprint)
     return sample.fingerprint | {"batch_size": sample.latency[0].batch_size}
 
 

@@ -1,9 +1,12 @@
 """`baseline accept`: what was measured becomes what later checks are held against."""
 
+import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from edgekd.bench.feeding import merged
+from edgekd.bench.records import Feeding
 from edgekd.card import Budget
 from edgekd.check.asked import Job
 from edgekd.check.jobs import sample_of
@@ -24,20 +27,21 @@ BASELINES = Path("baselines")
 
 
 def accept(
-    paths: list[Path], targets: list[str], manifest: Path | None, to: Path | None, data: Path | None
+    paths: list[Path],
+    targets: list[str],
+    manifest: Path | None,
+    to: Path | None,
+    data: Path | None,
+    feedings: Sequence[Feeding] = (Feeding(),),
 ) -> Iterator[int]:
     """Measure each model, or take its record, and keep it as the baseline; yields the exit codes."""
-    if manifest and (paths or targets or to or data):
-        raise ConfigError("--manifest: names models, targets, baselines and data itself; give it alone")
-    if manifest is None and not (paths and (targets or all(map(is_record, paths)))):
-        raise ConfigError("baseline accept: name models and a --target, records of `check --records`, or a --manifest")
-    if to and is_record(to) and len(paths) * max(1, len(targets)) > 1:
-        raise ConfigError(f"--to {to}: is one file for several baselines; give a folder")
+    _refuse(paths, targets, manifest, to, data, feedings)
     jobs = (
         _of_manifest(manifest) if manifest else [_job(path, name, data) for path in paths for name in targets or [""]]
     )
     if not all(map(is_record, paths)) or manifest:
         require_scratch()
+    jobs = [dataclasses.replace(job, feeding=merged(job.feeding, feedings[0])) for job in jobs]
     taken: set[Path] = set()
     for job in jobs:
         try:
@@ -60,6 +64,25 @@ def accept(
         taken.add(place)
         out(flat(f"{place}: {sample.name} on {sample.target} {changed}"))
         yield ExitCode.PASS
+
+
+def _refuse(
+    paths: list[Path],
+    targets: list[str],
+    manifest: Path | None,
+    to: Path | None,
+    data: Path | None,
+    feedings: Sequence[Feeding],
+) -> None:
+    """Raise ConfigError for options that cannot go together."""
+    if len(feedings) > 1:
+        raise ConfigError("baseline accept: a record is of one shape; give one --shape for each input")
+    if manifest and (paths or targets or to or data):
+        raise ConfigError("--manifest: names models, targets, baselines and data itself; give it alone")
+    if manifest is None and not (paths and (targets or all(map(is_record, paths)))):
+        raise ConfigError("baseline accept: name models and a --target, records of `check --records`, or a --manifest")
+    if to and is_record(to) and len(paths) * max(1, len(targets)) > 1:
+        raise ConfigError(f"--to {to}: is one file for several baselines; give a folder")
 
 
 def _of_manifest(manifest: Path) -> list[Job]:

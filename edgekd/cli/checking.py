@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from edgekd.bench.records import Effort
+from edgekd.bench.feeding import merged, shape_words
+from edgekd.bench.records import Effort, Feeding
 from edgekd.card import parse_budget
 from edgekd.check.asked import Job, JobOptions
 from edgekd.check.jobs import run_job
@@ -16,11 +18,11 @@ from edgekd.check.wording import shown_margin
 from edgekd.cli.outputs import Outputs, write_outputs
 from edgekd.console import out, say, status
 from edgekd.errors import ConfigError, ExitCode
-from edgekd.files import atomic, real
+from edgekd.files import atomic, real, told_apart
 from edgekd.judge import Judged, Line, exit_code_of, read_counted
 from edgekd.scratch import require_scratch
 from edgekd.search.estimating import estimate
-from edgekd.units import flat
+from edgekd.units import flat, visible
 
 __all__ = ["CheckOptions", "check_models", "write_manifest"]
 
@@ -36,6 +38,10 @@ class CheckOptions:
     baseline: Path | None = None
     manifest: Path | None = None
     data: Path | None = None
+    feedings: tuple[Feeding, ...] = (Feeding(),)
+    """More than one where several shapes of an input are asked for."""
+    write_baseline: bool = False
+    """A stored baseline that is not there yet is written, and the budgets alone decide."""
     allow_estimated: bool = False
     allow_difference: tuple[str, ...] = ()
     on_inconclusive: str | None = None
@@ -52,15 +58,18 @@ def check_models(paths: list[Path], targets: list[str], options: CheckOptions) -
     limits = JobOptions(
         allow_estimated=options.allow_estimated,
         allow_difference=options.allow_difference,
+        write_baseline=options.write_baseline,
         effort=Effort(timeout_s=options.timeout_s),
     )
     if not all(is_record(job.path) for job in jobs):
         require_scratch()
     done: list[Judged] = []
     records: list[Checked] = []
+    names = dict(zip((job.path for job in jobs), told_apart([job.path for job in jobs]), strict=True))
     for job in jobs:
         with status() as told:
             judged, checked = run_job(job, limits, estimate, told)
+        judged = _named(judged, job, names[job.path], len(options.feedings) > 1)
         done.append(judged)
         records += [checked] if checked else []
         _show(judged, options.on_inconclusive)
@@ -68,6 +77,13 @@ def check_models(paths: list[Path], targets: list[str], options: CheckOptions) -
             _offer(judged)
         yield exit_code_of(judged, options.on_inconclusive)
     yield from write_outputs(options.outputs, done, records, options.on_inconclusive)
+
+
+def _named(judged: Judged, job: Job, name: str, several: bool) -> Judged:
+    """The verdict, by a name that tells files of one name apart, and the shapes of one file."""
+    parent = name.removesuffix(job.path.name)
+    shape = f" ({shape_words(job.feeding)})" if several else ""
+    return dataclasses.replace(judged, name=f"{visible(parent)}{judged.name}{shape}") if parent or several else judged
 
 
 def _refuse_overwriting(jobs: list[Job], options: CheckOptions) -> None:
@@ -91,9 +107,13 @@ def _jobs(paths: list[Path], targets: list[str], options: CheckOptions) -> list[
             raise ConfigError("--manifest: names models, targets, baselines and data itself; give it alone")
         return [
             dataclasses.replace(
-                job, budget=job.budget.with_values(budget), tolerance=job.tolerance.with_values(tolerance)
+                job,
+                budget=job.budget.with_values(budget),
+                tolerance=job.tolerance.with_values(tolerance),
+                feeding=merged(job.feeding, feeding),
             )
             for job in read_manifest(options.manifest)
+            for feeding in options.feedings
         ]
     if not paths:
         hint = f" (there is one here: --manifest {NAME})" if Path(NAME).is_file() else ""
@@ -103,10 +123,12 @@ def _jobs(paths: list[Path], targets: list[str], options: CheckOptions) -> list[
     if tolerance and not options.baseline and not all(map(is_record, paths)):
         raise ConfigError("--tolerance: says how much worse than a baseline a model may be; give a --baseline, too")
     limits = Tolerance().with_values(tolerance)
+    places: dict[str, Any] = {"baseline": options.baseline, "data": options.data}
     return [
-        Job(path=path, target=target, budget=budget, tolerance=limits, baseline=options.baseline, data=options.data)
+        Job(path=path, target=target, budget=budget, tolerance=limits, feeding=feeding, **places)
         for target in targets
         for path in paths
+        for feeding in options.feedings
     ]
 
 

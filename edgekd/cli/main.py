@@ -7,15 +7,29 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from edgekd import __version__
+from edgekd.cli.check_commands import baseline_accept, check
+from edgekd.cli.options import (
+    BatchAxes,
+    Budgets,
+    CustomOps,
+    DataFolder,
+    InputValues,
+    OnInconclusive,
+    Output,
+    Shapes,
+    Targets,
+    Trackers,
+    end,
+)
 from edgekd.console import open_streams, speaks, stdout_error
-from edgekd.errors import EdgekdError, ExitCode, one_line, worst
+from edgekd.errors import EdgekdError, ExitCode, one_line
 from edgekd.units import flat
 
 __all__ = ["app", "main"]
@@ -30,27 +44,6 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Targets = Annotated[
-    list[str],
-    typer.Option("--target", "-t", metavar="NAME|FILE", help="Bundled target or a TOML file; repeatable."),
-]
-OptionalTargets = Annotated[
-    list[str] | None,
-    typer.Option("--target", "-t", metavar="NAME|FILE", help="Bundled target or a TOML file; repeatable."),
-]
-Budgets = Annotated[
-    list[str],
-    typer.Option("--budget", metavar="KEY=VALUE", help="Override one limit of the card; repeatable."),
-]
-DataFolder = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder of the data.")]
-OnInconclusive = Annotated[
-    str | None,
-    typer.Option(metavar="pass|fail", help="What an inconclusive verdict counts as; default exit 3."),
-]
-Trackers = Annotated[
-    list[str],
-    typer.Option("--track", metavar="NAME", help="tensorboard, mlflow or wandb, beside training.jsonl; repeatable."),
-]
 CardName = Annotated[str, typer.Argument(metavar="[CARD]", help="Bundled card or a TOML file.")]
 Models = Annotated[list[Path], typer.Argument(metavar="RUN|MODEL...", help="Run folders or ONNX files.")]
 
@@ -81,8 +74,7 @@ def distill(
     )
     with several_processes() as first:
         codes = distill_on(card, target, options) if first else []
-    codes = [COUNTED[on_inconclusive] if code == ExitCode.INCONCLUSIVE else code for code in codes]
-    _end(codes)
+    end([COUNTED[on_inconclusive] if code == ExitCode.INCONCLUSIVE else code for code in codes])
 
 
 @app.command()
@@ -97,7 +89,7 @@ def teach(
 
     with several_processes() as first:
         codes = [teach_card(card, data, out, tuple(track))] if first else []
-    _end(codes)
+    end(codes)
 
 
 @app.command()
@@ -140,7 +132,7 @@ def sweep(
         shape=tuple(shape),
         pruning=not no_pruning,
     )
-    _end([sweep_card(card, wanted, data, teacher, out)])
+    end([sweep_card(card, wanted, data, teacher, out)])
 
 
 @app.command()
@@ -152,8 +144,13 @@ def bench(
     profile: Annotated[bool, typer.Option("--profile", help="Show the ten costliest nodes.")] = False,
     split: Annotated[str, typer.Option(metavar="val|test", help="Which of a run's data.")] = "test",
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR|NPZ", help="Other data: a folder, or arrays `inputs` and `labels`.")
+        Path | None, typer.Option(metavar="DIR|NPZ", help="A folder, or arrays `inputs` and `labels`, or one an input.")
     ] = None,
+    shape: Shapes = [],  # noqa: B006
+    value: InputValues = [],  # noqa: B006
+    batch_axis: BatchAxes = [],  # noqa: B006
+    output: Output = None,
+    custom_ops: CustomOps = [],  # noqa: B006
     parallel: Annotated[int, typer.Option(min=1, metavar="N", help="Throughput of N sessions side by side.")] = 1,
     timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="When a worker is taken to hang.")] = 300,
     memory_limit: Annotated[
@@ -163,101 +160,20 @@ def bench(
     save: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON, too.")] = None,
 ) -> None:
     """Measure latency, size, memory, placement and accuracy on the target's provider."""
+    from edgekd.bench.feeding import feedings
     from edgekd.cli.measuring import bench_models, make_asked
 
-    asked = make_asked(quick, thorough, profile, split, data, parallel, timeout, memory_limit)
-    _end(bench_models(models, target, asked, save))
+    fed = feedings(shape, value, batch_axis, output, custom_ops)
+    asked = make_asked(quick, thorough, profile, split, data, parallel, timeout, memory_limit, fed)
+    end(bench_models(models, target, asked, save))
 
 
-@app.command()
-def check(
-    models: Annotated[
-        list[Path] | None, typer.Argument(metavar="[MODEL|RUN|RECORD...]", help="ONNX files, run folders or records.")
-    ] = None,
-    target: OptionalTargets = None,
-    baseline: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Model or run to measure by turns with it, or a stored record."),
-    ] = None,
-    manifest: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Models, targets, budgets and baselines, in one file.")
-    ] = None,
-    budget: Budgets = [],  # noqa: B006 - typer copies it
-    tolerance: Annotated[
-        list[str],
-        typer.Option(metavar="KEY=VALUE", help="How much worse than its baseline it may be; repeatable."),
-    ] = [],  # noqa: B006
-    data: Annotated[Path | None, typer.Option(metavar="FILE", help="Inputs and labels (.npz), for accuracy.")] = None,
-    allow_estimated: Annotated[
-        bool, typer.Option("--allow-estimated", help="Let an estimated latency pass or fail.")
-    ] = False,
-    allow_difference: Annotated[
-        list[str],
-        typer.Option(metavar="KEY", help="Let a stored record be of another cpu, onnxruntime, …; repeatable."),
-    ] = [],  # noqa: B006
-    on_inconclusive: OnInconclusive = None,
-    ratchet: Annotated[bool, typer.Option("--ratchet", help="Offer tighter limits where there is room.")] = False,
-    timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Stop a process that hangs.")] = 300,
-    init: Annotated[bool, typer.Option("--init", help="Write a manifest from a run folder, and stop.")] = False,
-    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="JUnit XML.")] = None,
-    markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Summary; $GITHUB_STEP_SUMMARY gets it by itself.")
-    ] = None,
-    gitlab_metrics: Annotated[Path | None, typer.Option(metavar="FILE", help="GitLab's metrics report.")] = None,
-    save: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Everything, for programs.")] = None,
-    records: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep all samples, to judge or accept them later.")
-    ] = None,
-    history: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Append a line for `edgekd report --history`.")
-    ] = None,
-) -> None:
-    """Judge budgets and regressions: exit 0 pass, 1 fail, 2 error, 3 inconclusive."""
-    from edgekd.cli.checking import CheckOptions, check_models, write_manifest
-    from edgekd.cli.outputs import Outputs
-
-    if init:
-        _end([write_manifest(models or [])])
-    options = CheckOptions(
-        budget=budget,
-        tolerance=tolerance,
-        baseline=baseline,
-        manifest=manifest,
-        data=data,
-        allow_estimated=allow_estimated,
-        allow_difference=tuple(allow_difference),
-        on_inconclusive=on_inconclusive,
-        ratchet=ratchet,
-        timeout_s=timeout,
-        outputs=Outputs(
-            junit=junit, markdown=markdown, gitlab_metrics=gitlab_metrics, json=save, records=records, history=history
-        ),
-    )
-    _end(check_models(models or [], target or [], options))
-
-
+app.command()(check)
 baseline_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Keep what was measured, for later checks."
 )
 app.add_typer(baseline_app, name="baseline")
-
-
-@baseline_app.command("accept")
-def baseline_accept(
-    models: Annotated[
-        list[Path] | None, typer.Argument(metavar="[MODEL|RUN|RECORD...]", help="ONNX files, run folders or records.")
-    ] = None,
-    target: OptionalTargets = None,
-    manifest: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write every record that this manifest names.")
-    ] = None,
-    to: Annotated[Path | None, typer.Option(metavar="FILE|DIR", help="Default baselines/MODEL@TARGET.json.")] = None,
-    data: Annotated[Path | None, typer.Option(metavar="FILE", help="Inputs and labels (.npz), for accuracy.")] = None,
-) -> None:
-    """Measure models and keep the records as the baselines of later checks."""
-    from edgekd.cli.baselines import accept
-
-    _end(accept(models or [], target or [], manifest, to, data))
+baseline_app.command("accept")(baseline_accept)
 
 
 @baseline_app.callback()
@@ -289,7 +205,7 @@ def report(
     """Show or write what runs hold: verdict, budget, figures and where each comes from; or the history of checks."""
     from edgekd.cli.reporting import Forms, report
 
-    _end([report(runs or [], history, Forms(html, markdown, csv, save, plots), on_inconclusive)])
+    end([report(runs or [], history, Forms(html, markdown, csv, save, plots), on_inconclusive)])
 
 
 @app.command()
@@ -297,7 +213,7 @@ def targets(name: Annotated[str | None, typer.Argument(metavar="[NAME|FILE]")] =
     """List the bundled targets, or show one."""
     from edgekd.cli.look import list_targets, show_target
 
-    _end([show_target(name) if name else list_targets()])
+    end([show_target(name) if name else list_targets()])
 
 
 @app.command()
@@ -311,8 +227,8 @@ def models(
     from edgekd.cli.look import list_cards, show_card, show_layers
 
     if layers:
-        _end([show_layers(name)])
-    _end([show_card(name) if name else list_cards()])
+        end([show_layers(name)])
+    end([show_card(name) if name else list_cards()])
 
 
 @app.command()
@@ -325,7 +241,7 @@ def cache(
     """List the teachers' outputs that are kept for later runs, or remove them."""
     from edgekd.cli.caching import clear_cache, show_cache
 
-    _end([clear_cache(keys or []) if clear else show_cache(keys or [])])
+    end([clear_cache(keys or []) if clear else show_cache(keys or [])])
 
 
 @app.command()
@@ -337,7 +253,7 @@ def doctor(
     """Say which onnxruntime and providers are here, what each target needs and how to get it."""
     from edgekd.cli.look import diagnose, install_environment
 
-    _end([install_environment(install) if install else diagnose()])
+    end([install_environment(install) if install else diagnose()])
 
 
 def _turn(command: Callable[[str], int], target: str) -> int:
@@ -349,10 +265,6 @@ def _turn(command: Callable[[str], int], target: str) -> int:
             raise
         _complain(str(error), "--debug" in sys.argv)
         return error.exit_code
-
-
-def _end(codes: Iterable[int]) -> None:
-    raise typer.Exit(worst(codes))
 
 
 def _version(wanted: bool) -> None:

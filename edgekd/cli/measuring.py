@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.artefacts import write_list
-from edgekd.bench.records import QUICK, THOROUGH, Effort
+from edgekd.bench.feeding import shape_words
+from edgekd.bench.records import QUICK, THOROUGH, Effort, Feeding
 from edgekd.console import out, progress, say
 from edgekd.devices.device import Site, Told
 from edgekd.devices.local import connect
@@ -51,6 +52,8 @@ class Asked:
     """What the user of `bench` asked for."""
 
     effort: Effort
+    feedings: tuple[Feeding, ...] = (Feeding(),)
+    """More than one where several shapes of an input are asked for."""
     split: Split = "test"
     data: Path | None = None
     command: str = ""
@@ -65,6 +68,7 @@ def make_asked(
     parallel: int,
     timeout_s: float,
     memory_limit_mb: float | None,
+    feedings: Sequence[Feeding] = (Feeding(),),
 ) -> Asked:
     """The options of `bench`, checked."""
     if quick and thorough:
@@ -73,8 +77,10 @@ def make_asked(
         raise ConfigError(f"--split {split!r}: {did_you_mean(split, SPLITS)}")
     base = QUICK if quick else THOROUGH if thorough else Effort()
     limits: dict[str, Any] = {"timeout_s": timeout_s, "memory_limit_mb": memory_limit_mb}
-    effort = dataclasses.replace(base, costliest=10 if profile else 0, sessions=parallel, **limits)
-    return Asked(effort=effort, split=split, data=data, command=shlex.join(["edgekd", *sys.argv[1:]]))
+    effort = dataclasses.replace(base, costliest=10 if profile else 0, sessions=parallel, feeding=feedings[0], **limits)
+    return Asked(
+        effort=effort, feedings=tuple(feedings), split=split, data=data, command=shlex.join(["edgekd", *sys.argv[1:]])
+    )
 
 
 def bench_models(paths: list[Path], targets: list[str], asked: Asked, save: Path | None) -> list[int]:
@@ -132,9 +138,31 @@ def _bench_on(site: Site, paths: list[Path], asked: Asked) -> Iterator[tuple[lis
         with new_scratch() as scratch, progress() as bar:
             try:
                 inputs = read_arrays(asked.data, scratch) if asked.data else None
-                yield measure_files(files, site, asked.effort, estimate, inputs, _teller(bar, site.target))
+                yield _bench_files(files, site, asked, inputs, _teller(bar, site.target))
             except EdgekdError as error:
                 yield [], [error]
+
+
+def _bench_files(
+    files: list[Path], site: Site, asked: Asked, inputs: Inputs | None, told: Callable[[str], Told]
+) -> tuple[list[Measured], list[EdgekdError]]:
+    """All files with each of the shapes asked for."""
+    measured: list[Measured] = []
+    problems: dict[str, EdgekdError] = {}
+    for feeding in asked.feedings:
+        effort = dataclasses.replace(asked.effort, feeding=feeding)
+        taken, failed = measure_files(files, site, effort, estimate, inputs, told)
+        measured += [_with_shape(one, feeding, asked) for one in taken]
+        problems |= {str(problem): problem for problem in failed}
+    return measured, list(problems.values())
+
+
+def _with_shape(measured: Measured, feeding: Feeding, asked: Asked) -> Measured:
+    """The figures, by a name that says the shape where several are asked for."""
+    if len(asked.feedings) == 1:
+        return measured
+    name = f"{measured.figures.name} ({shape_words(feeding)})"
+    return dataclasses.replace(measured, figures=dataclasses.replace(measured.figures, name=name))
 
 
 def _teller(bar: "Progress", target: Target) -> Callable[[str], Told]:
@@ -149,7 +177,13 @@ def _teller(bar: "Progress", target: Target) -> Callable[[str], Told]:
 
 def _bench_run(path: Path, site: Site, asked: Asked, scratch: Path) -> tuple[list[Measured], list[EdgekdError]]:
     run, _, models = finished(path)
+    if asked.feedings != (Feeding(),):
+        raise ConfigError(
+            f"{path}: is a run, whose data say its shapes; give --shape, --input and the like with a file"
+        )
     inputs = _second_set(asked.data, run, scratch) if asked.data else run_inputs(run, asked.split)
+    if not len(inputs.labels):
+        raise InputError(f"{inputs.about}: holds no labels, which a run is measured with; add them")
     folder = scratch / site.target.name
     with progress() as bar:
         measured, problems = measure_run(

@@ -240,7 +240,7 @@ def _read(out: Path, model: Path, blamed: str, baseline: str) -> Record:
         if "error" in data:
             text = str(data["error"])
             whose, what = (baseline, text.removeprefix(blamed)) if text.startswith(blamed) else (f"{model}: ", text)
-            kind = ModelError if what.startswith("out of memory") else InputError
+            kind = ModelError if what.startswith(("out of memory", "gives NaN")) else InputError
             raise kind(whose + what)
         return Record.from_json(data)
     except (ValueError, TypeError, AttributeError) as error:

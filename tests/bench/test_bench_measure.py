@@ -348,7 +348,7 @@ def test_answers_of_other_classes_are_not_compared() -> None:
     assert scored.recall == (1.0, 0.5, None, None)
 
 
-def test_weights_in_other_files_are_refused(tmp_path: Path) -> None:
+def test_weights_in_other_files_count(tmp_path: Path) -> None:
     graph = helper.make_graph(
         [helper.make_node("Add", ["image", "shift"], ["logits"])],
         "external",
@@ -359,8 +359,18 @@ def test_weights_in_other_files_are_refused(tmp_path: Path) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     path = tmp_path / "external.onnx"
     onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
-    (problem,) = measure_each([Subject(name="m", file=path, precision="fp32")], OTHER, None, None, EFFORT)
-    assert str(problem) == f"{path}: keeps its weights in other files (weights.bin); save it as one file"
+    subject, weights = Subject(name="m", file=path, precision="fp32"), tmp_path / "weights.bin"
+    (figures,) = measure_each([subject], OTHER, None, None, EFFORT)
+    assert isinstance(figures, ModelFigures)
+    assert figures.size_bytes == path.stat().st_size + weights.stat().st_size
+    weights.write_bytes(b"\0" * 1_600)
+    (changed,) = measure_each([subject], OTHER, None, None, EFFORT)
+    assert isinstance(changed, ModelFigures) and changed.sha256 != figures.sha256
+    (refused,) = measure_each([subject], Site(load_target("wasm"), Local()), None, None, EFFORT)
+    assert str(refused) == f"{path}: keeps weights in weights.bin, and onnxruntime-web reads one file; save it as one"
+    weights.unlink()
+    (problem,) = measure_each([subject], OTHER, None, None, EFFORT)
+    assert str(problem).startswith(f"{path}: keeps weights in 'weights.bin', which cannot be read (No such file")
 
 
 def test_outputs_that_are_no_numbers_are_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Models that take sequences: timed at a stated length, answered one by one without their padding."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,18 @@ from onnx import TensorProto, helper
 
 from edgekd.bench import worker
 from edgekd.bench.measure import Subject, logits_of, measure_speed
-from edgekd.bench.records import Effort, Plan
+from edgekd.bench.records import Effort, Feeding, Plan
 from edgekd.bench.sequences import sequence_of
 from edgekd.devices.device import Site
 from edgekd.devices.local import Local
+from edgekd.errors import InputError
 from edgekd.target import load_target
 
 SITE = Site(load_target("cpu-x86"), Local())
 EFFORT = Effort(processes=2, min_processes=2, warmup_s=0.0, min_calls=2, max_calls=2, max_s=0.0)
 
 
-def write_model(path: Path, **metadata: str) -> Path:
+def write_model(path: Path, *, by: str = "edgekd", **metadata: str) -> Path:
     """ids (batch, length) -> (batch, 2): the length of the input as it came, and the sum of the ids."""
     nodes = [
         helper.make_node("Cast", ["ids"], ["float"], to=TensorProto.FLOAT),
@@ -41,7 +43,7 @@ def write_model(path: Path, **metadata: str) -> Path:
     ]
     graph = helper.make_graph(nodes, "counts", [given], [taken], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    for key, value in metadata.items():
+    for key, value in {by: "1", **metadata}.items():
         model.metadata_props.add(key=key, value=value)
     onnx.save(model, path)
     return path
@@ -67,6 +69,8 @@ def test_the_file_says_its_length_and_padding(tmp_path: Path) -> None:
     assert sequence_of(write_model(tmp_path / "d.onnx", sequence_length="-3")) == {}
     assert sequence_of(write_model(tmp_path / "e.onnx")) == {}
     assert sequence_of(tmp_path / "gone.onnx") == {}
+    others = write_model(tmp_path / "f.onnx", by="others", sequence_length="5", padding="0")
+    assert sequence_of(others) == {}  # others mean something else by it
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
@@ -79,7 +83,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
 def test_random_inputs_have_the_length(tmp_path: Path) -> None:
     model = write_model(tmp_path / "a.onnx")
     assert {one["ids"].shape for one in feeds(model, sequence_length=7).ready} == {(1, 7)}
-    assert {one["ids"].shape for one in feeds(model).ready} == {(1, 1)}
+    assert {one["ids"].shape for one in feeds(model, shapes={"ids": (2, 9)}).ready} == {(2, 9)}
 
 
 @pytest.mark.parametrize(("asked", "given"), [(5, 5), (4, 5), (7, 5), (9, 12), (1, 2)])
@@ -124,8 +128,14 @@ def test_figures_say_the_length_and_answers_come_one_by_one(tmp_path: Path) -> N
 
 
 def test_other_models_have_no_length(tmp_path: Path) -> None:
-    (figures,) = measure_speed(
-        [Subject(name="a", file=write_model(tmp_path / "a.onnx"), precision="fp32")], SITE, None, None, EFFORT
-    )
+    subject = Subject(name="a", file=write_model(tmp_path / "a.onnx"), precision="fp32")
+    with pytest.raises(
+        InputError, match=r"the size of axis 1 \(length\) is free; give its shape, as --shape ids=1,LENGT"
+    ):
+        measure_speed([subject], SITE, None, None, EFFORT)
+    effort = dataclasses.replace(EFFORT, feeding=Feeding(shapes={"ids": (1, 9)}))
+    (figures,) = measure_speed([subject], SITE, None, None, effort)
+    assert figures.fingerprint["shapes"] == {"ids": [1, 9]}
+    assert "inputs: ids int32 1×9 (batch: axis 0)" in figures.notes
     assert "sequence_length" not in figures.fingerprint
     assert not any("sequences" in note for note in figures.notes)

@@ -254,7 +254,8 @@ def test_a_type_without_random_inputs_is_told(tmp_path: Path) -> None:
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
     assert (
-        failure(make_plan(), tmp_path / "m.onnx", tmp_path) == "input words is tensor(string); give real inputs for it"
+        failure(make_plan(), tmp_path / "m.onnx", tmp_path)
+        == "input words is tensor(string); give real inputs for it, by --input or --data"
     )
 
 
@@ -294,8 +295,8 @@ def test_data_is_fed_in_turn_and_begins_anew(tmp_path: Path, spied: list[Session
     worker.measure(plan, str(write_model(tmp_path / "m.onnx")), clock=ticking())
     # Three batches hold the five rows; the last one begins anew.
     expected = [rows[[0, 1]], rows[[0, 1]], rows[[2, 3]], rows[[4, 0]], rows[[0, 1]], rows[[2, 3]]]
-    assert len(spied[0].fed) == 6  # the first call, then five
-    assert all(np.array_equal(one, two) for one, two in zip(spied[0].fed, expected, strict=True))
+    assert len(spied[0].fed) == 7  # the first call, then five, and one whose outputs are looked at
+    assert all(np.array_equal(one, two) for one, two in zip(spied[0].fed[:-1], expected, strict=True))
     assert all(one.flags.c_contiguous for one in spied[0].fed)
 
 
@@ -303,7 +304,7 @@ def test_no_more_than_64_inputs_are_kept_ready(tmp_path: Path, spied: list[Sessi
     rows = np.load(write_inputs(tmp_path / "inputs.npy", 100))
     plan = make_plan(inputs=str(tmp_path / "inputs.npy"), min_calls=70, max_calls=70)
     worker.measure(plan, str(write_model(tmp_path / "m.onnx")), clock=ticking())
-    fed = spied[0].fed[1:]
+    fed = spied[0].fed[1:-1]
     assert all(np.array_equal(one[0], rows[place % 64]) for place, one in enumerate(fed))
     assert len({one.tobytes() for one in fed}) == 64
 
@@ -373,7 +374,7 @@ def test_bound_calls_do_not_go_through_run(tmp_path: Path, monkeypatch: pytest.M
     write_inputs(tmp_path / "inputs.npy", 3)
     plan = make_plan(binding="io", inputs=str(tmp_path / "inputs.npy"))
     worker.measure(plan, str(write_model(tmp_path / "m.onnx")), clock=ticking())
-    assert len(bound) == 6
+    assert len(bound) == 7  # the last one for its outputs
     assert len(set(map(id, bound))) == 3  # one a row, in turn
     assert bound[1] is bound[4]
 
@@ -640,7 +641,7 @@ def test_both_models_get_the_same_inputs(tmp_path: Path, spied: list[Session], i
     plan = make_plan(mode="pair", baseline=models[1], inputs=file, block_s=0.0, min_calls=9, max_calls=9)
     result = worker.measure(plan, models[0], clock=ticking())
     old, new = ([array.tobytes() for array in session.fed] for session in spied[-2:])
-    assert len(old) == 10
+    assert len(old) == 11
     assert old == new
     assert len(set(old)) == (5 if inputs == "data" else 8)
     assert result["fingerprint"]["inputs"] == result["baseline"]["fingerprint"]["inputs"] == inputs
@@ -649,7 +650,8 @@ def test_both_models_get_the_same_inputs(tmp_path: Path, spied: list[Session], i
 
 @pytest.mark.parametrize("binding", ["run", "io"])
 def test_a_pair_of_real_models(tmp_path: Path, binding: str) -> None:
-    new, old = write_model(tmp_path / "new.onnx"), write_int8_model(tmp_path / "old.onnx")
+    new = write_model(tmp_path / "new.onnx", kind=TensorProto.FLOAT, shape=(3, 12, 12))
+    old = write_int8_model(tmp_path / "old.onnx")
     plan = make_plan(mode="pair", baseline=str(old), binding=binding, warmup_s=0.01, min_calls=6, max_calls=6)
     result = as_program(plan, new, tmp_path)
     keys = "schema_version mode load_s batch_size first_call_s inner_calls block_calls latency_s baseline"
@@ -875,7 +877,7 @@ def test_a_model_that_wants_more_memory_than_it_may_have(tmp_path: Path) -> None
     assert told["error"] == "out of memory, with a limit of 1000 MB (the model fails when it runs)"
     plan = make_plan(mode="pair", baseline=str(tmp_path / "m.onnx"), memory_limit_bytes=1_000_000_000)
     whose = f"baseline {tmp_path / 'm.onnx'}: "
-    assert as_program(plan, small, tmp_path)["error"] == whose + told["error"]
+    assert as_program(plan, tmp_path / "m.onnx", tmp_path)["error"] == whose + told["error"]
     # Too little for onnxruntime itself.
     told = as_program(make_plan(memory_limit_bytes=40_000_000), small, tmp_path)
     assert told["error"] == "out of memory, with a limit of 40 MB"

@@ -594,7 +594,11 @@ def test_padding_is_left_out_as_the_python_worker_does(
 
 @pytest.mark.parametrize(("asked", "given"), [(4, 4), (5, 4), (8, 9), (2, 2)])
 def test_sequences_of_the_nearest_length_are_timed(
-    measure: Callable[..., dict[str, Any]], tmp_path: Path, asked: int, given: int
+    measure: Callable[..., dict[str, Any]],
+    failure: Callable[..., str],
+    tmp_path: Path,
+    asked: int,
+    given: int,
 ) -> None:
     ids = np.zeros((4, 9), dtype=np.int32)
     for row, length in enumerate((2, 9, 4, 9)):
@@ -605,4 +609,9 @@ def test_sequences_of_the_nearest_length_are_timed(
     assert measure(plan, model)["fingerprint"]["sequence_length"] == given
     assert of_python(plan, model)["fingerprint"]["sequence_length"] == given
     assert measure(make_plan(sequence_length=asked), model)["fingerprint"]["sequence_length"] == asked
-    assert "sequence_length" not in measure(make_plan(), model)["fingerprint"]
+    free = "input ids is int32 [batch,length], and the size of axis 1 (length) is free; give its shape, as --shape "
+    assert failure(make_plan(), model) == free + "ids=1,LENGTH, or real inputs, by --data"
+    shaped = make_plan(shapes={"ids": (2, 3)})
+    for fingerprint in (measure(shaped, model)["fingerprint"], of_python(shaped, model)["fingerprint"]):
+        assert fingerprint["shapes"] == {"ids": [2, 3]}
+        assert "sequence_length" not in fingerprint

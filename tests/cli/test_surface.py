@@ -8,16 +8,17 @@ from typer.main import get_command
 from edgekd.cli.main import app
 
 SURFACE = """
-baseline accept MODELS... --data --help --manifest --target --to -t
-bench MODELS... --data --help --json --memory-limit --parallel --profile --quick --split \
---target --thorough --timeout -t
+baseline accept MODELS... --batch-axis --custom-ops --data --help --input --manifest --output --shape --target --to -t
+bench MODELS... --batch-axis --custom-ops --data --help --input --json --memory-limit --output --parallel --profile \
+--quick --shape --split --target --thorough --timeout -t
 cache KEYS... --clear --help
-check MODELS... --allow-difference --allow-estimated --baseline --budget --data --gitlab-metrics --help --history \
---init --json --junit --manifest --markdown --on-inconclusive --ratchet --records --target --timeout --tolerance -t
-distill CARD --budget --data --fresh --help --online --out --target --teacher --track -t
+check MODELS... --allow-difference --allow-estimated --baseline --batch-axis --budget --custom-ops --data \
+--gitlab-metrics --help --history --init --input --json --junit --manifest --markdown --on-inconclusive --output \
+--ratchet --records --shape --target --timeout --tolerance --write-baseline-if-missing -t
+distill CARD --budget --data --fresh --help --on-inconclusive --online --out --target --teacher --track -t
 doctor --help --install
 models NAME --help --layers
-report RUNS... --csv --help --history --html --json --markdown --plots
+report RUNS... --csv --help --history --html --json --markdown --on-inconclusive --plots
 sweep CARD --alphas --data --epochs --help --no-pruning --out --seeds --shape --teacher --temperatures --trials \
 --weights
 targets NAME --help

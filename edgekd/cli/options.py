@@ -1,0 +1,73 @@
+"""Options that several commands share, and how each of them ends."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgekd.errors import worst
+
+__all__ = [
+    "BatchAxes",
+    "Budgets",
+    "CustomOps",
+    "DataFolder",
+    "InputValues",
+    "OnInconclusive",
+    "OptionalTargets",
+    "Output",
+    "Shapes",
+    "Targets",
+    "Trackers",
+    "end",
+]
+
+Targets = Annotated[
+    list[str],
+    typer.Option("--target", "-t", metavar="NAME|FILE", help="Bundled target or a TOML file; repeatable."),
+]
+OptionalTargets = Annotated[
+    list[str] | None,
+    typer.Option("--target", "-t", metavar="NAME|FILE", help="Bundled target or a TOML file; repeatable."),
+]
+Budgets = Annotated[
+    list[str],
+    typer.Option("--budget", metavar="KEY=VALUE", help="Override one limit of the card; repeatable."),
+]
+DataFolder = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder of the data.")]
+OnInconclusive = Annotated[
+    str | None,
+    typer.Option(metavar="pass|fail", help="What an inconclusive verdict counts as; default exit 3."),
+]
+Trackers = Annotated[
+    list[str],
+    typer.Option("--track", metavar="NAME", help="tensorboard, mlflow or wandb, beside training.jsonl; repeatable."),
+]
+Shapes = Annotated[
+    list[str],
+    typer.Option(
+        "--shape", metavar="INPUT=N,N,...", help="Shape to feed, where sizes are free; several give several rows."
+    ),
+]
+InputValues = Annotated[
+    list[str],
+    typer.Option("--input", metavar="INPUT=VALUE", help="A constant for an input, such as sr=16000; repeatable."),
+]
+BatchAxes = Annotated[
+    list[str],
+    typer.Option("--batch-axis", metavar="INPUT=AXIS|none", help="Which axis is the batch; none for no batch at all."),
+]
+Output = Annotated[
+    str | None,
+    typer.Option("--output", metavar="NAME", help="The output that answers, for accuracy; default the first."),
+]
+CustomOps = Annotated[
+    list[Path],
+    typer.Option("--custom-ops", metavar="FILE", help="Library with operators of your own; its code runs. Repeatable."),
+]
+
+
+def end(codes: Iterable[int]) -> None:
+    """End the program with the exit code of several results."""
+    raise typer.Exit(worst(codes))
