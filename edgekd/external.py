@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekd.card import Card
 from edgekd.errors import InputError, one_line
 from edgekd.files import file_sha256
 from edgekd.units import flat
@@ -12,7 +13,16 @@ from edgekd.units import flat
 if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
-__all__ = ["external_files", "file_digest", "model_bytes", "model_files", "whole_model"]
+__all__ = [
+    "digests_of_more",
+    "external_files",
+    "file_digest",
+    "model_bytes",
+    "model_files",
+    "named_files",
+    "weights_of",
+    "whole_model",
+]
 
 
 def external_files(model: "ModelProto") -> list[str]:
@@ -86,6 +96,35 @@ def _external_files(path: Path) -> list[str]:
     except Exception:  # protobuf's errors have no common base; whoever loads the model says what is wrong with it
         return []
     return external_files(model)
+
+
+def named_files(card: Card, teacher: Path | None, data: Path | None) -> dict[str, str]:
+    """SHA-256 of the teachers' files that the card or its user (`teacher`) names, by the key of run.json.
+
+    Raises InputError for a file or data folder that the user named and that is not there.
+    """
+    if teacher and not teacher.is_file():
+        raise InputError(f"--teacher {teacher}: no such weights file")
+    if data and not data.exists() and not getattr(card.data, "download", False):
+        raise InputError(f"{data}: no such data folder; give the folder with --data DIR")
+    weights = weights_of(card, teacher)
+    files = {"teacher_sha256": file_digest(weights) if weights and weights.is_file() else ""}
+    return files | {f"{name}_sha256": content for name, content in digests_of_more(card).items()}
+
+
+def weights_of(card: Card, teacher: Path | None) -> Path | None:
+    """The file of the teacher that the user or the card names; None if neither does."""
+    return teacher or (card.resolve(card.teacher.weights) if card.teacher.weights else None)
+
+
+def digests_of_more(card: Card) -> dict[str, str]:
+    """SHA-256 of the weights of each of the card's further teachers. It is empty for a file that is missing;
+    whatever loads the file reports that."""
+    paths = [card.resolve(further.weights) if further.weights else None for further in card.more_teachers]
+    return {
+        f"more_teachers[{number}]": file_digest(path) if path and path.is_file() else ""
+        for number, path in enumerate(paths)
+    }
 
 
 def _graph_tensors(graph: "GraphProto") -> Iterator["TensorProto"]:

@@ -13,7 +13,16 @@ from edgekd.files import read_json, write_json
 from edgekd.judge import Line, Outcome, Verdict
 from edgekd.target import Target
 
-__all__ = ["Result", "model_json", "read_bench", "read_models", "read_verdict", "write_bench", "write_result"]
+__all__ = [
+    "Result",
+    "model_json",
+    "read_bench",
+    "read_models",
+    "read_result",
+    "read_verdict",
+    "write_bench",
+    "write_result",
+]
 
 # result.json history:
 # 1 - card, target, verdict, reasons, budget, test_reads, chosen, models with provenance, intervals and notes
@@ -112,6 +121,30 @@ def model_json(model: ModelFigures) -> dict[str, Any]:
 def read_models(path: Path) -> tuple[dict[str, Any], list[ModelFigures]]:
     """The content of a `result.json` and its models; InputError for another schema."""
     return _read(path, READABLE)
+
+
+def read_result(path: Path) -> Result:
+    """The result in a `result.json` of any version; InputError for anything else."""
+    content, models = read_models(path)
+    try:
+        return Result(
+            card=content["card"],
+            target=content["target"],
+            verdict=read_verdict(content, path),
+            chosen=content["chosen"],
+            why_chosen=content["why_chosen"],
+            models=tuple(models),
+            shape=content["shape"],
+            candidates=content["candidates"],
+            test_images=content["test_images"],
+            test_reads=content["test_reads"],
+            parity=content["parity"],
+            examples=content.get("examples", "images"),
+            notes=tuple(content["notes"]),
+            training=content.get("training", {}),
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read ({error!r}); was it edited?") from error
 
 
 def read_verdict(content: dict[str, Any], path: Path) -> Verdict:

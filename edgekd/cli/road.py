@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd import units
-from edgekd.card import Budget, Card, Data, parse_budget
+from edgekd.card import Budget, Card, parse_budget
 from edgekd.console import out as show
 from edgekd.console import say
 from edgekd.devices.device import Site
@@ -15,7 +15,7 @@ from edgekd.devices.host import processes
 from edgekd.devices.local import connect
 from edgekd.distill.cache.files import require_cache
 from edgekd.errors import EdgekdError, ExitCode, InputError, did_you_mean
-from edgekd.external import file_digest
+from edgekd.external import named_files, weights_of
 from edgekd.imports import require
 from edgekd.judge import verdict_words
 from edgekd.result import Result, read_models, read_verdict
@@ -26,7 +26,7 @@ from edgekd.tables import budget_lines, figure_rows, headline, notes, rich_table
 from edgekd.target import Target, load_target
 from edgekd.tasks.known import load_card, task_of
 
-__all__ = ["Options", "digests_of_more", "distill_on", "several_processes", "teach_card"]
+__all__ = ["Options", "distill_on", "several_processes", "teach_card"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def distill_on(card_name: str, target_names: Sequence[str], options: Options) ->
         sites = [stack.enter_context(contextlib.closing(connect(load_target(name)))) for name in target_names]
         _need_training()
         _need_trackers(options.track)
-        files = _named_files(card, options)
+        files = named_files(card, options.teacher, options.data)
         waiting: list[tuple[Site, Run]] = []
         codes: list[int] = []
         for site in sites:
@@ -100,37 +100,11 @@ def _folder(card: Card, target: Target, options: Options, targets: int) -> Path:
     return options.out / own if targets > 1 else options.out
 
 
-def _named_files(card: Card, options: Options) -> dict[str, str]:
-    """SHA-256 of the teachers' files that card and command line name. Raises InputError for what is not there."""
-    teacher, data = options.teacher, options.data
-    if teacher and not teacher.is_file():
-        raise InputError(f"--teacher {teacher}: no such weights file")
-    if data and not data.exists() and not (isinstance(card.data, Data) and card.data.download):
-        raise InputError(f"{data}: no such data folder; give the folder with --data DIR")
-    weights = _weights(card, options)
-    files = {"teacher_sha256": file_digest(weights) if weights and weights.is_file() else ""}
-    return files | {f"{name}_sha256": content for name, content in digests_of_more(card).items()}
-
-
-def _weights(card: Card, options: Options) -> Path | None:
-    return options.teacher or (card.resolve(card.teacher.weights) if card.teacher.weights else None)
-
-
 def _finished_before(card: Card, run: Run, options: Options) -> int:
     from edgekd.distill.identity import refuse_changes
 
-    refuse_changes(card, run, options.data, _weights(card, options) is not None)
+    refuse_changes(card, run, options.data, weights_of(card, options.teacher) is not None)
     return _already_done(run)
-
-
-def digests_of_more(card: Card) -> dict[str, str]:
-    """SHA-256 of the weights of each of the card's further teachers; empty for a file that is not there, which whoever
-    loads it says."""
-    paths = [card.resolve(further.weights) if further.weights else None for further in card.more_teachers]
-    return {
-        f"more_teachers[{number}]": file_digest(path) if path and path.is_file() else ""
-        for number, path in enumerate(paths)
-    }
 
 
 @contextlib.contextmanager

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.card import Card
-from edgekd.cli.road import digests_of_more
 from edgekd.console import out as show
 from edgekd.console import say
 from edgekd.devices.host import processes
 from edgekd.distill.cache.files import require_cache
 from edgekd.errors import ConfigError, ExitCode
-from edgekd.external import file_digest
+from edgekd.external import digests_of_more, file_digest
 from edgekd.files import locked
 from edgekd.imports import require
 from edgekd.recipe import Training
