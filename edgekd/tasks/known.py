@@ -37,7 +37,9 @@ def build_card(tables: dict[str, Any], where: str) -> Card:
     task = tables.get("task", Card.task)
     if not isinstance(task, str) or task not in TASKS:
         raise ConfigError(f"{where}: task: got {shown(task)}; {did_you_mean(str(task)[:60], TASKS)}")
-    return build(_card_type(TASKS[task]), tables, where)
+    card = build(_card_type(TASKS[task]), tables, where)
+    # A plain Card: processes send it to one another, and a class that is made here cannot be pickled.
+    return Card(**{field.name: getattr(card, field.name) for field in dataclasses.fields(Card)})
 
 
 def _card_type(task: Task) -> type[Card]:

@@ -90,7 +90,7 @@ def run(tmp_path: Path, model: Path) -> Path:
     content = {"schema_version": 2, "chosen": "student", "target": "cpu-x86", "models": list(map(model_json, figures))}
     (folder / "result.json").write_text(json.dumps(content))
     budget = {"size_kb": 60.0, "latency_p50_ms": 2.0, "min_accuracy": 0.5, "teacher_min_accuracy": 0.99}
-    (folder / "run.json").write_text(json.dumps({"budget": budget}))
+    (folder / "run.json").write_text(json.dumps({"card": {}, "target": {}, "files": {}, "budget": budget}))
     np.save(folder / "data" / "test.npy", np.zeros((4, 3), np.uint8))
     np.save(folder / "data" / "test.labels.npy", np.array([0, 0, 0, 1]))
     return folder
@@ -427,7 +427,7 @@ def test_a_runs_latency_counts_on_its_own_target_alone(run: Path, site: Site) ->
 def test_a_file_that_is_not_the_runs_is_told(run: Path, site: Site) -> None:
     with (run / "model.onnx").open("ab") as file:
         file.write(b"\0")
-    with pytest.raises(InputError, match=r"model.onnx: is not the file the run made \(its SHA-256 differs\)"):
+    with pytest.raises(InputError, match=r"model.onnx: is not the file that the run wrote \(its SHA-256 differs\)"):
         source_of(run, site.target, None)
     (run / "model.onnx").unlink()
     with pytest.raises(InputError, match=r"model.onnx: is missing; run its `edgekd distill` with --fresh$"):
