@@ -318,3 +318,18 @@ def test_an_onnx_teacher_teaches(run: Path, cli: Cli, tiny_card: Path, tmp_path:
     theirs = json.loads((run / "result.json").read_text())["models"][0]
     assert mine["accuracy"] == theirs["accuracy"]
     assert mine["params"] is None
+
+
+@pytest.mark.slow
+def test_two_targets_train_equal_networks_once(cli: Cli, tiny_card: Path, tmp_path: Path) -> None:
+    done = cli("distill", tiny_card, "-t", "cpu-x86", "-t", "cpu-arm", "--out", tmp_path / "both")
+    assert done.returncode == 0, done.stderr
+    first, second = (tmp_path / "both" / f"tiny@{name}" for name in ("cpu-x86", "cpu-arm"))
+    for name in ("teacher/teacher.safetensors", "student/student.safetensors"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+        assert (first / name).with_name("log").is_dir() and not (second / name).with_name("log").exists()
+    common = (tmp_path / "both" / "tiny.md").read_text()
+    assert "- tiny on cpu-x86: pass" in common and "- tiny on cpu-arm: pass (latency not asked, not known)" in common
+    assert "| cpu-x86 | student " in common and "| cpu-arm | student " in common
+    again = cli("distill", tiny_card, "-t", "cpu-x86", "-t", "cpu-arm", "--out", tmp_path / "both")
+    assert again.returncode == 0 and again.stdout.count("already done") == 2

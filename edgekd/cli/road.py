@@ -16,13 +16,14 @@ from edgekd.devices.local import connect
 from edgekd.distill.cache.files import require_cache
 from edgekd.errors import EdgekdError, ExitCode, InputError, did_you_mean
 from edgekd.external import named_files, weights_of
+from edgekd.files import atomic
 from edgekd.imports import require
 from edgekd.judge import verdict_words
 from edgekd.result import Result, read_models, read_verdict
 from edgekd.run import Run, open_run
 from edgekd.scratch import require_scratch
 from edgekd.spec import bundled_names
-from edgekd.tables import budget_lines, figure_rows, headline, notes, rich_table
+from edgekd.tables import budget_lines, comparison_rows, figure_rows, headline, markdown_table, notes, rich_table
 from edgekd.target import Target, load_target
 from edgekd.tasks.known import load_card, task_of
 
@@ -89,7 +90,24 @@ def _go(card: Card, override: Budget, waiting: Sequence[tuple[Site, Run]], optio
         else:
             _show(result, run, time.perf_counter() - begin)
             codes.append(result.verdict.exit_code)
+    _compare([(result, run) for (_, run), result in zip(waiting, results, strict=True) if isinstance(result, Result)])
     return codes
+
+
+def _compare(done: Sequence[tuple[Result, Run]]) -> None:
+    """One table of what ships on each of several targets, shown and written beside the run folders."""
+    if len(done) < 2:
+        return
+    card = done[0][0].card
+    shipped = [(result.target, model) for result, _ in done for model in result.models if model.name == result.chosen]
+    header, rows = comparison_rows(shipped)
+    show(rich_table(header, rows, f"{card}: what ships on each target"))
+    path = done[0][1].folder.parent / f"{card}.md"
+    verdicts = "\n".join(f"- {headline(result)}; see `{run.folder.name}/report.md`" for result, run in done)
+    with atomic(path) as temporary:
+        text = f"# {card} on {len(done)} targets\n\n{verdicts}\n\n{markdown_table(header, rows)}\n"
+        temporary.write_text(text, encoding="utf-8")
+    show(f"{path}: one report of all")
 
 
 def _folder(card: Card, target: Target, options: Options, targets: int) -> Path:
