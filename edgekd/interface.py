@@ -97,12 +97,12 @@ def check(
 
     What is wrong with the model or the baseline is told by `Judged.problem`, as for the models of a check in CI.
     """
-    from edgekd.check.asked import Job, JobOptions
+    from edgekd.check.asked import CheckJob, JobOptions
     from edgekd.check.jobs import run_job
     from edgekd.check.tolerance import Tolerance
     from edgekd.search.estimating import estimate
 
-    job = Job(
+    job = CheckJob(
         path=Path(model),
         target=target if isinstance(target, str) else target.option,
         budget=build(Budget, dict(budget or {}), "budget"),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgekd import units
-from edgekd.bench.measure import Answers, Subject, evaluate, logits_of, measure_speed
+from edgekd.bench.measure import References, Subject, evaluate, logits_of, measure_speed
 from edgekd.bench.records import Effort
 from edgekd.candidate import Candidate
 from edgekd.card import Budget, Card
@@ -222,7 +222,7 @@ def choose(
     site, inputs = plan.site, plan.inputs
     logits = [logits_of(subject, site, inputs, plan.run.records) for subject in subjects]
     torch_logits = keep_torch_logits(student.net, student.card, inputs)
-    answers = Answers(labels=setup.validation.labels, teacher=logits[0], torch=torch_logits)
+    answers = References(labels=setup.validation.labels, teacher=logits[0], torch=torch_logits)
     teacher, *variants = evaluate(figures, logits, answers, site)
     fitting = [model for model in variants if model.precision in site.target.precisions]
     # A given teacher may have learnt the validation data; its accuracy on them says nothing.
@@ -241,7 +241,7 @@ def final_figures(
         keep_split(learning_of(card.data).load_test(card, setup.asked.data, run.tokenizer), run.data / "test")
     logits = [logits_of(subject, plan.site, inputs, run.records) for subject in subjects]
     torch_logits = keep_torch_logits(student.net, card, inputs)
-    answers = Answers(labels=np.load(labels), teacher=logits[0], torch=torch_logits)
+    answers = References(labels=np.load(labels), teacher=logits[0], torch=torch_logits)
     return evaluate(figures, logits, answers, plan.site), len(answers.labels)
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.bench.arrays import extract, map_array, names_in
-from edgekd.bench.measure import Answers, Subject, evaluate, logits_of, measure_each, says_classes_alone
+from edgekd.bench.measure import References, Subject, evaluate, logits_of, measure_each, says_classes_alone
 from edgekd.bench.records import Effort
-from edgekd.devices.device import Site, Told
+from edgekd.devices.device import OnProgress, Site
 from edgekd.errors import EdgekdError, InputError, one_line
 from edgekd.figures import ModelFigures
 from edgekd.files import told_apart
@@ -174,7 +174,7 @@ def measure_files(
     effort: Effort,
     estimate: Estimate,
     inputs: Inputs | None = None,
-    told: Callable[[str], Told] | None = None,
+    progress_of: Callable[[str], OnProgress] | None = None,
 ) -> tuple[list[Measured], list[EdgekdError]]:
     """Bare model files, with accuracy where `inputs` are given; errors are collected, and the others' results kept."""
     problems: list[EdgekdError] = [
@@ -192,7 +192,7 @@ def measure_files(
         try:
             if isinstance(figures, EdgekdError):
                 raise figures
-            measured.append(_with_accuracy(subject, figures, site, effort, estimate, inputs, told))
+            measured.append(_with_accuracy(subject, figures, site, effort, estimate, inputs, progress_of))
         except EdgekdError as error:
             problems.append(error)
     return measured, problems
@@ -205,7 +205,7 @@ def _with_accuracy(
     effort: Effort,
     estimate: Estimate,
     inputs: Inputs | None,
-    told: Callable[[str], Told] | None,
+    progress_of: Callable[[str], OnProgress] | None,
 ) -> Measured:
     (known,) = estimate([figures], [subject], site)
     if inputs is None:
@@ -213,10 +213,10 @@ def _with_accuracy(
     if not len(inputs.labels):
         return Measured(known, f"{inputs.about} holds no labels: accuracy unknown")
     with scratch() as folder:
-        hears = told(subject.name) if told else None
-        logits = logits_of(subject, site, inputs.file, Path(folder), effort, hears)
+        on_progress = progress_of(subject.name) if progress_of else None
+        logits = logits_of(subject, site, inputs.file, Path(folder), effort, on_progress)
     check_classes(logits, inputs, subject.file)
-    (scored,) = evaluate([known], [logits], Answers(labels=inputs.labels), site)
+    (scored,) = evaluate([known], [logits], References(labels=inputs.labels), site)
     return Measured(scored, f"accuracy on {inputs.about}, {len(inputs.labels)} inputs")
 
 
@@ -238,11 +238,11 @@ def measure_run(
     estimate: Estimate,
     inputs: Inputs,
     folder: Path,
-    told: Callable[[str], Told] | None = None,
+    progress_of: Callable[[str], OnProgress] | None = None,
 ) -> tuple[list[Measured], list[EdgekdError]]:
     """Models of a run, the teacher first; errors are collected, and the other models' results kept.
 
-    Records and logits go to `folder`. `told(name)` gives what hears of a model's progress over the data.
+    Records and logits go to `folder`. `progress_of(name)` returns the callback for a model's progress over the data.
     """
     taken = measure_each(subjects, site, inputs.file, folder, effort)
     problems = [error for error in taken if isinstance(error, EdgekdError)]
@@ -253,8 +253,8 @@ def measure_run(
     teacher = None
     for subject, model in zip(known, figures, strict=True):
         try:
-            hears = told(subject.name) if told else None
-            logits = logits_of(subject, site, inputs.file, folder, effort, hears)
+            on_progress = progress_of(subject.name) if progress_of else None
+            logits = logits_of(subject, site, inputs.file, folder, effort, on_progress)
             check_classes(logits, inputs, subject.file)
         except EdgekdError as error:
             problems.append(error)
@@ -265,8 +265,8 @@ def measure_run(
     return measured, problems
 
 
-def _answers(inputs: Inputs, teacher: NDArray[np.float32] | None) -> Answers:
-    return Answers(labels=inputs.labels, teacher=teacher, torch=inputs.torch)
+def _answers(inputs: Inputs, teacher: NDArray[np.float32] | None) -> References:
+    return References(labels=inputs.labels, teacher=teacher, torch=inputs.torch)
 
 
 def all_subjects(run: Run, models: Sequence[ModelFigures]) -> list[Subject]:

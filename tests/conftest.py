@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from edgekd.bench.records import Effort, Plan, Record
 from edgekd.check.asked import JobOptions
 from edgekd.cli.main import main
-from edgekd.devices.device import Site, Told
+from edgekd.devices.device import OnProgress, Site
 from edgekd.devices.local import Local
 from edgekd.machine import Machine
 from edgekd.target import Target
@@ -100,7 +100,7 @@ def tiny_card(tmp_path: Path) -> Path:
     return path
 
 
-Answer = Callable[[Plan, Path, Target, float, Told | None], Record]
+Answer = Callable[[Plan, Path, Target, float, OnProgress | None], Record]
 
 
 @dataclass
@@ -121,7 +121,9 @@ class FakeDevice:
     def require(self, target: Target) -> None:
         Local().require(target)
 
-    def run(self, plan: Plan, model: Path, target: Target, timeout_s: float, on_progress: Told | None = None) -> Record:
+    def run(
+        self, plan: Plan, model: Path, target: Target, timeout_s: float, on_progress: OnProgress | None = None
+    ) -> Record:
         return self.answer(plan, model, target, timeout_s, on_progress)
 
     def close(self) -> None:

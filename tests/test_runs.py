@@ -242,13 +242,13 @@ def subjects_of(run: Run, names: Sequence[str]) -> list[Subject]:
 def test_models_of_a_run_are_held_against_teacher_and_torch(run: Run, tmp_path: Path, site: Site) -> None:
     heard: list[str] = []
 
-    def told(name: str) -> Any:
+    def progress_of(name: str) -> Any:
         heard.append(name)
         return lambda done, total: None
 
     subjects = subjects_of(run, ["teacher", "student fp32"])
     taken, problems = measure_run(
-        run, subjects, site, EFFORT, as_they_are, run_inputs(run, "test"), tmp_path / "records", told
+        run, subjects, site, EFFORT, as_they_are, run_inputs(run, "test"), tmp_path / "records", progress_of
     )
     assert problems == []
     assert heard == ["teacher", "student fp32"]

@@ -1,6 +1,7 @@
-"""Measuring model files. The package itself can be called: `edgekd.bench(…)` is the function of the Python interface.
+"""The measurement of model files. The package object is callable: `edgekd.bench(…)` runs the function of the Python
+interface.
 
-A function and a package of one name could not both be an attribute of `edgekd`.
+The package is callable because `edgekd` cannot have both a function and a subpackage as its attribute `bench`.
 """
 
 import importlib

@@ -1,4 +1,6 @@
-"""Arrays of .npy and .npz files, checked before they take memory: a header may promise more than its file holds."""
+"""Read arrays from .npy and .npz files; check each one before it takes memory, because a header may be wrong about the
+size.
+"""
 
 import shutil
 import warnings
@@ -12,22 +14,22 @@ from numpy.typing import NDArray
 __all__ = ["extract", "map_array", "names_in"]
 
 KINDS = "biufcUS"
-"""Kinds of numpy's dtypes that a model may take: truth values, numbers, texts."""
+"""Kinds of NumPy dtypes that a model may take: booleans, numbers and texts."""
 
 
 def names_in(archive: Path) -> set[str]:
-    """Names of the arrays in an .npz archive; ValueError for what is none."""
+    """Return the names of the arrays in an .npz archive. Raises ValueError if the file is not such an archive."""
     try:
         with zipfile.ZipFile(archive) as members:
             return {name.removesuffix(".npy") for name in members.namelist() if not name.endswith("/")}
-    except Exception as error:  # zipfile lets through whatever a damaged directory leads to
+    except Exception as error:  # zipfile may raise any exception for a damaged directory
         raise ValueError(f"it cannot be unpacked: {error or type(error).__name__}") from error
 
 
 def extract(archive: Path, name: str, file: Path) -> NDArray[Any]:
-    """The array `name` of an .npz archive, unpacked to `file` and mapped into memory.
+    """Unpack the array `name` of an .npz archive to `file` and map it into memory.
 
-    Raises ValueError for what is not there, damaged, encrypted or no such array.
+    Raises ValueError if the array is missing, damaged, encrypted or not an array of numbers or texts.
     """
     try:
         with zipfile.ZipFile(archive) as members:
@@ -39,7 +41,9 @@ def extract(archive: Path, name: str, file: Path) -> NDArray[Any]:
                 shutil.copyfileobj(packed, unpacked)
     except ValueError:
         raise
-    except Exception as error:  # zipfile lets through what the decompressors raise, and RuntimeError for encryption
+    except (
+        Exception
+    ) as error:  # zipfile passes on the decompressors' exceptions, and raises RuntimeError for encryption
         raise ValueError(f"{name!r} cannot be unpacked: {error or type(error).__name__}") from error
     try:
         return map_array(file)
@@ -48,12 +52,14 @@ def extract(archive: Path, name: str, file: Path) -> NDArray[Any]:
 
 
 def map_array(file: Path) -> NDArray[Any]:
-    """The array of an .npy file, mapped into memory; ValueError if it is none, cut off, or holds Python objects."""
+    """Map the array of an .npy file into memory. Raises ValueError if it is no array, is cut off or holds Python
+    objects.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of headers as Python 2 wrote them
+            warnings.simplefilter("ignore")  # NumPy warns about headers that Python 2 wrote
             array = np.lib.format.open_memmap(file, mode="r")
-    except Exception as error:  # numpy evaluates the header as a Python literal, which raises whatever it leads to
+    except Exception as error:  # NumPy evaluates the header as a Python literal, which may raise any exception
         raise ValueError(f"is no whole array of numbers: {error or type(error).__name__}") from error
     if array.dtype.kind not in KINDS or not array.dtype.isnative:
         raise ValueError(f"has the dtype {array.dtype}; numbers in this machine's byte order are needed")

@@ -1,4 +1,4 @@
-"""What a user says of a model's inputs, from the text of options to a Feeding; several shapes give several."""
+"""Convert the options for a model's inputs from text to a Feeding, or to several if several shapes are given."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from edgekd.errors import ConfigError
 __all__ = ["feedings", "merged", "shape_words"]
 
 LARGEST = 2**31
-"""No axis is this long."""
+"""Upper bound for the size of an axis; larger numbers are refused."""
 
 
 def feedings(
@@ -21,9 +21,10 @@ def feedings(
     output: str | None = None,
     custom_ops: Sequence[Path] = (),
 ) -> list[Feeding]:
-    """One Feeding, or one for each shape where `shapes` names an input several times.
+    """Return one Feeding, or one for each shape if `shapes` names an input several times.
 
-    The texts are `x=1,3,224,224`, `sr=16000`, and `x=0` or `none`. Raises ConfigError for anything else.
+    The texts look like `x=1,3,224,224` (shape), `sr=16000` (value), and `x=0` or `none` (batch axis). Raises
+    ConfigError for any other text.
     """
     sets = _shape_sets(shapes)
     libraries = tuple(str(_library(path)) for path in custom_ops)
@@ -36,7 +37,7 @@ def feedings(
 
 
 def merged(first: Feeding, then: Feeding) -> Feeding:
-    """Both; where they speak of the same, `then` holds."""
+    """Combine two Feedings; where both set the same thing, the value of `then` is used."""
     return Feeding(
         shapes=first.shapes | then.shapes,
         values=first.values | then.values,
@@ -47,7 +48,7 @@ def merged(first: Feeding, then: Feeding) -> Feeding:
 
 
 def shape_words(feeding: Feeding) -> str:
-    """`x 1×3×224×224`, to tell the rows of several shapes apart."""
+    """Return text such as `x 1×3×224×224`, which distinguishes the rows of a table with several shapes."""
     return ", ".join(f"{name} {'×'.join(map(str, shape)) or 'scalar'}" for name, shape in feeding.shapes.items())
 
 
@@ -59,7 +60,9 @@ def _split(text: str, option: str, example: str) -> tuple[str, str]:
 
 
 def _shape_sets(texts: Sequence[str]) -> list[dict[str, tuple[int, ...]]]:
-    """Shapes by input; the k-th shape of each belongs to the k-th set, and an input with one shape to all."""
+    """Return sets of shapes by input name: the k-th shape of each input belongs to set k; a single shape belongs to all
+    sets.
+    """
     given: dict[str, list[tuple[int, ...]]] = {}
     for text in texts:
         name, rest = _split(text, "--shape", "--shape x=1,3,224,224")
@@ -82,7 +85,7 @@ def _sizes(text: str, rest: str) -> tuple[int, ...]:
 
 
 def _value(text: str) -> tuple[str, Any]:
-    """A number, true, false, a text, or several of them between commas; JSON lists for more axes."""
+    """Parse a number, true, false, a text, or several of them separated by commas; JSON lists give more axes."""
     name, rest = _split(text, "--input", "--input sr=16000")
     for candidate in (rest, f"[{rest}]"):
         try:

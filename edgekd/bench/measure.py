@@ -1,4 +1,4 @@
-"""Benching model files: workers' records to figures, each with its provenance."""
+"""Bench model files: turn the workers' records into figures, each with its provenance."""
 
 import dataclasses
 import hashlib
@@ -16,7 +16,7 @@ from edgekd.bench.remarks import remarks, steering_remarks
 from edgekd.bench.runner import measure_latency, measure_memory, measure_placement, measure_throughput, predict, sampled
 from edgekd.bench.sequences import steering_of
 from edgekd.bench.statistics import Interval, Latency, between, latency_of, min_calls_for
-from edgekd.devices.device import Site, Told
+from edgekd.devices.device import OnProgress, Site
 from edgekd.errors import EdgekdError, InputError, ModelError
 from edgekd.external import file_digest, model_bytes, model_files
 from edgekd.figures import Figure, ModelFigures, Placement, Provenance
@@ -25,7 +25,7 @@ from edgekd.target import Target
 from edgekd.tasks import classification as score
 
 __all__ = [
-    "Answers",
+    "References",
     "Subject",
     "evaluate",
     "logits_of",
@@ -35,18 +35,18 @@ __all__ = [
     "weights_problem",
 ]
 
-# records/*.json history:
-# 1 - model, target, latency (one record a process), memory
+# History of the format of records/*.json:
+# 1 - model, target, latency (one record per process), memory
 # 2 - records of version 2
-#     feeding, where the user said something of the inputs
+#     feeding, if the user set options for the inputs
 SCHEMA_VERSION = 2
 MOST_CLASSES = 1_000_000
-"""Class labels beyond this are taken for something else."""
+"""Labels from this number on are refused; they are probably not class labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A model file to bench, and what is known of it already."""
+    """A model file to bench, and what is already known about it."""
 
     name: str
     file: Path
@@ -58,7 +58,7 @@ class Subject:
 def measure_speed(
     subjects: Sequence[Subject], site: Site, inputs: Path | None, folder: Path | None, effort: Effort
 ) -> list[ModelFigures]:
-    """The figures of `measure_each`; raises the first error among them."""
+    """Return the figures of `measure_each`. Raises the first error among them."""
     figures = []
     for taken in measure_each(subjects, site, inputs, folder, effort):
         if isinstance(taken, EdgekdError):
@@ -70,10 +70,11 @@ def measure_speed(
 def measure_each(
     subjects: Sequence[Subject], site: Site, inputs: Path | None, folder: Path | None, effort: Effort
 ) -> list[ModelFigures | EdgekdError]:
-    """Latency, throughput, load time, memory and placement of each file, or the error that ended its measurement.
+    """Measure latency, throughput, load time, memory and placement of each file; an error ends the measurement of its
+    file.
 
-    What was measured of the same file before and lies in `folder` is kept, and new records are left there. On a
-    device that is not the target, time is unknown and memory a proxy.
+    Records of the same file that are already in `folder` are reused, and new records are written there. On a device
+    that is not the target's hardware, time is unknown and memory is a proxy.
     """
     refused = [weights_problem(subject.file, site.target) for subject in subjects]
     whole = [subject for subject, problem in zip(subjects, refused, strict=True) if problem is None]
@@ -89,9 +90,9 @@ def measure_each(
 
 
 def weights_problem(file: Path, target: Target) -> InputError | None:
-    """Why the weights of a model that lie in other files cannot be used; None where they can, or there are none."""
+    """Return an error if the external weights of a model cannot be used; None if they can, or if it has none."""
     if not file.is_file():
-        return None  # whoever runs it says so
+        return None  # the session that loads the file reports this error
     try:
         files = model_files(file)
     except InputError as error:
@@ -162,7 +163,7 @@ def _record_file(subject: Subject, kind: str, target: Target, folder: Path) -> P
 
 
 def _mark(subject: Subject, effort: Effort) -> dict[str, Any]:
-    """What a kept record must be of: this file, fed as it is now."""
+    """The key of a stored record: the digest of the model file, and how the model is fed."""
     feeding = dataclasses.replace(effort.feeding, sample=None)
     mark = {"schema_version": SCHEMA_VERSION, "model_sha256": file_digest(subject.file)}
     return mark if feeding == Feeding() else mark | {"feeding": json.loads(json.dumps(dataclasses.asdict(feeding)))}
@@ -173,7 +174,7 @@ def _is_of(kept: object, mark: dict[str, Any]) -> bool:
 
 
 def _kept(subject: Subject, kind: str, target: Target, folder: Path | None, effort: Effort) -> list[Record]:
-    """Records of exactly this file, measured before; none if the file has changed since, or is fed otherwise."""
+    """Return the stored records of exactly this file; none if the file or its inputs have changed since."""
     path = _record_file(subject, kind, target, folder) if folder else None
     if path is None or not path.exists():
         return []
@@ -199,9 +200,11 @@ def _keep(
 def _batches(
     subject: Subject, site: Site, inputs: Path | None, folder: Path | None, effort: Effort
 ) -> dict[str, Figure]:
-    """Inputs per second for the target's batch sizes, and for several sessions side by side when asked."""
+    """Measure inputs per second for each of the target's batch sizes and, if the effort asks for it, for parallel
+    sessions.
+    """
     asked = {f"batch {size}": (size, 1) for size in site.target.session.batch_sizes}
-    if effort.sessions > 1:  # one session in the same mode, to compare with
+    if effort.sessions > 1:  # one session in the same mode, as a reference
         asked |= {"1 session": (1, 1), f"{effort.sessions} sessions": (1, effort.sessions)}
     rates = {}
     for name, (size, sessions) in asked.items():
@@ -210,7 +213,7 @@ def _batches(
         try:
             while len(records) < 3:
                 records.append(measure_throughput(subject.file, site, inputs, effort, size, sessions))
-        except EdgekdError as error:  # the other figures are none the worse
+        except EdgekdError as error:  # an error here does not affect the other figures
             rates[name] = Figure(why=str(error).removeprefix(f"{subject.file}: "))
             continue
         _keep(subject, kind, site.target, folder, effort, records)
@@ -270,7 +273,7 @@ def _percentile(stats: Latency, seconds: Interval | None, percentile: int) -> Fi
 
 
 def _energy(latency: Sequence[Record]) -> Figure:
-    """Millijoules a call, of the whole CPU package or GPU, whatever else it did meanwhile."""
+    """Return millijoules per call for the whole CPU package or GPU, including other programs' consumption."""
     counted = [
         1e3 * record.energy_j / (len(record.latency_s) * record.inner_calls)
         for record in latency
@@ -291,11 +294,17 @@ def _memory(record: Record, elsewhere: str) -> Figure:
 
 
 def logits_of(
-    subject: Subject, site: Site, inputs: Path, folder: Path, effort: Effort | None = None, told: Told | None = None
+    subject: Subject,
+    site: Site,
+    inputs: Path,
+    folder: Path,
+    effort: Effort | None = None,
+    on_progress: OnProgress | None = None,
 ) -> NDArray[Any]:
-    """The logits (n, C) of a file for all `inputs` on the target's provider; kept in `folder` by file and inputs.
+    """Return the logits (n, C) of a file for all `inputs` on the target's provider.
 
-    Class labels become `one_hot` rows.
+    They are stored in `folder` under a name made from the digest of the model file and the name of the input file.
+    Class labels become `one_hot` rows. Raises ModelError for outputs that are NaN or infinite.
     """
     which = (effort.feeding.output or "") if effort else ""
     mark = hashlib.sha256(f"{file_digest(subject.file)} {which}".encode()).hexdigest() if which else None
@@ -303,7 +312,7 @@ def logits_of(
     name = subject.name.replace(" ", "-").replace("/", "-")
     path = folder / f"{name}@{site.target.name}.{inputs.stem}.{mark}.npy"
     if not path.exists():
-        predict(subject.file, site, inputs, path, effort, told=told)
+        predict(subject.file, site, inputs, path, effort, on_progress=on_progress)
     logits: NDArray[np.float32] = np.load(path)
     broken = int((~np.isfinite(logits)).any(axis=tuple(range(1, logits.ndim))).sum())
     if broken:
@@ -312,7 +321,7 @@ def logits_of(
 
 
 def one_hot(labels: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Class labels (n,) as whole rows (n, C) that are 1 at the label and 0 elsewhere."""
+    """Convert class labels (n,) to rows (n, C) that are 1 at the label and 0 elsewhere."""
     places = labels.astype(np.int64)
     if len(places) and places.max() >= MOST_CLASSES:
         raise ModelError(f"a class label is {places.max()}; the largest that edgekd takes is {MOST_CLASSES - 1}")
@@ -322,34 +331,36 @@ def one_hot(labels: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def says_classes_alone(answer: NDArray[Any]) -> bool:
-    """Whether answers (n, C) are `one_hot`: the class is said, and no confidence; C is the largest that was said."""
+    """Whether the answers (n, C) come from `one_hot`: classes without confidence, where C − 1 is the largest predicted
+    class.
+    """
     return answer.dtype == np.uint8
 
 
 def _wide_enough(answer: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[Any]:
-    """The answers with columns for classes that are among the labels, and that a model of class labels never said."""
+    """Add zero columns to one-hot answers for classes that occur among the labels but were never predicted."""
     missing = int(labels.max()) + 1 - answer.shape[1]
     return np.pad(answer, ((0, 0), (0, missing))) if says_classes_alone(answer) and missing > 0 else answer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
-    """What the logits of a model are held against; all for the same inputs."""
+class References:
+    """The values with which a model's logits are compared; all of them are for the same inputs."""
 
     labels: NDArray[np.int64]
-    """(n,)"""
+    """The true labels (n,)."""
     teacher: NDArray[np.float32] | None = None
-    """The teacher's logits (n, C), on the same provider."""
+    """The teacher's logits (n, C) on the same provider."""
     torch: NDArray[np.float32] | None = None
-    """Logits (n, C) of the student in torch that the files were exported from."""
+    """Logits (n, C) of the PyTorch student from which the files were exported."""
 
 
 def evaluate(
-    figures: Sequence[ModelFigures], logits: Sequence[NDArray[Any]], answers: Answers, site: Site
+    figures: Sequence[ModelFigures], logits: Sequence[NDArray[Any]], references: References, site: Site
 ) -> list[ModelFigures]:
-    """The figures with accuracy and agreement, from each model's logits (n, C).
+    """Add accuracy and agreement to the figures, computed from each model's logits (n, C).
 
-    Against torch only what was exported from that student is compared: all but a model named `teacher`.
+    Every model except the one named `teacher` was exported from the PyTorch student and is also compared with it.
     """
     elsewhere = site.elsewhere
     provenance: Provenance = "proxy" if elsewhere else "measured"
@@ -358,18 +369,21 @@ def evaluate(
         return Figure(value, provenance, why=elsewhere)
 
     def scored(model: ModelFigures, answer: NDArray[Any]) -> ModelFigures:
-        answer = _wide_enough(answer, answers.labels)
-        found = {"accuracy": score.top1(answer, answers.labels), "macro_f1": score.macro_f1(answer, answers.labels)}
+        answer = _wide_enough(answer, references.labels)
+        found = {
+            "accuracy": score.top1(answer, references.labels),
+            "macro_f1": score.macro_f1(answer, references.labels),
+        }
         if not says_classes_alone(answer):
-            found["ece"] = score.calibration_error(answer, answers.labels)
+            found["ece"] = score.calibration_error(answer, references.labels)
             if answer.shape[1] > 5:
-                found["top5"] = score.top_k(answer, answers.labels, 5)
-        if answers.teacher is not None and answers.teacher.shape == answer.shape:
-            found["agreement"] = score.agreement(answer, answers.teacher)
-        if answers.torch is not None and answers.torch.shape == answer.shape and model.name != "teacher":
-            found["torch_agreement"] = score.agreement(answer, answers.torch)
-            found["max_logit_diff"] = score.largest_difference(answer, answers.torch)
-        recall = tuple(score.recall(score.confusion(answer, answers.labels)))
+                found["top5"] = score.top_k(answer, references.labels, 5)
+        if references.teacher is not None and references.teacher.shape == answer.shape:
+            found["agreement"] = score.agreement(answer, references.teacher)
+        if references.torch is not None and references.torch.shape == answer.shape and model.name != "teacher":
+            found["torch_agreement"] = score.agreement(answer, references.torch)
+            found["max_logit_diff"] = score.largest_difference(answer, references.torch)
+        recall = tuple(score.recall(score.confusion(answer, references.labels)))
         plain: dict[str, Any] = {name: figure(value) for name, value in found.items()}
         return dataclasses.replace(model, recall=recall, **plain)
 

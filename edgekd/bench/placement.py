@@ -1,4 +1,4 @@
-"""Where did it run? The provider asked for against those that took the nodes; int8 kernels against float ones."""
+"""Compare the requested provider with those that ran the nodes, and count int8 and float kernels."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -25,11 +25,13 @@ INT8_KERNELS = (
     "MatMulInteger",
     "DynamicQuantize",
 )
-"""How the names of kernels that compute in 8 bits begin (ONNX and com.microsoft)."""
+"""Prefixes of the names of kernels that compute in 8 bits (ONNX and com.microsoft)."""
 
 
 def fallback(record: Record, target: Target) -> str:
-    """What fell back to another provider against the target's will, as one line; empty if nothing did."""
+    """Describe in one line the nodes that ran on another provider although the target forbids it; empty if there are
+    none.
+    """
     nodes = record.fingerprint.get("nodes_by_provider") or _by_provider(record)
     others = {name: count for name, count in nodes.items() if name != target.provider.name and count}
     if not others or target.provider.allow_cpu_fallback:
@@ -42,7 +44,7 @@ def fallback(record: Record, target: Target) -> str:
 
 
 def _by_provider(record: Record) -> dict[str, int]:
-    """Nodes by provider: as assigned, or (builds before 1.24) as the profile saw the kernels."""
+    """Count nodes by provider, as ONNX Runtime assigned them or, for builds before 1.24, from the profiled kernels."""
     nodes = [provider for provider, _, _ in record.assigned] or [kernel["provider"] for kernel in record.kernels]
     return dict(Counter(nodes))
 
@@ -54,7 +56,9 @@ def _elsewhere(record: Record, target: Target) -> dict[str, int]:
 
 
 def placement_of(record: Record, optimized: Path | None, site: Site, costliest: int = 0) -> Placement:
-    """The placement from a profile record; `optimized` is the graph as ONNX Runtime ran it, where it could be had."""
+    """Return the placement from a profile record; `optimized` is the graph that ONNX Runtime optimized, if it was
+    written.
+    """
     spent: dict[str, float] = defaultdict(float)
     rows = [(float(median(kernel["us"])), kernel) for kernel in record.kernels]
     total = sum(us for us, _ in rows) or 1.0
@@ -64,7 +68,7 @@ def placement_of(record: Record, optimized: Path | None, site: Site, costliest: 
     kinds = Counter(kernel["op_type"] for kernel in record.kernels)
     pairs = kinds["QuantizeLinear"] + kinds["DequantizeLinear"]
     rows.sort(key=lambda row: -row[0])
-    if not site.measurable:  # this device's times say nothing of the target's
+    if not site.measurable:  # times on this device do not apply to the target
         rows, spent = [], {}
     return Placement(
         nodes=_by_provider(record),
@@ -84,11 +88,11 @@ def _costly(us: float, share: float, kernel: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arithmetic(record: Record, optimized: Path | None) -> tuple[int | None, int | None, dict[str, int]]:
-    """Kernels in 8 bits, nodes in float between quantized ones, and their op types."""
+    """Count the 8-bit kernels and the float nodes between quantized ones, and give the op types of the latter."""
     kinds = [kernel["op_type"] for kernel in record.kernels]
     fused = sum(kind.startswith(INT8_KERNELS) for kind in kinds)
     if optimized is not None and optimized.exists():
-        import onnx  # only to read the graph
+        import onnx  # needed only to read the graph
 
         return int8_nodes(onnx.load(optimized, load_external_data=False).graph)
     pairs = "QuantizeLinear" in kinds or "DequantizeLinear" in kinds
@@ -96,10 +100,11 @@ def _arithmetic(record: Record, optimized: Path | None) -> tuple[int | None, int
 
 
 def int8_nodes(graph: "GraphProto") -> tuple[int | None, int | None, dict[str, int]]:
-    """The same from a graph: nodes in 8 bits, nodes left in float, and the latter's op types; None in a float graph.
+    """Return the number of 8-bit nodes, the number of float nodes, and the op types of the latter; None for a float
+    graph.
 
-    Left in float is a node that reads dequantized weights, and one on a path from DequantizeLinear to
-    QuantizeLinear: there the data leave 8 bits and come back.
+    A float node counts if it reads dequantized weights, or if it lies on a path from DequantizeLinear to
+    QuantizeLinear, where the data leave 8 bits and return to them.
     """
     fused = sum(node.op_type.startswith(INT8_KERNELS) for node in graph.node)
     pairs = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node)
@@ -120,7 +125,9 @@ def _reads(node: "NodeProto", names: set[str]) -> bool:
 def _between(
     nodes: Iterable["NodeProto"], dequantized: Iterable["NodeProto"], constants: set[str]
 ) -> list["NodeProto"]:
-    """Nodes both after a DequantizeLinear of data and before a QuantizeLinear; the nodes come in topological order."""
+    """Return nodes after a DequantizeLinear of data and before a QuantizeLinear. The nodes must be in topological
+    order.
+    """
     ordered = [node for node in nodes if node.op_type not in ("QuantizeLinear", "DequantizeLinear")]
     after = {node.output[0] for node in dequantized if node.input[0] not in constants}
     for node in ordered:

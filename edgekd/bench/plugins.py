@@ -1,8 +1,8 @@
-"""Plugin execution providers: libraries that packages install beside onnxruntime.
+"""Plugin execution providers: libraries that separate packages install beside onnxruntime.
 
 Each such package offers `get_library_path()` and `get_ep_name()`
-(https://onnxruntime.ai/docs/execution-providers/plugin-ep-libraries/). A library is registered in a process of its
-own: a broken one may crash.
+(https://onnxruntime.ai/docs/execution-providers/plugin-ep-libraries/). A library is registered in a separate process,
+because a broken library may crash it.
 """
 
 import importlib.metadata
@@ -26,7 +26,7 @@ print(json.dumps({"name": name, "devices": devices}))
 
 @dataclass(frozen=True)
 class Plugin:
-    """What came of registering a plugin library."""
+    """The result of registering a plugin library."""
 
     module: str
     provider: str
@@ -35,7 +35,7 @@ class Plugin:
 
     @property
     def text(self) -> str:
-        """One line for `edgekd doctor`."""
+        """One line of text for `edgekd doctor`."""
         if self.problem:
             return f"{self.module}: cannot be registered: {self.problem}"
         devices = ", ".join(self.devices) or "no device of its kind here"
@@ -43,7 +43,7 @@ class Plugin:
 
 
 def installed_plugins() -> list[str]:
-    """Modules of installed packages that bring a plugin library."""
+    """Return the names of the modules of installed packages that contain a plugin library."""
     found = set()
     for distribution in importlib.metadata.distributions():
         for file in distribution.files or []:
@@ -53,7 +53,7 @@ def installed_plugins() -> list[str]:
 
 
 def try_plugin(module: str) -> Plugin:
-    """Register the plugin's library in a fresh process, and see which devices it offers."""
+    """Register the plugin's library in a fresh process and list the devices that it offers."""
     command = [sys.executable, "-P", "-c", _REGISTER, module]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, errors="replace")

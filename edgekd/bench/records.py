@@ -1,4 +1,4 @@
-"""The plan a worker gets and the record it gives back; both are plain JSON."""
+"""The plan that a worker reads and the record that it returns; both are plain JSON."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -7,12 +7,12 @@ from typing import Any, Literal
 __all__ = ["PAIR", "QUICK", "RECORD_VERSION", "THOROUGH", "Effort", "Feeding", "Plan", "Record", "comparable"]
 
 RECORD_VERSION = 4
-"""`schema_version` of what the workers of this edgekd write; their history is in edgekd/bench/worker.py."""
+"""The `schema_version` that this edgekd's workers write; edgekd/bench/worker.py describes the history of versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Feeding:
-    """What a user says of a model's inputs and outputs; the worker explains each."""
+    """The user's options for a model's inputs and outputs; edgekd/bench/worker.py explains each field."""
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
@@ -20,47 +20,47 @@ class Feeding:
     output: str | None = None
     custom_ops: tuple[str, ...] = ()
     sample: str | None = None
-    """A file with one example of the data, for workers that hold no data set; edgekd sets it."""
+    """A file with one example of the data, for workers that load no data set; edgekd sets it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How much time a model gets, and how far its workers may go."""
+    """The time a model may be measured for, and the limits of its workers."""
 
     processes: int = 8
     min_processes: int = 3
-    """Below this the time is not cut, whatever `budget_s` says."""
+    """This many processes run even if `budget_s` is exceeded."""
     budget_s: float = 13.0
-    """Seconds a model may take for latency; memory, placement and accuracy come on top."""
+    """Seconds of latency measurement per model; memory, placement and accuracy take additional time."""
     warmup_s: float = 0.3
     min_calls: int = 12
-    """In each process: eight of them then give the 90 calls that a p95 needs."""
+    """Minimum number of timed calls in each process: eight processes then give the 90 calls that a p95 needs."""
     max_calls: int = 5_000
     max_s: float = 0.8
     placement: bool = True
-    """Whether a profiled session tells which kernels ran where, and whether batches are timed, too."""
+    """Whether to find with a profiled session which kernels ran where, and to time batches."""
     costliest: int = 0
-    """How many of the costliest nodes are told."""
+    """How many of the costliest nodes to report."""
     sessions: int = 1
-    """More than one: throughput of that many sessions side by side, too."""
+    """If above 1, also measure the throughput of this many parallel sessions."""
     timeout_s: float = 300.0
-    """After this long a worker is taken to hang."""
+    """A worker that runs longer than this is stopped and counts as hanging."""
     memory_limit_mb: float | None = None
-    """Address space a worker may take, MB; None for nearly all that the machine has free."""
+    """Address space in MB that a worker may use; None for nearly all free memory of the machine."""
     feeding: Feeding = field(default_factory=Feeding)
-    """What the workers feed the model, as far as the user says it."""
+    """What the workers feed the model, as far as the user specified it."""
 
 
 QUICK = Effort(processes=3, budget_s=3.0, warmup_s=0.1, min_calls=30, max_s=0.2)
 THOROUGH = Effort(processes=20, budget_s=90.0, warmup_s=1.0, min_calls=25, max_calls=20_000, max_s=2.0)
 
 PAIR = Effort(warmup_s=0.1, min_calls=30, max_calls=1_500, max_s=0.6)
-"""One process in which two models take turns; how many there are is planned in edgekd/check/looks.py."""
+"""The effort of one process that alternates between two models; edgekd/check/looks.py plans the number of processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What one worker process does; the fields are explained in edgekd/bench/worker.py."""
+    """The instructions for one worker process; edgekd/bench/worker.py explains the fields."""
 
     mode: Literal["latency", "pair", "throughput", "memory", "profile", "predict", "load"]
     provider: str
@@ -96,13 +96,13 @@ class Plan:
     max_s: float = 1.0
 
     def as_json(self) -> dict[str, Any]:
-        """The plan as the worker reads it."""
+        """Return the plan in the form that the worker reads."""
         return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What one worker process measured; seconds, bytes and joules, nothing summarised."""
+    """The raw values that one worker process measured, in seconds, bytes and joules, without any statistics."""
 
     mode: str
     load_s: float
@@ -112,30 +112,33 @@ class Record:
     first_call_s: float | None = None
     warmup_s: tuple[float, ...] = ()
     warm: bool = True
-    """Whether the warm-up became stable before its time was over."""
+    """Whether call times became stable before the warm-up time ended."""
     inner_calls: int = 1
-    """Calls behind each entry of `latency_s`; more than one for calls under 50 µs."""
+    """Number of calls averaged in each entry of `latency_s`; above 1 for calls shorter than 50 µs."""
     latency_s: tuple[float, ...] = ()
     block_calls: int = 0
-    """Pair: entries of `latency_s` in a block, after which the other model had its turn."""
+    """Mode pair: number of entries of `latency_s` in one block; after each block the process switches to the other
+    model.
+    """
     baseline: dict[str, Any] | None = None
-    """Pair: load_s, first_call_s, latency_s and fingerprint of the other model; its blocks in the same order."""
+    """Mode pair: load_s, first_call_s, latency_s and fingerprint of the baseline; its blocks are in the same order."""
     energy_j: float | None = None
-    """Joules of all the timed calls; None without a counter."""
+    """Joules of all timed calls together; None without an energy counter."""
     calls: int = 0
-    """Throughput: calls finished by all sessions together."""
+    """Mode throughput: number of calls that all sessions finished together."""
     elapsed_s: float = 0.0
     sessions: int = 1
     kernels: tuple[dict[str, Any], ...] = ()
-    """Profile: provider, op_type, node and the µs of each call."""
+    """Mode profile: provider, op_type and node of each kernel, and the µs of each of its calls."""
     assigned: tuple[tuple[str, str, str], ...] = ()
-    """Profile: provider, op type and name of each node, before int8 fusion; empty where the build does not tell."""
+    """Mode profile: provider, op type and name of each node before int8 fusion; empty if the build does not report it.
+    """
     outputs_shape: tuple[int, ...] = ()
     disturbance: dict[str, float | None] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Record":
-        """The record in a worker's result; ValueError or TypeError if it is none."""
+        """Return the record in a worker's result. Raises ValueError or TypeError if it is not a valid record."""
         if data.get("schema_version") not in range(1, RECORD_VERSION + 1):
             raise ValueError(f"schema_version is {data.get('schema_version')!r}, {RECORD_VERSION} is known")
         _check(data)
@@ -158,11 +161,11 @@ def _check_objects(data: dict[str, Any]) -> None:
 
 
 SHORTEST_S, LONGEST_S = 1e-12, 1e6
-"""Times beyond these are damage; so is a ratio of two that no float can hold."""
+"""Times outside these limits are invalid; a ratio of two such times might not fit into a float."""
 
 
 def _check(data: dict[str, Any]) -> None:
-    """Raise ValueError for what the figures could not be computed from: wrong types, times that are none."""
+    """Raise ValueError for values that cannot be used for figures: wrong types or invalid times."""
     times = [*data.get("latency_s", ()), data.get("load_s", 0.0), data.get("first_call_s") or 0.0]
     if not all(isinstance(t, int | float) and 0 <= t < LONGEST_S for t in times):
         raise ValueError("latency_s, load_s and first_call_s should be seconds")
@@ -179,7 +182,7 @@ def _check(data: dict[str, Any]) -> None:
 
 
 def _check_pair(data: dict[str, Any]) -> None:
-    """The same for a pair: ratios of times above 0, block by block."""
+    """Raise ValueError unless the block-wise ratios of a pair can be computed: all times must be above 0."""
     other, size = data.get("baseline"), data.get("block_calls", 0)
     if not isinstance(other, dict) or not isinstance(other.get("fingerprint"), dict):
         raise ValueError("baseline should be an object with a fingerprint")
@@ -194,7 +197,7 @@ def _check_pair(data: dict[str, Any]) -> None:
 
 
 def comparable(records: list[Record]) -> str:
-    """Why records may not be pooled: the first key that differs, with both values; empty if they may."""
+    """Return the first fingerprint key in which the records differ, with both values; empty if they may be pooled."""
     first, *others = ({**record.fingerprint, "batch_size": record.batch_size} for record in records)
     for other in others:
         for key in first | other:

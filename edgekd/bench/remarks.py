@@ -1,4 +1,4 @@
-"""What a reader of measured figures must know beside them: a busy machine, inner loops, random inputs."""
+"""Remarks that a reader of measured figures needs: a busy machine, inner loops, random inputs."""
 
 import os
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from edgekd.bench.records import Record
 __all__ = ["fed", "remarks", "steering_remarks"]
 
 WAITED, STEAL, OTHERS = 0.02, 0.02, 0.2
-"""From here on a share of the time (or a number of busy cores) is told."""
+"""Shares of the time (OTHERS: a number of busy cores) above which a remark is made."""
 
 
 def remarks(records: Sequence[Record]) -> list[str]:
-    """One line for each thing that disturbed or limits the figures of these processes; the gravest first."""
+    """Return one line for each thing that disturbed or limits the figures of these processes, most severe first."""
     return [*_disturbances(records), *_limits(records)]
 
 
@@ -33,7 +33,7 @@ def _disturbances(records: Sequence[Record]) -> list[str]:
 
 
 def _beyond(records: Sequence[Record], key: str, limit: float) -> list[float]:
-    """The values above the limit, of the processes that know theirs."""
+    """Return the values above the limit, from the processes that recorded this value."""
     return [value for record in records if (value := record.disturbance.get(key)) is not None and value > limit]
 
 
@@ -60,7 +60,7 @@ def _limits(records: Sequence[Record]) -> list[str]:
 
 
 def fed(fingerprint: dict[str, Any]) -> str:
-    """`inputs: x float 1×3×224×224 (batch: axis 0), sr int64 scalar = 16000`; empty where it is not known."""
+    """Return text such as `inputs: x float 1×3×224×224 (batch: axis 0), sr int64 scalar = 16000`; empty if unknown."""
     shapes, types = fingerprint.get("shapes"), fingerprint.get("input_types")
     if not isinstance(shapes, dict) or not isinstance(types, dict):
         return ""
@@ -74,7 +74,7 @@ def fed(fingerprint: dict[str, Any]) -> str:
 
 
 def steering_remarks(record: Record, steering: Sequence[str]) -> list[str]:
-    """A line for a model with If or Loop whose inputs are drawn at random: its time is that of chance."""
+    """Return a line if a model with If or Loop was fed random inputs: such inputs also determine how long it takes."""
     if not steering or record.fingerprint.get("inputs") != "random":
         return []
     values, types = record.fingerprint.get("values") or {}, record.fingerprint.get("input_types") or {}

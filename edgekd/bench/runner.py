@@ -1,4 +1,6 @@
-"""The parent of the workers: it plans their work and has the device run them; it never times anything itself."""
+"""The parent process of the workers: it plans their work and starts them on the device, and never times anything
+itself.
+"""
 
 import dataclasses
 import os
@@ -10,7 +12,7 @@ from typing import Any
 from edgekd.bench.placement import fallback, placement_of
 from edgekd.bench.records import Effort, Plan, Record, comparable
 from edgekd.bench.sequences import sequence_of, steering_of
-from edgekd.devices.device import Site, Told
+from edgekd.devices.device import OnProgress, Site
 from edgekd.errors import EdgekdError, ModelError
 from edgekd.figures import Placement
 from edgekd.files import move
@@ -30,15 +32,15 @@ __all__ = [
 ]
 
 RESERVED_BYTES = 1_000_000_000
-"""Addresses that runtimes and their threads reserve without using them."""
+"""Address space that runtimes and their threads reserve without using it."""
 PAIR_TIMES = 4
-"""How many times longer than others a worker may take that loads two models several times and calls both."""
+"""Factor on the time limit of a worker in mode pair, which loads two models several times and calls both."""
 PREDICT_TIMES = 12
-"""The same for a worker that runs over a whole data set."""
+"""Factor on the time limit of a worker that runs the model on a whole data set."""
 
 
 def make_plan(site: Site, effort: Effort | None = None, **values: Any) -> Plan:
-    """A plan with the target's provider and session options; `values` gives the rest."""
+    """Make a plan with the target's provider and session options; `values` sets the other fields."""
     target, session, effort = site.target, site.target.session, effort or Effort()
     feeding = {field.name: getattr(effort.feeding, field.name) for field in dataclasses.fields(effort.feeding)}
     del feeding["sample"]
@@ -51,9 +53,9 @@ def make_plan(site: Site, effort: Effort | None = None, **values: Any) -> Plan:
         graph_level=session.graph_level,
         arena=session.arena,
         binding=session.binding,
-        # The pinning is the device's; another machine may not even have those CPUs.
+        # CPU affinity applies to the target's hardware; another machine may not have these CPUs.
         affinity=session.affinity if site.measurable else (),
-        # A stand-in for a device that does not saturate must not do so either.
+        # If the target's int8 arithmetic does not saturate, a machine in its place must not saturate either.
         precise_int8=not site.measurable and site.device.facts().saturates_int8,
         memory_limit_bytes=_limit_bytes(site, effort.memory_limit_mb, values.get("inputs")),
         **feeding | values,
@@ -61,9 +63,11 @@ def make_plan(site: Site, effort: Effort | None = None, **values: Any) -> Plan:
 
 
 def _limit_bytes(site: Site, limit_mb: float | None, inputs: str | None) -> int | None:
-    """Address space for a worker: as asked, else the free memory and RESERVED_BYTES; the mapped data set comes on top.
+    """Return the address space for a worker: the given limit, or the free memory plus RESERVED_BYTES; mapped data are
+    added.
 
-    Only where the CPU does the work: a GPU's driver reserves far more addresses than it uses.
+    A limit is derived from free memory only where the CPU does the work: a GPU's driver reserves far more address space
+    than it uses.
     """
     mapped = Path(inputs).stat().st_size if inputs and Path(inputs).exists() else 0
     if limit_mb is not None:
@@ -76,9 +80,9 @@ def _limit_bytes(site: Site, limit_mb: float | None, inputs: str | None) -> int 
 def measure_latency(
     models: Sequence[Path], site: Site, inputs: Path | None, effort: Effort
 ) -> list[list[Record] | EdgekdError]:
-    """For each model, the records of several fresh processes, or the error that ended its measurement.
+    """Return for each model the records of several fresh processes, or the error that ended its measurement.
 
-    The models take turns, in alternating order, so that drift of the machine hits all of them alike.
+    The models take turns, in alternating order, so that drift of the machine affects all of them equally.
     """
     plan = make_plan(site, effort, mode="latency", inputs=str(inputs) if inputs else None, **_bounds(effort))
     taken: list[list[Record] | EdgekdError] = [[] for _ in models]
@@ -99,7 +103,7 @@ def _bounds(effort: Effort) -> dict[str, Any]:
 def _one_more(
     before: list[Record] | EdgekdError, plan: Plan, model: Path, site: Site, effort: Effort
 ) -> list[Record] | EdgekdError:
-    """The records with one more process; an error stays, and a new one takes their place."""
+    """Add the record of one more process. An earlier error is kept, and a new error replaces the records."""
     if isinstance(before, EdgekdError):
         return before
     try:
@@ -112,32 +116,32 @@ def _one_more(
 
 
 def measure_process(model: Path, site: Site, inputs: Path | None, effort: Effort) -> Record:
-    """The calls of one fresh process."""
+    """Measure the latency of the calls in one fresh process."""
     source = str(inputs) if inputs else None
     return _measured(make_plan(site, effort, mode="latency", inputs=source, **_bounds(effort)), model, site, effort)
 
 
 def measure_pair(model: Path, baseline: Path, site: Site, inputs: Path | None, effort: Effort, turn: int) -> Record:
-    """One fresh process in which a model and its baseline take turns; every second `turn` the model is made first."""
+    """Measure a model and its baseline by turns in one fresh process; in odd turns, the model is loaded first."""
     files: dict[str, Any] = {"inputs": str(inputs) if inputs else None, "baseline": str(baseline)}
     plan = make_plan(site, effort, mode="pair", baseline_first=turn % 2 == 0, **files, **_bounds(effort))
     return _measured(plan, model, site, effort, PAIR_TIMES)
 
 
 def measure_load(model: Path, site: Site, effort: Effort) -> Record:
-    """A worker that only makes the session: whether the target's runtime can load the file at all."""
+    """Only create the session in a worker, to find out whether the target's runtime can load the file."""
     return _measured(make_plan(site, effort, mode="load"), model, site, effort)
 
 
 def measure_memory(model: Path, site: Site, effort: Effort) -> Record:
-    """Peak memory in a worker of its own that holds no data set, but at most one example of it."""
+    """Measure peak memory in a separate worker, which loads at most one example and no data set."""
     sample = None if sequence_of(model) else effort.feeding.sample
     calls: dict[str, Any] = {"warmup_s": 0.0, "min_calls": 5, "max_calls": 5, "max_s": 0.0}
     return _measured(make_plan(site, effort, mode="memory", inputs=sample, **calls), model, site, effort)
 
 
 def sampled(effort: Effort, inputs: Path | None) -> Effort:
-    """The effort with the one example that lies beside `inputs`, where there is one."""
+    """Return the effort with the single example that is stored beside `inputs`, if that file exists."""
     sample = inputs and inputs.with_suffix(f".sample{inputs.suffix}")
     if sample is None or not sample.is_file():
         return effort
@@ -147,7 +151,7 @@ def sampled(effort: Effort, inputs: Path | None) -> Effort:
 def measure_throughput(
     model: Path, site: Site, inputs: Path | None, effort: Effort, batch_size: int, sessions: int
 ) -> Record:
-    """Calls that sessions side by side finish together, with this many inputs each."""
+    """Measure how many calls parallel sessions finish together, with `batch_size` inputs in each call."""
     sizes: dict[str, Any] = {"batch_size": batch_size, "sessions": sessions, "min_calls": 3, "max_s": effort.max_s}
     source = str(inputs) if inputs else None
     plan = make_plan(site, effort, mode="throughput", inputs=source, warmup_s=effort.warmup_s, **sizes)
@@ -155,7 +159,7 @@ def measure_throughput(
 
 
 def measure_placement(model: Path, site: Site, inputs: Path | None, effort: Effort) -> Placement:
-    """Which kernels ran where, from a profiled session in a worker of its own."""
+    """Find which kernels ran where, with a profiled session in a separate worker."""
     with scratch() as folder:
         # Other providers compile the graph themselves; ONNX Runtime then has no optimized graph to write.
         native = site.target.provider.name == "CPUExecutionProvider"
@@ -179,11 +183,12 @@ def predict(
     outputs: Path,
     effort: Effort | None = None,
     batch_size: int = 64,
-    told: Told | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Record:
-    """Run the model over all inputs on the target's provider; the logits go to `outputs` (.npy).
+    """Run the model on all inputs with the target's provider and write the logits to `outputs` (.npy).
 
-    Sequences go one by one: int8 that is scaled by what comes gives answers that depend on the rest of a batch.
+    Sequences are run one by one: dynamic int8 quantization scales by the values of the whole batch, so that an answer
+    would depend on the other rows.
     """
     effort = effort or Effort()
     batch_size = 1 if sequence_of(model) else batch_size
@@ -192,14 +197,16 @@ def predict(
     files: dict[str, Any] = {"inputs": str(inputs), "outputs": str(temporary), "batch_size": batch_size}
     plan = make_plan(site, effort, mode="predict", **files)
     try:
-        record = _measured(plan, model, site, effort, PREDICT_TIMES, told)
+        record = _measured(plan, model, site, effort, PREDICT_TIMES, on_progress)
         move(temporary, outputs)
     finally:
         temporary.unlink(missing_ok=True)
     return record
 
 
-def _measured(plan: Plan, model: Path, site: Site, effort: Effort, times: int = 1, told: Told | None = None) -> Record:
+def _measured(
+    plan: Plan, model: Path, site: Site, effort: Effort, times: int = 1, on_progress: OnProgress | None = None
+) -> Record:
     found = sequence_of(model)
     plan = dataclasses.replace(
         plan,
@@ -207,7 +214,7 @@ def _measured(plan: Plan, model: Path, site: Site, effort: Effort, times: int = 
         padding=found.get("padding"),
         steered=bool(steering_of(model)),
     )
-    record = site.device.run(plan, model, site.target, times * effort.timeout_s, told)
+    record = site.device.run(plan, model, site.target, times * effort.timeout_s, on_progress)
     if problem := fallback(record, site.target):
         raise ModelError(f"{model}: {problem}")
     if record.baseline is not None:

@@ -1,4 +1,4 @@
-"""What a model file says of itself before it runs: the sequences edgekd made it for, and whether inputs steer it."""
+"""Read a model file's sequence metadata, and whether it has If or Loop, without running the model."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -11,18 +11,20 @@ if TYPE_CHECKING:
 __all__ = ["sequence_of", "steering_of"]
 
 KEYS = ("sequence_length", "padding")
-"""Keys of an ONNX file's metadata that edgekd writes into models for text, beside its own version."""
+"""Metadata keys that edgekd writes into the ONNX files of text models, in addition to its own version."""
 STEERING = ("If", "Loop")
-"""Nodes whose time depends on what their inputs say."""
+"""Op types whose time depends on the values of their inputs."""
 
 
 def sequence_of(model: Path) -> dict[str, int]:
-    """`sequence_length` and `padding` as edgekd wrote them into the file's metadata; empty for other models."""
+    """Return `sequence_length` and `padding` from the file's metadata if edgekd wrote them; empty for other models."""
     return dict(_asked(model)[0])
 
 
 def steering_of(model: Path) -> tuple[str, ...]:
-    """Which of If and Loop the model has, wherever in it; empty where the time of a call depends on shapes alone."""
+    """Return which of If and Loop occur in the model or its subgraphs; if empty, only shapes determine the time of a
+    call.
+    """
     return _asked(model)[1]
 
 
@@ -33,20 +35,20 @@ def _asked(model: Path) -> _Found:
     try:
         state = model.stat()
     except OSError:
-        return (), ()  # whoever loads it says what is wrong
+        return (), ()  # the session that loads the file reports the error
     return _read(model, state.st_mtime_ns, state.st_size)
 
 
 @lru_cache(maxsize=64)
 def _read(model: Path, changed: int, size: int) -> _Found:
-    """Kept, for each of many workers asks; of the file as it was changed last."""
+    """Read the model file. Results are cached by modification time and size, because many workers need them."""
     import onnx
 
     try:
         content = onnx.load(model, load_external_data=False)
         found = {entry.key: entry.value for entry in content.metadata_props}
         steering = tuple(sorted(set(_steering(content.graph))))
-    except Exception:  # protobuf's errors have no common base; the runtime says what is wrong with the file
+    except Exception:  # protobuf's errors have no common base; the runtime reports what is wrong with the file
         return (), ()
     try:
         values = {key: int(found[key]) for key in KEYS if key in found and "edgekd" in found}

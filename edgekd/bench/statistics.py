@@ -1,4 +1,4 @@
-"""Statistics of recorded samples, computed on reading."""
+"""Statistics of recorded samples; they are computed when records are read."""
 
 import math
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ __all__ = [
 ]
 
 RATIO_CALLS = 30
-"""Calls of a process below which no ratio of p95 is given."""
+"""Minimum number of calls per process for a ratio of p95."""
 
 
 def min_calls_for(percentile: float) -> int:
-    """Calls below which a percentile is not given.
+    """Return the minimum number of calls for which a percentile is given.
 
-    The largest of n calls lies above the percentile q with probability 1 − qⁿ; at least 99 % is asked:
-    90 calls for p95, 459 for p99 (the order-statistic bound of a one-sided 99 % tolerance limit).
+    The largest of n calls lies above the percentile q with probability 1 − qⁿ, which must be at least 99 %: 90 calls
+    for p95, 459 for p99 (the order-statistic bound of a one-sided 99 % tolerance limit).
     """
     q = percentile / 100
     return math.ceil(math.log(0.01) / math.log(q))
@@ -37,7 +37,7 @@ def min_calls_for(percentile: float) -> int:
 
 @dataclass(frozen=True)
 class Latency:
-    """Percentiles over all processes (seconds), each with the wider of two intervals; p99 is advisory."""
+    """Percentiles over all processes in seconds, each with the wider of two intervals; p99 is advisory."""
 
     calls: int
     processes: int
@@ -47,13 +47,13 @@ class Latency:
 
 
 def latency_of(processes: Sequence[Sequence[float]], confidence: float = CONFIDENCE) -> Latency:
-    """Percentiles of the pooled calls of several processes; None where there are too few calls.
+    """Return percentiles of the pooled calls of several processes; None where there are too few calls.
 
-    Every process has the same weight: of those that managed more calls in their time the first ones count, for a fast
-    process would otherwise outvote a slow one.
+    Every process has the same weight: only the first calls of each are used, as many as the slowest process made.
+    Otherwise fast processes would outweigh slow ones.
 
-    The interval joins two: the order-statistic bound of the pooled calls, and the interval over the processes' own
-    percentiles, for the calls of one process say little about the next.
+    The interval is the union of two: the order-statistic bound of the pooled calls, and the interval over the
+    processes' own percentiles, because calls of one process tell little about the next process.
     """
     shortest = min(map(len, processes))
     samples = [np.asarray(process[:shortest], dtype=np.float64) for process in processes]
@@ -74,21 +74,22 @@ def latency_of(processes: Sequence[Sequence[float]], confidence: float = CONFIDE
 
 @dataclass(frozen=True, kw_only=True)
 class Ratios:
-    """Model over baseline, as one process saw both: above 1 where the model takes longer."""
+    """Ratios of model to baseline within one process; a ratio above 1 means that the model takes longer."""
 
     p50: float
     p95: float | None
-    """None for fewer than RATIO_CALLS calls."""
+    """None if there are fewer than RATIO_CALLS calls."""
     load: float
 
 
 def ratios_of(
     latency_s: Sequence[float], baseline_s: Sequence[float], block_calls: int, load_s: float, baseline_load_s: float
 ) -> Ratios:
-    """The ratios of a model and a baseline that took turns in one process, in blocks of `block_calls` calls.
+    """Return the ratios of a model and a baseline that took turns in one process, in blocks of `block_calls` calls.
 
-    p50: the median over neighbouring blocks of the ratio of their medians, so that what slows down both for longer
-    than a block cancels out. p95: of all calls; where they are few it lies too high or too low, for both alike.
+    p50 is the median, over neighbouring blocks, of the ratio of their medians, so that a disturbance of both that lasts
+    longer than a block cancels out. p95 is the ratio of the percentiles of all calls; with few calls both percentiles
+    are biased in the same direction.
     """
     model, baseline = np.asarray(latency_s, dtype=np.float64), np.asarray(baseline_s, dtype=np.float64)
     blocks = [np.median(calls.reshape(-1, block_calls), axis=1) for calls in (model, baseline)]
@@ -101,11 +102,11 @@ def ratios_of(
 
 
 def order_statistics(ordered: NDArray[np.float64], q: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The distribution-free interval of the quantile q from sorted samples (n,).
+    """Return the distribution-free interval of the quantile q from sorted samples (n,).
 
-    The number of samples below the quantile is binomial (n, q); the interval lies between the order statistics
-    that leave (1 − confidence) / 2 on either side (David and Nagaraja, Order Statistics, 2003, section 7.1), or at
-    the smallest and largest sample where n is too small for that.
+    The number of samples below the quantile is binomial (n, q). The interval lies between the order statistics that
+    leave (1 − confidence) / 2 on either side (David and Nagaraja, Order Statistics, 2003, section 7.1), or at the
+    smallest and largest sample if n is too small for that.
     """
     n = len(ordered)
     k = np.arange(1, n + 1)
@@ -118,9 +119,10 @@ def order_statistics(ordered: NDArray[np.float64], q: float, confidence: float =
 
 
 def between(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """The geometric mean of one positive value per process, with Student's t interval on the logarithms.
+    """Return the geometric mean of one positive value per process, with Student's t interval on the logarithms.
 
-    Logarithms, for disturbances multiply, and a time is never negative. One process gives no interval.
+    Logarithms are used because disturbances multiply and times are never negative. For one process, the interval has no
+    width.
     """
     logs = np.log(np.maximum(values, 1e-12))
     centre = float(logs.mean())

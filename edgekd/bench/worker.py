@@ -1,43 +1,46 @@
-"""Measures one ONNX model in this process; an ordinary program that a person can copy to a device.
+"""Measure one ONNX model in this process. This file is a stand-alone program that can be copied to a device.
 
     python worker.py --plan plan.json --model model.onnx --out result.json
 
-It needs Python 3.9, numpy and onnxruntime 1.17, and nothing of edgekd. The plan is a JSON object; what it leaves
-out has the value of DEFAULTS below:
+It needs Python 3.9, numpy and onnxruntime 1.17, and it does not import edgekd. The plan is a JSON object; keys that
+it omits have the values of DEFAULTS below:
 
     mode      "latency": time single calls; "pair": time the model and `baseline` by turns, in short blocks;
-              "throughput": many calls, in one session or several side by side; "memory": peak memory without a
-              data set; "profile": which kernels ran where, and for how long; "predict": write the outputs for
-              all inputs to `outputs` (.npy); "load": make the session, and call nothing
+              "throughput": time many calls, in one session or several parallel ones; "memory": measure peak memory
+              without a data set; "profile": find which kernels ran where, and for how long; "predict": write the
+              outputs for all inputs to `outputs` (.npy); "load": create the session without a call
     provider, provider_options, intra_op_threads, inter_op_threads, allow_spinning, graph_level, arena,
-    affinity, precise_int8, binding          how the session is made; all of it goes into the fingerprint
-              binding "run": session.run with numpy arrays; "io": inputs and outputs bound before the call
-    baseline  pair: the other model file, given the same inputs
-    baseline_first                           pair: which session is made first (it then has the better memory)
-    block_s   pair: how long a block of one model's calls takes, about; only whole blocks are timed
-    inputs    a .npy file with inputs along the first axis, memory-mapped; or a .npz file with an array for each of
-              the model's inputs, examples along the axis of the batch, or one example for all calls; null: seeded
-              random ones
-    shapes    sizes by name of the input, such as {"x": [1, 3, 224, 224]}; free sizes that neither this, nor the data,
-              nor a value gives are refused, except for the batch
-    values    a constant by name of the input, such as {"sr": 16000}: a number, true, a text, or lists of them
-    batch_axes                               by name of the input: which axis is the batch, or null for none; the name
-              "" stands for all inputs; what is not said is asked of the names of the sizes, see `batch_axis`
-    output    predict: the output that answers; null: the first one
-    custom_ops                               libraries to load before the model; they run as this process
-    steered   the time of a call depends on what the inputs say: inner loops repeat a call with the same inputs
-    sequence_length, padding                 models that take sequences, unknown sizes: the length of random inputs;
-              with inputs, whose rows `padding` fills up, rows of that length are timed, or of the nearest one there
-              is, without the padding, and "predict" leaves out what is padding in all rows of a batch
-    memory_limit_bytes                       address space this process may take (RLIMIT_AS)
+    affinity, precise_int8, binding          settings of the session; all of them are part of the fingerprint;
+              binding "run": session.run with numpy arrays; "io": inputs and outputs are bound before the call
+    baseline  pair: the other model file, which gets the same inputs
+    baseline_first                           pair: whether the baseline's session is created first, which gives it the
+              better memory
+    block_s   pair: approximate duration of a block of one model's calls; only whole blocks are timed
+    inputs    a .npy file with inputs along the first axis, which is memory-mapped; or a .npz file with one array for
+              each of the model's inputs, which holds examples along the batch axis or one example for all calls;
+              null: seeded random inputs
+    shapes    sizes by input name, such as {"x": [1, 3, 224, 224]}; a dynamic dimension, except the batch, is an
+              error if its size is given neither here nor by data nor by a value
+    values    constants by input name, such as {"sr": 16000}: a number, true, a text, or lists of them
+    batch_axes                               batch axis by input name, or null for none; the name "" applies to all
+              inputs; for inputs that are not listed it is derived from the names of dimensions, see `batch_axis`
+    output    predict: the output to write; null: the first one
+    custom_ops                               libraries to load before the model; they run with this process's rights
+    steered   whether the time of a call depends on the values of the inputs: inner loops then repeat a call with the
+              same inputs
+    sequence_length, padding                 for models that take sequences of dynamic length: the length of random
+              inputs; with data, whose rows are filled up with `padding`, only rows of that length (or the nearest
+              length in the data) are timed, without the padding, and "predict" leaves out columns that are padding
+              in all rows of a batch
+    memory_limit_bytes                       address space that this process may use (RLIMIT_AS)
     optimized                                profile: where to write the graph as ONNX Runtime optimized it
     batch_size, sessions, warmup_s, min_calls, max_calls, max_s      bounds of the measurement
 
-It is one file on purpose, longer than others: what is copied to a device should be one thing.
+The program is deliberately one file, so that only one file has to be copied to a device.
 
-The result is one JSON object: raw seconds per call and a fingerprint, or `error` with one line; one that is the
-baseline's fault begins with "baseline FILE: ". Statistics are the reader's business. Exit code 0, or 1 with an
-error in the result. `predict` prints rows done to stdout.
+The result is one JSON object: raw seconds per call and a fingerprint, or `error` with one line. An error that concerns
+the baseline begins with "baseline FILE: ". The reader of the result computes the statistics. The exit code is 0, or 1
+if the result is an error. `predict` prints the number of finished rows to stdout.
 """
 
 from __future__ import annotations
@@ -63,7 +66,7 @@ __all__ = ["DEFAULTS", "Feeds", "energy_counter", "main", "measure"]
 
 # result history:
 # 1 - latency_s, first_call_s, load_s, memory, fingerprint
-# 2 - binding, arena, inner_calls, warm, disturbance, energy_j, throughput, nodes; DEFAULTS fill up a plan
+# 2 - binding, arena, inner_calls, warm, disturbance, energy_j, throughput, nodes; DEFAULTS fill missing plan keys
 # 3 - mode pair: baseline, block_calls, later also mode load, without calls
 # 4 - fingerprint: shapes, input_types, batch_axes, values, custom_ops; predict: class labels, which have one axis
 SCHEMA_VERSION = 4
@@ -141,25 +144,27 @@ DTYPES = {
     "tensor(string)": np.object_,
 }
 BATCH_NAMES = ("n", "b", "bs", "batchsize", "num_batches")
-"""Names of sizes that mean the batch, beside all that begin with "batch"."""
+"""Names of dimensions that mean the batch, in addition to all names that begin with "batch"."""
 OTHER_NAMES = ("seq", "len", "time", "height", "width", "token", "frame", "point", "sample", "word")
-"""Parts of names that do not, although inputs and outputs may share such a first size."""
+"""A dimension whose name contains one of these is not the batch, even if inputs and outputs share it as first size."""
 ESCAPE = re.compile("\x1b\\[[0-9;?]*[ -/]*[@-~]")
 LONGEST = 600
 ON_NVIDIA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
-SHORTEST_S = 50e-6  # a call below this is timed in inner loops: the clock and Python itself would show
-LOADS = 5  # pair: of each model
+SHORTEST_S = (
+    50e-6  # shorter calls are timed in inner loops, because the overhead of the clock and of Python would matter
+)
+LOADS = 5  # pair: number of timed loads of each model
 SLOW_LOAD_S = 0.5
-ROTATED = 64  # rows kept ready for the timed calls (two batches at least)
+ROTATED = 64  # rows that are prepared for the timed calls (at least two batches)
 Clock = Callable[[], float]
 
 
 class WorkerError(Exception):
-    """One line for the result's `error`."""
+    """An error whose text becomes the one line in the result's `error`."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the plan; returns the exit code."""
+    """Run the plan and return the exit code."""
     parser = argparse.ArgumentParser(description="Measure one ONNX model in this process.")
     parser.add_argument("--plan", required=True)
     parser.add_argument("--model", required=True)
@@ -187,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(plan: dict[str, Any], model: str, clock: Clock = time.perf_counter) -> dict[str, Any]:
-    """The result of a plan for one model file; `clock` gives seconds."""
+    """Run a plan on one model file and return the result; `clock` returns seconds."""
     plan = complete(plan)
     confine(plan)
     import onnxruntime
@@ -234,17 +239,18 @@ def measure(plan: dict[str, Any], model: str, clock: Clock = time.perf_counter) 
 
 
 def loaded(onnxruntime: Any, plan: dict[str, Any], model: str, clock: Clock) -> tuple[Any, float]:
-    """A session and the seconds it took to make it."""
+    """Return a session and the seconds it took to create it."""
     begin = clock()
     session = make_session(onnxruntime, plan, model)
     return session, clock() - begin
 
 
 def load_pair(onnxruntime: Any, plan: dict[str, Any], model: str, clock: Clock) -> list[tuple[Any, float]]:
-    """The model and its baseline, with the median of LOADS times that loading each took; slow ones are loaded once.
+    """Return the sessions of the model and its baseline, each with the median seconds of its loads.
 
-    Loads are timed one at a time, by turns: a second session in the same process would have to find new memory.
-    The very first one, which pays for the process, is neither's. The sessions are then made in the order asked for.
+    Each file is loaded LOADS times, but a slow one only once. Loads are timed one at a time, by turns: a second session
+    in the same process would have to find new memory. The very first load pays for the start of the process and is not
+    counted. The sessions are then created in the order that the plan asks for.
     """
     files, names = [model, plan["baseline"]], ["", blame(plan)]
     order = [1, 0] if plan["baseline_first"] else [0, 1]
@@ -265,13 +271,13 @@ def load_pair(onnxruntime: Any, plan: dict[str, Any], model: str, clock: Clock) 
 
 
 def blame(plan: dict[str, Any]) -> str:
-    """What the errors of the baseline begin with."""
+    """Return the prefix of error messages about the baseline."""
     return "baseline " + str(plan["baseline"]) + ": "
 
 
 @contextlib.contextmanager
 def blaming(name: str) -> Iterator[None]:
-    """Errors inside begin with `name`; those of the model itself need none."""
+    """Prepend `name` to the message of any WorkerError inside; it is empty for the model itself."""
     try:
         yield
     except WorkerError as error:
@@ -279,13 +285,13 @@ def blaming(name: str) -> Iterator[None]:
 
 
 def sha256_of(model: str) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """Return the SHA-256 digest of a file in hexadecimal."""
     with open(model, "rb") as file:  # noqa: PTH123
         return hashlib.sha256(file.read()).hexdigest()
 
 
 def read_plan(text: str, name: str) -> Any:
-    """The JSON in a plan's text; WorkerError, naming the file, if it is none."""
+    """Parse the JSON text of a plan. Raises WorkerError with the file name if it is not valid JSON."""
     try:
         return json.loads(text)
     except ValueError as error:
@@ -293,7 +299,7 @@ def read_plan(text: str, name: str) -> Any:
 
 
 def complete(plan: Any) -> dict[str, Any]:
-    """The plan with all its keys; WorkerError if something in it is wrong."""
+    """Return the plan with defaults for missing keys. Raises WorkerError if a key or value is wrong."""
     if not isinstance(plan, dict):
         raise WorkerError("the plan should be a JSON object, got " + json.dumps(plan)[:100])
     unknown = sorted(set(plan) - set(DEFAULTS))
@@ -313,7 +319,7 @@ def complete(plan: Any) -> dict[str, Any]:
 
 
 def confine(plan: dict[str, Any]) -> None:
-    """Pin this process, limit its memory, and let the system kill it rather than others when memory runs out."""
+    """Pin this process, limit its memory, and make the system kill it before others when memory runs out."""
     if plan["affinity"]:
         try:
             os.sched_setaffinity(0, plan["affinity"])
@@ -321,7 +327,7 @@ def confine(plan: dict[str, Any]) -> None:
             here = sorted(os.sched_getaffinity(0))
             raise WorkerError("affinity " + str(plan["affinity"]) + ": this process has CPUs " + str(here)) from error
     if plan["memory_limit_bytes"]:
-        import resource  # not on Windows
+        import resource  # not available on Windows
 
         hard = hard_limit()
         limit = plan["memory_limit_bytes"] if hard is None else min(plan["memory_limit_bytes"], hard)
@@ -330,13 +336,13 @@ def confine(plan: dict[str, Any]) -> None:
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:  # noqa: PTH123
             file.write("1000")
     except OSError:
-        pass  # no such file outside Linux
+        pass  # this file exists only on Linux
 
 
 def die_with_parent() -> None:
-    """Linux: a parent that is killed takes this process along, which would otherwise go on for nobody.
+    """On Linux, make the system kill this process when its parent is killed, because its result would not be used.
 
-    Not by default: a person may start a worker on a device and log out.
+    This is not the default: a person may start a worker on a device and log out.
     """
     if sys.platform == "linux":
         import ctypes
@@ -345,7 +351,7 @@ def die_with_parent() -> None:
 
 
 def out_of_memory(plan: dict[str, Any]) -> str:
-    """One line for a model that needs more memory than there is."""
+    """Return one line for a model that needs more memory than is available."""
     limit, hard = plan.get("memory_limit_bytes"), hard_limit()
     if hard is not None and (not limit or hard <= limit):
         return "out of memory, with a limit of %.0f MB (`ulimit -v` where edgekd was started)" % (hard / 1e6)
@@ -353,9 +359,9 @@ def out_of_memory(plan: dict[str, Any]) -> str:
 
 
 def hard_limit() -> int | None:
-    """Address space that this process was given and may not exceed; None where there is no such limit."""
+    """Return the hard limit of this process's address space in bytes; None if there is no limit."""
     try:
-        import resource  # not on Windows
+        import resource  # not available on Windows
     except ImportError:
         return None
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
@@ -363,7 +369,7 @@ def hard_limit() -> int | None:
 
 
 def wants_memory(error: Exception) -> bool:
-    """Whether there was too little memory: for Python, onnxruntime, or the loader of its libraries."""
+    """Whether the error means too little memory for Python, onnxruntime or the loader of its libraries."""
     signs = ("bad_alloc", "Failed to allocate memory", "failed to map segment", "Cannot allocate memory")
     return isinstance(error, MemoryError) or (
         not isinstance(error, WorkerError) and any(sign in str(error) for sign in signs)
@@ -371,7 +377,7 @@ def wants_memory(error: Exception) -> bool:
 
 
 def explain(error: Exception, plan: dict[str, Any], what: str) -> WorkerError:
-    """onnxruntime's error as one line; its exceptions have no common base below Exception."""
+    """Convert an onnxruntime error to one line; its exceptions have no common base below Exception."""
     if wants_memory(error):
         return WorkerError(out_of_memory(plan) + " (" + what + ")")
     text = " ".join(ESCAPE.sub("", str(error)).split())
@@ -379,9 +385,9 @@ def explain(error: Exception, plan: dict[str, Any], what: str) -> WorkerError:
 
 
 def without_signature(text: str, limit: int = 300) -> str:
-    """onnxruntime's message without the place in its source and the C++ signature there: what is wrong comes last.
+    """Remove the source location and the C++ signature from onnxruntime's message, because the cause comes last.
 
-    A message that is still too long loses its middle.
+    If the message is still too long, its middle is removed.
     """
     place = re.search(r"/\S+\.(?:cc|cpp|h|hpp):\d+ ", text)
     if place:
@@ -393,7 +399,7 @@ def without_signature(text: str, limit: int = 300) -> str:
 
 
 def end_of_signature(text: str, begin: int) -> int:
-    """Behind the parentheses of a signature that begins at `begin`; `begin` where it has none that close."""
+    """Return the position after the parentheses of the signature at `begin`; `begin` if there are no balanced ones."""
     depth = 0
     for place in range(max(text.find("(", begin), begin), len(text)):
         depth += {"(": 1, ")": -1}.get(text[place], 0)
@@ -403,7 +409,7 @@ def end_of_signature(text: str, begin: int) -> int:
 
 
 def one_row_each(answer: Any, rows: int, which: str = "the first output", others: str = "") -> Any:
-    """An output as logits (rows, C), or as class labels (rows,); WorkerError if it is anything else."""
+    """Return an output as logits (rows, C) or class labels (rows,). Raises WorkerError for any other output."""
     needs = "; accuracy needs one row of logits per input, or one class label" + others
     if not isinstance(answer, np.ndarray):
         raise WorkerError(which + " is no tensor" + needs)
@@ -417,24 +423,24 @@ def one_row_each(answer: Any, rows: int, which: str = "the first output", others
 
 
 def require(onnxruntime: Any, provider: str) -> None:
-    """WorkerError if this onnxruntime has no such provider."""
+    """Raise WorkerError if this onnxruntime does not have the provider."""
     offered = onnxruntime.get_available_providers()
     if provider not in offered:
         raise WorkerError("this onnxruntime offers " + ", ".join(offered) + "; " + provider + " is not among them")
 
 
 def make_session(onnxruntime: Any, plan: dict[str, Any], model: str, profile_prefix: str = "") -> Any:
-    """A session on the plan's provider; WorkerError if it did not take the model."""
+    """Create a session on the plan's provider. Raises WorkerError if the model cannot be loaded or runs elsewhere."""
     provider = plan["provider"]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = plan["intra_op_threads"]
     options.inter_op_num_threads = plan["inter_op_threads"]
     options.enable_cpu_mem_arena = plan["arena"]
-    options.log_severity_level = 3  # errors; warnings would mix with other programs' output
+    options.log_severity_level = 3  # errors only, because warnings would mix with other programs' output
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[plan["graph_level"]])
     spinning = "1" if plan["allow_spinning"] else "0"
     options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
-    if plan["precise_int8"]:  # x86 without VNNI: slower kernels in place of those that saturate
+    if plan["precise_int8"]:  # x86 without VNNI: use slower kernels that do not saturate
         options.add_session_config_entry("session.x64quantprecision", "1")
     if hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -456,10 +462,11 @@ def make_session(onnxruntime: Any, plan: dict[str, Any], model: str, profile_pre
 
 
 def batch_axis(spec: Any, inputs: Iterable[Any], outputs: Iterable[Any]) -> int | None:
-    """Which axis of an input is the batch, as the names of the sizes tell; None for an unbatched input.
+    """Return the batch axis of an input, derived from the names of its dimensions; None for an unbatched input.
 
-    A first size that is called like a batch is one; so is one that all inputs and outputs share by its name (or by
-    having none), unless it is called like something else, and a fixed first size that is 1 or an output's as well.
+    A first dimension is the batch if its name means batch. It is also the batch if all inputs and outputs share its
+    name (or have no name there), unless the name means something else. A fixed first dimension is the batch if it is 1
+    or also the first dimension of an output.
     """
     shape = list(spec.shape or ())
     if not shape:
@@ -481,35 +488,35 @@ def batch_axis(spec: Any, inputs: Iterable[Any], outputs: Iterable[Any]) -> int 
 
 
 def means_batch(size: Any) -> bool:
-    """Whether the name of a size is that of a batch."""
+    """Whether the name of a dimension means the batch."""
     return isinstance(size, str) and (size.lower() in BATCH_NAMES or size.lower().startswith("batch"))
 
 
 def nameless(size: Any) -> bool:
-    """Whether a size is free and has no name, or one that a converter made up."""
+    """Whether a dimension is dynamic and has no name, or only a name that a converter generated."""
     return not is_size(size) and (
         not isinstance(size, str) or re.fullmatch(r"(unk__\d+|unk|\?|None|)", size) is not None
     )
 
 
 def is_size(size: Any) -> bool:
-    """Whether a size is known; others have a name, or not even that, or are below 0."""
+    """Whether a dimension is fixed; a dynamic one is a name, None or below 0."""
     return isinstance(size, int) and size >= 0
 
 
 def type_name(spec: Any) -> str:
-    """`float` for tensor(float)."""
+    """Return the short type name: `float` for tensor(float)."""
     text = str(spec.type)
     return text[len("tensor(") : -1] if text.startswith("tensor(") else text
 
 
 def listed(shape: Iterable[Any]) -> str:
-    """A shape as the model declares it: `[batch,3,height,width]`."""
+    """Return a shape as the model declares it: `[batch,3,height,width]`."""
     return "[" + ",".join("?" if size is None else str(size) for size in shape) + "]"
 
 
 class Feeds:
-    """Inputs for the calls: rows of the plan's data in turn, constants, and seeded random ones."""
+    """The inputs for the calls: rows of the plan's data in turn, constants, or seeded random arrays."""
 
     def __init__(self, session: Any, plan: dict[str, Any]) -> None:
         self.inputs, outputs = session.get_inputs(), session.get_outputs()
@@ -539,7 +546,7 @@ class Feeds:
             self.draw()
 
     def known_names(self) -> None:
-        """Raise WorkerError if the plan speaks of an input that the model does not have."""
+        """Raise WorkerError if the plan names an input that the model does not have."""
         names = [spec.name for spec in self.inputs]
         for key in ("shapes", "values", "batch_axes"):
             for name in self.plan[key]:
@@ -547,7 +554,7 @@ class Feeds:
                     raise WorkerError("it has no input " + repr(name) + "; its inputs are " + ", ".join(names))
 
     def axis_of(self, spec: Any, outputs: Any) -> int | None:
-        """Which axis is the batch: as the plan says, else as the names tell."""
+        """Return the batch axis of an input: the plan's value, or else the one derived from the names of dimensions."""
         said = self.plan["batch_axes"]
         if spec.name not in said and "" not in said:
             return batch_axis(spec, self.inputs, outputs)
@@ -558,7 +565,7 @@ class Feeds:
         return None if axis is None else int(axis)
 
     def batch_size(self) -> int:
-        """Inputs of a call: as a shape was given, else the plan's."""
+        """Return the number of inputs per call: from a given shape, or else the plan's batch size."""
         if self.plan["mode"] not in ("throughput", "predict"):
             for name, axis in self.axes.items():
                 if axis is not None and len(self.plan["shapes"].get(name, ())) > axis:
@@ -566,7 +573,9 @@ class Feeds:
         return int(self.plan["batch_size"])
 
     def sizes_by_name(self) -> dict[str, int]:
-        """What given shapes tell of free sizes, by their names; WorkerError for a shape that the model cannot take."""
+        """Return the sizes of named dynamic dimensions from the given shapes. Raises WorkerError if a shape does not
+        fit.
+        """
         bound: dict[str, int] = {}
         for spec in self.inputs:
             given, declared = self.plan["shapes"].get(spec.name), list(spec.shape or ())
@@ -580,7 +589,7 @@ class Feeds:
         return bound
 
     def sizes(self, spec: Any) -> list[int]:
-        """The shape to feed; WorkerError, with what is free, where nothing tells it."""
+        """Return the shape to feed to an input. Raises WorkerError that lists free dimensions of unknown size."""
         given, sizes, free = self.plan["shapes"].get(spec.name), [], []
         declared = list(spec.shape or ()) or [None] * len(given or ())
         for axis, size in enumerate(declared):
@@ -600,7 +609,7 @@ class Feeds:
         return sizes
 
     def wanted(self, spec: Any, free: list[str]) -> str:
-        """What to say of free sizes: where they are, and how to give them."""
+        """Return the error text for free dimensions: which ones they are, and how to set them."""
         one = len(free) == 1
         which = "the size of axis " + free[0] + " is" if one else "the sizes of axes " + ", ".join(free) + " are"
         axis = self.axes.get(spec.name)
@@ -614,7 +623,7 @@ class Feeds:
         return str(what + ", and " + which + " free; " + how + said)
 
     def constant(self, spec: Any, value: Any) -> Any:
-        """An array of the input's type with a value that holds for all calls."""
+        """Return an array of the input's type with a value that is used for all calls."""
         dtype = DTYPES.get(spec.type)
         if dtype is None:
             raise WorkerError("input " + spec.name + " is " + spec.type + ", which cannot be given a value")
@@ -636,7 +645,7 @@ class Feeds:
             raise WorkerError(what) from error
 
     def fits(self, spec: Any, shape: Any, batch: int | None = None) -> None:
-        """Raise WorkerError if an array of this shape is none for the input, whose axis `batch` may have any size."""
+        """Raise WorkerError if this shape does not fit the input; its axis `batch` may have any size."""
         wanted = list(spec.shape or ())
         alike = len(wanted) == len(shape) and all(
             axis == batch or not is_size(size) or size == got for axis, (size, got) in enumerate(zip(wanted, shape))
@@ -646,7 +655,9 @@ class Feeds:
             raise WorkerError(what + "; what is given for it is " + listed(shape))
 
     def read_data(self) -> dict[str, Any]:
-        """The arrays of the plan's file by the input's name, with the input's type; WorkerError if they do not suit."""
+        """Read the plan's data file as arrays by input name, in the input's type. Raises WorkerError if they do not
+        fit.
+        """
         if str(self.plan["inputs"]).endswith(".npz"):
             with np.load(self.plan["inputs"], allow_pickle=False) as arrays:
                 data = {name: arrays[name] for name in arrays.files}
@@ -668,7 +679,7 @@ class Feeds:
         return data
 
     def suits(self, spec: Any, rows: Any) -> bool:
-        """Whether the rows are inputs along the first axis."""
+        """Whether the rows are inputs stacked along the first axis."""
         axis = self.axes.get(spec.name)
         wanted = [size for place, size in enumerate(spec.shape) if place != axis]
         alike = len(wanted) == rows.ndim - 1 and all(
@@ -677,7 +688,7 @@ class Feeds:
         return alike and (DTYPES.get(spec.type) == rows.dtype or spec.type == "tensor(string)")
 
     def complete_data(self, data: dict[str, Any]) -> None:
-        """Raise WorkerError for an array that is no input's, and an input without one."""
+        """Raise WorkerError if an array belongs to no input or if an input has no array."""
         names = [spec.name for spec in self.inputs]
         for name in data:
             if name not in names:
@@ -687,7 +698,7 @@ class Feeds:
                 raise WorkerError("the data hold no array for input " + repr(name) + "; add it, or give it by --input")
 
     def sort(self, spec: Any, array: Any) -> None:
-        """Keep an array as rows, one for each example, or as one input for all calls."""
+        """Store an array either as rows, one per example, or as one constant input for all calls."""
         axis, rank = self.axes.get(spec.name), len(spec.shape or ())
         in_file = not str(self.plan["inputs"]).endswith(".npz")
         if in_file or (axis is None and array.ndim == rank + 1):
@@ -704,7 +715,7 @@ class Feeds:
             self.same[spec.name] = array
 
     def take_data(self) -> None:
-        """Make the inputs of the timed calls from the data."""
+        """Prepare the inputs of the timed calls from the data."""
         counts = {name: len(array) for name, array in self.rows.items()}
         if len(set(counts.values())) > 1 or 0 in counts.values():
             told = ", ".join(name + " " + str(count) for name, count in counts.items())
@@ -719,7 +730,7 @@ class Feeds:
             self.ready = [self.take(timed, number) for number in range(count)]
 
     def draw(self) -> None:
-        """Make random inputs for all that have no value."""
+        """Make random inputs for all inputs that have no value."""
         drawn = [spec for spec in self.inputs if spec.name not in self.same]
         self.random = bool(drawn)
         rng = np.random.Generator(np.random.PCG64(0))
@@ -729,7 +740,7 @@ class Feeds:
             self.ready.append({spec.name: feed.get(spec.name, self.same.get(spec.name)) for spec in self.inputs})
 
     def timed_rows(self) -> Any:
-        """Places of the rows to time: all of them, or the sequences whose length is nearest to the plan's."""
+        """Return the indices of the rows to time: all rows, or the sequences whose length is nearest to the plan's."""
         rows = next(iter(self.rows.values())) if len(self.rows) == 1 else None
         if self.length is None or self.padding is None or rows is None or rows.ndim != 2:
             return np.arange(self.count)
@@ -739,12 +750,12 @@ class Feeds:
         return np.flatnonzero(lengths == self.length)
 
     def take(self, places: Any, number: int) -> dict[str, Any]:
-        """Inputs of batch `number` among the rows at `places`, starting again after the last."""
+        """Return the inputs of batch `number` from the rows at `places`; after the last row it starts again."""
         chosen = np.arange(number * self.batch, (number + 1) * self.batch) % len(places)
         return self.feed(places[chosen])
 
     def feed(self, places: Any) -> dict[str, Any]:
-        """The inputs of one call with the rows at these places."""
+        """Return the inputs of one call with the rows at these indices."""
         feed = {}
         for spec in self.inputs:
             axis = self.axes.get(spec.name)
@@ -760,14 +771,14 @@ class Feeds:
         return feed
 
     def cut(self, rows: Any) -> Any:
-        """Rows without what is padding in all of them."""
+        """Remove the columns that are padding in all rows."""
         if self.padding is not None and rows.ndim == 2:
             used = np.flatnonzero((rows != self.padding).any(axis=0))
             rows = rows[:, : used[-1] + 1 if len(used) else 1]
         return np.ascontiguousarray(rows)
 
     def fed(self) -> str:
-        """What a call gets: `x float 1×3×224×224`; empty where it differs from call to call."""
+        """Return the inputs of a call as text: `x float 1×3×224×224`; empty if they differ from call to call."""
         if not self.ready:
             return ""
         return ", ".join(
@@ -777,12 +788,12 @@ class Feeds:
 
 
 def contiguous(array: Any) -> Any:
-    """The array in C order; a scalar stays one."""
+    """Return the array in C order; a scalar remains a scalar."""
     return np.asarray(array, order="C")
 
 
 def cast(array: Any, dtype: Any) -> Any:
-    """The array as another type; ValueError where that would change a value."""
+    """Convert the array to another type. Raises ValueError if that would change a value."""
     if array.dtype.kind not in "biuf" or (dtype.kind == "b" and not np.isin(array, (0, 1)).all()):
         raise ValueError("no such value")
     result = array.astype(dtype)
@@ -792,7 +803,7 @@ def cast(array: Any, dtype: Any) -> Any:
 
 
 def random_input(spec: Any, shape: list[int], rng: np.random.Generator) -> Any:
-    """A random array of the input's type."""
+    """Return a random array of the input's type. Raises WorkerError for types that cannot be random."""
     if spec.type not in DTYPES or spec.type == "tensor(string)":
         how = ", by --input or --data" if spec.type in DTYPES else ""
         raise WorkerError("input " + spec.name + " is " + spec.type + "; give real inputs for it" + how)
@@ -806,7 +817,7 @@ def random_input(spec: Any, shape: list[int], rng: np.random.Generator) -> Any:
 
 
 class Caller:
-    """One session, ready to be called with its inputs in turn."""
+    """One session with its prepared inputs, which are used in turn."""
 
     def __init__(self, onnxruntime: Any, session: Any, feeds: Feeds, plan: dict[str, Any]) -> None:
         self.session, self.feeds, self.batch, self.plan = session, feeds.ready, feeds.batch, plan
@@ -821,7 +832,7 @@ class Caller:
             self.bound.append(binding)
 
     def __call__(self, number: int) -> None:
-        """Call the model with the inputs of this number."""
+        """Call the model with the prepared inputs of this number."""
         try:
             if self.bound:
                 self.session.run_with_iobinding(self.bound[number % len(self.bound)])
@@ -831,19 +842,19 @@ class Caller:
             raise self.failed(error) from error
 
     def answer(self, feed: dict[str, Any], place: int = 0) -> Any:
-        """The output at a place."""
+        """Run the model and return the output at index `place`."""
         try:
             return self.session.run(None, feed)[place]
         except Exception as error:
             raise self.failed(error) from error
 
     def failed(self, error: Exception) -> WorkerError:
-        """The error of a call, with what the model was fed."""
+        """Return the error of a failed call, with the inputs that the model was fed."""
         told = explain(error, self.plan, "the model fails when it runs")
         return WorkerError(str(told) + "; it was fed " + self.fed) if self.fed and not wants_memory(error) else told
 
     def check_outputs(self) -> None:
-        """Raise WorkerError for outputs that are no numbers; one call, which is not timed."""
+        """Raise WorkerError for outputs that are NaN or infinite; this makes one call that is not timed."""
         try:
             if self.bound:
                 self.session.run_with_iobinding(self.bound[0])
@@ -859,7 +870,9 @@ class Caller:
 
 
 def time_calls(call: Caller, plan: dict[str, Any], clock: Clock) -> dict[str, Any]:
-    """First call, warm-up until stable (bounded), then one timing per call; inner loops for very short calls."""
+    """Time the first call, warm up until stable (bounded), then time each call; very short calls are timed in inner
+    loops.
+    """
 
     def once(number: int) -> float:
         begin = clock()
@@ -890,16 +903,16 @@ def time_calls(call: Caller, plan: dict[str, Any], clock: Clock) -> dict[str, An
         "warm": warm,
         "inner_calls": inner,
         "latency_s": [round(seconds, 9) for seconds in latency],
-        "energy_j": spent if spent is not None and spent >= 0 else None,  # the counter starts again at its maximum
+        "energy_j": spent if spent is not None and spent >= 0 else None,  # the counter restarts at 0 after its maximum
     }
 
 
 def pair(
     onnxruntime: Any, call: Caller, baseline: tuple[Any, float], plan: dict[str, Any], clock: Clock
 ) -> dict[str, Any]:
-    """Time the model and the baseline by turns, in short blocks: what slows the machine down slows both.
+    """Time the model and the baseline by turns in short blocks, so that a slow machine slows down both.
 
-    Blocks go baseline, model, model, baseline, …; each has the same number of calls.
+    The order of blocks is baseline, model, model, baseline, …; each block has the same number of calls.
     """
     session, load_s = baseline
     names = (blame(plan), "")
@@ -942,7 +955,7 @@ def pair(
 def _warm_pair(
     callers: tuple[Caller, Caller], names: tuple[str, str], plan: dict[str, Any], clock: Clock
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each one's first call, and of a typical call when warm."""
+    """Return the seconds of each model's first call, and of a typical call after warm-up."""
     firsts, typical = [], []
     for caller, name in zip(callers, names):
         with blaming(name):
@@ -953,7 +966,7 @@ def _warm_pair(
 
 
 def _block(caller: Caller, numbers: Iterable[int], inner: int, clock: Clock, steered: bool = False) -> list[float]:
-    """Seconds of each call, the mean of `inner` ones; where `steered` those are alike."""
+    """Return seconds per call, each the mean of `inner` calls; if `steered`, these calls all use the same inputs."""
     spent = []
     for number in numbers:
         start = clock()
@@ -964,9 +977,9 @@ def _block(caller: Caller, numbers: Iterable[int], inner: int, clock: Clock, ste
 
 
 def warm_up(once: Callable[[int], float], limit_s: float) -> tuple[list[float], bool]:
-    """Calls until three blocks have medians within 2 %, or `limit_s` of calls have passed.
+    """Call until three blocks have medians within 2 %, or until `limit_s` of calls have passed.
 
-    A block is ten calls; fewer, and within 5 %, where three times ten would not fit into the limit.
+    A block has ten calls. If three such blocks do not fit into the limit, blocks are shorter and 5 % is enough.
     """
     if limit_s <= 0:
         return [], False
@@ -985,7 +998,7 @@ def warm_up(once: Callable[[int], float], limit_s: float) -> tuple[list[float], 
 
 
 def throughput(callers: list[Caller], plan: dict[str, Any], clock: Clock) -> dict[str, Any]:
-    """Calls that all sessions, each in a thread of its own, finish together in `max_s`."""
+    """Count the calls that all sessions, each in its own thread, finish together in `max_s`."""
     for caller in callers:
         warm_up(lambda number, caller=caller: _timed(caller, number, clock), plan["warmup_s"])  # type: ignore[misc]
     counts = [0] * len(callers)
@@ -1018,9 +1031,9 @@ def _timed(caller: Caller, number: int, clock: Clock) -> float:
 
 
 def profile(onnxruntime: Any, session: Any, call: Caller, plan: dict[str, Any], model: str) -> dict[str, Any]:
-    """Kernels that ran (ONNX Runtime's profile) and the nodes as assigned, where this build tells.
+    """Return the kernels from ONNX Runtime's profile and, if this build reports them, the nodes as assigned.
 
-    A session of its own: profiling slows calls down, so nothing is timed in it.
+    This uses a separate session: profiling slows calls down, so no latency is measured in it.
     """
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
         profiled = make_session(onnxruntime, plan, model, os.path.join(folder, "profile"))  # noqa: PTH118
@@ -1035,7 +1048,7 @@ def profile(onnxruntime: Any, session: Any, call: Caller, plan: dict[str, Any], 
 
 
 def assigned_nodes(session: Any) -> list[list[str]]:
-    """Provider, op type and name of each node, before any is fused; empty where this build does not tell."""
+    """Return provider, op type and name of each node before fusion; empty if this build does not report it."""
     if not hasattr(session, "get_provider_graph_assignment_info"):
         return []
     graphs = session.get_provider_graph_assignment_info()
@@ -1043,7 +1056,7 @@ def assigned_nodes(session: Any) -> list[list[str]]:
 
 
 def kernels_of(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per kernel: provider, op type, node, and the µs of each call; the first call, which sets up, is left out."""
+    """Return provider, op type, node and µs per call of each kernel, without the first call, which includes set-up."""
     kernels: dict[tuple[str, ...], dict[str, Any]] = {}
     for event in events:
         if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
@@ -1060,7 +1073,7 @@ def kernels_of(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def predict(call: Caller, feeds: Feeds, plan: dict[str, Any]) -> list[int]:
-    """Write the output that answers, for every row, to plan["outputs"] (.npy, float32); returns its shape."""
+    """Write the chosen output for every row to plan["outputs"] (.npy, float32) and return its shape."""
     if feeds.random:
         raise WorkerError("mode predict needs `inputs`")
     names = [spec.name for spec in call.session.get_outputs()]
@@ -1076,17 +1089,18 @@ def predict(call: Caller, feeds: Feeds, plan: dict[str, Any]) -> list[int]:
         for start in range(0, rows, size):
             places = np.arange(start, min(start + size, rows))
             some = len(places)
-            if feeds.fixed and some < size:  # a fixed batch: fill up, and drop the surplus answers
+            if feeds.fixed and some < size:  # a fixed batch: repeat the last row, and drop the surplus answers
                 places = np.concatenate([places, np.repeat(places[-1:], size - some)])
             answer = call.answer(feeds.feed(places), names.index(name))
             if not feeds.axes and isinstance(answer, np.ndarray) and answer.shape[:1] != (1,):
-                answer = answer[None]  # an unbatched model: the only row
+                answer = answer[None]  # an unbatched model returns only one row
             answer = one_row_each(answer, len(places), which, others)[:some]
             if not shape:
                 shape = [rows, *answer.shape[1:]]
                 header = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
                 np.lib.format.write_array_header_1_0(file, header)
-            # A plain write: on a full disk it fails with a reason, where a memory map kills the process.
+            # Write to the file and not to a memory map: on a full disk, a write fails with a reason, but a map kills
+            # the process.
             file.write(np.ascontiguousarray(answer, dtype="<f4").tobytes())
             if time.monotonic() - told > 0.2:
                 told = time.monotonic()
@@ -1095,9 +1109,9 @@ def predict(call: Caller, feeds: Feeds, plan: dict[str, Any]) -> list[int]:
 
 
 def peak_memory() -> int | None:
-    """Peak resident memory of this process in bytes (VmHWM); null where /proc does not tell.
+    """Return the peak resident memory of this process in bytes (VmHWM); None if /proc does not report it.
 
-    ru_maxrss will not do: a child inherits its parent's value.
+    ru_maxrss is not suitable, because a child process inherits its parent's value.
     """
     for line in read_text("/proc/self/status").splitlines():
         if line.startswith("VmHWM:"):
@@ -1106,7 +1120,7 @@ def peak_memory() -> int | None:
 
 
 def read_text(path: str) -> str:
-    """A file of the system; empty where there is none."""
+    """Return the text of a system file; empty if it cannot be read."""
     try:
         with open(path, encoding="utf-8") as file:  # noqa: PTH123
             return file.read()
@@ -1115,28 +1129,30 @@ def read_text(path: str) -> str:
 
 
 def counters() -> dict[str, Any]:
-    """What tells whether something else used the machine meanwhile; null where the system does not say."""
+    """Read the system's counters that show whether other programs used the machine; None where one is missing."""
     wait = read_text("/proc/self/schedstat").split()
     cpu = read_text("/proc/stat").split("\n", 1)[0].split()[1:]
     mhz = read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq").strip()
     load = read_text("/proc/loadavg").split()
     return {
         "time_s": time.perf_counter(),
-        "waited_s": int(wait[1]) / 1e9 if len(wait) == 3 else None,  # ready to run, but another process had the core
+        "waited_s": int(wait[1]) / 1e9
+        if len(wait) == 3
+        else None,  # time when this process was ready to run but had no core
         "busy_ticks": sum(map(int, cpu[:3] + cpu[5:7])) if len(cpu) >= 8 else None,
         "own_s": time.process_time(),
         "ticks": sum(map(int, cpu[:8])) if len(cpu) >= 8 else None,
-        "steal_ticks": int(cpu[7]) if len(cpu) >= 8 else None,  # the hypervisor gave the core to others
+        "steal_ticks": int(cpu[7]) if len(cpu) >= 8 else None,  # time when the hypervisor gave the core to others
         "mhz": int(mhz) / 1000 if mhz.isdigit() else None,
         "load_1min": float(load[0]) if load else None,
     }
 
 
 def disturbance(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float | None]:
-    """What happened between two readings, as shares of the time.
+    """Return how much other load there was between two readings of the counters.
 
-    waited: this process was ready and had no core; steal: the hypervisor gave cores to others; others_cores: cores
-    that other programs kept busy.
+    waited: share of the time in which this process was ready and had no core; steal: share of the time for which the
+    hypervisor gave cores to others; others_cores: number of cores that other programs kept busy.
     """
     elapsed = max(after["time_s"] - before["time_s"], 1e-9)
     waited = None if before["waited_s"] is None else (after["waited_s"] - before["waited_s"]) / elapsed
@@ -1157,30 +1173,30 @@ def disturbance(before: dict[str, Any], after: dict[str, Any]) -> dict[str, floa
 def energy_counter(
     provider: str = "CPUExecutionProvider", device: str = "0", powercap: str = "/sys/class/powercap"
 ) -> Callable[[], float] | None:
-    """A function that reads joules of what does the work: the GPU's counter (NVML) or the CPU package's (powercap)."""
+    """Return a function that reads joules: from NVML for a GPU provider, or from powercap for the CPU package."""
     if provider in ON_NVIDIA:
         return gpu_energy(int(device))
-    path = powercap + "/intel-rapl:0/energy_uj"  # AMD's counter has this name as well
+    path = powercap + "/intel-rapl:0/energy_uj"  # AMD's counter has the same name
     if provider != "CPUExecutionProvider" or not read_text(path).strip().isdigit():
         return None
     return lambda: int(read_text(path)) / 1e6
 
 
 def gpu_energy(device: int) -> Callable[[], float] | None:
-    """The same for an NVIDIA GPU; None without NVML, or for a GPU without a counter."""
+    """Return a function that reads an NVIDIA GPU's joules; None without NVML or without a counter."""
     try:
         import pynvml  # type: ignore[import-not-found,unused-ignore]
 
         pynvml.nvmlInit()
         gpu = pynvml.nvmlDeviceGetHandleByIndex(device)
         pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu)
-    except Exception:  # no such package, no GPU, no counter: each has an exception of its own
+    except Exception:  # a missing package, GPU or counter each raises a different exception
         return None
     return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu)) / 1e3
 
 
 def gpu_names(provider: str) -> str:
-    """Names and driver of the NVIDIA GPUs here, for a provider that uses them; empty elsewhere."""
+    """Return names and driver of this machine's NVIDIA GPUs if the provider uses them; otherwise empty."""
     if provider not in ON_NVIDIA:
         return ""
     import subprocess
@@ -1195,7 +1211,7 @@ def gpu_names(provider: str) -> str:
 def fingerprint(
     onnxruntime: Any, session: Any, plan: dict[str, Any], digest: str, feeds: Feeds | None
 ) -> dict[str, Any]:
-    """What must be equal for two records to be comparable."""
+    """Return the values that must be equal for two records to be comparable."""
     assignment: dict[str, int] = {}
     elsewhere: dict[str, int] = {}
     for provider, op_type, _ in assigned_nodes(session):
@@ -1231,7 +1247,7 @@ def fingerprint(
 
 
 def cpu_model() -> str:
-    """The CPU's name as the system tells it."""
+    """Return the name of the CPU that the system reports."""
     for line in read_text("/proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         if key.strip().lower() in ("model name", "hardware"):

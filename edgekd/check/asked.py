@@ -7,11 +7,11 @@ from edgekd.bench.records import Effort, Feeding
 from edgekd.card import Budget
 from edgekd.check.tolerance import Tolerance
 
-__all__ = ["Asked", "Job", "JobOptions"]
+__all__ = ["CheckJob", "Criteria", "JobOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class CheckJob:
     """One model on one target, and by what it is judged."""
 
     path: Path
@@ -37,7 +37,7 @@ class JobOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked(JobOptions):
+class Criteria(JobOptions):
     """By what one model is judged."""
 
     budget: Budget

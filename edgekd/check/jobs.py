@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.card import Budget
-from edgekd.check.asked import Asked, Job, JobOptions
+from edgekd.check.asked import CheckJob, Criteria, JobOptions
 from edgekd.check.record import (
     Checked,
     Sample,
@@ -35,14 +35,14 @@ __all__ = ["run_job", "sample_of"]
 
 
 def run_job(
-    job: Job, options: JobOptions, estimate: "Estimate", told: Callable[[str], None]
+    job: CheckJob, options: JobOptions, estimate: "Estimate", on_status: Callable[[str], None]
 ) -> tuple[Judged, Checked | None]:
     """The verdict on one model on one target, or why there is none, and what was measured for it."""
     try:
         target = load_target(job.target)
         if is_record(job.path):
             return _judged_record(job, target, options), None
-        return _measured(job, target, options, estimate, told)
+        return _measured(job, target, options, estimate, on_status)
     except EdgekdError as error:
         problem, code = str(error), ExitCode(error.exit_code)
     except OSError as error:  # a file that may not be read, a full disk: the other jobs have their turn
@@ -53,7 +53,7 @@ def run_job(
     return Judged(name=visible(name), target=target_name, problem=problem, problem_code=code), None
 
 
-def _judged_record(job: Job, target: Target, options: JobOptions) -> Judged:
+def _judged_record(job: CheckJob, target: Target, options: JobOptions) -> Judged:
     """A record is judged as it is; with a baseline record, against that one."""
     checked, allowed = record_of(job.path, target), []
     if job.data is not None:
@@ -64,13 +64,13 @@ def _judged_record(job: Job, target: Target, options: JobOptions) -> Judged:
         stored = record_of(job.baseline, target).sample
         allowed = refuse_other_machine(stored, checked.sample, options.allow_difference)
         checked = Checked(sample=checked.sample, baseline=stored, stored=True)
-    asked = _asked(job, Budget(**checked.budget), target, options, checked.baseline is not None)
-    judged = judge_record(checked, asked, target)
+    criteria = _criteria(job, Budget(**checked.budget), target, options, checked.baseline is not None)
+    judged = judge_record(checked, criteria, target)
     return dataclasses.replace(judged, file=str(job.path), notes=(*allowed, *judged.notes))
 
 
 def _measured(
-    job: Job, target: Target, options: JobOptions, estimate: "Estimate", told: Callable[[str], None]
+    job: CheckJob, target: Target, options: JobOptions, estimate: "Estimate", on_status: Callable[[str], None]
 ) -> tuple[Judged, Checked]:
     from edgekd.check.measure import check
     from edgekd.check.sources import baseline_of, source_of
@@ -81,19 +81,19 @@ def _measured(
         inputs = read_arrays(job.data, scratch) if job.data else None
         source = source_of(job.path, target, inputs)
         if options.write_baseline and job.baseline and is_record(job.baseline) and not job.baseline.exists():
-            return _first_of_its_kind(job, source, site, options, estimate, told)
+            return _first_of_its_kind(job, source, site, options, estimate, on_status)
         baseline = baseline_of(job.baseline, target) if job.baseline else None
-        asked = _asked(job, source.budget, target, options, baseline is not None)
-        return check(source, site, asked, baseline, estimate, lambda text: told(f"{source.name}: {text}"))
+        criteria = _criteria(job, source.budget, target, options, baseline is not None)
+        return check(source, site, criteria, baseline, estimate, lambda text: on_status(f"{source.name}: {text}"))
 
 
 def _first_of_its_kind(
-    job: Job,
+    job: CheckJob,
     source: "Source",
     site: "Site",
     options: JobOptions,
     estimate: "Estimate",
-    told: Callable[[str], None],
+    on_status: Callable[[str], None],
 ) -> tuple[Judged, Checked]:
     """The verdict of the budgets alone, and the baseline for the next check, which is written if they pass."""
     from edgekd.check.measure import check, measure_all
@@ -101,15 +101,17 @@ def _first_of_its_kind(
     assert job.baseline is not None
     target = site.target
     budget = effective_budget(source.budget.with_values(job.budget), target)
-    asked = dataclasses.replace(_asked(job, source.budget, target, options, True), budget=budget)
+    criteria = dataclasses.replace(_criteria(job, source.budget, target, options, True), budget=budget)
     judged = checked = None
     if budget != Budget():
-        judged, checked = check(source, site, asked, None, estimate, lambda text: told(f"{source.name}: {text}"))
+        judged, checked = check(
+            source, site, criteria, None, estimate, lambda text: on_status(f"{source.name}: {text}")
+        )
         if judged.outcome != "pass":
             note = f"{job.baseline}: is not there, and was not written, for the budgets do not pass"
             return dataclasses.replace(judged, notes=(*judged.notes, note)), checked
-    told(f"{source.name}: the baseline")
-    kept = as_baseline(measure_all(source, site, asked.effort, estimate))
+    on_status(f"{source.name}: the baseline")
+    kept = as_baseline(measure_all(source, site, criteria.effort, estimate))
     write_record(job.baseline, kept)
     if judged is None or checked is None:
         judged, checked = judged_of(kept, Verdict(()), [], target), kept
@@ -118,7 +120,7 @@ def _first_of_its_kind(
     return dataclasses.replace(judged, notes=(note, *judged.notes)), checked
 
 
-def _asked(job: Job, own: Budget, target: Target, options: JobOptions, compared: bool) -> Asked:
+def _criteria(job: CheckJob, own: Budget, target: Target, options: JobOptions, compared: bool) -> Criteria:
     """By what the job is judged; ConfigError if by nothing."""
     budget = effective_budget(own.with_values(job.budget), target)
     if set(dataclasses.asdict(job.tolerance).values()) == {"off"}:
@@ -128,7 +130,7 @@ def _asked(job: Job, own: Budget, target: Target, options: JobOptions, compared:
             f"{job.path}: no budget to judge it by; give one or more --budget key=value, such as size_kb=300, "
             "or a --baseline to hold it against"
         )
-    return Asked(
+    return Criteria(
         budget=budget,
         tolerance=job.tolerance,
         allow_estimated=options.allow_estimated,
@@ -137,7 +139,7 @@ def _asked(job: Job, own: Budget, target: Target, options: JobOptions, compared:
     )
 
 
-def sample_of(job: Job, estimate: "Estimate") -> Sample:
+def sample_of(job: CheckJob, estimate: "Estimate") -> Sample:
     """Everything of one model, measured now or taken from a record, to keep as a baseline.
 
     Raises InputError for a record that was made for a comparison alone, for it holds too little.
@@ -156,7 +158,7 @@ def sample_of(job: Job, estimate: "Estimate") -> Sample:
         return measure_all(source_of(job.path, target, inputs), site, effort, estimate)
 
 
-def _whole(checked: Checked, job: Job) -> Sample:
+def _whole(checked: Checked, job: CheckJob) -> Sample:
     sample = checked.sample
     if not sample.latency and not sample.elsewhere:
         raise InputError(

@@ -57,10 +57,10 @@ class Decision:
     """Slowdowns that fresh samples did not confirm."""
 
 
-Estimate = Callable[[Sequence[T], float], Interval]
+Estimator = Callable[[Sequence[T], float], Interval]
 
 
-def below_limit(samples: Sequence[T], estimate: Estimate[T], limit: float) -> Decision:
+def below_limit(samples: Sequence[T], estimate: Estimator[T], limit: float) -> Decision:
     """Whether a figure is at most `limit`: pass once its upper bound is, fail once its lower bound is above.
 
     `estimate(samples, confidence)` gives the bounds. Every planned look that the samples allow is taken in order, so
@@ -82,7 +82,7 @@ def below_limit(samples: Sequence[T], estimate: Estimate[T], limit: float) -> De
 
 
 def not_slower(
-    samples: Sequence[T], estimate: Estimate[T], limit: float, looks: Sequence[int] = PAIR_LOOKS
+    samples: Sequence[T], estimate: Estimator[T], limit: float, looks: Sequence[int] = PAIR_LOOKS
 ) -> Decision:
     """Whether the ratio to the baseline is at most 1 + `limit`.
 
@@ -111,7 +111,7 @@ def not_slower(
 
 
 def _more(
-    before: Decision | None, samples: Sequence[T], estimate: Estimate[T], look: int, wanted: int, unconfirmed: int = 0
+    before: Decision | None, samples: Sequence[T], estimate: Estimator[T], look: int, wanted: int, unconfirmed: int = 0
 ) -> Decision:
     """More samples are wanted; until then the bounds are those of what there is."""
     nothing = Interval(math.nan, 0.0, math.inf)

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from edgekd.bench.feeding import merged
 from edgekd.bench.records import Feeding
 from edgekd.card import Budget
-from edgekd.check.asked import Job
+from edgekd.check.asked import CheckJob
 from edgekd.check.tolerance import Tolerance
 from edgekd.errors import ConfigError, InputError, did_you_mean, shown
 from edgekd.files import read_json, real
@@ -50,7 +50,7 @@ class Given:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Entry:
+class ModelEntry:
     """One `[[model]]`."""
 
     path: Place
@@ -82,10 +82,10 @@ class Manifest:
     budget: dict[str, Any] = field(default_factory=dict)
     """Limits for every model and target; a table of a target's name holds those for that target."""
     tolerance: dict[str, float | str] = field(default_factory=dict)
-    model: Annotated[tuple[Entry, ...], Field(min_length=1)]
+    model: Annotated[tuple[ModelEntry, ...], Field(min_length=1)]
 
 
-def read_manifest(path: Path) -> list[Job]:
+def read_manifest(path: Path) -> list[CheckJob]:
     """The jobs of a manifest, in its order.
 
     Raises ConfigError for anything wrong in it, with file, key, value, rule and nearest name, InputError for a path
@@ -105,7 +105,7 @@ def read_manifest(path: Path) -> list[Job]:
     return jobs
 
 
-def _refuse_shared_records(jobs: list[Job], path: Path) -> None:
+def _refuse_shared_records(jobs: list[CheckJob], path: Path) -> None:
     """Two models of one name must not share a stored record: each would be held against the other's."""
     used: dict[str, Path] = {}
     for job in jobs:
@@ -118,7 +118,7 @@ def _refuse_shared_records(jobs: list[Job], path: Path) -> None:
                 )
 
 
-def _jobs(manifest: Manifest, entry: Entry, number: int, path: Path) -> list[Job]:
+def _jobs(manifest: Manifest, entry: ModelEntry, number: int, path: Path) -> list[CheckJob]:
     where = f"{path}: model.{number}"
     targets = entry.targets or manifest.targets
     if not targets:
@@ -141,7 +141,7 @@ def _jobs(manifest: Manifest, entry: Entry, number: int, path: Path) -> list[Job
             baseline = _filled(entry.baseline or manifest.baseline, names, f"{where}.baseline")
             data = entry.data or manifest.data
             jobs.append(
-                Job(
+                CheckJob(
                     path=file,
                     target=_target(target, path.parent),
                     budget=budget,
@@ -154,7 +154,7 @@ def _jobs(manifest: Manifest, entry: Entry, number: int, path: Path) -> list[Job
     return jobs
 
 
-def _feeding(manifest: Manifest, entry: Entry, folder: Path) -> Feeding:
+def _feeding(manifest: Manifest, entry: ModelEntry, folder: Path) -> Feeding:
     own = _fed(entry.inputs)
     libraries = tuple(str((folder / name).resolve()) for name in entry.custom_ops)
     own = dataclasses.replace(own, output=entry.output or None, custom_ops=libraries)

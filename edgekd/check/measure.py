@@ -22,7 +22,7 @@ from edgekd.bench.runner import (
 )
 from edgekd.bench.sequences import steering_of
 from edgekd.card import Budget
-from edgekd.check.asked import Asked
+from edgekd.check.asked import Criteria
 from edgekd.check.looks import BUDGET_LOOKS, PAIR_LOOKS
 from edgekd.check.record import Answers, Checked, Sample, refuse_other_machine
 from edgekd.check.sources import Source, signature_of
@@ -53,33 +53,38 @@ class _Needs:
     answers: bool
 
 
-Told = Callable[[str], None]
+OnStatus = Callable[[str], None]
 
 
 def check(
-    source: Source, site: Site, asked: Asked, baseline: Source | Checked | None, estimate: Estimate, told: Told
+    source: Source,
+    site: Site,
+    criteria: Criteria,
+    baseline: Source | Checked | None,
+    estimate: Estimate,
+    on_status: OnStatus,
 ) -> tuple[Judged, Checked]:
     """Measure a model, beside its baseline if there is one, until every planned look has its verdict.
 
     A baseline file is measured here and now, by turns with the model; a stored record is as it was measured then.
-    `told(text)` hears what is going on. Raises EdgekdError if one of both cannot be measured.
+    `on_status(text)` hears what is going on. Raises EdgekdError if one of both cannot be measured.
     """
     begin = time.monotonic()
-    needs = _needs(source, site, asked, baseline)
-    checked = _first(source, site, asked, baseline, needs, estimate)
-    allowed = _refuse_others(checked, asked)
+    needs = _needs(source, site, criteria, baseline)
+    checked = _first(source, site, criteria, baseline, needs, estimate)
+    allowed = _refuse_others(checked, criteria)
     first_alone, first_together = BUDGET_LOOKS[0] * needs.latency, PAIR_LOOKS[0] * needs.pairs
     while True:
-        verdict, wanted, notes = judge_samples(checked, asked.budget, asked.tolerance, asked.allow_estimated)
+        verdict, wanted, notes = judge_samples(checked, criteria.budget, criteria.tolerance, criteria.allow_estimated)
         alone, together = max(wanted.latency, first_alone), max(wanted.pairs, first_together)
         if len(checked.sample.latency) >= alone and len(checked.pairs) >= together:
             break
         if _too_slow(verdict) and len(checked.sample.latency) >= first_alone and len(checked.pairs) >= first_together:
             break  # more of the same would not change the exit code
-        told(f"{len(checked.sample.latency)} of {alone} processes, {len(checked.pairs)} of {together} pairs")
-        checked = _one_more(checked, source, site, asked, baseline, alone, together)
-        allowed = _refuse_others(checked, asked)
-    checked = dataclasses.replace(checked, budget=asked.budget.limits())
+        on_status(f"{len(checked.sample.latency)} of {alone} processes, {len(checked.pairs)} of {together} pairs")
+        checked = _one_more(checked, source, site, criteria, baseline, alone, together)
+        allowed = _refuse_others(checked, criteria)
+    checked = dataclasses.replace(checked, budget=criteria.budget.limits())
     timed = (*checked.pairs[:1], *checked.sample.latency[:1])
     steered = steering_remarks(timed[0], steering_of(source.file)) if timed else []
     judged = judged_of(checked, verdict, [*allowed, *notes, *steered], site.target)
@@ -89,8 +94,8 @@ def check(
 def measure_all(source: Source, site: Site, effort: Effort, estimate: Estimate) -> Sample:
     """Everything of one model, as a baseline keeps it."""
     needs = _Needs(site.measurable, False, True, True, source.inputs is not None)
-    asked = Asked(budget=Budget(), effort=effort)
-    sample = _sample(source, site, asked, needs, estimate)
+    criteria = Criteria(budget=Budget(), effort=effort)
+    sample = _sample(source, site, criteria, needs, estimate)
     if not site.measurable:
         return sample
     inputs = source.inputs.file if source.inputs else None
@@ -106,16 +111,16 @@ def _too_slow(verdict: Verdict) -> bool:
     return any(line.outcome == "fail" and line.key in timed and not line.advisory for line in verdict.lines)
 
 
-def _refuse_others(checked: Checked, asked: Asked) -> list[str]:
+def _refuse_others(checked: Checked, criteria: Criteria) -> list[str]:
     """Before more time is spent: a stored baseline must be of this machine, or what differs must be allowed."""
     if not checked.stored or checked.baseline is None:
         return []
-    return refuse_other_machine(checked.baseline, checked.sample, asked.allow_difference)
+    return refuse_other_machine(checked.baseline, checked.sample, criteria.allow_difference)
 
 
-def _needs(source: Source, site: Site, asked: Asked, baseline: Source | Checked | None) -> _Needs:
-    budget = asked.budget.limits().keys()
-    tolerance = {key for key, value in dataclasses.asdict(asked.tolerance).items() if value != "off"}
+def _needs(source: Source, site: Site, criteria: Criteria, baseline: Source | Checked | None) -> _Needs:
+    budget = criteria.budget.limits().keys()
+    tolerance = {key for key, value in dataclasses.asdict(criteria.tolerance).items() if value != "off"}
     same = isinstance(baseline, Source) and file_digest(baseline.file) == file_digest(source.file)
     if baseline is None or same:
         tolerance = set()
@@ -138,31 +143,33 @@ def _needs(source: Source, site: Site, asked: Asked, baseline: Source | Checked 
 def _first(
     source: Source,
     site: Site,
-    asked: Asked,
+    criteria: Criteria,
     baseline: Source | Checked | None,
     needs: _Needs,
     estimate: Estimate,
 ) -> Checked:
     """All but time: what needs no looks."""
-    sample = _sample(source, site, asked, needs, estimate)
+    sample = _sample(source, site, criteria, needs, estimate)
     if baseline is None:
         return Checked(sample=sample)
     if isinstance(baseline, Checked):
         return Checked(sample=sample, baseline=baseline.sample, stored=True)
     other = dataclasses.replace(baseline, inputs=source.inputs, teacher=None)  # both answer the same questions
-    compared = dataclasses.replace(asked, budget=Budget())  # the baseline is judged by none
+    compared = dataclasses.replace(criteria, budget=Budget())  # the baseline is judged by none
     needs = _needs(source, site, compared, baseline)
     return Checked(sample=sample, baseline=_sample(other, site, compared, needs, estimate, sample.sha256))
 
 
-def _sample(source: Source, site: Site, asked: Asked, needs: _Needs, estimate: Estimate, loaded: str = "") -> Sample:
+def _sample(
+    source: Source, site: Site, criteria: Criteria, needs: _Needs, estimate: Estimate, loaded: str = ""
+) -> Sample:
     """What needs no looks of one model; the file with the SHA-256 `loaded` is known to load."""
     problem = weights_problem(source.file, site.target)
     if problem:
         raise problem
     size, digest = whole_model(source.file)
     signature = signature_of(source.file)
-    inputs, effort = source.inputs.file if source.inputs else None, asked.effort
+    inputs, effort = source.inputs.file if source.inputs else None, criteria.effort
     if not any(dataclasses.astuple(needs)) and digest != loaded:  # no budget is met by a file that cannot be loaded
         measure_load(source.file, site, effort)
     processes = range(MEMORY_PROCESSES) if needs.memory else ()
@@ -181,10 +188,10 @@ def _sample(source: Source, site: Site, asked: Asked, needs: _Needs, estimate: E
         signature=signature or "",
         memory_bytes=tuple(peaks),
         placement=placement,
-        answers=_answers(source, site, asked) if needs.answers else None,
+        answers=_answers(source, site, criteria) if needs.answers else None,
         fingerprint=memory[0].fingerprint if memory else {},
     )
-    if site.measurable or asked.budget.latency_p50_ms is None:
+    if site.measurable or criteria.budget.latency_p50_ms is None:
         return sample
     subject = Subject(name=source.name, file=source.file, precision=source.precision)
     bare = ModelFigures(sample.name, source.file.name, sample.sha256, sample.size_bytes, source.precision)
@@ -192,16 +199,18 @@ def _sample(source: Source, site: Site, asked: Asked, needs: _Needs, estimate: E
     return dataclasses.replace(sample, estimate=known.latency_p50_ms if known.latency_p50_ms.why else None)
 
 
-def _answers(source: Source, site: Site, asked: Asked) -> Answers:
+def _answers(source: Source, site: Site, criteria: Criteria) -> Answers:
     inputs = source.inputs
     assert inputs is not None
     beside = (
-        source.teacher if asked.budget.max_accuracy_drop is not None or asked.budget.min_agreement is not None else None
+        source.teacher
+        if criteria.budget.max_accuracy_drop is not None or criteria.budget.min_agreement is not None
+        else None
     )
 
     def classes(name: str, file: Path, folder: Path) -> tuple[int, ...]:
         subject = Subject(name=name, file=file, precision=source.precision)
-        logits = logits_of(subject, site, inputs.file, folder, asked.effort)
+        logits = logits_of(subject, site, inputs.file, folder, criteria.effort)
         check_classes(logits, inputs, file)
         return tuple(map(int, logits.argmax(axis=1)))
 
@@ -209,7 +218,7 @@ def _answers(source: Source, site: Site, asked: Asked) -> Answers:
         own = classes("model", source.file, Path(folder))
         teacher = classes("teacher", beside, Path(folder)) if beside else ()
     return Answers(
-        data=_digest(inputs, asked.effort.feeding.output),
+        data=_digest(inputs, criteria.effort.feeding.output),
         about=inputs.about,
         classes=own,
         labels=tuple(map(int, inputs.labels)),
@@ -230,7 +239,7 @@ def _one_more(
     checked: Checked,
     source: Source,
     site: Site,
-    asked: Asked,
+    criteria: Criteria,
     baseline: Source | Checked | None,
     alone: int,
     together: int,
@@ -239,12 +248,12 @@ def _one_more(
     inputs = source.inputs.file if source.inputs else None
     sample = checked.sample
     if len(sample.latency) < alone:
-        record = measure_process(source.file, site, inputs, asked.effort)
+        record = measure_process(source.file, site, inputs, criteria.effort)
         sample = dataclasses.replace(sample, latency=_with(sample.latency, record), fingerprint=record.fingerprint)
         checked = dataclasses.replace(checked, sample=sample)
     if isinstance(baseline, Source) and len(checked.pairs) < together:
         turn = len(checked.pairs)
-        effort = _pair_effort(asked.effort)
+        effort = _pair_effort(criteria.effort)
         record = measure_pair(source.file, baseline.file, site, inputs, effort, turn)
         fingerprint = sample.fingerprint if sample.latency else record.fingerprint
         sample = dataclasses.replace(sample, fingerprint=fingerprint)

@@ -21,7 +21,7 @@ import pytest
 
 if TYPE_CHECKING:
     from edgekd.card import Budget
-    from edgekd.check.asked import Job
+    from edgekd.check.asked import CheckJob
     from edgekd.check.tolerance import Tolerance
     from edgekd.judge import Judged, Line
 
@@ -284,9 +284,9 @@ def _limits(said: dict[str, Any], where: str) -> "tuple[Budget, Tolerance]":
     )
 
 
-def _job(model: FilePath, said: dict[str, Any], settings: Settings) -> "Job":
+def _job(model: FilePath, said: dict[str, Any], settings: Settings) -> "CheckJob":
     """What is to be checked; ConfigError where something is missing or would silently not be judged."""
-    from edgekd.check.asked import Job
+    from edgekd.check.asked import CheckJob
     from edgekd.errors import ConfigError
 
     path = _path(model, "model")
@@ -300,7 +300,7 @@ def _job(model: FilePath, said: dict[str, Any], settings: Settings) -> "Job":
     asked = [key for key in _keys()[1] if said.get(key, "off") != "off"]
     if asked and "baseline" not in said and path.suffix != ".json":  # a record may hold its baseline
         raise ConfigError(f"{asked[0]} without a baseline: {path} would be compared with nothing; give baseline=FILE")
-    return Job(
+    return CheckJob(
         path=path,
         target=str(target),
         budget=budget,
@@ -319,7 +319,7 @@ def _path(value: FilePath, word: str) -> Path:
         raise ConfigError(f"{word}: got {value!r}; it should be a path") from None
 
 
-def _run(job: "Job") -> "Judged":
+def _run(job: "CheckJob") -> "Judged":
     from edgekd.check.asked import JobOptions
     from edgekd.check.jobs import run_job
     from edgekd.search.estimating import estimate

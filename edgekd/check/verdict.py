@@ -11,7 +11,7 @@ from edgekd.bench.records import Record
 from edgekd.bench.remarks import remarks
 from edgekd.bench.statistics import between, latency_of, min_calls_for, wilson
 from edgekd.card import Budget
-from edgekd.check.asked import Asked
+from edgekd.check.asked import Criteria
 from edgekd.check.compare import busy_or, compared_lines, steadiness
 from edgekd.check.looks import BUDGET_LOOKS, ERROR, Decision, below_limit
 from edgekd.check.record import Checked, Sample
@@ -21,7 +21,7 @@ from edgekd.figures import COMPARED, Figure
 from edgekd.judge import Judged, Line, Verdict, judge
 from edgekd.target import Target
 
-__all__ = ["Wanted", "figures_of", "judge_record", "judge_samples", "judged_of"]
+__all__ = ["NextLook", "figures_of", "judge_record", "judge_samples", "judged_of"]
 
 TIMED = ("latency_p50_ms", "latency_p95_ms", "load_ms")
 """Budget keys that are judged in planned looks."""
@@ -29,7 +29,7 @@ NOTHING = Interval(0.0, 0.0, float("inf"))
 
 
 @dataclass(frozen=True)
-class Wanted:
+class NextLook:
     """How many processes in all the next look needs; 0 where nothing more does."""
 
     latency: int = 0
@@ -38,7 +38,7 @@ class Wanted:
 
 def judge_samples(
     checked: Checked, budget: Budget, tolerance: Tolerance, allow_estimated: bool = False
-) -> tuple[Verdict, Wanted, list[str]]:
+) -> tuple[Verdict, NextLook, list[str]]:
     """The verdict on what was measured so far, what the next look needs, and what a reader should know."""
     limits = budget.limits()
     figures = figures_of(checked.sample)
@@ -53,9 +53,9 @@ def judge_samples(
     lines = [_explained(line, checked.sample, decisions.get(line.key)) for line in verdict.lines]
     wanted = [decision.wanted for decision in decisions.values()]
     if checked.baseline is None:
-        return _judged_at_all(lines), Wanted(latency=max(wanted, default=0)), []
+        return _judged_at_all(lines), NextLook(latency=max(wanted, default=0)), []
     compared, more, old = compared_lines(checked, tolerance)
-    both = Wanted(max([*wanted, old], default=0), more)
+    both = NextLook(max([*wanted, old], default=0), more)
     lines = [*lines, *compared] or _nothing(tolerance)
     return _judged_at_all(lines), both, steadiness(checked, tolerance)
 
@@ -171,10 +171,10 @@ def _hits(classes: Sequence[int], labels: Sequence[int]) -> int:
     return sum(a == b for a, b in zip(classes, labels, strict=True))
 
 
-def judge_record(checked: Checked, asked: Asked, target: Target) -> Judged:
+def judge_record(checked: Checked, criteria: Criteria, target: Target) -> Judged:
     """The verdict on a record alone: nothing is measured, and what it does not hold is inconclusive."""
     begin = time.monotonic()
-    verdict, _, notes = judge_samples(checked, asked.budget, asked.tolerance, asked.allow_estimated)
+    verdict, _, notes = judge_samples(checked, criteria.budget, criteria.tolerance, criteria.allow_estimated)
     origin = f"from a record of {checked.sample.at}; nothing was measured now"
     judged = judged_of(checked, verdict, [origin, *notes], target)
     return dataclasses.replace(judged, seconds=time.monotonic() - begin)

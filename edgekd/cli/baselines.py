@@ -8,7 +8,7 @@ from pathlib import Path
 from edgekd.bench.feeding import merged
 from edgekd.bench.records import Feeding
 from edgekd.card import Budget
-from edgekd.check.asked import Job
+from edgekd.check.asked import CheckJob
 from edgekd.check.jobs import sample_of
 from edgekd.check.manifest import read_manifest
 from edgekd.check.record import Sample, as_baseline, is_record, may_be_replaced, read_record, write_record
@@ -85,18 +85,18 @@ def _refuse(
         raise ConfigError(f"--to {to}: is one file for several baselines; give a folder")
 
 
-def _of_manifest(manifest: Path) -> list[Job]:
+def _of_manifest(manifest: Path) -> list[CheckJob]:
     jobs = [job for job in read_manifest(manifest) if job.baseline and is_record(job.baseline)]
     if not jobs:
         raise ConfigError(f'{manifest}: names no record; add baseline = "baselines/{{stem}}@{{target}}.json"')
     return jobs
 
 
-def _job(path: Path, target: str, data: Path | None) -> Job:
-    return Job(path=path, target=target, budget=Budget(), tolerance=Tolerance(), data=data)
+def _job(path: Path, target: str, data: Path | None) -> CheckJob:
+    return CheckJob(path=path, target=target, budget=Budget(), tolerance=Tolerance(), data=data)
 
 
-def _place(job: Job, sample: Sample, to: Path | None) -> Path:
+def _place(job: CheckJob, sample: Sample, to: Path | None) -> Path:
     if job.baseline:
         return job.baseline
     if to and is_record(to):

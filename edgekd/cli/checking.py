@@ -9,7 +9,7 @@ from typing import Any
 from edgekd.bench.feeding import merged, shape_words
 from edgekd.bench.records import Effort, Feeding
 from edgekd.card import parse_budget
-from edgekd.check.asked import Job, JobOptions
+from edgekd.check.asked import CheckJob, JobOptions
 from edgekd.check.jobs import run_job
 from edgekd.check.manifest import NAME, manifest_for_run, read_manifest
 from edgekd.check.record import Checked, is_record
@@ -67,8 +67,8 @@ def check_models(paths: list[Path], targets: list[str], options: CheckOptions) -
     records: list[Checked] = []
     names = dict(zip((job.path for job in jobs), told_apart([job.path for job in jobs]), strict=True))
     for job in jobs:
-        with status() as told:
-            judged, checked = run_job(job, limits, estimate, told)
+        with status() as on_status:
+            judged, checked = run_job(job, limits, estimate, on_status)
         judged = _named(judged, job, names[job.path], len(options.feedings) > 1)
         done.append(judged)
         records += [checked] if checked else []
@@ -79,14 +79,14 @@ def check_models(paths: list[Path], targets: list[str], options: CheckOptions) -
     yield from write_outputs(options.outputs, done, records, options.on_inconclusive)
 
 
-def _named(judged: Judged, job: Job, name: str, several: bool) -> Judged:
+def _named(judged: Judged, job: CheckJob, name: str, several: bool) -> Judged:
     """The verdict, by a name that tells files of one name apart, and the shapes of one file."""
     parent = name.removesuffix(job.path.name)
     shape = f" ({shape_words(job.feeding)})" if several else ""
     return dataclasses.replace(judged, name=f"{visible(parent)}{judged.name}{shape}") if parent or several else judged
 
 
-def _refuse_overwriting(jobs: list[Job], options: CheckOptions) -> None:
+def _refuse_overwriting(jobs: list[CheckJob], options: CheckOptions) -> None:
     """No output may be an input, or another output."""
     inputs = [options.manifest, *(path for job in jobs for path in (job.path, job.baseline, job.data))]
     taken = {real(path): "read" for path in inputs if path is not None}
@@ -99,7 +99,7 @@ def _refuse_overwriting(jobs: list[Job], options: CheckOptions) -> None:
             taken[real(path)] = f"written ({option})"
 
 
-def _jobs(paths: list[Path], targets: list[str], options: CheckOptions) -> list[Job]:
+def _jobs(paths: list[Path], targets: list[str], options: CheckOptions) -> list[CheckJob]:
     """What the command line names, or the manifest."""
     budget, tolerance = parse_budget(options.budget), parse_tolerance(options.tolerance)
     if options.manifest:
@@ -125,7 +125,7 @@ def _jobs(paths: list[Path], targets: list[str], options: CheckOptions) -> list[
     limits = Tolerance().with_values(tolerance)
     places: dict[str, Any] = {"baseline": options.baseline, "data": options.data}
     return [
-        Job(path=path, target=target, budget=budget, tolerance=limits, feeding=feeding, **places)
+        CheckJob(path=path, target=target, budget=budget, tolerance=limits, feeding=feeding, **places)
         for target in targets
         for path in paths
         for feeding in options.feedings

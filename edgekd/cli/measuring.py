@@ -15,7 +15,7 @@ from edgekd.artefacts import write_list
 from edgekd.bench.feeding import shape_words
 from edgekd.bench.records import QUICK, THOROUGH, Effort, Feeding
 from edgekd.console import out, progress, say
-from edgekd.devices.device import Site, Told
+from edgekd.devices.device import OnProgress, Site
 from edgekd.devices.local import connect
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, did_you_mean
 from edgekd.figures import ModelFigures
@@ -138,20 +138,20 @@ def _bench_on(site: Site, paths: list[Path], asked: Asked) -> Iterator[tuple[lis
         with new_scratch() as scratch, progress() as bar:
             try:
                 inputs = read_arrays(asked.data, scratch) if asked.data else None
-                yield _bench_files(files, site, asked, inputs, _teller(bar, site.target))
+                yield _bench_files(files, site, asked, inputs, _progress_callbacks(bar, site.target))
             except EdgekdError as error:
                 yield [], [error]
 
 
 def _bench_files(
-    files: list[Path], site: Site, asked: Asked, inputs: Inputs | None, told: Callable[[str], Told]
+    files: list[Path], site: Site, asked: Asked, inputs: Inputs | None, progress_of: Callable[[str], OnProgress]
 ) -> tuple[list[Measured], list[EdgekdError]]:
     """All files with each of the shapes asked for."""
     measured: list[Measured] = []
     problems: dict[str, EdgekdError] = {}
     for feeding in asked.feedings:
         effort = dataclasses.replace(asked.effort, feeding=feeding)
-        taken, failed = measure_files(files, site, effort, estimate, inputs, told)
+        taken, failed = measure_files(files, site, effort, estimate, inputs, progress_of)
         measured += [_with_shape(one, feeding, asked) for one in taken]
         problems |= {str(problem): problem for problem in failed}
     return measured, list(problems.values())
@@ -165,14 +165,14 @@ def _with_shape(measured: Measured, feeding: Feeding, asked: Asked) -> Measured:
     return dataclasses.replace(measured, figures=dataclasses.replace(measured.figures, name=name))
 
 
-def _teller(bar: "Progress", target: Target) -> Callable[[str], Told]:
-    """For each model, what moves its line of the progress bar."""
+def _progress_callbacks(bar: "Progress", target: Target) -> Callable[[str], OnProgress]:
+    """Return a function that makes, for each model name, the callback of its line in the progress bar."""
 
-    def told(name: str) -> Told:
+    def on_progress_of(name: str) -> OnProgress:
         task = bar.add_task(f"{name} on {target.name}", total=None)
         return lambda done, total: bar.update(task, completed=done, total=total)
 
-    return told
+    return on_progress_of
 
 
 def _bench_run(path: Path, site: Site, asked: Asked, scratch: Path) -> tuple[list[Measured], list[EdgekdError]]:
@@ -187,7 +187,14 @@ def _bench_run(path: Path, site: Site, asked: Asked, scratch: Path) -> tuple[lis
     folder = scratch / site.target.name
     with progress() as bar:
         measured, problems = measure_run(
-            run, all_subjects(run, models), site, asked.effort, estimate, inputs, folder, _teller(bar, site.target)
+            run,
+            all_subjects(run, models),
+            site,
+            asked.effort,
+            estimate,
+            inputs,
+            folder,
+            _progress_callbacks(bar, site.target),
         )
     remark = f"accuracy on {inputs.about}, {len(inputs.labels)} inputs"
     measured = [dataclasses.replace(model, remark=remark) for model in measured]

@@ -19,7 +19,7 @@ from edgekd.imports import require
 from edgekd.recipe import Training
 from edgekd.scratch import require_scratch
 from edgekd.sweep.space import grid, make_space
-from edgekd.sweep.study import Plan
+from edgekd.sweep.study import SweepPlan
 from edgekd.sweep.table import Tried, best_of, recipe_lines, trial_rows, value_rows
 from edgekd.tables import rich_table
 from edgekd.tasks.known import load_card
@@ -64,7 +64,7 @@ def sweep_card(card_name: str, wanted: Wanted, data: Path | None, teacher: Path 
     return ExitCode.PASS if any(trial.state == "complete" for trial in trials) else ExitCode.FAIL
 
 
-def _plan(card: Card, wanted: Wanted) -> Plan:
+def _plan(card: Card, wanted: Wanted) -> SweepPlan:
     recipe = card.recipe
     if wanted.epochs and recipe.stages:
         raise ConfigError(f"--epochs {wanted.epochs}: the stages of {card.file} have epochs of their own")
@@ -80,7 +80,7 @@ def _plan(card: Card, wanted: Wanted) -> Plan:
     listed = all(axis.values for axis in space)
     if listed and wanted.trials and wanted.trials > points:
         raise ConfigError(f"--trials {wanted.trials}: the values make {points} combinations; give more, or a range")
-    return Plan(
+    return SweepPlan(
         space=space,
         epochs=wanted.epochs or recipe.epochs,
         trials=wanted.trials or (points if listed else max(TRIALS, points)),
@@ -115,7 +115,7 @@ def chosen_shape(card: Card, given: tuple[str, ...]) -> "Shape":
 
 
 def _sweep(
-    card: Card, shape: "Shape", plan: Plan, folder: Path, data: Path | None, teacher: Path | None
+    card: Card, shape: "Shape", plan: SweepPlan, folder: Path, data: Path | None, teacher: Path | None
 ) -> list[Tried]:
     from edgekd.data.arrays import digest
     from edgekd.distill.student import TrainingOptions, assist, check_networks
@@ -128,7 +128,7 @@ def _sweep(
         teach,
         with_own_teacher,
     )
-    from edgekd.sweep.sweep import Subject, begin, sweep
+    from edgekd.sweep.sweep import TrialSetup, begin, sweep
 
     given = given_teacher(card, teacher)
     learning = learning_of(card.data)
@@ -151,8 +151,8 @@ def _sweep(
         first = given or teach(card, examples, minimum, weights)
         check_teacher(card, first, examples[1], minimum)
         last = assist(card, first, examples, weights.parent, TrainingOptions())
-    subject = Subject(card=card, shape=shape, teachers=[*last, *further], data=examples)
-    return sweep(study, subject, plan, folder)
+    setup = TrialSetup(card=card, shape=shape, teachers=[*last, *further], data=examples)
+    return sweep(study, setup, plan, folder)
 
 
 def _show(trials: list[Tried], card: Card, folder: Path) -> None:

@@ -9,9 +9,9 @@ from edgekd.bench.records import Plan, Record
 from edgekd.machine import Machine
 from edgekd.target import Target
 
-__all__ = ["Device", "Site", "Told"]
+__all__ = ["Device", "OnProgress", "Site"]
 
-Told = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Hears of a worker's progress: `told(done, total)`."""
 
 
@@ -27,7 +27,9 @@ class Device(Protocol):
     def require(self, target: Target) -> None:
         """Raise UnavailableError unless the device can run the target's provider."""
 
-    def run(self, plan: Plan, model: Path, target: Target, timeout_s: float, on_progress: Told | None = None) -> Record:
+    def run(
+        self, plan: Plan, model: Path, target: Target, timeout_s: float, on_progress: OnProgress | None = None
+    ) -> Record:
         """Run the plan in one fresh worker process of the target's runtime, and return what it measured.
 
         Raises InputError if the model cannot be loaded, ModelError if it crashes or hangs the worker; so also for

@@ -22,7 +22,7 @@ from edgekd.target import Target
 
 __all__ = [
     "RECIPES",
-    "Recipe",
+    "EnvironmentRecipe",
     "Runtime",
     "available_providers",
     "environment_folder",
@@ -34,7 +34,7 @@ INSTALL_LIMIT_S = 1_800
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EnvironmentRecipe:
     """How an environment is made."""
 
     kind: Literal["python", "node"]
@@ -42,9 +42,9 @@ class Recipe:
 
 
 RECIPES = {
-    "openvino": Recipe("python", ("numpy>=1.26.4", "onnxruntime-openvino>=1.24")),
-    "cuda": Recipe("python", ("numpy>=1.26.4", "onnxruntime-gpu[cuda,cudnn]>=1.24", "nvidia-ml-py")),
-    "wasm": Recipe("node", ("onnxruntime-web@^1.24.0",)),
+    "openvino": EnvironmentRecipe("python", ("numpy>=1.26.4", "onnxruntime-openvino>=1.24")),
+    "cuda": EnvironmentRecipe("python", ("numpy>=1.26.4", "onnxruntime-gpu[cuda,cudnn]>=1.24", "nvidia-ml-py")),
+    "wasm": EnvironmentRecipe("node", ("onnxruntime-web@^1.24.0",)),
 }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edgekd.bench.records import Effort, Plan, Record
 from edgekd.devices import host
-from edgekd.devices.device import Site, Told
+from edgekd.devices.device import OnProgress, Site
 from edgekd.devices.environments import RECIPES, Runtime, available_providers, environment_folder, providers_of
 from edgekd.errors import ConfigError, EdgekdError, InputError, ModelError, UnavailableError, did_you_mean, shown
 from edgekd.files import real
@@ -45,7 +45,9 @@ class Local:
         """Raise UnavailableError unless this machine can run the target's provider."""
         require_runtime(target)
 
-    def run(self, plan: Plan, model: Path, target: Target, timeout_s: float, on_progress: Told | None = None) -> Record:
+    def run(
+        self, plan: Plan, model: Path, target: Target, timeout_s: float, on_progress: OnProgress | None = None
+    ) -> Record:
         """Run the plan in one fresh worker process of the target's runtime here."""
         return run_worker(plan, model, runtime_of(target), timeout_s, on_progress)
 
@@ -147,9 +149,13 @@ def _own_providers() -> list[str]:
 
 
 def run_worker(
-    plan: Plan, model: Path, runtime: Runtime, timeout_s: float = Effort.timeout_s, told: Told | None = None
+    plan: Plan,
+    model: Path,
+    runtime: Runtime,
+    timeout_s: float = Effort.timeout_s,
+    on_progress: OnProgress | None = None,
 ) -> Record:
-    """One fresh worker process of the target's runtime; `told(done, total)` hears of its progress.
+    """One fresh worker process of the target's runtime; `on_progress(done, total)` hears of its progress.
 
     Raises InputError if the model cannot be loaded, ModelError if it crashes or hangs the worker; so also for the
     plan's baseline.
@@ -168,7 +174,7 @@ def run_worker(
         command = [*runtime.command, "--plan", str(plan_file), "--model", file, "--out", str(out)]
         if runtime.kind == "python":
             command.append("--die-with-parent")
-        code = _wait(command, errors, timeout_s, told)
+        code = _wait(command, errors, timeout_s, on_progress)
         if code is None:
             raise ModelError(f"{culprit}: still running after {timeout_s:g} s (exit {TIMEOUT_EXIT}); stopped")
         if not out.exists():
@@ -186,7 +192,7 @@ def _as_text(file: Path, link: Path) -> str:
     return str(file)
 
 
-def _wait(command: list[str], errors: Path, timeout_s: float, told: Told | None) -> int | None:
+def _wait(command: list[str], errors: Path, timeout_s: float, on_progress: OnProgress | None) -> int | None:
     """The exit code; None if it had to be stopped, with all that it had started."""
     with errors.open("wb") as stderr:
         try:
@@ -200,7 +206,7 @@ def _wait(command: list[str], errors: Path, timeout_s: float, told: Told | None)
             )
         except OSError as error:
             raise ModelError(f"{command[0]}: cannot be started: {error.strerror}") from error
-    reader = threading.Thread(target=_listen, args=(worker, told), daemon=True)
+    reader = threading.Thread(target=_listen, args=(worker, on_progress), daemon=True)
     reader.start()
     try:
         code = worker.wait(timeout_s)
@@ -214,13 +220,13 @@ def _wait(command: list[str], errors: Path, timeout_s: float, told: Told | None)
     return code
 
 
-def _listen(worker: "subprocess.Popen[bytes]", told: Told | None) -> None:
+def _listen(worker: "subprocess.Popen[bytes]", on_progress: OnProgress | None) -> None:
     assert worker.stdout is not None
     with worker.stdout as lines:
         for line in lines:
             words = line.split()
-            if told and len(words) == 3 and words[0] == b"done" and words[1].isdigit() and words[2].isdigit():
-                told(int(words[1]), int(words[2]))
+            if on_progress and len(words) == 3 and words[0] == b"done" and words[1].isdigit() and words[2].isdigit():
+                on_progress(int(words[1]), int(words[2]))
 
 
 def _ending(code: int, errors: Path) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from optuna.distributions import FloatDistribution
     from optuna.trial import FrozenTrial
 
-__all__ = ["Plan", "checkpoint_folder", "open_study", "take", "tried"]
+__all__ = ["SweepPlan", "checkpoint_folder", "open_study", "take", "tried"]
 
 MOST_TRIES = 3
 """A trial that ends its process so often in the same epoch (too little memory, perhaps) is not tried again."""
@@ -34,7 +34,7 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SweepPlan:
     """What is tried, how long and how often."""
 
     space: tuple[Axis, ...]
@@ -46,7 +46,7 @@ class Plan:
     """Of the sampler."""
 
 
-def open_study(folder: Path, plan: Plan, conditions: dict[str, Any]) -> "Study":
+def open_study(folder: Path, plan: SweepPlan, conditions: dict[str, Any]) -> "Study":
     """The study in `folder/journal.log`, made or gone on with.
 
     Raises ConfigError where it began under other conditions: its trials could not be compared with new ones.
@@ -91,7 +91,7 @@ def _cut_half_line(journal: Path) -> None:
 
 
 @contextlib.contextmanager
-def take(study: "Study", folder: Path, plan: Plan) -> "Iterator[Trial | None]":
+def take(study: "Study", folder: Path, plan: SweepPlan) -> "Iterator[Trial | None]":
     """The next trial, held until the block ends; None when all are trained or others are at the last ones.
 
     One that is interrupted is tried again by whoever comes next, however often.
@@ -174,7 +174,7 @@ def _give_back_killed(study: "Study", folder: Path) -> None:
         _lock_of(folder, trial.number).unlink(missing_ok=True)
 
 
-def _ask(study: "Study", plan: Plan) -> "Trial | None":
+def _ask(study: "Study", plan: SweepPlan) -> "Trial | None":
     """A trial that waits, else a new one while there are too few; the study's lock is held."""
     from optuna.samplers import TPESampler
 
@@ -189,7 +189,7 @@ def _ask(study: "Study", plan: Plan) -> "Trial | None":
     return study.ask({axis.name: _distribution(axis) for axis in plan.space})
 
 
-def _least_tried(plan: Plan, rows: list[Tried]) -> dict[str, float]:
+def _least_tried(plan: SweepPlan, rows: list[Tried]) -> dict[str, float]:
     """The combination of listed values that has been tried least; nothing where all axes are ranges."""
     points = grid(plan.space)
     return min(points, key=lambda point: sum(row.point.items() >= point.items() for row in rows))

@@ -20,18 +20,18 @@ from edgekd.files import atomic, locked
 from edgekd.nets.teachers import Teacher
 from edgekd.sweep.plot import plot_sweep
 from edgekd.sweep.space import recipe_at
-from edgekd.sweep.study import Plan, checkpoint_folder, open_study, take, tried
+from edgekd.sweep.study import SweepPlan, checkpoint_folder, open_study, take, tried
 from edgekd.sweep.table import Tried, sweep_csv, sweep_markdown
 from edgekd.tasks.known import task_of
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
 
-__all__ = ["Subject", "begin", "sweep"]
+__all__ = ["TrialSetup", "begin", "sweep"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class TrialSetup:
     """What every trial trains, and on what."""
 
     card: Card
@@ -42,7 +42,7 @@ class Subject:
     """Training and validation data."""
 
 
-def begin(card: Card, shape: Shape, digests: dict[str, str], plan: Plan, folder: Path) -> "Study":
+def begin(card: Card, shape: Shape, digests: dict[str, str], plan: SweepPlan, folder: Path) -> "Study":
     """The study in `folder`, new or gone on with; `digests` are of the data and of the teachers' files.
 
     Raises ConfigError where the folder holds a sweep of something else.
@@ -50,7 +50,7 @@ def begin(card: Card, shape: Shape, digests: dict[str, str], plan: Plan, folder:
     return open_study(folder, plan, _conditions(card, shape, digests, plan))
 
 
-def sweep(study: "Study", subject: Subject, plan: Plan, folder: Path) -> list[Tried]:
+def sweep(study: "Study", setup: TrialSetup, plan: SweepPlan, folder: Path) -> list[Tried]:
     """Train what is left of the plan's trials, and return all of them; several processes may do so at once.
 
     After each trial `folder` has `trials.csv`, `trials.md` and `sweep.png`.
@@ -59,13 +59,13 @@ def sweep(study: "Study", subject: Subject, plan: Plan, folder: Path) -> list[Tr
         with take(study, folder, plan) as trial:
             if trial is None:
                 break
-            _train(subject, plan, study, trial, folder)
-        _write(subject, plan, study, folder)
-    _write(subject, plan, study, folder)
+            _train(setup, plan, study, trial, folder)
+        _write(setup, plan, study, folder)
+    _write(setup, plan, study, folder)
     return tried(study)
 
 
-def _conditions(card: Card, shape: Shape, digests: dict[str, str], plan: Plan) -> dict[str, Any]:
+def _conditions(card: Card, shape: Shape, digests: dict[str, str], plan: SweepPlan) -> dict[str, Any]:
     """What must stay the same, as JSON; the number of trials may grow."""
     parts = {"data": card.data, "augment": card.augment, "teacher": card.teacher, "recipe": card.recipe}
     parts |= {f"more_teachers[{number}]": further for number, further in enumerate(card.more_teachers)}
@@ -92,11 +92,11 @@ def _given(part: str, thing: Any) -> dict[str, Any]:
     return {f"{part}.{name}": plain[name] for name, value in values.items() if value != defaults[name]}
 
 
-def _train(subject: Subject, plan: Plan, study: "Study", trial: "Trial", folder: Path) -> None:
+def _train(setup: TrialSetup, plan: SweepPlan, study: "Study", trial: "Trial", folder: Path) -> None:
     """Train one trial and tell the study how it ended."""
     from optuna.trial import TrialState
 
-    card = dataclasses.replace(subject.card, recipe=recipe_at(subject.card.recipe, trial.params, plan.epochs))
+    card = dataclasses.replace(setup.card, recipe=recipe_at(setup.card.recipe, trial.params, plan.epochs))
     scratch = checkpoint_folder(folder, trial)
     name = f"trial {trial.number + 1}"
     reported, hopeless = 0, False
@@ -113,10 +113,10 @@ def _train(subject: Subject, plan: Plan, study: "Study", trial: "Trial", folder:
         hopeless = trial.should_prune()
         return hopeless
 
-    net = new_student(card, subject.shape, subject.teachers[0])
+    net = new_student(card, setup.shape, setup.teachers[0])
     values = ", ".join(f"{key} {value:.3g}" for key, value in trial.params.items())
     try:
-        history = learn(card, subject.shape, net, subject.teachers, subject.data, scratch / "net", name=name, stop=stop)
+        history = learn(card, setup.shape, net, setup.teachers, setup.data, scratch / "net", name=name, stop=stop)
     except BudgetError as error:  # the loss is no longer finite; at other values it may be
         trial.set_user_attr("failed", str(error))
         study.tell(trial, state=TrialState.FAIL)
@@ -134,14 +134,14 @@ def _train(subject: Subject, plan: Plan, study: "Study", trial: "Trial", folder:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write(subject: Subject, plan: Plan, study: "Study", folder: Path) -> None:
+def _write(setup: TrialSetup, plan: SweepPlan, study: "Study", folder: Path) -> None:
     with locked(folder / "study.lock"):
-        trials, about = tried(study), (len(subject.data[1]), task_of(subject.card.data).units)
-        title = f"Sweep of {subject.card.name}"
+        trials, about = tried(study), (len(setup.data[1]), task_of(setup.card.data).units)
+        title = f"Sweep of {setup.card.name}"
         along, *others = (axis.name for axis in plan.space)  # the first is the temperature, where a term uses it
         colour_by = next((name for name in others if name != "seed"), "")
         plot_sweep(trials, colour_by, about, title, folder / "sweep.png", along)
-        losses = {str(name): weight for name, weight in subject.card.recipe.losses.items()}
+        losses = {str(name): weight for name, weight in setup.card.recipe.losses.items()}
         for name, text in {
             "trials.csv": sweep_csv(trials),
             "trials.md": sweep_markdown(trials, losses, title, about, "sweep.png"),

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekd.bench.measure import Answers, Subject, evaluate, logits_of, measure_each, measure_speed
+from edgekd.bench.measure import References, Subject, evaluate, logits_of, measure_each, measure_speed
 from edgekd.bench.records import Effort, Plan, Record
 from edgekd.devices.device import Site
 from edgekd.devices.local import Local
@@ -296,7 +296,7 @@ def test_scores_and_their_provenance(
     figures = measure_speed(subjects, site, None, None, EFFORT)
     labels = np.array([0, 1, 2, 3])
     teacher, student = (np.eye(4, dtype=np.float32)[given] for given in ([0, 1, 2, 0], [0, 1, 1, 0]))
-    scored = evaluate(figures, [teacher, student], Answers(labels=labels, teacher=teacher), site)
+    scored = evaluate(figures, [teacher, student], References(labels=labels, teacher=teacher), site)
     assert [model.accuracy.value for model in scored] == [0.75, 0.5]
     assert [model.agreement.value for model in scored] == [1.0, 0.75]
     # F1 of the student: 2/3 (one of two predicted 0 is right), 2/3, 0, 0.
@@ -320,7 +320,7 @@ def test_top5_is_for_more_than_five_classes() -> None:
     for classes in (5, 6):
         logits = rng.standard_normal((50, classes)).astype(np.float32)
         labels = rng.integers(0, classes, 50)
-        (scored,) = evaluate([a_model("student")], [logits], Answers(labels=labels), OTHER)
+        (scored,) = evaluate([a_model("student")], [logits], References(labels=labels), OTHER)
         ranks = [int((row > row[label]).sum()) for row, label in zip(logits, labels, strict=True)]
         assert scored.top5.value == (np.mean([rank < 5 for rank in ranks]) if classes == 6 else None)
         assert scored.ece.value is not None and 0 < scored.ece.value < 1
@@ -330,7 +330,7 @@ def test_the_student_in_torch_is_for_what_was_exported_from_it() -> None:
     rng = np.random.default_rng(0)
     torch = rng.standard_normal((50, 4)).astype(np.float32)
     int8 = torch + (0.25 * (rng.random((50, 4)) > 0.5)).astype(np.float32)
-    answers = Answers(labels=np.zeros(50, np.int64), teacher=-torch, torch=torch)
+    answers = References(labels=np.zeros(50, np.int64), teacher=-torch, torch=torch)
     teacher, student = evaluate([a_model("teacher"), a_model("student int8")], [-torch, int8], answers, OTHER)
     assert (teacher.torch_agreement, teacher.max_logit_diff) == (Figure(), Figure())
     assert teacher.agreement.value == 1
@@ -341,7 +341,7 @@ def test_the_student_in_torch_is_for_what_was_exported_from_it() -> None:
 
 def test_answers_of_other_classes_are_not_compared() -> None:
     other = np.zeros((3, 7), np.float32)
-    answers = Answers(labels=np.array([0, 1, 1]), teacher=other, torch=other)
+    answers = References(labels=np.array([0, 1, 1]), teacher=other, torch=other)
     (scored,) = evaluate([a_model("student")], [np.eye(3, 4, dtype=np.float32)], answers, OTHER)
     assert (scored.agreement, scored.torch_agreement, scored.max_logit_diff) == (Figure(), Figure(), Figure())
     assert scored.accuracy.value == pytest.approx(2 / 3)

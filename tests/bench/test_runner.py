@@ -237,7 +237,7 @@ def test_progress_is_heard_and_other_words_are_not(model: Path, interpreter: Int
     target = interpreter("\n".join([*words, "exit 1"]))
     heard: list[tuple[int, int]] = []
     with pytest.raises(ModelError, match="exit code 1"):
-        run_worker(PLAN, model, runtime_of(target), told=lambda done, total: heard.append((done, total)))
+        run_worker(PLAN, model, runtime_of(target), on_progress=lambda done, total: heard.append((done, total)))
     assert heard == [(64, 130), (130, 130)]
 
 
@@ -299,7 +299,7 @@ class FakeWorkers:
         self.plans: list[Plan] = []
         self.timeouts: list[float] = []
 
-    def __call__(self, plan: Plan, model: Path, target: Target, timeout_s: float, told: Any = None) -> Record:
+    def __call__(self, plan: Plan, model: Path, target: Target, timeout_s: float, on_progress: Any = None) -> Record:
         self.started.append(model.name)
         self.plans.append(plan)
         self.timeouts.append(timeout_s)
@@ -562,7 +562,9 @@ def test_predictions_arrive_whole_or_not_at_all(target: Target, model: Path, tmp
     np.save(tmp_path / "in.npy", rows)
     out = tmp_path / "deep" / "out.npy"
     heard: list[tuple[int, int]] = []
-    taken = predict(model, here(target), tmp_path / "in.npy", out, told=lambda done, total: heard.append((done, total)))
+    taken = predict(
+        model, here(target), tmp_path / "in.npy", out, on_progress=lambda done, total: heard.append((done, total))
+    )
     assert taken.outputs_shape == (130, 3)
     assert np.array_equal(np.load(out), rows.astype(np.float32))
     assert [path.name for path in out.parent.iterdir()] == ["out.npy"]

@@ -16,7 +16,7 @@ from edgekd.bench.measure import Subject
 from edgekd.bench.records import Effort, Record
 from edgekd.card import Budget
 from edgekd.check import measure
-from edgekd.check.asked import Asked, Job, JobOptions
+from edgekd.check.asked import CheckJob, Criteria, JobOptions
 from edgekd.check.jobs import run_job, sample_of
 from edgekd.check.measure import check, measure_all
 from edgekd.check.record import Checked, as_baseline, read_record, write_record
@@ -147,7 +147,7 @@ def workers(monkeypatch: pytest.MonkeyPatch, make: Any) -> Workers:
 def checked_of(
     source: Source, site: Site, budget: Budget, baseline: Source | Checked | None = None, **tolerance: Any
 ) -> tuple[Judged, Checked]:
-    asked = Asked(budget=budget, tolerance=Tolerance(**OFF | tolerance))
+    asked = Criteria(budget=budget, tolerance=Tolerance(**OFF | tolerance))
     return check(source, site, asked, baseline, as_they_are, lambda text: None)
 
 
@@ -234,7 +234,7 @@ def test_the_very_same_file_is_not_timed_against_itself(
     twin = tmp_path / "twin.onnx"
     twin.write_bytes(model.read_bytes())
     source, old = Source(name="m", file=model), Source(name="old", file=twin)
-    judged, _ = check(source, site, Asked(budget=Budget()), old, as_they_are, lambda text: None)
+    judged, _ = check(source, site, Criteria(budget=Budget()), old, as_they_are, lambda text: None)
     assert (outcomes(judged), workers.asked) == ({"max_slowdown": "pass"}, ["load model.onnx"])
 
 
@@ -258,7 +258,7 @@ def test_an_estimate_is_asked_for_a_target_that_is_not_here(model: Path, workers
 
     source = Source(name="m", file=model)
     for allowed, outcome in ((False, "inconclusive"), (True, "pass")):
-        asked = Asked(budget=Budget(latency_p50_ms=1.0), allow_estimated=allowed)
+        asked = Criteria(budget=Budget(latency_p50_ms=1.0), allow_estimated=allowed)
         judged, checked = check(source, elsewhere, asked, None, estimated, lambda text: None)
         assert (judged.outcome, checked.sample.estimate) == (outcome, guess)
 
@@ -270,7 +270,7 @@ def test_it_goes_on_until_the_looks_have_a_verdict(model: Path, site: Site, work
     heard: list[str] = []
     source = Source(name="m", file=model)
     workers.alone = lambda turn: make.alone(1e-3 * (1.1 if turn % 2 else 0.9))
-    asked = Asked(budget=Budget(latency_p50_ms=1.0))
+    asked = Criteria(budget=Budget(latency_p50_ms=1.0))
     judged, checked = check(source, site, asked, None, as_they_are, heard.append)
     assert (judged.outcome, workers.count("alone"), len(checked.sample.latency)) == ("inconclusive", 24, 24)
     assert heard[0] == "0 of 8 processes, 0 of 0 pairs"
@@ -305,10 +305,10 @@ def test_the_records_of_a_check_give_its_verdict_again(
     model: Path, before: Path, site: Site, workers: Workers, tmp_path: Path
 ) -> None:
     source, old = Source(name="m", file=model), Source(name="old", file=before)
-    asked = Asked(budget=Budget(latency_p50_ms=1.1, size_kb=1))
+    asked = Criteria(budget=Budget(latency_p50_ms=1.1, size_kb=1))
     judged, checked = check(source, site, asked, old, as_they_are, lambda text: None)
     write_record(tmp_path / "record.json", checked)
-    job = Job(path=tmp_path / "record.json", target="cpu-x86", budget=asked.budget, tolerance=asked.tolerance)
+    job = CheckJob(path=tmp_path / "record.json", target="cpu-x86", budget=asked.budget, tolerance=asked.tolerance)
     again, kept = run_job(job, JobOptions(), as_they_are, lambda text: None)
     assert (again.verdict, kept) == (judged.verdict, None)
     assert again.notes[0].startswith("from a record of ")
@@ -342,7 +342,7 @@ def test_a_stored_baseline_takes_processes_of_the_model_alone(
     assert stored.sample.memory_bytes == (50_000_000,) * 3
     assert stored.sample.placement is not None
     workers.asked.clear()
-    asked = Asked(budget=Budget())
+    asked = Criteria(budget=Budget())
     judged, checked = check(Source(name="m", file=model), site, asked, stored, as_they_are, lambda text: None)
     assert Counter(entry.split()[0] for entry in workers.asked) == {"alone": 8, "memory": 3, "placement": 1}
     assert judged.outcome == "pass"
@@ -358,9 +358,9 @@ def test_a_stored_baseline_of_another_machine_is_refused_before_time_is_spent(
     workers.asked.clear()
     source = Source(name="m", file=model)
     with pytest.raises(ConfigError, match=r"cpu was 'another CPU' and is 'a CPU'; .* --allow-difference cpu$"):
-        check(source, site, Asked(budget=Budget()), stored, as_they_are, lambda text: None)
+        check(source, site, Criteria(budget=Budget()), stored, as_they_are, lambda text: None)
     assert workers.count("alone") == 0
-    asked = Asked(budget=Budget(), allow_difference=("cpu",))
+    asked = Criteria(budget=Budget(), allow_difference=("cpu",))
     judged, _ = check(source, site, asked, stored, as_they_are, lambda text: None)
     assert judged.notes[0] == "compared although cpu was 'another CPU' and is 'a CPU'"
     # Also where nothing but memory is measured.
@@ -409,7 +409,7 @@ def test_a_run_brings_data_teacher_and_budget(run: Path, site: Site, workers: Wo
     )  # fmt: skip
     assert source.budget == Budget(size_kb=60, latency_p50_ms=2, min_accuracy=0.5)  # the teacher's minimum is its own
     workers.classes = {"teacher.onnx": [0, 0, 0, 1], "model.onnx": [0, 0, 1, 1]}
-    job = Job(path=run, target="cpu-x86", budget=Budget(max_accuracy_drop=20.0), tolerance=Tolerance())
+    job = CheckJob(path=run, target="cpu-x86", budget=Budget(max_accuracy_drop=20.0), tolerance=Tolerance())
     judged, _ = run_job(job, JobOptions(), as_they_are, lambda text: None)
     assert outcomes(judged) == {
         "latency_p50_ms": "pass", "size_kb": "pass", "min_accuracy": "inconclusive", "max_accuracy_drop": "fail",
@@ -466,11 +466,11 @@ def test_a_model_without_inputs_is_a_model(tmp_path: Path, site: Site) -> None:
 # --- jobs ---
 
 
-def job_for(path: Path, **values: Any) -> Job:
-    return Job(path=path, **{"target": "cpu-x86", "budget": Budget(), "tolerance": Tolerance(), **values})
+def job_for(path: Path, **values: Any) -> CheckJob:
+    return CheckJob(path=path, **{"target": "cpu-x86", "budget": Budget(), "tolerance": Tolerance(), **values})
 
 
-def failed(job: Job) -> Judged:
+def failed(job: CheckJob) -> Judged:
     judged, checked = run_job(job, JobOptions(), as_they_are, lambda text: None)
     assert (judged.verdict, judged.outcome, checked) == (None, "error", None)
     return judged
@@ -576,7 +576,7 @@ def test_two_real_models_by_turns(model: Path, before: Path, site: Site, monkeyp
     """Real workers; limits so wide that no time matters."""
     monkeypatch.setattr(measure, "PAIR", TINY)
     wide = Tolerance(**OFF | dict.fromkeys(("max_slowdown", "max_slowdown_p95", "max_load_growth"), 10))
-    asked = Asked(budget=Budget(size_kb=1), tolerance=wide, effort=TINY)
+    asked = Criteria(budget=Budget(size_kb=1), tolerance=wide, effort=TINY)
     source, old = Source(name="m", file=model), Source(name="old", file=before)
     judged, checked = check(source, site, asked, old, as_they_are, lambda text: None)
     assert outcomes(judged) == {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgekd.card import Budget
-from edgekd.check.asked import Job
+from edgekd.check.asked import CheckJob
 from edgekd.check.manifest import manifest_for_run, read_manifest
 from edgekd.check.tolerance import Tolerance, parse_tolerance
 from edgekd.errors import ConfigError, InputError
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
     return home
 
 
-def read(folder: Path, text: str) -> list[Job]:
+def read(folder: Path, text: str) -> list[CheckJob]:
     path = folder / "edgekd-check.toml"
     path.write_text(text, encoding="utf-8")
     return read_manifest(path)
@@ -39,7 +39,7 @@ def problem(folder: Path, text: str) -> str:
     return said.removeprefix(f"{folder / 'edgekd-check.toml'}: ")
 
 
-def paths(jobs: list[Job], folder: Path) -> list[str]:
+def paths(jobs: list[CheckJob], folder: Path) -> list[str]:
     return [str(job.path.relative_to(folder)) for job in jobs]
 
 
@@ -63,7 +63,7 @@ def test_every_model_on_every_target_in_order(folder: Path) -> None:
         (folder / "models/b.onnx", "wasm"),
         (folder / "models/a.onnx", str(folder / "boards/mine.toml")),
     ]
-    assert jobs[0] == Job(path=folder / "models/b.onnx", target="cpu-x86", budget=Budget(), tolerance=Tolerance())
+    assert jobs[0] == CheckJob(path=folder / "models/b.onnx", target="cpu-x86", budget=Budget(), tolerance=Tolerance())
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_a_runs_manifest_asks_what_the_run_was_made_for(tmp_path: Path, name: st
     run = finished(tmp_path / "runs" / name, {**limits, "teacher_min_accuracy": 0.95})
     (tmp_path / "edgekd-check.toml").write_text(manifest_for_run(run, tmp_path))
     (job,) = read_manifest(tmp_path / "edgekd-check.toml")
-    assert job == Job(
+    assert job == CheckJob(
         path=run,
         target="cpu-x86",
         budget=Budget(latency_p50_ms=0.00002, size_kb=60.0, min_accuracy=0.9),

@@ -54,7 +54,7 @@ def jobs(monkeypatch):
     '''Jobs that were to run; the model's name says how they end.'''
     taken = []
 
-    def run_job(job, options, estimate, told):
+    def run_job(job, options, estimate, on_status):
         taken.append(job)
         lines = tuple(LINES[word] for word in job.path.stem.split("-"))
         judged = Judged(

@@ -10,10 +10,10 @@ from scipy import stats
 
 from edgekd.bench.statistics import between, latency_of
 from edgekd.card import Budget
-from edgekd.check.asked import Asked
+from edgekd.check.asked import Criteria
 from edgekd.check.record import Checked
 from edgekd.check.tolerance import Tolerance
-from edgekd.check.verdict import Wanted, figures_of, judge_record, judge_samples
+from edgekd.check.verdict import NextLook, figures_of, judge_record, judge_samples
 from edgekd.figures import Figure, Placement
 from edgekd.judge import Line, Verdict
 from edgekd.target import load_target
@@ -21,7 +21,7 @@ from edgekd.target import load_target
 TARGET = load_target("cpu-x86")
 
 
-def judged(checked: Checked, **limits: float) -> tuple[Verdict, Wanted]:
+def judged(checked: Checked, **limits: float) -> tuple[Verdict, NextLook]:
     verdict, wanted, _ = judge_samples(checked, Budget(**limits), Tolerance())
     return verdict, wanted
 
@@ -47,7 +47,7 @@ def test_a_latency_budget_is_judged_at_planned_looks(make: Any) -> None:
     assert line.confidence == "95 % over all looks; look 1 of 4, 8 processes"
     assert one(timed(make, 8), latency_p50_ms=0.9).outcome == "fail"
     assert one(timed(make, 24), latency_p50_ms=1.0).outcome == "inconclusive"
-    assert judged(timed(make, 24), latency_p50_ms=1.0)[1] == Wanted()
+    assert judged(timed(make, 24), latency_p50_ms=1.0)[1] == NextLook()
 
 
 def test_the_figure_is_that_of_the_look(make: Any) -> None:
@@ -64,7 +64,7 @@ def test_the_figure_is_that_of_the_look(make: Any) -> None:
 def test_between_looks_nothing_is_said(make: Any, count: int, wanted: int) -> None:
     verdict, more = judged(timed(make, count, spread=0.02), latency_p50_ms=1.0)
     assert verdict.outcome == "inconclusive"
-    assert (more, bool(more)) == (Wanted(latency=wanted), True)
+    assert (more, bool(more)) == (NextLook(latency=wanted), True)
     rest = max((look for look in (8, 12, 16) if look <= count), default=count)
     assert verdict.lines[0].reason == f"{rest} processes are too few; the next look needs {wanted}"
     assert all(math.isfinite(value or 0.0) for value in dataclasses.astuple(verdict.lines[0].figure)[2:4])
@@ -73,9 +73,9 @@ def test_between_looks_nothing_is_said(make: Any, count: int, wanted: int) -> No
 
 def test_one_more_budget_wants_what_the_most_demanding_does(make: Any) -> None:
     checked = timed(make, 8)
-    assert judged(checked, latency_p50_ms=1.0, load_ms=100)[1] == Wanted(latency=12)
+    assert judged(checked, latency_p50_ms=1.0, load_ms=100)[1] == NextLook(latency=12)
     verdict, more = judged(checked, latency_p50_ms=2.0, load_ms=100)
-    assert (verdict.outcome, more) == ("pass", Wanted())
+    assert (verdict.outcome, more) == ("pass", NextLook())
 
 
 def test_p95_of_too_few_calls_is_inconclusive(make: Any) -> None:
@@ -91,7 +91,7 @@ def test_p95_of_too_few_calls_is_inconclusive(make: Any) -> None:
 def test_p99_is_told_and_never_fails(make: Any) -> None:
     verdict, more = judged(timed(make, 8), latency_p99_ms=0.5)
     (line,) = verdict.lines
-    assert (line.outcome, line.advisory, verdict.outcome, more) == ("fail", True, "pass", Wanted())
+    assert (line.outcome, line.advisory, verdict.outcome, more) == ("fail", True, "pass", NextLook())
     assert (line.confidence, "fail, advisory" in line.text) == ("95 %, 8 processes", True)
     few = judged(timed(make, 8, calls=12), latency_p99_ms=0.5)[0]
     assert (few.lines[0].outcome, few.outcome) == ("inconclusive", "pass")
@@ -201,17 +201,17 @@ def test_budgets_and_the_baseline_are_one_verdict(make: Any) -> None:
     assert [(line.key, line.outcome) for line in verdict.lines] == [
         ("latency_p50_ms", "pass"), ("size_kb", "pass"), ("max_slowdown", "pass"), ("max_size_growth", "fail"),
     ]  # fmt: skip
-    assert (verdict.outcome, wanted, notes) == ("fail", Wanted(), [])
+    assert (verdict.outcome, wanted, notes) == ("fail", NextLook(), [])
 
 
 def test_pairs_and_processes_alone_are_wanted_each_for_itself(make: Any) -> None:
     old = make.sample("old.onnx")
     slower = tuple(make.pair(1.05) for _ in range(6))
     checked = Checked(sample=timed(make, 8).sample, baseline=old, pairs=slower)
-    assert judged(checked, latency_p50_ms=1.0)[1] == Wanted(latency=12, pairs=12)
-    assert judged(checked, latency_p50_ms=2.0)[1] == Wanted(latency=0, pairs=12)
+    assert judged(checked, latency_p50_ms=1.0)[1] == NextLook(latency=12, pairs=12)
+    assert judged(checked, latency_p50_ms=2.0)[1] == NextLook(latency=0, pairs=12)
     stored = Checked(sample=timed(make, 8).sample, baseline=timed(make, 8, 0.5).sample, stored=True)
-    assert judged(stored)[1] == Wanted(latency=14)
+    assert judged(stored)[1] == NextLook(latency=14)
 
 
 def test_the_same_samples_give_the_same_verdict(make: Any) -> None:
@@ -237,7 +237,7 @@ def test_where_nothing_is_judged_that_is_no_pass(make: Any, tolerance: dict[str,
     checked = Checked(sample=floats, baseline=dataclasses.replace(floats, name="old.onnx", sha256="o" * 64))
     verdict, wanted, _ = judge_samples(checked, Budget(), Tolerance(**OFF | tolerance))
     assert ([line.outcome for line in verdict.lines], verdict.outcome, wanted) == (
-        ["inconclusive"], "inconclusive", Wanted(),
+        ["inconclusive"], "inconclusive", NextLook(),
     )  # fmt: skip
     assert judge_samples(checked, Budget(size_kb=200), Tolerance(**OFF | tolerance))[0].outcome == "pass"
 
@@ -247,7 +247,7 @@ def test_where_nothing_is_judged_that_is_no_pass(make: Any, tolerance: dict[str,
 
 def test_a_record_is_judged_by_what_it_holds(make: Any) -> None:
     checked = timed(make, 8)
-    found = judge_record(checked, Asked(budget=Budget(latency_p50_ms=1.1, peak_memory_mb=60)), TARGET)
+    found = judge_record(checked, Criteria(budget=Budget(latency_p50_ms=1.1, peak_memory_mb=60)), TARGET)
     assert found.verdict is not None
     assert [line.outcome for line in found.verdict.lines] == ["pass", "inconclusive"]
     assert found.notes[0] == "from a record of 2026-11-02T14:05:09+00:00; nothing was measured now"
@@ -259,10 +259,10 @@ def test_a_record_is_judged_by_what_it_holds(make: Any) -> None:
 
 def test_a_record_of_a_comparison_says_what_it_was_held_against(make: Any) -> None:
     checked = Checked(sample=make.sample(), baseline=make.sample("old.onnx"), pairs=(make.pair(1.0),) * 6)
-    found = judge_record(checked, Asked(budget=Budget()), TARGET)
+    found = judge_record(checked, Criteria(budget=Budget()), TARGET)
     assert found.baseline == f"old.onnx ({'o' * 12}, measured by turns)"
     assert "latency_p50_ms" not in found.figures  # beside its baseline a model is not as it is alone
-    stored = judge_record(dataclasses.replace(checked, stored=True, pairs=()), Asked(budget=Budget()), TARGET)
+    stored = judge_record(dataclasses.replace(checked, stored=True, pairs=()), Criteria(budget=Budget()), TARGET)
     assert stored.baseline == f"old.onnx ({'o' * 12}, record of 2026-11-02T14:05:09+00:00)"
 
 

@@ -12,7 +12,7 @@ import pytest
 from edgekd.devices import environments, host
 from edgekd.devices.environments import (
     RECIPES,
-    Recipe,
+    EnvironmentRecipe,
     Runtime,
     available_providers,
     environment_folder,
@@ -307,7 +307,7 @@ def test_a_real_environment_needs_no_more_than_its_folder(data: Path, monkeypatc
             step([*command, "--without-pip"])
 
     monkeypatch.setattr(environments, "_step", without_pip)
-    monkeypatch.setitem(RECIPES, "openvino", Recipe("python", ("nothing",)))
+    monkeypatch.setitem(RECIPES, "openvino", EnvironmentRecipe("python", ("nothing",)))
     python = install(load_target("openvino-cpu")) / "bin" / "python"
     done = subprocess.run([python, "-I", "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True)
     assert os.path.realpath(done.stdout.strip()) == os.path.realpath(data / "openvino"), done.stderr

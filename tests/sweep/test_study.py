@@ -10,18 +10,18 @@ import pytest
 from edgekd.errors import ConfigError
 from edgekd.files import held, locked
 from edgekd.sweep.space import Axis
-from edgekd.sweep.study import Plan, checkpoint_folder, open_study, take, tried
+from edgekd.sweep.study import SweepPlan, checkpoint_folder, open_study, take, tried
 
 TEMPERATURE = Axis(name="temperature", low=0.1, high=20.0, log=True)
 ALPHA = Axis(name="alpha", low=0.0, high=1.0)
 FOUR = Axis(name="temperature", low=1.0, high=8.0, log=True, values=(1.0, 2.0, 4.0, 8.0))
 
 
-def plan(*space: Axis, trials: int = 4, pruning: bool = True) -> Plan:
-    return Plan(space=space or (TEMPERATURE, ALPHA), epochs=8, trials=trials, pruning=pruning, seed=3)
+def plan(*space: Axis, trials: int = 4, pruning: bool = True) -> SweepPlan:
+    return SweepPlan(space=space or (TEMPERATURE, ALPHA), epochs=8, trials=trials, pruning=pruning, seed=3)
 
 
-def run(folder: Path, wanted: Plan, most: int = 100) -> list[dict[str, float]]:
+def run(folder: Path, wanted: SweepPlan, most: int = 100) -> list[dict[str, float]]:
     """Train up to `most` trials, all equally well; returns their values in order."""
     study, points = open_study(folder, wanted, {}), []
     for _ in range(most):
@@ -36,7 +36,7 @@ def run(folder: Path, wanted: Plan, most: int = 100) -> list[dict[str, float]]:
 
 
 def die(
-    folder: Path, wanted: Plan, epochs: int = 4, how: type[BaseException] = MemoryError, told: bool = False
+    folder: Path, wanted: SweepPlan, epochs: int = 4, how: type[BaseException] = MemoryError, told: bool = False
 ) -> dict[str, float]:
     """Take a trial, train so many epochs, and end, mostly without telling; returns its values."""
     study = open_study(folder, wanted, {})
@@ -51,7 +51,7 @@ def die(
     return dict(trial.params)
 
 
-def states(folder: Path, wanted: Plan) -> list[str]:
+def states(folder: Path, wanted: SweepPlan) -> list[str]:
     return [row.state for row in tried(open_study(folder, wanted, {}))]
 
 
@@ -75,13 +75,13 @@ def test_a_sweep_that_goes_on_tries_what_an_undisturbed_one_tries(tmp_path: Path
 
 
 def test_another_seed_tries_other_values(tmp_path: Path) -> None:
-    other = Plan(space=(TEMPERATURE, ALPHA), epochs=8, trials=2, pruning=True, seed=4)
+    other = SweepPlan(space=(TEMPERATURE, ALPHA), epochs=8, trials=2, pruning=True, seed=4)
     assert run(tmp_path / "a", plan(trials=2)) != run(tmp_path / "b", other)
 
 
 @pytest.mark.parametrize("seed", [4_295, 2**32 - 1])
 def test_any_seed_of_a_recipe_will_do(tmp_path: Path, seed: int) -> None:
-    assert len(run(tmp_path, Plan(space=(TEMPERATURE, ALPHA), epochs=8, trials=2, pruning=True, seed=seed))) == 2
+    assert len(run(tmp_path, SweepPlan(space=(TEMPERATURE, ALPHA), epochs=8, trials=2, pruning=True, seed=seed))) == 2
 
 
 def test_listed_values_are_each_tried(tmp_path: Path) -> None:
