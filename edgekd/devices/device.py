@@ -1,4 +1,4 @@
-"""A device on which workers run, and a target together with the device on which its figures are taken."""
+"""Interfaces for devices on which workers run, and the pair of a target with the device that measures its figures."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from edgekd.target import Target
 __all__ = ["Device", "OnProgress", "Site"]
 
 OnProgress = Callable[[int, int], None]
-"""Hears of a worker's progress: `told(done, total)`."""
+"""Callback for a worker's progress; it is called as `on_progress(done, total)`."""
 
 
 class Device(Protocol):
     """A place where a worker can run: this machine, or another one that is reached from it."""
 
     def facts(self) -> Machine:
-        """What the device is. The answer never changes."""
+        """Return the description of the device, which never changes."""
 
     def free_memory(self) -> int | None:
-        """Bytes of memory that programs can still take; None where the device does not tell."""
+        """Return the bytes of memory that are available to programs; None if the device does not report them."""
 
     def require(self, target: Target) -> None:
         """Raise UnavailableError unless the device can run the target's provider."""
@@ -30,41 +30,43 @@ class Device(Protocol):
     def run(
         self, plan: Plan, model: Path, target: Target, timeout_s: float, on_progress: OnProgress | None = None
     ) -> Record:
-        """Run the plan in one fresh worker process of the target's runtime, and return what it measured.
+        """Run the plan in one fresh worker process of the target's runtime, and return the worker's record.
 
-        Raises InputError if the model cannot be loaded, ModelError if it crashes or hangs the worker; so also for
-        the plan's baseline.
+        Raises InputError if the model or the plan's baseline cannot be loaded, ModelError if one of them crashes or
+        hangs the worker.
         """
 
     def close(self) -> None:
-        """Give back what the device holds, such as a connection. A closed device runs nothing."""
+        """Release what the device holds, such as a connection. A closed device cannot run plans."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """A target and the device on which its figures are taken; the device need not be what the target describes."""
+    """A target and the device that measures its figures; the device need not be the hardware that the target
+    describes.
+    """
 
     target: Target
     device: Device
 
     @property
     def differences(self) -> list[str]:
-        """Why the device is not the target's hardware; empty when it is."""
+        """The reasons why the device is not the target's hardware; empty if it is."""
         return self.target.differences(self.device.facts())
 
     @property
     def measurable(self) -> bool:
-        """Whether time measured on the device is the target's time."""
+        """Whether time measured on the device counts as the target's time."""
         return not self.differences
 
     @property
     def elsewhere(self) -> str:
-        """The differences as one text; empty when the device is the target's hardware."""
+        """The differences as one text; empty if the device is the target's hardware."""
         return "; ".join(self.differences)
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What a reader of figures measured on the device must know of its arithmetic."""
+        """Remarks on the device's arithmetic for readers of figures that were measured on it."""
         return self.target.remarks(self.device.facts())
 
     def close(self) -> None:

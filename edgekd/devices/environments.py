@@ -1,8 +1,8 @@
-"""Environments: runtimes that a target names, apart from the Python edgekd itself runs in.
+"""Environments: runtimes for targets that cannot use the Python in which edgekd runs.
 
-ONNX Runtime's wheels exclude one another, and onnxruntime-web is no Python package at all; so a target may name an
-environment (`environment = "openvino"`), made by `edgekd doctor --install TARGET` in the user's data folder, or the
-path of one that the user made: a folder with `bin/python` or `node_modules`.
+ONNX Runtime's wheels exclude each other, and onnxruntime-web is not a Python package. A target may therefore name an
+environment (`environment = "openvino"`), which `edgekd doctor --install TARGET` creates in the user's data folder. It
+may also give the path of an environment that the user created: a folder with `bin/python` or `node_modules`.
 """
 
 import json
@@ -35,7 +35,7 @@ INSTALL_LIMIT_S = 1_800
 
 @dataclass(frozen=True)
 class EnvironmentRecipe:
-    """How an environment is made."""
+    """The kind of an environment and the packages to install in it."""
 
     kind: Literal["python", "node"]
     packages: tuple[str, ...]
@@ -57,7 +57,9 @@ class Runtime:
 
 
 def environment_folder(name: str, beside: str = "") -> Path:
-    """Where the environment is: a path as it stands (relative to the target's file), a name in the data folder."""
+    """Return the environment's folder: a path is relative to the target's file, a name is a folder in the data
+    folder.
+    """
     if "/" in name or os.sep in name:
         return Path(beside).parent / user_folder(name, f"{beside}: environment")
     data = user_folder(os.environ.get("XDG_DATA_HOME") or "~/.local/share", "XDG_DATA_HOME")
@@ -65,7 +67,7 @@ def environment_folder(name: str, beside: str = "") -> Path:
 
 
 def available_providers() -> list[str]:
-    """Execution providers of the onnxruntime installed beside edgekd; UnavailableError if there is none."""
+    """List the execution providers of edgekd's own onnxruntime. Raises UnavailableError if it is not installed."""
     try:
         import onnxruntime
     except ModuleNotFoundError:
@@ -75,7 +77,7 @@ def available_providers() -> list[str]:
 
 
 def providers_of(runtime: Runtime) -> list[str]:
-    """Execution providers of a runtime, asked of the runtime itself; UnavailableError if it has no onnxruntime."""
+    """Ask a runtime for its execution providers. Raises UnavailableError if it has no working onnxruntime."""
     if runtime.kind == "node":
         return ["wasm"]
     if runtime.command[0] == sys.executable:
@@ -98,9 +100,9 @@ def _ask(python: str) -> tuple[str, ...]:
 
 
 def install(target: Target) -> Path:
-    """Make the target's environment, whole or not at all, and return its folder.
+    """Create the target's environment and return its folder; after an error no partial environment remains.
 
-    Raises UnavailableError if a step fails, with the last line of its output.
+    Raises UnavailableError with the last line of output if a step fails.
     """
     name = target.environment
     if name not in RECIPES:
@@ -118,7 +120,8 @@ def install(target: Target) -> Path:
                 raise UnavailableError(f"target {target.name}: needs Node.js and npm; install them")
             made.mkdir()
             (made / "package.json").write_text('{"private": true}\n', encoding="utf-8")
-            # No package runs a script of its own: one of onnxruntime's fetches binaries, and none is needed.
+            # Install scripts are disabled: one of onnxruntime's dependencies would download binaries that are not
+            # needed.
             command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", *recipe.packages]
             _step(command, made)
         shutil.rmtree(folder, ignore_errors=True)

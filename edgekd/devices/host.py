@@ -1,4 +1,4 @@
-"""What this machine is, read from the system; no guess where the system does not say."""
+"""Read facts about this machine from the system; values that the system does not report are not guessed."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ __all__ = [
 
 
 def parse_cpuinfo(text: str) -> tuple[str, frozenset[str], str]:
-    """Model name, feature flags and Arm part number from the text of /proc/cpuinfo."""
+    """Parse the text of /proc/cpuinfo into model name, feature flags and Arm part number."""
     first: dict[str, str] = {}
     for line in text.splitlines():
         key, _, value = line.partition(":")
@@ -31,7 +31,7 @@ def parse_cpuinfo(text: str) -> tuple[str, frozenset[str], str]:
 
 @cache
 def machine() -> Machine:
-    """This machine; features are empty where there is no /proc/cpuinfo."""
+    """Describe this machine; the features are empty if /proc/cpuinfo does not exist."""
     names = {"amd64": "x86_64", "arm64": "aarch64"}
     architecture = platform.machine().lower()
     cpuinfo = Path("/proc/cpuinfo")
@@ -46,13 +46,13 @@ def machine() -> Machine:
 
 
 def has_cuda_device(devices: Path = Path("/dev")) -> bool:
-    """Whether an NVIDIA GPU can be reached: its device files (Linux; nvhost on a Jetson, dxg under WSL)."""
+    """Whether an NVIDIA GPU is available, judged by its device files (Linux; nvhost on a Jetson, dxg under WSL)."""
     patterns = ("nvidia[0-9]*", "nvhost-gpu", "nvhost-ctrl-gpu", "dxg")
     return machine().system != "Linux" or any(any(devices.glob(pattern)) for pattern in patterns)
 
 
 def free_memory() -> int | None:
-    """Bytes of memory that programs can still take; None where /proc/meminfo does not tell."""
+    """Return the bytes of memory that are available to programs; None if /proc/meminfo does not report them."""
     meminfo = Path("/proc/meminfo")
     for line in meminfo.read_text().splitlines() if meminfo.is_file() else []:
         if line.startswith("MemAvailable:"):
@@ -61,7 +61,7 @@ def free_memory() -> int | None:
 
 
 def number_of(variable: str, default: int, least: int) -> int:
-    """The whole number in a variable of the environment, such as torchrun sets; ConfigError if it is none."""
+    """Read a whole number from an environment variable, such as torchrun sets. Raises ConfigError for another value."""
     text = os.environ.get(variable, "") or str(default)
     if not (text.isascii() and text.isdigit() and len(text) < 10) or int(text) < least:
         raise ConfigError(f"{variable}: got {shown(text)}; it should be a whole number of at least {least}, or not set")
@@ -69,12 +69,12 @@ def number_of(variable: str, default: int, least: int) -> int:
 
 
 def processes() -> int:
-    """How many processes torchrun started for this training; 1 without it."""
+    """Return the number of processes that torchrun started for this training; 1 without torchrun."""
     return number_of("WORLD_SIZE", default=1, least=1)
 
 
 def user_folder(text: str, variable: str) -> Path:
-    """A path that may begin with `~` or `~user`; ConfigError where no such home folder is known."""
+    """Expand `~` or `~user` at the start of a path. Raises ConfigError if no such home folder is known."""
     try:
         return Path(text).expanduser()
     except RuntimeError:

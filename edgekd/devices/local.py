@@ -1,4 +1,4 @@
-"""This machine as a device: how a worker is started here, and how it may end."""
+"""This machine as a device: start workers here and interpret how they end."""
 
 import contextlib
 import json
@@ -26,19 +26,19 @@ __all__ = ["Local", "connect", "look_for_runtime", "require_runtime", "run_worke
 NEEDS_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 WORKERS = Path(__file__).parents[1] / "bench"
 TIMEOUT_EXIT = 124
-"""What `timeout(1)` and a worker that was stopped for its time exit with."""
+"""The exit code of `timeout(1)`, and of a worker that was stopped because it ran too long."""
 
 
 @dataclass(frozen=True)
 class Local:
-    """This machine."""
+    """The device that is this machine."""
 
     def facts(self) -> Machine:
-        """What this machine is."""
+        """Return the description of this machine."""
         return host.machine()
 
     def free_memory(self) -> int | None:
-        """Bytes of memory that programs can still take; None where the system does not tell."""
+        """Return the bytes of memory that are available to programs; None if the system does not report them."""
         return host.free_memory()
 
     def require(self, target: Target) -> None:
@@ -48,18 +48,18 @@ class Local:
     def run(
         self, plan: Plan, model: Path, target: Target, timeout_s: float, on_progress: OnProgress | None = None
     ) -> Record:
-        """Run the plan in one fresh worker process of the target's runtime here."""
+        """Run the plan in one fresh worker process of the target's runtime on this machine."""
         return run_worker(plan, model, runtime_of(target), timeout_s, on_progress)
 
     def close(self) -> None:
-        """Nothing is held here."""
+        """Do nothing, because this device holds no resources."""
 
 
 DEVICES = {"local": Local}
 
 
 def connect(target: Target, where: str = "") -> Site:
-    """The target on the device `where`, which is this machine unless another one is named.
+    """Connect the target with the device `where`; an empty name means this machine.
 
     Raises ConfigError for an unknown device, UnavailableError if the device cannot run the target.
     """
@@ -76,11 +76,11 @@ def connect(target: Target, where: str = "") -> Site:
 
 
 def runtime_of(target: Target) -> Runtime:
-    """How to start workers for the target.
+    """Return the command that starts workers for the target.
 
-    Its environment where that is installed; else, if edgekd could make it, edgekd's own Python when that has the
-    target's provider. An environment of the user's own is never replaced. Raises
-    UnavailableError, with the command that makes the environment, if neither is so.
+    The target's environment is used if it is installed. An environment that edgekd could create but that is not
+    installed is replaced by edgekd's own Python if that has the target's provider; an environment of the user is never
+    replaced. Otherwise, raises UnavailableError with the command that creates the environment.
     """
     own = Runtime("python", (sys.executable, "-P", str(WORKERS / "worker.py")))
     if not target.environment:
@@ -115,18 +115,18 @@ def _node(target: Target) -> str:
 
 
 def require_runtime(target: Target) -> None:
-    """Raise UnavailableError unless the target's provider can be used here: device, environment, onnxruntime.
+    """Raise UnavailableError unless this machine has the target's device, environment, onnxruntime and provider.
 
-    A Python of an environment is started to ask it for its providers.
+    To list its providers, the Python of the target's environment is started.
     """
     target.require_provider(providers_of(_installed(target)))
 
 
 def look_for_runtime(target: Target) -> str:
-    """The command of an environment's Python that only a start could tell more of; else empty.
+    """Return the command of the environment's Python if only starting it could tell more; otherwise an empty text.
 
-    This looks at the disk and starts nothing, for a target may be a stranger's file. Raises UnavailableError where
-    that already shows that the target's provider cannot be used here.
+    This only reads the disk and starts no process, because a target file may come from an untrusted source. Raises
+    UnavailableError if the disk already shows that the target's provider cannot be used here.
     """
     runtime = _installed(target)
     if runtime.kind == "python" and runtime.command[0] != sys.executable:
@@ -155,16 +155,16 @@ def run_worker(
     timeout_s: float = Effort.timeout_s,
     on_progress: OnProgress | None = None,
 ) -> Record:
-    """One fresh worker process of the target's runtime; `on_progress(done, total)` hears of its progress.
+    """Run the plan in one fresh worker process; `on_progress(done, total)` is called with its progress.
 
-    Raises InputError if the model cannot be loaded, ModelError if it crashes or hangs the worker; so also for the
-    plan's baseline.
+    Raises InputError if the model or the plan's baseline cannot be loaded, ModelError if one of them crashes or hangs
+    the worker.
     """
     if not model.is_file():
         raise InputError(f"{model}: no such model file")
     if plan.baseline is not None and not Path(plan.baseline).is_file():
         raise InputError(f"baseline {plan.baseline}: no such model file")
-    # Which of two models ended their process, nobody can tell.
+    # If the process loaded two models and crashed, it is unknown which of them was the cause.
     culprit = f"{model}" if plan.baseline is None else f"{model} or baseline {plan.baseline}"
     with scratch() as folder:
         plan_file, out, errors = Path(folder, "plan.json"), Path(folder, "result.json"), Path(folder, "stderr")
@@ -183,7 +183,7 @@ def run_worker(
 
 
 def _as_text(file: Path, link: Path) -> str:
-    """The path as a runtime can open it, which takes UTF-8 alone: where a name is bytes, a link to the file."""
+    """Return a path that a runtime can open as UTF-8; a file whose name is not valid UTF-8 gets a symbolic link."""
     try:
         str(file).encode()
     except UnicodeEncodeError:
@@ -193,7 +193,7 @@ def _as_text(file: Path, link: Path) -> str:
 
 
 def _wait(command: list[str], errors: Path, timeout_s: float, on_progress: OnProgress | None) -> int | None:
-    """The exit code; None if it had to be stopped, with all that it had started."""
+    """Wait for the worker and return its exit code; None if it was stopped together with the processes it started."""
     with errors.open("wb") as stderr:
         try:
             worker = subprocess.Popen(
@@ -202,7 +202,8 @@ def _wait(command: list[str], errors: Path, timeout_s: float, on_progress: OnPro
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 start_new_session=True,
-                env=os.environ | {"TMPDIR": str(errors.parent)},  # one that is stopped leaves nothing behind
+                env=os.environ
+                | {"TMPDIR": str(errors.parent)},  # so that a stopped worker leaves no temporary files behind
             )
         except OSError as error:
             raise ModelError(f"{command[0]}: cannot be started: {error.strerror}") from error
@@ -214,7 +215,9 @@ def _wait(command: list[str], errors: Path, timeout_s: float, on_progress: OnPro
         code = None
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(worker.pid, signal.SIGKILL)  # and what it left behind; also on an interrupt
+            os.killpg(
+                worker.pid, signal.SIGKILL
+            )  # also kill the worker's child processes, and do so after an interrupt
         worker.wait()
     reader.join(timeout=5)
     return code
@@ -240,7 +243,7 @@ def _ending(code: int, errors: Path) -> str:
 
 
 def _read(out: Path, model: Path, blamed: str, baseline: str) -> Record:
-    """The record; the worker's error is the model's, or the `baseline`'s where it begins with `blamed`."""
+    """Read the record. Raises the worker's error for the model, or for `baseline` if the error begins with `blamed`."""
     try:
         data = json.loads(out.read_text(encoding="utf-8"))
         if "error" in data:
