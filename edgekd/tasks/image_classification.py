@@ -1,4 +1,4 @@
-"""Image classification: uint8 images (n, H, W, C) to one of several classes."""
+"""Image classification: a model assigns uint8 images (n, H, W, C) to one of several classes."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The tasks that edgekd knows, and the card of each."""
+"""The tasks that edgekd supports, and the card type of each."""
 
 import dataclasses
 from typing import Any
@@ -16,24 +16,26 @@ from edgekd.tasks.text_classification import TEXT_CLASSIFICATION
 __all__ = ["TASKS", "build_card", "load_card", "task_of"]
 
 TASKS: dict[str, Task] = {task.name: task for task in (IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION)}
-"""By the name that a card's `task` says."""
+"""The tasks by the name that a card gives as `task`."""
 
 
 def task_of(data: Any) -> Task:
-    """The task whose cards have such a `[data]`."""
+    """Return the task whose cards have a `[data]` of this type."""
     return next(task for task in TASKS.values() if type(data) is task.data)
 
 
 def load_card(name: str) -> Card:
-    """The bundled card `name`, or the card file at that path.
+    """Load the bundled card `name`, or the card file at that path.
 
-    Raises ConfigError for anything wrong in it, with file, key, value, rule and nearest name.
+    Raises ConfigError for any mistake in it, with file, key, value, rule and nearest name.
     """
     return check_card(build_card(*read_tables(name)))
 
 
 def build_card(tables: dict[str, Any], where: str) -> Card:
-    """The card of these tables, typed by its task; ConfigError, which begins with `where`, for anything wrong."""
+    """Build a card of its task's type from these tables. Raises ConfigError that begins with `where` for any
+    mistake.
+    """
     task = tables.get("task", Card.task)
     if not isinstance(task, str) or task not in TASKS:
         raise ConfigError(f"{where}: task: got {shown(task)}; {did_you_mean(str(task)[:60], TASKS)}")
@@ -43,7 +45,7 @@ def build_card(tables: dict[str, Any], where: str) -> Card:
 
 
 def _card_type(task: Task) -> type[Card]:
-    """A card of that task alone, so that messages name its own keys."""
+    """Make a card type for one task only, so that error messages name only the keys of this task."""
 
     @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
     class CardOfTask(Card):
@@ -59,7 +61,9 @@ def _card_type(task: Task) -> type[Card]:
 
 
 def _foreign_augment(augment: Augment, task: Task) -> str:
-    """The first key of `[augment]` that is set and is another task's, with what to do; empty if there is none."""
+    """Describe the first key set in `[augment]` that belongs to another task, and how to correct it; empty if none
+    does.
+    """
     for field in dataclasses.fields(Augment):
         if field.name in task.augment | {"seed"} or getattr(augment, field.name) == field.default:
             continue

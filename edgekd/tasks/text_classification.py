@@ -1,4 +1,4 @@
-"""Text classification: sentences, as token ids (n, L) padded with 0, to one of several classes."""
+"""Text classification: a model assigns sentences, as token ids (n, L) padded with 0, to one of several classes."""
 
 import json
 
@@ -12,11 +12,11 @@ from edgekd.tasks.task import Task
 __all__ = ["PADDING", "TEXT_CLASSIFICATION", "trimmed"]
 
 PADDING = 0
-"""Token id of what fills a sentence up."""
+"""The token id that fills sentences up to a common length."""
 
 
 def trimmed(ids: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Token ids (B, L) without the places that are padding in every row."""
+    """Remove from token ids (B, L) the columns that are padding in every row."""
     used = np.flatnonzero((ids != PADDING).any(axis=0))
     return ids[:, : used[-1] + 1 if len(used) else 1]
 
@@ -26,7 +26,7 @@ def _length(data: TextData) -> int:
 
 
 def _describe(data: TextData) -> dict[str, str]:
-    """The last two are what edgekd measures the file by."""
+    """Return the file's metadata; edgekd itself uses padding and sequence_length when it measures the file."""
     what = f"int32 (batch, length), token ids of tokenizer.json, at most {data.max_length}, padded with {PADDING}"
     fed = {"padding": str(PADDING), "sequence_length": str(data.timed_length or data.max_length)}
     return {"labels": json.dumps(data.classes), "input": what, **fed}
@@ -50,7 +50,7 @@ TEXT_CLASSIFICATION = Task(
     sizes=lambda data: (data.vocabulary,),
     normalization=lambda data: None,
     describe=_describe,
-    calls=lambda ids: [trimmed(row[None]) for row in ids],  # without padding, as a device gets them
+    calls=lambda ids: [trimmed(row[None]) for row in ids],  # without padding, as on a device
     score=scores,
     same=agreement,
     same_words="same class",
