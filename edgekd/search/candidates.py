@@ -1,4 +1,4 @@
-"""Measure first, train later: untrained candidates exported, quantised and timed on the target."""
+"""Measure before training: export, quantise and time untrained candidates on the target."""
 
 import dataclasses
 import shutil
@@ -32,7 +32,7 @@ from edgekd.target import Target
 
 __all__ = ["measure_candidates"]
 
-# candidates.json history:
+# History of the format of candidates.json:
 # 1 - shape, params, macs, and per precision size_bytes, latency_p50_ms, peak_memory_mb
 # 2 - left_out: shape and reason of each candidate that cannot be used
 SCHEMA_VERSION = 2
@@ -44,12 +44,12 @@ EFFORT = Effort(processes=3, min_processes=2, warmup_s=0.1, max_calls=500, max_s
 def measure_candidates(
     card: Card, site: Site, examples: Examples, inputs: Path, calibration: NDArray[np.uint8] | None, run: Run
 ) -> list[Candidate]:
-    """Every shape of the card's student family, measured untrained; written to `run.candidates` one by one.
+    """Measure every shape of the card's student family untrained, and write each one to `run.candidates` at once.
 
-    Each is tried on two training `examples` first: one that cannot be built, trained or exported is left out, and the
-    reason is said and written. `inputs` holds real images or sentences (.npy) for the timing, `calibration` (n, H, W,
-    C) a few images for int8. Candidates found in `run.candidates` are kept, not measured again; those that were left
-    out are tried again until a training has begun. Raises ConfigError if no candidate is left.
+    Each shape is first tried on two training `examples`. A shape that cannot be built, trained or exported is left out;
+    the reason is printed and written. `inputs` holds real images or sentences (.npy) for the timing, `calibration` (n,
+    H, W, C) a few images for int8. Candidates that are already in `run.candidates` are not measured again; those that
+    were left out are tried again until a training has begun. Raises ConfigError if no candidate is left.
     """
     shapes = make_shapes(card, card.student)
     done, left_out = _read(run.candidates)
@@ -76,14 +76,14 @@ def measure_candidates(
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-    """A shape that cannot be used, and why."""
+    """A shape that cannot be used, and the reason."""
 
     shape: Shape
     reason: str
 
 
 def _reason(error: EdgekdError, card: Card, shape: Shape) -> str:
-    """The message without what the line about the candidate says already."""
+    """Remove from the error message what the line about the candidate already says."""
     text = str(error).removeprefix(f"{card.file}: ")
     for start in (f"student: {shape_name(shape)}: ", "student: ", "student.knobs: "):
         text = text.removeprefix(start)
@@ -106,7 +106,7 @@ def _prepare(
     calibration: NDArray[np.uint8] | None,
     scratch: Path,
 ) -> list[Subject]:
-    """The untrained student of that shape as a file in each precision of the target, tried on a few inputs."""
+    """Export an untrained student of that shape in each precision of the target, and try it on a few inputs."""
     check_student(card, shape, examples)
     torch.manual_seed(card.recipe.seed)
     net = folded(make(card, card.student, shape, "student.knobs").eval(), card.data)

@@ -1,4 +1,4 @@
-"""Choosing under the budget: the shape before training, the precision after it."""
+"""Choose under the budget: the shape before training, the precision after it."""
 
 import dataclasses
 
@@ -13,17 +13,17 @@ from edgekd.judge import Verdict, budget_figures, judge, show_limit, show_value
 __all__ = ["choose_shape", "choose_variant"]
 
 BEFORE_TRAINING = ("latency_p50_ms", "size_kb", "peak_memory_mb")
-"""Budgets an untrained network already meets or misses."""
+"""Budget keys that an untrained network already meets or misses."""
 
 
 def choose_shape(candidates: list[Candidate], budget: Budget) -> Candidate:
-    """The most capable candidate that no budget excludes in at least one precision.
+    """Return the most capable candidate that meets every budget in at least one precision.
 
-    Within a family more multiply-accumulates, then more parameters, count as more capable. A latency that
-    is unknown excludes nothing. Raises BudgetError naming the limiting budget and the nearest candidates.
+    Within a family, more multiply-accumulates, then more parameters, count as more capable. An unknown latency excludes
+    no candidate. Raises BudgetError with the limiting budget and the nearest candidates.
     """
     early = Budget(**{key: getattr(budget, key) for key in BEFORE_TRAINING})
-    if budget.latency_p95_ms is not None:  # half of all calls are slower than the p50, so it must not exceed it either
+    if budget.latency_p95_ms is not None:  # p50 is at most p95, so it must meet this limit too
         early = dataclasses.replace(early, latency_p50_ms=min(budget.latency_p95_ms, early.latency_p50_ms or 1e9))
     fitting = [c for c in candidates if any(not _missed(f, early) for f in c.precisions.values())]
     if not fitting:
@@ -37,9 +37,9 @@ def _missed(figures: dict[str, Figure], budget: Budget) -> list[str]:
 
 
 def _points(figures: dict[str, Figure]) -> dict[str, Figure]:
-    """Measured figures without intervals: a choice is made on the best guess, the verdict comes later.
+    """Remove the intervals of measured figures: a choice uses the best guess, and the verdict comes later.
 
-    An estimate keeps its interval, so that it excludes nothing that may well fit.
+    An estimate keeps its interval, so that a candidate that may meet the budget is not excluded.
     """
     return {
         key: figure if figure.provenance == "estimated" else dataclasses.replace(figure, low=None, high=None)
@@ -72,13 +72,14 @@ def _infeasible(candidates: list[Candidate], budget: Budget) -> str:
 def choose_variant(
     variants: list[ModelFigures], teacher_accuracy: Figure | None, budget: Budget, site: Site
 ) -> tuple[ModelFigures, str]:
-    """The file to ship, and why; `variants` are in the target's precisions, with accuracy on validation data.
+    """Return the file to ship and the reason; `variants` have the target's precisions and accuracy on validation data.
 
-    `teacher_accuracy` is None where the teacher may have learnt the validation data. Where the target's time is
-    measured, int8 (or fp16) is shipped only when it is faster beyond the spread of its processes, or a budget needs
-    it; elsewhere the first of the target's precisions that meets the budget. If none does, the one that misses least.
+    `teacher_accuracy` is None if the teacher may have been trained on the validation data. If the target's time is
+    measured, int8 (or fp16) is chosen only if it is faster beyond the spread of its processes, or if a budget needs it.
+    Otherwise the first of the target's precisions that meets the budget is chosen. If none does, the variant that
+    misses the fewest limits is chosen.
     """
-    budget = dataclasses.replace(budget, teacher_min_accuracy=None)  # the same for all of them
+    budget = dataclasses.replace(budget, teacher_min_accuracy=None)  # the same for all variants
     if teacher_accuracy is None:
         budget = dataclasses.replace(budget, max_accuracy_drop=None)
     verdicts = {v.precision: judge(_points(budget_figures(v, teacher_accuracy)), budget, True) for v in variants}
@@ -100,7 +101,7 @@ def choose_variant(
 
 
 def _misses_less(chosen: ModelFigures, verdicts: dict[str, Verdict]) -> str:
-    """Why the only one left is shipped, and what it misses itself."""
+    """Explain why the only remaining variant is shipped, and which limits it misses itself."""
     own = _fails(verdicts[chosen.precision])
     lines = [line for precision, verdict in verdicts.items() if precision != chosen.precision for line in verdict.lines]
     missed = "; ".join(line.text for line in lines if line.outcome == "fail" and line.key not in own)
@@ -109,7 +110,7 @@ def _misses_less(chosen: ModelFigures, verdicts: dict[str, Verdict]) -> str:
 
 
 def _surely_faster(one: ModelFigures, other: ModelFigures) -> bool:
-    """Whether the slowest process of one was faster than the fastest of the other."""
+    """Whether the slowest process of `one` was faster than the fastest process of `other`."""
     slowest, fastest = one.latency_p50_ms, other.latency_p50_ms
     high = slowest.value if slowest.high is None else slowest.high
     low = fastest.value if fastest.low is None else fastest.low

@@ -1,23 +1,25 @@
-"""Latency on a target that is not this machine, estimated from published latencies of standard networks.
+"""Estimate the latency on a target that is not this machine from published latencies of standard networks.
 
-The model is edgekd's own; its data are the `[[reference]]` entries of the target's file, each with the address of its
-source. No reference, no estimate. For one precision, on ONNX Runtime's CPU provider:
+The model of the estimate is edgekd's own. Its data are the `[[reference]]` entries of the target's file, each with the
+address of its source; without a reference there is no estimate. For one precision, on ONNX Runtime's CPU provider:
 
     p50 on the target = p50 here × Σ over kernel classes c of share(c) × ratio(c)
     ratio(c)          = published latency of c's reference network / its latency here × s
 
-* "Here" is one thread of this machine: the median of the least disturbed worker process, since other load only adds
-  time. A reference network is timed here once and kept in the user's cache folder.
-* share(c) is the part of the time that ONNX Runtime's own profile gives to class c: dense or depthwise convolutions,
-  gemm (matrix products, recurrent cells, attention), other. A class without a reference takes the ratio of dense, or
-  of the first class that has one.
-* s corrects a reference taken with k_ref threads for a target with k: how well it scales is not published, so s lies
-  between 1 and k_ref / k, and sqrt(k_ref / k) is the best guess.
-* The interval holds both ends of s, the extremes of several references of one class, and MARGIN both ways.
+* "Here" is one thread of this machine: the median of the least disturbed worker process, because other load only adds
+  time. A reference network is timed here once and its result is stored in the user's cache folder.
+* share(c) is the share of time that ONNX Runtime's own profile gives to class c: dense or depthwise convolutions,
+  gemm (matrix products, recurrent cells, attention), other. A class without a reference gets the ratio of dense, or
+  of the first class that has a reference.
+* s corrects a reference measured with k_ref threads for a target with k threads. How well the network scales is not
+  published, so s lies between 1 and k_ref / k, and sqrt(k_ref / k) is the best guess.
+* The interval covers both ends of s, the extremes of several references of one class, and a factor of MARGIN in both
+  directions.
 
-A reference stands for its class with all of its time, though mobilenet_v2 (depthwise) spends four fifths of it in dense
-1×1 convolutions. Timed on an AMD EPYC and with equal s, its own estimate is about two thirds of what is published for
-a Raspberry Pi 4 and half for a Pi 5: networks with many depthwise convolutions are estimated too fast.
+A reference represents its class with its whole time, although mobilenet_v2 (depthwise) spends four fifths of its time
+in dense 1×1 convolutions. Timed on an AMD EPYC and with equal s, its own estimate is about two thirds of the latency
+published for a Raspberry Pi 4 and half for a Pi 5: for networks with many depthwise convolutions, the estimated time is
+too short.
 """
 
 import contextlib
@@ -57,24 +59,36 @@ from edgekd.target import Hardware, Reference, Target
 
 __all__ = ["with_estimates"]
 
-# references/*.json history:
-# 1 - p50_ms, and all that it depends on
+# History of the format of references/*.json:
+# 1 - p50_ms, and the keys on which it depends
 SCHEMA_VERSION = 1
 CLASSES = ("dense", "depthwise", "gemm")
-GEMM = ("Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum", "Attention")  # in an operator's name: matrix products
-MARGIN = 2.0  # what the model itself may be wrong by, both ways: it holds what the last paragraph says
-MAX_SILENT, MAX_OTHER = 0.2, 0.5  # of the time: in classes of CLASSES without a reference, in kernels of no class
-MAX_FASTER = 100  # a network this many times faster (or smaller) than its references: costs per call would dominate
+GEMM = (
+    "Gemm",
+    "MatMul",
+    "LSTM",
+    "GRU",
+    "RNN",
+    "Einsum",
+    "Attention",
+)  # an operator whose name contains one of these computes matrix products
+MARGIN = (
+    2.0  # assumed error factor of the model in both directions; it covers the errors in the module's last paragraph
+)
+MAX_SILENT, MAX_OTHER = 0.2, 0.5  # limits for shares of the time: in CLASSES without a reference, in other kernels
+MAX_FASTER = (
+    100  # a network this many times faster (or smaller) than its references is refused: costs per call would dominate
+)
 SUBJECT_EFFORT = Effort(processes=2, warmup_s=0.1, min_calls=20, max_calls=500, max_s=0.2)
 REFERENCE_EFFORT = Effort(processes=3, warmup_s=1.0, min_calls=20, max_calls=200, max_s=1.0)
 
 
 class _NoEstimate(Exception):
-    """Why a latency stays unknown, as one line."""
+    """The reason, as one line, why a latency remains unknown."""
 
 
 class Range(NamedTuple):
-    """A best guess and the interval it lies in."""
+    """A best guess and its interval."""
 
     low: float
     value: float
@@ -82,9 +96,10 @@ class Range(NamedTuple):
 
 
 def with_estimates(figures: Sequence[ModelFigures], subjects: Sequence[Subject], site: Site) -> list[ModelFigures]:
-    """The figures with `latency_p50_ms` estimated where the device is not the target, which has references for it.
+    """Add an estimate of `latency_p50_ms` if the device is not the target and the target has references for the model.
 
-    Elsewhere it stays unknown, with the reason. Raises ModelError if a model crashes or hangs.
+    Without suitable references the latency remains unknown, with the reason. Raises ModelError if a model crashes or
+    hangs.
     """
     if site.measurable:
         return list(figures)
@@ -97,7 +112,9 @@ def _estimate(subject: Subject, site: Site) -> Figure:
     try:
         references = usable_references(subject.precision, target)
         refuse_tiny(subject, references)
-        local_ms = _local_p50_ms(subject.file, here, SUBJECT_EFFORT)  # in a worker, where a crash does no harm
+        local_ms = _local_p50_ms(
+            subject.file, here, SUBJECT_EFFORT
+        )  # in a worker, so that a crash does not end this process
         weights = spoken_shares(profile_shares(subject.file, here), {r.kernel_class for r in references})
         used = {r: reference_ms(r, here) for r in references if r.kernel_class in weights}
         if local_ms * MAX_FASTER < (fastest := min(used.values())):
@@ -112,7 +129,7 @@ def _estimate(subject: Subject, site: Site) -> Figure:
 
 
 def usable_references(precision: str, target: Target) -> list[Reference]:
-    """The target's references of this precision."""
+    """Return the target's references of this precision. Raises _NoEstimate if there are none for its provider."""
     references = [reference for reference in target.reference if reference.precision == precision]
     if not references:
         known = ", ".join(sorted({reference.precision for reference in target.reference})) or "none at all"
@@ -123,7 +140,7 @@ def usable_references(precision: str, target: Target) -> list[Reference]:
 
 
 def refuse_tiny(subject: Subject, references: Sequence[Reference]) -> None:
-    """Refuse by multiply-accumulates, where they are known, before anything is timed."""
+    """Raise _NoEstimate for a model with too few multiply-accumulates, if these are known, before any timing."""
     smallest = min(1e9 * get_model_weights(r.network).DEFAULT.meta["_ops"] for r in references)
     if subject.macs is not None and subject.macs * MAX_FASTER < smallest:
         counts = f"{units.count(subject.macs)} multiply-accumulates, the reference's {units.count(smallest)}"
@@ -131,7 +148,7 @@ def refuse_tiny(subject: Subject, references: Sequence[Reference]) -> None:
 
 
 def this_machine(target: Target) -> Site:
-    """The target as it can be timed here: this hardware, one thread, no pinning; the int8 scheme is kept."""
+    """Return the target as it can be timed here: this hardware, one thread, no pinning; the int8 scheme is kept."""
     local = Local()
     hardware = Hardware(architecture=local.facts().architecture)  # type: ignore[arg-type]  # checked when it runs
     session = dataclasses.replace(target.session, intra_op_threads=1, inter_op_threads=1, affinity=())
@@ -139,7 +156,7 @@ def this_machine(target: Target) -> Site:
 
 
 def spoken_shares(shares: Mapping[str, float], known: set[str]) -> dict[str, float]:
-    """The shares of time by kernel class, given to the classes `known` from references; they add up to 1."""
+    """Assign the shares of time by kernel class to the classes `known` from references; the result adds up to 1."""
     silent = {kind: share for kind, share in shares.items() if kind not in known}
     other = silent.get("other", 0.0)
     if sum(silent.values()) - other > MAX_SILENT or other > MAX_OTHER:
@@ -153,13 +170,13 @@ def spoken_shares(shares: Mapping[str, float], known: set[str]) -> dict[str, flo
 
 
 def ratio(reference: Reference, local_ms: float, target: Target) -> Range:
-    """Milliseconds on the target for one millisecond of this kernel class on one thread here."""
+    """Return the milliseconds on the target for one millisecond of this kernel class on one thread here."""
     slower, scaling = reference.latency_ms / local_ms, reference.threads / target.session.intra_op_threads
     return Range(slower * min(1.0, scaling), slower * math.sqrt(scaling), slower * max(1.0, scaling))
 
 
 def combine(local_ms: float, weights: Mapping[str, float], ratios: Mapping[str, Sequence[Range]]) -> Range:
-    """The estimate in ms: classes added up, several references of one class averaged geometrically."""
+    """Return the estimate in ms: the sum over classes, with the geometric mean over the references of one class."""
     low = sum(weight * min(r.low for r in ratios[kind]) for kind, weight in weights.items())
     value = sum(weight * geometric_mean(r.value for r in ratios[kind]) for kind, weight in weights.items())
     high = sum(weight * max(r.high for r in ratios[kind]) for kind, weight in weights.items())
@@ -176,19 +193,20 @@ def _terms(weights: dict[str, float], ratios: dict[str, list[Range]], used: Iter
 
 
 def profile_shares(file: Path, here: Site) -> dict[str, float]:
-    """The share of time by kernel class, from ONNX Runtime's profile of calls in this process; they add up to 1.
+    """Return the share of time by kernel class from ONNX Runtime's profile of calls in this process; they add up to 1.
 
-    What a node is, only the optimised graph tells: weights that a kernel repacks, as int8 ones, are not profiled.
+    The class of a node is read from the optimised graph, because weights that a kernel repacks, such as int8 weights,
+    do not appear in the profile.
     """
     model = onnx.load(file)
     for number, node in enumerate(model.graph.node):
-        node.name = f"node_{number}"  # a file may leave them empty
+        node.name = f"node_{number}"  # node names in a file may be empty
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.graph_optimization_level = getattr(
         onnxruntime.GraphOptimizationLevel, LEVELS[here.target.session.graph_level]
     )
-    options.enable_profiling, options.log_severity_level = True, 3  # errors only
+    options.enable_profiling, options.log_severity_level = True, 3  # log errors only
     with scratch() as folder:
         optimised = Path(folder, "optimised.onnx")
         options.optimized_model_filepath, options.profile_file_prefix = str(optimised), str(Path(folder, "profile"))
@@ -203,7 +221,7 @@ def profile_shares(file: Path, here: Site) -> dict[str, float]:
 
 
 def kernel_classes(graph: onnx.GraphProto) -> dict[str, str]:
-    """Name of a node to dense, depthwise, gemm or other."""
+    """Map the name of each node to its class: dense, depthwise, gemm or other."""
     dims = {weights.name: list(weights.dims) for weights in graph.initializer}
     dims |= {n.output[0]: dims.get(n.input[0], []) for n in graph.node if n.op_type == "DequantizeLinear"}
     classes = {node.name: "gemm" if any(word in node.op_type for word in GEMM) else "other" for node in graph.node}
@@ -211,17 +229,19 @@ def kernel_classes(graph: onnx.GraphProto) -> dict[str, str]:
         if "Conv" in node.op_type:
             weights = dims.get(node.input[3 if node.op_type == "QLinearConv" else 1], [])
             groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
-            # Not by the weights alone: a dense convolution of a grey image has one input channel as well.
+            # The weights alone are not enough: a dense convolution of a grey image also has one input channel.
             classes[node.name] = "depthwise" if groups > 1 and weights[1:2] == [1] else "dense"
     return classes
 
 
 def shares_of(events: Sequence[Mapping[str, Any]], classes: Mapping[str, str]) -> dict[str, float]:
-    """Shares from profile events; the slowest quarter of each node's calls (warm-up, interruptions) is left out."""
+    """Compute shares from profile events, without the slowest quarter of each node's calls (warm-up, interruptions)."""
     calls: dict[str, list[float]] = defaultdict(list)
     for event in events:
         if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
-            calls[event["name"].removesuffix("_kernel_time")].append(event["dur"] + 0.5)  # cut to whole µs
+            calls[event["name"].removesuffix("_kernel_time")].append(
+                event["dur"] + 0.5
+            )  # durations are cut to whole µs
     spent: dict[str, float] = defaultdict(float)
     for name, durations in calls.items():
         spent[classes.get(name, "other")] += fmean(sorted(durations)[: math.ceil(0.75 * len(durations))])
@@ -229,7 +249,9 @@ def shares_of(events: Sequence[Mapping[str, Any]], classes: Mapping[str, str]) -
 
 
 def reference_ms(reference: Reference, here: Site) -> float:
-    """Latency of a reference network on one thread of this machine; timed once, then read from the cache."""
+    """Return the latency of a reference network on one thread of this machine, timed once and then read from the
+    cache.
+    """
     key: dict[str, Any] = {name: getattr(reference, name) for name in ("network", "input_size", "precision")}
     key |= {"opset": here.target.opset.export, "graph_level": here.target.session.graph_level}
     key |= {"onnxruntime": onnxruntime.__version__, "cpu": here.device.facts().model, "schema_version": SCHEMA_VERSION}
@@ -243,21 +265,25 @@ def reference_ms(reference: Reference, here: Site) -> float:
     try:
         with scratch() as folder:
             p50_ms = _local_p50_ms(_export(reference, here, Path(folder)), here, REFERENCE_EFFORT)
-    except Exception as error:  # the exporter raises whatever its many passes raise
+    except Exception as error:  # the exporter's many passes may raise any exception
         raise _NoEstimate(f"reference {reference.network} cannot be timed here: {one_line(error)}") from error
-    with contextlib.suppress(OSError):  # a folder that cannot be written costs time, nothing else
+    with contextlib.suppress(
+        OSError
+    ):  # if the folder cannot be written, the only cost is that the network is timed again
         write_json(path, key | {"p50_ms": p50_ms})
     return p50_ms
 
 
 def _export(reference: Reference, here: Site, folder: Path) -> Path:
-    """The reference network with random weights (they take the time of trained ones), in its precision."""
+    """Export the reference network in its precision with random weights, which take the same time as trained
+    weights.
+    """
     fp32, file, opset = folder / "fp32.onnx", folder / "reference.onnx", here.target.opset.export
-    with torch.random.fork_rng(devices=[]), quiet_export():  # the run's own random numbers stay what they were
+    with torch.random.fork_rng(devices=[]), quiet_export():  # the run's own random number generator keeps its state
         net = torchvision.models.get_model(reference.network, weights=None).eval()
         x = torch.randn(1, 3, reference.input_size, reference.input_size)
         program = torch.onnx.export(net, (x,), dynamo=True, verbose=False, external_data=False, opset_version=opset)
-    assert program is not None  # only the other exporter returns None
+    assert program is not None  # only the older exporter returns None
     save_model(program.model_proto, fp32)
     make_variant(fp32, reference.precision, here.target, x.numpy(), file)  # not uint8: this network takes floats
     return file

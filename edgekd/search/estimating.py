@@ -1,4 +1,4 @@
-"""Latency of a target that is not here, where torch is; elsewhere it stays unknown."""
+"""Estimate the latency of a target that is not this machine if torch is installed; otherwise it remains unknown."""
 
 import dataclasses
 import functools
@@ -18,7 +18,9 @@ __all__ = ["estimate"]
 
 
 def estimate(figures: Sequence[ModelFigures], subjects: "Sequence[Subject]", site: Site) -> list[ModelFigures]:
-    """Estimates where the target has references and torch is here to time their networks; else as they are."""
+    """Add estimates if the target has references and torch is installed to time them; otherwise return the figures
+    unchanged.
+    """
     if site.measurable or not site.target.reference:
         return list(figures)
     if importlib.util.find_spec("torchvision") is None:
@@ -29,7 +31,7 @@ def estimate(figures: Sequence[ModelFigures], subjects: "Sequence[Subject]", sit
 
     try:
         known = [dataclasses.replace(s, precision=precision_of(s.file)) for s in subjects]
-    except Exception as error:  # onnx raises whatever protobuf does
+    except Exception as error:  # onnx passes on any exception of protobuf
         raise InputError(f"{subjects[0].file}: cannot be read as ONNX: {one_line(error)}") from error
     return with_estimates(figures, known, site)
 
