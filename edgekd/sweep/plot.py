@@ -1,4 +1,4 @@
-"""The picture of a sweep: validation accuracy against temperature, or another axis where there is none."""
+"""The plot of a sweep: validation accuracy against temperature, or against another axis if temperature is not tried."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,16 +18,17 @@ __all__ = ["plot_sweep"]
 def plot_sweep(
     trials: Sequence[Tried], colour_by: str, data: tuple[int, str], title: str, path: Path, along: str = "temperature"
 ) -> None:
-    """Validation accuracy of each trial against its value of the axis `along`, as PNG.
+    """Plot the validation accuracy of each trial against its value of the axis `along`, as PNG.
 
-    Filled points were trained to the end, hollow ones were pruned. Colour is the value of the axis `colour_by`
-    (`alpha`, or a weight); where it has one value, or is empty, all points are alike. Lines join the temperatures that
-    were trained at the same weights: the mean over the seeds of the trials that ended. The grey bar at the best one is
-    the standard error of an accuracy on so many validation examples; `data` is their number, and what they are called.
+    Filled points were trained to the end, hollow points were pruned. The colour shows the value of the axis `colour_by`
+    (`alpha`, or a weight); all points have one colour if that axis has only one value or is empty. Lines join the
+    temperatures that were trained with the same weights: the mean over the seeds of the trials that ended. The grey bar
+    at the best trial is the standard error of an accuracy on the validation examples; `data` is their number and the
+    name of the examples.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
-    from matplotlib.figure import Figure as Canvas  # no pyplot: no window system, no global state
+    from matplotlib.figure import Figure as Canvas  # without pyplot: no window system, no global state
     from matplotlib.ticker import LogLocator, NullFormatter
 
     shown = [trial for trial in trials if trial.accuracy is not None and trial.state in ("complete", "pruned")]
@@ -40,14 +41,14 @@ def plot_sweep(
         own = [trial for trial in shown if trial.state == state]
         if own:
             _draw_points(axes, own, state == "complete", along, colour_by, scale)
-            # In the legend grey, as the points have several colours.
+            # The legend uses grey, because the points have several colours.
             axes.plot([], [], "o", markeredgecolor="0.35", markerfacecolor=face, label=f"{state}: {len(own)}")
     _draw_error(axes, shown, along, data)
     if scale is not None:
         canvas.colorbar(ScalarMappable(scale, _map()), ax=axes, label=colour_by)
     if not shown:
         axes.set_xlim(0.1, 20)
-    if along != "seed":  # which may be 0
+    if along != "seed":  # a seed may be 0
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -94,7 +95,7 @@ def _colour(point: Mapping[str, float], colour_by: str, scale: "Normalize | None
 
 
 def _map() -> "Colormap":
-    """Viridis without its yellow end, which is faint on white."""
+    """Return the colour map viridis without its yellow end, which is hard to see on white."""
     from matplotlib import colormaps
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -102,7 +103,9 @@ def _map() -> "Colormap":
 
 
 def _means(trials: Sequence[Tried], along: str) -> dict[tuple[tuple[str, float], ...], dict[float, float]]:
-    """By weights, then by the value along the axis: the mean accuracy of the seeds that were trained to the end."""
+    """Return the mean accuracy of the seeds that were trained to the end, by weights and then by value along the
+    axis.
+    """
     found: dict[tuple[tuple[str, float], ...], dict[float, list[float]]] = {}
     for trial in trials:
         if trial.state == "complete" and trial.accuracy is not None:

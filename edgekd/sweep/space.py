@@ -1,4 +1,4 @@
-"""What a sweep tries: temperatures, weights of the terms, and seeds."""
+"""The search space of a sweep: temperatures, weights of the terms, and seeds."""
 
 import dataclasses
 import itertools
@@ -12,35 +12,35 @@ from edgekd.recipe import TEMPERED, Recipe
 __all__ = ["Axis", "grid", "make_space", "recipe_at"]
 
 SOFT = ("kd", "soft_ce", "mse", "dkd", "dist", "mutual")
-"""The terms in `losses` whose weights are tried; that of `ce` stays, as only their ratio matters much."""
+"""Terms in `losses` whose weights are varied; the weight of `ce` is fixed, because mainly their ratio matters."""
 
 TEMPERATURES = (0.1, 20.0)
-"""The range that is tried where none is given."""
+"""The default range of temperatures."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """One thing that is tried."""
+    """One dimension of the search space."""
 
     name: str
-    """`temperature` (where a term uses it), `alpha`, `seed`, or `weight TERM`."""
+    """`temperature` (if a term uses it), `alpha`, `seed`, or `weight TERM`."""
     low: float
     high: float
     log: bool = False
-    """Whether a range is tried evenly in its logarithm."""
+    """Whether a range is sampled uniformly in its logarithm."""
     values: tuple[float, ...] = ()
-    """Each of these, and nothing between; none for the whole range."""
+    """Only these values are tried; if empty, the whole range."""
 
 
 def make_space(recipe: Recipe, temperatures: str, alphas: str, weights: str, seeds: int) -> tuple[Axis, ...]:
-    """The axes for a recipe: its temperature, its `alpha` or the weight of each soft term in its `losses`, and as many
-    seeds from its own upwards.
+    """Make the axes for a recipe: its temperature, its `alpha` or the weights of the soft terms in its `losses`, and
+    seeds.
 
-    Each text is a range `LOW:HIGH` or values `A,B,…`; an empty one stands for the default, 0.1:20 for the temperature
-    (what of it lies between the recipe's bounds, where it learns its temperature), 0:1 for `alpha` and 0.1:10 for
-    weights. Terms of stages keep the weights they have, and where no term uses the temperature, it has no axis. Raises
-    ConfigError for a text that is neither, values outside what the recipe allows, temperatures that no term uses,
-    weights of the other kind than the recipe's, and where nothing is left to try.
+    Each text is a range `LOW:HIGH` or values `A,B,…`; an empty text means the default: 0.1:20 for the temperature
+    (within the recipe's bounds, if it learns its temperature), 0:1 for `alpha` and 0.1:10 for weights. `seeds` is the
+    number of seeds, counted up from the recipe's own. Terms of stages keep their weights, and the temperature is no
+    axis if no term uses it. Raises ConfigError for a text of another form, values outside the recipe's limits,
+    temperatures that no term uses, weights of the wrong kind for the recipe, and if there is nothing to try.
     """
     axes = _temperature(recipe, temperatures)
     soft = [name for name in recipe.losses if name in SOFT]
@@ -61,7 +61,7 @@ def make_space(recipe: Recipe, temperatures: str, alphas: str, weights: str, see
 
 
 def grid(space: Sequence[Axis]) -> list[dict[str, float]]:
-    """Every combination of the values that are listed; one empty combination where all are ranges."""
+    """Return every combination of the listed values; one empty combination if all axes are ranges."""
     listed = [axis for axis in space if axis.values]
     return [
         dict(zip([axis.name for axis in listed], values, strict=True))
@@ -70,7 +70,7 @@ def grid(space: Sequence[Axis]) -> list[dict[str, float]]:
 
 
 def recipe_at(recipe: Recipe, point: dict[str, float], epochs: int) -> Recipe:
-    """The recipe with what the point says, and that many epochs."""
+    """Return the recipe with the values of the point and that many epochs."""
     weights = {name: point.get(f"weight {name}", weight) for name, weight in recipe.losses.items()}
     return dataclasses.replace(
         recipe,
@@ -84,9 +84,11 @@ def recipe_at(recipe: Recipe, point: dict[str, float], epochs: int) -> Recipe:
 
 
 def _temperature(recipe: Recipe, text: str) -> list[Axis]:
-    """The axis, within the recipe's bounds if it has some; none where no term uses the temperature."""
+    """Return the temperature axis within the recipe's bounds, if there are any; no axis if no term uses the
+    temperature.
+    """
     terms = {str(name) for stage in recipe.stages for name in stage.losses} or {str(name) for name in recipe.losses}
-    # Without stages and losses the recipe has alpha, and kd with it.
+    # A recipe without stages and losses has alpha, and therefore uses kd.
     if (recipe.stages or recipe.losses) and not terms & TEMPERED:
         _refuse(
             text, f"--temperatures: got {shown(text)}; no term of the card's recipe uses a temperature; leave it out"
@@ -103,7 +105,7 @@ def _temperature(recipe: Recipe, text: str) -> list[Axis]:
             f'--temperatures: got {shown(text)}; with temperature_schedule = "{recipe.temperature_schedule}" it should '
             f"lie from temperature_min to temperature_max, {recipe.temperature_min:g}:{recipe.temperature_max:g}"
         )
-    if not low < high:  # the bounds lie outside the default
+    if not low < high:  # the bounds lie outside the default range
         low, high = recipe.temperature_min, recipe.temperature_max
     return [dataclasses.replace(axis, low=low, high=high)]
 
@@ -117,7 +119,7 @@ def _fraction(value: float) -> str:
 
 
 def _axis(name: str, option: str, text: str, rule: Callable[[float], str], log: bool = False) -> Axis:
-    """The range or the values in `text`."""
+    """Parse a text with a range or with values into an axis."""
     ends = text.split(":")
     values = [_number(part, option, text, rule) for part in (ends if len(ends) == 2 else text.split(","))]
     if len(ends) == 2:

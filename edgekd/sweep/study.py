@@ -1,9 +1,10 @@
-"""A sweep's trials, kept in a journal that several processes share.
+"""The trials of a sweep, stored in a journal that several processes share.
 
-Whoever takes a trial holds a lock until it has told how it ended, and the system drops that lock with the process. So
-a trial that runs in the journal while nobody holds its lock was killed: it counts as failed, and is tried again with
-the same values, from its last checkpoint. (Optuna knows dead trials by a heartbeat, which its journal has not.) Only
-where this leads nowhere is it given up: it was killed several times in one epoch, and nobody had interrupted it.
+A process that takes a trial holds a lock until it has recorded the trial's result; the system releases the lock when
+the process ends. If a trial is still running in the journal but its lock is free, its process was killed: the trial
+counts as failed and is tried again with the same values, from its last checkpoint. (Optuna detects dead trials by a
+heartbeat, which its journal storage does not support.) A trial is given up only if it was killed several times in the
+same epoch without being interrupted by the user.
 """
 
 import contextlib
@@ -26,30 +27,30 @@ if TYPE_CHECKING:
 __all__ = ["SweepPlan", "checkpoint_folder", "open_study", "take", "tried"]
 
 MOST_TRIES = 3
-"""A trial that ends its process so often in the same epoch (too little memory, perhaps) is not tried again."""
+"""A trial whose process ends this often in the same epoch (perhaps for lack of memory) is not tried again."""
 
-# The sweep's conditions, kept in the journal:
+# History of the format of the sweep's conditions, which are stored in the journal:
 # 1 - card, shape, epochs, axes, pruning, digests of data and teacher
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPlan:
-    """What is tried, how long and how often."""
+    """The search space, and the length and number of trials."""
 
     space: tuple[Axis, ...]
     epochs: int
     trials: int
-    """In all, whichever process trains them; one that was killed and is tried again counts once."""
+    """Total over all processes; a killed trial that is tried again counts once."""
     pruning: bool
     seed: int
-    """Of the sampler."""
+    """The seed of the sampler."""
 
 
 def open_study(folder: Path, plan: SweepPlan, conditions: dict[str, Any]) -> "Study":
-    """The study in `folder/journal.log`, made or gone on with.
+    """Create or continue the study in `folder/journal.log`.
 
-    Raises ConfigError where it began under other conditions: its trials could not be compared with new ones.
+    Raises ConfigError if it began under other conditions, because its trials could not be compared with new ones.
     """
     optuna = require("optuna", "sweep", "sweep")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -83,7 +84,9 @@ def open_study(folder: Path, plan: SweepPlan, conditions: dict[str, Any]) -> "St
 
 
 def _cut_half_line(journal: Path) -> None:
-    """What a process that was killed while it wrote, or a full disk, left at the end; more would make it unreadable."""
+    """Remove a partial last line, left by a killed process or a full disk; lines after it would make the journal
+    unreadable.
+    """
     content = journal.read_bytes() if journal.exists() else b""
     if content and not content.endswith(b"\n"):
         with journal.open("r+b") as file:
@@ -92,9 +95,10 @@ def _cut_half_line(journal: Path) -> None:
 
 @contextlib.contextmanager
 def take(study: "Study", folder: Path, plan: SweepPlan) -> "Iterator[Trial | None]":
-    """The next trial, held until the block ends; None when all are trained or others are at the last ones.
+    """Yield the next trial and hold its lock until the block ends; None if all are trained or other processes train the
+    rest.
 
-    One that is interrupted is tried again by whoever comes next, however often.
+    A trial that the user interrupts is tried again by the next process, without a limit.
     """
     with contextlib.ExitStack() as stack:
         with locked(folder / "study.lock"):
@@ -106,7 +110,7 @@ def take(study: "Study", folder: Path, plan: SweepPlan) -> "Iterator[Trial | Non
             yield trial
         except KeyboardInterrupt:
             if trial is not None:
-                with contextlib.suppress(RuntimeError):  # it had just been told
+                with contextlib.suppress(RuntimeError):  # its result had just been recorded
                     trial.set_user_attr("interrupted", True)
             raise
         if trial is not None:
@@ -114,12 +118,12 @@ def take(study: "Study", folder: Path, plan: SweepPlan) -> "Iterator[Trial | Non
 
 
 def checkpoint_folder(folder: Path, trial: "Trial") -> Path:
-    """Where the trial's training is kept; one that is tried again goes on in that of its predecessor."""
+    """Return the folder of the trial's checkpoints; a repeated trial continues in the folder of its predecessor."""
     return folder / "trials" / f"{trial.user_attrs.get('first', trial.number):04d}"
 
 
 def tried(study: "Study") -> list[Tried]:
-    """All trials so far, in the order in which they began."""
+    """Return all trials so far, in the order in which they began."""
     return [_row(trial) for trial in study.get_trials(deepcopy=False)]
 
 
@@ -147,7 +151,7 @@ def _row(trial: "FrozenTrial") -> Tried:
 
 
 def _tries(trial: "FrozenTrial") -> int:
-    """How often a trial that was killed has been tried in vain: without one more epoch since the try before it."""
+    """Return how often a killed trial was tried without completing one more epoch than the try before."""
     before: int = trial.user_attrs.get("tries", 0)
     if trial.user_attrs.get("interrupted"):
         return before
@@ -155,12 +159,12 @@ def _tries(trial: "FrozenTrial") -> int:
 
 
 def _reached(trial: "FrozenTrial") -> int:
-    """Epochs that are trained, in this try or before it."""
+    """Return the number of epochs that were trained, in this try or an earlier one."""
     return max(trial.intermediate_values, default=trial.user_attrs.get("reached", 0))
 
 
 def _give_back_killed(study: "Study", folder: Path) -> None:
-    """Fail the trials of dead processes and queue them again; the study's lock is held."""
+    """Mark the trials of dead processes as failed and queue them again. The caller must hold the study's lock."""
     from optuna.trial import TrialState
 
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -175,14 +179,14 @@ def _give_back_killed(study: "Study", folder: Path) -> None:
 
 
 def _ask(study: "Study", plan: SweepPlan) -> "Trial | None":
-    """A trial that waits, else a new one while there are too few; the study's lock is held."""
+    """Return a waiting trial, or a new one if there are too few. The caller must hold the study's lock."""
     from optuna.samplers import TPESampler
 
     rows = [row for row in tried(study) if row.state != "killed"]
     waiting = any(row.state == "waiting" for row in rows)
     if not waiting and len(rows) >= plan.trials:
         return None
-    # A sampler per trial: a sweep that goes on then draws what an undisturbed one would have drawn.
+    # Each trial has its own sampler, so that a continued sweep draws the same values as an uninterrupted one.
     study.sampler = TPESampler(seed=(plan.seed * 1_000_003 + len(rows)) % 2**32)
     if not waiting and (fixed := _least_tried(plan, rows)):
         study.enqueue_trial(fixed, user_attrs={"point": fixed})
@@ -190,7 +194,7 @@ def _ask(study: "Study", plan: SweepPlan) -> "Trial | None":
 
 
 def _least_tried(plan: SweepPlan, rows: list[Tried]) -> dict[str, float]:
-    """The combination of listed values that has been tried least; nothing where all axes are ranges."""
+    """Return the combination of listed values that has been tried least often; empty if all axes are ranges."""
     points = grid(plan.space)
     return min(points, key=lambda point: sum(row.point.items() >= point.items() for row in rows))
 

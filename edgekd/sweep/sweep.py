@@ -1,4 +1,6 @@
-"""Trying temperatures and weights: each trial trains the card's student anew, and validation accuracy judges it."""
+"""Try temperatures and weights: each trial trains the card's student from scratch and is scored by validation
+accuracy.
+"""
 
 import dataclasses
 import json
@@ -32,28 +34,28 @@ __all__ = ["TrialSetup", "begin", "sweep"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSetup:
-    """What every trial trains, and on what."""
+    """The student, teachers and data that all trials share."""
 
     card: Card
     shape: Shape
     teachers: Sequence[Teacher]
-    """As `learn` takes them."""
+    """The teachers, in the form that `learn` takes."""
     data: tuple[Examples, Examples]
-    """Training and validation data."""
+    """The training and validation data."""
 
 
 def begin(card: Card, shape: Shape, digests: dict[str, str], plan: SweepPlan, folder: Path) -> "Study":
-    """The study in `folder`, new or gone on with; `digests` are of the data and of the teachers' files.
+    """Create or continue the study in `folder`; `digests` are those of the data and of the teachers' files.
 
-    Raises ConfigError where the folder holds a sweep of something else.
+    Raises ConfigError if the folder holds a sweep with other conditions.
     """
     return open_study(folder, plan, _conditions(card, shape, digests, plan))
 
 
 def sweep(study: "Study", setup: TrialSetup, plan: SweepPlan, folder: Path) -> list[Tried]:
-    """Train what is left of the plan's trials, and return all of them; several processes may do so at once.
+    """Train the remaining trials of the plan and return all trials; several processes may do so at the same time.
 
-    After each trial `folder` has `trials.csv`, `trials.md` and `sweep.png`.
+    After each trial, `trials.csv`, `trials.md` and `sweep.png` are written to `folder`.
     """
     while True:
         with take(study, folder, plan) as trial:
@@ -66,7 +68,7 @@ def sweep(study: "Study", setup: TrialSetup, plan: SweepPlan, folder: Path) -> l
 
 
 def _conditions(card: Card, shape: Shape, digests: dict[str, str], plan: SweepPlan) -> dict[str, Any]:
-    """What must stay the same, as JSON; the number of trials may grow."""
+    """Return the conditions that must remain the same, as JSON; the number of trials may increase."""
     parts = {"data": card.data, "augment": card.augment, "teacher": card.teacher, "recipe": card.recipe}
     parts |= {f"more_teachers[{number}]": further for number, further in enumerate(card.more_teachers)}
     parts |= {f"assistants[{number}]": assistant for number, assistant in enumerate(card.assistants)}
@@ -82,7 +84,9 @@ def _conditions(card: Card, shape: Shape, digests: dict[str, str], plan: SweepPl
 
 
 def _given(part: str, thing: Any) -> dict[str, Any]:
-    """The values that are not their defaults: what a later edgekd adds is then no change."""
+    """Return the values that differ from their defaults, so that a key added by a later edgekd does not count as a
+    change.
+    """
     defaults = {
         field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         for field in dataclasses.fields(thing)
@@ -93,7 +97,7 @@ def _given(part: str, thing: Any) -> dict[str, Any]:
 
 
 def _train(setup: TrialSetup, plan: SweepPlan, study: "Study", trial: "Trial", folder: Path) -> None:
-    """Train one trial and tell the study how it ended."""
+    """Train one trial and report its result to the study."""
     from optuna.trial import TrialState
 
     card = dataclasses.replace(setup.card, recipe=recipe_at(setup.card.recipe, trial.params, plan.epochs))
@@ -103,7 +107,7 @@ def _train(setup: TrialSetup, plan: SweepPlan, study: "Study", trial: "Trial", f
 
     def report(history: list[dict[str, Any]]) -> None:
         nonlocal reported
-        for entry in history[reported:]:  # more than one where a trial goes on
+        for entry in history[reported:]:  # more than one entry if a trial continues
             trial.report(entry["validation_accuracy"], entry["epoch"])
         reported = len(history)
 
@@ -117,7 +121,7 @@ def _train(setup: TrialSetup, plan: SweepPlan, study: "Study", trial: "Trial", f
     values = ", ".join(f"{key} {value:.3g}" for key, value in trial.params.items())
     try:
         history = learn(card, setup.shape, net, setup.teachers, setup.data, scratch / "net", name=name, stop=stop)
-    except BudgetError as error:  # the loss is no longer finite; at other values it may be
+    except BudgetError as error:  # the loss is no longer finite, but it may be with other values
         trial.set_user_attr("failed", str(error))
         study.tell(trial, state=TrialState.FAIL)
         say(f"{name}: {values}: failed: {error}")
@@ -138,7 +142,7 @@ def _write(setup: TrialSetup, plan: SweepPlan, study: "Study", folder: Path) -> 
     with locked(folder / "study.lock"):
         trials, about = tried(study), (len(setup.data[1]), task_of(setup.card.data).units)
         title = f"Sweep of {setup.card.name}"
-        along, *others = (axis.name for axis in plan.space)  # the first is the temperature, where a term uses it
+        along, *others = (axis.name for axis in plan.space)  # the first axis is the temperature, if a term uses it
         colour_by = next((name for name in others if name != "seed"), "")
         plot_sweep(trials, colour_by, about, title, folder / "sweep.png", along)
         losses = {str(name): weight for name, weight in setup.card.recipe.losses.items()}

@@ -1,4 +1,4 @@
-"""The table of a sweep, as text, Markdown and CSV."""
+"""The table of a sweep's trials, as text, Markdown and CSV."""
 
 import csv
 import io
@@ -13,25 +13,25 @@ __all__ = ["Tried", "best_of", "recipe_lines", "sweep_csv", "sweep_markdown", "t
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """One trial, as the table shows it."""
+    """One trial as a row of the table."""
 
     number: int
-    """From 1."""
+    """Trial number, counted from 1."""
     point: dict[str, float]
-    """Value of each axis."""
+    """The value of each axis."""
     state: str
-    """`complete`, `pruned`, `running`, `waiting`, `failed` or `killed`; who was killed has a successor."""
+    """`complete`, `pruned`, `running`, `waiting`, `failed` or `killed`; a killed trial has a successor."""
     accuracy: float | None
-    """On validation data: of the weights that are kept, or of the last epoch so far; None where there was none."""
+    """Validation accuracy of the saved weights, or of the last epoch so far; None if no epoch has ended."""
     epochs: int
     seconds: float
-    """Of training."""
+    """Training time in seconds."""
     note: str = ""
-    """Why it failed."""
+    """The reason for a failure."""
 
 
 def trial_rows(trials: Sequence[Tried]) -> tuple[list[str], list[list[str]]]:
-    """Header and a row for each trial, the best ones that were trained to the end first."""
+    """Return a header and one row for each trial; trials that were trained to the end come first, best first."""
     names = _axes(trials)
     ranked = sorted(trials, key=lambda trial: (trial.state != "complete", -(trial.accuracy or 0), trial.number))
     header = ["trial", *names, "validation accuracy", "epochs", "state", "seconds"]
@@ -46,7 +46,9 @@ def _row(trial: Tried, names: Sequence[str]) -> list[str]:
 
 
 def value_rows(trials: Sequence[Tried]) -> tuple[list[str], list[list[str]]]:
-    """Header and a row for the values of which several seeds were trained to the end: mean, lowest and highest."""
+    """Return a header and a row for each set of values with several completed seeds: mean, lowest and highest
+    accuracy.
+    """
     names = [name for name in _axes(trials) if name != "seed"]
     groups = {values: own for values, own in _by_values(trials).items() if len(own) > 1}
     header = [*names, "seeds", "mean validation accuracy", "lowest", "highest"]
@@ -59,8 +61,10 @@ def value_rows(trials: Sequence[Tried]) -> tuple[list[str], list[list[str]]]:
 
 
 def best_of(trials: Sequence[Tried]) -> tuple[dict[str, float], float, int] | None:
-    """The values with the highest mean accuracy over the seeds trained to the end, that mean, and how many seeds; of
-    equal ones the first tried. Values with fewer seeds than the others are left out. None where no trial was complete.
+    """Return the values with the highest mean accuracy over completed seeds, that mean, and the number of seeds.
+
+    Among equal means the first one tried wins. Values with fewer seeds than others are left out. Returns None if no
+    trial is complete.
     """
     groups = _by_values(trials)
     most = max(map(len, groups.values()), default=0)
@@ -72,7 +76,7 @@ def best_of(trials: Sequence[Tried]) -> tuple[dict[str, float], float, int] | No
 
 
 def recipe_lines(point: Mapping[str, float], losses: Mapping[str, float]) -> list[str]:
-    """What to write in the card's [recipe], whose weights are `losses`, for these values; a seed is no part of it."""
+    """Return lines for the card's [recipe], whose weights are `losses`, with these values; a seed is not included."""
     lines = [f"{name} = {value:.4g}" for name, value in point.items() if name in ("temperature", "alpha")]
     weights = {name: point.get(f"weight {name}", weight) for name, weight in losses.items()}
     if weights:
@@ -83,8 +87,10 @@ def recipe_lines(point: Mapping[str, float], losses: Mapping[str, float]) -> lis
 def sweep_markdown(
     trials: Sequence[Tried], losses: Mapping[str, float], title: str, data: tuple[int, str], picture: str
 ) -> str:
-    """The whole sweep for reading; `losses` as for `recipe_lines`, `data` is how many validation examples there
-    are, and what they are called."""
+    """Return the whole sweep as Markdown; `losses` is as for `recipe_lines`.
+
+    `data` is the number of validation examples and their name.
+    """
     lines = [f"# {units.flat(title)}", "", f"![validation accuracy of the trials]({picture})", ""]
     best = best_of(trials)
     if best is not None:
@@ -108,7 +114,7 @@ def sweep_markdown(
 
 
 def sweep_csv(trials: Sequence[Tried]) -> str:
-    """A row for each trial, in the order in which they began; nothing is rounded."""
+    """Return one row for each trial as CSV, in the order in which they began, without rounding."""
     names, text = _axes(trials), io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["trial", *names, "validation_accuracy", "epochs", "state", "seconds", "note"])
@@ -126,7 +132,7 @@ def _axes(trials: Sequence[Tried]) -> list[str]:
 
 
 def _by_values(trials: Sequence[Tried]) -> dict[tuple[tuple[str, float], ...], list[float]]:
-    """Accuracies of the complete trials by their values, the seed apart."""
+    """Return the accuracies of the complete trials, grouped by their values without the seed."""
     groups: dict[tuple[tuple[str, float], ...], list[float]] = {}
     for trial in trials:
         if trial.state == "complete" and trial.accuracy is not None:
