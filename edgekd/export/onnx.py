@@ -1,4 +1,4 @@
-"""torch to ONNX: preprocessing inside the graph, dynamic batch, opset checked, parity against torch."""
+"""Export a PyTorch network to ONNX with preprocessing in the graph and a dynamic batch, and check opset and parity."""
 
 import contextlib
 import io
@@ -31,25 +31,25 @@ from edgekd.tasks.task import Task
 __all__ = ["Parity", "cpu_logits", "export", "parity", "quiet_export", "save_model"]
 
 MAX_RELATIVE_DIFFERENCE = 1e-3
-"""Largest |torch − ONNX Runtime| over the largest |torch| logit; 5e-7 is usual for fp32."""
+"""Largest allowed |torch − ONNX Runtime|, relative to the largest |torch| logit; 5e-7 is usual for fp32."""
 MIN_AGREEMENT = 0.999
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How an exported file agrees with torch on real images."""
+    """How closely an exported file agrees with torch on real images."""
 
     images: int
     max_abs: float
     relative: float
-    """max_abs over the largest absolute logit."""
+    """max_abs divided by the largest absolute logit."""
     argmax_agreement: float
 
 
 def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: dict[str, str]) -> None:
     """Write `net` with its preprocessing (uint8 (batch, H, W, C) to logits, or int32 (batch, length)) as ONNX.
 
-    Raises ModelError if torch cannot export it, or writes another opset than the target's.
+    Raises ModelError if torch cannot export it, or if the opset that torch wrote is not the target's.
     """
     example = example_inputs(card.data, 2)
     task = task_of(card.data)
@@ -68,9 +68,9 @@ def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: d
                 output_names=["logits"],
                 dynamic_shapes=(free,),
             )
-    except Exception as error:  # the exporter raises whatever its many passes raise
+    except Exception as error:  # the exporter's many passes may raise any exception
         raise ModelError(f"torch cannot export the network to ONNX: {_reason(error)}") from error
-    assert program is not None  # only the other exporter returns None
+    assert program is not None  # only the older exporter returns None
     model = program.model_proto
     written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if written != target.opset.export:
@@ -83,7 +83,9 @@ def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: d
 
 
 def _reason(error: BaseException) -> str:
-    """Why an export failed: the first paragraph of the error that began it, and the line of the network's own code."""
+    """Explain why an export failed: the first paragraph of the original error, and the line of the network's own
+    code.
+    """
     while error.__cause__ is not None:
         error = error.__cause__
     paragraph = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n\n")[0]
@@ -96,7 +98,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _of_library(file: str) -> bool:
-    """Whether a file of Python belongs to torch or to edgekd, and not to the user or to who wrote the network."""
+    """Whether a Python file belongs to torch, edgekd or onnx, and not to the user's network."""
     own = [Path(module.__file__ or "").parent for module in (torch, edgekd, onnx)]
     return file.startswith("<") or any(Path(file).is_relative_to(folder) for folder in own)
 
@@ -123,8 +125,8 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
         value.doc_string = ""
         del value.metadata_props[:]
     del model.graph.metadata_props[:]
-    # The exporter writes its newest IR version, which older runtimes refuse; the opset needs less. Below version 4
-    # every weight would have to be an input.
+    # The exporter writes its newest IR version, which older runtimes refuse, although the opset needs less. Below IR
+    # version 4 every weight would have to be an input.
     oldest = max(4, onnx.helper.find_min_ir_version_for(model.opset_import, True))
     model.ir_version = min(model.ir_version, oldest)
     with atomic(path) as temporary:
@@ -133,7 +135,7 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
 
 @contextlib.contextmanager
 def quiet_export() -> Iterator[None]:
-    """The exporter warns and prints about its own internals; nothing of it is for the user."""
+    """Hide the exporter's warnings and output about its internals, which do not concern the user."""
     level, aside = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.ERROR)
     try:
@@ -145,7 +147,9 @@ def quiet_export() -> Iterator[None]:
 
 
 def cpu_logits(file: Path, task: Task, images: NDArray[Any]) -> NDArray[np.float32]:
-    """The file's outputs (n, C) on the CPU provider, whatever the target: parity is about the file."""
+    """Return the file's outputs (n, C) on the CPU provider for every target, because parity is a property of the
+    file.
+    """
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     logits: NDArray[np.float32] = np.concatenate([session.run(None, {name: part})[0] for part in task.calls(images)])
@@ -153,7 +157,9 @@ def cpu_logits(file: Path, task: Task, images: NDArray[Any]) -> NDArray[np.float
 
 
 def keep_torch_logits(net: nn.Module, card: Card, inputs: Path) -> NDArray[np.float32]:
-    """The student's logits (n, C) in torch for all `inputs` (.npy), kept beside them as `STEM.student.npy`."""
+    """Compute the student's logits (n, C) in torch for all `inputs` (.npy), and save them beside these as
+    `STEM.student.npy`.
+    """
     images = np.load(inputs, mmap_mode="r")
     deployed = Deployed(net, card.data).eval()
     with torch.no_grad():
@@ -167,7 +173,7 @@ def keep_torch_logits(net: nn.Module, card: Card, inputs: Path) -> NDArray[np.fl
 def parity(net: nn.Module, card: Card, images: NDArray[Any], logits: NDArray[np.float32]) -> Parity:
     """Compare ONNX Runtime's `logits` (n, C) for `images` (n, H, W, C), or ids (n, L), with torch's.
 
-    Raises ModelError beyond the tolerance: a file that computes something else is not shipped.
+    Raises ModelError if they differ by more than the tolerance, so that such a file is not shipped.
     """
     task = task_of(card.data)
     with torch.no_grad():

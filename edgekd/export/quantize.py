@@ -1,4 +1,4 @@
-"""Int8 with ONNX Runtime's own tool, as the target says: static in QDQ form for images, dynamic for text."""
+"""Quantise to int8 with ONNX Runtime's own tool and the target's scheme: static QDQ for images, dynamic for text."""
 
 import contextlib
 import io
@@ -39,7 +39,7 @@ BATCH = 32
 class _Images(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
     def __init__(self, name: str, images: NDArray[np.uint8]) -> None:
         self.batches: Iterator[NDArray[np.uint8]] = iter(
-            # Equal batches: two of the calibration methods cannot take a smaller last one.
+            # All batches have the same size: two of the calibration methods cannot take a smaller last batch.
             [images[start : start + BATCH] for start in range(0, max(1, len(images) - BATCH + 1), BATCH)]
         )
         self.name = name
@@ -72,26 +72,27 @@ def quantize(source: Path, path: Path, scheme: Quantization, images: NDArray[np.
                 nodes_to_exclude=_preprocessing(onnx.load(prepared)),
                 extra_options={"ActivationSymmetric": scheme.symmetric_activation},
             )
-        except Exception as error:  # the tool raises whatever its parts raise
+        except Exception as error:  # the quantisation tool may raise any exception
             raise ModelError(f"{source}: ONNX Runtime cannot quantise it: {one_line(error)}") from error
         model = onnx.load(quantized)
     _keep(model, original, path)
 
 
 def quantize_weights(source: Path, path: Path, scheme: Quantization) -> None:
-    """Write `source` (fp32 ONNX) with 8-bit weights; activations are quantised as they come, so nothing is calibrated.
+    """Write `source` (fp32 ONNX) with 8-bit weights; activations are quantised at run time, so no calibration is
+    needed.
 
-    Matrix products and LSTMs compute in 8 bits, embeddings are kept in 8 bits. The file's metadata is kept. Raises
+    Matrix products and LSTMs compute in 8 bits, embeddings are stored in 8 bits. The file's metadata is kept. Raises
     ModelError if ONNX Runtime cannot quantise it.
     """
     original = onnx.load(source)
     with scratch() as folder, _quiet():
         prepared, quantized = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
         try:
-            # It computes the weights of LSTMs, which torch writes as slices to be put together.
+            # This step computes the weights of LSTMs, which torch writes as slices that are concatenated in the graph.
             quant_pre_process(source, prepared, skip_symbolic_shape=True)
             model = onnx.load(prepared)
-            del model.graph.value_info[:]  # the tool transposes weights and then finds their old shapes there
+            del model.graph.value_info[:]  # the tool transposes weights and would otherwise read their old shapes here
             quantize_dynamic(
                 model,
                 quantized,
@@ -99,20 +100,22 @@ def quantize_weights(source: Path, path: Path, scheme: Quantization) -> None:
                 per_channel=scheme.per_channel,
                 reduce_range=scheme.reduce_range,
             )
-        except Exception as error:  # the tool raises whatever its parts raise
+        except Exception as error:  # the quantisation tool may raise any exception
             raise ModelError(f"{source}: ONNX Runtime cannot quantise it: {one_line(error)}") from error
         model = onnx.load(quantized)
     _keep(model, original, path)
 
 
 def _keep(model: onnx.ModelProto, original: onnx.ModelProto, path: Path) -> None:
-    del model.graph.value_info[:], model.metadata_props[:]  # shapes inside are not needed to run it
+    del model.graph.value_info[:], model.metadata_props[:]  # shapes of inner values are not needed to run the model
     model.metadata_props.extend(original.metadata_props)
     save_model(model, path)
 
 
 def _preprocessing(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes between the input and the first layer: in int8 they cost time and save nothing."""
+    """Return the names of the nodes between the input and the first layer; int8 would slow them down without any
+    benefit.
+    """
     names: list[str] = []
     value = model.graph.input[0].name
     while True:
@@ -125,7 +128,7 @@ def _preprocessing(model: onnx.ModelProto) -> list[str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantiser warns through the root logger about steps that edgekd has taken or left on purpose."""
+    """Hide the quantiser's root-logger warnings about steps that edgekd has done already or omits deliberately."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

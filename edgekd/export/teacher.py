@@ -1,4 +1,4 @@
-"""The teacher as an ONNX file that takes what the student takes."""
+"""Export the teacher as an ONNX file that takes the same input as the student."""
 
 from pathlib import Path
 
@@ -18,12 +18,15 @@ from edgekd.tasks.known import task_of
 __all__ = ["export_teacher"]
 
 OLDEST_OPSET, CONVERTED_OPSET = 7, 13
-"""Preprocessing needs the broadcasting of opset 7; an older model is converted to the other one."""
+"""Preprocessing needs the broadcasting of opset 7; a model with an older opset is converted to the second number."""
 
 
 def export_teacher(teacher: Teacher, card: Card, target: Target, path: Path) -> None:
-    """Write the teacher: uint8 (batch, H, W, C), or int32 ids (batch, length), to logits, preprocessing in the graph;
-    kept if it is there."""
+    """Write the teacher with preprocessing in the graph, from uint8 (batch, H, W, C) or int32 ids (batch, length) to
+    logits.
+
+    An existing file is kept.
+    """
     if path.exists():
         return
     if teacher.net is not None:
@@ -39,7 +42,7 @@ def export_teacher(teacher: Teacher, card: Card, target: Target, path: Path) -> 
 
 
 def _modern(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    """`model` in IR version 4 at least, in which weights are no inputs, and opset 7, which knows broadcasting.
+    """Return `model` with at least IR version 4, where weights are not inputs, and opset 7, which has broadcasting.
 
     Raises InputError for a model that onnx cannot convert.
     """
@@ -47,7 +50,7 @@ def _modern(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     if opset < OLDEST_OPSET:
         try:
             model = version_converter.convert_version(model, CONVERTED_OPSET)
-        except Exception as error:  # the converter raises whatever its parts raise
+        except Exception as error:  # the converter may raise any exception
             raise InputError(
                 f"{path}: is of opset {opset}, and onnx cannot convert it to opset {CONVERTED_OPSET} "
                 f"({one_line(error, 150)}); export the teacher with opset {OLDEST_OPSET} or a newer one"
@@ -62,7 +65,7 @@ def _modern(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
 
 
 def _giving_logits(model: onnx.ModelProto, module: OnnxNet) -> onnx.ModelProto:
-    """`model` with its logits as the only output; probabilities get the logarithm that distillation took of them."""
+    """Make the logits the only output of `model`; of probabilities, the logarithm is taken, as in distillation."""
     if len(model.graph.output) == 1 and not module.logarithm:
         return model
     output = next(value for value in model.graph.output if value.name == module.output)
@@ -74,7 +77,7 @@ def _giving_logits(model: onnx.ModelProto, module: OnnxNet) -> onnx.ModelProto:
     names = [f"{output.name}_{what}" for what in ("float", "clipped", "logarithm")]
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     clip = helper.make_node("Clip", names[:1], names[1:2], min=TINY)
-    if opset >= 11:  # its limits became inputs
+    if opset >= 11:  # since opset 11 its limits are inputs
         model.graph.initializer.append(numpy_helper.from_array(np.array(TINY, np.float32), f"{output.name}_smallest"))
         clip = helper.make_node("Clip", [names[0], f"{output.name}_smallest"], names[1:2])
     cast = helper.make_node("Cast", [output.name], names[:1], to=TensorProto.FLOAT)
@@ -85,7 +88,7 @@ def _giving_logits(model: onnx.ModelProto, module: OnnxNet) -> onnx.ModelProto:
 
 
 def _taking_int32(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` (token ids) with an int32 input."""
+    """Make `model`, which takes token ids, take an int32 input."""
     ids = model.graph.input[0]
     if ids.type.tensor_type.elem_type == TensorProto.INT64:
         inside = f"{ids.name}_int64"
@@ -97,7 +100,7 @@ def _taking_int32(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _with_preprocessing(model: onnx.ModelProto, data: Data, path: Path) -> onnx.ModelProto:
-    """`model` (normalised float NCHW) behind (x / 255 − mean) / std on uint8 NHWC."""
+    """Put (x / 255 − mean) / std on uint8 NHWC before `model`, which takes normalised float NCHW."""
     nodes = [
         helper.make_node("Transpose", ["image"], ["nchw"], perm=[0, 3, 1, 2]),
         helper.make_node("Cast", ["nchw"], ["pixels"], to=TensorProto.FLOAT),

@@ -1,4 +1,4 @@
-"""Trying an exported file on a few real examples, before anything is measured or trained."""
+"""Try an exported file on a few real examples before any measurement or training."""
 
 import shutil
 from pathlib import Path
@@ -24,14 +24,14 @@ from edgekd.tasks.known import task_of
 __all__ = ["check_answers", "try_teacher"]
 
 COUNT = 2
-"""Examples that an exported file is tried on."""
+"""Number of examples on which an exported file is tried."""
 
 
 def try_teacher(given: Teacher | None, card: Card, target: Target, inputs: NDArray[Any], scratch: Path) -> None:
-    """Export the given teacher, or one as it is before its training, and compare its answers on real `inputs`.
+    """Export the given teacher, or an untrained one, and compare its answers on real `inputs`.
 
-    The file is written into `scratch`, which is removed. Raises ConfigError or InputError where it cannot be exported,
-    or where its answers cannot be learnt from.
+    The file is written to `scratch`, which is removed. Raises ConfigError or InputError if the teacher cannot be
+    exported or if its answers cannot be used for distillation.
     """
     where = str(given.file) if given else f"{card.file}: teacher"
     teacher = given or Teacher(Deployed(make_teacher_net(card), card.data).eval(), Path(card.file))
@@ -40,7 +40,7 @@ def try_teacher(given: Teacher | None, card: Card, target: Target, inputs: NDArr
         raise InputError(f"{where}: {sigmoid_words('its answers lie between 0 and 1, and their sums are not 1')}")
     file = scratch / "teacher-trial.onnx"
     if teacher.net is not None and card.teacher.family not in FOREIGN:
-        return  # edgekd's own networks can be exported, which takes seconds
+        return  # edgekd's own networks can always be exported, and the export would take seconds
     try:
         export_teacher(teacher, card, target, file)
         check_answers(teacher.module, card, inputs, file)
@@ -51,8 +51,7 @@ def try_teacher(given: Teacher | None, card: Card, target: Target, inputs: NDArr
 
 
 def check_answers(module: nn.Module, card: Card, inputs: NDArray[Any], file: Path) -> None:
-    """Raise ModelError where the exported file answers otherwise than the module in torch, each given its inputs one by
-    one."""
+    """Raise ModelError if the exported file's answers differ from the PyTorch module's, for inputs given one by one."""
     single = [np.array(inputs[number : number + 1]) for number in range(min(COUNT, len(inputs)))]
     rows = [call for row in single for call in task_of(card.data).calls(row)]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The files to bench: the teacher, and the student in every precision the target may run."""
+"""Create the files to bench: the teacher, and the student in every precision of the target."""
 
 import warnings
 from pathlib import Path
@@ -25,26 +25,28 @@ from edgekd.tasks.known import task_of
 __all__ = ["calibration_images", "calibration_of", "export_variants", "make_variant", "precision_of"]
 
 INT8 = ("DequantizeLinear", "QLinearConv", "QLinearMatMul", "DynamicQuantizeLinear", "DynamicQuantizeLSTM")
-"""Nodes that only a quantised file has, one of them at least."""
+"""Op types of which at least one is present in every quantised file, and none in others."""
 
 
 def calibration_of(card: Card, target: Target, train: Split) -> NDArray[np.uint8] | None:
-    """The images (n, H, W, C) that the target calibrates int8 with; None for text, whose int8 needs none."""
+    """Return the images (n, H, W, C) for int8 calibration on this target; None for text, whose int8 needs no
+    calibration.
+    """
     dynamic = task_of(card.data).calibration == "dynamic"
     return None if dynamic else calibration_images(train, target.quantization.calibration_images)
 
 
 def calibration_images(train: Split, count: int) -> NDArray[np.uint8]:
-    """`count` training images (n, H, W, C), spread evenly over the set."""
+    """Return `count` training images (n, H, W, C), spread evenly over the set."""
     return train.read(np.linspace(0, len(train) - 1, min(count, len(train))).astype(np.int64))
 
 
 def export_variants(
     card: Card, target: Target, teacher: Teacher, net: nn.Module, calibration: NDArray[np.uint8] | None, run: Run
 ) -> list[Subject]:
-    """The teacher, the student in fp32, and the student in every other precision of the target; kept if there.
+    """Export the teacher, the student in fp32, and the student in every other precision; existing files are kept.
 
-    The student's `net` is the one that runs on the device, its branches folded.
+    The student's `net` is the network that runs on the device, with its branches folded.
     """
     teacher_onnx, fp32 = run.exported / "teacher-fp32.onnx", run.exported / "student-fp32.onnx"
     export_teacher(teacher, card, target, teacher_onnx)
@@ -74,7 +76,7 @@ def export_variants(
 def make_variant(
     fp32: Path, precision: Precision, target: Target, images: NDArray[np.uint8] | None, path: Path
 ) -> None:
-    """Write the fp32 file in `precision`; int8 is calibrated on `images` (n, H, W, C) uint8, and dynamic without.
+    """Write the fp32 file in `precision`; int8 is calibrated on uint8 `images` (n, H, W, C), or dynamic without images.
 
     Raises ModelError if the conversion fails.
     """
@@ -89,7 +91,7 @@ def make_variant(
 
 
 def precision_of(file: Path) -> Precision:
-    """The precision of any ONNX file, told by its nodes and weights."""
+    """Derive the precision of any ONNX file from its nodes and weights."""
     model = onnx.load(file)
     if any(node.op_type in INT8 for node in model.graph.node):
         return "int8"
@@ -102,8 +104,8 @@ def _half(fp32: Path, path: Path) -> None:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # weights below fp16's smallest number are rounded, as intended
+            warnings.simplefilter("ignore")  # rounding of weights below fp16's smallest number is intended
             model = convert_float_to_float16(onnx.load(fp32), keep_io_types=True)
-    except Exception as error:  # the converter raises whatever its parts raise
+    except Exception as error:  # the converter may raise any exception
         raise ModelError(f"{fp32}: ONNX Runtime's converter cannot make it fp16: {one_line(error)}") from error
     save_model(model, path)
