@@ -1,6 +1,7 @@
-"""Judging models in CI. The package itself can be called: `edgekd.check(…)` is the function of the Python interface.
+"""The judging of models in CI. The package object is callable: `edgekd.check(…)` runs the function of the Python
+interface.
 
-A function and a package of one name could not both be an attribute of `edgekd`.
+The package is callable because `edgekd` cannot have both a function and a subpackage as its attribute `check`.
 """
 
 import importlib

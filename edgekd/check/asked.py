@@ -1,4 +1,4 @@
-"""What is asked of a check: plain data, read from the command line, a manifest or a test."""
+"""The requests that a check gets from the command line, a manifest or a test, as plain data."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ __all__ = ["CheckJob", "Criteria", "JobOptions"]
 
 @dataclass(frozen=True, kw_only=True)
 class CheckJob:
-    """One model on one target, and by what it is judged."""
+    """One model on one target, with the budget, tolerance and baseline by which it is judged."""
 
     path: Path
     target: str
@@ -25,20 +25,20 @@ class CheckJob:
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """What holds for all jobs of a check."""
+    """The options that apply to all jobs of a check."""
 
     allow_estimated: bool = False
     allow_difference: tuple[str, ...] = ()
     """Keys of a fingerprint in which a stored record may differ from this machine."""
     write_baseline: bool = False
-    """Whether a stored baseline that is not there yet is written, after the budgets passed."""
+    """Whether to write a stored baseline that does not exist yet, after the budgets passed."""
     effort: Effort = field(default_factory=Effort)
-    """Of one process; how many there are is planned in edgekd/check/looks.py."""
+    """The effort of one process; edgekd/check/looks.py plans the number of processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Criteria(JobOptions):
-    """By what one model is judged."""
+    """The limits and options by which one model is judged."""
 
     budget: Budget
     tolerance: Tolerance = field(default_factory=Tolerance)

@@ -1,4 +1,4 @@
-"""A model against its baseline, metric by metric: pure functions of what was measured of both."""
+"""Compare a model with its baseline, metric by metric: pure functions of what was measured for both."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -31,16 +31,16 @@ __all__ = ["Timed", "busy_or", "compared_lines", "pair_ratios", "paired_lines", 
 
 
 LOAD_FLOOR_S = 0.010
-"""A load that takes so much longer is none that anybody notices, whatever the share."""
+"""If loading takes less than this much longer, it is no regression, however large the relative growth is."""
 MOST_WAITED = 0.10
-"""Share of the time that processes may wait for a CPU, in the median, for a failure to count."""
+"""If processes waited for a CPU for more than this share of the time (median), a failure does not count."""
 Triple = tuple[float, float | None, float]
-"""Ratios of p50, p95 and load time, model over baseline, in one process."""
+"""Ratios of model to baseline in one process: p50, p95 and load time."""
 
 
 @dataclass(frozen=True)
 class Timed:
-    """A line about time, and how many processes its next look needs: taking turns, or of the model alone."""
+    """A line about time, and the number of processes for its next look: pairs with the baseline, or the model alone."""
 
     line: Line
     pairs: int = 0
@@ -48,7 +48,7 @@ class Timed:
 
 
 def compared_lines(checked: Checked, tolerance: Tolerance) -> tuple[list[Line], int, int]:
-    """A line for each tolerance that is not off, and how many processes the next look needs: pairs, and alone."""
+    """Return a line for each tolerance that is not off, and the number of processes for the next look: pairs, alone."""
     assert checked.baseline is not None
     if checked.sample.sha256 == checked.baseline.sha256 and not checked.pairs and not checked.stored:
         return [_same_file(tolerance)], 0, 0
@@ -83,7 +83,7 @@ def _times(checked: Checked, tolerance: Tolerance) -> list[Timed]:
 
 
 def _beside(entry: Timed, pairs: Sequence[Record]) -> Timed:
-    """The line with the times themselves; and what takes less than LOAD_FLOOR_S longer to load is no regression."""
+    """Add the measured times to the line; loading that takes less than LOAD_FLOOR_S longer is no regression."""
     line = entry.line
     if not pairs or line.figure.value is None:
         return entry
@@ -100,7 +100,7 @@ def _beside(entry: Timed, pairs: Sequence[Record]) -> Timed:
 
 
 def _floored(entry: Timed, longer_s: float) -> Timed:
-    """The line, passed where loading takes only so little longer that nobody notices: that needs no further look."""
+    """Pass the line if loading takes less than LOAD_FLOOR_S longer; it then needs no further look."""
     line = entry.line
     if line.key != "max_load_growth" or line.outcome == "pass" or line.figure.value is None or longer_s >= LOAD_FLOOR_S:
         return entry
@@ -116,7 +116,7 @@ def _p95(calls: Sequence[float]) -> float:
 
 
 def pair_ratios(record: Record) -> Triple:
-    """Ratios of p50, p95 and load time, model over baseline, in one process in which both took turns."""
+    """Return the ratios of model to baseline for p50, p95 and load time in one process in which both took turns."""
     other = record.baseline
     assert other is not None
     ratios = ratios_of(record.latency_s, other["latency_s"], record.block_calls, record.load_s, other["load_s"])
@@ -124,7 +124,7 @@ def pair_ratios(record: Record) -> Triple:
 
 
 def paired_lines(ratios: Sequence[Triple], same: Sequence[Triple], limits: dict[str, float]) -> list[Timed]:
-    """Lines from the ratios of a process each, and those that the baseline has to itself."""
+    """Return lines from the ratios of each process, and from the ratios of the baseline to itself."""
     columns = list(zip(*ratios, strict=True)) or [(), (), ()]
     own = list(zip(*same, strict=True)) or [(), (), ()]
     entries = []
@@ -168,7 +168,9 @@ def _stored(checked: Checked, limits: dict[str, float], tolerance: Tolerance) ->
 
 
 def busy_or(line: Line, records: Sequence[Record]) -> Line:
-    """The line; a failure that was timed without a baseline on a machine that made the processes wait is none."""
+    """Return the line; a failure without a paired baseline is inconclusive if the processes waited too long for a
+    CPU.
+    """
     waited = [share for record in records if (share := record.disturbance.get("waited")) is not None]
     if line.outcome != "fail" or not waited or median(waited) < MOST_WAITED:
         return line
@@ -215,7 +217,7 @@ def _timed_line(key: str, limit: float, decision: Decision, about: str, looks: i
 
 
 def _doubted(line: Line, same: Sequence[float], limit: float, count: int) -> Line:
-    """A slowdown is no finding on a machine that sees one of that size between a file and itself."""
+    """Make a slowdown inconclusive if this machine shows one of that size between the baseline and itself."""
     if len(same) < 2:
         return line
     itself = mean_of(same, PER_LOOK)
@@ -226,7 +228,7 @@ def _doubted(line: Line, same: Sequence[float], limit: float, count: int) -> Lin
 
 
 def steadiness(checked: Checked, tolerance: Tolerance) -> list[str]:
-    """What the baseline against itself tells of this machine, as a note."""
+    """Return notes about how steady this machine is, from measurements of the baseline against itself."""
     notes = []
     if len(checked.same) >= 2:
         ratios = [pair_ratios(record)[0] for record in checked.same]
@@ -250,7 +252,7 @@ def steadiness(checked: Checked, tolerance: Tolerance) -> list[str]:
 
 
 def _plain(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line]:
-    """What needs no looks: size, memory, placement, answers."""
+    """Return the lines that need no repeated looks: size, memory, placement, answers."""
     lines = [
         _exact("max_size_growth", tolerance.max_size_growth, new.size_bytes / old.size_bytes - 1),
         _memory(new, old, tolerance),
@@ -322,12 +324,14 @@ def _answers(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line | None
 
 
 def _asked_of(answers: Answers) -> tuple[str, tuple[int, ...]]:
-    """What tells one set of data from another."""
+    """Return the values that identify a data set."""
     return answers.data, answers.labels
 
 
 def _accuracy(new: Answers, old: Answers, limit: float, provenance: Provenance) -> Line:
-    """The loss, and McNemar's test on the inputs that only one of both gets right."""
+    """Return the line on the accuracy loss, with McNemar's test on the inputs that only one of the models classifies
+    correctly.
+    """
     rows = list(zip(old.classes, new.classes, new.labels, strict=True))
     lost = sum(was == label != now for was, now, label in rows)
     won = sum(was != label == now for was, now, label in rows)

@@ -1,4 +1,4 @@
-"""One job of a check, from a path and a target's name to a verdict; what goes wrong becomes part of the answer."""
+"""Run one job of a check, from a path and a target's name to a verdict; errors become part of the answer."""
 
 import dataclasses
 import os
@@ -26,7 +26,7 @@ from edgekd.scratch import scratch as new_scratch
 from edgekd.target import Target, load_target
 from edgekd.units import visible
 
-if TYPE_CHECKING:  # what measures is imported where it is used: a verdict on records alone must be quick
+if TYPE_CHECKING:  # modules that measure are imported where they are used, so that judging records remains fast
     from edgekd.check.sources import Source
     from edgekd.devices.device import Site
     from edgekd.runs import Estimate
@@ -37,7 +37,7 @@ __all__ = ["run_job", "sample_of"]
 def run_job(
     job: CheckJob, options: JobOptions, estimate: "Estimate", on_status: Callable[[str], None]
 ) -> tuple[Judged, Checked | None]:
-    """The verdict on one model on one target, or why there is none, and what was measured for it."""
+    """Return the verdict on one model on one target, or the reason why there is none, and what was measured for it."""
     try:
         target = load_target(job.target)
         if is_record(job.path):
@@ -45,7 +45,7 @@ def run_job(
         return _measured(job, target, options, estimate, on_status)
     except EdgekdError as error:
         problem, code = str(error), ExitCode(error.exit_code)
-    except OSError as error:  # a file that may not be read, a full disk: the other jobs have their turn
+    except OSError as error:  # an unreadable file or a full disk, for example: the other jobs still run
         reason = os.strerror(error.errno) if error.errno else one_line(error)
         problem, code = f"{error.filename or job.path}: {reason}", ExitCode.USAGE
     target_name = Path(job.target).stem if job.target.endswith(".toml") else job.target
@@ -54,7 +54,7 @@ def run_job(
 
 
 def _judged_record(job: CheckJob, target: Target, options: JobOptions) -> Judged:
-    """A record is judged as it is; with a baseline record, against that one."""
+    """Judge a record without a measurement; if the baseline is a record, compare with it."""
     checked, allowed = record_of(job.path, target), []
     if job.data is not None:
         raise ConfigError(f"--data {job.data}: {job.path} is a record, which holds its answers already; leave it out")
@@ -95,7 +95,7 @@ def _first_of_its_kind(
     estimate: "Estimate",
     on_status: Callable[[str], None],
 ) -> tuple[Judged, Checked]:
-    """The verdict of the budgets alone, and the baseline for the next check, which is written if they pass."""
+    """Judge by the budgets only, and measure a baseline for the next check, which is written if the budgets pass."""
     from edgekd.check.measure import check, measure_all
 
     assert job.baseline is not None
@@ -121,7 +121,7 @@ def _first_of_its_kind(
 
 
 def _criteria(job: CheckJob, own: Budget, target: Target, options: JobOptions, compared: bool) -> Criteria:
-    """By what the job is judged; ConfigError if by nothing."""
+    """Return the criteria of the job. Raises ConfigError if there is neither a budget nor a baseline."""
     budget = effective_budget(own.with_values(job.budget), target)
     if set(dataclasses.asdict(job.tolerance).values()) == {"off"}:
         compared = False
@@ -140,9 +140,9 @@ def _criteria(job: CheckJob, own: Budget, target: Target, options: JobOptions, c
 
 
 def sample_of(job: CheckJob, estimate: "Estimate") -> Sample:
-    """Everything of one model, measured now or taken from a record, to keep as a baseline.
+    """Return all values of one model for a baseline, measured now or taken from a record.
 
-    Raises InputError for a record that was made for a comparison alone, for it holds too little.
+    Raises InputError for a record that was made only for a comparison, because it contains too little.
     """
     if is_record(job.path):
         return _whole(read_record(job.path) if not job.target else record_of(job.path, load_target(job.target)), job)

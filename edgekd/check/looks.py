@@ -1,8 +1,8 @@
-"""Planned looks at samples that come in one after the other: when to stop, and what may be said then.
+"""Planned looks at samples that arrive one after the other: when to stop, and what may be concluded then.
 
-Who looks after every sample and stops when the answer is clear is wrong far more often than each look would be. So the
-looks are few and planned, and share the error between them (Bonferroni; the group-sequential designs of Pocock 1977
-and O'Brien and Fleming 1979 share it less wastefully, and need more of a table).
+A test that looks after every sample and stops as soon as the answer is clear is wrong far more often than the error of
+each look. Therefore there are few looks, planned in advance, which share the error (Bonferroni; the group-sequential
+designs of Pocock 1977 and O'Brien and Fleming 1979 share it more efficiently, but need larger tables).
 """
 
 import math
@@ -29,13 +29,13 @@ __all__ = [
 ]
 
 ERROR = 0.05
-"""Two-sided error of a verdict, over all looks together."""
+"""Two-sided error of a verdict, for all looks together."""
 PAIR_LOOKS = (6, 12, 18, 24)
-"""Processes in which a model and its baseline took turns, at each look."""
+"""Number of processes in which a model and its baseline took turns, at each look."""
 BUDGET_LOOKS = (8, 12, 16, 24)
-"""Processes of the model alone, at each look."""
+"""Number of processes of the model alone, at each look."""
 CONFIRMATION = 6
-"""Fresh processes that must find a slowdown again before it counts."""
+"""Number of fresh processes that must confirm a slowdown before it counts."""
 PER_LOOK = 1 - ERROR / len(PAIR_LOOKS)
 """Confidence of the interval at one look."""
 T = TypeVar("T")
@@ -43,28 +43,28 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Decision:
-    """What the samples say so far."""
+    """The conclusion from the samples so far."""
 
     outcome: Literal["pass", "fail", "inconclusive", "more"]
     bounds: Interval
     samples: int
-    """How many the bounds rest on."""
+    """Number of samples from which the bounds are computed."""
     look: int
-    """From 1."""
+    """Number of the look, counted from 1."""
     wanted: int = 0
-    """`more`: this many samples in all decide the next step."""
+    """For the outcome `more`: the total number of samples that the next step needs."""
     unconfirmed: int = 0
-    """Slowdowns that fresh samples did not confirm."""
+    """Number of slowdowns that fresh samples did not confirm."""
 
 
 Estimator = Callable[[Sequence[T], float], Interval]
 
 
 def below_limit(samples: Sequence[T], estimate: Estimator[T], limit: float) -> Decision:
-    """Whether a figure is at most `limit`: pass once its upper bound is, fail once its lower bound is above.
+    """Test whether a figure is at most `limit`: pass if its upper bound is, fail if its lower bound is above it.
 
-    `estimate(samples, confidence)` gives the bounds. Every planned look that the samples allow is taken in order, so
-    that the verdict depends on the samples alone and not on who asks when.
+    `estimate(samples, confidence)` returns the bounds. Every planned look that the samples allow is taken in order, so
+    that the verdict depends only on the samples and not on when the function is called.
     """
     decision = None
     for look, count in enumerate(BUDGET_LOOKS, start=1):
@@ -84,10 +84,11 @@ def below_limit(samples: Sequence[T], estimate: Estimator[T], limit: float) -> D
 def not_slower(
     samples: Sequence[T], estimate: Estimator[T], limit: float, looks: Sequence[int] = PAIR_LOOKS
 ) -> Decision:
-    """Whether the ratio to the baseline is at most 1 + `limit`.
+    """Test whether the ratio to the baseline is at most 1 + `limit`.
 
-    pass: the upper bound is. fail: the ratio is above 1 (the lower bound is) and its estimate above 1 + `limit`, and
-    CONFIRMATION fresh samples, taken alone, say both again. What is not confirmed goes on to the next look.
+    pass: the upper bound is at most 1 + `limit`. fail: the lower bound is above 1 and the estimate is above 1 +
+    `limit`, and the same holds for CONFIRMATION fresh samples alone. An unconfirmed slowdown continues with the next
+    look.
     """
     decision, unconfirmed = None, 0
     for look, count in enumerate(looks, start=1):
@@ -113,7 +114,7 @@ def not_slower(
 def _more(
     before: Decision | None, samples: Sequence[T], estimate: Estimator[T], look: int, wanted: int, unconfirmed: int = 0
 ) -> Decision:
-    """More samples are wanted; until then the bounds are those of what there is."""
+    """Return that more samples are needed, with the bounds from the samples so far."""
     nothing = Interval(math.nan, 0.0, math.inf)
     if before is not None:
         return Decision("more", before.bounds, before.samples, look, wanted, unconfirmed)
@@ -126,7 +127,7 @@ def _slower(bounds: Interval, limit: float) -> bool:
 
 
 def mean_of(ratios: Sequence[float], confidence: float) -> Interval:
-    """The geometric mean of ratios, each of one process, with Student's t interval on the logarithms."""
+    """Return the geometric mean of ratios, each from one process, with Student's t interval on the logarithms."""
     logs = [math.log(ratio) for ratio in ratios]
     half = student_t((1 + confidence) / 2, len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
     centre = fmean(logs)
@@ -134,9 +135,10 @@ def mean_of(ratios: Sequence[float], confidence: float) -> Interval:
 
 
 def difference_between(old: Sequence[float]) -> Callable[[Sequence[float], float], Interval]:
-    """An estimate for new figures against `old` ones of another time: the ratio of geometric means, Welch's interval.
+    """Return an estimator of the ratio of geometric means between new figures and `old` ones, with Welch's interval.
 
-    The degrees of freedom are Welch and Satterthwaite's (Welch 1947), rounded down.
+    The old figures were measured at another time. The degrees of freedom are Welch and Satterthwaite's (Welch 1947),
+    rounded down.
     """
     before = [math.log(max(value, 1e-12)) for value in old]
 
@@ -152,20 +154,20 @@ def difference_between(old: Sequence[float]) -> Callable[[Sequence[float], float
 
 
 def noise(same: Sequence[float], count: int) -> float:
-    """How far from 1 the mean of `count` ratios may lie by chance at one look, by the spread of an A/A measurement.
+    """Return how far the mean of `count` ratios may differ from 1 by chance at one look, from an A/A measurement.
 
-    `same` are the ratios of a model to itself, one a process.
+    `same` are the ratios of a model to itself, one per process.
     """
     spread = stdev([math.log(ratio) for ratio in same]) / math.sqrt(count)
     return math.expm1(student_t((1 + PER_LOOK) / 2, count - 1) * spread)
 
 
 def resolution(same: Sequence[float], limit: float) -> float:
-    """The smallest slowdown that fails with 95 % probability: at the last look, and again on the fresh samples.
+    """Return the smallest slowdown that fails with 95 % probability, at the last look and again on the fresh samples.
 
-    Either must lie above chance and above `limit`, and does with 97.5 %. The power of the t test is that of the
-    noncentral t distribution, in Johnson and Welch's approximation (1940); `same` tells the spread no better than they
-    are many.
+    At each of these two steps, the slowdown must be above chance and above `limit`, which happens with 97.5 %
+    probability. The power of the t test is that of the noncentral t distribution, in Johnson and Welch's approximation
+    (1940). The spread is estimated from `same`, so its precision depends on their number.
     """
     spread = stdev([math.log(ratio) for ratio in same])
     power = student_t(0.975, len(same) - 1)

@@ -1,4 +1,4 @@
-"""`edgekd-check.toml`: which models are checked on which targets, by which budgets; kept in the user's repository."""
+"""Read `edgekd-check.toml` from the user's repository: the models to check, their targets and budgets."""
 
 import dataclasses
 import glob
@@ -24,7 +24,7 @@ from edgekd.units import visible
 __all__ = ["NAME", "manifest_for_run", "read_manifest"]
 
 NAME = "edgekd-check.toml"
-"""What a manifest is called by default."""
+"""The default file name of a manifest."""
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -40,32 +40,32 @@ Names = Annotated[tuple[Place, ...], Field(min_length=1)]
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Given:
-    """One `[inputs.NAME]`: what is fed to an input."""
+    """One table `[inputs.NAME]`: the data to feed to an input."""
 
     shape: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] | None = None
     value: Any = None
     """A constant: a number, true, false, a text, or lists of them."""
     batch_axis: Annotated[int, Field(ge=0, lt=100)] | Literal["none"] | None = None
-    """Which axis is the batch; default: as the names of the sizes tell."""
+    """The batch axis; by default it is derived from the names of the dimensions."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ModelEntry:
-    """One `[[model]]`."""
+    """One table `[[model]]`."""
 
     path: Place
     """A model file, a run folder, or a pattern such as `models/*.onnx`; relative to the manifest."""
     targets: Names | None = None
-    """Default: those of the whole manifest."""
+    """The default is the targets of the whole manifest."""
     baseline: Place = ""
-    """A model, run or record; `{stem}` and `{target}` stand for the model's and the target's name."""
+    """A model, run or record; `{stem}` and `{target}` are replaced by the names of the model and the target."""
     data: Place = ""
     """An .npz file with the arrays inputs and labels, for accuracy, or with one array for each input."""
     inputs: dict[str, Given] = field(default_factory=dict)
     output: str = ""
-    """The output that answers, for accuracy; default the first."""
+    """The output whose accuracy is measured; by default the first one."""
     custom_ops: tuple[Place, ...] = ()
-    """Libraries with operators of the user's own, whose code runs."""
+    """Libraries with the user's own operators; their code is executed."""
     budget: dict[str, Any] = field(default_factory=dict)
     tolerance: dict[str, float | str] = field(default_factory=dict)
 
@@ -78,18 +78,18 @@ class Manifest:
     baseline: Place = ""
     data: Place = ""
     inputs: dict[str, Given] = field(default_factory=dict)
-    """What is fed to inputs of these names, in every model."""
+    """The data to feed to inputs with these names, in every model."""
     budget: dict[str, Any] = field(default_factory=dict)
-    """Limits for every model and target; a table of a target's name holds those for that target."""
+    """Limits for every model and target; a table named after a target holds the limits for that target."""
     tolerance: dict[str, float | str] = field(default_factory=dict)
     model: Annotated[tuple[ModelEntry, ...], Field(min_length=1)]
 
 
 def read_manifest(path: Path) -> list[CheckJob]:
-    """The jobs of a manifest, in its order.
+    """Return the jobs of a manifest in its order.
 
-    Raises ConfigError for anything wrong in it, with file, key, value, rule and nearest name, InputError for a path
-    that leads nowhere.
+    Raises ConfigError for any mistake in it, with file, key, value, rule and nearest name, and InputError for a path
+    that does not exist.
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such manifest; `edgekd check RUN --init` writes one")
@@ -106,7 +106,7 @@ def read_manifest(path: Path) -> list[CheckJob]:
 
 
 def _refuse_shared_records(jobs: list[CheckJob], path: Path) -> None:
-    """Two models of one name must not share a stored record: each would be held against the other's."""
+    """Raise ConfigError if two models share a stored record: each would be compared with the other's baseline."""
     used: dict[str, Path] = {}
     for job in jobs:
         if job.baseline is not None and job.baseline.suffix == ".json":
@@ -180,12 +180,12 @@ def _stem(target: str) -> str:
 
 
 def _target(name: str, folder: Path) -> str:
-    """A bundled name as it is; a file relative to the manifest."""
+    """Return a bundled target's name unchanged, and a file's path relative to the manifest."""
     return str(folder / name) if name.endswith(".toml") else name
 
 
 def _budgets(table: dict[str, Any], where: str) -> dict[str, Budget]:
-    """Budgets by target; the key "" holds those for all, as in a card."""
+    """Return budgets by target; the key "" holds the budget for all targets, as in a card."""
     plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
     budgets = {"": build(Budget, plain, where)}
     for target, limits in table.items():
@@ -195,7 +195,7 @@ def _budgets(table: dict[str, Any], where: str) -> dict[str, Budget]:
 
 
 def _files(folder: Path, pattern: str, where: str) -> list[Path]:
-    if (folder / pattern).exists():  # a file's name may hold brackets, too
+    if (folder / pattern).exists():  # brackets may also be part of a file name
         return [folder / pattern]
     if not glob.has_magic(pattern):
         raise InputError(f"{where}: {folder / pattern}: no such model file or run folder")
@@ -214,9 +214,9 @@ def _filled(text: str, names: dict[str, str], where: str) -> str:
 
 
 def manifest_for_run(run: Path, folder: Path) -> str:
-    """A commented manifest that checks a finished run's model by the budget the run was made for.
+    """Return a commented manifest that checks a finished run's model by the run's own budget.
 
-    Raises InputError for anything but a run folder.
+    Raises InputError if the path is not a finished run folder.
     """
     if not (run / "run.json").is_file() or not (run / "result.json").is_file():
         raise InputError(f"{run}: is no finished run folder; --init writes a manifest from one")
@@ -239,7 +239,7 @@ def manifest_for_run(run: Path, folder: Path) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A TOML basic string; InputError for what TOML cannot hold: names that are bytes."""
+    """Return a TOML basic string. Raises InputError for names that are not valid Unicode, which TOML cannot hold."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""What `check` measures, and how it goes on until the planned looks have a verdict; no torch."""
+"""Measure what `check` needs until the planned looks reach a verdict; this module does not need torch."""
 
 import dataclasses
 import hashlib
@@ -44,7 +44,7 @@ SPEED_TOLERANCES = ("max_slowdown", "max_slowdown_p95", "max_load_growth")
 
 @dataclass(frozen=True)
 class _Needs:
-    """What a verdict will ask for; nothing else is measured."""
+    """The measurements that a verdict needs; others are not made."""
 
     latency: bool
     pairs: bool
@@ -64,10 +64,10 @@ def check(
     estimate: Estimate,
     on_status: OnStatus,
 ) -> tuple[Judged, Checked]:
-    """Measure a model, beside its baseline if there is one, until every planned look has its verdict.
+    """Measure a model, and its baseline if there is one, until every planned look has its verdict.
 
-    A baseline file is measured here and now, by turns with the model; a stored record is as it was measured then.
-    `on_status(text)` hears what is going on. Raises EdgekdError if one of both cannot be measured.
+    A baseline file is measured now, by turns with the model; a stored record is used as it is. `on_status(text)` is
+    called with the progress. Raises EdgekdError if the model or the baseline cannot be measured.
     """
     begin = time.monotonic()
     needs = _needs(source, site, criteria, baseline)
@@ -80,7 +80,7 @@ def check(
         if len(checked.sample.latency) >= alone and len(checked.pairs) >= together:
             break
         if _too_slow(verdict) and len(checked.sample.latency) >= first_alone and len(checked.pairs) >= first_together:
-            break  # more of the same would not change the exit code
+            break  # more samples would not change the exit code
         on_status(f"{len(checked.sample.latency)} of {alone} processes, {len(checked.pairs)} of {together} pairs")
         checked = _one_more(checked, source, site, criteria, baseline, alone, together)
         allowed = _refuse_others(checked, criteria)
@@ -92,7 +92,7 @@ def check(
 
 
 def measure_all(source: Source, site: Site, effort: Effort, estimate: Estimate) -> Sample:
-    """Everything of one model, as a baseline keeps it."""
+    """Measure all values of one model that a baseline contains."""
     needs = _Needs(site.measurable, False, True, True, source.inputs is not None)
     criteria = Criteria(budget=Budget(), effort=effort)
     sample = _sample(source, site, criteria, needs, estimate)
@@ -106,13 +106,13 @@ def measure_all(source: Source, site: Site, effort: Effort, estimate: Estimate) 
 
 
 def _too_slow(verdict: Verdict) -> bool:
-    """Whether a figure that takes looks has failed for good."""
+    """Whether a figure that needs looks has failed definitively."""
     timed = (*SPEED_BUDGETS, *SPEED_TOLERANCES)
     return any(line.outcome == "fail" and line.key in timed and not line.advisory for line in verdict.lines)
 
 
 def _refuse_others(checked: Checked, criteria: Criteria) -> list[str]:
-    """Before more time is spent: a stored baseline must be of this machine, or what differs must be allowed."""
+    """Raise ConfigError early if a stored baseline is from another machine, unless the differences are allowed."""
     if not checked.stored or checked.baseline is None:
         return []
     return refuse_other_machine(checked.baseline, checked.sample, criteria.allow_difference)
@@ -148,14 +148,14 @@ def _first(
     needs: _Needs,
     estimate: Estimate,
 ) -> Checked:
-    """All but time: what needs no looks."""
+    """Measure everything except time, which needs repeated looks."""
     sample = _sample(source, site, criteria, needs, estimate)
     if baseline is None:
         return Checked(sample=sample)
     if isinstance(baseline, Checked):
         return Checked(sample=sample, baseline=baseline.sample, stored=True)
-    other = dataclasses.replace(baseline, inputs=source.inputs, teacher=None)  # both answer the same questions
-    compared = dataclasses.replace(criteria, budget=Budget())  # the baseline is judged by none
+    other = dataclasses.replace(baseline, inputs=source.inputs, teacher=None)  # both models get the same inputs
+    compared = dataclasses.replace(criteria, budget=Budget())  # the baseline is not judged by a budget
     needs = _needs(source, site, compared, baseline)
     return Checked(sample=sample, baseline=_sample(other, site, compared, needs, estimate, sample.sha256))
 
@@ -163,14 +163,14 @@ def _first(
 def _sample(
     source: Source, site: Site, criteria: Criteria, needs: _Needs, estimate: Estimate, loaded: str = ""
 ) -> Sample:
-    """What needs no looks of one model; the file with the SHA-256 `loaded` is known to load."""
+    """Measure what needs no repeated looks for one model; a file with the SHA-256 `loaded` is known to load."""
     problem = weights_problem(source.file, site.target)
     if problem:
         raise problem
     size, digest = whole_model(source.file)
     signature = signature_of(source.file)
     inputs, effort = source.inputs.file if source.inputs else None, criteria.effort
-    if not any(dataclasses.astuple(needs)) and digest != loaded:  # no budget is met by a file that cannot be loaded
+    if not any(dataclasses.astuple(needs)) and digest != loaded:  # a file that cannot be loaded meets no budget
         measure_load(source.file, site, effort)
     processes = range(MEMORY_PROCESSES) if needs.memory else ()
     memory = [measure_memory(source.file, site, sampled(effort, inputs)) for _ in processes]
@@ -227,7 +227,7 @@ def _answers(source: Source, site: Site, criteria: Criteria) -> Answers:
 
 
 def _digest(inputs: Inputs, output: str | None = None) -> str:
-    """SHA-256 of inputs and labels, and of the name of the output that answers, where one was chosen."""
+    """Return the SHA-256 digest of inputs, labels and, if one was chosen, the name of the output."""
     whole = hashlib.sha256(inputs.labels.tobytes() + (output or "").encode())
     with inputs.file.open("rb") as file:
         for chunk in iter(lambda: file.read(1 << 20), b""):
@@ -244,7 +244,7 @@ def _one_more(
     alone: int,
     together: int,
 ) -> Checked:
-    """One more process of each kind that is still wanted; kinds take turns, so that drift hits all alike."""
+    """Run one more process of each kind that is still needed; kinds take turns, so that drift affects all equally."""
     inputs = source.inputs.file if source.inputs else None
     sample = checked.sample
     if len(sample.latency) < alone:
@@ -265,14 +265,14 @@ def _one_more(
 
 
 def _pair_effort(effort: Effort) -> Effort:
-    """PAIR, with the limits that were asked for."""
+    """Return PAIR with the limits of the given effort."""
     return dataclasses.replace(
         PAIR, timeout_s=effort.timeout_s, memory_limit_mb=effort.memory_limit_mb, feeding=effort.feeding
     )
 
 
 def _with(records: tuple[Record, ...], record: Record) -> tuple[Record, ...]:
-    """The records with one more; ModelError if it may not be pooled with them."""
+    """Append a record. Raises ModelError if it is not comparable with the others."""
     if problem := comparable([*records[:1], record]):
         raise ModelError(f"the processes of this check are not comparable: {problem}")
     return (*records, record)

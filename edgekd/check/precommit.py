@@ -1,4 +1,4 @@
-"""`edgekd-check-files`: what a commit can be asked about an ONNX file without running it: its size and its opset."""
+"""The command `edgekd-check-files`: check the size and opset of ONNX files before a commit, without running them."""
 
 import argparse
 import sys
@@ -19,7 +19,7 @@ __all__ = ["file_problems", "main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """One line for each problem; exit 1 if there is any, 2 if a file cannot be read."""
+    """Print one line per problem; return 1 if there is any, 2 if a file cannot be read."""
     open_streams()
     options = _parser().parse_args(arguments)
     try:
@@ -72,9 +72,9 @@ def _positive(text: str) -> float:
 def file_problems(
     file: Path, max_size_kb: float | None = None, min_opset: int | None = None, max_opset: int | None = None
 ) -> list[str]:
-    """What is wrong with `file`, one line each.
+    """Return the problems of `file`, one line each.
 
-    Raises InputError if it, or a file that holds its weights, cannot be read.
+    Raises InputError if the file, or a file with its external weights, cannot be read.
     """
     model = _load(file)
     size = model_bytes(file, model)

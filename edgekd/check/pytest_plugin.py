@@ -1,11 +1,11 @@
-"""A pytest plugin: budgets and regressions of models as tests, with the fixture `edgekd_check`.
+"""A pytest plugin that tests budgets and regressions of models with the fixture `edgekd_check`.
 
     @pytest.mark.latency_budget(target="cpu-x86", p50_ms=2, size_kb=400)
     def test_the_student_is_fast_enough(edgekd_check):
         edgekd_check("models/student.onnx", baseline="models/main.onnx")
 
-pytest loads this module at every start wherever edgekd is installed, so at the top there is nothing but pytest and the
-standard library; what a check needs is imported inside the functions that make one.
+pytest loads this module at every start if edgekd is installed. Therefore the module imports only pytest and the standard
+library at the top; functions import the modules that a check needs.
 """
 
 import dataclasses
@@ -31,26 +31,26 @@ MARKER = "latency_budget"
 MARKED = f"@pytest.mark.{MARKER}"
 SHORT = {"p50_ms": "latency_p50_ms", "p95_ms": "latency_p95_ms", "p99_ms": "latency_p99_ms"}
 PLACES = ("target", "baseline", "data")
-"""Keys of the marker that are no limits."""
+"""Keys of the marker that are not limits."""
 CHOICES = ("skip", "pass", "fail")
-"""What an inconclusive verdict counts as."""
+"""The possible outcomes of a test with an inconclusive verdict."""
 PROPERTY = "edgekd"
-"""The property of a report that holds a check's line for the terminal; pytest-xdist brings it from its workers."""
+"""The report property that holds a check's line for the terminal; pytest-xdist transfers it from its workers."""
 SHOWN = 2
-"""Limits named on that line."""
+"""The number of limits that this line names."""
 IN_PYTEST = {
     "--budget": "budget={key: value}",
     "--tolerance": "tolerance={key: value}",
     "--baseline": "baseline=FILE",
     "--data": "data=FILE",
 }
-"""Options of `edgekd check` that its messages name, and how they are said here."""
+"""Options of `edgekd check` that its messages mention, and their equivalents in a test."""
 
 FilePath = str | os.PathLike[str]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The options; what they do without is in `_settings`."""
+    """Add the command-line options; their defaults are in `_settings`."""
     group = parser.getgroup("edgekd", "edgekd: latency budgets and regressions of models")
     group.addoption(
         "--edgekd-target", metavar="NAME|FILE", help="Target of checks that name none; `edgekd targets` lists them."
@@ -67,7 +67,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker; pytest.UsageError for an ini value that is none."""
+    """Register the marker. Raises pytest.UsageError for an invalid ini value."""
     config.addinivalue_line(
         "markers",
         f"{MARKER}(target=…, p50_ms=…, p95_ms=…, size_kb=…, baseline=…, max_slowdown=…, …): what the fixture "
@@ -79,9 +79,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Refuse a marker of the test's own that nothing reads: its author believes that a budget is kept.
+    """Fail a test whose own marker has no effect: its author would believe that a budget is checked.
 
-    A class or a module may hold tests of other kinds, so its marker is a mere default.
+    The marker of a class or a module is only a default, because these may also contain other kinds of tests.
     """
     if "edgekd_check" in getattr(item, "fixturenames", ()):
         return
@@ -94,8 +94,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
-    """A line for each check; nothing where none ran."""
-    ran: dict[str, list[str]] = {}  # by test: a test that runs again tells of its earlier checks, too
+    """Write a line for each check; write nothing if there was none."""
+    ran: dict[str, list[str]] = {}  # by test, because a repeated test also reports its earlier checks
     for report in (report for reports in terminalreporter.stats.values() for report in reports):
         if isinstance(report, pytest.TestReport) and report.when == "teardown":
             ran[report.nodeid] = [str(value) for name, value in report.user_properties if name == PROPERTY]
@@ -108,7 +108,7 @@ def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What holds for all checks of a session."""
+    """The settings that apply to all checks of a session."""
 
     target: str | None
     on_inconclusive: str
@@ -118,7 +118,7 @@ class Settings:
 
 @pytest.fixture(scope="session")
 def _edgekd_settings(pytestconfig: pytest.Config) -> Settings:
-    """Read before a test can change the working folder, from which paths of the command line start."""
+    """Read the settings before a test can change the working folder, to which command-line paths are relative."""
     start = pytestconfig.invocation_params.dir
     target, history = pytestconfig.getoption("edgekd_target"), pytestconfig.getoption("edgekd_history")
     if target and (target.endswith(".toml") or "/" in target):
@@ -141,8 +141,8 @@ def _edgekd_settings(pytestconfig: pytest.Config) -> Settings:
 def edgekd_check(request: pytest.FixtureRequest, _edgekd_settings: Settings) -> "EdgekdCheck":
     """Judge a model by budgets, and against a baseline: edgekd_check(model, target, budget={"p50_ms": 2}).
 
-    A missed limit or an error fails the test, an inconclusive verdict skips it (--edgekd-on-inconclusive); the
-    judgement of a model that passes is returned. May be called several times. Defaults come from the marker
+    A missed limit or an error fails the test, an inconclusive verdict skips it (see --edgekd-on-inconclusive); for a
+    model that passes, the judgement is returned. It may be called several times. Defaults come from the marker
     latency_budget.
     """
     with _in_one_line():
@@ -151,7 +151,7 @@ def edgekd_check(request: pytest.FixtureRequest, _edgekd_settings: Settings) -> 
 
 @dataclass(frozen=True)
 class EdgekdCheck:
-    """What the fixture `edgekd_check` gives to a test."""
+    """The callable that the fixture `edgekd_check` passes to a test."""
 
     _item: pytest.Item
     _marked: dict[str, Any]
@@ -168,10 +168,10 @@ class EdgekdCheck:
         tolerance: Mapping[str, Any] | None = None,
         data: FilePath | None = None,
     ) -> "Judged":
-        """The judgement of a model, run folder or record that passes; else the test fails or is skipped.
+        """Return the judgement of a model, run folder or record that passes; otherwise fail or skip the test.
 
-        What is given here goes before the marker, key by key; None is as if nothing was given. `budget` and
-        `tolerance` have the keys of `edgekd check --budget` and `--tolerance`; p50_ms stands for latency_p50_ms.
+        Each argument replaces the same key of the marker; None counts as not given. `budget` and `tolerance` have the
+        keys of `edgekd check --budget` and `--tolerance`; p50_ms means latency_p50_ms.
         """
         __tracebackhide__ = True
         with _in_one_line():
@@ -193,7 +193,7 @@ class EdgekdCheck:
 
 @contextmanager
 def _in_one_line() -> Iterator[None]:
-    """What a user can cause fails the test with a line that says what to do, and without a traceback."""
+    """Turn errors that a user can cause into a failed test with one helpful line and no traceback."""
     from edgekd.errors import EdgekdError, one_line
 
     try:
@@ -213,7 +213,7 @@ def _visible(text: str) -> str:
 
 
 def _marked(item: pytest.Item) -> dict[str, Any]:
-    """What the markers say, the closest one first, by the long keys; ConfigError for what is none."""
+    """Return the values of the markers by their long keys; closer markers win. Raises ConfigError for invalid ones."""
     from edgekd.errors import ConfigError
 
     budget, tolerance = _keys()
@@ -222,18 +222,20 @@ def _marked(item: pytest.Item) -> dict[str, Any]:
         if mark.args:
             raise ConfigError(f"{MARKED}: got {mark.args[0]!r} without a key; write it as p50_ms=2 or size_kb=400")
         said |= _written_out(mark.kwargs, [*PLACES, *budget, *tolerance], MARKED)
-    _limits(_without_none(said), MARKED)  # what is wrong with a value is told before the test runs
+    _limits(_without_none(said), MARKED)  # report an invalid value before the test runs
     return said
 
 
 def _marks(item: pytest.Item) -> list[pytest.Mark]:
-    """The closest first; those of one parameter are closer than those of the function, which pytest puts before."""
+    """Return the markers, closest first; markers of a parameter are closer than the function's, which pytest lists
+    before.
+    """
     own = getattr(getattr(item, "callspec", None), "marks", ())
     return sorted(item.iter_markers(MARKER), key=lambda mark: all(mark is not one for one in own))
 
 
 def _keys() -> tuple[list[str], list[str]]:
-    """The keys of --budget and of --tolerance; no key is both."""
+    """Return the keys of --budget and of --tolerance; no key is in both."""
     from edgekd.card import Budget
     from edgekd.check.tolerance import Tolerance
 
@@ -241,7 +243,7 @@ def _keys() -> tuple[list[str], list[str]]:
 
 
 def _limits_given(budget: Mapping[str, Any] | None, tolerance: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The mappings of a call, by the long keys."""
+    """Return the budget and tolerance of a call by their long keys."""
     budget_keys, tolerance_keys = _keys()
     return {
         **_written_out(budget, budget_keys, "budget"),
@@ -250,7 +252,7 @@ def _limits_given(budget: Mapping[str, Any] | None, tolerance: Mapping[str, Any]
 
 
 def _written_out(values: Mapping[str, Any] | None, known: Iterable[str], where: str) -> dict[str, Any]:
-    """`values` by their long keys; ConfigError for an unknown key, with the nearest one."""
+    """Return `values` by their long keys. Raises ConfigError for an unknown key, with the nearest known key."""
     from edgekd.errors import ConfigError, did_you_mean
 
     names = {name: name for name in known}
@@ -268,7 +270,7 @@ def _written_out(values: Mapping[str, Any] | None, known: Iterable[str], where: 
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    """None takes back what an outer marker said."""
+    """Remove keys whose value is None; a None in a marker thus cancels the value of an outer marker."""
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -285,7 +287,7 @@ def _limits(said: dict[str, Any], where: str) -> "tuple[Budget, Tolerance]":
 
 
 def _job(model: FilePath, said: dict[str, Any], settings: Settings) -> "CheckJob":
-    """What is to be checked; ConfigError where something is missing or would silently not be judged."""
+    """Return the job to check. Raises ConfigError if something is missing or would not be judged."""
     from edgekd.check.asked import CheckJob
     from edgekd.errors import ConfigError
 
@@ -298,7 +300,7 @@ def _job(model: FilePath, said: dict[str, Any], settings: Settings) -> "CheckJob
             "--edgekd-target (`edgekd targets` lists them)"
         )
     asked = [key for key in _keys()[1] if said.get(key, "off") != "off"]
-    if asked and "baseline" not in said and path.suffix != ".json":  # a record may hold its baseline
+    if asked and "baseline" not in said and path.suffix != ".json":  # a record may contain its baseline
         raise ConfigError(f"{asked[0]} without a baseline: {path} would be compared with nothing; give baseline=FILE")
     return CheckJob(
         path=path,
@@ -329,9 +331,9 @@ def _run(job: "CheckJob") -> "Judged":
 
 
 def _record(item: pytest.Item, done: "list[Judged]", counted: str) -> None:
-    """The line for the terminal and all figures of the last check into the test's properties, and so into JUnit XML.
+    """Add the terminal line and all figures of the last check to the test's properties, and thus to JUnit XML.
 
-    Not by the fixture record_property: it warns of the very format that pytest writes by default.
+    The fixture record_property is not used, because it warns about the format that pytest writes by default.
     """
     from edgekd.check.wording import named_apart
 
@@ -348,7 +350,7 @@ def _record(item: pytest.Item, done: "list[Judged]", counted: str) -> None:
 
 
 def _keep(judged: "Judged", settings: Settings) -> str:
-    """Append to the history; the reason if that cannot be done, for the verdict is to be told, too."""
+    """Append to the history and return the error text if that fails, so that the verdict is reported as well."""
     from edgekd.errors import EdgekdError
     from edgekd.history import append_history
 
@@ -362,7 +364,7 @@ def _keep(judged: "Judged", settings: Settings) -> str:
 
 
 def _summary(judged: "Judged", counted: str) -> str:
-    """`tiny.onnx on cpu-x86: fail; file size 27.7 kB ≤ 25.0 kB: fail`."""
+    """Return one line: `tiny.onnx on cpu-x86: fail; file size 27.7 kB ≤ 25.0 kB: fail`."""
     taken = f" (counted as {counted})" if judged.outcome == "inconclusive" and counted != "skip" else ""
     return "; ".join(filter(None, [f"{_who(judged)}: {judged.outcome}{taken}", _decisive(judged)]))
 
@@ -372,7 +374,7 @@ def _who(judged: "Judged") -> str:
 
 
 def _decisive(judged: "Judged") -> str:
-    """Why there is no verdict, or the first limits in the order in which they matter."""
+    """Return the reason for a missing verdict, or the most important limits."""
     lines = sorted(judged.verdict.lines if judged.verdict else (), key=_weight)
     more = f"{len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
     return " ".join("; ".join(filter(None, [judged.problem, *(line.text for line in lines[:SHOWN]), more])).split())
@@ -387,7 +389,7 @@ def _weight(line: "Line") -> tuple[bool, int, bool]:
 
 
 def _told(judged: "Judged", counted: str) -> Iterator[str]:
-    """Everything a reader of a failed test needs: each limit with figure, margin and confidence."""
+    """Yield all lines that a reader of a failed test needs: each limit with figure, margin and confidence."""
     from edgekd.check.wording import background, details
 
     if judged.verdict is None:

@@ -1,4 +1,4 @@
-"""What a check measured, as a file: raw samples that anyone can judge again, and the baselines kept from them."""
+"""Check records as files: raw samples that can be judged again, and the baselines made from them."""
 
 import dataclasses
 import json
@@ -32,41 +32,43 @@ __all__ = [
     "write_record",
 ]
 
-# record history:
+# History of the format of records:
 # 1 - sample, baseline, pairs, same, budget
 SCHEMA_VERSION = 1
 KIND = "edgekd check record"
 KEPT_CALLS = 400
-"""Calls of a process that a baseline keeps: enough for its p95, and small enough for a repository."""
+"""Number of calls per process that a baseline keeps: enough for its p95, and few enough for a repository."""
 AGAIN = "`edgekd baseline accept` writes it anew"
 BEYOND = 1e18
-"""No number of a record is this large."""
+"""Upper bound for the numbers in a record."""
 Count = Annotated[int, Field(gt=0)]
 NOT_COMPARED = (
     *("model_sha256", "nodes_by_provider", "ops_elsewhere", "numpy", "python"),
     *("input_types", "batch_axes"),
 )
-"""Keys of a fingerprint that may differ between a model and its baseline; all others tell of another machine."""
+"""Fingerprint keys that may differ between a model and its baseline; a difference in any other key means another
+machine.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What a model said of labelled inputs."""
+    """A model's predictions for labelled inputs."""
 
     data: str
-    """SHA-256 of inputs and labels."""
+    """SHA-256 digest of inputs and labels."""
     about: str
-    """Which data, in words."""
+    """Description of the data."""
     classes: tuple[int, ...]
     """The most likely class of each input."""
     labels: tuple[int, ...]
     teacher: tuple[int, ...] = ()
-    """The teacher's most likely class of each input, where a run brings a teacher."""
+    """The teacher's most likely class of each input, if the run has a teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """All that was measured of one model on one target."""
+    """All values that were measured for one model on one target."""
 
     name: str
     sha256: str
@@ -75,46 +77,46 @@ class Sample:
     provider: str
     """The target's execution provider."""
     at: str
-    """When, ISO 8601 in UTC."""
+    """Time of the measurement, ISO 8601 in UTC."""
     edgekd: str
     elsewhere: str = ""
-    """Why this machine is not the target, so that times say nothing; empty where it is."""
+    """The reasons why this machine is not the target, so that times do not apply; empty if it is the target."""
     signature: str = ""
-    """Inputs with type and shape."""
+    """The inputs with type and shape."""
     latency: tuple[Record, ...] = ()
     memory_bytes: tuple[Count, ...] = ()
-    """Peak memory of several processes."""
+    """Peak memory of several processes, in bytes."""
     placement: Placement | None = None
     answers: Answers | None = None
     estimate: Figure | None = None
-    """Of the median latency, ms, on a target that is not here."""
+    """Estimate of the median latency in ms, for a target that is not this machine."""
     fingerprint: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def stem(self) -> str:
-        """What files about it are called after: the run's folder, or the model file without its suffix."""
+        """The base name for files about this model: the run's folder, or the model file without its suffix."""
         run, in_run, _ = self.name.partition("/")
         return run if in_run else Path(self.name).stem
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """A model, and what it is held against."""
+    """A model, and the baseline and budget with which it is compared."""
 
     sample: Sample
     baseline: Sample | None = None
     stored: bool = False
     """Whether the baseline was measured at another time."""
     pairs: tuple[Record, ...] = ()
-    """Processes in which both took turns."""
+    """Records of processes in which the model and the baseline took turns."""
     budget: dict[str, float] = dataclasses.field(default_factory=dict)
-    """The limits it was judged by, by key."""
+    """The limits by which the model was judged, by key."""
     same: tuple[Record, ...] = ()
-    """Processes in which the baseline took turns with itself: how steady this machine is."""
+    """Records of processes in which the baseline took turns with itself, to find out how steady this machine is."""
 
 
 def write_record(path: Path, checked: Checked) -> None:
-    """Write a record, atomically."""
+    """Write a record atomically."""
     content = {"schema_version": SCHEMA_VERSION, "kind": KIND, "records": RECORD_VERSION, **dataclasses.asdict(checked)}
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     with atomic(path) as temporary:
@@ -122,7 +124,7 @@ def write_record(path: Path, checked: Checked) -> None:
 
 
 def may_be_replaced(path: Path) -> bool:
-    """Whether a file is a record, of whatever version and state, or is not there at all."""
+    """Whether the file is a record (of any version and state) or does not exist."""
     if not path.exists():
         return True
     with path.open("rb") as file:
@@ -130,7 +132,7 @@ def may_be_replaced(path: Path) -> bool:
 
 
 def read_record(path: Path) -> Checked:
-    """The content of a record; InputError if it is none, or of a later edgekd."""
+    """Read a record. Raises InputError if the file is not a record or is from a later edgekd."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         data = json.loads(text, parse_int=_whole, parse_float=_real, parse_constant=_real)
@@ -174,7 +176,7 @@ def _whole(text: str) -> int:
 
 
 def _real(text: str) -> float:
-    """The number; ArithmeticError for one so large that no measurement gives it, and no figure can be made of it."""
+    """Return the number. Raises ArithmeticError if it is too large for a measured value."""
     value = float(text)
     if not abs(value) < BEYOND:
         raise ArithmeticError(f"a number in it is {text if len(text) <= 20 else text[:19] + '…'}")
@@ -202,7 +204,7 @@ def _records(entries: list[dict[str, Any]], mode: str) -> tuple[Record, ...]:
 
 
 def as_baseline(sample: Sample) -> Checked:
-    """A record to keep as a baseline: of each process, calls at even distances, at most KEPT_CALLS."""
+    """Return a record for a baseline: from each process, at most KEPT_CALLS calls at regular intervals."""
     return Checked(sample=dataclasses.replace(sample, latency=tuple(map(_thinned, sample.latency))))
 
 
@@ -213,38 +215,38 @@ def _thinned(record: Record) -> Record:
 
 
 def differences(old: Sample, new: Sample) -> dict[str, str]:
-    """By key, how the machine or the session of two samples differ, in words."""
+    """Describe by key how the machine or the session of two samples differ."""
     before, now = _mark(old), _mark(new)
     if any((sample.latency or sample.memory_bytes) and not sample.fingerprint for sample in (old, new)):
         return {"fingerprint": "the record does not say where it was measured"}
-    if not (before and now):  # nothing was measured that depends on the machine
+    if not (before and now):  # nothing that was measured depends on the machine
         return {}
     if "shapes" not in before and ("sequence_length" in before or not _free_sizes(old.signature)):
-        now.pop("shapes", None)  # an earlier edgekd did not write them, and there was no choice
+        now.pop("shapes", None)  # an earlier edgekd did not write them, and the shapes had no dynamic dimensions
     keys = [key for key in before | now if key not in NOT_COMPARED and before.get(key) != now.get(key)]
     found = {key: f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in keys}
     return found
 
 
 def _free_sizes(signature: str) -> bool:
-    """Whether inputs have free sizes beside the first one; those were fed as 1 before records said it."""
+    """Whether inputs have dynamic dimensions besides the first; older records omit these, which were fed as 1."""
     return ",N" in signature
 
 
 def _mark(sample: Sample) -> dict[str, Any]:
-    """The fingerprint, and how many inputs a timed call takes."""
+    """Return the fingerprint with the batch size of a timed call."""
     if not (sample.fingerprint and sample.latency):
         return dict(sample.fingerprint)
     return sample.fingerprint | {"batch_size": sample.latency[0].batch_size}
 
 
 def is_record(path: Path) -> bool:
-    """Whether the path is meant to be a record; nothing is opened."""
+    """Whether the path names a record, judged by its suffix only."""
     return path.suffix == ".json"
 
 
 def record_of(path: Path, target: Target) -> Checked:
-    """The record at a path; InputError for one of another target, or what `read_record` raises."""
+    """Read the record at a path. Raises InputError for a record of another target, and as `read_record` does."""
     if not path.exists():
         make = f"`edgekd baseline accept MODEL --target {target.option} --to {path}` makes one"
         raise InputError(f"{path}: no such record; {make}")
@@ -255,16 +257,16 @@ def record_of(path: Path, target: Target) -> Checked:
 
 
 def refuse_other_machine(stored: Sample, now: Sample, allowed: Collection[str]) -> list[str]:
-    """What differs between a stored record and this measurement, as far as it is allowed, in words.
+    """Describe the allowed differences between a stored record and this measurement.
 
-    Raises ConfigError for what is not.
+    Raises ConfigError for differences that are not allowed.
     """
     known = stored.fingerprint.keys() | now.fingerprint.keys() | {"batch_size", "fingerprint"}
     for key in allowed:
-        if now.fingerprint and key not in known:  # what was measured of neither is not compared
+        if now.fingerprint and key not in known:  # values that were measured for neither are not compared
             raise ConfigError(f"--allow-difference {key}: {did_you_mean(key, known)}")
     found = differences(stored, now)
-    if not now.latency:  # only calls that are timed are made with the user's data
+    if not now.latency:  # only timed calls use the user's data
         found = {key: text for key, text in found.items() if key not in ("inputs", "batch_size")}
     refused = {key: text for key, text in found.items() if key not in allowed}
     if refused:

@@ -1,4 +1,4 @@
-"""What a user points `check` at: a model file, a run folder, a record; and which of them a baseline is."""
+"""Resolve the path given to `check` to a model file, a run folder or a record, and the same for a baseline."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -19,23 +19,23 @@ __all__ = ["Source", "baseline_of", "signature_of", "source_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A model file to measure, and what its place brings along."""
+    """A model file to measure, with the data and budget of its run if it has one."""
 
     name: str
     file: Path
     precision: str = "as it is"
     inputs: Inputs | None = None
     teacher: Path | None = None
-    """The run's teacher, whose answers those of the model are held against."""
+    """The run's teacher, with whose answers the model's answers are compared."""
     budget: Budget = Budget()  # noqa: RUF009 - frozen
-    """What the run was made for; empty for a bare file."""
+    """The budget for which the run was made; empty for a bare file."""
 
 
 def source_of(path: Path, target: Target, inputs: Inputs | None, own_data: bool = True) -> Source:
-    """The model at a path: a file, or the `model.onnx` of a run folder, with the run's test data and budget.
+    """Return the model at a path: a file, or the `model.onnx` of a run folder, with the run's test data and budget.
 
-    `inputs` given by the user go before the run's, which are left alone without `own_data`. Raises InputError for
-    anything else.
+    The user's `inputs` replace the run's data, which are also ignored if `own_data` is False. Raises InputError for
+    other paths.
     """
     if not path.is_dir():
         if not path.is_file():
@@ -58,13 +58,15 @@ def source_of(path: Path, target: Target, inputs: Inputs | None, own_data: bool 
 
 
 def _run_budget(run: Run, made_for: str | None, target: Target) -> Budget:
-    """The budget the run was made for; on another target what its card asks there and `--budget` asked of the run."""
+    """Return the run's budget; for another target, the card's budget there with the values of the run's `--budget`."""
     file = run.folder / "run.json"
     made = read_json(file)
     if not isinstance(made, dict) or not isinstance(made.get("budget"), dict):
         raise InputError(f"{file}: holds no budget; was it edited?")
     budget = build(Budget, made["budget"], f"{file}: budget")
-    budget = dataclasses.replace(budget, teacher_min_accuracy=None)  # the teacher's, not this file's
+    budget = dataclasses.replace(
+        budget, teacher_min_accuracy=None
+    )  # this limit applies to the teacher, not to this file
     if made_for == target.name:
         return budget
     of_card = made.get("budgets")
@@ -74,14 +76,15 @@ def _run_budget(run: Run, made_for: str | None, target: Target) -> Budget:
         overridden = {key: limit for key, limit in budget.limits().items() if own.get(key) != limit}
         there = build(Budget, there | overridden, f"{file}: budgets")
         return dataclasses.replace(there, teacher_min_accuracy=None)
-    # A run of an earlier edgekd does not hold what its card asks elsewhere; its latency was asked on its own target.
+    # Runs of an earlier edgekd do not store the card's budgets for other targets; their latency limits apply only to
+    # their own target.
     return dataclasses.replace(budget, latency_p50_ms=None, latency_p95_ms=None, latency_p99_ms=None, load_ms=None)
 
 
 def baseline_of(path: Path, target: Target) -> Source | Checked:
-    """A baseline: a model or run to measure now, or a stored record of this target.
+    """Return a baseline: a model or run to measure now, or a stored record of this target.
 
-    Raises InputError for a record of another target, or a file that is not there.
+    Raises InputError for a record of another target or a file that does not exist.
     """
     if is_record(path):
         return record_of(path, target)
@@ -91,17 +94,17 @@ def baseline_of(path: Path, target: Target) -> Source | Checked:
 
 
 def signature_of(file: Path) -> str | None:
-    """Inputs of an ONNX file with type and shape: `float [N,3,32,32]`; None for what cannot be read as ONNX."""
+    """Return the inputs of an ONNX file with type and shape: `float [N,3,32,32]`; None if it cannot be read as ONNX."""
     import onnx
 
     try:
         graph = onnx.load(file, load_external_data=False).graph
-        if not graph.output:  # protobuf reads almost anything as an empty message
+        if not graph.output:  # protobuf reads almost any content as an empty message
             return None
         constants = {tensor.name for tensor in graph.initializer}
         kinds = [value.type.tensor_type for value in graph.input if value.name not in constants]
         texts = [f"{onnx.TensorProto.DataType.Name(kind.elem_type).lower()} [{_shape(kind)}]" for kind in kinds]
-    except Exception:  # protobuf's errors have no common base; the runtime says what is wrong with the file
+    except Exception:  # protobuf's errors have no common base; the runtime reports what is wrong with the file
         return None
     return ", ".join(texts)
 

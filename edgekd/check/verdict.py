@@ -1,4 +1,4 @@
-"""From samples to a verdict: pure functions; nothing is measured here, and the same samples always give the same."""
+"""Derive a verdict from samples with pure functions: nothing is measured, and equal samples give equal verdicts."""
 
 import dataclasses
 import math
@@ -30,7 +30,7 @@ NOTHING = Interval(0.0, 0.0, float("inf"))
 
 @dataclass(frozen=True)
 class NextLook:
-    """How many processes in all the next look needs; 0 where nothing more does."""
+    """The total number of processes that the next look needs; 0 if no further look is needed."""
 
     latency: int = 0
     pairs: int = 0
@@ -39,7 +39,7 @@ class NextLook:
 def judge_samples(
     checked: Checked, budget: Budget, tolerance: Tolerance, allow_estimated: bool = False
 ) -> tuple[Verdict, NextLook, list[str]]:
-    """The verdict on what was measured so far, what the next look needs, and what a reader should know."""
+    """Return the verdict on the samples so far, the needs of the next look, and notes for the reader."""
     limits = budget.limits()
     figures = figures_of(checked.sample)
     decisions: dict[str, Decision] = {}
@@ -61,7 +61,7 @@ def judge_samples(
 
 
 def _nothing(tolerance: Tolerance) -> list[Line]:
-    """A line for each tolerance where none of them says anything of these two: that is no pass."""
+    """Return a line for each tolerance if none of them applies to these two models, because this is not a pass."""
     why = "there is nothing to compare by it here"
     limits = {key: limit for key, limit in dataclasses.asdict(tolerance).items() if limit != "off"}
     return [
@@ -71,14 +71,14 @@ def _nothing(tolerance: Tolerance) -> list[Line]:
 
 
 def _judged_at_all(lines: list[Line]) -> Verdict:
-    """Where nothing could be judged, that is no pass."""
+    """Make all lines inconclusive if none could be judged, because this is not a pass."""
     if any(line.outcome != "not judged" for line in lines):
         return Verdict(tuple(lines))
     return Verdict(tuple(dataclasses.replace(line, outcome="inconclusive") for line in lines))
 
 
 def _bounds(key: str) -> Callable[[Sequence[Record], float], Interval]:
-    """What estimates a budget's figure (seconds) from the records of several processes."""
+    """Return the function that estimates a budget's figure (seconds) from the records of several processes."""
 
     def load(records: Sequence[Record], confidence: float) -> Interval:
         return between([record.load_s for record in records], confidence)
@@ -91,18 +91,18 @@ def _bounds(key: str) -> Callable[[Sequence[Record], float], Interval]:
 
 
 def _looked_at(decision: Decision, figure: Figure) -> Figure:
-    """The figure as the last planned look saw it."""
+    """Return the figure with the value and bounds of the last planned look."""
     bounds = decision.bounds
     if figure.value is None or not math.isfinite(bounds.value) or not math.isfinite(bounds.high):
-        return figure  # too few samples for bounds
+        return figure  # there are too few samples for bounds
     return dataclasses.replace(figure, value=1e3 * bounds.value, low=1e3 * bounds.low, high=1e3 * bounds.high)
 
 
 def _explained(line: Line, sample: Sample, decision: Decision | None) -> Line:
-    """The line with its confidence in words."""
+    """Add a description of its confidence to the line."""
     if decision is not None:
         looks = f"look {decision.look} of {len(BUDGET_LOOKS)}, {decision.samples} processes"
-        if decision.outcome == "more":  # a verdict now would be a look that was not planned
+        if decision.outcome == "more":  # a verdict now would be an unplanned look
             why = f"{decision.samples} processes are too few; the next look needs {decision.wanted}"
             line = dataclasses.replace(line, outcome="inconclusive", reason=why)
         line = busy_or(line, sample.latency)
@@ -121,7 +121,7 @@ def _explained(line: Line, sample: Sample, decision: Decision | None) -> Line:
 
 
 def figures_of(sample: Sample) -> dict[str, Figure]:
-    """Figures by budget key, times with their 95 % interval."""
+    """Return figures by budget key, with 95 % intervals for times."""
     figures = {"size_kb": Figure(sample.size_bytes / 1e3, "exact"), **_times(sample), **_answered(sample)}
     if sample.memory_bytes:
         low, middle, high = (f(sample.memory_bytes) / 1e6 for f in (min, median, max))
@@ -172,7 +172,7 @@ def _hits(classes: Sequence[int], labels: Sequence[int]) -> int:
 
 
 def judge_record(checked: Checked, criteria: Criteria, target: Target) -> Judged:
-    """The verdict on a record alone: nothing is measured, and what it does not hold is inconclusive."""
+    """Judge a record without a measurement; missing values make a line inconclusive."""
     begin = time.monotonic()
     verdict, _, notes = judge_samples(checked, criteria.budget, criteria.tolerance, criteria.allow_estimated)
     origin = f"from a record of {checked.sample.at}; nothing was measured now"
@@ -181,7 +181,7 @@ def judge_record(checked: Checked, criteria: Criteria, target: Target) -> Judged
 
 
 def judged_of(checked: Checked, verdict: Verdict, notes: list[str], target: Target) -> Judged:
-    """The verdict with what a reader needs beside it."""
+    """Return the verdict together with the information that a reader needs."""
     sample, baseline = checked.sample, checked.baseline
     disturbed = remarks(checked.pairs or sample.latency) if checked.pairs or sample.latency else []
     mark = sample.fingerprint

@@ -1,4 +1,4 @@
-"""What every report of a check says in the same words: margins, details, names that cannot break a format."""
+"""Texts that all reports of a check share: margins, details, and names that are safe in every format."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ __all__ = ["background", "details", "kind", "named_apart", "shown_figure", "show
 
 
 def named_apart(judged: Sequence[Judged]) -> list[Judged]:
-    """The same, where two of one name on one target are known by their files, or else numbered.
+    """Make names unique: models with equal names on one target get the names of their files, or numbers.
 
-    Every report finds an entry by its name; of two that are alike most show one and are silent about the other.
+    Most reports identify an entry by its name, and of two equal entries they would silently show only one.
     """
     names = [(one.name, one.target) for one in judged]
     longer = [one.file or one.name if names.count((one.name, one.target)) > 1 else one.name for one in judged]
@@ -25,12 +25,12 @@ def named_apart(judged: Sequence[Judged]) -> list[Judged]:
 
 
 def shown_figure(line: Line) -> str:
-    """`0.652 ms (measured)`: no figure without how it was obtained."""
+    """Return the figure with its provenance: `0.652 ms (measured)`."""
     return line.shown if line.figure.value is None else f"{line.shown} ({line.figure.provenance})"
 
 
 def shown_margin(line: Line) -> str:
-    """`+0.1 ms` left until the limit, `−0.1 ms` beyond it; empty for an unknown figure."""
+    """Return the margin to the limit: `+0.1 ms` within it, `−0.1 ms` beyond it; empty for an unknown figure."""
     margin = line.margin
     if margin is None:
         return ""
@@ -38,12 +38,12 @@ def shown_margin(line: Line) -> str:
 
 
 def kind(line: Line) -> str:
-    """`budget` for a limit of its own, `regression` for one that a baseline sets."""
+    """Return `budget` for a limit on the model itself, `regression` for one relative to a baseline."""
     return "budget" if line.key in BUDGETED else "regression"
 
 
 def details(line: Line) -> list[str]:
-    """All that is known of one line, a sentence each."""
+    """Return all known information about one line, one sentence each."""
     known = [
         ("how", line.figure.provenance if line.figure.value is not None else ""),
         ("interval", line.shown_interval),
@@ -54,6 +54,6 @@ def details(line: Line) -> list[str]:
 
 
 def background(judged: Judged) -> list[tuple[str, str]]:
-    """What a model was held against and measured on, by word; what is unknown is left out."""
+    """Return machine, baseline and digest of a model's check as word and text; unknown values are left out."""
     known = [("machine", judged.machine), ("baseline", judged.baseline), ("sha256", judged.sha256)]
     return [(word, text) for word, text in known if text]

@@ -1,4 +1,4 @@
-"""A check as GitHub's workflow commands, which it shows on the run and the pull request."""
+"""Format a check as GitHub workflow commands, which GitHub shows on the run and on the pull request."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from edgekd.judge import Judged, Line
 __all__ = ["github_annotations"]
 
 MOST = 10
-"""GitHub shows no more of a kind for a step, and says nothing of the rest."""
+"""GitHub shows at most this many annotations of a kind per step and does not mention the others."""
 
 _DATA = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
 _PROPERTY = _DATA | str.maketrans({":": "%3A", ",": "%2C"})
 
 
 def github_annotations(judged: Sequence[Judged], on_inconclusive: str | None = None) -> str:
-    """One command a line: an error for what failed, a warning for what is inconclusive or only advisory."""
+    """Return one command per line: an error for a failed line, a warning for an inconclusive or advisory line."""
     errors: list[tuple[str, str]] = []
     warnings: list[tuple[str, str]] = []
     for one in named_apart(judged):

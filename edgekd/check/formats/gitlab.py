@@ -1,4 +1,6 @@
-"""A check as GitLab's metrics report: OpenMetrics text, compared with the target branch's in the merge request."""
+"""Format a check as GitLab's metrics report: OpenMetrics text, which the merge request compares with the target
+branch.
+"""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +15,7 @@ _WORDS = {key: metric.limit_words for key, metric in (BUDGETED | COMPARED).items
 
 
 def gitlab_metrics(judged: Sequence[Judged]) -> str:
-    """Every known figure, judged or not; a family a metric, as OpenMetrics wants it."""
+    """Return every known figure, judged or not, with one OpenMetrics family per metric."""
     families: dict[str, dict[str, str]] = {key: {} for key in _WORDS}
     for one in named_apart(judged):
         for key, figure in _figures(one).items():
@@ -30,13 +32,13 @@ def gitlab_metrics(judged: Sequence[Judged]) -> str:
 
 
 def _figures(one: Judged) -> dict[str, Figure]:
-    """The figures of the model and those that only a comparison with its baseline has."""
+    """Return the figures of the model, and those that exist only in a comparison with its baseline."""
     compared = {line.key: line.figure for line in one.verdict.lines} if one.verdict else {}
     return {key: figure for key, figure in (compared | one.figures).items() if key in _WORDS}
 
 
 def _name(key: str) -> str:
-    """`min_accuracy` → `edgekd_accuracy`: the figure, not its limit."""
+    """Return the metric's name without its limit: `min_accuracy` → `edgekd_accuracy`."""
     return f"edgekd_{key.replace('min_', '').replace('max_', '')}"
 
 
@@ -45,6 +47,8 @@ def _labels(**labels: str) -> str:
 
 
 def _escaped(value: str) -> str:
-    """As OpenMetrics wants it, and `#` as %23: GitLab drops the rest of a line after one, even inside quotes."""
+    """Escape text for OpenMetrics, and `#` as %23, because GitLab drops the rest of a line after it, even inside
+    quotes.
+    """
     escaped = visible(value.replace("\r", "")).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return escaped.replace("#", "%23")

@@ -1,4 +1,4 @@
-"""A check as JUnit XML, which every CI system shows."""
+"""Format a check as JUnit XML, which every CI system shows."""
 
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ __all__ = ["junit_xml"]
 
 
 def junit_xml(judged: Sequence[Judged], on_inconclusive: str | None) -> str:
-    """One suite a target, one case for each metric of each model.
+    """Return one test suite per target, with one case for each metric of each model.
 
-    An inconclusive case is skipped; with `on_inconclusive` "fail" it fails, with "pass" it passes and says so.
+    An inconclusive case is skipped; with `on_inconclusive` "fail" it fails, with "pass" it passes and its text says so.
     """
     judged = named_apart(judged)
     targets = list(dict.fromkeys(one.target for one in judged))
@@ -32,7 +32,7 @@ def _suite(target: str, judged: Sequence[Judged], on_inconclusive: str | None, s
     machines = dict.fromkeys(one.machine for one in judged if one.machine)
     _properties(suite, [("target", target), *(("machine", machine) for machine in machines)])
     for one in judged:
-        # GitLab tells cases apart by class and name alone, and shows one of two that are alike.
+        # GitLab identifies a case only by class and name, and shows only one of two equal cases.
         model = f"{one.name} on {one.target}" if several else one.name
         suite.extend(_cases(one, visible(model), on_inconclusive))
     suite.set("tests", str(len(suite.findall("testcase"))))
@@ -44,7 +44,9 @@ def _suite(target: str, judged: Sequence[Judged], on_inconclusive: str | None, s
 
 def _cases(one: Judged, model: str, on_inconclusive: str | None) -> list[ET.Element]:
     lines = one.verdict.lines if one.verdict else ()
-    seconds = f"{one.seconds / max(1, len(lines)):.3f}"  # one measurement gave them all: each has its share
+    seconds = (
+        f"{one.seconds / max(1, len(lines)):.3f}"  # all lines come from one measurement, so its time is divided equally
+    )
     if not lines:
         case = _case(one, model, "check", seconds)
         if one.verdict is None:
@@ -69,7 +71,7 @@ def _case(one: Judged, model: str, name: str, seconds: str) -> ET.Element:
 
 
 def _result(case: ET.Element, line: Line, on_inconclusive: str | None) -> None:
-    """What makes a case fail or be skipped; an advisory line does neither."""
+    """Mark a case as failed or skipped; an advisory line is neither."""
     if line.outcome == "not judged":
         ET.SubElement(case, "skipped", message=visible(line.text))
     elif line.advisory or line.outcome == "pass":

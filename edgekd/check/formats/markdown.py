@@ -1,4 +1,4 @@
-"""A check as Markdown: the summary of a CI job, the comment of a pull request."""
+"""Format a check as Markdown for the summary of a CI job or the comment of a pull request."""
 
 import os
 import re
@@ -15,18 +15,18 @@ from edgekd.units import flat
 __all__ = ["append_summary", "markdown_summary"]
 
 LIMIT = 1024 * 1024
-"""Bytes that GitHub takes as the summary of one step; it drops a longer one as a whole."""
+"""Bytes that GitHub accepts as the summary of one step; it drops a longer summary completely."""
 
 MARKS = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️", "not judged": "➖", "error": "🛑"}
 
 HEADER = ["model", "target", "metric", "figure", "interval", "limit", "margin", "confidence", "verdict"]
 
 _ACTIVE = re.compile(r"([\\`*\[\]~#!]|(?<![^\W_])_|_(?![^\W_]))")
-"""What Markdown would obey; `_` does nothing between letters or digits, and file names are full of it."""
+"""Characters that Markdown interprets; `_` has no effect between letters or digits and is frequent in file names."""
 
 
 def markdown_summary(judged: Sequence[Judged], on_inconclusive: str | None = None) -> str:
-    """A headline, one table, and the notes folded away."""
+    """Return a headline, one table, and the notes in a collapsed section."""
     judged = named_apart(judged)
     outcome = _overall(judged, on_inconclusive)
     parts = [f"## {MARKS[outcome]} edgekd check: {outcome}", _counts(judged)]
@@ -41,13 +41,13 @@ def markdown_summary(judged: Sequence[Judged], on_inconclusive: str | None = Non
 
 
 def _overall(judged: Sequence[Judged], on_inconclusive: str | None) -> str:
-    """The word that belongs to the exit code of the whole command."""
+    """Return the word for the exit code of the whole command."""
     code = worst(exit_code_of(one, on_inconclusive) for one in judged)
     return next((word for word, its_code in EXIT_CODES.items() if its_code == code), "error")
 
 
 def _counts(judged: Sequence[Judged]) -> str:
-    """`3 models: 1 pass, 2 fail.`"""
+    """Return the counts as text: `3 models: 1 pass, 2 fail.`"""
     outcomes = [one.outcome for one in judged]
     counts = [f"{outcomes.count(word)} {word}" for word in MARKS if word in outcomes]
     checks = "1 check" if len(judged) == 1 else f"{len(judged)} checks"
@@ -76,7 +76,7 @@ def _cells(line: Line) -> list[str]:
 
 
 def _verdict(line: Line) -> str:
-    """A mark and a plain word; an advisory line has a mark that alarms nobody."""
+    """Return a mark and a plain word; an advisory line gets a neutral mark."""
     mark = "ℹ️" if line.advisory else MARKS[line.outcome]
     advisory = ", advisory" if line.advisory else ""
     reason = f" ({_text(line.reason)})" if line.reason else ""
@@ -84,7 +84,7 @@ def _verdict(line: Line) -> str:
 
 
 def _notes(one: Judged) -> list[str]:
-    """Each note with its model in front, then what the model was measured on and held against."""
+    """Return each note with its model's name, then the machine and the baseline of the measurement."""
     about = [f"{word} {_text(text)}" for word, text in background(one)]
     if one.seconds:
         about.append(f"checked in {units.duration(one.seconds)}")
@@ -93,13 +93,13 @@ def _notes(one: Judged) -> list[str]:
 
 
 def _text(text: str) -> str:
-    """Text that Markdown and HTML take as text, on one line; `markdown_table` itself escapes the `|`."""
+    """Escape text for Markdown and HTML and put it on one line; `markdown_table` itself escapes the `|`."""
     html = flat(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _ACTIVE.sub(r"\\\1", html)
 
 
 def append_summary(path: Path, text: str) -> None:
-    """Append to the file that GITHUB_STEP_SUMMARY names, cut to what GitHub takes.
+    """Append to the file that GITHUB_STEP_SUMMARY names, and cut the text to GitHub's limit.
 
     Raises InputError if the file cannot be written.
     """
@@ -116,9 +116,9 @@ def append_summary(path: Path, text: str) -> None:
 
 
 def _cut(text: str, room: int) -> bytes:
-    """As many whole lines as fit, and a sentence that says so; nothing where not even that fits.
+    """Return as many whole lines as fit, with a sentence about the cut; nothing if that sentence does not fit.
 
-    What filled the file to that point was cut here, too, and has said so.
+    In the latter case, an earlier call has already cut the file and written the sentence.
     """
     content = text.encode("utf-8", "replace")
     if len(content) <= room:
@@ -127,5 +127,5 @@ def _cut(text: str, room: int) -> bytes:
     folded = b"\n\n</details>"
     kept = content[: max(0, room - len(end) - len(folded))].rpartition(b"\n")[0]
     if b"<details>" in kept and b"</details>" not in kept:
-        kept += folded  # or the sentence would be folded away
+        kept += folded  # otherwise the sentence would be inside the collapsed section
     return kept + end if len(kept) + len(end) <= room else b""
