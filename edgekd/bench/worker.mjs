@@ -1,26 +1,26 @@
 /**
- * Measures one ONNX model in this process, with onnxruntime-web's `wasm` backend; worker.py is its Python counterpart.
+ * Measure one ONNX model in this process, with onnxruntime-web's `wasm` backend; worker.py is its Python counterpart.
  *
  *     node worker.mjs --modules DIR --plan plan.json --model model.onnx --out result.json
  *
- * It needs Node.js 18.3 and DIR/node_modules/onnxruntime-web (1.24 or newer), and nothing of edgekd. Plan and
- * result are those of worker.py, which explains them. What is different here:
+ * It needs Node.js 18.3 and DIR/node_modules/onnxruntime-web (1.24 or newer), and it does not use edgekd. Plan
+ * and result have the format of worker.py, which explains them. These are the differences:
  *
  *     provider               is "wasm"; inside it runs ONNX Runtime's CPU provider compiled to WebAssembly, so the
  *                            kernels of a profile are reported as "wasm" too
  *     intra_op_threads       becomes env.wasm.numThreads
  *     provider_options, inter_op_threads, allow_spinning, arena, affinity, precise_int8
- *                            mean nothing here; the fingerprint has them as given
- *     binding, sessions      anything but "run" and 1 is refused
+ *                            have no effect here; the fingerprint contains them as given
+ *     binding, sessions      values other than "run" and 1 are refused
  *     memory_limit_bytes     is ignored: Node cannot set RLIMIT_AS, and V8 reserves far more than it uses. A wasm
  *                            memory ends at 4 GB anyway
  *     optimized              is ignored: onnxruntime-web cannot write files
  *     model                  is one file; external data is not read
  *     batch_axes, custom_ops are refused, and so is a .npz file; the batch is the first axis where that is free
  *     values                 are numbers, true, false, or flat lists of them
- *     load_s                 is the model's alone: the runtime has been compiled and started before
- *     warmup_s               may be longer than asked for (unless that is 0), see warmUp; in a pair for each model
- *     disturbance            is of the timed calls alone: before them V8's own threads compete with this one
+ *     load_s                 is the time of the model only: the runtime has been compiled and started before
+ *     warmup_s               may be longer than in the plan (unless it is 0), see warmUp; a pair warms up each model
+ *     disturbance            covers only the timed calls: before them V8's own threads compete with this one
  *     energy_j               is null
  */
 
@@ -77,24 +77,24 @@ const CHOICES = {
   binding: ['run', 'io'],
   graph_level: Object.keys(LEVELS),
 };
-// .npy's code for a type: its name, numpy's and onnxruntime-web's alike, and the array that holds it
+// The .npy code of each type, with its name in numpy and onnxruntime-web, and the class of its array
 const DTYPES = {
   u1: ['uint8', Uint8Array],
   i1: ['int8', Int8Array],
   f4: ['float32', Float32Array],
-  f2: ['float16', Uint16Array], // the bits; onnxruntime-web takes them whether or not Node has a Float16Array
+  f2: ['float16', Uint16Array], // raw bits; onnxruntime-web accepts them even if Node has no Float16Array
   f8: ['float64', Float64Array],
   i4: ['int32', Int32Array],
   i8: ['int64', BigInt64Array],
   b1: ['bool', Uint8Array],
 };
-const SHORTEST_S = 50e-6; // a call below this is timed in inner loops: the clock and JavaScript itself would show
-const LOADS = 5; // pair: of each model
+const SHORTEST_S = 50e-6; // shorter calls are timed in inner loops, because the overhead of the clock and of JavaScript would matter
+const LOADS = 5; // pair: number of timed loads of each model
 const SLOW_LOAD_S = 0.5;
-const ROTATED = 64; // rows kept ready for the timed calls (two batches at least)
-const COMPILING_S = 3.0; // how long the warm-up may last for V8's sake
-const TICKS_PER_S = 100; // of /proc/stat; Linux' USER_HZ, which Node cannot ask for
-const LONGEST = 600; // of an error
+const ROTATED = 64; // rows that are prepared for the timed calls (at least two batches)
+const COMPILING_S = 3.0; // longest warm-up while V8 compiles the code
+const TICKS_PER_S = 100; // unit of /proc/stat: Linux' USER_HZ, which Node cannot query
+const LONGEST = 600; // length of an error message
 const clock = () => performance.now() / 1000;
 
 /** One line for the result's `error`. */
@@ -155,7 +155,7 @@ async function measure(asked, model, modules) {
   return result;
 }
 
-/** Throw for outputs that are no numbers; one call, which is not timed. */
+/** Throw for outputs that are NaN or infinite; this makes one call that is not timed. */
 async function checkOutputs(session, feeds) {
   let outputs;
   try {
@@ -175,7 +175,7 @@ async function checkOutputs(session, feeds) {
 const floatAt = (type, data, at) =>
   type === 'float16' && data instanceof Uint16Array ? halfAsFloat(data[at]) : Number(data[at]);
 
-/** A session and the seconds it took to make it. */
+/** Create a session and measure the seconds that this takes. */
 async function loaded(ort, plan, model) {
   const begin = clock();
   const session = await makeSession(ort, plan, model);
@@ -183,9 +183,9 @@ async function loaded(ort, plan, model) {
 }
 
 /**
- * The model and its baseline, with the median of LOADS times that loading each took; slow ones are loaded once.
+ * Return the sessions of the model and its baseline, each with the median seconds of LOADS loads, or of one slow load.
  *
- * One at a time and by turns, as in worker.py, which says why; here a session has to be released by hand.
+ * Loads are timed one at a time and by turns; worker.py explains why. Here sessions must be released explicitly.
  */
 async function loadPair(ort, plan, model) {
   const [files, names] = [[model, plan.baseline], ['', blame(plan)]];
@@ -208,10 +208,10 @@ async function loadPair(ort, plan, model) {
   return sessions.map((session, place) => [session, median(spent[place])]);
 }
 
-/** What the errors of the baseline begin with. */
+/** Return the prefix of error messages about the baseline. */
 const blame = (plan) => `baseline ${plan.baseline}: `;
 
-/** What `action` gives; its errors begin with `name`, those of the model itself need none. */
+/** Return the result of `action`, and prepend `name` to its errors; it is empty for the model itself. */
 async function blaming(name, action) {
   try {
     return await action();
@@ -220,7 +220,7 @@ async function blaming(name, action) {
   }
 }
 
-/** The plan with all its keys; WorkerError if something in it is wrong or cannot be had here. */
+/** Return the plan with all keys; throw WorkerError if a key or value is wrong or not supported here. */
 function complete(plan) {
   const kind = (value) => (Array.isArray(value) ? 'list' : value === null ? 'null' : typeof value);
   if (kind(plan) !== 'object') throw new WorkerError('the plan should be a JSON object');
@@ -256,16 +256,16 @@ function complete(plan) {
   return whole;
 }
 
-/** Let the system kill this process rather than others when memory runs out. */
+/** Make the system kill this process before others when memory runs out. */
 function volunteerToDie() {
   try {
     fs.writeFileSync('/proc/self/oom_score_adj', '1000');
   } catch {
-    // no such file outside Linux
+    // this file exists only on Linux
   }
 }
 
-/** onnxruntime-web, started: its wasm file is compiled here, so that this is not counted as the model's loading. */
+/** Start onnxruntime-web, which compiles its wasm file, so that the load time of the model excludes this. */
 async function start(modules, plan) {
   let ort;
   try {
@@ -278,7 +278,7 @@ async function start(modules, plan) {
   try {
     await ort.InferenceSession.create(new Uint8Array(0), { executionProviders: ['wasm'], logSeverityLevel: 4 });
   } catch (error) {
-    // No bytes are no model, which is what a runtime says once it runs.
+    // An empty file is not a model; the runtime would report this only after it has started.
     if (!String(error).includes("Can't create a session")) throw explain(error, 'onnxruntime-web does not start');
   }
   return ort;
@@ -289,7 +289,7 @@ async function makeSession(ort, plan, model, options = {}) {
     return await ort.InferenceSession.create(fs.readFileSync(model), {
       executionProviders: ['wasm'],
       graphOptimizationLevel: LEVELS[plan.graph_level],
-      logSeverityLevel: 3, // errors
+      logSeverityLevel: 3, // errors only
       ...options,
     });
   } catch (error) {
@@ -302,7 +302,7 @@ function oneLine(error) {
   return withoutSignature(text.split(/\s+/).join(' ').trim(), LONGEST);
 }
 
-/** The message without the place in onnxruntime's source and the signature there, as in worker.py. */
+/** Remove the location in onnxruntime's source and the C++ signature from a message, as in worker.py. */
 function withoutSignature(whole, limit = 300) {
   const place = /\/\S+\.(?:cc|cpp|h|hpp):\d+ /.exec(whole);
   let text = whole;
@@ -313,7 +313,7 @@ function withoutSignature(whole, limit = 300) {
   return text.length <= limit ? text : `${text.slice(0, limit / 2)} … ${text.slice(-limit / 2)}`;
 }
 
-/** Behind the parentheses of a signature that begins at `begin`; `begin` where it has none that close. */
+/** Return the position after the parentheses of the signature at `begin`; `begin` if there are no balanced ones. */
 function endOfSignature(text, begin) {
   let depth = 0;
   for (let place = Math.max(text.indexOf('(', begin), begin); place < text.length; place += 1) {
@@ -323,10 +323,10 @@ function endOfSignature(text, begin) {
   return begin;
 }
 
-// SafeInt: a size beyond 32 bits, which is what wasm has.
+// SafeInt reports a size beyond 32 bits, the limit of wasm.
 const MEMORY = /bad_alloc|out of memory|\bOOM\b|Aborted|Failed to allocate|[Aa]llocation failed|Memory\.grow|SafeInt|Integer overflow/;
 
-/** An error as one line; a C++ exception that nothing caught arrives as a mere number. */
+/** Convert an error to one line; an uncaught C++ exception is only a number. */
 function explain(error, what = '') {
   const text = typeof error === 'number' ? `a C++ exception (${error})` : oneLine(error);
   const whole = what ? `${what}: ${text}` : text;
@@ -334,7 +334,7 @@ function explain(error, what = '') {
   return new WorkerError(memory ? `out of memory (${whole})` : whole);
 }
 
-/** Rows of a .npy file (C order), read as they are needed. */
+/** Rows of a .npy file (C order), which are read when they are needed. */
 class Rows {
   constructor(file) {
     this.name = file;
@@ -366,7 +366,7 @@ class Rows {
     return buffer;
   }
 
-  /** `count` rows from row `start` on, beginning again after the last. */
+  /** Return `count` rows from row `start` on; after the last row it starts again. */
   take(start, count) {
     const taken = new this.Array(count * this.width);
     for (let done = 0; done < count; ) {
@@ -381,7 +381,7 @@ class Rows {
   }
 }
 
-/** Inputs for the calls: rows of the plan's file in turn, or seeded random ones. */
+/** The inputs for the calls: rows of the plan's file in turn, or seeded random arrays. */
 class Feeds {
   constructor(ort, session, plan) {
     this.ort = ort;
@@ -395,7 +395,7 @@ class Feeds {
     const [first] = this.inputs;
     if (!first) throw new WorkerError('the model has no inputs');
     this.fixed = known(first.shape?.[0]);
-    this.batch = this.fixed ? first.shape[0] : plan.batch_size; // a fixed batch is the model's
+    this.batch = this.fixed ? first.shape[0] : plan.batch_size; // a fixed batch comes from the model
     this.nameKnown(plan);
     const given = plan.shapes[first.name]?.[0];
     if (!this.fixed && given !== undefined && plan.mode !== 'throughput') this.batch = given;
@@ -422,7 +422,7 @@ class Feeds {
     this.ready = [...Array(count).keys()].map((number) => this.feed(number * this.batch, this.batch, timed));
   }
 
-  /** Throw if the plan speaks of an input that the model does not have. */
+  /** Throw if the plan names an input that the model does not have. */
   nameKnown({ shapes, values }) {
     const names = this.inputs.map((input) => input.name);
     for (const name of [...Object.keys(shapes), ...Object.keys(values)]) {
@@ -430,7 +430,7 @@ class Feeds {
     }
   }
 
-  /** The shape to feed an input: as declared, as given, or of the sequences' length; throws where sizes are free. */
+  /** Return the shape to feed: declared, given, or of the sequences' length; throw if a size is unknown. */
   sizes(input, plan) {
     const declared = input.shape ?? [];
     const given = plan.shapes[input.name];
@@ -460,12 +460,12 @@ class Feeds {
     return sizes;
   }
 
-  /** Whether rows are sequences that are filled up at their ends. */
+  /** Whether the rows are sequences that are padded at their ends. */
   get padded() {
     return this.padding !== null && this.rows.shape.length === 2;
   }
 
-  /** Places of the rows to time: all of them, or the sequences whose length is nearest to the plan's. */
+  /** Return the indices of the rows to time: all, or the sequences whose length is nearest to the plan's. */
   timedRows() {
     const places = [...Array(this.rows.length).keys()];
     if (this.length === null || !this.padded) return places;
@@ -475,7 +475,7 @@ class Feeds {
     return places.filter((place) => lengths[place] === this.length);
   }
 
-  /** Columns of the rows up to the last that is not all padding; at least one. */
+  /** Return the columns of the rows up to the last one that is not all padding; at least one column. */
   used(values) {
     const { width } = this.rows;
     let used = 1;
@@ -490,7 +490,7 @@ class Feeds {
     return !others.length && alike && input.type === this.rows.dtype;
   }
 
-  /** Rows `start` and after, of all or of those at `places`, beginning again after the last. */
+  /** Return rows from `start` on, among all rows or those at `places`; after the last row it starts again. */
   feed(start, count, places = null) {
     let dims = [count, ...this.rows.shape.slice(1)];
     let values = this.rows.take(start, count);
@@ -510,16 +510,16 @@ class Feeds {
 const isSize = (size) => Number.isInteger(size) && size >= 0;
 const declaredAs = (shape) => `[${shape.map((size) => (isSize(size) ? size : size || '?')).join(',')}]`;
 const product = (sizes) => sizes.reduce((a, b) => a * b, 1);
-const known = (size) => Number.isInteger(size) && size > 0; // others have a name, or not even that
+const known = (size) => Number.isInteger(size) && size > 0; // a dynamic size has a name or nothing
 
-/** As Python writes a list: errors read the same whichever worker wrote them. */
+/** Write a list as Python does, so that both workers have the same error messages. */
 const listed = (shape) => `[${shape.map((size) => (typeof size === 'string' ? `'${size}'` : size)).join(', ')}]`;
 
 function typeName(input) {
   return `tensor(${{ float32: 'float', float64: 'double' }[input.type] ?? input.type ?? 'none'})`;
 }
 
-/** Random numbers in [0, 1), the same for the same seed (mulberry32); Math.random takes no seed. */
+/** Generate random numbers in [0, 1) from a seed (mulberry32), because Math.random takes no seed. */
 function generator(seed) {
   let state = seed;
   return () => {
@@ -530,7 +530,7 @@ function generator(seed) {
   };
 }
 
-/** A tensor of the input's type with a value that holds for all calls. */
+/** Return a tensor of the input's type with a value that is used for all calls. */
 function constant(ort, input, value, shape) {
   const dtype = Object.values(DTYPES).find(([name]) => name === input.type);
   const list = Array.isArray(value) ? value : Array(product(shape)).fill(value);
@@ -543,7 +543,7 @@ function constant(ort, input, value, shape) {
   return new ort.Tensor(input.type, dtype[1].from(list, (one) => as(Number(one))), shape);
 }
 
-/** A random tensor of the input's type. */
+/** Return a random tensor of the input's type. */
 function randomInput(ort, input, shape, random) {
   const dtype = Object.values(DTYPES).find(([name]) => name === input.type);
   if (!dtype) throw new WorkerError(`input ${input.name} is ${typeName(input)}; give real inputs for it`);
@@ -561,7 +561,7 @@ function randomInput(ort, input, shape, random) {
   return new ort.Tensor(input.type, data, shape);
 }
 
-/** A function that calls the model with the inputs of a number. */
+/** Return a function that calls the model with the prepared inputs of a given number. */
 function caller(session, { ready, output }) {
   return async (number) => {
     try {
@@ -586,7 +586,7 @@ function median(values) {
 
 const rounded = (seconds) => Number(seconds.toFixed(9));
 
-/** First call, warm-up until stable (bounded), then one timing per call; inner loops for very short calls. */
+/** Time the first call, warm up until stable (bounded), then time each call; short calls in inner loops. */
 async function timeCalls(call, plan) {
   const first = await timed(call, 0);
   const [warmup, warm] = await warmUp(call, plan);
@@ -614,9 +614,9 @@ async function timeCalls(call, plan) {
 }
 
 /**
- * Time the model and the baseline by turns, in short blocks: what slows the machine down slows both.
+ * Time the model and the baseline by turns in short blocks, so that a slow machine slows down both.
  *
- * Blocks go baseline, model, model, baseline, …; each has the same number of calls.
+ * The order of blocks is baseline, model, model, baseline, …; each block has the same number of calls.
  */
 async function pair(ort, [call, batch, model], [session, loadS], plan) {
   const names = [blame(plan), ''];
@@ -666,7 +666,7 @@ async function pair(ort, [call, batch, model], [session, loadS], plan) {
   };
 }
 
-/** Seconds of each of so many calls from number `first` on, the mean of `inner` ones. */
+/** Return the seconds per call from number `first` on, each the mean of `inner` calls. */
 async function block(call, first, size, inner) {
   const spent = [];
   for (let number = first; number < first + size; number++) {
@@ -678,11 +678,12 @@ async function block(call, first, size, inner) {
 }
 
 /**
- * Calls until three blocks of ten calls have medians within 2 %, or the time is over.
+ * Call until three blocks of ten calls have medians within 2 %, or until the time is over.
  *
- * V8 compiles wasm twice: at first quickly, and what is called often once more in other threads, which takes a
- * second or so. Until it is done calls take two to six times as long, evenly enough to look stable. So only blocks
- * count in which it was quiet, and the time is COMPILING_S where the plan gives less; a plan without warm-up has none.
+ * V8 compiles wasm twice: first quickly, and then again, in other threads, the code that is called often. The second
+ * compilation takes about a second; until it ends, calls take two to six times as long, but evenly enough to look
+ * stable. Therefore only blocks without compilation count, and the time limit is at least COMPILING_S; a plan whose
+ * warm-up is 0 has no warm-up.
  */
 async function warmUp(call, plan) {
   const limit = plan.warmup_s > 0 ? Math.max(plan.warmup_s, COMPILING_S) : 0;
@@ -702,10 +703,10 @@ async function warmUp(call, plan) {
   return [spent, false];
 }
 
-/** A function that tells whether the compiler works; where that cannot be known, it is taken to do so for a second. */
+/** Return a function that detects a running compiler; if it cannot be detected, one second is assumed. */
 function compilerWatch(threads) {
   const others = () => {
-    const main = Number(readText('/proc/self/schedstat').split(' ')[0]) / 1e9; // the main thread's alone
+    const main = Number(readText('/proc/self/schedstat').split(' ')[0]) / 1e9; // of the main thread only
     const all = process.cpuUsage();
     return main > 0 && threads === 1 ? (all.user + all.system) / 1e6 - main : null;
   };
@@ -716,14 +717,14 @@ function compilerWatch(threads) {
     if (before === null) return now - begin < 1;
     if (now - since >= 0.1) {
       const after = others();
-      busy = after - before > 0.2 * (now - since); // collecting garbage takes some per cent
+      busy = after - before > 0.2 * (now - since); // garbage collection takes a few per cent
       [since, before] = [now, after];
     }
     return busy;
   };
 }
 
-/** Calls finished in `max_s`. */
+/** Count the calls that finish in `max_s`. */
 async function throughput(call, plan) {
   await warmUp(call, plan);
   const before = counters();
@@ -733,9 +734,9 @@ async function throughput(call, plan) {
   return { calls, elapsed_s: clock() - begin, sessions: 1, disturbance: disturbance(before, counters()) };
 }
 
-/** Kernels that ran, from ONNX Runtime's profile; in a session of its own, for profiling slows calls down. */
+/** Return the kernels from ONNX Runtime's profile of a separate session, because profiling slows calls down. */
 async function profile(ort, call, feeds, plan, model) {
-  await warmUp(call, plan); // sessions share the compiled code; a profile of the rest would be V8's as well
+  await warmUp(call, plan); // sessions share the compiled code; otherwise the profile would include V8's compilation
   const session = await makeSession(ort, plan, model, { enableProfiling: true });
   const profiled = caller(session, feeds);
   for (let number = 0; number < plan.min_calls; number++) await profiled(number);
@@ -744,7 +745,7 @@ async function profile(ort, call, feeds, plan, model) {
   return { kernels: text ? kernelsOf(JSON.parse(text)) : [], assigned: [] };
 }
 
-/** What `action` prints to stdout, which is where onnxruntime-web writes a profile: wasm has no file to write it to. */
+/** Return what `action` prints to stdout; onnxruntime-web writes profiles there, because wasm has no files. */
 async function printedBy(action) {
   const [write, writeSync] = [process.stdout.write, fs.writeSync];
   let text = '';
@@ -762,14 +763,14 @@ async function printedBy(action) {
   return text;
 }
 
-/** Per kernel: op type, node, and the µs of each call; the first call, which sets things up, is left out. */
+/** Return op type, node and µs per call of each kernel, without the first call, which includes set-up. */
 function kernelsOf(events) {
   const kernels = new Map();
   for (const { cat, name, args, dur } of events) {
     if (cat !== 'Node' || !name.endsWith('_kernel_time')) continue;
     const node = name.slice(0, -'_kernel_time'.length);
     const key = `${node} ${args.node_index ?? ''}`;
-    // Inside wasm it is ONNX Runtime's CPU provider: nothing fell back.
+    // Inside wasm the nodes run on ONNX Runtime's CPU provider; this is not a fallback.
     const provider = args.provider === 'CPUExecutionProvider' ? 'wasm' : (args.provider ?? '');
     if (!kernels.has(key)) kernels.set(key, { provider, op_type: args.op_name, node, us: [] });
     kernels.get(key).us.push(dur);
@@ -778,7 +779,7 @@ function kernelsOf(events) {
   return [...kernels.values()];
 }
 
-/** Write the first output for every row to plan.outputs (.npy, float32); returns its shape. */
+/** Write the first output for every row to plan.outputs (.npy, float32) and return its shape. */
 async function predict(session, feeds, plan) {
   if (feeds.random) throw new WorkerError('mode predict needs `inputs`');
   const { rows, batch } = feeds;
@@ -786,18 +787,18 @@ async function predict(session, feeds, plan) {
   let [shape, told] = [null, 0];
   for (let start = 0; start < rows.length; start += batch) {
     const some = Math.min(batch, rows.length - start);
-    // A fixed batch is filled up with rows from the beginning; their answers are dropped.
+    // A fixed batch is filled up with the first rows; their answers are dropped.
     const fed = feeds.fixed ? batch : some;
     const call = caller(session, { ready: [feeds.feed(start, fed)], output: feeds.output });
     const answer = await oneRowEach(call, fed);
-    const labels = ['int32', 'int64'].includes(answer.type) && product(answer.dims) === fed; // one class a row
+    const labels = ['int32', 'int64'].includes(answer.type) && product(answer.dims) === fed; // one class per row
     const width = labels ? 1 : answer.dims[1];
     if (!shape) {
       shape = labels ? [rows.length] : [rows.length, width];
       fs.writeFileSync(file, npyHeader(shape));
     }
     const floats = asFloats(answer).subarray(0, some * width);
-    fs.writeFileSync(file, new Uint8Array(floats.buffer, floats.byteOffset, floats.byteLength)); // goes on at the end
+    fs.writeFileSync(file, new Uint8Array(floats.buffer, floats.byteOffset, floats.byteLength)); // appends to the file
     if (clock() - told > 0.2) {
       told = clock();
       process.stdout.write(`done ${start + some} ${rows.length}\n`);
@@ -807,14 +808,14 @@ async function predict(session, feeds, plan) {
   return shape;
 }
 
-/** The first output of a call with so many rows, (rows, C) or (rows, C, 1, ...); WorkerError if it is anything else. */
+/** Return the first output, (rows, C) or (rows, C, 1, ...); throw WorkerError if it has another shape. */
 async function oneRowEach(call, rows) {
   const needed = 'accuracy needs one row of logits per input';
   let answer;
   try {
     answer = await call(0);
   } catch (error) {
-    // onnxruntime-web can run such a model, but not read what comes out: sequences and maps.
+    // onnxruntime-web can run such a model, but it cannot read outputs that are sequences or maps.
     if (!/on index 0\..*non-tensor/.test(error.message)) throw error;
     throw new WorkerError(`the first output is no tensor; ${needed}`);
   }
@@ -829,7 +830,7 @@ async function oneRowEach(call, rows) {
 
 function npyHeader(shape) {
   const text = `{'descr': '<f4', 'fortran_order': False, 'shape': (${shape.join(', ')}${shape.length === 1 ? ',' : ''}), }`;
-  const padded = text.padEnd(Math.ceil((10 + text.length + 1) / 64) * 64 - 11) + '\n'; // data begin at a multiple of 64
+  const padded = text.padEnd(Math.ceil((10 + text.length + 1) / 64) * 64 - 11) + '\n'; // the data begin at a multiple of 64
   const size = Buffer.alloc(2);
   size.writeUInt16LE(padded.length);
   return Buffer.concat([Buffer.from('\x93NUMPY\x01\x00', 'latin1'), size, Buffer.from(padded, 'latin1')]);
@@ -854,13 +855,13 @@ function digestOf(file) {
   return hash.digest('hex');
 }
 
-/** Peak resident memory of this process in bytes (VmHWM); null where /proc does not tell. */
+/** Return the peak resident memory of this process in bytes (VmHWM); null if /proc does not report it. */
 function peakMemory() {
   const found = /^VmHWM:\s*(\d+)/m.exec(readText('/proc/self/status'));
   return found ? Number(found[1]) * 1024 : null;
 }
 
-/** A file of the system; empty where there is none. */
+/** Return the text of a system file; empty if it cannot be read. */
 function readText(file) {
   try {
     return fs.readFileSync(file, 'utf8');
@@ -869,7 +870,7 @@ function readText(file) {
   }
 }
 
-/** What tells whether something else used the machine meanwhile; null where the system does not say. */
+/** Read the system's counters that show whether other programs used the machine; null where one is missing. */
 function counters() {
   const words = (file) => readText(file).split('\n')[0].split(/\s+/).filter(Boolean);
   const wait = words('/proc/self/schedstat');
@@ -880,17 +881,17 @@ function counters() {
   const sum = (ticks) => ticks.reduce((a, b) => a + b, 0);
   return {
     time_s: clock(),
-    waited_s: wait.length === 3 ? Number(wait[1]) / 1e9 : null, // ready to run, but another process had the core
+    waited_s: wait.length === 3 ? Number(wait[1]) / 1e9 : null, // time when this process was ready to run but had no core
     busy_ticks: sum([...cpu.slice(0, 3), ...cpu.slice(5, 7)]),
     own_s: (own.user + own.system) / 1e6,
     ticks: cpu.length === 8 ? sum(cpu) : null,
-    steal_ticks: cpu[7], // the hypervisor gave the core to others
+    steal_ticks: cpu[7], // time when the hypervisor gave the core to others
     mhz: mhz ? Number(mhz) / 1000 : null,
     load_1min: load ? Number(load) : null,
   };
 }
 
-/** What happened between two readings, as shares of the time; worker.py says what they mean. */
+/** Return how much other load there was between two readings; worker.py explains the values. */
 function disturbance(before, after) {
   const elapsed = Math.max(after.time_s - before.time_s, 1e-9);
   const waited = before.waited_s === null ? null : (after.waited_s - before.waited_s) / elapsed;
@@ -898,20 +899,20 @@ function disturbance(before, after) {
   if (before.ticks !== null && after.ticks > before.ticks) {
     steal = (after.steal_ticks - before.steal_ticks) / (after.ticks - before.ticks);
     const busy = (after.busy_ticks - before.busy_ticks) / TICKS_PER_S;
-    // Ticks are too coarse for a moment's measurement.
+    // Ticks are too coarse for a very short measurement.
     others = elapsed < 0.2 ? null : Math.max(0, (busy - (after.own_s - before.own_s)) / elapsed);
   }
   return { waited, steal, others_cores: others, mhz: after.mhz, load_1min: before.load_1min };
 }
 
-/** What must be equal for two records to be comparable. */
+/** Return the values that must be equal for two records to be comparable. */
 function fingerprint(ort, plan, digest, feeds) {
   const architectures = { x64: 'x86_64', arm64: os.platform() === 'linux' ? 'aarch64' : 'arm64' };
   return {
     ...Object.fromEntries(SESSION_KEYS.map((key) => [key, plan[key]])),
     model_sha256: digest,
     providers_assigned: ['wasm'],
-    nodes_by_provider: {}, // onnxruntime-web does not tell
+    nodes_by_provider: {}, // onnxruntime-web does not report them
     ops_elsewhere: {},
     onnxruntime: ort.env.versions.web,
     numpy: null,
@@ -928,7 +929,7 @@ function fingerprint(ort, plan, digest, feeds) {
   };
 }
 
-/** Shapes and types of the inputs, and which axis is the batch. */
+/** Return the shapes, types and batch axes of the inputs. */
 function fedWith({ ready, inputs }) {
   const of = (value) => Object.fromEntries(inputs.map((input) => [input.name, value(input)]));
   const batched = inputs.filter((input) => input.shape?.length);
@@ -939,10 +940,10 @@ function fedWith({ ready, inputs }) {
   };
 }
 
-/** The CPU's name as the system tells it. */
+/** Return the name of the CPU that the system reports. */
 function cpuModel() {
   const found = /^(?:model name|hardware)\s*:(.*)$/im.exec(readText('/proc/cpuinfo'));
   return found ? found[1].trim() : (os.cpus()[0]?.model ?? '');
 }
 
-process.exit(await main()); // not by itself: wasm's threads would keep the process alive
+process.exit(await main()); // an explicit exit, because wasm's threads would keep the process alive

@@ -64,7 +64,7 @@ import numpy as np
 
 __all__ = ["DEFAULTS", "Feeds", "energy_counter", "main", "measure"]
 
-# result history:
+# History of the format of results:
 # 1 - latency_s, first_call_s, load_s, memory, fingerprint
 # 2 - binding, arena, inner_calls, warm, disturbance, energy_j, throughput, nodes; DEFAULTS fill missing plan keys
 # 3 - mode pair: baseline, block_calls, later also mode load, without calls
