@@ -88,7 +88,7 @@ const DTYPES = {
   i8: ['int64', BigInt64Array],
   b1: ['bool', Uint8Array],
 };
-const SHORTEST_S = 50e-6; // shorter calls are timed in inner loops, because the overhead of the clock and of JavaScript would matter
+const SHORTEST_S = 50e-6; // shorter calls are timed in inner loops, because the clock has an overhead
 const LOADS = 5; // pair: number of timed loads of each model
 const SLOW_LOAD_S = 0.5;
 const ROTATED = 64; // rows that are prepared for the timed calls (at least two batches)
@@ -830,7 +830,7 @@ async function oneRowEach(call, rows) {
 
 function npyHeader(shape) {
   const text = `{'descr': '<f4', 'fortran_order': False, 'shape': (${shape.join(', ')}${shape.length === 1 ? ',' : ''}), }`;
-  const padded = text.padEnd(Math.ceil((10 + text.length + 1) / 64) * 64 - 11) + '\n'; // the data begin at a multiple of 64
+  const padded = text.padEnd(Math.ceil((10 + text.length + 1) / 64) * 64 - 11) + '\n'; // to a multiple of 64
   const size = Buffer.alloc(2);
   size.writeUInt16LE(padded.length);
   return Buffer.concat([Buffer.from('\x93NUMPY\x01\x00', 'latin1'), size, Buffer.from(padded, 'latin1')]);
@@ -881,7 +881,7 @@ function counters() {
   const sum = (ticks) => ticks.reduce((a, b) => a + b, 0);
   return {
     time_s: clock(),
-    waited_s: wait.length === 3 ? Number(wait[1]) / 1e9 : null, // time when this process was ready to run but had no core
+    waited_s: wait.length === 3 ? Number(wait[1]) / 1e9 : null, // time in which it was ready but had no core
     busy_ticks: sum([...cpu.slice(0, 3), ...cpu.slice(5, 7)]),
     own_s: (own.user + own.system) / 1e6,
     ticks: cpu.length === 8 ? sum(cpu) : null,

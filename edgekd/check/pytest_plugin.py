@@ -4,8 +4,8 @@
     def test_the_student_is_fast_enough(edgekd_check):
         edgekd_check("models/student.onnx", baseline="models/main.onnx")
 
-pytest loads this module at every start if edgekd is installed. Therefore the module imports only pytest and the standard
-library at the top; functions import the modules that a check needs.
+pytest loads this module at every start if edgekd is installed. Therefore the module imports only pytest and the
+standard library at the top; functions import the modules that a check needs.
 """
 
 import dataclasses
