@@ -18,20 +18,20 @@ STEERING = ("If", "Loop")
 
 def sequence_of(model: Path) -> dict[str, int]:
     """Return `sequence_length` and `padding` from the file's metadata if edgekd wrote them; empty for other models."""
-    return dict(_asked(model)[0])
+    return dict(_found_in(model)[0])
 
 
 def steering_of(model: Path) -> tuple[str, ...]:
     """Return which of If and Loop occur in the model or its subgraphs; if empty, only shapes determine the time of a
     call.
     """
-    return _asked(model)[1]
+    return _found_in(model)[1]
 
 
 _Found = tuple[tuple[tuple[str, int], ...], tuple[str, ...]]
 
 
-def _asked(model: Path) -> _Found:
+def _found_in(model: Path) -> _Found:
     try:
         state = model.stat()
     except OSError:

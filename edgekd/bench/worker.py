@@ -464,9 +464,9 @@ def make_session(onnxruntime: Any, plan: dict[str, Any], model: str, profile_pre
 def batch_axis(spec: Any, inputs: Iterable[Any], outputs: Iterable[Any]) -> int | None:
     """Return the batch axis of an input, derived from the names of its dimensions; None for an unbatched input.
 
-    A first dimension is the batch if its name means batch. It is also the batch if all inputs and outputs share its
-    name (or have no name there), unless the name means something else. A fixed first dimension is the batch if it is 1
-    or also the first dimension of an output.
+    A first dimension is the batch if its name means batch; otherwise another dimension with such a name is the batch. A
+    first dimension is also the batch if all inputs and outputs share its name (or have no name there), unless the name
+    means something else. A fixed first dimension is the batch if it is 1 or also the first dimension of an output.
     """
     shape = list(spec.shape or ())
     if not shape:

@@ -305,7 +305,7 @@ def _placed(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line | None]
 def _answers(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line | None]:
     limit, least = tolerance.max_accuracy_loss, tolerance.min_same_answers
     outcome: Outcome
-    if new.answers is None or old.answers is None or _asked_of(new.answers) != _asked_of(old.answers):
+    if new.answers is None or old.answers is None or _data_identity(new.answers) != _data_identity(old.answers):
         why = "no data given" if new.answers is None else "the baseline has no answers for these data"
         by_default = least == "off" and limit == Tolerance().max_accuracy_loss
         outcome = "not judged" if new.answers is None and by_default else "inconclusive"
@@ -323,7 +323,7 @@ def _answers(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line | None
     return lines
 
 
-def _asked_of(answers: Answers) -> tuple[str, tuple[int, ...]]:
+def _data_identity(answers: Answers) -> tuple[str, tuple[int, ...]]:
     """Return the values that identify a data set."""
     return answers.data, answers.labels
 

@@ -54,7 +54,7 @@ def run_job(
 
 
 def _judged_record(job: CheckJob, target: Target, options: JobOptions) -> Judged:
-    """Judge a record without a measurement; if the baseline is a record, compare with it."""
+    """Judge a record without a measurement, and compare it with the baseline, which must also be a record."""
     checked, allowed = record_of(job.path, target), []
     if job.data is not None:
         raise ConfigError(f"--data {job.data}: {job.path} is a record, which holds its answers already; leave it out")
@@ -121,7 +121,7 @@ def _first_of_its_kind(
 
 
 def _criteria(job: CheckJob, own: Budget, target: Target, options: JobOptions, compared: bool) -> Criteria:
-    """Return the criteria of the job. Raises ConfigError if there is neither a budget nor a baseline."""
+    """Return the criteria of the job. Raises ConfigError if there is no budget and no comparison."""
     budget = effective_budget(own.with_values(job.budget), target)
     if set(dataclasses.asdict(job.tolerance).values()) == {"off"}:
         compared = False

@@ -187,7 +187,7 @@ class EdgekdCheck:
             pytest.skip(_visible(f"inconclusive: {_who(judged)}: {_decisive(judged)}"))
         accepted = judged.outcome == "pass" or (judged.outcome == "inconclusive" and counted == "pass")
         if problem or not accepted:
-            pytest.fail(_visible("\n".join(filter(None, [*_told(judged, counted), problem]))), pytrace=False)
+            pytest.fail(_visible("\n".join(filter(None, [*_report_lines(judged, counted), problem]))), pytrace=False)
         return judged
 
 
@@ -388,7 +388,7 @@ def _weight(line: "Line") -> tuple[bool, int, bool]:
     )
 
 
-def _told(judged: "Judged", counted: str) -> Iterator[str]:
+def _report_lines(judged: "Judged", counted: str) -> Iterator[str]:
     """Yield all lines that a reader of a failed test needs: each limit with figure, margin and confidence."""
     from edgekd.check.wording import background, details
 

@@ -77,8 +77,7 @@ def calibration_error(logits: Logits, labels: Labels, bins: int = 15) -> float:
     """Return the expected calibration error (Guo et al. 2017, equation 3), with bins of equal width over the
     confidence.
 
-    If the outputs (n, C) are already probabilities, as from a model that ends in Softmax, they are not normalized
-    again.
+    If the outputs (n, C) are already probabilities, as from a model that ends in Softmax, no softmax is applied.
     """
     values = logits.astype(np.float64)
     if not (values.min() >= 0 and np.allclose(values.sum(axis=1), 1, atol=1e-3)):
