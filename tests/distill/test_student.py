@@ -17,7 +17,7 @@ from edgekd.card import Teacher as TeacherOfCard
 from edgekd.data.examples import Examples
 from edgekd.data.sources import load_train_and_validation
 from edgekd.distill import student as module
-from edgekd.distill.loop import Job, train
+from edgekd.distill.loop import TrainingJob, train
 from edgekd.distill.student import (
     TrainingOptions,
     assist,
@@ -90,11 +90,11 @@ def moved(before: dict[str, Tensor], net: nn.Module) -> list[bool]:
 
 
 @pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Job, dict[str, Tensor]]]:
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainingJob, dict[str, Tensor]]]:
     """Each training's job, and what was learned beside the network as it was at first."""
-    seen = list[tuple[Job, dict[str, Tensor]]]()
+    seen = list[tuple[TrainingJob, dict[str, Tensor]]]()
 
-    def watched(net: nn.Module, job: Job) -> History:
+    def watched(net: nn.Module, job: TrainingJob) -> History:
         seen.append((job, state(job.objective.learned)))
         return train(net, job)
 
@@ -127,7 +127,7 @@ FEATURES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("term", FEATURES)
 def test_a_term_on_features_lowers_itself(
-    digits: Digits, teacher: Teacher, tmp_path: Path, term: str, jobs: list[tuple[Job, dict[str, Tensor]]]
+    digits: Digits, teacher: Teacher, tmp_path: Path, term: str, jobs: list[tuple[TrainingJob, dict[str, Tensor]]]
 ) -> None:
     card = card_of(epochs=3, losses={"ce": 0.1}, features=[{"term": term} | FEATURES[term]])
     net = new_student()
@@ -142,7 +142,7 @@ def test_a_term_on_features_lowers_itself(
 
 
 def test_a_discriminator_learns_against_the_student(
-    digits: Digits, teacher: Teacher, tmp_path: Path, jobs: list[tuple[Job, dict[str, Tensor]]]
+    digits: Digits, teacher: Teacher, tmp_path: Path, jobs: list[tuple[TrainingJob, dict[str, Tensor]]]
 ) -> None:
     """The term need not fall: what the discriminator lowers the student raises. Both move."""
     card = card_of(losses={"ce": 1.0}, features=[{"term": "adversarial", "teacher": MAPS, "student": MAPS}])
@@ -154,7 +154,7 @@ def test_a_discriminator_learns_against_the_student(
 
 
 def test_students_that_learn_from_each_other(
-    digits: Digits, teacher: Teacher, tmp_path: Path, jobs: list[tuple[Job, dict[str, Tensor]]]
+    digits: Digits, teacher: Teacher, tmp_path: Path, jobs: list[tuple[TrainingJob, dict[str, Tensor]]]
 ) -> None:
     """The term `mutual` rises at first, from students that know nothing alike; `ce` falls for all."""
     card = card_of(epochs=3, losses={"mutual": 1.0, "ce": 1.0}, peers=2)
@@ -185,7 +185,7 @@ def test_images_that_are_mixed(teacher: Teacher, tmp_path: Path) -> None:
 
 
 def test_stages_switch_terms_and_begin_anew(
-    digits: Digits, teacher: Teacher, tmp_path: Path, jobs: list[tuple[Job, dict[str, Tensor]]]
+    digits: Digits, teacher: Teacher, tmp_path: Path, jobs: list[tuple[TrainingJob, dict[str, Tensor]]]
 ) -> None:
     stages = [
         {"epochs": 1, "features": [{"term": "hint", "teacher": MAPS, "student": MAPS}]},
@@ -267,7 +267,7 @@ def test_layers_that_do_not_suit_are_told_before_the_first_step(
     tmp_path: Path,
     feature: dict[str, str],
     text: str,
-    jobs: list[tuple[Job, dict[str, Tensor]]],
+    jobs: list[tuple[TrainingJob, dict[str, Tensor]]],
 ) -> None:
     # Also where only a later stage asks for them.
     stages = [{"epochs": 1, "losses": {"kd": 1.0}}, {"epochs": 1, "features": [{"term": "hint"} | feature]}]
@@ -463,13 +463,13 @@ def test_below_the_minimum_it_trains_again_with_twice_the_epochs(
 
 
 def test_an_attempt_that_was_cut_goes_on(
-    teacher: Teacher, digits: Digits, tmp_path: Path, jobs: list[tuple[Job, dict[str, Tensor]]]
+    teacher: Teacher, digits: Digits, tmp_path: Path, jobs: list[tuple[TrainingJob, dict[str, Tensor]]]
 ) -> None:
     """The first attempt is finished, the second is cut after its third epoch of four."""
     card, options = card_of(attempts=2), TrainingOptions(minimum=1.1)
     whole = distill_student(card, SHAPE, [teacher], digits, Run(tmp_path / "whole"), options)
 
-    def cut(net: nn.Module, job: Job) -> History:
+    def cut(net: nn.Module, job: TrainingJob) -> History:
         def stop(history: History) -> bool:
             if len(history) == 3:
                 raise KeyboardInterrupt
@@ -551,7 +551,7 @@ def test_an_assistant_learns_by_the_last_terms_on_logits(
     teacher: Teacher,
     digits: Digits,
     tmp_path: Path,
-    jobs: list[tuple[Job, dict[str, Tensor]]],
+    jobs: list[tuple[TrainingJob, dict[str, Tensor]]],
     recipe: dict[str, Any],
     losses: dict[str, float],
 ) -> None:
