@@ -154,7 +154,7 @@ def _read(card: Card, folder: Path, part: str) -> tuple[Sentences, Labels]:
     data: TextData = card.data
     if data.source == "tsv":
         return read_tsv(part_file(folder, part), data.classes)
-    assert data.function is not None  # the card's own check
+    assert data.function is not None  # checked when the card was read
     given = import_function(card, data.function)(folder, part)
     try:
         sentences, labels = list(given[0]), np.asarray(given[1])

@@ -12,8 +12,7 @@ from torch import nn
 
 from edgekd import units
 from edgekd.candidate import Shape, shape_name
-from edgekd.card import Card
-from edgekd.card import Teacher as TeacherOfCard
+from edgekd.card import Card, Teacher
 from edgekd.console import say
 from edgekd.data.examples import Examples
 from edgekd.distill.cache.outputs import shapes, teaching
@@ -28,7 +27,7 @@ from edgekd.errors import ConfigError
 from edgekd.files import move, read_json, write_json
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import make
-from edgekd.nets.teachers import Teacher, load_teacher_file
+from edgekd.nets.teachers import LoadedTeacher, load_teacher_file
 from edgekd.nets.weights import load_into, read_state, save_state
 from edgekd.recipe import Recipe, Term
 from edgekd.run import Run
@@ -63,7 +62,7 @@ class TrainingOptions:
 def distill_student(
     card: Card,
     shape: Shape,
-    teachers: Sequence[Teacher],
+    teachers: Sequence[LoadedTeacher],
     data: tuple[Examples, Examples],
     run: Run,
     options: TrainingOptions = TrainingOptions(),
@@ -100,7 +99,7 @@ def distill_student(
     return net.eval()
 
 
-def new_student(card: Card, shape: Shape, teacher: Teacher) -> nn.Module:
+def new_student(card: Card, shape: Shape, teacher: LoadedTeacher) -> nn.Module:
     """The untrained student of that shape, initialised with the recipe's seed. With `init_from_teacher`, the teacher's
     tensors of equal name and shape are copied into it."""
     net = _new(card, shape, card.recipe.seed)
@@ -115,7 +114,7 @@ def learn(
     card: Card,
     shape: Shape,
     net: nn.Module,
-    teachers: Sequence[Teacher],
+    teachers: Sequence[LoadedTeacher],
     data: tuple[Examples, Examples],
     folder: Path,
     options: TrainingOptions = TrainingOptions(),
@@ -151,7 +150,11 @@ def learn(
 
 
 def check_networks(
-    card: Card, shapes: Sequence[Shape], given: Teacher | None, further: Sequence[Teacher], examples: Examples
+    card: Card,
+    shapes: Sequence[Shape],
+    given: LoadedTeacher | None,
+    further: Sequence[LoadedTeacher],
+    examples: Examples,
 ) -> None:
     """Raise ConfigError if networks, layers and weights do not fit one another, before anything is measured, trained or
     written. Of the student's shapes, only the first one that can be trained is checked."""
@@ -189,7 +192,7 @@ def check_student(card: Card, shape: Shape, examples: Examples) -> None:
 
 
 def check_recipe(
-    card: Card, shape: Shape, given: Teacher | None, further: Sequence[Teacher], examples: Examples
+    card: Card, shape: Shape, given: LoadedTeacher | None, further: Sequence[LoadedTeacher], examples: Examples
 ) -> None:
     """Raise ConfigError if the recipe does not fit the networks, before anything is trained.
 
@@ -198,7 +201,7 @@ def check_recipe(
     built = card.assistants[-1] if card.assistants else card.teacher
     if card.assistants or given is None:
         net = make(card, built, built.shape, "assistants" if card.assistants else "teacher.shape")
-        given = Teacher(Deployed(net, card.data), Path())
+        given = LoadedTeacher(Deployed(net, card.data), Path())
     if card.recipe.init_from_teacher and given.net is None:
         raise ConfigError(f"{card.file}: recipe.init_from_teacher: an ONNX teacher has no tensors to copy")
     whole = Deployed(_new(card, shape, card.recipe.seed), card.data)
@@ -206,7 +209,7 @@ def check_recipe(
 
 
 def _objective(
-    card: Card, shape: Shape, whole: nn.Module, teachers: Sequence[Teacher], examples: Examples
+    card: Card, shape: Shape, whole: nn.Module, teachers: Sequence[LoadedTeacher], examples: Examples
 ) -> Objective:
     """The recipe's objective for these networks; the messages of errors begin with the card's file."""
     recipe = card.recipe
@@ -228,7 +231,7 @@ def _objective(
         raise ConfigError(f"{card.file}: {error}") from error
 
 
-def _check_terms(recipe: Recipe, teachers: Sequence[Teacher]) -> None:
+def _check_terms(recipe: Recipe, teachers: Sequence[LoadedTeacher]) -> None:
     """Raise ConfigError if the recipe's terms do not fit the teachers."""
     if recipe.teacher_weights and len(recipe.teacher_weights) != len(teachers):
         raise ConfigError(
@@ -260,8 +263,8 @@ def _first_two(examples: Examples) -> torch.Tensor:
 
 
 def assist(
-    card: Card, teacher: Teacher, data: tuple[Examples, Examples], folder: Path, options: TrainingOptions
-) -> list[Teacher]:
+    card: Card, teacher: LoadedTeacher, data: tuple[Examples, Examples], folder: Path, options: TrainingOptions
+) -> list[LoadedTeacher]:
     """A list with the student's teacher: the last of the card's teacher assistants, or `teacher` if there are none.
 
     Each assistant is distilled from the one before it, the first one from `teacher` (Mirzadeh et al. 2020, arXiv
@@ -322,7 +325,7 @@ def _longer(recipe: Recipe, times: int) -> Recipe:
     return dataclasses.replace(recipe, epochs=recipe.epochs * times, stages=stages)
 
 
-def _for_assistant(recipe: Recipe, assistant: TeacherOfCard) -> Recipe:
+def _for_assistant(recipe: Recipe, assistant: Teacher) -> Recipe:
     """The recipe for an assistant: the terms on logits of the student recipe's last stage.
 
     Terms on features are dropped, because their layers are the student's, and `mutual`, because an assistant has no

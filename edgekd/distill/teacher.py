@@ -18,7 +18,7 @@ from edgekd.distill.tasks.known import learning_of
 from edgekd.errors import BudgetError, InputError
 from edgekd.files import write_json
 from edgekd.nets.deployed import Deployed, count_macs
-from edgekd.nets.teachers import Teacher, load_teacher_file, make_teacher_net
+from edgekd.nets.teachers import LoadedTeacher, load_teacher_file, make_teacher_net
 from edgekd.nets.weights import save_state
 
 __all__ = [
@@ -36,7 +36,7 @@ SMALL_TRAINING_MACS = 2e14
 forward and a backward pass together count as three forward passes."""
 
 
-def given_teacher(card: Card, file: Path | None) -> Teacher | None:
+def given_teacher(card: Card, file: Path | None) -> LoadedTeacher | None:
     """The teacher loaded from `file` (`--teacher`) or from the card's weights file; None if neither is given."""
     path = file or (card.resolve(card.teacher.weights) if card.teacher.weights else None)
     if path and card.teacher.family == "self":
@@ -69,7 +69,7 @@ def with_own_teacher(card: Card, shape: Shape) -> Card:
     return dataclasses.replace(card, teacher=own)
 
 
-def more_teachers(card: Card) -> list[Teacher]:
+def more_teachers(card: Card) -> list[LoadedTeacher]:
     """The card's additional teachers, each loaded from its weights file."""
     found = []
     for number, further in enumerate(card.more_teachers):
@@ -101,7 +101,7 @@ def refuse_long_teaching(card: Card, images: int) -> None:
 
 def teach(
     card: Card, data: tuple[Examples, Examples], minimum: float | None, out: Path, track: tuple[str, ...] = ()
-) -> Teacher:
+) -> LoadedTeacher:
     """Train the card's teacher and save it to `out` (safetensors); if `out` exists, only load it.
 
     If its validation accuracy is below `minimum`, it is trained again with twice the epochs, up to `teacher.attempts`
@@ -167,7 +167,7 @@ def _attempt(
     return reached
 
 
-def validation_score(card: Card, teacher: Teacher, validation: Examples) -> float:
+def validation_score(card: Card, teacher: LoadedTeacher, validation: Examples) -> float:
     """The teacher's value of the task's first metric on the validation data, in fp32."""
     teacher.module.to(device()).to(memory_format=torch.channels_last)
     result = learning_of(card.data).score(teacher.module, validation, "fp32", World())
@@ -175,7 +175,7 @@ def validation_score(card: Card, teacher: Teacher, validation: Examples) -> floa
     return result
 
 
-def check_teacher(card: Card, teacher: Teacher, validation: Examples, minimum: float | None) -> None:
+def check_teacher(card: Card, teacher: LoadedTeacher, validation: Examples, minimum: float | None) -> None:
     """Raise BudgetError if the teacher's score on the validation data is below `minimum`."""
     reached = validation_score(card, teacher, validation)
     if minimum is not None and reached < minimum:

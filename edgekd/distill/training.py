@@ -13,7 +13,7 @@ from edgekd.distill.student import TrainingOptions, check_recipe, distill_studen
 from edgekd.distill.tasks.known import examples_of, learning_of
 from edgekd.distill.teacher import check_teacher, given_teacher, more_teachers, teach
 from edgekd.errors import EdgekdError
-from edgekd.nets.teachers import Teacher
+from edgekd.nets.teachers import LoadedTeacher
 from edgekd.run import Run
 
 __all__ = ["StudentTraining", "TeacherTraining", "follow", "train_student", "train_teacher"]
@@ -42,8 +42,12 @@ class TeacherTraining:
 
 
 def train_student(
-    task: StudentTraining, given: Teacher | None, further: list[Teacher], examples: tuple[Examples, Examples], run: Run
-) -> tuple[Teacher, nn.Module]:
+    task: StudentTraining,
+    given: LoadedTeacher | None,
+    further: list[LoadedTeacher],
+    examples: tuple[Examples, Examples],
+    run: Run,
+) -> tuple[LoadedTeacher, nn.Module]:
     """Train a student from the teacher `given`, or from one that is trained first, and from `further` teachers; return
     the teacher and the student.
 
@@ -56,7 +60,7 @@ def train_student(
 
 def train_teacher(
     card: Card, data: Path | None, minimum: float, out: Path, track: tuple[str, ...] = ()
-) -> tuple[Teacher, Examples]:
+) -> tuple[LoadedTeacher, Examples]:
     """On rank 0: train the card's teacher and save it to `out`, or load it; return it and the validation data."""
     train, validation = learning_of(card.data).load(card, data)
     examples = (examples_of(card, train), examples_of(card, validation))
@@ -91,8 +95,12 @@ def _take_part(task: StudentTraining | TeacherTraining) -> None:
 
 
 def _train_both(
-    task: StudentTraining, given: Teacher | None, further: list[Teacher], examples: tuple[Examples, Examples], run: Run
-) -> tuple[Teacher, nn.Module]:
+    task: StudentTraining,
+    given: LoadedTeacher | None,
+    further: list[LoadedTeacher],
+    examples: tuple[Examples, Examples],
+    run: Run,
+) -> tuple[LoadedTeacher, nn.Module]:
     card, options = task.card, task.options
     check_recipe(card, task.shape, given, further, examples[0])
     teacher = given or teach(card, examples, options.teacher_minimum, run.teacher_weights, options.track)

@@ -23,7 +23,7 @@ from edgekd.tasks.known import task_of
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["OnnxNet", "Teacher", "load_teacher_file", "make_teacher_net"]
+__all__ = ["LoadedTeacher", "OnnxNet", "load_teacher_file", "make_teacher_net"]
 
 
 class OnnxNet(nn.Module):
@@ -127,7 +127,7 @@ def _open(path: Path) -> "onnxruntime.InferenceSession":
 
 
 @dataclass(frozen=True)
-class Teacher:
+class LoadedTeacher:
     """A teacher that is ready for distillation: its module, its file, and what identifies it."""
 
     module: nn.Module
@@ -148,7 +148,7 @@ def make_teacher_net(card: Card) -> nn.Module:
     return make(card, card.teacher, card.teacher.shape, "teacher.shape")
 
 
-def load_teacher_file(card: Card, path: Path) -> Teacher:
+def load_teacher_file(card: Card, path: Path) -> LoadedTeacher:
     """The card's teacher with the weights (or the ONNX model) in the file `path`, in evaluation mode.
 
     Raises InputError if the file is not usable, or if the number of outputs does not fit the data.
@@ -175,7 +175,7 @@ def load_teacher_file(card: Card, path: Path) -> Teacher:
     if _settled(module, noise_inputs(card.data, 8)):
         say(f"{path}: the teacher gives probabilities; their logarithms are taken as its logits")
         identity["outputs"] = "logarithms"
-    return Teacher(module, path, identity)
+    return LoadedTeacher(module, path, identity)
 
 
 def _settled(module: nn.Module, inputs: Tensor) -> bool:

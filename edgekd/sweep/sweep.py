@@ -17,7 +17,7 @@ from edgekd.distill.loop import best_accuracy
 from edgekd.distill.student import learn, new_student
 from edgekd.errors import BudgetError
 from edgekd.files import atomic, locked
-from edgekd.nets.teachers import Teacher
+from edgekd.nets.teachers import LoadedTeacher
 from edgekd.sweep.plot import plot_sweep
 from edgekd.sweep.space import recipe_at
 from edgekd.sweep.study import Plan, checkpoint_folder, open_study, take, tried
@@ -36,7 +36,7 @@ class Subject:
 
     card: Card
     shape: Shape
-    teachers: Sequence[Teacher]
+    teachers: Sequence[LoadedTeacher]
     """As `learn` takes them."""
     data: tuple[Examples, Examples]
     """Training and validation data."""

@@ -24,7 +24,7 @@ from edgekd.distill.optimise import autocast, computes_bf16
 from edgekd.distill.terms.layers import Taps, core, probe
 from edgekd.errors import ConfigError
 from edgekd.external import file_digest
-from edgekd.nets.teachers import Teacher
+from edgekd.nets.teachers import LoadedTeacher
 from edgekd.recipe import Recipe
 from edgekd.tasks.known import task_of
 
@@ -34,7 +34,7 @@ BLOCK = 500
 """Number of examples in one forward pass of the teacher when the cache is filled."""
 
 
-def shapes(teacher: Teacher, examples: Examples, layers: Sequence[str]) -> dict[str, torch.Size]:
+def shapes(teacher: LoadedTeacher, examples: Examples, layers: Sequence[str]) -> dict[str, torch.Size]:
     """The shapes of a teacher's logits and layers, without the batch dimension; ConfigError for an unknown layer."""
     inputs = examples.batch(np.arange(min(2, len(examples))), 0).inputs
     return probe(teacher.module.cpu(), inputs, layers, "recipe.features: teacher")
@@ -42,7 +42,7 @@ def shapes(teacher: Teacher, examples: Examples, layers: Sequence[str]) -> dict[
 
 @contextlib.contextmanager
 def teaching(
-    card: Card, teachers: Sequence[Teacher], examples: Examples, layers: Sequence[str], online: bool
+    card: Card, teachers: Sequence[LoadedTeacher], examples: Examples, layers: Sequence[str], online: bool
 ) -> Iterator[Outputs]:
     """Give a function that returns the teachers' outputs for a batch of any view of the examples.
 
@@ -87,13 +87,13 @@ def combined(each: Sequence[Outputs], recipe: Recipe) -> Outputs:
     return together
 
 
-def _online(stack: contextlib.ExitStack, teacher: Teacher, recipe: Recipe, names: tuple[str, ...]) -> Outputs:
+def _online(stack: contextlib.ExitStack, teacher: LoadedTeacher, recipe: Recipe, names: tuple[str, ...]) -> Outputs:
     run = _runner(stack, teacher, recipe, names)
     return lambda k, indices, inputs: run(inputs)
 
 
 def _runner(
-    stack: contextlib.ExitStack, teacher: Teacher, recipe: Recipe, names: tuple[str, ...]
+    stack: contextlib.ExitStack, teacher: LoadedTeacher, recipe: Recipe, names: tuple[str, ...]
 ) -> Callable[[Tensor], dict[str, Tensor]]:
     """A function that runs the teacher on a batch of inputs, on the training device."""
     taps = Taps(core(teacher.module), names, "recipe.features: teacher")
@@ -110,7 +110,7 @@ def _runner(
 
 
 def _cached(
-    stack: contextlib.ExitStack, card: Card, teacher: Teacher, examples: Examples, names: tuple[str, ...]
+    stack: contextlib.ExitStack, card: Card, teacher: LoadedTeacher, examples: Examples, names: tuple[str, ...]
 ) -> Outputs | None:
     """The outputs from the cache; None, after a message with the reason, if they exceed the cache limit or the disk."""
     recipe, among = card.recipe, world()
@@ -151,7 +151,7 @@ def _cached(
     return look_up
 
 
-def _key(teacher: Teacher, examples: Examples, recipe: Recipe) -> dict[str, Any]:
+def _key(teacher: LoadedTeacher, examples: Examples, recipe: Recipe) -> dict[str, Any]:
     """Everything that the teacher's outputs depend on, as JSON values."""
     if teacher.net is None:
         what, runtime = {"file": file_digest(teacher.file)}, ["onnxruntime"]
@@ -168,7 +168,7 @@ def _key(teacher: Teacher, examples: Examples, recipe: Recipe) -> dict[str, Any]
     }
 
 
-def _refuse_lengths(card: Card, teacher: Teacher, examples: Examples, names: tuple[str, ...]) -> None:
+def _refuse_lengths(card: Card, teacher: LoadedTeacher, examples: Examples, names: tuple[str, ...]) -> None:
     """Raise ConfigError for a layer that gives one output per token: its shape depends on the length of the sentence,
     but the cache stores arrays of one shape."""
     if not names or len(task_of(card.data).free) < 2:
