@@ -190,7 +190,7 @@ def decoded_split(
 
 
 def _tried(function: Callable[[int], Any], indices: Sequence[int]) -> list[Any]:
-    """The result of `function` for each index, or the InputError that it raised."""
+    """Call `function` for each index, in threads; return its results, with the InputError itself if it raised one."""
 
     def attempt(i: int) -> Any:
         try:

@@ -115,7 +115,8 @@ def mixed(
 def _mix_images(
     images: Images, others: Images, u: NDArray[np.float64], augment: Augment
 ) -> tuple[Images, NDArray[np.float32]]:
-    """The mixed images (B, H, W, C), and the share of the own image in each of them (B,)."""
+    """Mix each image with the other one of its pair; return the mixed images (B, H, W, C) and the share (B,) of the
+    first image in each of them."""
     from scipy.special import betaincinv  # imported here, because nothing else needs scipy
 
     chance = 0.5 if augment.mixup and augment.cutmix else float(augment.mixup > 0)

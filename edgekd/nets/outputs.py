@@ -125,7 +125,7 @@ def sigmoid_words(why: str) -> str:
 
 
 def log_of(probabilities: Tensor) -> Tensor:
-    """Logits (B, C) whose softmax are the given probabilities."""
+    """Logits (B, C) whose softmax is the given probabilities (B, C)."""
     return probabilities.float().clamp(min=TINY).log()
 
 

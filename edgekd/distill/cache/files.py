@@ -50,7 +50,8 @@ _OUTPUT = re.compile(r"(?P<hidden>\.?)view-(?P<view>\d+)\.(?P<name>.+)\.npy(?P<p
 
 
 def cache_folder() -> Path:
-    """The folder of cached teacher outputs: in $EDGEKD_CACHE_HOME, $XDG_CACHE_HOME/edgekd or ~/.cache/edgekd."""
+    """The folder of cached teacher outputs: `teacher` in $EDGEKD_CACHE_HOME if it is set, else in
+    $XDG_CACHE_HOME/edgekd if that is set, else in ~/.cache/edgekd."""
     own, shared = os.environ.get("EDGEKD_CACHE_HOME"), os.environ.get("XDG_CACHE_HOME")
     default = Path(shared) if shared else user_folder("~/.cache", "XDG_CACHE_HOME")
     home = user_folder(own, "EDGEKD_CACHE_HOME") if own else default / "edgekd"
