@@ -34,7 +34,7 @@ from edgekd.figures import ModelFigures
 from edgekd.judge import budget_figures, effective_budget, judge
 from edgekd.nets.families import make_shapes
 from edgekd.nets.folding import folded
-from edgekd.nets.teachers import Teacher
+from edgekd.nets.teachers import LoadedTeacher
 from edgekd.report.run.write import write_reports
 from edgekd.result import Result
 from edgekd.run import Run, take_over
@@ -72,9 +72,9 @@ class Setup:
     asked: Request
     card: Card
     """With what only the data could tell."""
-    given: Teacher | None
+    given: LoadedTeacher | None
     """The teacher, where its weights are given."""
-    further: list[Teacher]
+    further: list[LoadedTeacher]
     train: Split
     validation: Split
     digest: str
@@ -107,7 +107,7 @@ class Student:
     card: Card
     """The card; a teacher of family `self` in it is the network of the student's shape."""
     net: nn.Module
-    teacher: Teacher
+    teacher: LoadedTeacher
 
 
 def distill(asked: Request, site: Site, run: Run) -> Result:

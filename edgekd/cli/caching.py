@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgekd import units
 from edgekd.console import out, say
-from edgekd.distill.cache.files import Entry, cache_folder, cache_limit_bytes, clear_key, list_entries
+from edgekd.distill.cache.files import CacheEntry, cache_folder, cache_limit_bytes, clear_key, list_entries
 from edgekd.errors import ConfigError, ExitCode, did_you_mean
 from edgekd.tables import rich_table
 
@@ -54,7 +54,7 @@ def clear_cache(keys: Sequence[str]) -> int:
     return ExitCode.PASS
 
 
-def _find(key: str, entries: Sequence[Entry]) -> Entry:
+def _find(key: str, entries: Sequence[CacheEntry]) -> CacheEntry:
     found = [entry for entry in entries if key and entry.key.startswith(key.lower())]
     if len(found) == 1:
         return found[0]
@@ -64,7 +64,7 @@ def _find(key: str, entries: Sequence[Entry]) -> Entry:
     raise ConfigError(f"cache: no key {key!r}; {did_you_mean(key, [entry.key[:SHORT] for entry in entries])}")
 
 
-def _row(entry: Entry) -> list[str]:
+def _row(entry: CacheEntry) -> list[str]:
     shown = entry.meta.get("shown", {})
     views = max(entry.views.values(), default=0)
     held = [name if number == views else f"{name} ({number})" for name, number in sorted(entry.views.items())]

@@ -1,4 +1,4 @@
-"""Arrays written as .npy files, which workers map into memory."""
+"""Writes data sets as .npy files, which worker processes map into memory, and computes digests of them."""
 
 import hashlib
 from collections.abc import Iterable
@@ -17,9 +17,9 @@ CHUNK = 500
 
 
 def write_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: Iterable[NDArray[Any]]) -> None:
-    """Write a .npy file, atomically, from pieces along its first axis.
+    """Write a .npy file atomically from `chunks`, its pieces along the first axis.
 
-    By plain writes: on a full disk they fail with a reason, where a memory map kills the process.
+    This uses plain writes: on a full disk they raise an OSError, while a memory map would kill the process.
     """
     with atomic(path) as temporary, temporary.open("wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
@@ -29,8 +29,8 @@ def write_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], chunks
 
 
 def keep_split(split: Split, stem: Path) -> Path:
-    """Write `STEM.labels.npy` and `STEM.npy` (n, H, W, C uint8, or n, L int32), unless both are there; returns the
-    latter."""
+    """Write `STEM.labels.npy` and `STEM.npy` (n, H, W, C uint8, or n, L int32), unless both exist; return the path of
+    `STEM.npy`."""
     inputs, labels = stem.with_name(f"{stem.name}.npy"), stem.with_name(f"{stem.name}.labels.npy")
     if inputs.exists() and labels.exists():
         return inputs
@@ -46,8 +46,8 @@ def _images(split: Split, count: int) -> Iterable[NDArray[np.uint8]]:
 
 
 def digest(split: Split) -> str:
-    """SHA-256 of all labels and all inputs, with their types and shapes, as hex; of a set that is decoded as it is
-    read, of what each image is decoded from."""
+    """SHA-256 of all labels and all inputs, with their types and shapes, as hex. If the images are decoded on every
+    read, it uses their `Split.origin` instead of their pixels."""
     content = hashlib.sha256()
 
     def add(array: NDArray[Any]) -> None:
@@ -65,9 +65,9 @@ def digest(split: Split) -> str:
 
 
 def duplicates(train: Split, validation: Split, test: Split) -> str:
-    """How many images are in several parts, by their pixels, in words; empty if none is.
+    """A message about images with identical pixels in several parts; the empty string if there are none.
 
-    Sets that are decoded as they are read are not looked through.
+    Data sets that are decoded on every read are not checked.
     """
     if any(part.origin for part in (train, validation, test)):
         return ""
@@ -78,8 +78,8 @@ def duplicates(train: Split, validation: Split, test: Split) -> str:
         "the test part are also in the validation part": sum(one in seen for one in tested),
         "the validation part are also in the training part": sum(one in known for one in validated),
     }
-    told = [f"{count} of {where}" for where, count in counts.items() if count]
-    return f"the same images are in several parts: {', '.join(told)}; accuracy on them says little" if told else ""
+    found = [f"{count} of {where}" for where, count in counts.items() if count]
+    return f"the same images are in several parts: {', '.join(found)}; accuracy on them says little" if found else ""
 
 
 def _pixel_digests(split: Split) -> list[bytes]:

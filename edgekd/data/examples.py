@@ -1,4 +1,4 @@
-"""Examples: what the training loop knows of data, whatever the task."""
+"""Examples: the interface between the data of any task and the training loop."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,24 +13,24 @@ __all__ = ["Batch", "Examples"]
 
 @dataclass(frozen=True)
 class Batch:
-    """Some examples, as teacher and student see them."""
+    """A batch of examples: the inputs of teacher and student, and the targets."""
 
     inputs: Tensor
-    """What the networks take: uint8 images (B, H, W, C), or token ids (B, L)."""
+    """Inputs of the networks: uint8 images (B, H, W, C), or token ids (B, L)."""
     targets: Tensor
-    """Labels (B,), or (B, C) with each class's share where examples were mixed."""
+    """Labels (B,), or class probabilities (B, C) if examples were mixed."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """One part of a data set."""
+    """One part of a data set, such as the training part, with its augmented views."""
 
     labels: NDArray[np.int64]
-    """(n,)"""
+    """Labels of all examples, (n,)."""
     batch: Callable[[NDArray[np.int64], int | None], Batch]
-    """`batch(indices, k)` gives view k of those examples, or the examples themselves for None. On the CPU."""
+    """`batch(indices, k)` returns view k of those examples, on the CPU; k = None means without augmentation."""
     key: Mapping[str, Any] = field(default_factory=dict)
-    """What the inputs of all views depend on: the digest of the data, and how views are made; plain JSON values."""
+    """What the inputs of the views depend on, as JSON values: the digest of the data, and the augmentation."""
 
     def __len__(self) -> int:
         return len(self.labels)

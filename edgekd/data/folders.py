@@ -1,4 +1,4 @@
-"""Image folders: the parts of a set, its class folders, and the files below them."""
+"""Image folders: the parts of a data set, their class folders, and the image files in them."""
 
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -9,16 +9,16 @@ from edgekd.errors import InputError, did_you_mean, shown
 __all__ = ["class_files", "part_folder", "validation_folder"]
 
 VALIDATION_NAMES = ("validation", "val", "valid")
-"""What a folder of validation images may be called."""
+"""Possible names of a folder with validation images."""
 
 _LITTER = ("__macosx", "thumbs.db", "desktop.ini")
-"""What macOS and Windows leave in folders, beside names that begin with a dot."""
+"""Files that macOS and Windows create in folders, apart from names that begin with a dot."""
 
 
 def part_folder(folder: Path, part: str) -> Path:
-    """The folder with one subfolder a class; the data folder itself where there is no `train`.
+    """The folder of a part, which has one subfolder per class; the data folder itself if it has no `train`.
 
-    Without a folder `test` the validation folder holds the test part.
+    If there is no folder `test`, the validation folder is the test part.
     """
     if not (folder / "train").is_dir():
         return folder
@@ -30,16 +30,16 @@ def part_folder(folder: Path, part: str) -> Path:
 
 
 def validation_folder(folder: Path) -> Path | None:
-    """The folder of the validation images, where one stands beside both `train` and `test`."""
+    """The folder of the validation images, if there is one beside both `train` and `test`; else None."""
     if not ((folder / "train").is_dir() and (folder / "test").is_dir()):
         return None
     return next((folder / name for name in VALIDATION_NAMES if (folder / name).is_dir()), None)
 
 
 def class_files(root: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]:
-    """The image files of every class below `root` and their labels, by class and then by name.
+    """The image files of all classes below `root`, ordered by class and then by name, and their labels.
 
-    Raises InputError for a folder that is no class and for a class without files.
+    Raises InputError for a folder that is not a class of the card, and for a class without files.
     """
     found = sorted(path.name for path in root.iterdir() if path.is_dir() and not _is_hidden(path.name))
     if not found:
@@ -70,9 +70,9 @@ def _is_hidden(name: str) -> bool:
 
 
 def _files_below(top: Path) -> Iterator[Path]:
-    """Every file below `top` that is not hidden; a linked folder is followed, and no folder is entered twice.
+    """Every file below `top` that is not hidden. Links to folders are followed, but no folder is entered twice.
 
-    Folders come before links to them, so that a link never changes what a file is called.
+    Folders are entered before links to folders, so that a link does not change the path under which a file is found.
     """
     entered = {_identity(folder) for folder in (top, *top.parents, *top.resolve().parents)}
     folders, links = [top], list[Path]()

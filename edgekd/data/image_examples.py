@@ -1,4 +1,4 @@
-"""Examples made of images: a split of a data set, in augmented views."""
+"""Makes `Examples` of a split of images, with augmented views."""
 
 import dataclasses
 
@@ -16,9 +16,9 @@ __all__ = ["examples"]
 
 
 def examples(split: Split, data: Data, augment: Augment) -> Examples:
-    """`split` as the training loop takes it: view k of image i depends on (i, k) and `augment`, with its seed, alone.
+    """Convert `split` for the training loop. View k of image i depends only on (i, k) and on `augment` with its seed.
 
-    Inputs are uint8 (B, H, W, C). Targets are labels (B,) int64, or, of mixed views, shares of the classes
+    Inputs are uint8 (B, H, W, C). Targets are labels (B,) int64, or, for mixed views, class probabilities
     (B, len(data.classes)) float32.
     """
 

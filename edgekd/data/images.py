@@ -1,4 +1,4 @@
-"""Decoding: any image file as uint8 (H, W, C) of the size the network sees."""
+"""Decodes image files to uint8 (H, W, C) of the network's input size, and keeps them as a `Split`."""
 
 import contextlib
 import io
@@ -21,16 +21,17 @@ from edgekd.errors import InputError, cut, one_line
 __all__ = ["BrokenImages", "Split", "check_labels", "decode", "decoded_split", "in_memory", "look", "read_file"]
 
 MEMORY_LIMIT_BYTES = 4_000_000_000
-"""Decoded sets up to this size are kept in memory; larger ones are decoded as they are read."""
+"""Decoded data sets up to this size are kept in memory; the images of larger ones are decoded on every read."""
 
 MAX_PIXELS = 150_000_000
-"""Of one image, as its file has it and after it is scaled: 450 MB in colour."""
+"""Largest number of pixels of one image, both in its file and after scaling: 450 MB in RGB."""
 
 MAX_RATIO = 100
-"""Of an image's longer side to its shorter one. Scaled by its shorter side, a thin strip would fill the memory."""
+"""Largest ratio of an image's longer side to its shorter one. Images are scaled by the shorter side, so a thin strip
+would become huge."""
 
-TOLD = 10
-"""Of several broken images, so many are named."""
+NAMED_PROBLEMS = 10
+"""A message about several broken images names at most this many."""
 
 _MEND = "; mend or remove it"
 
@@ -41,7 +42,7 @@ Labels = NDArray[np.int64]
 
 
 class BrokenImages(InputError):
-    """Images that cannot be used; one is told by its own problem, several in a list."""
+    """Images that cannot be used. The message is the problem of the image, or a list if there are several."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -61,16 +62,16 @@ class Split:
     ) -> None:
         self.labels = labels
         self.read = read
-        """`read(indices)` gives images (len(indices), H, W, C) uint8."""
+        """`read(indices)` returns the images (len(indices), H, W, C) uint8."""
         self.origin = origin
-        """Where reading is slow: what identifies image i without decoding it, such as its file's name, size and time of
-        change."""
+        """`origin(i)` identifies image i without decoding it, such as by its file's name, size and time of change. None
+        if reading is fast."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, indices: NDArray[np.int64]) -> "Split":
-        """The images at `indices`, numbered anew from 0."""
+        """A Split of the images at `indices`, which are numbered from 0 in it."""
         origin = self.origin
         own = (lambda i: origin(int(indices[i]))) if origin else None
         return Split(self.labels[indices], lambda chosen: self.read(indices[chosen]), own)
@@ -90,8 +91,8 @@ def read_file(path: Path) -> bytes:
 def decode(content: bytes, data: Data, where: str) -> Images:
     """An encoded image as uint8 (size, size, channels).
 
-    An image of another size is resized by its shorter side to `data.resize` (default `data.size`), then
-    its centre is cut out. Raises InputError naming `where` if it does not decode.
+    An image of another size is resized so that its shorter side is `data.resize` (default `data.size`), then its
+    centre is cropped. Raises InputError, which names `where`, if it cannot be decoded.
     """
     with _named(where), Image.open(io.BytesIO(content)) as image:
         return fit(image, data, where)
@@ -99,7 +100,7 @@ def decode(content: bytes, data: Data, where: str) -> Images:
 
 @contextlib.contextmanager
 def _named(where: str) -> Iterator[None]:
-    """Turn whatever a file that is no image leads PIL to into an InputError naming `where`."""
+    """Turn every exception that PIL raises for a broken file into an InputError that names `where`."""
     try:
         yield
     except InputError:
@@ -109,14 +110,14 @@ def _named(where: str) -> Iterator[None]:
     except OSError as error:
         why = f"cannot be read: {error.strerror}" if error.strerror else f"does not decode: {one_line(error, 120)}"
         raise InputError(f"{where}: the image {why}{_MEND}") from error
-    except Exception as error:  # PIL's decoders raise whatever a damaged file leads them to
+    except Exception as error:  # a damaged file can make PIL raise almost any exception
         raise InputError(f"{where}: the image does not decode: {one_line(error, 120)}{_MEND}") from error
 
 
 def fit(image: Image.Image, data: Data, where: str) -> Images:
-    """A PIL image as uint8 (size, size, channels), resized and cut as `decode` says.
+    """A PIL image as uint8 (size, size, channels), resized and cropped as in `decode`.
 
-    Raises InputError naming `where` for an image that is too large or too thin, or that `upright_8_bit` refuses.
+    Raises InputError, which names `where`, for an image that is too large or too thin, or that `upright_8_bit` refuses.
     """
     scale = (data.resize or data.size) / max(1, min(image.size))
     _refuse_amplifying(image, scale, where)
@@ -131,25 +132,25 @@ def fit(image: Image.Image, data: Data, where: str) -> Images:
 
 
 def _refuse_amplifying(image: Image.Image, scale: float, where: str) -> None:
-    """Raise InputError before pixels are decoded that would take far more memory than an image should."""
+    """Raise InputError for an image that would take far too much memory, before its pixels are decoded."""
     width, height = image.size
-    told = f"{where}: has {width}×{height} pixels; "
+    size = f"{where}: has {width}×{height} pixels; "
     if max(width, height) > MAX_RATIO * min(width, height):
-        raise InputError(f"{told}the longer side is at most {MAX_RATIO} times the shorter one; cut or remove it")
+        raise InputError(f"{size}the longer side is at most {MAX_RATIO} times the shorter one; cut or remove it")
     if width * height > MAX_PIXELS:
-        raise InputError(f"{told}an image has at most {MAX_PIXELS:,}; scale it down or remove it")
+        raise InputError(f"{size}an image has at most {MAX_PIXELS:,}; scale it down or remove it")
     if width * height * max(1.0, scale) ** 2 > MAX_PIXELS:
         larger = f"{width * scale:.0f}×{height * scale:.0f}"
         raise InputError(
-            f"{told}scaled as data.size or data.resize says it has {larger}, and at most {MAX_PIXELS:,} are allowed; "
+            f"{size}scaled as data.size or data.resize says it has {larger}, and at most {MAX_PIXELS:,} are allowed; "
             "cut it or ask for smaller ones"
         )
 
 
 def look(file: Path | bytes, data: Data, where: str) -> bool:
-    """Whether an encoded image is an ordinary one; only its header is read.
+    """Whether an encoded image needs no rotation, scaling of values or background (`is_plain`); only reads its header.
 
-    Raises InputError naming `where` for an image that is no known format, too large or too thin.
+    Raises InputError, which names `where`, for an image of unknown format, or one that is too large or too thin.
     """
     with _named(where), Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
         _refuse_amplifying(image, (data.resize or data.size) / max(1, min(image.size)), where)
@@ -164,10 +165,11 @@ def decoded_split(
     header: Callable[[int], bool] = lambda i: True,
     where: str = "",
 ) -> Split:
-    """A Split over `load(index)`, decoded once into memory where it fits, else on every read; see `Split.origin`.
+    """A Split of the images `load(index)`, which are decoded once into memory if they fit, else on every read.
 
-    Of what does not fit, `header(index)` is asked whether each image is an ordinary one (`look`). Raises BrokenImages
-    with every image that either of them refuses, unless the card leaves such images out; `where` names the set.
+    If they do not fit, `header(index)` checks each image (see `look`) and says whether it is an ordinary one. Raises
+    BrokenImages for all images that `load` or `header` refuses, unless the card says `skip_broken`; `where` names the
+    data set. See `Split.origin` for `origin`.
     """
     fits = len(labels) * data.size**2 * data.channels <= MEMORY_LIMIT_BYTES
     tried = _tried(load if fits else header, range(len(labels)))
@@ -180,7 +182,7 @@ def decoded_split(
             return np.stack(list(pool.map(load, (int(i) for i in indices))))
 
     def marked(i: int) -> bytes:
-        # Only what is decoded in another way than by earlier versions is known by another origin.
+        # Images that earlier versions decoded differently get another origin, so that old cache entries do not match.
         return origin(i) + (b"" if tried[i] else b"\0upright, 8 bits")
 
     whole = Split(labels, read, marked)
@@ -188,7 +190,7 @@ def decoded_split(
 
 
 def _tried(function: Callable[[int], Any], indices: Sequence[int]) -> list[Any]:
-    """What `function` gives for each index, or the InputError that it raises."""
+    """Call `function` for each index, in threads; return its results, with the InputError itself if it raised one."""
 
     def attempt(i: int) -> Any:
         try:
@@ -201,30 +203,32 @@ def _tried(function: Callable[[int], Any], indices: Sequence[int]) -> list[Any]:
 
 
 def _usable(tried: Sequence[Any], skip: bool, where: str) -> NDArray[np.int64]:
-    """Indices of what is no error; BrokenImages if there are errors that are not to be skipped, or nothing else."""
+    """Indices of the results that are not errors. Raises BrokenImages for errors, unless `skip` is set and some results
+    are usable."""
     broken = {i: str(one) for i, one in enumerate(tried) if isinstance(one, InputError)}
     good = np.array([i for i in range(len(tried)) if i not in broken], dtype=np.int64)
     if broken and (not skip or not len(good)):
         raise BrokenImages(list(broken.values()))
     if broken:
-        _tell_skipped(f"data: {where}: left out {len(broken)} of {len(tried)} images: {_listed(list(broken.values()))}")
+        listed = _listed(list(broken.values()))
+        _report_skipped(f"data: {where}: left out {len(broken)} of {len(tried)} images: {listed}")
     return good
 
 
-@cache  # once, however often a part is read
-def _tell_skipped(text: str) -> None:
+@cache  # so that the message is printed once, even if a part is read several times
+def _report_skipped(text: str) -> None:
     say(text)
 
 
 def _listed(problems: Sequence[str]) -> str:
-    """The first ten problems, and how many more there are."""
-    first = [cut(problem.removesuffix(_MEND), 200) for problem in problems[:TOLD]]
-    more = [f"and {len(problems) - TOLD} more"] if len(problems) > TOLD else []
+    """The first ten problems, and the number of further ones."""
+    first = [cut(problem.removesuffix(_MEND), 200) for problem in problems[:NAMED_PROBLEMS]]
+    more = [f"and {len(problems) - NAMED_PROBLEMS} more"] if len(problems) > NAMED_PROBLEMS else []
     return "; ".join(first + more)
 
 
 def check_labels(labels: Labels, classes: Sequence[str], where: str) -> Labels:
-    """`labels` as int64; InputError if there are none or one is not in 0 … len(classes) − 1."""
+    """`labels` as int64; InputError if there are none, or if one is not in 0 … len(classes) − 1."""
     if len(labels) == 0:
         raise InputError(f"{where}: holds no images")
     labels = np.asarray(labels, dtype=np.int64)

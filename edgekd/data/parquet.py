@@ -1,4 +1,4 @@
-"""Images in parquet files: a column of images (`image: {bytes, path}`, bytes or paths) and one of labels."""
+"""Reads parquet files with a column of images (`image: {bytes, path}`, bytes or paths) and a column of labels."""
 
 import re
 import unicodedata
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 __all__ = ["Rows", "parquet_files", "read_rows", "validation_files"]
 
 VALIDATION_NAMES = ("validation", "val", "valid", "dev")
-"""How the names of files with validation images may begin."""
+"""Possible first parts of the names of files with validation images."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Images, what messages call them, and their labels."""
+    """The rows of one or several files: images, their names in messages, and labels."""
 
     images: list[bytes | Path | None] = field(default_factory=list)
-    """An encoded image, the file that holds it, or None for a row that has neither."""
+    """For each row, the encoded image, the path of an image file, or None if the row has neither."""
     names: list[str] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
 
@@ -46,7 +46,7 @@ class Rows:
         return read_file(image) if isinstance(image, Path) else image
 
     def origin(self, i: int) -> bytes:
-        """What identifies the image of row i: its bytes, or its file's path, size and time of change."""
+        """Identifies the image of row i: its bytes, or its file's name, size and time of change."""
         image = self.file(i)
         if isinstance(image, bytes):
             return image
@@ -55,9 +55,9 @@ class Rows:
 
 
 def parquet_files(folder: Path, part: str) -> list[Path]:
-    """The files `PART*.parquet` of the folder or of its `data`; InputError if there is none.
+    """The files `PART*.parquet` in the folder or in its subfolder `data`; InputError if there are none.
 
-    Without test files those of a validation part are the test part.
+    If there are no test files, the files of a validation part are the test part.
     """
     files = sorted(folder.glob(f"{part}*.parquet")) or sorted(folder.glob(f"data/{part}*.parquet"))
     files = files or (_validation(folder) if part == "test" else [])
@@ -67,8 +67,8 @@ def parquet_files(folder: Path, part: str) -> list[Path]:
 
 
 def validation_files(folder: Path) -> list[Path]:
-    """The files of the validation part, `validation-*.parquet`, `val-*` or `dev-*`; none where they are the test
-    part."""
+    """The files of the validation part, `validation-*.parquet`, `val-*`, `valid-*` or `dev-*`; an empty list if they
+    are the test part."""
     tests = [*folder.glob("test*.parquet"), *folder.glob("data/test*.parquet")]
     return _validation(folder) if tests else []
 
@@ -83,7 +83,7 @@ def _validation(folder: Path) -> list[Path]:
 
 
 def read_rows(files: Sequence[Path], data: Data) -> Rows:
-    """The rows of all files, in their order; InputError names file and row of what is wrong with labels."""
+    """The rows of all files in their order. For a wrong label, an InputError names file and row."""
     rows = Rows()
     for file in files:
         table, image = _read(file, data)
@@ -95,7 +95,7 @@ def read_rows(files: Sequence[Path], data: Data) -> Rows:
 
 
 def _read(file: Path, data: Data) -> "tuple[pyarrow.Table, str]":
-    """The columns of images and labels, and the former's name; the other columns may hold anything."""
+    """A table with the columns of images and labels, and the name of the image column; other columns are ignored."""
     import pyarrow.parquet
 
     if not file.is_file():
@@ -103,7 +103,7 @@ def _read(file: Path, data: Data) -> "tuple[pyarrow.Table, str]":
     candidates = [data.image_column] if data.image_column else ["image", "img"]
     label = data.label_column or "label"
     try:
-        with file.open("rb") as opened:  # a name need not be UTF-8, which pyarrow asks of paths
+        with file.open("rb") as opened:  # pyarrow only takes paths that are UTF-8
             parquet = pyarrow.parquet.ParquetFile(opened)
             names = list(parquet.schema_arrow.names)
             image = next((name for name in candidates if names.count(name) == 1), "")
@@ -119,7 +119,8 @@ def _read(file: Path, data: Data) -> "tuple[pyarrow.Table, str]":
 
 
 def _images(file: Path, table: "pyarrow.Table", name: str) -> list[bytes | Path | None]:
-    """What each row holds: bytes where there are some, else the path beside the parquet file, else None."""
+    """For each row, the encoded image if it has one, else the path of its image file, else None. Paths are relative to
+    the folder of the parquet file."""
     import pyarrow
 
     kind = table.schema.field(name).type
@@ -155,7 +156,7 @@ def _is_text(kind: "pyarrow.DataType") -> bool:
 
 
 def _labels(file: Path, table: "pyarrow.Table", name: str, classes: Sequence[str]) -> list[int]:
-    """Labels from 0; a label is a whole number, or the name of a class (or its number as text)."""
+    """The labels as class indices from 0. In the file, a label is a whole number, a class name, or a number as text."""
     import pyarrow
 
     kind = table.schema.field(name).type
@@ -184,6 +185,6 @@ def _values(file: Path, column: "pyarrow.ChunkedArray", name: str, inside: str =
 
     try:
         values: list[Any] = (pyarrow.compute.struct_field(column, inside) if inside else column).to_pylist()
-    except Exception as error:  # of values that do not fit together
+    except Exception as error:  # pyarrow raises several exceptions for inconsistent values
         raise InputError(f"{file}: {name} cannot be read: {one_line(error, 120)}") from error
     return values

@@ -1,4 +1,4 @@
-"""Pixels of any image file as upright 8-bit RGB or grey, scaled by their type, without transparency."""
+"""Converts the pixels of any image file to upright 8-bit RGB or grey without transparency."""
 
 from functools import cache
 
@@ -12,23 +12,23 @@ from edgekd.errors import InputError
 __all__ = ["is_plain", "upright_8_bit"]
 
 _ORIENTATION = 0x0112
-"""The EXIF tag that says how the camera was held."""
+"""The EXIF tag of the orientation of the camera."""
 
 _WIDE_MODES = ("I", "F")
-"""How PIL's names of modes with more than 8 bits begin: I;16, I;16B, I, F."""
+"""First letters of PIL's modes with more than 8 bits: I;16, I;16B, I, F."""
 
 
 def is_plain(image: Image.Image) -> bool:
-    """Whether `upright_8_bit` only converts the image's colours; as far as its header tells."""
+    """Whether `upright_8_bit` would only convert the colour mode, according to the image's header."""
     wide = image.mode.startswith(_WIDE_MODES)
     return not wide and not image.has_transparency_data and _orientation(image) == 1
 
 
 def upright_8_bit(image: Image.Image, data: Data, where: str) -> Image.Image:
-    """The image as its EXIF orientation shows it, in RGB or grey with 8 bits, as `data.channels` says.
+    """The image, rotated as its EXIF orientation says, in 8-bit RGB (`data.channels` 3) or grey.
 
-    16-bit values are divided by 257, and floats between 0 and 1 are multiplied by 255. Raises InputError naming `where`
-    for values outside these ranges. What is transparent is composed onto `data.background`.
+    16-bit values are divided by 257, and floats between 0 and 1 are multiplied by 255. Raises InputError, which names
+    `where`, for values outside these ranges. Transparent pixels are composed onto the colour `data.background`.
     """
     if _orientation(image) != 1:
         ImageOps.exif_transpose(image, in_place=True)
@@ -40,16 +40,16 @@ def upright_8_bit(image: Image.Image, data: Data, where: str) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 (upright) where there is none, or where it cannot be read."""
+    """The EXIF orientation, 1 to 8; 1 (upright) if there is none, or if it cannot be read."""
     try:
         found = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # a camera's damaged notes are no reason to refuse its pixels
+    except Exception:  # damaged EXIF data are no reason to refuse the image
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def _narrowed(image: Image.Image, where: str) -> Image.Image:
-    """An image of 16-bit integers or of floats in 8 bits, scaled by its type and never clipped."""
+    """Convert an image of 16-bit integers or of floats to 8 bits, with a fixed scale for each type and no clipping."""
     values = np.asarray(image)
     floats = image.mode == "F"
     low, high = float(values.min()), float(values.max())
@@ -65,17 +65,17 @@ def _narrowed(image: Image.Image, where: str) -> Image.Image:
 
 
 def _composed(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """The image on a background of one colour, in RGB; unchanged where nothing of it is transparent."""
+    """The image in RGB, composed onto a background colour; unchanged if no pixel is transparent."""
     opaque = image.convert("RGBA")
     low, _ = opaque.getchannel("A").getextrema()
     if low == 255:
         return image
-    _tell_transparency(background)
+    _report_transparency(background)
     return Image.alpha_composite(Image.new("RGBA", opaque.size, (*background, 255)), opaque)
 
 
-@cache  # once for all images
-def _tell_transparency(background: tuple[int, int, int]) -> None:
+@cache  # so that the message is printed once for all images
+def _report_transparency(background: tuple[int, int, int]) -> None:
     say(
         f"data: some images are transparent in places; they are composed onto the colour {list(background)}, "
         "which `background` in the card's [data] sets"

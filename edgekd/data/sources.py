@@ -1,4 +1,4 @@
-"""Where images come from; each source gives the `train` and the `test` part as a Split."""
+"""Sources of images. Each source gives the training part and the test part as a Split."""
 
 import hashlib
 import inspect
@@ -42,34 +42,35 @@ __all__ = [
 ]
 
 HELD_OUT = 0.2
-"""Share set apart as test data where a set comes as one part (digits, an image folder without `train`)."""
+"""Share of the images that becomes the test part if the data have only one part (digits, an image folder without
+`train`)."""
 
 
 def load_train_and_validation(card: Card, folder: Path | None) -> tuple[Split, Split]:
-    """Training and validation images of the card, class-balanced by the card's seed.
+    """The training and the validation images of the card.
 
-    `folder` is the value of `--data`. Where the data have a validation part of their own, all others are trained on.
-    Raises InputError for anything wrong with the data.
+    If the data have no validation part, a share of each class is split off with the card's seed. `folder` is the value
+    of `--data`. Raises InputError for anything wrong with the data.
     """
     train, *validation = _all_of(card, folder, _trained_parts(card, folder))
     return _divided(card, train, validation)
 
 
 def load_and_examine(card: Card, folder: Path | None) -> tuple[Split, Split]:
-    """Training and validation parts, after a look at the test part too; all before anything is trained.
+    """The training and the validation part, as `load_train_and_validation` returns them; also checks the test part.
 
-    Nothing of the test part is kept or used: it is only read, so that what is wrong with its images or labels is told
-    now, together with the broken images of the other parts. Says how many images are in several parts.
+    The test part is only read, not used, so that errors in its images and labels are reported before training, together
+    with the broken images of the other parts. Prints a message if the same images are in several parts.
     """
     train, *validation, test = _all_of(card, folder, [*_trained_parts(card, folder), "test"])
     divided = _divided(card, train, validation)
-    if told := duplicates(*divided, test):
-        say(f"data: {told}")
+    if message := duplicates(*divided, test):
+        say(f"data: {message}")
     return divided
 
 
 def _trained_parts(card: Card, folder: Path | None) -> list[str]:
-    """`train`, and `validation` where the data have such a part of their own."""
+    """`train`, and also `validation` if the data have their own validation part."""
     place = place_of(card, folder)
     if place is None:
         return ["train"]
@@ -78,7 +79,7 @@ def _trained_parts(card: Card, folder: Path | None) -> list[str]:
 
 
 def _all_of(card: Card, folder: Path | None, parts: Sequence[str]) -> list[Split]:
-    """These parts; where images are broken, one BrokenImages with those of all parts."""
+    """Load these parts; if images are broken, raise one BrokenImages for all parts together."""
     splits, broken = list[Split](), list[str]()
     for part in parts:
         try:
@@ -91,7 +92,7 @@ def _all_of(card: Card, folder: Path | None, parts: Sequence[str]) -> list[Split
 
 
 def _divided(card: Card, train: Split, validation: Sequence[Split]) -> tuple[Split, Split]:
-    """The parts as they are, or the training part without the share that becomes the validation part."""
+    """The training and the validation part; if the data have no validation part, split it off the training part."""
     if not validation:
         return set_apart(card, train)
     require_classes(card, train.labels, 1, "one is needed, or drop the class")
@@ -99,14 +100,14 @@ def _divided(card: Card, train: Split, validation: Sequence[Split]) -> tuple[Spl
 
 
 def set_apart(card: Card, whole: Split) -> tuple[Split, Split]:
-    """All training examples in two parts: to train on, and the card's share of each class to validate on."""
+    """Split `whole` into a training part and a validation part, which gets the card's share of each class."""
     require_classes(card, whole.labels, 2, "two are needed, one of them to validate on")
     rest, held = balanced_split(whole.labels, card.data.validation_fraction, card.data.validation_seed)
     return whole.subset(rest), whole.subset(held)
 
 
 def require_classes(card: Card, labels: NDArray[np.int64], least: int, rule: str) -> None:
-    """Raise InputError, with the rule, for a class that has fewer training examples than `least`."""
+    """Raise InputError for a class that has fewer than `least` training examples; `rule` ends the message."""
     what = task_of(card.data).unit
     for name, count in zip(card.data.classes, np.bincount(labels, minlength=len(card.data.classes)), strict=True):
         if count < least:
@@ -114,7 +115,7 @@ def require_classes(card: Card, labels: NDArray[np.int64], least: int, rule: str
 
 
 def require_test(card: Card, folder: Path | None) -> None:
-    """Raise InputError if the test part is not there; nothing of it is read. Better now than after training."""
+    """Raise InputError if the test part does not exist, so that this is known before training; do not read it."""
     place = place_of(card, folder)
     if card.data.source == "parquet" and place:
         parquet_files(place, "test")
@@ -123,14 +124,15 @@ def require_test(card: Card, folder: Path | None) -> None:
 
 
 def load_test(card: Card, folder: Path | None) -> Split:
-    """Test images of the card; to be read once, for the final figures."""
+    """The test images of the card. Load them only once, for the final figures."""
     return _load(card, folder, "test")
 
 
 def data_marks(card: Card, folder: Path | None) -> str:
-    """SHA-256 of the names, sizes and times of the data's files, whose content is not read; empty for the embedded set.
+    """SHA-256 of the names, sizes and modification times of the data's files, without their content; empty for the
+    embedded data set `digits`.
 
-    Raises InputError where the data folder is missing.
+    Raises InputError if the data folder is missing.
     """
     place = place_of(card, folder)
     if place is None:
@@ -147,7 +149,7 @@ def data_marks(card: Card, folder: Path | None) -> str:
 def balanced_split(
     labels: NDArray[np.int64], fraction: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of the rest and of the part held out: `fraction` of each class (at least one), sorted."""
+    """Split indices into the rest and a held-out part with `fraction` of each class, at least one; both are sorted."""
     rng = np.random.Generator(np.random.Philox(key=seed))
     held: list[NDArray[np.int64]] = []
     for label in np.unique(labels):
@@ -170,7 +172,7 @@ def _load(card: Card, folder: Path | None, part: str) -> Split:
 
 
 def place_of(card: Card, folder: Path | None) -> Path | None:
-    """The data's folder: `folder`, which is the value of `--data`, else the card's; None for the embedded set."""
+    """The folder of the data: `folder` (the value of `--data`), else the card's; None for the embedded data set."""
     data = card.data
     if data.source == "digits":
         return None
@@ -191,7 +193,7 @@ def _digits(part: str) -> Split:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    # Pixels count 0 to 16 dots.
+    # Pixel values are 0 to 16.
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int64)
     chosen = _one_part(labels, part)
@@ -199,7 +201,7 @@ def _digits(part: str) -> Split:
 
 
 def _parquet(data: Data, folder: Path, part: str) -> Split:
-    """Parquet files `PART-*.parquet`, such as those of the Hugging Face image layout."""
+    """A part from parquet files `PART-*.parquet`, such as those of image data sets on the Hugging Face Hub."""
     files = validation_files(folder) if part == "validation" else parquet_files(folder, part)
     rows = read_rows(files, data)
     return decoded_split(
@@ -213,9 +215,9 @@ def _parquet(data: Data, folder: Path, part: str) -> Split:
 
 
 def _image_folder(data: Data, folder: Path, part: str) -> Split:
-    """One subfolder a class, below `train`, `test` and `val`; or classes straight in the folder."""
+    """A part from a folder with one subfolder per class, below `train`, `test` and `val`, or directly in the folder."""
     root = validation_folder(folder) if part == "validation" else part_folder(folder, part)
-    assert root is not None  # otherwise nobody asks for a validation part
+    assert root is not None  # _trained_parts names a validation part only if there is one
     files, labels = class_files(root, data.classes)
     every = check_labels(np.array(labels, dtype=np.int64), data.classes, str(root))
     chosen = np.arange(len(every)) if root != folder else _by_name(files, every, part)
@@ -236,9 +238,10 @@ def _image_folder(data: Data, folder: Path, part: str) -> Split:
 
 
 def _by_name(files: list[Path], labels: NDArray[np.int64], part: str) -> NDArray[np.int64]:
-    """Test images by the hash of their names: adding or removing a file moves no other one between the parts.
+    """Choose the images of a part by the hash of their names, so that adding or removing a file does not move other
+    files between the parts.
 
-    Each class gives at least one: the smallest hash.
+    The test part gets at least one image of each class: the one with the smallest hash.
     """
     hashes = np.array(
         [int.from_bytes(hashlib.sha256(f"{file.parent.name}/{file.name}".encode()).digest()[:6]) for file in files]
@@ -286,7 +289,7 @@ def _torchvision(data: Data, folder: Path, part: str) -> Split:
 
 def _imported(card: Card, folder: Path, part: str) -> Split:
     data = card.data
-    assert data.function is not None  # the card's own check
+    assert data.function is not None  # checked when the card was read
     given = import_function(card, data.function)(folder, part)
     try:
         images, labels = (np.asarray(one) for one in given)

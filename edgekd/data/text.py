@@ -1,4 +1,4 @@
-"""Sentences: where they come from, and how they become token ids (n, L) padded with 0."""
+"""Reads sentences, and converts them to token ids (n, L) padded with 0."""
 
 import dataclasses
 import json
@@ -41,33 +41,33 @@ __all__ = [
 ]
 
 UNKNOWN = 1
-"""Token id of what the tokenizer does not know."""
+"""Token id of unknown words."""
 
 Sentences = list[str]
 Labels = NDArray[np.int64]
 
 
 def part_file(folder: Path, part: str) -> Path:
-    """The file of a part, `train`, `dev` or `test`."""
+    """The path of a part's file; the part is `train`, `dev` or `test`."""
     return folder / f"{part}.tsv"
 
 
 def load_text(card: Card, folder: Path, part: str, tokenizer: Path | None = None) -> Split:
-    """The sentences of a part as token ids (n, L) int32; L is the longest one's length.
+    """The sentences of a part as token ids (n, L) int32, where L is the length of the longest sentence.
 
-    The tokenizer is that of `tokenizer`, which a run kept, else the card's, else made of the training sentences.
-    Raises InputError (file and line) for anything wrong in the data, ConfigError for the tokenizer.
+    The tokenizer is the file `tokenizer`, which a run has saved; else the card's; else one trained on the training
+    sentences. Raises InputError, with file and line, for anything wrong in the data, and ConfigError for the tokenizer.
     """
     data: TextData = card.data
     made = _read_tokenizer(tokenizer, data.max_length) if tokenizer else _tokenizer(card, folder)
     sentences, labels = _read(card, folder, part)
     ids = _encode(made, sentences, f"{part_file(folder, part) if data.source == 'tsv' else data.function}")
-    return in_memory(ids, labels)  # type: ignore[arg-type]  # a Split holds any array, images or ids
+    return in_memory(ids, labels)  # type: ignore[arg-type]  # a Split can hold any array: images or token ids
 
 
 def load_text_training(card: Card, folder: Path | None) -> tuple[Split, Split]:
-    """Training and validation sentences of the card: those in a dev.tsv validate and all others are trained on, or a
-    share of each class is set apart by the card's seed. Raises InputError for anything wrong with the data."""
+    """The training and the validation sentences of the card. The validation part is dev.tsv if it exists; otherwise a
+    share of each class is split off the training part. Raises InputError for anything wrong with the data."""
     place = place_of(card, folder) or Path()
     whole = load_text(card, place, "train")
     if part_file(place, "dev").is_file():
@@ -77,14 +77,14 @@ def load_text_training(card: Card, folder: Path | None) -> tuple[Split, Split]:
 
 
 def examine_text(card: Card, folder: Path | None) -> tuple[Split, Split]:
-    """Training and validation sentences, after a look at the test part's lines and labels, which are not kept."""
+    """The training and the validation sentences; also reads the test part, so that its errors are reported early."""
     parts = load_text_training(card, folder)
     _read(card, place_of(card, folder) or Path(), "test")
     return parts
 
 
 def require_test_text(card: Card, folder: Path | None) -> None:
-    """Raise InputError if the test part is not there; nothing of it is read."""
+    """Raise InputError if the test part does not exist or is empty; do not read it."""
     place = place_of(card, folder)
     if card.data.source == "tsv" and place:
         file = part_file(place, "test")
@@ -95,12 +95,12 @@ def require_test_text(card: Card, folder: Path | None) -> None:
 
 
 def load_test_text(card: Card, folder: Path | None, tokenizer: Path) -> Split:
-    """Test sentences, by the tokenizer that the run kept; to be read once, for the final figures."""
+    """The test sentences, with the tokenizer that the run has saved. Load them only once, for the final figures."""
     return load_text(card, place_of(card, folder) or Path(), "test", tokenizer)
 
 
 def keep_tokenizer(card: Card, folder: Path | None, path: Path) -> None:
-    """Write the card's tokenizer to `path` (the format of the tokenizers library), unless it is there."""
+    """Write the card's tokenizer to `path`, in the format of the tokenizers library, unless the file exists."""
     if not path.exists():
         text = _tokenizer(card, place_of(card, folder) or Path()).to_str(pretty=True)
         with atomic(path) as temporary:
@@ -108,18 +108,18 @@ def keep_tokenizer(card: Card, folder: Path | None, path: Path) -> None:
 
 
 def settled(card: Card, validation: Split) -> Card:
-    """The card with `timed_length`: as it says, else the median length of the validation sentences."""
+    """The card, with the median length of the validation sentences as `timed_length` if it does not set that itself."""
     if card.data.timed_length is not None:
         return card
     lengths = (validation.read(np.arange(len(validation))) != PADDING).sum(axis=1)
-    median = int(np.sort(lengths)[(len(lengths) - 1) // 2])  # one that occurs
+    median = int(np.sort(lengths)[(len(lengths) - 1) // 2])  # the lower median, which is the length of some sentence
     return dataclasses.replace(card, data=dataclasses.replace(card.data, timed_length=median))
 
 
 def read_tsv(path: Path, classes: Sequence[str]) -> tuple[Sentences, Labels]:
-    """Sentences and labels of a file whose lines are a sentence, a tab and a label.
+    """The sentences and labels of a file in which each line is a sentence, a tab and a label.
 
-    Raises InputError naming file and line.
+    Raises InputError, which names file and line, for anything else.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -131,7 +131,7 @@ def read_tsv(path: Path, classes: Sequence[str]) -> tuple[Sentences, Labels]:
     places = range(len(classes))
     known = {str(place): place for place in places} | {classes[place]: place for place in places}
     sentences, labels = Sentences(), list[int]()
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would also split at rarer characters
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would also split at other characters
         if not (line := line.removesuffix("\r")).strip():
             continue
         sentence, *rest = line.split("\t")
@@ -154,7 +154,7 @@ def _read(card: Card, folder: Path, part: str) -> tuple[Sentences, Labels]:
     data: TextData = card.data
     if data.source == "tsv":
         return read_tsv(part_file(folder, part), data.classes)
-    assert data.function is not None  # the card's own check
+    assert data.function is not None  # checked when the card was read
     given = import_function(card, data.function)(folder, part)
     try:
         sentences, labels = list(given[0]), np.asarray(given[1])
@@ -176,7 +176,7 @@ def _read(card: Card, folder: Path, part: str) -> tuple[Sentences, Labels]:
 
 
 def _tokenizer(card: Card, folder: Path) -> "Tokenizer":
-    """The card's tokenizer: its file, or made of the training sentences; a pure function of either."""
+    """The card's tokenizer: read from its file, or trained on the training sentences, which is reproducible."""
     data: TextData = card.data
     if data.tokenizer:
         made, where = _read_tokenizer(card.resolve(data.tokenizer), data.max_length), f"{card.resolve(data.tokenizer)}"
@@ -196,7 +196,7 @@ def _tokenizer(card: Card, folder: Path) -> "Tokenizer":
 
 
 def _unknown(tokenizer: "Tokenizer") -> int | None:
-    """The id of the unknown token; of the library's models some name the token, others its id."""
+    """The id of the unknown token: some models of the library store the token, others its id."""
     model = json.loads(tokenizer.to_str())["model"]
     token = model.get("unk_token")
     found: int | None = model.get("unk_id") if token is None else tokenizer.token_to_id(token)
@@ -204,9 +204,9 @@ def _unknown(tokenizer: "Tokenizer") -> int | None:
 
 
 def _of_words(sentences: Sentences, data: TextData) -> "Tokenizer":
-    """Words and signs in lower case, the most frequent first, those of equal number in alphabetical order.
+    """A tokenizer of words and punctuation in lower case; ids go from frequent to rare words, ties alphabetically.
 
-    Whole words: the library's trainers of word parts give another vocabulary each time.
+    It uses whole words, because the library's trainers for subwords do not give the same vocabulary each time.
     """
     tokenizers = require("tokenizers", "train", "text")
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token="[UNK]"))
@@ -237,7 +237,7 @@ def _read_tokenizer(path: Path, max_length: int) -> "Tokenizer":
 
 
 def _encode(tokenizer: "Tokenizer", sentences: Sentences, where: str) -> NDArray[np.int32]:
-    """Token ids (n, L), padded with PADDING; InputError for a sentence that has none, or the padding's id in it."""
+    """Token ids (n, L), padded with PADDING; InputError for a sentence without tokens, or with the padding id in it."""
     rows = [encoded.ids for encoded in tokenizer.encode_batch(sentences)]
     for number, row in enumerate(rows, start=1):
         if not row or PADDING in row:
@@ -252,16 +252,17 @@ def _encode(tokenizer: "Tokenizer", sentences: Sentences, where: str) -> NDArray
 
 
 def text_examples(card: Card, split: Split) -> Examples:
-    """`split` as the training loop takes it: token ids (B, L) int32, as long as the batch's longest sentence."""
+    """Convert `split` for the training loop: token ids (B, L) int32, where L is the length of the batch's longest
+    sentence."""
     augment = card.augment
 
     def batch(indices: NDArray[np.int64], k: int | None) -> Batch:
-        ids: NDArray[np.int32] = split.read(indices)  # type: ignore[assignment]  # a Split holds any array
+        ids: NDArray[np.int32] = split.read(indices)  # type: ignore[assignment]  # a Split can hold any array
         if k is not None:
             ids = without_words(ids, indices, k, augment.seed, augment.word_dropout)
         return Batch(torch.from_numpy(trimmed(ids)), torch.from_numpy(split.labels[indices]))
 
-    # Neither the length that is timed nor what images are augmented with changes what the networks see.
+    # Only these settings of [augment] affect sentences.
     augmented = {"seed": augment.seed, "word_dropout": augment.word_dropout}
     key = {"data": digest(split), "augment": augmented, "views": VIEWS_VERSION}
     return Examples(split.labels, batch, key)
@@ -270,8 +271,8 @@ def text_examples(card: Card, split: Split) -> Examples:
 def without_words(
     ids: NDArray[np.int32], indices: NDArray[np.int64], k: int, seed: int, share: float
 ) -> NDArray[np.int32]:
-    """View k of token ids (B, L): each token is `[UNK]` with probability `share` (Iyyer et al. 2015, section 3.1, leave
-    it out), a pure function of (seed, index, k)."""
+    """View k of token ids (B, L): each token is replaced by `[UNK]` with probability `share`, as a pure function of
+    (seed, index, k). Iyyer et al. 2015, section 3.1, drop the token instead."""
     if not share:
         return ids
     unknown = draws(seed, indices, k, ids.shape[1]) < share

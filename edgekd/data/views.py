@@ -1,4 +1,4 @@
-"""Views: image i in its k-th augmented form, a pure function of (seed, i, k)."""
+"""Augmented views: view k of image i is a pure function of (seed, i, k)."""
 
 import numpy as np
 import torch
@@ -12,19 +12,20 @@ from edgekd.data.images import Images, Split
 __all__ = ["VIEWS_VERSION", "draws", "mixed", "permutation", "view"]
 
 VIEWS_VERSION = 1
-"""Part of the key of kept teachers' outputs: raised whenever any view of images or sentences changes."""
+"""Part of the key of cached teacher outputs. Increase it whenever the views of images or sentences change."""
 
-# Columns of the draws: 0–2 crop and flip; 3–7 mixup or cutmix, partner, λ, centre of the rectangle; from 8 the policy.
+# Columns of the draws: 0–2 are for crop and flip; 3–7 for the choice of mixup or CutMix, the partner, λ, and the centre
+# of the rectangle; 8 and above for the policy.
 _MIX, _POLICY = 3, 8
 
 
 def draws(seed: int, indices: NDArray[np.int64], k: int, count: int) -> NDArray[np.float64]:
-    """`count` uniform draws in [0, 1) for each index, shape (len(indices), count).
+    """`count` uniform draws in [0, 1) for each index, with shape (len(indices), count).
 
-    A counter-based generator: SplitMix64 (Steele et al. 2014) over (seed, k, index, draw), so that a draw
-    depends on nothing that happened before it.
+    This is a counter-based generator: SplitMix64 (Steele et al. 2014) over (seed, k, index, number of the draw), so a
+    draw does not depend on earlier draws.
     """
-    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is the point
+    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is intended
         key = _mix(_mix(np.uint64(seed)) ^ np.uint64(k))
         rows = _mix(key ^ indices.astype(np.uint64))
         cells = _mix(rows[:, None] + np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
@@ -39,14 +40,14 @@ def _mix(x: "np.uint64 | NDArray[np.uint64]") -> "NDArray[np.uint64]":
 
 
 def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """The order of `count` images in an epoch; depends on (seed, epoch) alone."""
+    """A random order of `count` examples for an epoch, which depends only on (seed, epoch)."""
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
 
 
 def view(images: Tensor, indices: NDArray[np.int64], k: int, seed: int, augment: Augment) -> Tensor:
-    """The k-th view, without mixing, of images (B, H, W, C) uint8 whose places in the data set are `indices` (B,).
+    """View k, without mixing, of images (B, H, W, C) uint8 whose positions in the data set are `indices` (B,).
 
-    First crop and flip, then the operations of the policy. Returns (B, H, W, C) uint8.
+    Crop and flip come first, then the operations of the policy. Returns (B, H, W, C) uint8.
     """
     if augment.policy == "trivial":
         columns = _POLICY + 3
@@ -63,8 +64,8 @@ def view(images: Tensor, indices: NDArray[np.int64], k: int, seed: int, augment:
 
 
 def _crop_and_flip(images: Tensor, u: NDArray[np.float64], augment: Augment) -> Tensor:
-    """Each image cropped at (u₀, u₁) and mirrored where u₂ < ½: images that are mirrored while they are padded, and
-    from which whole rows are then copied."""
+    """Crop each image at (u₀, u₁) and mirror it if u₂ < ½. Images are mirrored when they are copied into the padded
+    array, from which whole rows are then copied."""
     padding, (batch, height, width, channels) = augment.crop_padding, images.shape
     top = (u[:, 0] * (2 * padding + 1)).astype(np.int64)
     left = (u[:, 1] * (2 * padding + 1)).astype(np.int64)
@@ -75,7 +76,8 @@ def _crop_and_flip(images: Tensor, u: NDArray[np.float64], augment: Augment) -> 
         mirrored = u[:, 2] < 0.5
         inner[mirrored] = images[torch.from_numpy(mirrored)].flip(2).numpy()
         left = np.where(mirrored, 2 * padding - left, left)
-    # One item is `width` pixels of a row, at each place where a crop may begin, so that numpy copies it as a whole.
+    # An array of overlapping items: each is `width` pixels of a row, from one of the columns at which a crop may start.
+    # numpy copies each item as a whole.
     item = np.dtype((np.void, width * channels))
     shape = (batch, height + 2 * padding, 2 * padding + 1)
     rows = np.ndarray(shape, item, padded.data, strides=(*padded.strides[:2], channels))
@@ -86,15 +88,15 @@ def _crop_and_flip(images: Tensor, u: NDArray[np.float64], augment: Augment) -> 
 def mixed(
     split: Split, indices: NDArray[np.int64], k: int, seed: int, augment: Augment, classes: int
 ) -> tuple[Tensor, Tensor]:
-    """View k of the images of `split` at `indices` (B,), mixed with others of the split where `augment` says so.
+    """View k of the images of `split` at `indices` (B,), mixed with other images of the split if `augment` says so.
 
-    The partner is uniform over the split, in its own view k (unmixed), and λ ~ Beta(α, α); both are pure functions of
-    (seed, index, k). Mixup (Zhang et al. 2018, equation 1) rounds λ image + (1 − λ) partner to whole grey levels.
-    CutMix (Yun et al. 2019, equations 1 and 2) takes a rectangle from the partner; its λ is then the share of the
-    pixels that were really kept.
+    The partner of an image is chosen uniformly from the split, in its own unmixed view k, and λ ~ Beta(α, α); both are
+    pure functions of (seed, index, k). Mixup (Zhang et al. 2018, equation 1) rounds λ image + (1 − λ) partner to whole
+    grey levels. CutMix (Yun et al. 2019, equations 1 and 2) copies a rectangle from the partner; λ is then set to the
+    share of pixels that were kept.
 
-    Returns inputs (B, H, W, C) uint8 and, as targets, labels (B,) int64, or with mixing each class's share
-    (B, classes) float32.
+    Returns inputs (B, H, W, C) uint8 and targets: labels (B,) int64, or, with mixing, class probabilities (B, classes)
+    float32.
     """
     if not augment.mixup and not augment.cutmix:
         unmixed = view(torch.from_numpy(split.read(indices)), indices, k, seed, augment)
@@ -113,8 +115,9 @@ def mixed(
 def _mix_images(
     images: Images, others: Images, u: NDArray[np.float64], augment: Augment
 ) -> tuple[Images, NDArray[np.float32]]:
-    """The mixed images (B, H, W, C), and each one's share in its own mixture (B,)."""
-    from scipy.special import betaincinv  # here, as nothing else needs it
+    """Mix each image with the other one of its pair; return the mixed images (B, H, W, C) and the share (B,) of the
+    first image in each of them."""
+    from scipy.special import betaincinv  # imported here, because nothing else needs scipy
 
     chance = 0.5 if augment.mixup and augment.cutmix else float(augment.mixup > 0)
     blended = u[:, 0] < chance
@@ -135,9 +138,9 @@ def _blend(images: Images, others: Images, share: NDArray[np.float64]) -> Images
 
 
 def _stretch(share: float, place: float, size: int) -> slice:
-    """One side of the rectangle: √(1 − share) of `size`, around ⌊place size⌋.
+    """The range of one side of the rectangle: √(1 − share) of `size`, with the centre ⌊place · size⌋.
 
-    What stands out over an end is lost, and half sides are rounded down, as in the authors' code.
+    As in the authors' code, it is cut off at the ends of the image, and half of its length is rounded down.
     """
     middle, half = int(size * place), int(size * np.sqrt(1 - share)) // 2
     return slice(max(middle - half, 0), min(middle + half, size))

@@ -1,6 +1,6 @@
 """Training. The package itself can be called: `edgekd.distill(…)` is the function of the Python interface.
 
-A function and a package of one name could not both be an attribute of `edgekd`.
+A function and a package with the same name cannot both be attributes of `edgekd`, so the package is made callable.
 """
 
 import importlib

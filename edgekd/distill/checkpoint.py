@@ -1,4 +1,4 @@
-"""What a training keeps after each epoch, so that it goes on where it was cut."""
+"""The checkpoint that a training writes after each epoch, so that an interrupted training can resume."""
 
 import dataclasses
 import io
@@ -25,36 +25,39 @@ __all__ = ["Progress", "begin", "keep"]
 
 
 PARTS = ("module", "optimizer", "averaged", "history", "best", "since", "finished")
-"""What a checkpoint holds beside the conditions it was written under."""
+"""Keys of a checkpoint, apart from `conditions`: the machine and the recipe that it was written with."""
 
 
 @dataclass
 class Progress:
-    """How far a training is: its history, the moving average and the best weights."""
+    """The state of a training after an epoch: its history, the moving average and the best weights."""
 
     history: list[dict[str, Any]] = field(default_factory=list)
     averaged: AveragedModel | None = None
     best: dict[str, Tensor] | None = None
-    """With `patience`, the weights of the best epoch."""
+    """The weights of the best epoch; only kept if the recipe sets `patience`."""
     since: int = 0
-    """Epochs since it."""
+    """Number of epochs since the best one."""
     finished: bool = False
 
     def average(self, net: nn.Module) -> None:
-        """Take the weights after a step into the moving average."""
+        """Update the moving average with the weights after a step."""
         if self.averaged is not None:
             self.averaged.update_parameters(net)
 
     def kept(self, net: nn.Module, among: World) -> nn.Module:
-        """What is validated: the moving average, or the network with the running statistics of rank 0."""
+        """The module to validate: the moving average if there is one, else the network.
+
+        With several processes, both get the running statistics (buffers) of rank 0 first.
+        """
         if among.size > 1:
             for buffer in [*net.buffers(), *(self.averaged.buffers() if self.averaged else [])]:
                 dist.broadcast(buffer, 0)
         return self.averaged.module if self.averaged is not None else net
 
     def add(self, entry: dict[str, Any], net: nn.Module, patience: int) -> None:
-        """One more epoch; with `patience`, keep the best and notice when there was none for so long. Only the epochs
-        from the last stage's first on count."""
+        """Append an epoch's entry to the history. With `patience` > 0, also keep the weights of the best epoch, and set
+        `finished` after `patience` epochs without a better one. Only epochs of the last stage are compared."""
         reached = [before["validation_accuracy"] for before in self.history if before.get("last_stage", True)]
         self.history.append(entry)
         if not patience or not entry.get("last_stage", True):
@@ -67,7 +70,7 @@ class Progress:
             self.finished = self.since >= patience
 
     def finish(self, net: nn.Module) -> None:
-        """Give `net` the weights to keep."""
+        """Load the final weights into `net`: those of the best epoch, or the moving average."""
         if self.best is not None:
             net.load_state_dict(self.best)
         elif self.averaged is not None:
@@ -82,16 +85,16 @@ def begin(
     training: Training,
     about: Mapping[str, Any] = MappingProxyType({}),
 ) -> Progress:
-    """A new training, or the one in `checkpoint`, loaded into `module` (with its `net`) and `optimizer`.
+    """Start a new training, or load `checkpoint` into `module`, which has a submodule `net`, and into `optimizer`.
 
-    Raises InputError for a broken checkpoint, ConfigError for one of another machine, recipe, network, or `about`
-    (what else must be the same). Another number of processes is said, and goes on: the result is then not the same
-    bit for bit.
+    `about` holds further conditions that must not have changed. Raises InputError for a broken checkpoint, ConfigError
+    for one that was written on another machine or with another recipe, network or `about`. A different number of
+    processes is allowed: a message says that the result is then not bit-for-bit the same.
     """
     progress = Progress()
     if training.ema:
         decay = get_ema_multi_avg_fn(training.ema)  # type: ignore[no-untyped-call]
-        net = module.get_submodule("net")  # its counter must be where the network is, to be broadcast with it
+        net = module.get_submodule("net")  # on the network's device, since its buffers are broadcast, too
         progress.averaged = AveragedModel(net, device=device(), multi_avg_fn=decay, use_buffers=True)
     if not checkpoint.exists():
         return progress
@@ -100,7 +103,7 @@ def begin(
     _refuse_others(checkpoint, state["conditions"], {**_conditions(training), **about}, processes)
     try:
         module.load_state_dict(state["module"])
-    except RuntimeError as error:  # torch's own tells every tensor
+    except RuntimeError as error:  # torch's own message lists every tensor
         raise ConfigError(
             f"{checkpoint}: is of another network; resume as it began, or remove {checkpoint.parent} to train again"
         ) from error
@@ -121,9 +124,9 @@ def begin(
 
 def _read(checkpoint: Path) -> dict[str, Any]:
     try:
-        state = torch.load(checkpoint, weights_only=True, map_location="cpu")  # each tensor's user moves it
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")  # load_state_dict moves it
         state = {**state, "conditions": dict(state["conditions"])}
-    except Exception as error:  # torch raises whatever a broken file leads it to
+    except Exception as error:  # a broken file can make torch raise almost any exception
         raise InputError(f"{checkpoint}: not a readable checkpoint; remove it to train again") from error
     if missing := [part for part in PARTS if part not in state]:
         raise InputError(f"{checkpoint}: has no {missing[0]!r}; remove it to train again")
@@ -133,7 +136,7 @@ def _read(checkpoint: Path) -> dict[str, Any]:
 def _refuse_others(checkpoint: Path, written: Mapping[str, Any], now: Mapping[str, Any], processes: int) -> None:
     for key, value in now.items():
         if key == "threads" and processes != world().size:
-            continue  # torchrun gives each process fewer
+            continue  # torchrun gives each process fewer threads
         if written.get(key) != value:
             raise ConfigError(
                 f"{checkpoint}: was written with {key} = {written.get(key)!r}, now it is {value!r}; resume as it "
@@ -149,7 +152,7 @@ def keep(
     training: Training,
     about: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Write everything that `begin` needs, and `history.json` beside it."""
+    """Write the checkpoint that `begin` reads, and `history.json` in the same folder."""
     state = {
         "module": module.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -160,7 +163,7 @@ def keep(
         "finished": progress.finished,
         "conditions": {**_conditions(training), **about, "processes": world().size},
     }
-    content = io.BytesIO()  # torch writing to a full disk ends in an error that does not say so
+    content = io.BytesIO()  # if torch writes to a full disk, its error does not name the cause
     torch.save(state, content)
     with atomic(checkpoint) as temporary:
         temporary.write_bytes(content.getbuffer())
@@ -168,7 +171,7 @@ def keep(
 
 
 def _conditions(training: Training) -> dict[str, Any]:
-    """What must be the same for a resumed training to be identical: the machine, and the recipe."""
+    """The machine and the recipe: they must not change, or a resumed training gives another result."""
     return {
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),

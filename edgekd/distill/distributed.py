@@ -1,4 +1,4 @@
-"""The processes of one training, as `torchrun` starts them; a process on its own is rank 0 of 1."""
+"""The processes of one training that `torchrun` started; a single process is rank 0 of world size 1."""
 
 import contextlib
 import datetime
@@ -33,44 +33,44 @@ __all__ = [
 ]
 
 PATIENCE = datetime.timedelta(hours=12)
-"""How long the others wait while rank 0 searches, exports or measures alone."""
+"""How long the other ranks wait in a collective operation while rank 0 searches, exports or measures alone."""
 
 SAME_ERROR = datetime.timedelta(minutes=2)
-"""How far apart processes may meet the same error."""
+"""How long a failing process waits for the others to raise the same error."""
 
 
 _errors: Any = None
-"""Where processes look for one another after an error."""
+"""The gloo process group that only failing processes use; see `fail_together`."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others."""
+    """The rank of this process, and the number of processes."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this is rank 0, the only process that writes files and prints messages."""
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """This process's part of `count` things in order."""
+        """The slice of `count` ordered items that this process handles."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
 
 def world() -> World:
-    """This process's place."""
+    """The rank of this process and the world size."""
     if not dist.is_initialized():
         return World()
     return World(dist.get_rank(), dist.get_world_size())
 
 
 def join() -> World:
-    """Meet the other processes where torchrun started several: NCCL with a GPU for each, gloo without.
+    """Initialise the process group if torchrun started several processes: NCCL if there are GPUs, else gloo.
 
-    Raises ConfigError where there are GPUs, but fewer than processes.
+    Raises ConfigError if there are GPUs, but fewer than processes.
     """
     global _errors
     if host.processes() == 1 or dist.is_initialized():
@@ -84,26 +84,26 @@ def join() -> World:
         torch.cuda.set_device(local)
     try:
         dist.init_process_group("nccl" if gpus else "gloo", timeout=PATIENCE)
-    except ValueError as error:  # a variable that torchrun sets is not there or no number
+    except ValueError as error:  # an environment variable of torchrun is missing or not a number
         raise ConfigError(f"torchrun: {one_line(error, 160)}; start with torchrun, or unset WORLD_SIZE") from error
-    _errors = dist.new_group(backend="gloo", timeout=SAME_ERROR)  # NCCL's barrier cannot be left
+    _errors = dist.new_group(backend="gloo", timeout=SAME_ERROR)  # an NCCL barrier cannot be abandoned after a timeout
     return world()
 
 
 def leave() -> None:
-    """Part from the others."""
+    """Destroy the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextlib.contextmanager
 def fail_together() -> Iterator[None]:
-    """Run a block that every process runs alike, such as a training. If all of them raise an EdgekdError, they can go
-    on afterwards; if only some raise one, it becomes `final`.
+    """Run a block that every process runs, such as a training. If all processes raise an EdgekdError, they can continue
+    with the next block afterwards; if only some raise one, the error is marked as `final`.
 
-    A process that fails alone leaves the others waiting in a collective operation of the training, and its next
-    message would be taken for a part of that operation. So a failing process waits for a limited time at a barrier of
-    a separate group, `_errors`, which only failing processes enter. A block that does not fail costs nothing.
+    If one process fails alone, the others wait in a collective operation of the training, and would mistake its next
+    collective operation for that one. So a failing process waits for a limited time at a barrier of a separate group,
+    `_errors`, which only failing processes enter. A block that does not fail costs nothing.
     """
     try:
         yield
@@ -111,21 +111,22 @@ def fail_together() -> Iterator[None]:
         if dist.is_initialized():
             try:
                 dist.barrier(_errors)
-            except RuntimeError:  # somebody did not come
+            except RuntimeError:  # another process did not fail
                 error.final = True
         raise
 
 
 @contextlib.contextmanager
 def missed() -> Iterator[None]:
-    """An UnavailableError, which is `final`, where something cannot be done together for another process is gone.
+    """Turn the error of a collective operation that fails because another process has ended into an UnavailableError
+    that is `final`.
 
-    Whatever ended that one it has said itself, or whoever killed it knows; this one's stack says nothing of it.
+    The other process has reported its own error, or was killed; the stack trace of this process would not help.
     """
     try:
         yield
     except RuntimeError as error:
-        # NCCL's errors have a class of their own; gloo's are known by the place in its source that they begin with.
+        # NCCL's errors have their own class; gloo's are plain RuntimeErrors that begin with a path in gloo's source.
         if not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
             raise
         lost = UnavailableError("another process of this training ended; see its message")
@@ -134,26 +135,26 @@ def missed() -> Iterator[None]:
 
 
 def broadcast(task: Any) -> None:
-    """Send from rank 0 to all other processes which training comes next; None is the end."""
+    """On rank 0: send the next training to all other processes; None means that there are no more."""
     if dist.is_initialized():
         dist.broadcast_object_list([task], src=0, device=device())
 
 
 def receive() -> Any:
-    """The training that rank 0 broadcasts; None is the end."""
+    """On the other ranks: wait for the next training that rank 0 broadcasts; None means that there are no more."""
     task = [None]
     dist.broadcast_object_list(task, src=0, device=device())
     return task[0]
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this function."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def summed(values: Tensor) -> Tensor:
-    """The sum over the processes."""
+    """The sum of `values` over all processes."""
     if dist.is_initialized():
         values = values.to(device())
         dist.all_reduce(values)
@@ -161,24 +162,26 @@ def summed(values: Tensor) -> Tensor:
 
 
 def averaged(module: nn.Module, all_used: bool) -> nn.Module:
-    """`module` with gradients that are the mean of all processes'; its buffers stay each process's own.
+    """Wrap `module` in DistributedDataParallel, which averages gradients over the processes. Buffers, such as running
+    statistics, are not synchronised.
 
-    Where not every parameter has a gradient in every step (`all_used` is false), torch looks for those without one
-    each time, which it complains of where there are none.
+    Set `all_used` to false if some parameters have no gradient in some steps: torch then searches for such parameters
+    in every step, and warns if it finds none.
     """
     known = inspect.signature(DistributedDataParallel).parameters
-    own_buffers = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}  # 2.13
+    # The parameter has a new name since torch 2.13.
+    own_buffers = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
     return DistributedDataParallel(module, find_unused_parameters=not all_used, **own_buffers)  # type: ignore[arg-type]
 
 
 def reaches_all(results: Iterable[Tensor], module: nn.Module) -> bool:
-    """Whether every parameter of `module` that is trained has its part in one of the results: what torch looks for."""
+    """Whether every trainable parameter of `module` is in the autograd graph of at least one of the results."""
     left = {id(value) for value in module.parameters() if value.requires_grad}
     nodes = [result.grad_fn for result in results if result.grad_fn is not None]
     seen = set(nodes)
     while nodes and left:
         node = nodes.pop()
-        left.discard(id(getattr(node, "variable", None)))  # where a gradient is accumulated
+        left.discard(id(getattr(node, "variable", None)))  # only AccumulateGrad nodes have this attribute
         for before, _ in node.next_functions:
             if before is not None and before not in seen:
                 seen.add(before)
@@ -187,5 +190,5 @@ def reaches_all(results: Iterable[Tensor], module: nn.Module) -> bool:
 
 
 def device() -> torch.device:
-    """Where training runs: the GPU if torch has one."""
+    """The device for training: the current GPU if torch finds one, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,4 +1,4 @@
-"""What a run is made of beside its card: the structure of its networks and its data."""
+"""What identifies a run in addition to its card: the structure of its networks, and its data."""
 
 import contextlib
 import hashlib
@@ -22,19 +22,19 @@ __all__ = ["refuse_changes", "structure", "structures"]
 
 
 def structure(net: nn.Module) -> str:
-    """SHA-256 of the names, types and shapes of all parameters and buffers, and of the text of the module tree."""
+    """SHA-256 of the names, types and shapes of all parameters and buffers, and of the printed module tree."""
     tensors = [
         f"{name} {tensor.dtype} {tuple(tensor.shape)}" for name, tensor in net.state_dict(keep_vars=True).items()
     ]
-    hidden = [f"{name} {tuple(tensor.shape)}" for name, tensor in net.named_buffers()]  # also those that are not saved
+    hidden = [f"{name} {tuple(tensor.shape)}" for name, tensor in net.named_buffers()]  # and those not saved
     tree = re.sub(r" at 0x[0-9a-f]+", "", str(net))
     return hashlib.sha256("\n".join([*tensors, *hidden, tree]).encode()).hexdigest()
 
 
 def structures(card: Card, teacher_given: bool) -> dict[str, str]:
-    """The structure of each network that is trained here; the first shape of the student stands for all.
+    """The structure of each network that this run trains; for the student, that of its first shape only.
 
-    A teacher that is given is known by the SHA-256 of its file.
+    A teacher that is given (`teacher_given`) is left out: the SHA-256 of its file identifies it.
     """
     found = {"student": structure(_first_student(card))}
     if not teacher_given and card.teacher.family not in ("self", "onnx"):
@@ -45,7 +45,7 @@ def structures(card: Card, teacher_given: bool) -> dict[str, str]:
 
 
 def _first_student(card: Card) -> nn.Module:
-    """The student of the first shape that can be built; make_shapes sees to it that there is one."""
+    """The student with the first shape that can be built; make_shapes guarantees that there is one."""
     for shape in make_shapes(card, card.student):
         with contextlib.suppress(UnbuildableError):
             return make(card, card.student, shape, "student.knobs")
@@ -53,9 +53,9 @@ def _first_student(card: Card) -> nn.Module:
 
 
 def refuse_changes(card: Card, run: Run, folder: Path | None, teacher_given: bool) -> None:
-    """Raise ConfigError where networks or data are no longer those that a finished run was made of.
+    """Raise ConfigError if the networks or the data of a finished run have changed since.
 
-    The data are read only if the names, sizes or times of their files differ.
+    The data are only read if the names, sizes or modification times of their files differ.
     """
     run.refuse_other_networks(structures(card, teacher_given))
     learning = learning_of(card.data)
@@ -67,7 +67,7 @@ def refuse_changes(card: Card, run: Run, folder: Path | None, teacher_given: boo
 
 
 def _refuse_other_test(test: Split, run: Run) -> None:
-    """Raise ConfigError where the test data are not those that the run kept; a run that lost them is left alone."""
+    """Raise ConfigError if the test data differ from the copy in the run's folder; do nothing if there is no copy."""
     inputs, labels = run.data / "test.npy", run.data / "test.labels.npy"
     if not (inputs.exists() and labels.exists()):
         return

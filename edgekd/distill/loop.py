@@ -1,13 +1,14 @@
-"""The training loop: one visible `for` over any batch of tensors, seeded, checkpointed every epoch, resumable bit for
-bit.
+"""The training loop: a plain `for` over batches of tensors, which writes a checkpoint after every epoch and can resume
+with a bit-for-bit identical result.
 
-Everything random is a pure function of (seed, epoch, example), so that a resumed training sees exactly what an
-undisturbed one sees. The contract holds on the same machine, torch build, number of threads and of processes, which
-the checkpoint stores; on a GPU only as far as its kernels are deterministic.
+Everything random is a pure function of (seed, epoch, example), so a resumed training sees exactly the same data as an
+uninterrupted one. The identical result needs the same machine, torch build, number of threads and number of processes,
+which the checkpoint stores; on a GPU it also needs deterministic kernels.
 
-Of several processes each computes its share of every batch; the gradients' mean is the batch's, and statistics of
-batch normalisation are those of each share, as with `accumulate` parts in one process. Kept are the running
-statistics of rank 0, or in one process those of all parts, one after the other.
+With several processes, each process computes its share of every batch, and the gradients are averaged, which gives the
+gradient of the whole batch. Batch normalisation uses the statistics of each share alone, as it does with `accumulate`
+parts in one process. The running statistics that are saved are those of rank 0; in one process, all parts update them
+one after the other.
 """
 
 import contextlib
@@ -33,22 +34,22 @@ from edgekd.distill.checkpoint import Progress, begin, keep
 from edgekd.distill.distributed import averaged, device, reaches_all, world
 from edgekd.distill.objective import Objective
 from edgekd.distill.optimise import clip, learning_rate, make_optimizer
-from edgekd.distill.step import Step
+from edgekd.distill.step import TrainingStep
 from edgekd.distill.tasks.learning import Score
 from edgekd.distill.tracking import open_trackers
 from edgekd.distill.watch import Watch, check_epoch
 from edgekd.errors import ConfigError
 from edgekd.recipe import Training
 
-__all__ = ["Job", "Outputs", "batches", "best_accuracy", "parts_of", "train"]
+__all__ = ["Outputs", "TrainingJob", "batches", "best_accuracy", "parts_of", "train"]
 
 Outputs = Callable[[int, NDArray[np.int64], Tensor], dict[str, Tensor]]
-"""(view, indices (B,), inputs (B, …)) -> the teacher's `logits` (B, C), and features by layer."""
+"""(view, indices (B,), inputs (B, …)) -> the teacher's `logits` (B, C), and its features by layer name."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """One training: what, on which examples, how, and where its checkpoint lives."""
+class TrainingJob:
+    """Everything that one training needs: examples, settings, objective, and the path of its checkpoint."""
 
     name: str
     train: Examples
@@ -58,27 +59,28 @@ class Job:
     checkpoint: Path
     teacher: Outputs | None = None
     views: int = 1
-    """Number of views; epoch e shows view e mod `views`."""
+    """Number of augmented views of the data; epoch e uses view e mod `views`."""
     score: Score
     log: Path | None = None
-    """Folder of `training.jsonl`; the checkpoint's, where none is given."""
+    """Folder of `training.jsonl`; by default the folder of the checkpoint."""
     track: tuple[str, ...] = ()
-    """Trackers beside it: tensorboard, mlflow, wandb."""
+    """Trackers that get the same values: tensorboard, mlflow, wandb."""
     stop: Callable[[list[dict[str, Any]]], bool] | None = None
-    """Asked after each epoch, with the history, whether this is enough."""
+    """Called with the history before each further epoch; the training ends if it returns true."""
 
 
-def train(net: nn.Module, job: Job) -> list[dict[str, Any]]:
-    """Train `net` (inputs to logits) in place; returns one entry per epoch: loss, its terms, validation accuracy,
-    temperature, learning rate, examples and seconds.
+def train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
+    """Train `net`, which maps inputs to logits, in place. Returns one entry per epoch: loss, loss terms, validation
+    accuracy, temperature, learning rate, number of examples and seconds.
 
-    Raises BudgetError with epoch, step, term and the last good checkpoint when the loss is no longer finite or grows
-    tenfold, ConfigError where a batch is too small for its parts or a checkpoint was made otherwise.
+    Raises BudgetError, with epoch, step, term and the last good checkpoint, if the loss becomes infinite or NaN or
+    grows tenfold. Raises ConfigError if a batch is too small for its parts, or if the checkpoint was written under
+    other conditions.
     """
     training, where, among = job.training, device(), world()
     parts = parts_of(job.name, training, len(job.train))
-    # 15 % faster convolutions on a CPU
-    step_of = Step(net, job.objective, training).to(where).to(memory_format=torch.channels_last)
+    # channels_last makes convolutions 15 % faster on a CPU.
+    step_of = TrainingStep(net, job.objective, training).to(where).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(step_of, training)
     about = _about(job)
     state = begin(step_of, optimizer, job.name, job.checkpoint, training, about)
@@ -89,15 +91,15 @@ def train(net: nn.Module, job: Job) -> list[dict[str, Any]]:
     recipe = {"training": job.name, "seed": training.seed, "epochs": training.epochs, "batch_size": training.batch_size}
     goes_on = not state.finished and len(state.history) < training.epochs
     kinds, log = (job.track, job.log or job.checkpoint.parent) if among.first and goes_on else ((), None)
-    with open_trackers(kinds, log, job.name, recipe, len(state.history)) if log else _nobody() as tell:
+    with open_trackers(kinds, log, job.name, recipe, len(state.history)) if log else _no_log() as log_values:
         for epoch in range(len(state.history), training.epochs):
             if state.finished or (job.stop and state.history and job.stop(state.history)):
                 break
             started, k = time.perf_counter(), epoch % job.views
             part, first = job.objective.part(epoch)
-            if epoch == first and epoch:  # a new part begins as a new training does
+            if epoch == first and epoch:  # a new part starts with a new optimiser
                 optimizer = make_optimizer(step_of, training)
-            torch.manual_seed((training.seed * 1_000_003 + epoch) * 1_009 + among.rank)  # dropout and the like
+            torch.manual_seed((training.seed * 1_000_003 + epoch) * 1_009 + among.rank)  # for dropout and the like
             order = permutation(training.seed, epoch, len(job.train))
             watch = Watch(job.name, job.checkpoint, training.learning_rate, epoch)
             step_of.train()
@@ -139,7 +141,8 @@ def train(net: nn.Module, job: Job) -> list[dict[str, Any]]:
             check_epoch(job.name, job.checkpoint, step_of, state.history[first:], entry)
             state.add(entry, net, training.patience)
             if among.first:
-                tell((epoch + 1) * steps - 1, _flat(entry))  # first: what is told too early is taken back
+                # Before the checkpoint: a resumed training removes logged epochs that the checkpoint does not have.
+                log_values((epoch + 1) * steps - 1, _flat(entry))
                 keep(state, step_of, optimizer, job.checkpoint, training, about)
                 _say(job.name, state, training)
     state.finish(net)
@@ -149,29 +152,30 @@ def train(net: nn.Module, job: Job) -> list[dict[str, Any]]:
 
 
 def best_accuracy(training: Training, history: list[dict[str, Any]]) -> float:
-    """The validation accuracy of the weights that were kept: the best epoch's with `patience`, else the last one's."""
+    """The validation accuracy of the final weights: that of the best epoch with `patience`, else of the last epoch."""
     reached = [float(entry["validation_accuracy"]) for entry in history if entry.get("last_stage", True)]
     return max(reached) if training.patience and reached else float(history[-1]["validation_accuracy"])
 
 
 def batches(count: int, size: int, order: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """`order` in pieces of `size`; a smaller last piece is left out unless it is the only one."""
+    """Cut `order` into batches of `size`; a smaller last batch is dropped unless it is the only one."""
     for start in range(0, count, size):
         if start == 0 or start + size <= count:
             yield order[start : start + size]
 
 
-def _about(job: Job) -> dict[str, Any]:
-    """What else a resumed training must have in common with its beginning."""
+def _about(job: TrainingJob) -> dict[str, Any]:
+    """Further conditions that must not change when a training is resumed: views, and the data."""
     keys = {"training data": job.train.key, "validation data": job.validation.key}
     digests = {name: sha256(json.dumps(dict(key), sort_keys=True).encode()) for name, key in keys.items()}
     return {"views": job.views} | {name: digest.hexdigest()[:12] for name, digest in digests.items()}
 
 
 def parts_of(where: str, training: Training, count: int) -> int:
-    """Into how many parts a batch of `count` training examples is cut: for each process, `accumulate`.
+    """The number of parts that each batch is cut into: the number of processes times `accumulate`.
 
-    Raises ConfigError, which begins with `where`, for parts that are too small.
+    `count` is the number of training examples. Raises ConfigError, whose message begins with `where`, if a part would
+    have fewer than two examples.
     """
     parts = world().size * training.accumulate
     size = min(training.batch_size, count)
@@ -183,10 +187,10 @@ def parts_of(where: str, training: Training, count: int) -> int:
     return parts
 
 
-def _all_used(net: nn.Module, job: Job) -> bool:
-    """Whether every step trains every parameter. Not so where a part of the training leaves out what another one
-    learns, or no term needs the network's last layers."""
-    step_of = Step(net, job.objective, dataclasses.replace(job.training, compile=False)).eval()
+def _all_used(net: nn.Module, job: TrainingJob) -> bool:
+    """Whether every parameter gets a gradient in every step. Some do not if one part of the training does not use a
+    module that another part learns, or if no term needs the network's last layers."""
+    step_of = TrainingStep(net, job.objective, dataclasses.replace(job.training, compile=False)).eval()
     chosen = np.arange(min(2, len(job.train)))
     batch = job.train.batch(chosen, 0)
     inputs, targets = batch.inputs.to(device()), batch.targets.to(device())
@@ -200,13 +204,13 @@ def _all_used(net: nn.Module, job: Job) -> bool:
 
 
 @contextlib.contextmanager
-def _nobody() -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """Where only the first process tells."""
+def _no_log() -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """A log function that does nothing, for all ranks but the first."""
     yield lambda step, values: None
 
 
 def _flat(entry: dict[str, Any]) -> dict[str, float]:
-    """An epoch's entry for the trackers."""
+    """The values of an epoch's entry, under the names that the trackers show."""
     values = {f"epoch/{key}": entry[key] for key in ("validation_accuracy", "learning_rate", "temperature", "seconds")}
     values["epoch/examples_per_second"] = entry["examples"] / entry["seconds"]
     return (
@@ -218,7 +222,7 @@ def _flat(entry: dict[str, Any]) -> dict[str, float]:
 
 def _say(name: str, state: Progress, training: Training) -> None:
     last, left = state.history[-1], training.epochs - len(state.history)
-    shown = max(1, training.epochs // 20)  # short epochs would scroll everything else away
+    shown = max(1, training.epochs // 20)  # otherwise short epochs would fill the terminal
     if left % shown and last["seconds"] < 10:
         return
     eta = sum(entry["seconds"] for entry in state.history[-5:]) / len(state.history[-5:]) * left

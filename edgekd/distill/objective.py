@@ -1,5 +1,5 @@
-"""What a training minimises: the terms of each of its parts, chosen once before the loop, and what is learned beside
-the network for their sake and dropped after it."""
+"""What a training minimises: the loss terms of each part of the training, which are chosen once before the loop, and
+the auxiliary modules that these terms need, which are trained with the network and dropped afterwards."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,35 +18,35 @@ __all__ = ["Objective", "Part", "Seen", "distillation", "plain", "student_layers
 
 @dataclass(frozen=True)
 class Seen:
-    """What one step shows to the terms."""
+    """The input of the loss terms in one step."""
 
     logits: Tensor
-    """The student's, (B, C)."""
+    """The student's logits (B, C)."""
     targets: Tensor
-    """Labels (B,), or each class's share (B, C)."""
+    """Labels (B,), or class probabilities (B, C)."""
     indices: Tensor
-    """(B,): places in the training data."""
+    """Positions of the examples in the training data, (B,)."""
     features: dict[str, Tensor] = field(default_factory=dict)
-    """The student's, by layer."""
+    """The student's features, by layer name."""
     teacher: dict[str, Tensor] = field(default_factory=dict)
-    """The teacher's `logits`, and features by layer."""
+    """The teacher's `logits`, and its features by layer name."""
     peers: tuple[Tensor, ...] = ()
-    """Logits (B, C) of the students beside this one."""
+    """Logits (B, C) of the peer students in mutual learning."""
     temperature: float | Tensor = 1.0
     step: int = 0
-    """Counted over the whole training."""
+    """Number of the step, counted over the whole training."""
 
 
 Terms = Callable[[Seen], dict[str, Tensor]]
-"""The weighted terms; their sum is minimised."""
+"""Returns the weighted terms by name; the training minimises their sum."""
 
 Hard = Callable[[Tensor, Tensor], Tensor]
-"""The task's own loss of outputs (B, C) and targets."""
+"""The task's own loss, a function of outputs (B, C) and targets."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Epochs with the same terms."""
+    """Consecutive epochs that use the same terms."""
 
     epochs: int
     terms: Terms
@@ -58,15 +58,15 @@ class Objective:
 
     parts: tuple[Part, ...]
     layers: tuple[str, ...] = ()
-    """Of the student, whose outputs the terms need."""
+    """Layers of the student whose outputs the terms need."""
     teacher_layers: tuple[str, ...] = ()
     learned: nn.ModuleDict = field(default_factory=nn.ModuleDict)
-    """Trained with the network: regressors, discriminators, the temperature, peers."""
+    """Modules that are trained together with the network: regressors, discriminators, the temperature, peers."""
     temperature: Callable[[float], float | Tensor] = lambda epochs: 1.0
-    """At so many epochs from the beginning, fractions too."""
+    """The temperature as a function of the epochs since the start, which need not be a whole number."""
 
     def part(self, epoch: int) -> tuple[Part, int]:
-        """The part that `epoch` (from 0) belongs to, and the epoch that part begins with."""
+        """The part that contains `epoch` (counted from 0), and the first epoch of that part."""
         begin = 0
         for part in self.parts:
             if epoch < begin + part.epochs:
@@ -76,11 +76,11 @@ class Objective:
 
 
 Loss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
-"""The task's own loss: of outputs (B, C) and targets, with label smoothing and weights."""
+"""The task's own loss, a function of outputs (B, C), targets, label smoothing and class weights."""
 
 
 def plain(training: Training, loss: Loss, weights: Tensor | None = None) -> Objective:
-    """The task's own loss, called `ce` as in the recipe; no teacher."""
+    """An objective without a teacher: only the task's own loss, under the name `ce` that recipes use."""
 
     def terms(seen: Seen) -> dict[str, Tensor]:
         return {"ce": loss(seen.logits, seen.targets, training.label_smoothing, weights)}
@@ -89,13 +89,13 @@ def plain(training: Training, loss: Loss, weights: Tensor | None = None) -> Obje
 
 
 def teacher_layers(recipe: Recipe) -> tuple[str, ...]:
-    """Every layer of the teacher that the recipe needs, logits apart."""
+    """Names of the teacher's layers that the recipe needs, without the logits."""
     names = [teacher_name(feature) for part in recipe.parts() for feature in part.features]
     return tuple(name for name in dict.fromkeys(names) if name != "logits")
 
 
 def student_layers(recipe: Recipe) -> tuple[str, ...]:
-    """Every layer of the student that the recipe needs, logits apart."""
+    """Names of the student's layers that the recipe needs, without the logits."""
     names = [feature.student for part in recipe.parts() for feature in part.features]
     return tuple(name for name in dict.fromkeys(names) if name)
 
@@ -108,11 +108,11 @@ def distillation(
     hard: Hard,
     peers: Sequence[nn.Module] = (),
 ) -> Objective:
-    """The recipe's parts for networks whose layers have these shapes (without the batch), and `count` examples.
+    """The objective of a recipe, for `count` training examples and networks whose layers have these shapes (without the
+    batch dimension).
 
-    `hard` is the term `ce`, the task's own loss of outputs and targets. `peers` are the students beside this one,
-    inputs to logits, for the term `mutual`. Raises ConfigError where a
-    term does not suit the shapes.
+    `hard` is the term `ce`, the task's own loss. `peers` are further students, which map inputs to logits, for the
+    term `mutual`. Raises ConfigError if a term does not fit the shapes.
     """
     learned = nn.ModuleDict()
     if peers:
@@ -148,7 +148,7 @@ def _terms(recipe: Recipe, stage: Stage, on_features: Sequence[FeatureTerm], har
             mine = seen.features[feature.student] if feature.student else seen.logits
             theirs = seen.teacher[teacher_name(feature)]
             value = feature.weight * term.loss(mine, theirs.float(), seen.indices, seen.step)
-            name = feature.name()  # the same for one layer of the student that learns from two of the teacher
+            name = feature.name()  # equal if one student layer learns from two teacher layers
             found[name] = found[name] + value if name in found else value
         return found
 
@@ -156,7 +156,7 @@ def _terms(recipe: Recipe, stage: Stage, on_features: Sequence[FeatureTerm], har
 
 
 def _logit_term(name: str, recipe: Recipe, hard: Hard) -> Callable[[Seen], Tensor]:
-    """One of the card's `losses` as a function of what a step shows."""
+    """The term `name` of the card's `losses` on logits, without its weight."""
 
     def pair(seen: Seen) -> tuple[Tensor, Tensor]:
         both = (seen.logits, seen.teacher["logits"])
@@ -168,13 +168,14 @@ def _logit_term(name: str, recipe: Recipe, hard: Hard) -> Callable[[Seen], Tenso
         if recipe.sampling == "none":
             return exact
         p = (theirs / losses.fixed(seen.temperature)).softmax(dim=1)
-        # The parts of a batch, here or in another process, are of one step and must not draw alike.
+        # All parts of a batch, in every process, have the same step, so the first index makes their draws differ.
         generator = generator_for(recipe.seed, (seen.step << 32) + int(seen.indices[0]))
         drawn = sample(p, recipe.sampling, recipe.sampling_strength, generator)
         return exact + losses.draw_noise(mine, p, drawn, seen.temperature)
 
     def dkd(seen: Seen) -> Tensor:
-        labels = seen.targets if seen.targets.dim() == 1 else seen.targets.argmax(dim=1)  # a mix: its larger part
+        # Mixed examples have soft targets: take the class with the larger share.
+        labels = seen.targets if seen.targets.dim() == 1 else seen.targets.argmax(dim=1)
         return losses.dkd(*pair(seen), labels, seen.temperature, recipe.dkd_alpha, recipe.dkd_beta)
 
     terms: dict[str, Callable[[Seen], Tensor]] = {
@@ -190,7 +191,7 @@ def _logit_term(name: str, recipe: Recipe, hard: Hard) -> Callable[[Seen], Tenso
 
 
 def _peers(seen: Seen, stage: Stage, hard: Hard) -> Tensor:
-    """What the peers minimise, all together: each learns from the labels and from the others, as the student does."""
+    """The sum of the peers' losses: like the student, each peer learns from the labels and from all other students."""
     total = torch.zeros((), device=seen.logits.device)
     for number, own in enumerate(seen.peers):
         others = [seen.logits, *seen.peers[:number], *seen.peers[number + 1 :]]

@@ -1,4 +1,4 @@
-"""Optimiser, learning rate and arithmetic of a training."""
+"""Optimiser, gradient clipping, learning rate and autocast precision of a training."""
 
 import math
 from typing import Any
@@ -12,15 +12,15 @@ from edgekd.recipe import Training
 __all__ = ["autocast", "clip", "computes_bf16", "learning_rate", "make_optimizer"]
 
 RISE = 0.3
-"""Share of the steps in which the learning rate of `one-cycle` rises."""
+"""Share of the steps during which the learning rate of `one-cycle` rises."""
 THETA = "learned.temperature.theta"
 START, END = 1 / 25, 1 / 10_000
-"""Learning rate of `one-cycle` at first and at last, of the highest (as torch's OneCycleLR has it)."""
+"""First and last learning rate of `one-cycle`, relative to the highest one (the defaults of torch's OneCycleLR)."""
 
 
 def make_optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """The training's optimiser, new; SGD is with Nesterov's momentum. A learned temperature (`theta`) does not decay:
-    the middle of its range is no better than the rest."""
+    """A new optimiser for the training; SGD uses Nesterov momentum. The learned temperature (`theta`) has no weight
+    decay, which would pull it to the middle of its range for no reason."""
     theta = [value for name, value in module.named_parameters() if name == THETA]
     others = [value for name, value in module.named_parameters() if name != THETA]
     groups: list[dict[str, Any]] = [{"params": others}, *({"params": [value], "weight_decay": 0.0} for value in theta)]
@@ -36,8 +36,8 @@ def make_optimizer(module: nn.Module, training: Training) -> torch.optim.Optimiz
 
 
 def clip(module: nn.Module, training: Training) -> None:
-    """Scale the gradient down to the training's `clip_norm`: that of each child of `module` by itself, so that what
-    learns beside a network does not tighten the network's."""
+    """Clip the gradient to the norm `clip_norm`, separately for each child of `module`, so that large gradients of the
+    auxiliary modules do not reduce those of the network."""
     if training.clip_norm is not None:
         for child in module.children():
             if trained := list(child.parameters()):
@@ -45,10 +45,10 @@ def clip(module: nn.Module, training: Training) -> None:
 
 
 def learning_rate(training: Training, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """The rate at `step` (from 0) of a part of `epochs`; a pure function of both.
+    """The learning rate at `step` (counted from 0) of a part that has `epochs` epochs.
 
-    `cosine`: linear warm-up, then half a cosine down to zero. `constant`: the warm-up, then no change. `one-cycle`:
-    half a cosine up over the first 30 % of the steps, another down over the rest; no warm-up beside it.
+    `cosine`: a linear warm-up, then half a cosine down to zero. `constant`: the warm-up, then a constant rate.
+    `one-cycle`: half a cosine up over the first 30 % of the steps, then half a cosine down; no separate warm-up.
     """
     top, total = training.learning_rate, epochs * steps_per_epoch
     if training.schedule == "one-cycle":
@@ -65,17 +65,17 @@ def learning_rate(training: Training, step: int, steps_per_epoch: int, epochs: i
 
 
 def _between(first: float, last: float, share: float) -> float:
-    """Half a cosine from `first` to `last`."""
+    """The value at `share` (0 to 1) of half a cosine from `first` to `last`."""
     return last + (first - last) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def autocast(precision: str) -> torch.autocast:
-    """bf16 for `bf16`, and for `auto` where the machine computes bf16 in hardware; else plain fp32."""
+    """Autocast to bf16 for `bf16`, and for `auto` if the hardware supports bf16; otherwise no autocast (fp32)."""
     return torch.autocast(device().type, torch.bfloat16, enabled=computes_bf16(precision))
 
 
 def computes_bf16(precision: str) -> bool:
-    """Whether that precision is bf16 on this machine."""
+    """Whether a training with this `precision` setting uses bf16 on this machine."""
     if precision == "auto":
         if torch.cuda.is_available():
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))

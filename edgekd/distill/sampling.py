@@ -1,16 +1,18 @@
-"""Soft labels drawn anew at every step, with the teacher's softmax p as their mean.
+"""Soft labels that are drawn at random in every step, with the teacher's softmax p as their mean.
 
-Cross-entropy is linear in its target, so that the expected gradient of a soft term stays what it is with p: the draws
-add noise to the gradient and nothing else. Each kind gives probability distributions whose mean is p exactly:
+Cross-entropy is linear in its target, so the expected gradient of a soft term is the same as with p itself: the draws
+only add noise to the gradient. Each kind gives probability distributions whose mean is exactly p:
 
 * `gaussian`: noise of deviation σ = 1 / strength on the logits. softmax(log p + ε) with ε ~ N(0, σ² I) has another
-  mean, so ε is drawn as σ n + σ² e_J with n ~ N(0, I) and a class J ~ p: whoever knows p and sees ε should believe in
-  J = i with probability softmax(log p + ε)_i (the densities' ratios are exp(ε_i)), and the mean of what is believed
-  after seeing is what was believed before.
-* `gamma`: Gamma(k p_i) of each class over their sum, which is Dirichlet(k p): mean p, variance p (1 − p) / (k + 1).
-* `poisson`: counts Poisson(n p_i) over their sum, given that there are any: once the sum m > 0 is known the counts are
-  multinomial, and their mean is m p.
-* `points`: n classes ~ p (n rounded, at least 1), and each one's share: mean p, variance p (1 − p) / n.
+  mean, so ε is drawn as σ n + σ² e_J with n ~ N(0, I) and a random class J ~ p. By Bayes' rule the posterior
+  P(J = i | ε) is softmax(log p + ε)_i, since the ratio of the densities of ε given J = i and of n σ is proportional to
+  exp(ε_i); and the mean of a posterior is the prior, here p.
+* `gamma`: draws Gamma(k p_i) for each class, divided by their sum. This is Dirichlet(k p): its mean is p, its variance
+  p (1 − p) / (k + 1).
+* `poisson`: counts Poisson(n p_i) for each class, divided by their sum m, on the condition m > 0. Given m, the counts
+  are multinomial with mean m p.
+* `points`: n classes drawn from p (n is rounded, and at least 1); the label is the share of each class among them. Its
+  mean is p, its variance p (1 − p) / n.
 """
 
 from collections.abc import Callable
@@ -26,16 +28,17 @@ __all__ = ["generator_for", "sample"]
 
 
 def generator_for(seed: int, step: int, where: torch.device | str = "cpu") -> Generator:
-    """The random numbers of one step, whatever came before it."""
+    """A random generator for one step, which depends only on the arguments, not on earlier draws."""
     words = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
     return Generator(where).manual_seed(int(words[0]) % 2**63)
 
 
 def sample(p: Tensor, kind: str, strength: float, generator: Generator) -> Tensor:
-    """Soft labels (B, C) with mean p (B, C), whose rows sum to 1; `none` gives p itself.
+    """Random soft labels (B, C) with mean p (B, C), whose rows sum to 1; the kind `none` returns p itself.
 
-    Drawn in double precision where the generator lives, then brought to p's type and device. `strength` is σ⁻¹, k or n
-    of the formulas above: the larger, the nearer to p. A class with p = 0 gets 0. Raises ValueError for another kind.
+    They are drawn in double precision on the generator's device, then converted to p's type and device. `strength` is
+    1 / σ, k or n in the formulas above: a larger value gives labels closer to p. A class with p = 0 gets 0. Raises
+    ValueError for an unknown kind.
     """
     if kind == "none":
         return p
@@ -53,7 +56,8 @@ def _gaussian(p: Tensor, strength: float, generator: Generator) -> Tensor:
 
 
 def _gamma(p: Tensor, strength: float, generator: Generator) -> Tensor:
-    """In logarithms, as draws of small shapes underflow: G(a) is G(a + 1) U^(1/a), and −log U is exponential."""
+    """Dirichlet draws. They are computed as logarithms, because Gamma draws with a small shape a underflow:
+    Gamma(a) = Gamma(a + 1) U^(1/a) in distribution, and −log U is exponential."""
     shape = strength * p
     logs = torch._standard_gamma(shape + 1, generator=generator).log()
     logs -= torch.empty_like(p).exponential_(generator=generator) / shape
@@ -61,8 +65,9 @@ def _gamma(p: Tensor, strength: float, generator: Generator) -> Tensor:
 
 
 def _poisson(p: Tensor, strength: float, generator: Generator) -> Tensor:
-    """Points fall at random on [0, n], of which there are Poisson(n). Given that there are any, the first lies where an
-    exponential variable below n does, and the others fall behind it as ever; so nothing need be drawn twice."""
+    """Counts of a Poisson process on [0, n], on the condition that it has at least one point. The position of the first
+    point is an exponential variable truncated to [0, n]; the points after it are an ordinary Poisson process. So no
+    draw has to be rejected."""
     uniform = torch.rand(len(p), 1, generator=generator, device=p.device, dtype=p.dtype)
     first = -torch.log1p(uniform * np.expm1(-strength))
     others = torch.poisson((strength - first).clamp(min=0) * p, generator=generator)
@@ -77,7 +82,7 @@ def _points(p: Tensor, strength: float, generator: Generator) -> Tensor:
 
 
 def _classes(p: Tensor, number: int, generator: Generator) -> Tensor:
-    """Classes (B, number), each drawn with the probabilities of its row."""
+    """Random classes (B, number), drawn with the probabilities in each row of p."""
     return torch.multinomial(p, number, replacement=True, generator=generator)
 
 

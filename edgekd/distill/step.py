@@ -1,4 +1,4 @@
-"""One forward pass of a training: the network, what is learned beside it, and the weighted terms."""
+"""One forward pass of a training: the network, the auxiliary modules, and the weighted loss terms."""
 
 import numpy as np
 import torch
@@ -11,18 +11,18 @@ from edgekd.distill.terms.layers import Taps, core
 from edgekd.errors import ConfigError
 from edgekd.recipe import Training
 
-__all__ = ["Step"]
+__all__ = ["TrainingStep"]
 
 
-class Step(nn.Module):
-    """The terms of a batch; a module, so that DistributedDataParallel sees every gradient."""
+class TrainingStep(nn.Module):
+    """Computes the loss terms of a batch. It is a module so that DistributedDataParallel can wrap all trained parts."""
 
     def __init__(self, net: nn.Module, objective: Objective, training: Training) -> None:
         super().__init__()
         self.net, self.learned = net, objective.learned
         self._objective, self._precision = objective, training.precision
         self._taps = Taps(core(net), objective.layers, "recipe.features")
-        # Not an attribute of this module: its parameters would be there twice.
+        # In a list, so that the compiled network is not registered as a second submodule with the same parameters.
         self._forward = [torch.compile(net) if training.compile else net]
 
     def forward(
@@ -35,11 +35,12 @@ class Step(nn.Module):
         share: float,
         step: int,
     ) -> dict[str, Tensor]:
-        """The weighted terms at `share` of `epoch` (both from 0); `step` counts over the whole training."""
+        """The weighted terms of a batch after the fraction `share` of `epoch` (counted from 0); `step` counts over the
+        whole training."""
         part, _ = self._objective.part(epoch)
         with autocast(self._precision):
             logits = self._forward[0](inputs)
-            if not isinstance(logits, Tensor):  # some of torchvision's, in training only
+            if not isinstance(logits, Tensor):  # some torchvision networks return a named tuple in training mode
                 raise ConfigError(f"the network gives a {type(logits).__name__} in training; it should give its logits")
             peers = tuple(peer(inputs).float() for peer in self._peers())
         seen = Seen(
@@ -55,7 +56,7 @@ class Step(nn.Module):
         return part.terms(seen)
 
     def release(self) -> None:
-        """Take the hooks off the network, which outlives this."""
+        """Remove the forward hooks from the network, which is still used after training."""
         self._taps.remove()
 
     def _peers(self) -> list[nn.Module]:

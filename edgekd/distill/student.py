@@ -1,4 +1,4 @@
-"""Distilling one student."""
+"""Distillation of one student, through the card's teacher assistants if it has any."""
 
 import dataclasses
 import shutil
@@ -12,13 +12,12 @@ from torch import nn
 
 from edgekd import units
 from edgekd.candidate import Shape, shape_name
-from edgekd.card import Card
-from edgekd.card import Teacher as TeacherOfCard
+from edgekd.card import Card, Teacher
 from edgekd.console import say
 from edgekd.data.examples import Examples
 from edgekd.distill.cache.outputs import shapes, teaching
 from edgekd.distill.distributed import barrier, world
-from edgekd.distill.loop import Job, best_accuracy, parts_of, train
+from edgekd.distill.loop import TrainingJob, best_accuracy, parts_of, train
 from edgekd.distill.objective import Objective, distillation, student_layers, teacher_layers
 from edgekd.distill.tasks.known import learning_of
 from edgekd.distill.teacher import with_own_teacher
@@ -28,7 +27,7 @@ from edgekd.errors import ConfigError
 from edgekd.files import move, read_json, write_json
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import make
-from edgekd.nets.teachers import Teacher, load_teacher_file
+from edgekd.nets.teachers import LoadedTeacher, load_teacher_file
 from edgekd.nets.weights import load_into, read_state, save_state
 from edgekd.recipe import Recipe, Term
 from edgekd.run import Run
@@ -50,25 +49,25 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class TrainingOptions:
-    """How to train, apart from what the card says."""
+    """Options of a training that come from the command line, not from the card."""
 
     online: bool = False
-    """Keep the teacher in the loop instead of its outputs in the cache; each epoch then shows a view of its own."""
+    """Run the teacher in every step instead of caching its outputs; each epoch then has its own augmented view."""
     track: tuple[str, ...] = ()
     minimum: float | None = None
-    """Validation accuracy below which the student is trained again, `recipe.attempts` times in all."""
+    """If the validation accuracy is below this, the student is trained again, up to `recipe.attempts` times in all."""
     teacher_minimum: float | None = None
 
 
 def distill_student(
     card: Card,
     shape: Shape,
-    teachers: Sequence[Teacher],
+    teachers: Sequence[LoadedTeacher],
     data: tuple[Examples, Examples],
     run: Run,
     options: TrainingOptions = TrainingOptions(),
 ) -> nn.Module:
-    """The student of that shape, distilled as the card's recipe says; a finished one is only loaded."""
+    """Distil the student of that shape with the card's recipe; if its weights file exists, only load it."""
     out = run.student_weights
     net = _new(card, shape, card.recipe.seed)
     if not out.exists():
@@ -100,12 +99,12 @@ def distill_student(
     return net.eval()
 
 
-def new_student(card: Card, shape: Shape, teacher: Teacher) -> nn.Module:
-    """The student of that shape before its training: drawn with the recipe's seed, and with `init_from_teacher` given
-    the teacher's tensors where they fit."""
+def new_student(card: Card, shape: Shape, teacher: LoadedTeacher) -> nn.Module:
+    """The untrained student of that shape, initialised with the recipe's seed. With `init_from_teacher`, the teacher's
+    tensors of equal name and shape are copied into it."""
     net = _new(card, shape, card.recipe.seed)
     if card.recipe.init_from_teacher:
-        assert teacher.net is not None  # check_recipe
+        assert teacher.net is not None  # check_recipe has refused an ONNX teacher
         copied = copy_matching(teacher.net, net)
         say(f"student: {copied} of {len(net.state_dict())} tensors copied from the teacher")
     return net
@@ -115,7 +114,7 @@ def learn(
     card: Card,
     shape: Shape,
     net: nn.Module,
-    teachers: Sequence[Teacher],
+    teachers: Sequence[LoadedTeacher],
     data: tuple[Examples, Examples],
     folder: Path,
     options: TrainingOptions = TrainingOptions(),
@@ -123,17 +122,17 @@ def learn(
     stop: Callable[[list[dict[str, Any]]], bool] | None = None,
     log: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Train `net`, of the student's family and `shape`, in place, as the card's recipe says; returns its history.
+    """Train `net`, which has the student's family and `shape`, in place with the card's recipe; return its history.
 
-    The checkpoint is in `folder`, the log in `log`, or beside it. Raises ConfigError for a recipe that does not suit
-    the networks.
+    The checkpoint is written to `folder`, the log to `log`, by default a folder beside `folder`. Raises ConfigError if
+    the recipe does not fit the networks.
     """
     recipe, (examples, validation) = card.recipe, data
     whole = Deployed(net, card.data)
     objective = _objective(card, shape, whole, teachers, examples)
     needed = teachers if needs_teacher(recipe) else ()
     with teaching(card, needed, examples, objective.teacher_layers, options.online) as outputs:
-        job = Job(
+        job = TrainingJob(
             name=name,
             train=examples,
             validation=validation,
@@ -151,10 +150,14 @@ def learn(
 
 
 def check_networks(
-    card: Card, shapes: Sequence[Shape], given: Teacher | None, further: Sequence[Teacher], examples: Examples
+    card: Card,
+    shapes: Sequence[Shape],
+    given: LoadedTeacher | None,
+    further: Sequence[LoadedTeacher],
+    examples: Examples,
 ) -> None:
-    """Raise ConfigError where networks, layers or weights do not suit one another, before anything is measured,
-    trained or written. Of the student's shapes the first one that can be trained stands for all."""
+    """Raise ConfigError if networks, layers and weights do not fit one another, before anything is measured, trained or
+    written. Of the student's shapes, only the first one that can be trained is checked."""
     shape = _first_usable(card, shapes, examples)
     card = with_own_teacher(card, shape)
     trained = [] if given else [("teacher", card.teacher)]
@@ -183,22 +186,22 @@ def _first_usable(card: Card, shapes: Sequence[Shape], examples: Examples) -> Sh
 
 
 def check_student(card: Card, shape: Shape, examples: Examples) -> None:
-    """Raise ConfigError where the student of that shape cannot be built, or cannot be trained on the examples."""
+    """Raise ConfigError if the student of that shape cannot be built, or cannot be trained on the examples."""
     named = f": {shape_name(shape)}" if shape else ""
     check_learning(_new(card, shape, card.recipe.seed), card, _first_two(examples), f"{card.file}: student{named}")
 
 
 def check_recipe(
-    card: Card, shape: Shape, given: Teacher | None, further: Sequence[Teacher], examples: Examples
+    card: Card, shape: Shape, given: LoadedTeacher | None, further: Sequence[LoadedTeacher], examples: Examples
 ) -> None:
-    """Raise ConfigError where the recipe does not suit the networks, before anything is trained.
+    """Raise ConfigError if the recipe does not fit the networks, before anything is trained.
 
-    Teachers that are still to be trained are looked at as they are built.
+    A teacher that is not trained yet is built with random weights for this check.
     """
     built = card.assistants[-1] if card.assistants else card.teacher
     if card.assistants or given is None:
         net = make(card, built, built.shape, "assistants" if card.assistants else "teacher.shape")
-        given = Teacher(Deployed(net, card.data), Path())
+        given = LoadedTeacher(Deployed(net, card.data), Path())
     if card.recipe.init_from_teacher and given.net is None:
         raise ConfigError(f"{card.file}: recipe.init_from_teacher: an ONNX teacher has no tensors to copy")
     whole = Deployed(_new(card, shape, card.recipe.seed), card.data)
@@ -206,9 +209,9 @@ def check_recipe(
 
 
 def _objective(
-    card: Card, shape: Shape, whole: nn.Module, teachers: Sequence[Teacher], examples: Examples
+    card: Card, shape: Shape, whole: nn.Module, teachers: Sequence[LoadedTeacher], examples: Examples
 ) -> Objective:
-    """What the recipe minimises for these networks; errors begin with the card's file."""
+    """The recipe's objective for these networks; the messages of errors begin with the card's file."""
     recipe = card.recipe
     peers = [Deployed(_new(card, shape, recipe.seed + 7_919 * (n + 1)), card.data) for n in range(_peers(recipe))]
     found = probe(whole, _first_two(examples), student_layers(recipe), f"{card.file}: recipe.features: student")
@@ -228,8 +231,8 @@ def _objective(
         raise ConfigError(f"{card.file}: {error}") from error
 
 
-def _check_terms(recipe: Recipe, teachers: Sequence[Teacher]) -> None:
-    """ConfigError where terms and teachers do not suit one another."""
+def _check_terms(recipe: Recipe, teachers: Sequence[LoadedTeacher]) -> None:
+    """Raise ConfigError if the recipe's terms do not fit the teachers."""
     if recipe.teacher_weights and len(recipe.teacher_weights) != len(teachers):
         raise ConfigError(
             f"recipe.teacher_weights: got {len(recipe.teacher_weights)} weights; there are {len(teachers)} teachers"
@@ -244,7 +247,7 @@ def _check_terms(recipe: Recipe, teachers: Sequence[Teacher]) -> None:
 
 
 def _require_outputs(card: Card, found: dict[str, torch.Size], name: str) -> None:
-    """ConfigError for a network that does not give as many outputs as the task wants."""
+    """Raise ConfigError if the network does not have as many outputs as the task needs."""
     task = task_of(card.data)
     wanted = task.outputs(card.data)
     if found["logits"] != (wanted,):
@@ -255,15 +258,18 @@ def _require_outputs(card: Card, found: dict[str, torch.Size], name: str) -> Non
 
 
 def _first_two(examples: Examples) -> torch.Tensor:
-    """Inputs by which a network is tried."""
+    """The inputs of the first two examples, to try out a network."""
     return examples.batch(np.arange(min(2, len(examples))), 0).inputs
 
 
 def assist(
-    card: Card, teacher: Teacher, data: tuple[Examples, Examples], folder: Path, options: TrainingOptions
-) -> list[Teacher]:
-    """The teacher of the student: the last of the card's assistants, each taught by the one before it (Mirzadeh et
-    al. 2020, arXiv 1902.03393), or the teacher itself. Assistants are kept in `folder`."""
+    card: Card, teacher: LoadedTeacher, data: tuple[Examples, Examples], folder: Path, options: TrainingOptions
+) -> list[LoadedTeacher]:
+    """A list with the student's teacher: the last of the card's teacher assistants, or `teacher` if there are none.
+
+    Each assistant is distilled from the one before it, the first one from `teacher` (Mirzadeh et al. 2020, arXiv
+    1902.03393). The weights of the assistants are saved in `folder`, and only loaded if they exist.
+    """
     for number, assistant in enumerate(card.assistants):
         out = folder / f"assistant-{number + 1}.safetensors"
         if not out.exists():
@@ -283,12 +289,12 @@ def assist(
 
 
 def needs_teacher(recipe: Recipe) -> bool:
-    """Whether any term looks at a teacher."""
+    """Whether any term of the recipe uses a teacher's outputs."""
     return any(part.features or part.losses.keys() - {"ce", "mutual"} for part in recipe.parts())
 
 
 def training_summary(recipe: Recipe, run: Run) -> dict[str, Any]:
-    """Epochs and seconds of the student's training, and the validation accuracy of the weights that were kept."""
+    """Number of epochs and seconds of the student's training, and the validation accuracy of its final weights."""
     epochs = read_json(run.student_weights.with_name("history.json"))["epochs"]
     return {
         "epochs": len(epochs),
@@ -298,7 +304,7 @@ def training_summary(recipe: Recipe, run: Run) -> dict[str, Any]:
 
 
 def copy_matching(teacher: nn.Module, student: nn.Module) -> int:
-    """Copy the teacher's tensors of equal name and shape into the student; returns how many."""
+    """Copy the teacher's tensors of equal name and shape into the student; return their number."""
     source, own = teacher.state_dict(), student.state_dict()
     same = {name: tensor for name, tensor in source.items() if name in own and own[name].shape == tensor.shape}
     student.load_state_dict(same, strict=False)
@@ -319,9 +325,13 @@ def _longer(recipe: Recipe, times: int) -> Recipe:
     return dataclasses.replace(recipe, epochs=recipe.epochs * times, stages=stages)
 
 
-def _for_assistant(recipe: Recipe, assistant: TeacherOfCard) -> Recipe:
-    """The last stage's terms on logits, for its layers are not the assistant's, which learns from one teacher and has
-    no peers; with the assistant's own training if it has one. Plain KD where these terms look at no teacher."""
+def _for_assistant(recipe: Recipe, assistant: Teacher) -> Recipe:
+    """The recipe for an assistant: the terms on logits of the student recipe's last stage.
+
+    Terms on features are dropped, because their layers are the student's, and `mutual`, because an assistant has no
+    peers. It learns from one teacher. If no remaining term uses the teacher, plain KD replaces them. The assistant's
+    own [training] section, if it has one, overrides the settings of the recipe.
+    """
     losses: dict[Term, float] = {name: weight for name, weight in recipe.parts()[-1].losses.items() if name != "mutual"}
     if not losses.keys() - {"ce"}:
         losses = {}
@@ -330,5 +340,5 @@ def _for_assistant(recipe: Recipe, assistant: TeacherOfCard) -> Recipe:
     )
     if assistant.training is None:
         return plain
-    own = {field.name: getattr(assistant.training, field.name) for field in dataclasses.fields(assistant.training)}
-    return dataclasses.replace(plain, **own)
+    settings = {field.name: getattr(assistant.training, field.name) for field in dataclasses.fields(assistant.training)}
+    return dataclasses.replace(plain, **settings)

@@ -1,4 +1,4 @@
-"""Getting a teacher: from a file, or trained."""
+"""The teacher: loaded from a file, or trained here."""
 
 import dataclasses
 import shutil
@@ -12,13 +12,13 @@ from edgekd.card import Card, Training
 from edgekd.console import say
 from edgekd.data.examples import Examples
 from edgekd.distill.distributed import World, barrier, device, world
-from edgekd.distill.loop import Job, best_accuracy, train
+from edgekd.distill.loop import TrainingJob, best_accuracy, train
 from edgekd.distill.objective import plain
 from edgekd.distill.tasks.known import learning_of
 from edgekd.errors import BudgetError, InputError
 from edgekd.files import write_json
 from edgekd.nets.deployed import Deployed, count_macs
-from edgekd.nets.teachers import Teacher, load_teacher_file, make_teacher_net
+from edgekd.nets.teachers import LoadedTeacher, load_teacher_file, make_teacher_net
 from edgekd.nets.weights import save_state
 
 __all__ = [
@@ -32,12 +32,12 @@ __all__ = [
 ]
 
 SMALL_TRAINING_MACS = 2e14
-"""What `distill` trains a teacher for by itself: about half an hour on two cores (forward and backward
-count as three forward passes)."""
+"""Multiply-accumulates up to which `distill` trains a teacher without being asked: about half an hour on two cores. A
+forward and a backward pass together count as three forward passes."""
 
 
-def given_teacher(card: Card, file: Path | None) -> Teacher | None:
-    """The teacher in `file` (`--teacher`) or in the card's weights file; None if neither is named."""
+def given_teacher(card: Card, file: Path | None) -> LoadedTeacher | None:
+    """The teacher loaded from `file` (`--teacher`) or from the card's weights file; None if neither is given."""
     path = file or (card.resolve(card.teacher.weights) if card.teacher.weights else None)
     if path and card.teacher.family == "self":
         raise InputError(
@@ -50,8 +50,10 @@ def given_teacher(card: Card, file: Path | None) -> Teacher | None:
 
 
 def with_own_teacher(card: Card, shape: Shape) -> Card:
-    """The card, whose teacher of family `self` becomes the student's own network, trained alone first: the first
-    generation of Born-Again Networks (Furlanello et al. 2018, arXiv 1805.04770), and what the student is compared to.
+    """Replace a teacher of family `self` in the card by the student's own network; return other cards unchanged.
+
+    That network is first trained without distillation: the first generation of Born-Again Networks (Furlanello et al.
+    2018, arXiv 1805.04770), and the baseline that the student is compared with.
     """
     if card.teacher.family != "self":
         return card
@@ -67,8 +69,8 @@ def with_own_teacher(card: Card, shape: Shape) -> Card:
     return dataclasses.replace(card, teacher=own)
 
 
-def more_teachers(card: Card) -> list[Teacher]:
-    """The card's further teachers, each read from its weights file."""
+def more_teachers(card: Card) -> list[LoadedTeacher]:
+    """The card's additional teachers, each loaded from its weights file."""
     found = []
     for number, further in enumerate(card.more_teachers):
         if not further.weights:
@@ -87,7 +89,7 @@ def _training(card: Card) -> Training:
 
 
 def refuse_long_teaching(card: Card, images: int) -> None:
-    """Raise InputError with the command to run where the card's teacher cannot be trained in minutes."""
+    """Raise InputError, which names the command to run, if training the card's teacher would take too long."""
     net, training = make_teacher_net(card), _training(card)
     macs = 3 * count_macs(net, card.data) * images * training.epochs
     if macs > SMALL_TRAINING_MACS:
@@ -99,11 +101,12 @@ def refuse_long_teaching(card: Card, images: int) -> None:
 
 def teach(
     card: Card, data: tuple[Examples, Examples], minimum: float | None, out: Path, track: tuple[str, ...] = ()
-) -> Teacher:
-    """Train the card's teacher into `out` (safetensors); a finished one is only loaded.
+) -> LoadedTeacher:
+    """Train the card's teacher and save it to `out` (safetensors); if `out` exists, only load it.
 
-    Below `minimum` validation accuracy it trains again with twice the epochs, `teacher.attempts` times in
-    all. Raises BudgetError if none is good enough, InputError if the card has no recipe for a teacher.
+    If its validation accuracy is below `minimum`, it is trained again with twice the epochs, up to `teacher.attempts`
+    times in all. Raises BudgetError if no attempt reaches `minimum`, InputError if the card does not say how to train
+    a teacher.
     """
     if out.exists():
         if world().first:
@@ -144,7 +147,7 @@ def _attempt(
     weights = learning.weights(training, data[0].labels, card.data, where)
     torch.manual_seed(training.seed)
     net = make_teacher_net(card)
-    job = Job(
+    job = TrainingJob(
         name="teacher",
         train=data[0],
         validation=data[1],
@@ -164,16 +167,16 @@ def _attempt(
     return reached
 
 
-def validation_score(card: Card, teacher: Teacher, validation: Examples) -> float:
-    """The task's first metric of the teacher on validation data, in fp32."""
+def validation_score(card: Card, teacher: LoadedTeacher, validation: Examples) -> float:
+    """The teacher's value of the task's first metric on the validation data, in fp32."""
     teacher.module.to(device()).to(memory_format=torch.channels_last)
     result = learning_of(card.data).score(teacher.module, validation, "fp32", World())
     teacher.module.to("cpu")
     return result
 
 
-def check_teacher(card: Card, teacher: Teacher, validation: Examples, minimum: float | None) -> None:
-    """Raise BudgetError if the teacher stays below `minimum` on validation data."""
+def check_teacher(card: Card, teacher: LoadedTeacher, validation: Examples, minimum: float | None) -> None:
+    """Raise BudgetError if the teacher's score on the validation data is below `minimum`."""
     reached = validation_score(card, teacher, validation)
     if minimum is not None and reached < minimum:
         raise BudgetError(

@@ -1,4 +1,4 @@
-"""What happens in a training, told while it happens: `training.jsonl`, and the trackers a user asks for."""
+"""Logging of a training while it runs: to `training.jsonl`, and to the experiment trackers that the user chose."""
 
 import contextlib
 import json
@@ -13,18 +13,18 @@ from edgekd.errors import ConfigError, UnavailableError, did_you_mean, one_line
 from edgekd.files import atomic, read_json, real, write_json
 from edgekd.imports import require
 
-__all__ = ["FILE_NAME", "TRACKERS", "Tell", "check_trackers", "open_trackers", "truncate_after"]
+__all__ = ["FILE_NAME", "TRACKERS", "LogValues", "check_trackers", "open_trackers", "truncate_after"]
 
 FILE_NAME = "training.jsonl"
 
-Tell = Callable[[int, Mapping[str, float]], None]
-"""`tell(step, values)`: steps are counted from the training's beginning, and `values` hold `epoch`, counted from 1."""
+LogValues = Callable[[int, Mapping[str, float]], None]
+"""`log_values(step, values)`: `step` counts from the start of the training; `values` has `epoch`, counted from 1."""
 
-Recipe = Mapping[str, Any]
+Settings = Mapping[str, Any]
 
 
 def check_trackers(kinds: Iterable[str]) -> None:
-    """Raise ConfigError for a tracker nobody knows, UnavailableError with the pip command for one not installed."""
+    """Raise ConfigError for an unknown tracker, UnavailableError with the pip command for one that is not installed."""
     for name, value in _NO_TELEMETRY.items():
         os.environ.setdefault(name, value)
     for kind in kinds:
@@ -34,16 +34,19 @@ def check_trackers(kinds: Iterable[str]) -> None:
 
 
 @contextlib.contextmanager
-def open_trackers(kinds: tuple[str, ...], folder: Path, name: str, recipe: Recipe, finished: int = 0) -> Iterator[Tell]:
-    """A function that tells `folder/training.jsonl` and every tracker of `kinds` what happens in the training `name`.
+def open_trackers(
+    kinds: tuple[str, ...], folder: Path, name: str, recipe: Settings, finished: int = 0
+) -> Iterator[LogValues]:
+    """Open `folder/training.jsonl` and every tracker in `kinds` for the training `name`, and give a function that logs
+    values to all of them.
 
-    Terms of the loss are best called `loss/NAME`, and values of a whole epoch `epoch/NAME`: the trackers draw what
-    shares a prefix together. After `finished` epochs a training is resumed: lines of later ones are removed first.
-    TensorBoard discards their steps; MLflow, and W&B online, go on with the same run and are told the same values
-    again; W&B offline begins a run that holds everything. A number that is not finite becomes null in the file.
-    A tracker that fails on the way is left out with one line: no training should end because a server has.
+    Name loss terms `loss/NAME`, and values of a whole epoch `epoch/NAME`: the trackers group values by prefix. If the
+    training resumes after `finished` epochs, the lines of later epochs are removed from the file first. TensorBoard
+    discards their steps; MLflow, and W&B online, continue the same run and get those values again; W&B offline starts
+    a new run with all values so far. A number that is not finite becomes null in the file. If a tracker fails during
+    the training, one line says so and the tracker is dropped: the training should not end because of a server.
 
-    Raises ConfigError or UnavailableError where a tracker is unknown, is not installed or does not open.
+    Raises ConfigError or UnavailableError if a tracker is unknown, is not installed or does not open.
     """
     check_trackers(kinds)
     path = folder / FILE_NAME
@@ -53,29 +56,30 @@ def open_trackers(kinds: tuple[str, ...], folder: Path, name: str, recipe: Recip
         file = stack.enter_context(path.open("a", encoding="utf-8"))
         others = {kind: _enter(stack, kind, folder, name, recipe, first) for kind in dict.fromkeys(kinds)}
 
-        def tell(step: int, values: Mapping[str, float]) -> None:
+        def log_values(step: int, values: Mapping[str, float]) -> None:
             line: dict[str, float | None] = {"step": step} | {
                 key: value if math.isfinite(value) else None for key, value in values.items()
             }
             file.write(_json_line(line))
-            file.flush()  # the line then outlives this process, however it ends
+            file.flush()  # so that the line is not lost if this process is killed
             for kind, other in list(others.items()):
                 try:
                     other(step, values)
-                except Exception as error:  # whatever a network and a foreign package lead to
+                except Exception as error:  # a tracker's package can raise any exception
                     say(f"{name}: {kind} is told no more: {one_line(error)}")
                     del others[kind]
 
-        yield tell
+        yield log_values
 
 
 def truncate_after(path: Path, epoch: int) -> int:
-    """Remove what `path` tells of epochs after `epoch`, and a line half-written; returns the last step left, or -1.
+    """Remove the lines of epochs after `epoch`, and an incomplete line, from `path`; return the last remaining step, or
+    -1 if there is none.
 
-    A checkpoint is written once an epoch: after a crash the training goes back to it, and the file must as well.
+    A checkpoint is written once per epoch: after a crash the training continues from it, so later lines must go.
     """
-    kept = [told for told in _lines(path) if told["epoch"] <= epoch]
-    text = "".join(_json_line(told) for told in kept)
+    kept = [line for line in _lines(path) if line["epoch"] <= epoch]
+    text = "".join(_json_line(line) for line in kept)
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
         with atomic(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -83,8 +87,8 @@ def truncate_after(path: Path, epoch: int) -> int:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """What the file tells, up to the first line that is not whole."""
-    told = list[dict[str, Any]]()
+    """The file's lines as dictionaries, up to the first line that is incomplete."""
+    found = list[dict[str, Any]]()
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
         try:
             values = json.loads(line) if line.endswith(b"\n") else None
@@ -92,20 +96,20 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             break
         if not isinstance(values, dict) or not {"step", "epoch"} <= values.keys():
             break
-        told.append(values)
-    return told
+        found.append(values)
+    return found
 
 
 def _json_line(values: Mapping[str, float | None]) -> str:
     return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _enter(stack: contextlib.ExitStack, kind: str, folder: Path, name: str, recipe: Recipe, first: int) -> Tell:
-    """The tracker, opened for the steps from `first` on; the stack closes it, which may fail with one line."""
+def _enter(stack: contextlib.ExitStack, kind: str, folder: Path, name: str, recipe: Settings, first: int) -> LogValues:
+    """Open a tracker for the steps from `first` on. The stack closes it; if closing fails, that is only reported."""
     try:
         tracker = TRACKERS[kind](folder, name, recipe, first)
-        tell = tracker.__enter__()
-    except Exception as error:  # a foreign package, and perhaps a server
+        log_values = tracker.__enter__()
+    except Exception as error:  # any exception of the package or of a server
         raise UnavailableError(f"--track {kind}: does not open: {one_line(error)}") from error
 
     def close(*cause: Any) -> None:
@@ -115,12 +119,12 @@ def _enter(stack: contextlib.ExitStack, kind: str, folder: Path, name: str, reci
             say(f"{name}: {kind} does not close: {one_line(error)}")
 
     stack.push(close)
-    return tell
+    return log_values
 
 
 @contextlib.contextmanager
-def _tensorboard(folder: Path, name: str, recipe: Recipe, first: int) -> Iterator[Tell]:
-    """TensorBoard's scalars in `folder/tensorboard`; of a resumed training it discards the steps from `first` on."""
+def _tensorboard(folder: Path, name: str, recipe: Settings, first: int) -> Iterator[LogValues]:
+    """Write TensorBoard scalars to `folder/tensorboard`; a resumed training discards the steps from `first` on."""
     from torch.utils.tensorboard import SummaryWriter
 
     place = folder / "tensorboard"
@@ -130,17 +134,17 @@ def _tensorboard(folder: Path, name: str, recipe: Recipe, first: int) -> Iterato
             text = json.dumps(dict(recipe), indent=4, ensure_ascii=False, default=str)
             writer.add_text("recipe", "    " + text.replace("\n", "\n    "), 0)
 
-        def tell(step: int, values: Mapping[str, float]) -> None:
+        def log_values(step: int, values: Mapping[str, float]) -> None:
             for key, value in values.items():
                 writer.add_scalar(key, value, step)
-            writer.flush()  # by itself every two minutes, which a crash would lose
+            writer.flush()  # TensorBoard itself only flushes every two minutes
 
-        yield tell
+        yield log_values
 
 
 @contextlib.contextmanager
-def _mlflow(folder: Path, name: str, recipe: Recipe, first: int) -> Iterator[Tell]:
-    """MLflow at the user's MLFLOW_TRACKING_URI, or in a database beside `training.jsonl`."""
+def _mlflow(folder: Path, name: str, recipe: Settings, first: int) -> Iterator[LogValues]:
+    """Log to MLflow at the user's MLFLOW_TRACKING_URI, or to a database beside `training.jsonl`."""
     mlflow = require("mlflow", _EXTRAS["mlflow"], "--track mlflow")
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         uri = f"sqlite:///{real(folder / 'mlflow.db')}"
@@ -157,8 +161,8 @@ def _mlflow(folder: Path, name: str, recipe: Recipe, first: int) -> Iterator[Tel
 
 
 @contextlib.contextmanager
-def _wandb(folder: Path, name: str, recipe: Recipe, first: int) -> Iterator[Tell]:
-    """Weights & Biases as the user's WANDB_MODE says; without it nothing leaves this machine."""
+def _wandb(folder: Path, name: str, recipe: Settings, first: int) -> Iterator[LogValues]:
+    """Log to Weights & Biases in the user's WANDB_MODE; if it is unset, offline, so no data leaves this machine."""
     wandb = require("wandb", _EXTRAS["wandb"], "--track wandb")
     mode = os.environ.get("WANDB_MODE", "offline")
     if "WANDB_MODE" not in os.environ:
@@ -175,8 +179,9 @@ def _wandb(folder: Path, name: str, recipe: Recipe, first: int) -> Iterator[Tell
     )
     with run:
         _keep_run_id(folder, "wandb", run.id)
-        for told in _lines(folder / FILE_NAME) if mode == "offline" else ():  # it loses its last seconds in a crash
-            run.log({key: value for key, value in told.items() if value is not None}, step=told["step"])
+        # W&B offline loses the last seconds before a crash, so a new run gets all lines of the file.
+        for line in _lines(folder / FILE_NAME) if mode == "offline" else ():
+            run.log({key: value for key, value in line.items() if value is not None}, step=line["step"])
         yield lambda step, values: run.log(dict(values), step=step)
 
 
@@ -185,7 +190,7 @@ def _text(value: Any) -> str:
 
 
 def _run_id(folder: Path, kind: str) -> str | None:
-    """What the tracker called this training when it began."""
+    """The id that the tracker gave this training when it started; None if there is none."""
     path = folder / "trackers.json"
     found: str | None = read_json(path).get(kind) if path.exists() else None
     return found
@@ -196,7 +201,7 @@ def _keep_run_id(folder: Path, kind: str, run_id: str) -> None:
     write_json(path, (read_json(path) if path.exists() else {"schema_version": 1}) | {kind: run_id})
 
 
-TRACKERS: dict[str, Callable[[Path, str, Recipe, int], contextlib.AbstractContextManager[Tell]]] = {
+TRACKERS: dict[str, Callable[[Path, str, Settings, int], contextlib.AbstractContextManager[LogValues]]] = {
     "mlflow": _mlflow,
     "tensorboard": _tensorboard,
     "wandb": _wandb,
@@ -205,4 +210,4 @@ TRACKERS: dict[str, Callable[[Path, str, Recipe, int], contextlib.AbstractContex
 _EXTRAS = {"mlflow": "mlflow", "tensorboard": "track", "wandb": "wandb"}
 
 _NO_TELEMETRY = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
-"""Read at import: without them both would tell their makers how they are used."""
+"""The packages read these at import; without them both would send usage data to their vendors."""

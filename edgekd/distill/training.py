@@ -1,4 +1,4 @@
-"""The trainings of a run, in which all processes of torchrun take part; the first process tells the others of each."""
+"""The trainings of a run under torchrun: rank 0 broadcasts each training, and all processes take part in it."""
 
 import dataclasses
 from pathlib import Path
@@ -13,7 +13,7 @@ from edgekd.distill.student import TrainingOptions, check_recipe, distill_studen
 from edgekd.distill.tasks.known import examples_of, learning_of
 from edgekd.distill.teacher import check_teacher, given_teacher, more_teachers, teach
 from edgekd.errors import EdgekdError
-from edgekd.nets.teachers import Teacher
+from edgekd.nets.teachers import LoadedTeacher
 from edgekd.run import Run
 
 __all__ = ["StudentTraining", "TeacherTraining", "follow", "train_student", "train_teacher"]
@@ -21,7 +21,7 @@ __all__ = ["StudentTraining", "TeacherTraining", "follow", "train_student", "tra
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudentTraining:
-    """What the other processes are told of the training of a student, and of its teacher where none is given."""
+    """A training of a student, and of its teacher if none is given, as rank 0 broadcasts it to the other processes."""
 
     card: Card
     shape: Shape
@@ -33,7 +33,7 @@ class StudentTraining:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherTraining:
-    """What the other processes are told of the training of a teacher alone."""
+    """A training of a teacher alone, as rank 0 broadcasts it to the other processes."""
 
     card: Card
     data: Path | None
@@ -42,21 +42,26 @@ class TeacherTraining:
 
 
 def train_student(
-    told: StudentTraining, given: Teacher | None, further: list[Teacher], examples: tuple[Examples, Examples], run: Run
-) -> tuple[Teacher, nn.Module]:
-    """The teacher, trained where none is given, and the student that it and the `further` ones teach.
+    task: StudentTraining,
+    given: LoadedTeacher | None,
+    further: list[LoadedTeacher],
+    examples: tuple[Examples, Examples],
+    run: Run,
+) -> tuple[LoadedTeacher, nn.Module]:
+    """Train a student from the teacher `given`, or from one that is trained first, and from `further` teachers; return
+    the teacher and the student.
 
-    Called in the first process, which tells the others. Raises BudgetError for a teacher below its minimum.
+    Call this on rank 0 only: it broadcasts the training. Raises BudgetError if the teacher is below its minimum.
     """
-    broadcast(told)
+    broadcast(task)
     with fail_together():
-        return _train_both(told, given, further, examples, run)
+        return _train_both(task, given, further, examples, run)
 
 
 def train_teacher(
     card: Card, data: Path | None, minimum: float, out: Path, track: tuple[str, ...] = ()
-) -> tuple[Teacher, Examples]:
-    """The card's teacher, trained into `out` or loaded from there, and the validation data."""
+) -> tuple[LoadedTeacher, Examples]:
+    """On rank 0: train the card's teacher and save it to `out`, or load it; return it and the validation data."""
     train, validation = learning_of(card.data).load(card, data)
     examples = (examples_of(card, train), examples_of(card, validation))
     broadcast(TeacherTraining(card=card, data=data, minimum=minimum, out=out))
@@ -66,34 +71,38 @@ def train_teacher(
 
 
 def follow() -> None:
-    """Take part in each training that the first process tells of, until it tells that there are no more.
+    """On all other ranks: take part in each training that rank 0 broadcasts, until it broadcasts None.
 
-    The first process raises the same error and reports it; it may then begin another training.
+    An error that all processes raise is ignored here: rank 0 reports it, and may then start another training.
     """
-    while (told := receive()) is not None:
+    while (task := receive()) is not None:
         try:
             with fail_together():
-                _take_part(told)
+                _take_part(task)
         except EdgekdError as error:
             if error.final:
                 raise
 
 
-def _take_part(told: StudentTraining | TeacherTraining) -> None:
-    train, validation = learning_of(told.card.data).load(told.card, told.data)
-    examples = (examples_of(told.card, train), examples_of(told.card, validation))
-    if isinstance(told, TeacherTraining):
-        teach(told.card, examples, told.minimum, told.out)
+def _take_part(task: StudentTraining | TeacherTraining) -> None:
+    train, validation = learning_of(task.card.data).load(task.card, task.data)
+    examples = (examples_of(task.card, train), examples_of(task.card, validation))
+    if isinstance(task, TeacherTraining):
+        teach(task.card, examples, task.minimum, task.out)
         return
-    given = given_teacher(told.card, told.teacher_file)
-    _train_both(told, given, more_teachers(told.card), examples, Run(told.folder))
+    given = given_teacher(task.card, task.teacher_file)
+    _train_both(task, given, more_teachers(task.card), examples, Run(task.folder))
 
 
 def _train_both(
-    told: StudentTraining, given: Teacher | None, further: list[Teacher], examples: tuple[Examples, Examples], run: Run
-) -> tuple[Teacher, nn.Module]:
-    card, options = told.card, told.options
-    check_recipe(card, told.shape, given, further, examples[0])
+    task: StudentTraining,
+    given: LoadedTeacher | None,
+    further: list[LoadedTeacher],
+    examples: tuple[Examples, Examples],
+    run: Run,
+) -> tuple[LoadedTeacher, nn.Module]:
+    card, options = task.card, task.options
+    check_recipe(card, task.shape, given, further, examples[0])
     teacher = given or teach(card, examples, options.teacher_minimum, run.teacher_weights, options.track)
     check_teacher(card, teacher, examples[1], options.teacher_minimum)
-    return teacher, distill_student(card, told.shape, [teacher, *further], examples, run, options)
+    return teacher, distill_student(card, task.shape, [teacher, *further], examples, run, options)

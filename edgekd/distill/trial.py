@@ -1,10 +1,10 @@
-"""Trying a network on two examples, before anything is trained."""
+"""Checks that try out a network on a few examples before any training."""
 
 import torch
 from torch import Tensor, nn
 
 from edgekd.card import Card
-from edgekd.distill.terms.layers import told
+from edgekd.distill.terms.layers import as_config_error
 from edgekd.errors import ConfigError
 from edgekd.nets.deployed import Deployed
 from edgekd.tasks.known import task_of
@@ -13,12 +13,12 @@ __all__ = ["check_learning", "check_steady"]
 
 
 def check_steady(module: nn.Module, inputs: Tensor, where: str) -> Tensor:
-    """The answers (B, C) of a network behind its preprocessing, in evaluation mode.
+    """The logits (B, C) of a network with its preprocessing, in evaluation mode.
 
-    Raises ConfigError, which begins with `where`, where the network cannot take the inputs, gives no logits or numbers
-    that are not finite, or answers otherwise when it is asked again.
+    Raises ConfigError, whose message begins with `where`, if the network cannot take the inputs, gives no logits, gives
+    values that are not finite, or gives different values for the same inputs.
     """
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), told(where):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), as_config_error(where):
         first, second = (module.eval()(inputs) for _ in range(2))
     _require_logits(first, len(inputs), where)
     answers: Tensor = first.float()
@@ -33,9 +33,9 @@ def check_steady(module: nn.Module, inputs: Tensor, where: str) -> Tensor:
 
 
 def check_learning(net: nn.Module, card: Card, inputs: Tensor, where: str) -> None:
-    """Raise ConfigError, which begins with `where`, where the network cannot be trained on the card's data.
+    """Raise ConfigError, whose message begins with `where`, if the network cannot be trained on the card's data.
 
-    `net` is then of no further use: its running statistics are those of `inputs`.
+    Do not use `net` afterwards: its running statistics have been updated with `inputs`.
     """
     whole = Deployed(net, card.data)
     answers = check_steady(whole, inputs, where)
@@ -46,7 +46,7 @@ def check_learning(net: nn.Module, card: Card, inputs: Tensor, where: str) -> No
             f"{where}: the network gives {tuple(answers.shape[1:])} outputs for {task.targets(card.data)}; its "
             f"last layer should give {count}"
         )
-    with torch.random.fork_rng(devices=[]), torch.enable_grad(), told(where):
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), as_config_error(where):
         logits = whole.train()(inputs)
         _require_logits(logits, len(inputs), where)
         if logits.requires_grad:

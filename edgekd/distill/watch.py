@@ -1,4 +1,4 @@
-"""What stops a training: a loss that is no number, or grows beyond reason."""
+"""Checks that stop a training if its loss is not finite or diverges."""
 
 import math
 from pathlib import Path
@@ -14,13 +14,13 @@ from edgekd.recipe import TEMPERED
 __all__ = ["Watch", "check_epoch"]
 
 PATIENCE = 50
-"""Steps between looks: each look waits for the device."""
+"""Number of steps between two checks; a check has to wait for the device."""
 DIVERGED = 10.0
-"""An epoch's mean loss over that of the first one, from which a training counts as diverged."""
+"""A training counts as diverged if an epoch's mean loss is more than this factor times that of the first epoch."""
 
 
 class Watch:
-    """Adds up the terms of an epoch, and stops at the first one that is not finite."""
+    """Sums the loss terms of an epoch, and raises BudgetError for the first value that is not finite."""
 
     def __init__(self, name: str, checkpoint: Path, rate: float, epoch: int) -> None:
         self._name, self._checkpoint, self._rate, self._epoch = name, checkpoint, rate, epoch
@@ -29,14 +29,14 @@ class Watch:
         self._totals: dict[str, float] = {}
 
     def add(self, step: int, terms: dict[str, Tensor], share: float) -> None:
-        """The terms of a part of the batch, which counts `share` of it."""
+        """Add the terms of a part of the batch, which has the weight `share` in the batch."""
         self._names = list(terms)
         self._waiting.append((step, torch.stack([term.detach() for term in terms.values()]) * share))
         if len(self._waiting) >= PATIENCE:
             self._look()
 
     def means(self, steps: int) -> dict[str, float]:
-        """Mean of each term over the epoch's steps, and over the processes."""
+        """The mean of each term over the steps of the epoch, of all processes together."""
         self._look()
         totals = summed(torch.tensor(list(self._totals.values()), dtype=torch.float64)).tolist()
         return {name: total / steps for name, total in zip(self._totals, totals, strict=True)}
@@ -63,8 +63,8 @@ class Watch:
 def check_epoch(
     name: str, checkpoint: Path, module: nn.Module, before: list[dict[str, Any]], entry: dict[str, Any]
 ) -> None:
-    """Raise BudgetError if a weight is not finite after this epoch, or the loss is ten times that of the first epoch
-    with the same terms (`before`). Where the temperature has moved, terms that have a factor T² do not count."""
+    """Raise BudgetError if a weight is not finite after this epoch, or if the loss is more than ten times that of the
+    first epoch with the same terms (`before`). If the temperature has changed, terms with a factor T² are ignored."""
     epoch, rate = entry["epoch"] - 1, entry["learning_rate"]
     for weight, value in module.named_parameters():
         if not bool(torch.isfinite(value).all()):

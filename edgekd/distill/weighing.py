@@ -1,4 +1,4 @@
-"""Weights of classes in the cross-entropy."""
+"""Class weights of the cross-entropy."""
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ __all__ = ["class_weights"]
 
 
 def class_weights(training: Training, labels: NDArray[np.int64], classes: int, where: str) -> Tensor | None:
-    """The weight of each class (C,), or None where all count the same.
+    """The weight of each class (C,), or None if all classes have the same weight.
 
-    `balanced` is n / (C n_c) for the n_c examples of class c (King and Zeng 2001; scikit-learn's formula), n / C
-    for a class without any. Raises ConfigError, which names `where`, for another number of weights than classes.
+    `balanced` gives class c the weight n / (C n_c) for its n_c of n examples (King and Zeng 2001; scikit-learn's
+    formula), and n / C if it has no examples. Raises ConfigError, whose message begins with `where`, if the number of
+    weights is not the number of classes.
     """
     if training.class_weights == "none":
         return None

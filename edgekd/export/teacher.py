@@ -11,7 +11,7 @@ from edgekd.errors import InputError, one_line
 from edgekd.export.onnx import export, save_model
 from edgekd.nets.folding import folded
 from edgekd.nets.outputs import TINY
-from edgekd.nets.teachers import OnnxNet, Teacher
+from edgekd.nets.teachers import LoadedTeacher, OnnxNet
 from edgekd.target import Target
 from edgekd.tasks.known import task_of
 
@@ -21,7 +21,7 @@ OLDEST_OPSET, CONVERTED_OPSET = 7, 13
 """Preprocessing needs the broadcasting of opset 7; a model with an older opset is converted to the second number."""
 
 
-def export_teacher(teacher: Teacher, card: Card, target: Target, path: Path) -> None:
+def export_teacher(teacher: LoadedTeacher, card: Card, target: Target, path: Path) -> None:
     """Write the teacher with preprocessing in the graph, from uint8 (batch, H, W, C) or int32 ids (batch, length) to
     logits.
 

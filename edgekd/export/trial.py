@@ -17,7 +17,7 @@ from edgekd.export.teacher import export_teacher
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import FOREIGN
 from edgekd.nets.outputs import are_sigmoids, sigmoid_words
-from edgekd.nets.teachers import Teacher, make_teacher_net
+from edgekd.nets.teachers import LoadedTeacher, make_teacher_net
 from edgekd.target import Target
 from edgekd.tasks.known import task_of
 
@@ -27,14 +27,14 @@ COUNT = 2
 """Number of examples on which an exported file is tried."""
 
 
-def try_teacher(given: Teacher | None, card: Card, target: Target, inputs: NDArray[Any], scratch: Path) -> None:
+def try_teacher(given: LoadedTeacher | None, card: Card, target: Target, inputs: NDArray[Any], scratch: Path) -> None:
     """Export the given teacher, or an untrained one, and compare its answers on real `inputs`.
 
     The file is written to `scratch`, which is removed. Raises ConfigError or InputError if the teacher cannot be
     exported or if its answers cannot be used for distillation.
     """
     where = str(given.file) if given else f"{card.file}: teacher"
-    teacher = given or Teacher(Deployed(make_teacher_net(card), card.data).eval(), Path(card.file))
+    teacher = given or LoadedTeacher(Deployed(make_teacher_net(card), card.data).eval(), Path(card.file))
     answers = check_steady(teacher.module, torch.from_numpy(np.array(inputs)), where)
     if given and are_sigmoids(answers):
         raise InputError(f"{where}: {sigmoid_words('its answers lie between 0 and 1, and their sums are not 1')}")

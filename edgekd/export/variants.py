@@ -17,7 +17,7 @@ from edgekd.export.quantize import quantize, quantize_weights
 from edgekd.export.teacher import export_teacher
 from edgekd.nets.deployed import count_macs, count_params
 from edgekd.nets.folding import folded
-from edgekd.nets.teachers import Teacher
+from edgekd.nets.teachers import LoadedTeacher
 from edgekd.run import Run
 from edgekd.target import Precision, Target
 from edgekd.tasks.known import task_of
@@ -42,7 +42,7 @@ def calibration_images(train: Split, count: int) -> NDArray[np.uint8]:
 
 
 def export_variants(
-    card: Card, target: Target, teacher: Teacher, net: nn.Module, calibration: NDArray[np.uint8] | None, run: Run
+    card: Card, target: Target, teacher: LoadedTeacher, net: nn.Module, calibration: NDArray[np.uint8] | None, run: Run
 ) -> list[Subject]:
     """Export the teacher, the student in fp32, and the student in every other precision; existing files are kept.
 

@@ -1,4 +1,4 @@
-"""The CIFAR ResNets of He et al. 2015 (arXiv 1512.03385, section 4.2), option A shortcuts."""
+"""The CIFAR ResNets of He et al. 2015 (arXiv 1512.03385, section 4.2), with shortcuts of option A."""
 
 from typing import Annotated
 
@@ -12,7 +12,8 @@ __all__ = ["CifarResNet", "CifarResNetShape"]
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class CifarResNetShape:
-    """depth = 6 n + 2 layers; `width` channels in the first of three stages, doubled in each next one."""
+    """A ResNet of depth = 6 n + 2 layers with `width` channels in the first of three stages; each next stage has twice
+    as many channels."""
 
     depth: Annotated[int, Field(ge=8, le=1202, multiple_of=2)] = 20
     width: Annotated[int, Field(ge=2, le=65_536, multiple_of=2)] = 16
@@ -36,14 +37,14 @@ class _Block(nn.Module):
         y = F.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         if self.stride != 1 or self.padding:
-            # Option A: no parameters; every second pixel, and zero channels on both sides.
+            # Option A has no parameters: it takes every second pixel, and adds zero channels on both sides.
             x = x[:, :, :: self.stride, :: self.stride]
             x = F.pad(x, (0, 0, 0, 0, self.padding, self.padding))
         return F.relu(y + x)
 
 
 class CifarResNet(nn.Module):
-    """Images (B, channels, H, W) float to logits (B, classes)."""
+    """Maps images (B, channels, H, W) float to logits (B, classes)."""
 
     def __init__(self, shape: CifarResNetShape, channels: int, classes: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A network together with its preprocessing, as it will run on the device; what it costs."""
+"""A network together with its preprocessing, as it runs on the device; counts its parameters and operations."""
 
 import contextlib
 import warnings
@@ -16,7 +16,7 @@ __all__ = ["Deployed", "Preprocess", "count_macs", "count_params", "example_inpu
 
 
 class Preprocess(nn.Module):
-    """Raw inputs, such as uint8 images (B, H, W, C), to float ones as the network takes them, such as (B, C, H, W)."""
+    """Normalises raw inputs, such as uint8 images (B, H, W, C), to the network's float inputs, such as (B, C, H, W)."""
 
     def __init__(self, how: Normalization) -> None:
         super().__init__()
@@ -33,8 +33,8 @@ class Preprocess(nn.Module):
 
 
 class Deployed(nn.Module):
-    """Inputs as the exported file takes them, such as uint8 images (B, H, W, C) or token ids (B, L), to outputs
-    (B, C)."""
+    """A network with its preprocessing: maps the inputs of the exported file, such as uint8 images (B, H, W, C) or
+    token ids (B, L), to outputs (B, C)."""
 
     def __init__(self, net: nn.Module, data: Any) -> None:
         super().__init__()
@@ -48,12 +48,12 @@ class Deployed(nn.Module):
 
 
 def example_inputs(data: Any, count: int) -> Tensor:
-    """Inputs of the shape and type a deployed model takes: black images, or sentences of `timed_length` tokens."""
+    """Inputs with the shape and dtype for a deployed model: black images, or sentences of `timed_length` tokens."""
     return torch.from_numpy(task_of(data).example(data, count))
 
 
 def noise_inputs(data: Any, count: int) -> Tensor:
-    """Random inputs of the shape and type a deployed model takes, always the same: no two of them are alike."""
+    """Random inputs with the shape and dtype for a deployed model, from a fixed seed; all of them differ."""
     generator = torch.Generator().manual_seed(0)
     like = example_inputs(data, count)
     if like.dtype.is_floating_point:
@@ -63,22 +63,22 @@ def noise_inputs(data: Any, count: int) -> Tensor:
 
 
 def count_params(net: nn.Module) -> int:
-    """Number of parameters; buffers are not counted."""
+    """The number of parameters, without buffers."""
     return sum(parameter.numel() for parameter in net.parameters())
 
 
 @contextlib.contextmanager
 def _in_parts() -> Iterator[None]:
-    """Recurrent layers as the products they consist of: those of oneDNN are not counted."""
+    """Run recurrent layers without oneDNN, as matrix products, because FlopCounterMode does not count oneDNN's."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of GPUs that are not here
+        warnings.simplefilter("ignore")  # warnings about missing GPUs
         with torch.backends.mkldnn.flags(enabled=False):
             yield
 
 
 def count_macs(net: nn.Module, data: Any) -> int:
-    """Multiply-accumulates for one example, a sentence of `timed_length` tokens: half the operations that torch's
-    FlopCounterMode counts."""
+    """Multiply-accumulates for one example, such as an image or a sentence of `timed_length` tokens. This is half the
+    number of operations that torch's FlopCounterMode counts."""
     training = net.training
     net.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():

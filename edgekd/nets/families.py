@@ -1,4 +1,4 @@
-"""Families: a name, its shape, and the function that makes a network of that shape."""
+"""Network families. A family has a name, a shape class, and a function that makes a network of a given shape."""
 
 import itertools
 import math
@@ -37,30 +37,30 @@ __all__ = ["FAMILIES", "FOREIGN", "IMAGE_FAMILIES", "TEXT_FAMILIES", "Unbuildabl
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 MAX_CANDIDATES = 1_000
-"""Each takes about three seconds to measure; of far fewer one is chosen as well."""
+"""Largest number of candidates. Measuring one takes about three seconds, and far fewer suffice for a good choice."""
 
 MAX_PARAMS = 1_000_000_000
-"""Of a network; the weights then have 4 GB."""
+"""Largest number of parameters of a network; its weights then take 4 GB."""
 
 
 class UnknownModelError(ValueError):
-    """A name that torchvision or timm does not know: a mistake in the card, whatever the other candidates are."""
+    """torchvision or timm has no model of that name. This is a mistake in the card, even if others are usable."""
 
 
 class UnbuildableError(ConfigError):
-    """The network of one shape cannot be built; those of other shapes may."""
+    """The network of one shape cannot be built; networks of other shapes may be buildable."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class MobileNetV2Shape:
-    """MobileNetV2 (Sandler et al. 2018) as torchvision has it; `width` multiplies every channel count."""
+    """torchvision's MobileNetV2 (Sandler et al. 2018); `width` multiplies every number of channels."""
 
     width: Annotated[float, Field(gt=0, le=100)] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class NamedShape:
-    """A network known by its name in torchvision or timm."""
+    """A network that torchvision or timm makes by its name."""
 
     model: str
 
@@ -85,7 +85,8 @@ _TORCHVISION: dict[str, Callable[[int], dict[str, Any]]] = {
     "googlenet": lambda size: {"aux_logits": False, "init_weights": True},
     "inception_v3": lambda size: {"aux_logits": False, "init_weights": True},
 }
-"""What torchvision's networks whose names begin so must be told: their input size, and to give one output."""
+"""Further arguments for torchvision's networks whose names begin with these keys: their input size, and that they
+should have only one output."""
 
 
 def _timm(shape: NamedShape, channels: int, size: int, classes: int) -> nn.Module:
@@ -98,7 +99,7 @@ def _timm(shape: NamedShape, channels: int, size: int, classes: int) -> nn.Modul
         raise UnknownModelError(f"timm's {name} has no tag {shown(tag)}; {did_you_mean(tag, tags)}")
     options = {"pretrained": False, "num_classes": classes, "in_chans": channels}
     state = torch.get_rng_state()
-    try:  # transformers and the like are made for one size
+    try:  # transformers and some others are made for one image size
         net: nn.Module = timm.create_model(shape.model, img_size=size, **options)
     except TypeError as error:
         if "img_size" not in str(error):
@@ -109,7 +110,7 @@ def _timm(shape: NamedShape, channels: int, size: int, classes: int) -> nn.Modul
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    """Only the nearest names: hundreds of known ones help nobody."""
+    """A hint with the nearest known names only, because a list of hundreds of names does not help."""
     return did_you_mean(name, known).split("Known:")[0].strip() or "see its documentation for the names"
 
 
@@ -132,10 +133,10 @@ IMAGE_FAMILIES: dict[str, tuple[type, Any]] = {
     "torchvision": (NamedShape, _torchvision),
     "timm": (NamedShape, _timm),
 }
-"""Name: (shape, function of (shape, channels, size, outputs))."""
+"""Maps the name of a family to (shape class, function of (shape, channels, size, outputs))."""
 
 FOREIGN = ("torchvision", "timm", "import")
-"""Families of networks that may give more than their logits."""
+"""Families whose networks may have several outputs, or outputs that are not logits."""
 
 TEXT_FAMILIES: dict[str, tuple[type, Any]] = {
     "bag-of-words": (BagOfWordsShape, BagOfWords),
@@ -143,20 +144,20 @@ TEXT_FAMILIES: dict[str, tuple[type, Any]] = {
     "lstm": (LstmShape, TextLstm),
     "transformer": (TransformerShape, Transformer),
 }
-"""Name: (shape, function of (shape, vocabulary, outputs))."""
+"""Maps the name of a family to (shape class, function of (shape, vocabulary, outputs))."""
 
 FAMILIES: dict[str, dict[str, tuple[type, Any]]] = {
     "image-classification": IMAGE_FAMILIES,
     "text-classification": TEXT_FAMILIES,
 }
-"""The families of each task. A card of any task may also say `import`."""
+"""The families of each task. Cards of every task may also use the family `import`."""
 
 
 def make_shapes(card: Card, student: Student) -> list[Shape]:
-    """Every combination of the student's knobs, each checked against its family.
+    """Every combination of the student's knobs, each checked by building its network.
 
-    A network that cannot be built stays among them, for the search tells why it is left out. Raises ConfigError where
-    none can be built, and where there are more than MAX_CANDIDATES, before the first network is made.
+    A shape whose network cannot be built stays in the list, because the search reports why it is left out. Raises
+    ConfigError if no network can be built, and, before it builds any, if there are more than MAX_CANDIDATES shapes.
     """
     names = list(student.knobs)
     count = math.prod(len(values) for values in student.knobs.values())
@@ -180,10 +181,10 @@ def make_shapes(card: Card, student: Student) -> list[Shape]:
 
 
 def make(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.Module:
-    """The network of that shape for the card's data, randomly initialised; it gives its logits (B, classes).
+    """A randomly initialised network of that shape for the card's data; its output are logits (B, classes).
 
-    Raises ConfigError naming card, key, value and the known families or fields, and for a network that ends in
-    sigmoids.
+    Raises ConfigError, with card, key, value and the known names, for an unknown family or a wrong shape. Raises
+    ConfigError also for a network that ends in sigmoids.
     """
     net = _imported(card, owner, shape, where) if owner.family == "import" else _made(card, owner, shape, where)
     if owner.family in FOREIGN:
@@ -195,7 +196,7 @@ def make(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.M
 
 
 def _made(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.Module:
-    """A network of one of the named families."""
+    """A network of a family in FAMILIES."""
     task, families = task_of(card.data), FAMILIES.get(card.task, {})
     if owner.family not in families:
         key = f"{where.split('.')[0]}.family"
@@ -206,18 +207,18 @@ def _made(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.
     typed: Any = build(cls, shape, f"{card.file}: {where}")
     try:
         sizes, outputs = task.sizes(card.data), task.outputs(card.data)
-        if owner.family != "timm":  # whose networks are of known sizes, and not all made to be built without memory
+        if owner.family != "timm":  # not all of timm's networks can be built on the meta device
             _refuse_giant(function, typed, *sizes, outputs)
         net: nn.Module = function(typed, *sizes, outputs)
     except UnknownModelError as error:
         raise ConfigError(f"{card.file}: {where}: {one_line(error)}") from error
-    except (ValueError, RuntimeError, AssertionError, TypeError, OverflowError) as error:  # torch's own, too
+    except (ValueError, RuntimeError, AssertionError, TypeError, OverflowError) as error:  # also raised by torch
         raise UnbuildableError(f"{card.file}: {where}: {one_line(error)}") from error
     return net
 
 
 def _refuse_giant(function: Callable[..., nn.Module], *arguments: Any) -> None:
-    """Raise ValueError for a network of more than MAX_PARAMS parameters; it is counted without memory for them."""
+    """Raise ValueError for a network with more than MAX_PARAMS parameters; they are counted on the meta device."""
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in function(*arguments).parameters())
     if count > MAX_PARAMS:

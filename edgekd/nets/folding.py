@@ -1,4 +1,4 @@
-"""Networks that train with branches and run without them: MobileOne, RepVGG, RepViT, FastViT and the like."""
+"""Folds networks that have branches in training but not in deployment: MobileOne, RepVGG, RepViT, FastViT, …"""
 
 import copy
 import inspect
@@ -14,16 +14,16 @@ from edgekd.nets.outputs import head_of
 __all__ = ["folded"]
 
 METHODS = ("fuse", "reparameterize", "switch_to_deploy", "reparameterize_unireplknet", "structural_reparam")
-"""The methods without arguments by which modules fold their branches; `fuse` gives the module to put in their place."""
+"""Names of methods with which modules fold their branches. They take no arguments; `fuse` returns a new module."""
 
 MAX_RELATIVE_DIFFERENCE = 1e-4
-"""Largest difference between the logits before and after, over the largest logit."""
+"""Largest allowed difference between the logits before and after folding, relative to the largest logit."""
 
 
 def folded(net: nn.Module, data: Data | TextData) -> nn.Module:
-    """The network as it runs on a device: a copy whose branches are folded, or `net` itself where it has none.
+    """The network as it runs on a device: a copy with folded branches, or `net` itself if it has no branches to fold.
 
-    Raises ModelError where the folding fails, or where the copy answers otherwise.
+    Raises ModelError if the folding fails, or if the copy gives different logits.
     """
     if not any(_method(module) for module in net.modules()):
         return net
@@ -47,7 +47,8 @@ def folded(net: nn.Module, data: Data | TextData) -> nn.Module:
 
 
 def _attempt(net: nn.Module) -> nn.Module:
-    """A folded copy. Some networks fold all their parts by one call and cannot do so twice."""
+    """A folded copy. If folding every module fails, only the outermost ones are folded, because some networks fold all
+    their parts in one call, after which a part cannot be folded again."""
     try:
         return _fold(copy.deepcopy(net), inside=True)
     except Exception:
@@ -68,7 +69,8 @@ def _fold(net: nn.Module, inside: bool) -> nn.Module:
 
 
 def _visit(module: nn.Module, inside: bool) -> nn.Module:
-    """The folded module, or what its `fuse` gives; `inside` says whether parts of a folded module are folded too."""
+    """Fold `module` and its children; return `module`, or the new module that its `fuse` returns. With `inside`, the
+    children of a folded module are folded, too."""
     method = _method(module)
     if method:
         given = getattr(module, method)()
@@ -82,9 +84,9 @@ def _visit(module: nn.Module, inside: bool) -> nn.Module:
 
 
 def _method(module: nn.Module) -> str:
-    """The name of the method by which the module folds its branches; empty where it has none."""
+    """The name of the method with which the module folds its branches; empty if it has none."""
     for name in METHODS:
-        method = getattr(type(module), name, None)  # of the class: a layer may have such a name
+        method = getattr(type(module), name, None)  # of the class, because a child module may have this name
         if inspect.isfunction(method):
             _, *others = inspect.signature(method).parameters.values()
             kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

@@ -1,4 +1,4 @@
-"""What a network gives: its logits are found among several outputs, and are made of probabilities."""
+"""Finds the logits of a network among several outputs, and computes them if the network gives probabilities."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -24,26 +24,26 @@ __all__ = [
 ]
 
 TINY = torch.finfo(torch.float32).tiny
-"""The smallest normal number: a probability below it has this one's logarithm, −87.3."""
+"""The smallest normal number. Smaller probabilities are set to it, so the smallest logarithm is −87.3."""
 
 _ENDINGS = {"_softmax": "Softmax", "_log_softmax": "LogSoftmax", "sigmoid": "Sigmoid", "hardsigmoid": "Sigmoid"}
 _PASSING = {
     "view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "clone", "detach", "_to_copy", "alias", "select", "slice"
 }  # fmt: skip
-"""Operations of torch that change no value."""
+"""Operations of torch that do not change values."""
 
 
 @dataclass
 class Head:
-    """A forward hook: the network's logits (B, classes) in place of whatever it gives."""
+    """A forward hook that replaces the network's outputs by its logits (B, classes)."""
 
     classes: int
     output: str
-    """The card's `output`; empty where the card names none."""
+    """The card's `output`; empty if the card does not name one."""
     where: str
-    """How messages begin: the card's file, and `teacher` or `student`."""
+    """The start of messages: the card's file, and `teacher` or `student`."""
     logarithm: bool = False
-    """Whether the network gives probabilities, whose logarithms are the logits."""
+    """Whether the network gives probabilities; the logits are then their logarithms."""
 
     def __call__(self, module: nn.Module, given: Any, found: Any) -> Any:
         logits = found if isinstance(found, Tensor) else self._chosen(_outputs(found))
@@ -68,31 +68,31 @@ class Head:
 
 
 def add_head(net: nn.Module, head: Head) -> nn.Module:
-    """The network, which from now on gives its logits alone."""
+    """Make the network give only its logits, by means of a forward hook; return the same network."""
     net.register_forward_hook(head)
     return net
 
 
 def head_of(net: nn.Module) -> Head | None:
-    """The head that `add_head` gave the network."""
+    """The head that `add_head` added to the network; None if there is none."""
     return next((hook for hook in net._forward_hooks.values() if isinstance(hook, Head)), None)
 
 
 def settle_head(net: nn.Module, whole: nn.Module, inputs: Tensor) -> None:
-    """Find out whether the network gives probabilities, by its last operation and by its answers to `inputs`.
+    """Find out whether the network gives probabilities, from its last operation and its outputs for `inputs`.
 
-    `whole` is the network behind its preprocessing. Raises ConfigError for independent sigmoids. A network that cannot
-    take the inputs is left as it is, for the checks that follow say so.
+    `whole` is the network with its preprocessing. Raises ConfigError for independent sigmoids. Does nothing if the
+    network cannot take the inputs, because later checks report this.
     """
     head = head_of(net)
-    assert head is not None  # the callers' part
+    assert head is not None  # the caller has called add_head
     training, producers = net.training, _Producers()
     try:
         with torch.no_grad(), _same_numbers(), producers:
             answers = whole.eval()(inputs)
     except EdgekdError:
         raise
-    except Exception:  # whatever the user's own code raises
+    except Exception:  # the user's own code can raise any exception
         return
     finally:
         net.train(training)
@@ -105,19 +105,19 @@ def settle_head(net: nn.Module, whole: nn.Module, inputs: Tensor) -> None:
 
 
 def are_probabilities(answers: Tensor) -> bool:
-    """Whether every row (B, C) is a distribution over the classes: numbers from 0 to 1 whose sum is 1."""
+    """Whether every row of (B, C) is a probability distribution: numbers from 0 to 1 whose sum is 1."""
     sums = answers.double().sum(dim=1)
     return bool((answers >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all())
 
 
 def are_sigmoids(answers: Tensor) -> bool:
-    """Whether the answers (B, C) to real examples look like one probability for each class by itself."""
+    """Whether outputs (B, C) for real examples look like independent probabilities of the classes."""
     inside = bool((answers >= 0).all()) and bool((answers <= 1).all())
     return inside and not are_probabilities(answers) and float(answers.max() - answers.min()) > 0.5
 
 
 def sigmoid_words(why: str) -> str:
-    """The end of a message about such a network."""
+    """The second part of a message about a network with sigmoid outputs."""
     return (
         f"gives each class a probability of its own ({why}), as for several labels at once; edgekd needs logits of "
         "classes that exclude one another: leave the sigmoid out"
@@ -125,12 +125,12 @@ def sigmoid_words(why: str) -> str:
 
 
 def log_of(probabilities: Tensor) -> Tensor:
-    """Logits (B, C) of probabilities: softmax makes the same probabilities of them."""
+    """Logits (B, C) whose softmax is the given probabilities (B, C)."""
     return probabilities.float().clamp(min=TINY).log()
 
 
 def _outputs(found: Any) -> dict[str, Any]:
-    """The network's outputs by name; those of a tuple by their number."""
+    """The network's outputs by name; the name of a tuple's item is its index."""
     if isinstance(found, Mapping):
         return {str(name): value for name, value in found.items()}
     if hasattr(found, "_asdict"):
@@ -148,7 +148,7 @@ def _known(name: str, tensors: dict[str, Tensor]) -> str:
 
 
 class _Producers(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Remembers which softmax, sigmoid or mere change of shape made which tensor."""
+    """Records for each tensor whether a softmax, a sigmoid or an operation that only changes the shape made it."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -158,13 +158,13 @@ class _Producers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found = func(*args, **(kwargs or {}))
         if isinstance(found, Tensor):
             name = func.overloadpacket.__name__
-            self._made.pop(id(found), None)  # of a tensor that is no more
+            self._made.pop(id(found), None)  # an entry of a deleted tensor with the same id
             if name in _ENDINGS or name in _PASSING:
                 self._made[id(found)] = (name, found, args[0])
         return found
 
     def ending(self, answers: Tensor) -> str:
-        """The last operation that changed values, if it is one that matters; else an empty text."""
+        """The last operation that changed values, if it is in _ENDINGS; else an empty string."""
         name, _, source = self._made.get(id(answers), ("", None, None))
         while name in _PASSING:
             name, _, source = self._made.get(id(source), ("", None, None))
@@ -173,6 +173,6 @@ class _Producers(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextlib.contextmanager
 def _same_numbers() -> Iterator[None]:
-    """A network that draws random numbers while it is looked at leaves those of the training as they were."""
+    """Restore the random generator's state afterwards, in case the network draws random numbers during the check."""
     with torch.random.fork_rng(devices=[]):
         yield

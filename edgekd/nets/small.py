@@ -13,23 +13,23 @@ Width = Annotated[int, Field(ge=1, le=1_000_000)]
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class MlpShape:
-    """Sizes of the hidden layers."""
+    """Shape of an MLP: the sizes of its hidden layers."""
 
     hidden: Annotated[tuple[Width, ...], Field(min_length=1, max_length=64)] = (512, 256)
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class ConvNetShape:
-    """One 3×3 convolution per entry of `channels`, a 2×2 max-pool between two, one hidden layer."""
+    """One 3×3 convolution per entry of `channels`, a 2×2 max-pool between two convolutions, and one hidden layer."""
 
     channels: Annotated[tuple[Width, ...], Field(min_length=1, max_length=64)] = (32, 64)
     hidden: Width = 128
     grid: Width = 1
-    """The last feature map is averaged down to grid × grid cells; 1 is global pooling."""
+    """The last feature map is average-pooled to grid × grid cells; 1 is global pooling."""
 
 
 def mlp(shape: MlpShape, channels: int, size: int, classes: int) -> nn.Module:
-    """Images (B, channels, size, size) float to logits (B, classes)."""
+    """A network that maps images (B, channels, size, size) float to logits (B, classes)."""
     layers: list[nn.Module] = [nn.Flatten()]
     inside = channels * size * size
     for outside in shape.hidden:
@@ -39,9 +39,9 @@ def mlp(shape: MlpShape, channels: int, size: int, classes: int) -> nn.Module:
 
 
 def convnet(shape: ConvNetShape, channels: int, size: int, classes: int) -> nn.Module:
-    """Images (B, channels, size, size) float to logits (B, classes).
+    """A network that maps images (B, channels, size, size) float to logits (B, classes).
 
-    Raises ValueError where the last feature map cannot be averaged down to grid × grid cells.
+    Raises ValueError if the size of the last feature map is not a multiple of `grid`.
     """
     last = size >> (len(shape.channels) - 1)
     if last < 1 or last % shape.grid:

@@ -1,4 +1,4 @@
-"""Teachers: a torch network with its weights, or an ONNX file run through ONNX Runtime."""
+"""Teachers: a torch network with its weights, or an ONNX file that ONNX Runtime runs."""
 
 import hashlib
 import sys
@@ -23,15 +23,15 @@ from edgekd.tasks.known import task_of
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["OnnxNet", "Teacher", "load_teacher_file", "make_teacher_net"]
+__all__ = ["LoadedTeacher", "OnnxNet", "load_teacher_file", "make_teacher_net"]
 
 
 class OnnxNet(nn.Module):
-    """An ONNX model as a torch module: uint8 images (B, H, W, C), or token ids (B, L), to logits (B, classes), without
-    gradients.
+    """An ONNX model as a torch module without gradients: maps uint8 images (B, H, W, C) or token ids (B, L) to logits
+    (B, classes).
 
-    The model takes uint8 (B, H, W, C), or normalised float (B, C, H, W); of ids int32 or int64. Of a model that gives
-    probabilities the logits are their logarithms.
+    The model's own input is uint8 (B, H, W, C), normalised float (B, C, H, W), or token ids in int32 or int64. If the
+    model gives probabilities, the logits are their logarithms.
     """
 
     def __init__(self, path: Path, card: Card) -> None:
@@ -55,13 +55,13 @@ class OnnxNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = images if self.takes_uint8 else self.preprocess(images)
         own, name = self.session.get_inputs()[0], self.output
-        parts = x.cpu().split(1) if own.shape[0] == 1 else [x.cpu()]  # exported for one image: one by one
+        parts = x.cpu().split(1) if own.shape[0] == 1 else [x.cpu()]  # exported for a batch of 1: run one by one
         answers = [self.session.run([name], {own.name: part.numpy()})[0] for part in parts]
         found = torch.from_numpy(np.concatenate(answers).astype(np.float32, copy=False))
         return log_of(found) if self.logarithm else found
 
     def settle(self, inputs: Tensor) -> None:
-        """Find out whether the model gives probabilities, by its last node and by its answers to `inputs`.
+        """Find out whether the model gives probabilities, from its last node and its outputs for `inputs`.
 
         Raises InputError for independent sigmoids.
         """
@@ -72,7 +72,8 @@ class OnnxNet(nn.Module):
 
 
 def _logits_output(session: "onnxruntime.InferenceSession", card: Card, path: Path) -> str:
-    """The name of the output that holds the logits: the card's, or the first one of shape (batch, classes)."""
+    """The name of the output with the logits: the card's `output`, else `logits` or the first one of shape (batch,
+    classes), else the first one."""
     outputs, wanted = session.get_outputs(), card.teacher.output
     wanted_outputs = task_of(card.data).outputs(card.data)
     names = [str(one.name) for one in outputs]
@@ -85,11 +86,11 @@ def _logits_output(session: "onnxruntime.InferenceSession", card: Card, path: Pa
 
 
 _PASSING = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Flatten", "Reshape", "QuantizeLinear", "DequantizeLinear")
-"""Nodes that change no value, but for rounding."""
+"""Types of nodes that do not change values, apart from rounding."""
 
 
 def _last_node(path: Path, output: str) -> str:
-    """The type of the last node before `output` that changes values."""
+    """The type of the last node before `output` that changes values; empty if there is none."""
     import onnx
 
     nodes = {name: node for node in onnx.load(path, load_external_data=False).graph.node for name in node.output}
@@ -100,7 +101,7 @@ def _last_node(path: Path, output: str) -> str:
 
 
 class _Ids(nn.Module):
-    """Token ids in the type that the model takes."""
+    """Converts token ids to the integer type that the model takes."""
 
     def __init__(self, path: Path, inputs: "list[onnxruntime.NodeArg]") -> None:
         super().__init__()
@@ -126,15 +127,15 @@ def _open(path: Path) -> "onnxruntime.InferenceSession":
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """The teacher as distillation sees it."""
+class LoadedTeacher:
+    """A teacher that is ready for distillation: its module, its file, and what identifies it."""
 
     module: nn.Module
-    """uint8 images (B, H, W, C) to logits (B, classes)."""
+    """Maps uint8 images (B, H, W, C), or token ids (B, L), to logits (B, classes)."""
     file: Path
-    """Its weights, or the ONNX model."""
+    """The file of its weights, or the ONNX model."""
     identity: Mapping[str, Any] = field(default_factory=dict)
-    """What a torch network's answers depend on beside its weights, plain JSON values."""
+    """What its outputs depend on in addition to the weights, as JSON values."""
 
     @property
     def net(self) -> nn.Module | None:
@@ -147,10 +148,10 @@ def make_teacher_net(card: Card) -> nn.Module:
     return make(card, card.teacher, card.teacher.shape, "teacher.shape")
 
 
-def load_teacher_file(card: Card, path: Path) -> Teacher:
-    """The card's teacher with the weights (or the ONNX model) at `path`, in evaluation mode.
+def load_teacher_file(card: Card, path: Path) -> LoadedTeacher:
+    """The card's teacher with the weights (or the ONNX model) in the file `path`, in evaluation mode.
 
-    Raises InputError if the file is wrong, or its classes are not those of the data.
+    Raises InputError if the file is not usable, or if the number of outputs does not fit the data.
     """
     if card.teacher.family == "onnx" or path.suffix == ".onnx":
         module: nn.Module = OnnxNet(path, card)
@@ -174,22 +175,23 @@ def load_teacher_file(card: Card, path: Path) -> Teacher:
     if _settled(module, noise_inputs(card.data, 8)):
         say(f"{path}: the teacher gives probabilities; their logarithms are taken as its logits")
         identity["outputs"] = "logarithms"
-    return Teacher(module, path, identity)
+    return LoadedTeacher(module, path, identity)
 
 
 def _settled(module: nn.Module, inputs: Tensor) -> bool:
-    """Whether the teacher's logits are logarithms of what its network gives."""
+    """Whether the teacher gives probabilities, so that its logits are their logarithms."""
     if isinstance(module, OnnxNet):
         module.settle(inputs)
         return module.logarithm
-    assert isinstance(module, Deployed)  # the only other kind
+    assert isinstance(module, Deployed)  # there are only these two kinds
     head = head_of(module.net)
     return head is not None and head.logarithm
 
 
 def _identity(card: Card, net: nn.Module) -> dict[str, Any]:
-    """Family and shape, for equal weights make other networks with other heads; and SHA-256 of the source files of the
-    network's classes and of the function that made it."""
+    """What identifies a torch teacher in addition to its weights: family and shape, because networks with different
+    numbers of heads can have equal weights; and the SHA-256 of the source files of the network's classes and of the
+    function that made it."""
     owner, content = card.teacher, hashlib.sha256()
     names = {type(module).__module__ for module in net.modules()}
     for name in sorted(names | ({owner.function.partition(":")[0]} if owner.function else set())):

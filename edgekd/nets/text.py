@@ -1,7 +1,8 @@
-"""Small families for text: token ids (B, L), padded with 0, to logits (B, classes).
+"""Small families for text, which map token ids (B, L), padded with 0, to logits (B, classes).
 
-Each network finds the padding itself (ids == 0), so that the deployed model has one input, and gives a sentence the
-same logits however far it is padded: padded places are zeros where places meet, and left out where they are pooled.
+Each network finds the padding itself (ids == 0), so the deployed model has only one input. The logits of a sentence do
+not depend on the length of its padding: padded positions are zeros for convolutions, and are left out of pooling and
+attention.
 """
 
 from typing import Annotated
@@ -27,12 +28,12 @@ _STRICT = ConfigDict(extra="forbid")
 Width = Annotated[int, Field(ge=1, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 LOWEST = -1e4
-"""Stands for −∞ where places are pooled or attended to; within the range of fp16."""
+"""Replaces −∞ in maximum pooling and in attention scores; it is in the range of fp16."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class BagOfWordsShape:
-    """The mean of the embeddings and a hidden layer; `hidden` 0 is none, as in fastText."""
+    """The mean of the embeddings, then a hidden layer of size `hidden`; 0 means no hidden layer, as in fastText."""
 
     embedding: Width = 32
     hidden: Annotated[int, Field(ge=0, le=1_000_000)] = 0
@@ -41,7 +42,7 @@ class BagOfWordsShape:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TextCnnShape:
-    """`filters` convolutions over each of the `kernels` (how many words they see) and the maximum over the places."""
+    """`filters` convolutions for each size in `kernels` (in words), then the maximum over the positions."""
 
     embedding: Width = 128
     filters: Width = 100
@@ -51,7 +52,7 @@ class TextCnnShape:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class LstmShape:
-    """`layers` of two LSTMs, one a direction, of `hidden` cells each."""
+    """`layers` bidirectional layers, with one LSTM of `hidden` cells for each direction."""
 
     embedding: Width = 128
     hidden: Width = 128
@@ -61,7 +62,7 @@ class LstmShape:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TransformerShape:
-    """`layers` of attention and a feed-forward part four times as wide; `heads` must divide `width`."""
+    """`layers` encoder layers of size `width`, with a feed-forward size of 4 · `width`; `heads` must divide `width`."""
 
     width: Width = 128
     layers: Annotated[int, Field(ge=1, le=64)] = 2
@@ -74,7 +75,7 @@ class TransformerShape:
 
 
 class _Embedding(nn.Module):
-    """Token ids (B, L) to embeddings (B, L, width), dropped out, with zeros where the padding is."""
+    """Maps token ids (B, L) to embeddings (B, L, width) with dropout; those of padding are zero."""
 
     def __init__(self, vocabulary: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -88,7 +89,7 @@ class _Embedding(nn.Module):
 
 
 def _mask(ids: Tensor) -> Tensor:
-    """(B, L, 1), 1 where there is a token."""
+    """A mask (B, L, 1): 1 for tokens, 0 for padding."""
     return (ids != 0).unsqueeze(2).float()
 
 
@@ -103,7 +104,8 @@ def _maximum(x: Tensor, mask: Tensor) -> Tensor:
 
 
 class BagOfWords(nn.Module):
-    """The mean of the embeddings (Joulin et al. 2017, arXiv 1607.01759, section 2), behind a hidden layer if asked."""
+    """A linear classifier, or one with a hidden layer, on the mean of the embeddings (Joulin et al. 2017, arXiv
+    1607.01759, section 2)."""
 
     def __init__(self, shape: BagOfWordsShape, vocabulary: int, classes: int) -> None:
         super().__init__()
@@ -119,9 +121,9 @@ class BagOfWords(nn.Module):
 
 
 class TextCnn(nn.Module):
-    """CNN-rand of Kim 2014 (arXiv 1408.5882, section 2), with as many places after a convolution as before it.
+    """CNN-rand of Kim 2014 (arXiv 1408.5882, section 2), with padding, so that a convolution keeps the length.
 
-    Each convolution is a matrix product over shifted embeddings, which ONNX Runtime runs in int8.
+    Each convolution is computed as a matrix product of shifted embeddings, which ONNX Runtime can run in int8.
     """
 
     def __init__(self, shape: TextCnnShape, vocabulary: int, classes: int) -> None:
@@ -143,7 +145,7 @@ class TextCnn(nn.Module):
 
 
 def _windows(x: Tensor, size: int) -> Tensor:
-    """The `size` places around each one of x (B, L, C), zeros beyond the ends, (B, L, size C)."""
+    """For each position of x (B, L, C), the `size` positions around it, zeros beyond the ends: (B, L, size · C)."""
     before = (size - 1) // 2
     length = x.shape[1]
     padded = F.pad(x, (0, 0, before, size - 1 - before))
@@ -151,9 +153,9 @@ def _windows(x: Tensor, size: int) -> Tensor:
 
 
 class TextLstm(nn.Module):
-    """A bidirectional LSTM (Graves and Schmidhuber 2005) with the maximum over the places.
+    """A bidirectional LSTM (Graves and Schmidhuber 2005) with the maximum over the positions.
 
-    The backward direction reads each sentence from its own last token, not from the padding.
+    The backward direction starts at the last token of each sentence, not at the padding.
     """
 
     def __init__(self, shape: LstmShape, vocabulary: int, classes: int) -> None:
@@ -178,20 +180,20 @@ class TextLstm(nn.Module):
 
 
 def _reversal(ids: Tensor) -> Tensor:
-    """For each place of ids (B, L) where it lies when the tokens, but not the padding, are turned round."""
+    """Indices (B, L) that reverse the tokens of each sentence in ids (B, L), and leave the padding where it is."""
     places = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
     lengths = (ids != 0).sum(1, keepdim=True)
     return torch.where(places < lengths, lengths - 1 - places, places)
 
 
 def _take(x: Tensor, places: Tensor) -> Tensor:
-    """x (B, L, C) in the order of places (B, L)."""
+    """x (B, L, C), reordered along L by the indices `places` (B, L)."""
     return x.gather(1, places.unsqueeze(2).expand(-1, -1, x.shape[2]))
 
 
 class Transformer(nn.Module):
-    """An encoder (Vaswani et al. 2017, arXiv 1706.03762, section 3) with the normalisation before each part, sinusoidal
-    positions, and the mean over the places."""
+    """A transformer encoder (Vaswani et al. 2017, arXiv 1706.03762, section 3), with layer normalisation before each
+    part (pre-norm), sinusoidal position encodings, and the mean over the positions."""
 
     def __init__(self, shape: TransformerShape, vocabulary: int, classes: int) -> None:
         super().__init__()
@@ -206,7 +208,7 @@ class Transformer(nn.Module):
         mask = _mask(ids)
         angles = torch.arange(ids.shape[1], device=ids.device).unsqueeze(1) * self.get_buffer("rates")
         x = self.embedding(ids, mask) + 0.1 * torch.cat([angles.sin(), angles.cos()], 1)
-        bias = ((1 - mask) * LOWEST).transpose(1, 2).unsqueeze(1)  # (B, 1, 1, L), added to the scores
+        bias = ((1 - mask) * LOWEST).transpose(1, 2).unsqueeze(1)  # (B, 1, 1, L), is added to the attention scores
         for layer in self.layers:
             x = layer(x, bias)
         logits: Tensor = self.head(_mean(self.norm(x), mask))
@@ -230,7 +232,7 @@ class _Layer(nn.Module):
         return joined
 
     def attend(self, x: Tensor, bias: Tensor) -> Tensor:
-        """Attention of x (B, L, C) to itself."""
+        """Multi-head self-attention of x (B, L, C); `bias` masks the padding."""
         width = x.shape[2]
         split = [part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.project(x).chunk(3, 2)]
         query, key, value = split

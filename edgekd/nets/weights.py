@@ -1,4 +1,4 @@
-"""Weights files: safetensors, or a checkpoint that `torch.load(weights_only=True)` accepts. No code is run."""
+"""Weights files: safetensors, or a checkpoint that `torch.load(weights_only=True)` accepts. Their code is not run."""
 
 import argparse
 import pickle
@@ -24,14 +24,14 @@ WRAPPERS = (
     "state_dict", "model_state_dict", "model", "net", "network", "ema", "ema_state_dict", "state_dict_ema", "model_ema",
     "module",
 )  # fmt: skip
-"""Keys under which training scripts keep a state dict, the first ones first."""
+"""Keys under which training scripts save a state dict, in order of preference."""
 
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "network.")
-"""What DataParallel, Lightning, torch.compile and wrappers put before every name."""
+"""Prefixes that DataParallel, Lightning, torch.compile and wrappers add to every name."""
 
 
 class _Inert(dict):  # type: ignore[type-arg]
-    """Stands for a class of Lightning or of pathlib that a checkpoint names beside its weights."""
+    """A harmless substitute for classes of Lightning or pathlib that a checkpoint contains beside its weights."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__()
@@ -52,12 +52,12 @@ _HARMLESS: list[Any] = [
     *((_Inert, f"pathlib._local.{kind}") for kind in ("PosixPath", "WindowsPath")),
     *((_Inert, f"{place}.AttributeDict") for place in _LIGHTNING),
 ]
-"""What checkpoints often hold beside tensors, and none of it runs code: options, numbers of numpy, paths."""
+"""Types that checkpoints often contain in addition to tensors and that run no code: options, NumPy numbers, paths."""
 
 
 def save_state(net: nn.Module, path: Path, metadata: dict[str, str]) -> None:
-    """The network's state dict as safetensors, written atomically; equal weights give equal bytes. What two names share
-    is written twice, for safetensors shares nothing."""
+    """Write the network's state dict as safetensors, atomically; equal weights give equal bytes. A tensor that two
+    names share is written twice, because safetensors does not support shared tensors."""
     whole = torch.contiguous_format
     state = {name: tensor.detach().clone(memory_format=whole) for name, tensor in net.state_dict().items()}
     with atomic(path) as temporary:
@@ -65,27 +65,27 @@ def save_state(net: nn.Module, path: Path, metadata: dict[str, str]) -> None:
 
 
 def read_state(path: Path) -> State:
-    """The tensors of a weights file by name: of several state dicts in it the first of `WRAPPERS`.
+    """The tensors of a weights file by name; if it has several state dicts, the first one in the order of `WRAPPERS`.
 
-    Raises InputError for a missing, truncated or unknown file, and for a pickle that holds anything but tensors, plain
-    containers and options (its code is not run).
+    Raises InputError for a missing or truncated file, for an unknown format, and for a pickle that holds anything but
+    tensors, plain containers and options (its code is not run).
     """
     state = next(iter(read_states(path).values()))
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def read_states(path: Path) -> dict[str, State]:
-    """Every state dict in a weights file, by the key that holds it: empty for the file itself, or `model.ema`.
+    """Every state dict in a weights file, by its key, such as `model.ema`; the key is empty for the file itself.
 
     Raises InputError as `read_state` does.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such weights file")
     try:
-        if not str(path).isprintable():  # safetensors opens only paths that are UTF-8
+        if not str(path).isprintable():  # safetensors only opens paths that are UTF-8
             return {"": safetensors.torch.load(path.read_bytes())}
         return {"": safetensors.torch.load_file(path)}
-    except Exception as error:  # SafetensorError; KeyError for a dtype of a later version; what torch makes of the rest
+    except Exception as error:  # SafetensorError, KeyError for a newer dtype, or any exception of torch
         if _begins_as_torch(path):
             return _read_torch(path)
         raise InputError(
@@ -95,7 +95,7 @@ def read_states(path: Path) -> dict[str, State]:
 
 
 def _begins_as_torch(path: Path) -> bool:
-    """Whether it may be a file of torch.save: a zip archive, or a pickle as older versions wrote it."""
+    """Whether torch.save may have written the file: it is a zip archive, or a pickle as in older versions."""
     with path.open("rb") as file:
         return file.read(2).startswith((b"PK", b"\x80"))
 
@@ -103,14 +103,14 @@ def _begins_as_torch(path: Path) -> bool:
 def _read_torch(path: Path) -> dict[str, State]:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
-            warnings.simplefilter("ignore")  # of an unusual pickle protocol; what cannot be read is refused below
+            warnings.simplefilter("ignore")  # about an unusual pickle protocol; errors are handled below
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: is a pickle that holds more than tensors; it was not loaded, for a pickle can run code. "
             "Save the state dict: torch.save(model.state_dict(), …) or safetensors"
         ) from error
-    except Exception as error:  # torch raises whatever a broken pickle leads it to
+    except Exception as error:  # a broken pickle can make torch raise almost any exception
         raise InputError(f"{path}: not a readable PyTorch file: {one_line(error, 120)}") from error
     found = dict(_states(loaded, "", 3))
     if not found:
@@ -122,7 +122,7 @@ def _read_torch(path: Path) -> dict[str, State]:
 
 
 def _what_is(loaded: Any) -> str:
-    """What a file without a state dict holds in its place."""
+    """The end of a message that says what a file without a state dict contains instead."""
     for wrapper in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
@@ -135,12 +135,12 @@ def _what_is(loaded: Any) -> str:
 
 
 def _states(loaded: Any, key: str, depth: int) -> Iterator[tuple[str, State]]:
-    """The state dicts in a checkpoint, by the keys that lead to them."""
+    """The state dicts in a checkpoint, with the dotted path of keys that leads to each."""
     if not isinstance(loaded, dict) or not depth:
         return
     named = {name: value for name, value in loaded.items() if isinstance(name, str)}
     tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
-    # A module's extra state is no tensor, and does not belong to its weights.
+    # A module's extra state is not a tensor, and is not part of its weights.
     others = [name for name in loaded if name not in tensors and not str(name).endswith("_extra_state")]
     if not others:
         yield key, tensors
@@ -150,7 +150,7 @@ def _states(loaded: Any, key: str, depth: int) -> Iterator[tuple[str, State]]:
 
 
 def _refuse_unusual(name: str, tensor: Tensor, path: Path) -> None:
-    """Raise InputError for a tensor whose elements are not there as plain numbers."""
+    """Raise InputError for a tensor that does not store its elements as plain numbers."""
     unusual = {
         "is on the device 'meta', where tensors have no values": tensor.is_meta,
         "is quantized": tensor.is_quantized,
@@ -163,10 +163,10 @@ def _refuse_unusual(name: str, tensor: Tensor, path: Path) -> None:
 
 
 def load_file(net: nn.Module, path: Path) -> None:
-    """Load the weights file into the network: the first of its state dicts that fits, with or without the prefixes that
-    wrappers put before names.
+    """Load a weights file into the network. Uses the first of its state dicts that fits, with or without the prefixes
+    that wrappers add to names.
 
-    Raises InputError as `read_state` does, and for weights of another network, with what was tried.
+    Raises InputError as `read_state` does. Raises InputError also if none fits; the message says what was tried.
     """
     states = read_states(path)
     tried: list[tuple[int, State]] = []
@@ -180,15 +180,15 @@ def load_file(net: nn.Module, path: Path) -> None:
     _, nearest = min(tried, key=lambda one: one[0])
     keys = [key for key in states if key]
     prefixes = sorted({cut(prefix) for state in states.values() for prefix, _ in _spellings(state) if prefix})
-    told = [f"state dicts {', '.join(keys)}"] if keys else []
-    told += [f"names without {', '.join(prefixes)}"] if prefixes else []
-    load_into(net, nearest, path, f"; tried: {'; '.join(told)}" if told else "")
+    variants = [f"state dicts {', '.join(keys)}"] if keys else []
+    variants += [f"names without {', '.join(prefixes)}"] if prefixes else []
+    load_into(net, nearest, path, f"; tried: {'; '.join(variants)}" if variants else "")
 
 
 def _spellings(state: State, prefix: str = "", depth: int = 3) -> Iterator[tuple[str, State]]:
-    """The state dict as it is, and without the prefixes of wrappers, each with what was taken away.
+    """The state dict unchanged, and with the prefixes of wrappers removed; each with the prefix that was removed.
 
-    What does not begin with the prefix is left out: a loss with weights of its own, a counter.
+    Tensors whose names do not begin with the prefix are left out, such as the weights of a loss, or a counter.
     """
     yield prefix, state
     if any("._orig_mod." in name for name in state):  # a part of the network was compiled
@@ -202,7 +202,8 @@ def _spellings(state: State, prefix: str = "", depth: int = 3) -> Iterator[tuple
 
 
 def load_into(net: nn.Module, state: State, path: Path, tried: str = "") -> None:
-    """Load the tensors into the network; InputError says which keys or shapes differ, and `tried`."""
+    """Load the tensors into the network. Raises InputError, which lists the keys or shapes that differ; `tried` ends
+    its message."""
     problems = [
         f"{len(keys)} {what} ({', '.join(cut(key, 160) for key in keys[:3])}{', …' if len(keys) > 3 else ''})"
         for what, keys in _differences(net, state).items()
@@ -211,16 +212,16 @@ def load_into(net: nn.Module, state: State, path: Path, tried: str = "") -> None
         raise InputError(f"{path}: weights of another architecture: {'; '.join(problems)}{tried}")
     try:
         net.load_state_dict(state, strict=False)
-    except Exception as error:  # a module's own hooks, or values that torch does not copy
+    except Exception as error:  # a module's own hooks failed, or torch cannot copy a value
         raise InputError(f"{path}: the network does not take these weights: {one_line(error, 160)}") from error
 
 
 def _differences(net: nn.Module, state: State) -> dict[str, list[str]]:
-    """Names that are missing, too many, of another size or kind, by these words; empty where the weights fit."""
+    """Names that are missing, superfluous, or differ in size or kind, by the words of the message; empty if all fit."""
     wanted = net.state_dict()
     both = [name for name in wanted if name in state]
     found = {
-        # Counters of BatchNorm that older files lack do not matter for a trained network.
+        # Older files lack BatchNorm's counters, which a trained network does not need.
         "missing": [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")],
         "not in the network": [name for name in state if name not in wanted],
         "of another size": [
@@ -238,7 +239,8 @@ def _differences(net: nn.Module, state: State) -> dict[str, list[str]]:
 
 
 def _kind(tensor: Tensor) -> str:
-    """What is copied without another meaning: torch would cut fractions off, and drop imaginary parts."""
+    """The kind of number. Tensors are only copied within a kind, because torch would truncate fractions and drop
+    imaginary parts."""
     return "complex" if tensor.is_complex() else "float" if tensor.is_floating_point() else "whole"
 
 

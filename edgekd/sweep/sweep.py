@@ -19,7 +19,7 @@ from edgekd.distill.loop import best_accuracy
 from edgekd.distill.student import learn, new_student
 from edgekd.errors import BudgetError
 from edgekd.files import atomic, locked
-from edgekd.nets.teachers import Teacher
+from edgekd.nets.teachers import LoadedTeacher
 from edgekd.sweep.plot import plot_sweep
 from edgekd.sweep.space import recipe_at
 from edgekd.sweep.study import SweepPlan, checkpoint_folder, open_study, take, tried
@@ -38,7 +38,7 @@ class TrialSetup:
 
     card: Card
     shape: Shape
-    teachers: Sequence[Teacher]
+    teachers: Sequence[LoadedTeacher]
     """The teachers, in the form that `learn` takes."""
     data: tuple[Examples, Examples]
     """The training and validation data."""

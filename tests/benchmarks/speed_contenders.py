@@ -34,7 +34,7 @@ from edgekd.data.sources import load_train_and_validation
 from edgekd.distill.cache.outputs import BLOCK, teaching
 from edgekd.distill.student import TrainingOptions, learn
 from edgekd.nets.families import make
-from edgekd.nets.teachers import Teacher, load_teacher_file
+from edgekd.nets.teachers import LoadedTeacher, load_teacher_file
 from edgekd.tasks.known import load_card
 
 TEMPERATURE, ALPHA, BATCH = 4.0, 0.9, 128
@@ -106,7 +106,7 @@ def training_images(card: Card, asked: Asked) -> Split:
     return train.subset(np.arange(asked.images))
 
 
-def teacher_of(card: Card, asked: Asked) -> Teacher:
+def teacher_of(card: Card, asked: Asked) -> LoadedTeacher:
     return load_teacher_file(card, asked.data / "teachers" / "cifar10-resnet56.safetensors")
 
 

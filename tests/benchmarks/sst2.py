@@ -21,8 +21,7 @@ import torch
 from edgekd.bench.measure import Subject, measure_speed
 from edgekd.bench.records import Effort
 from edgekd.candidate import Shape
-from edgekd.card import Card, Student
-from edgekd.card import Teacher as TeacherOfCard
+from edgekd.card import Card, Student, Teacher
 from edgekd.data.arrays import keep_split
 from edgekd.data.text import keep_tokenizer, load_test_text, load_text_training, settled
 from edgekd.devices.local import Local, connect
@@ -33,7 +32,7 @@ from edgekd.export.onnx import cpu_logits, export, parity
 from edgekd.export.variants import make_variant
 from edgekd.nets.deployed import Deployed, count_macs, count_params
 from edgekd.nets.families import make
-from edgekd.nets.teachers import Teacher
+from edgekd.nets.teachers import LoadedTeacher
 from edgekd.nets.weights import load_into, read_state, save_state
 from edgekd.target import load_target
 from edgekd.tasks.known import load_card, task_of
@@ -63,7 +62,7 @@ def with_teacher(card: Card, name: str, seed: int) -> Card:
     training = dataclasses.replace(card.teacher.training, seed=seed)
     if family == "text-cnn":
         training = dataclasses.replace(training, epochs=10)
-    return dataclasses.replace(card, teacher=TeacherOfCard(family=family, shape=shape, training=training))
+    return dataclasses.replace(card, teacher=Teacher(family=family, shape=shape, training=training))
 
 
 def teachers(card: Card, data: Any, folder: Path) -> list[dict[str, Any]]:
@@ -81,7 +80,7 @@ def teachers(card: Card, data: Any, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def student(card: Card, data: Any, teacher: Teacher, seed: int, distilled: bool, folder: Path) -> torch.nn.Module:
+def student(card: Card, data: Any, teacher: LoadedTeacher, seed: int, distilled: bool, folder: Path) -> torch.nn.Module:
     """One student; without distillation the recipe is the same, with cross-entropy as its only term."""
     recipe = dataclasses.replace(card.recipe, seed=seed)
     if not distilled:
@@ -117,7 +116,9 @@ def main() -> None:
         for seed in SEEDS:
             name = "student, distilled" if distilled else "student, labels alone"
             nets[name, seed] = student(card, data, teacher, seed, distilled, folder)
-            print(name, seed, validation_score(card, Teacher(Deployed(nets[name, seed], card.data), out), data[1]))
+            print(
+                name, seed, validation_score(card, LoadedTeacher(Deployed(nets[name, seed], card.data), out), data[1])
+            )
     trained_s = time.perf_counter() - begin
 
     keep_tokenizer(card, source, folder / "tokenizer.json")

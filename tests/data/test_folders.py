@@ -25,7 +25,7 @@ CLASSES = ("ant", "bee")
 
 @pytest.fixture(autouse=True)
 def _untold() -> Iterator[None]:
-    images._tell_skipped.cache_clear()
+    images._report_skipped.cache_clear()
     yield
 
 

@@ -21,9 +21,9 @@ ORIENTATION = 0x0112
 
 @pytest.fixture(autouse=True)
 def _untold() -> Iterator[None]:
-    pixels._tell_transparency.cache_clear()
+    pixels._report_transparency.cache_clear()
     yield
-    pixels._tell_transparency.cache_clear()
+    pixels._report_transparency.cache_clear()
 
 
 def data(size: int = 8, channels: int = 3, **more: Any) -> Data:

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgekd.card import Card, Training
-from edgekd.card import Teacher as TeacherOfCard
+from edgekd.card import Card, Teacher, Training
 from edgekd.data.examples import Examples
 from edgekd.data.sources import load_train_and_validation
 from edgekd.distill.tasks.known import examples_of
@@ -24,7 +23,7 @@ from edgekd.distill.teacher import (
     with_own_teacher,
 )
 from edgekd.errors import BudgetError, ConfigError, InputError
-from edgekd.nets.teachers import Teacher, make_teacher_net
+from edgekd.nets.teachers import LoadedTeacher, make_teacher_net
 from edgekd.nets.weights import save_state
 from edgekd.tasks.known import load_card
 
@@ -34,7 +33,7 @@ DIGITS = load_card("digits")
 def small_card(epochs: int, attempts: int = 2) -> Card:
     assert DIGITS.teacher.training is not None
     training = dataclasses.replace(DIGITS.teacher.training, epochs=epochs, batch_size=20)
-    teacher = TeacherOfCard(
+    teacher = Teacher(
         family="convnet", shape={"channels": [8], "hidden": 16, "grid": 4}, training=training, attempts=attempts
     )
     return dataclasses.replace(DIGITS, teacher=teacher)
@@ -59,12 +58,12 @@ class Always(nn.Module):
 
 def test_validation_accuracy_counts_by_hand(data: tuple[Examples, Examples], tmp_path: Path) -> None:
     labels = data[1].labels
-    given = validation_score(DIGITS, Teacher(Always(), tmp_path), data[1])
+    given = validation_score(DIGITS, LoadedTeacher(Always(), tmp_path), data[1])
     assert given == pytest.approx((labels == 3).sum() / len(labels))
 
 
 def test_a_given_teacher_below_the_minimum(data: tuple[Examples, Examples]) -> None:
-    teacher = Teacher(Always(), Path("threes.safetensors"))
+    teacher = LoadedTeacher(Always(), Path("threes.safetensors"))
     share = (data[1].labels == 3).sum() / len(data[1].labels)
     check_teacher(DIGITS, teacher, data[1], None)
     check_teacher(DIGITS, teacher, data[1], share)
@@ -139,7 +138,7 @@ def test_a_card_without_weights_and_without_training(data: tuple[Examples, Examp
 
 
 def test_a_misspelt_family_is_told_first() -> None:
-    card = dataclasses.replace(DIGITS, teacher=TeacherOfCard(family="convnett"))
+    card = dataclasses.replace(DIGITS, teacher=Teacher(family="convnett"))
     with pytest.raises(ConfigError, match=r"teacher\.family: unknown family 'convnett'; did you mean 'convnet'"):
         refuse_long_teaching(card, 9)
 
@@ -171,7 +170,7 @@ def test_a_given_file_wins_over_the_cards(tmp_path: Path) -> None:
 def test_further_teachers_are_read_from_their_files(tmp_path: Path) -> None:
     card = dataclasses.replace(small_card(1), file=str(tmp_path / "card.toml"))
     shapes = [{"channels": [width], "hidden": 8} for width in (4, 6)]
-    further = [TeacherOfCard(family="convnet", shape=shape, weights=f"{n}.pt") for n, shape in enumerate(shapes)]
+    further = [Teacher(family="convnet", shape=shape, weights=f"{n}.pt") for n, shape in enumerate(shapes)]
     nets = []
     for one in further:
         nets.append(make_teacher_net(dataclasses.replace(card, teacher=one)))
@@ -186,7 +185,7 @@ def test_further_teachers_are_read_from_their_files(tmp_path: Path) -> None:
 
 
 def test_a_further_teacher_without_a_file(tmp_path: Path) -> None:
-    further = TeacherOfCard(family="convnet", shape={"channels": [4], "hidden": 8})
+    further = Teacher(family="convnet", shape={"channels": [4], "hidden": 8})
     card = dataclasses.replace(small_card(1), more_teachers=(further,))
     with pytest.raises(InputError) as caught:
         more_teachers(card)
@@ -195,19 +194,19 @@ def test_a_further_teacher_without_a_file(tmp_path: Path) -> None:
 
 def test_the_student_as_its_own_teacher() -> None:
     shape = {"channels": [4, 8], "hidden": 8}
-    card = dataclasses.replace(DIGITS, teacher=TeacherOfCard(family="self"))
+    card = dataclasses.replace(DIGITS, teacher=Teacher(family="self"))
     own = with_own_teacher(card, shape).teacher
     assert (own.family, own.shape) == ("convnet", shape)
     # It learns alone as the student learns, unless the card says how.
     assert own.training == Training(epochs=40, batch_size=64, learning_rate=0.05)
     training = Training(epochs=3)
-    asked = dataclasses.replace(card, teacher=TeacherOfCard(family="self", training=training))
+    asked = dataclasses.replace(card, teacher=Teacher(family="self", training=training))
     assert with_own_teacher(asked, shape).teacher.training == training
     assert with_own_teacher(DIGITS, shape) is DIGITS
 
 
 def test_a_teacher_that_is_the_students_own_network_has_no_file(tmp_path: Path) -> None:
-    card = dataclasses.replace(DIGITS, teacher=TeacherOfCard(family="self"))
+    card = dataclasses.replace(DIGITS, teacher=Teacher(family="self"))
     with pytest.raises(
         InputError, match=r'teacher\.family = "self" is trained here, as the student.s own network; drop '
     ):

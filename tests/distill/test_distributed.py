@@ -30,7 +30,7 @@ from edgekd.data.sources import load_train_and_validation
 from edgekd.distill.tasks.classification import accuracy
 from edgekd.distill.terms.losses import cross_entropy
 from edgekd.distill.distributed import join, leave
-from edgekd.distill.loop import Job, train
+from edgekd.distill.loop import TrainingJob, train
 from edgekd.distill.objective import plain
 from edgekd.nets.deployed import Deployed
 from edgekd.recipe import Training
@@ -45,8 +45,8 @@ torch.manual_seed(1)
 middle = [nn.BatchNorm2d(8)] if kind == "norm" else []
 net = nn.Sequential(nn.Conv2d(1, 8, 3), *middle, nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
 stop_after = int(sys.argv[4]) if len(sys.argv) > 4 else 99
-job = Job(name="net", train=parts[0], validation=parts[1], training=training, objective=plain(training, cross_entropy),
-          score=accuracy, views=2,
+job = TrainingJob(name="net", train=parts[0], validation=parts[1], training=training, score=accuracy, views=2,
+          objective=plain(training, cross_entropy),
           checkpoint=folder / "checkpoint.pt", stop=lambda history: len(history) >= stop_after)
 history = train(Deployed(net, card.data), job)
 if among.first:

@@ -28,7 +28,7 @@ from edgekd.data.examples import Examples
 from edgekd.data.sources import load_train_and_validation
 from edgekd.data.views import permutation, view
 from edgekd.distill.distributed import World
-from edgekd.distill.loop import Job, Outputs, batches, best_accuracy, train
+from edgekd.distill.loop import Outputs, TrainingJob, batches, best_accuracy, train
 from edgekd.distill.objective import Objective, Part, Seen, Terms, distillation, plain, student_layers
 from edgekd.distill.tasks.classification import accuracy
 from edgekd.distill.tasks.known import examples_of
@@ -54,7 +54,7 @@ def recipe_of(**values: Any) -> Recipe:
 
 def make_job(
     digits: Digits, folder: Path, training: Training, objective: Objective | None = None, **values: Any
-) -> Job:
+) -> TrainingJob:
     given: dict[str, Any] = {
         "name": "student",
         "train": digits[0],
@@ -65,7 +65,7 @@ def make_job(
         "views": 2,
         "checkpoint": folder / "checkpoint.pt",
     }
-    return Job(**given | values)
+    return TrainingJob(**given | values)
 
 
 def small_net(kind: str = "convnet", seed: int = 0) -> nn.Module:
@@ -512,7 +512,7 @@ WAYS: dict[str, dict[str, Any]] = {
 def test_a_resumed_training_equals_an_undisturbed_one(digits: Digits, tmp_path: Path, way: str) -> None:
     recipe, kind = recipe_of(**WAYS.get(way, {})), "dropout" if way == "dropout" else "convnet"
 
-    def job(folder: str, net: nn.Module, change: Callable[[Terms], Terms]) -> Job:
+    def job(folder: str, net: nn.Module, change: Callable[[Terms], Terms]) -> TrainingJob:
         objective = through(taught(recipe, net), change)
         return make_job(digits, tmp_path / folder, recipe, objective, teacher=answers)
 
@@ -570,7 +570,7 @@ def test_a_finished_training_is_not_repeated(digits: Digits, tmp_path: Path) -> 
     assert differing(state(net), state(other)) == []
 
 
-def everything(digits: Digits, folder: Path, teacher: Outputs) -> tuple[nn.Module, Job]:
+def everything(digits: Digits, folder: Path, teacher: Outputs) -> tuple[nn.Module, TrainingJob]:
     """A training with all that a checkpoint keeps."""
     recipe = recipe_of(
         epochs=8,

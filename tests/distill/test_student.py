@@ -12,12 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgekd.card import Augment, Card, Student, Training
-from edgekd.card import Teacher as TeacherOfCard
+from edgekd.card import Augment, Card, Student, Teacher, Training
 from edgekd.data.examples import Examples
 from edgekd.data.sources import load_train_and_validation
 from edgekd.distill import student as module
-from edgekd.distill.loop import Job, train
+from edgekd.distill.loop import TrainingJob, train
 from edgekd.distill.student import (
     TrainingOptions,
     assist,
@@ -33,7 +32,7 @@ from edgekd.errors import ConfigError
 from edgekd.files import write_json
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import make
-from edgekd.nets.teachers import Teacher, make_teacher_net
+from edgekd.nets.teachers import LoadedTeacher, make_teacher_net
 from edgekd.nets.weights import read_state
 from edgekd.recipe import Recipe
 from edgekd.run import Run
@@ -55,7 +54,7 @@ def convnet(channels: list[int], hidden: int) -> nn.Module:
 
 def card_of(**recipe: Any) -> Card:
     given = {"epochs": 2, "batch_size": 20, "learning_rate": 0.05, "warmup_epochs": 0.0, "views": 2}
-    teacher = TeacherOfCard(
+    teacher = Teacher(
         family="convnet",
         shape={"channels": [8, 12], "hidden": 16, "grid": 4},
         training=Training(epochs=8, batch_size=20, learning_rate=0.05),
@@ -64,15 +63,15 @@ def card_of(**recipe: Any) -> Card:
 
 
 @pytest.fixture(scope="module")
-def teacher(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+def teacher(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> LoadedTeacher:
     """One that knows the digits."""
     return teach(card_of(), digits, 0.5, tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
 
 
-def another_teacher() -> Teacher:
+def another_teacher() -> LoadedTeacher:
     """One that knows nothing."""
     torch.manual_seed(11)
-    return Teacher(Deployed(make_teacher_net(card_of()), DIGITS.data).eval(), Path("another.safetensors"))
+    return LoadedTeacher(Deployed(make_teacher_net(card_of()), DIGITS.data).eval(), Path("another.safetensors"))
 
 
 def new_student(seed: int = 0) -> nn.Module:
@@ -90,11 +89,11 @@ def moved(before: dict[str, Tensor], net: nn.Module) -> list[bool]:
 
 
 @pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Job, dict[str, Tensor]]]:
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainingJob, dict[str, Tensor]]]:
     """Each training's job, and what was learned beside the network as it was at first."""
-    seen = list[tuple[Job, dict[str, Tensor]]]()
+    seen = list[tuple[TrainingJob, dict[str, Tensor]]]()
 
-    def watched(net: nn.Module, job: Job) -> History:
+    def watched(net: nn.Module, job: TrainingJob) -> History:
         seen.append((job, state(job.objective.learned)))
         return train(net, job)
 
@@ -106,7 +105,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Job, dict[str, Tensor]]]
 
 
 @pytest.mark.parametrize("term", ["ce", "kd", "soft_ce", "mse", "dkd", "dist"])
-def test_a_term_on_logits_lowers_itself(digits: Digits, teacher: Teacher, tmp_path: Path, term: str) -> None:
+def test_a_term_on_logits_lowers_itself(digits: Digits, teacher: LoadedTeacher, tmp_path: Path, term: str) -> None:
     net = new_student()
     history = learn(card_of(epochs=3, losses={term: 1.0}), SHAPE, net, [teacher], digits, tmp_path / "scratch")
     assert [list(entry["terms"]) for entry in history] == [[term]] * 3
@@ -127,7 +126,7 @@ FEATURES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("term", FEATURES)
 def test_a_term_on_features_lowers_itself(
-    digits: Digits, teacher: Teacher, tmp_path: Path, term: str, jobs: list[tuple[Job, dict[str, Tensor]]]
+    digits: Digits, teacher: LoadedTeacher, tmp_path: Path, term: str, jobs: list[tuple[TrainingJob, dict[str, Tensor]]]
 ) -> None:
     card = card_of(epochs=3, losses={"ce": 0.1}, features=[{"term": term} | FEATURES[term]])
     net = new_student()
@@ -142,7 +141,7 @@ def test_a_term_on_features_lowers_itself(
 
 
 def test_a_discriminator_learns_against_the_student(
-    digits: Digits, teacher: Teacher, tmp_path: Path, jobs: list[tuple[Job, dict[str, Tensor]]]
+    digits: Digits, teacher: LoadedTeacher, tmp_path: Path, jobs: list[tuple[TrainingJob, dict[str, Tensor]]]
 ) -> None:
     """The term need not fall: what the discriminator lowers the student raises. Both move."""
     card = card_of(losses={"ce": 1.0}, features=[{"term": "adversarial", "teacher": MAPS, "student": MAPS}])
@@ -154,7 +153,7 @@ def test_a_discriminator_learns_against_the_student(
 
 
 def test_students_that_learn_from_each_other(
-    digits: Digits, teacher: Teacher, tmp_path: Path, jobs: list[tuple[Job, dict[str, Tensor]]]
+    digits: Digits, teacher: LoadedTeacher, tmp_path: Path, jobs: list[tuple[TrainingJob, dict[str, Tensor]]]
 ) -> None:
     """The term `mutual` rises at first, from students that know nothing alike; `ce` falls for all."""
     card = card_of(epochs=3, losses={"mutual": 1.0, "ce": 1.0}, peers=2)
@@ -171,7 +170,7 @@ def test_students_that_learn_from_each_other(
     assert job.teacher(0, np.arange(2), torch.zeros(2)) == {}  # nobody asks the teacher
 
 
-def test_images_that_are_mixed(teacher: Teacher, tmp_path: Path) -> None:
+def test_images_that_are_mixed(teacher: LoadedTeacher, tmp_path: Path) -> None:
     card = dataclasses.replace(
         card_of(epochs=4, losses={"ce": 1.0, "kd": 0.2, "dkd": 0.1}, label_smoothing=0.1, class_weights="balanced"),
         augment=Augment(crop_padding=1, mixup=0.5, cutmix=1.0),
@@ -185,7 +184,7 @@ def test_images_that_are_mixed(teacher: Teacher, tmp_path: Path) -> None:
 
 
 def test_stages_switch_terms_and_begin_anew(
-    digits: Digits, teacher: Teacher, tmp_path: Path, jobs: list[tuple[Job, dict[str, Tensor]]]
+    digits: Digits, teacher: LoadedTeacher, tmp_path: Path, jobs: list[tuple[TrainingJob, dict[str, Tensor]]]
 ) -> None:
     stages = [
         {"epochs": 1, "features": [{"term": "hint", "teacher": MAPS, "student": MAPS}]},
@@ -216,14 +215,14 @@ def test_stages_switch_terms_and_begin_anew(
     ],
 )
 def test_the_history_tells_the_temperature(
-    digits: Digits, teacher: Teacher, tmp_path: Path, values: dict[str, Any], expected: list[float]
+    digits: Digits, teacher: LoadedTeacher, tmp_path: Path, values: dict[str, Any], expected: list[float]
 ) -> None:
     history = learn(card_of(**values), SHAPE, new_student(), [teacher], digits, tmp_path / "scratch")
     assert [entry["temperature"] for entry in history] == pytest.approx(expected)
 
 
 def test_a_learned_temperature_falls_and_an_adversarial_one_does_not(
-    digits: Digits, teacher: Teacher, tmp_path: Path
+    digits: Digits, teacher: LoadedTeacher, tmp_path: Path
 ) -> None:
     """T² KL falls with T; whoever makes it larger moves the other way."""
     last = {}
@@ -235,7 +234,7 @@ def test_a_learned_temperature_falls_and_an_adversarial_one_does_not(
     assert last["adversarial"][1] > last["adversarial"][0] > 4
 
 
-def test_drawn_labels_are_repeatable(digits: Digits, teacher: Teacher, tmp_path: Path) -> None:
+def test_drawn_labels_are_repeatable(digits: Digits, teacher: LoadedTeacher, tmp_path: Path) -> None:
     losses = []
     for number, sampling in enumerate(("gamma", "gamma", "none")):
         card = card_of(losses={"kd": 1.0}, sampling=sampling, sampling_strength=3.0)
@@ -263,11 +262,11 @@ def test_drawn_labels_are_repeatable(digits: Digits, teacher: Teacher, tmp_path:
 )
 def test_layers_that_do_not_suit_are_told_before_the_first_step(
     digits: Digits,
-    teacher: Teacher,
+    teacher: LoadedTeacher,
     tmp_path: Path,
     feature: dict[str, str],
     text: str,
-    jobs: list[tuple[Job, dict[str, Tensor]]],
+    jobs: list[tuple[TrainingJob, dict[str, Tensor]]],
 ) -> None:
     # Also where only a later stage asks for them.
     stages = [{"epochs": 1, "losses": {"kd": 1.0}}, {"epochs": 1, "features": [{"term": "hint"} | feature]}]
@@ -284,7 +283,7 @@ def test_layers_that_do_not_suit_are_told_before_the_first_step(
             check_recipe(one, SHAPE, given, [], digits[0])
 
 
-def test_a_recipe_that_suits_is_let_through(digits: Digits, teacher: Teacher) -> None:
+def test_a_recipe_that_suits_is_let_through(digits: Digits, teacher: LoadedTeacher) -> None:
     features = [{"term": term} | values for term, values in FEATURES.items()]
     check_recipe(card_of(features=features), SHAPE, teacher, [], digits[0])
     check_recipe(card_of(teacher_weights=(1.0, 2.0)), SHAPE, None, [teacher], digits[0])
@@ -292,7 +291,7 @@ def test_a_recipe_that_suits_is_let_through(digits: Digits, teacher: Teacher) ->
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0, 3.0)])
 def test_another_number_of_weights_than_teachers(
-    digits: Digits, teacher: Teacher, tmp_path: Path, weights: tuple[float, ...]
+    digits: Digits, teacher: LoadedTeacher, tmp_path: Path, weights: tuple[float, ...]
 ) -> None:
     card = card_of(teacher_weights=weights)
     with pytest.raises(ConfigError) as caught:
@@ -302,7 +301,7 @@ def test_another_number_of_weights_than_teachers(
     )
 
 
-def test_another_number_of_weights_than_classes(digits: Digits, teacher: Teacher, tmp_path: Path) -> None:
+def test_another_number_of_weights_than_classes(digits: Digits, teacher: LoadedTeacher, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="class_weights: got 2 weights; the data has 10 classes"):
         learn(card_of(class_weights=(1.0, 2.0)), SHAPE, new_student(), [teacher], digits, tmp_path / "scratch")
 
@@ -311,7 +310,7 @@ def test_another_number_of_weights_than_classes(digits: Digits, teacher: Teacher
 
 
 def trained(
-    card: Card, teachers: Sequence[Teacher], digits: Digits, folder: Path, online: bool
+    card: Card, teachers: Sequence[LoadedTeacher], digits: Digits, folder: Path, online: bool
 ) -> tuple[History, nn.Module]:
     net = new_student()
     return learn(card, SHAPE, net, teachers, digits, folder, TrainingOptions(online=online)), net
@@ -325,7 +324,7 @@ def trained(
     ],
 )
 def test_kept_outputs_teach_the_same(
-    digits: Digits, teacher: Teacher, tmp_path: Path, features: list[dict[str, str]], tolerance: float
+    digits: Digits, teacher: LoadedTeacher, tmp_path: Path, features: list[dict[str, str]], tolerance: float
 ) -> None:
     # In the loop each epoch is a view of its own, and so it is here with as many views as epochs.
     card = card_of(epochs=3, losses={"kd": 1.0, "ce": 0.5}, features=features, views=3)
@@ -338,7 +337,7 @@ def test_kept_outputs_teach_the_same(
         assert after["terms"] == pytest.approx(before["terms"], rel=tolerance)
 
 
-def test_kept_outputs_are_not_computed_again(digits: Digits, teacher: Teacher, tmp_path: Path) -> None:
+def test_kept_outputs_are_not_computed_again(digits: Digits, teacher: LoadedTeacher, tmp_path: Path) -> None:
     images = list[int]()
     handle = teacher.module.register_forward_pre_hook(lambda _, inputs: images.append(len(inputs[0])))
     count, seen = len(digits[0]), list[int]()
@@ -352,7 +351,7 @@ def test_kept_outputs_are_not_computed_again(digits: Digits, teacher: Teacher, t
 
 def test_a_cache_that_is_too_small_leaves_the_teacher_in_the_loop(
     digits: Digits,
-    teacher: Teacher,
+    teacher: LoadedTeacher,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -371,7 +370,7 @@ def test_a_cache_that_is_too_small_leaves_the_teacher_in_the_loop(
 
 
 def test_distilling_keeps_the_student_and_its_history(
-    digits: Digits, teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits: Digits, teacher: LoadedTeacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features = [{"term": term, "teacher": MAPS, "student": MAPS} for term in ("hint", "adversarial")]
     card = card_of(losses={"kd": 0.5, "mutual": 0.5}, features=features, temperature_schedule="learned")
@@ -434,7 +433,7 @@ class Attempts:
     ],
 )
 def test_below_the_minimum_it_trains_again_with_twice_the_epochs(
-    teacher: Teacher,
+    teacher: LoadedTeacher,
     digits: Digits,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -463,13 +462,13 @@ def test_below_the_minimum_it_trains_again_with_twice_the_epochs(
 
 
 def test_an_attempt_that_was_cut_goes_on(
-    teacher: Teacher, digits: Digits, tmp_path: Path, jobs: list[tuple[Job, dict[str, Tensor]]]
+    teacher: LoadedTeacher, digits: Digits, tmp_path: Path, jobs: list[tuple[TrainingJob, dict[str, Tensor]]]
 ) -> None:
     """The first attempt is finished, the second is cut after its third epoch of four."""
     card, options = card_of(attempts=2), TrainingOptions(minimum=1.1)
     whole = distill_student(card, SHAPE, [teacher], digits, Run(tmp_path / "whole"), options)
 
-    def cut(net: nn.Module, job: Job) -> History:
+    def cut(net: nn.Module, job: TrainingJob) -> History:
         def stop(history: History) -> bool:
             if len(history) == 3:
                 raise KeyboardInterrupt
@@ -490,11 +489,11 @@ def test_an_attempt_that_was_cut_goes_on(
 
 
 def test_assistants_teach_one_another(
-    teacher: Teacher, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: LoadedTeacher, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = Training(epochs=1, batch_size=20, learning_rate=0.05)
     assistants = [
-        TeacherOfCard(family="convnet", shape={"channels": [width, 8], "hidden": 8, "grid": 4}, training=own)
+        Teacher(family="convnet", shape={"channels": [width, 8], "hidden": 8, "grid": 4}, training=own)
         for width, own in ((6, training), (5, None))
     ]
     features = [{"term": "hint", "teacher": MAPS, "student": MAPS}]
@@ -548,22 +547,22 @@ def test_assistants_teach_one_another(
     ],
 )
 def test_an_assistant_learns_by_the_last_terms_on_logits(
-    teacher: Teacher,
+    teacher: LoadedTeacher,
     digits: Digits,
     tmp_path: Path,
-    jobs: list[tuple[Job, dict[str, Tensor]]],
+    jobs: list[tuple[TrainingJob, dict[str, Tensor]]],
     recipe: dict[str, Any],
     losses: dict[str, float],
 ) -> None:
     card = card_of(epochs=2, **recipe)
-    assistant = TeacherOfCard(family="convnet", shape={"channels": [6, 8], "hidden": 8, "grid": 4})
+    assistant = Teacher(family="convnet", shape={"channels": [6, 8], "hidden": 8, "grid": 4})
     assist(dataclasses.replace(card, assistants=(assistant,)), teacher, digits, tmp_path, TrainingOptions())
     ((job, _),) = jobs
     assert isinstance(job.training, Recipe)
     assert job.training.weights() == pytest.approx(losses)
 
 
-def test_an_onnx_teacher_has_no_layers(digits: Digits, teacher: Teacher, tmp_path: Path) -> None:
+def test_an_onnx_teacher_has_no_layers(digits: Digits, teacher: LoadedTeacher, tmp_path: Path) -> None:
     onnx = dataclasses.replace(teacher, module=torch.nn.Identity())  # not a torch network with its preprocessing
     card = card_of(features=[{"term": "hint", "teacher": MAPS, "student": MAPS}])
     with pytest.raises(ConfigError, match=r"recipe\.features: teacher: an ONNX teacher has no layers to learn from"):
@@ -619,7 +618,7 @@ def test_the_student_may_begin_with_the_teachers_tensors(
 
 
 def test_an_onnx_teacher_has_no_tensors_to_copy(digits: Digits) -> None:
-    card, foreign = card_of(init_from_teacher=True), Teacher(nn.Identity(), Path("teacher.onnx"))
+    card, foreign = card_of(init_from_teacher=True), LoadedTeacher(nn.Identity(), Path("teacher.onnx"))
     with pytest.raises(ConfigError) as caught:
         check_recipe(card, SHAPE, foreign, [], digits[0])
     assert str(caught.value) == f"{card.file}: recipe.init_from_teacher: an ONNX teacher has no tensors to copy"

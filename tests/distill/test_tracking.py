@@ -21,11 +21,11 @@ RECIPE = {"epochs": 3, "optimizer": "sgd", "losses": {"kd": 0.9, "ce": 0.1}}
 
 def train(kinds: tuple[str, ...], folder: Path, begin: int, end: int) -> None:
     """Epochs `begin` (counted from 0) to `end` of two steps each, with a loss that depends on the step alone."""
-    with open_trackers(kinds, folder, "student", RECIPE, finished=begin) as tell:
+    with open_trackers(kinds, folder, "student", RECIPE, finished=begin) as log_values:
         for epoch in range(begin, end):
             for step in (2 * epoch, 2 * epoch + 1):
-                tell(step, {"epoch": epoch + 1, "loss": 1 / (step + 1), "loss/kd": 0.5 / (step + 1)})
-            tell(2 * epoch + 1, {"epoch": epoch + 1, "epoch/validation_accuracy": 0.5 + epoch / 10})
+                log_values(step, {"epoch": epoch + 1, "loss": 1 / (step + 1), "loss/kd": 0.5 / (step + 1)})
+            log_values(2 * epoch + 1, {"epoch": epoch + 1, "epoch/validation_accuracy": 0.5 + epoch / 10})
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -36,10 +36,10 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_each_line_is_there_as_soon_as_it_is_told(tmp_path: Path) -> None:
-    with open_trackers((), tmp_path / "new", "student", RECIPE) as tell:
-        tell(0, {"epoch": 1, "loss": 2.5, "learning_rate": 0.1})
+    with open_trackers((), tmp_path / "new", "student", RECIPE) as log_values:
+        log_values(0, {"epoch": 1, "loss": 2.5, "learning_rate": 0.1})
         assert lines(tmp_path / "new") == [{"step": 0, "epoch": 1, "loss": 2.5, "learning_rate": 0.1}]
-        tell(1, {"epoch": 1, "loss": math.nan, "loss/kd": math.inf})
+        log_values(1, {"epoch": 1, "loss": math.nan, "loss/kd": math.inf})
         assert lines(tmp_path / "new")[1] == {"step": 1, "epoch": 1, "loss": None, "loss/kd": None}
 
 
@@ -126,15 +126,15 @@ def test_tensorboard_reads_back_what_was_told(tmp_path: Path) -> None:
 
 
 def test_tensorboard_holds_what_was_told_before_a_crash(tmp_path: Path) -> None:
-    with open_trackers(("tensorboard",), tmp_path, "student", RECIPE) as tell:
-        tell(0, {"epoch": 1, "loss": 2.0})
+    with open_trackers(("tensorboard",), tmp_path, "student", RECIPE) as log_values:
+        log_values(0, {"epoch": 1, "loss": 2.0})
         assert scalars(tmp_path)["loss"] == [(0, 2.0)]
 
 
 def test_tensorboard_discards_the_steps_a_resumed_training_repeats(tmp_path: Path) -> None:
     train(("tensorboard",), tmp_path, 0, 3)
-    with open_trackers(("tensorboard",), tmp_path, "student", RECIPE, finished=1) as tell:
-        tell(2, {"epoch": 2, "loss": 7.0})
+    with open_trackers(("tensorboard",), tmp_path, "student", RECIPE, finished=1) as log_values:
+        log_values(2, {"epoch": 2, "loss": 7.0})
     assert scalars(tmp_path)["loss"] == [(0, 1.0), (1, 0.5), (2, 7.0)]
 
 

@@ -15,7 +15,7 @@ from onnx import TensorProto, numpy_helper
 from edgekd.card import Augment, Student, Training
 from edgekd.data.images import Split
 from edgekd.data.sources import load_test, load_train_and_validation
-from edgekd.distill.loop import Job, train
+from edgekd.distill.loop import TrainingJob, train
 from edgekd.distill.objective import plain
 from edgekd.distill.tasks.classification import accuracy as accuracy_of_net
 from edgekd.distill.tasks.known import examples_of
@@ -52,7 +52,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     training = Training(epochs=4, batch_size=32, learning_rate=0.05)
     torch.manual_seed(0)
     net = make(CARD, Student(family="convnet"), {"channels": CHANNELS, "hidden": 32, "grid": 4}, "student.knobs")
-    job = Job(
+    job = TrainingJob(
         name="student",
         train=examples_of(plainly, train_split.subset(np.arange(600))),
         validation=examples_of(CARD, validation),

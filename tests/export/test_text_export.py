@@ -20,7 +20,7 @@ from edgekd.export.onnx import cpu_logits, export, parity, save_model
 from edgekd.export.teacher import export_teacher
 from edgekd.export.variants import make_variant, precision_of
 from edgekd.nets.families import make
-from edgekd.nets.teachers import Teacher, load_teacher_file
+from edgekd.nets.teachers import LoadedTeacher, load_teacher_file
 from edgekd.nets.weights import save_state
 from edgekd.target import load_target
 from edgekd.tasks.known import load_card
@@ -154,7 +154,7 @@ def test_a_teacher_from_weights_or_onnx_gives_the_same(folder: Path, tmp_path: P
     session = onnxruntime.InferenceSession(tmp_path / "narrow.onnx", providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].type == "tensor(int32)"
     np.testing.assert_allclose(session.run(None, {"wide": inputs})[0], expected, rtol=1e-6)
-    assert isinstance(wide, Teacher)
+    assert isinstance(wide, LoadedTeacher)
 
 
 def test_a_teacher_for_images_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from edgekd.distill.cache.outputs import teaching
 from edgekd.distill.student import TrainingOptions, learn
 from edgekd.distill.tasks.known import examples_of
 from edgekd.nets.families import make
-from edgekd.nets.teachers import Teacher, load_teacher_file, make_teacher_net
+from edgekd.nets.teachers import LoadedTeacher, load_teacher_file, make_teacher_net
 from edgekd.nets.weights import save_state
 from edgekd.spec import build
 from edgekd.tasks.known import load_card
@@ -38,7 +38,7 @@ def digits() -> tuple[Examples, Examples]:
 
 
 @pytest.fixture
-def teachers(tmp_path: Path) -> list[Teacher]:
+def teachers(tmp_path: Path) -> list[LoadedTeacher]:
     """A torch network, and a linear ONNX model that knows nothing."""
     torch.manual_seed(0)
     save_state(make_teacher_net(DIGITS), tmp_path / "teacher.safetensors", {})
@@ -86,7 +86,11 @@ FEATURES = [
     ids=["features", "sampling", "confidence"],
 )
 def test_a_student_learns_on_the_gpu(
-    digits: tuple[Examples, Examples], teachers: list[Teacher], tmp_path: Path, recipe: dict[str, Any], online: bool
+    digits: tuple[Examples, Examples],
+    teachers: list[LoadedTeacher],
+    tmp_path: Path,
+    recipe: dict[str, Any],
+    online: bool,
 ) -> None:
     net, before = new_student(), new_student().state_dict()
     history = learn(
@@ -101,7 +105,7 @@ def test_a_student_learns_on_the_gpu(
 
 @pytest.mark.parametrize("recipe", [{"losses": {"kd": 1.0, "ce": 0.5}}, {"losses": {"kd": 1.0}, "sampling": "points"}])
 def test_an_onnx_teacher_in_the_loop(
-    digits: tuple[Examples, Examples], teachers: list[Teacher], tmp_path: Path, recipe: dict[str, Any]
+    digits: tuple[Examples, Examples], teachers: list[LoadedTeacher], tmp_path: Path, recipe: dict[str, Any]
 ) -> None:
     card, inputs = card_of(**recipe), digits[0].batch(np.arange(5), 0).inputs
     expected = teachers[1].module(inputs)

@@ -1,4 +1,4 @@
-"""A .npy file written block by block, by one process or several, that goes on after a kill where it stood."""
+"""A .npy file that one or several processes write block by block, and that can be continued after a kill."""
 
 import fcntl
 import io
@@ -15,51 +15,51 @@ from numpy.typing import DTypeLike, NDArray
 
 from edgekd.distill.cache.files import part_file
 
-__all__ = ["Grid", "Part", "damage", "file_bytes", "finish", "open_part"]
+__all__ = ["Grid", "PartFile", "damage", "file_bytes", "finish", "open_part"]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How the rows of one view are written."""
+    """How the rows of one view are divided into blocks."""
 
     count: int
-    """Rows."""
+    """Number of rows."""
     size: int
-    """Rows computed, written and marked together."""
+    """Number of rows per block; a block is computed, written and marked as a whole."""
 
     @property
     def blocks(self) -> int:
-        """Number of blocks; the last may be smaller."""
+        """Number of blocks; the last one may be smaller."""
         return math.ceil(self.count / self.size)
 
     def rows(self, block: int) -> NDArray[np.int64]:
-        """The rows of a block."""
+        """The row numbers of a block."""
         return np.arange(block * self.size, min((block + 1) * self.size, self.count))
 
 
 @dataclass(frozen=True)
-class Part:
-    """A file being written: the .npy header, all rows, then a byte for each block, 1 once that is on the disk."""
+class PartFile:
+    """An unfinished file: the .npy header, all rows, then one mark byte per block, 1 once the block is on the disk."""
 
     descriptor: int
     header: int
-    """Its length, bytes."""
+    """Length of the .npy header in bytes."""
     row_bytes: int
     grid: Grid
 
     @property
     def end(self) -> int:
-        """Length of the whole file, without the marks."""
+        """Length of the finished file in bytes, without the marks."""
         return self.header + self.grid.count * self.row_bytes
 
     def has(self, block: int) -> bool:
-        """Whether the block is on the disk. A file without marks is whole: only its name was still to change."""
+        """Whether the block is on the disk. A file without marks is complete, but was not renamed yet."""
         return os.pread(self.descriptor, 1, self.end + block) != b"\0"
 
     def write(self, block: int, values: NDArray[Any]) -> None:
-        """Write the block, and mark it when the disk has it.
+        """Write the block, flush it to the disk, and then mark it.
 
-        By plain writes: on a full disk they fail with a reason, where a memory map kills the process.
+        This uses plain writes: on a full disk they raise an OSError, while a memory map would kill the process.
         """
         rows = self.grid.rows(block)
         assert values.nbytes == len(rows) * self.row_bytes, (values.shape, values.dtype)
@@ -72,27 +72,27 @@ class Part:
         os.pwrite(self.descriptor, b"\1", self.end + block)
 
     def close(self) -> None:
-        """Nothing more is written or asked."""
+        """Close the file."""
         os.close(self.descriptor)
 
 
-def open_part(path: Path, grid: Grid, like: NDArray[Any] | None = None) -> Part:
-    """The unfinished form of `path`; made for rows `like` these where it is not there.
+def open_part(path: Path, grid: Grid, like: NDArray[Any] | None = None) -> PartFile:
+    """Open the unfinished file of `path`. If it does not exist, create it for rows with the shape and dtype of `like`.
 
-    Raises FileNotFoundError where it is not there and `like` is None.
+    Raises FileNotFoundError if it does not exist and `like` is None.
     """
     descriptor = os.open(part_file(path), os.O_RDWR | (os.O_CREAT if like is not None else 0), 0o644)
-    with _locked(descriptor):  # one rank makes it, the others find it made
+    with _locked(descriptor):  # the first rank creates the file, the others open it
         if like is not None and os.fstat(descriptor).st_size == 0:
             header = _header((grid.count, *like.shape[1:]), like.dtype)
             os.pwrite(descriptor, header, 0)
             os.ftruncate(descriptor, file_bytes((grid.count, *like.shape[1:]), like.dtype) + grid.blocks)
         header_bytes, shape, dtype, _ = _layout(part_file(path))
-    return Part(descriptor, header_bytes, math.prod(shape[1:]) * dtype.itemsize, grid)
+    return PartFile(descriptor, header_bytes, math.prod(shape[1:]) * dtype.itemsize, grid)
 
 
 def finish(path: Path, grid: Grid) -> bool:
-    """Give the unfinished form of `path` its name; False, and nothing is done, if a block is missing."""
+    """Rename the unfinished file to `path`; if a block is missing, do nothing and return False."""
     part = open_part(path, grid)
     try:
         if not all(part.has(block) for block in range(grid.blocks)):
@@ -106,14 +106,14 @@ def finish(path: Path, grid: Grid) -> bool:
 
 
 def file_bytes(shape: Sequence[int], dtype: DTypeLike) -> int:
-    """Size of a .npy file; `shape` begins with the number of examples."""
+    """Size of a .npy file in bytes; `shape` begins with the number of examples."""
     return len(_header(shape, np.dtype(dtype))) + math.prod(shape) * np.dtype(dtype).itemsize
 
 
 def damage(path: Path, grid: Grid) -> str:
-    """What is wrong with the file, whole or unfinished; the empty string if nothing is.
+    """A description of what is wrong with a finished or unfinished file; the empty string if nothing is wrong.
 
-    Of a whole one header and size are looked at, not every value.
+    This checks the header and the size of the file, not its values.
     """
     try:
         header, shape, dtype, size = _layout(path)
@@ -148,12 +148,12 @@ def _header(shape: Sequence[int], dtype: np.dtype[Any]) -> bytes:
 
 
 def _layout(path: Path) -> tuple[int, tuple[int, ...], np.dtype[Any], int]:
-    """Header's length, shape, dtype and the file's length; ValueError if it is no .npy file such as written here."""
+    """Length of the header, shape, dtype and length of the file; ValueError if this module cannot have written it."""
     with path.open("rb") as file:
         try:
             version = np.lib.format.read_magic(file)
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        except Exception as error:  # numpy raises whatever a damaged header leads it to
+        except Exception as error:  # a damaged header can make numpy raise almost any exception
             raise ValueError("its header is broken") from error
         if version != (1, 0) or fortran or not shape or dtype.hasobject:
             raise ValueError("its header is another's")

@@ -1,12 +1,12 @@
-"""Files of the cache of teacher outputs: where it is, what is in it, who uses it, what goes when it is full.
+"""Files of the cache of teacher outputs: where they are, which keys are in use, and which are removed if it is full.
 
-    ROOT/.lock                      held for the moment in which a key is opened, listed or removed
-    ROOT/KEY/meta.json              what the key was made of
-    ROOT/KEY/used                   modified at every use; locked (shared) while in use; holds what users mean to write
-    ROOT/KEY/view-003.layer3.npy    whole
-    ROOT/KEY/.view-003.layer3.npy.part   being written
+    ROOT/.lock                      locked while a key is opened, listed or removed
+    ROOT/KEY/meta.json              the values that the key is the hash of
+    ROOT/KEY/used                   modified at every use; locked (shared) while in use; holds planned sizes
+    ROOT/KEY/view-003.layer3.npy    a finished file
+    ROOT/KEY/.view-003.layer3.npy.part   a file that is being written
 
-The locks are `flock`s, which the system drops with the process, even a killed one.
+The locks are `flock`s, which the system releases when a process ends, even if it was killed.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from edgekd.errors import ConfigError, InputError, UnavailableError
 from edgekd.files import read_json, write_json
 
 __all__ = [
-    "Entry",
+    "CacheEntry",
     "cache_folder",
     "cache_limit_bytes",
     "clear_key",
@@ -50,7 +50,8 @@ _OUTPUT = re.compile(r"(?P<hidden>\.?)view-(?P<view>\d+)\.(?P<name>.+)\.npy(?P<p
 
 
 def cache_folder() -> Path:
-    """Where teacher outputs are kept: below $EDGEKD_CACHE_HOME, else $XDG_CACHE_HOME/edgekd, else ~/.cache/edgekd."""
+    """The folder of cached teacher outputs: `teacher` in $EDGEKD_CACHE_HOME if it is set, else in
+    $XDG_CACHE_HOME/edgekd if that is set, else in ~/.cache/edgekd."""
     own, shared = os.environ.get("EDGEKD_CACHE_HOME"), os.environ.get("XDG_CACHE_HOME")
     default = Path(shared) if shared else user_folder("~/.cache", "XDG_CACHE_HOME")
     home = user_folder(own, "EDGEKD_CACHE_HOME") if own else default / "edgekd"
@@ -58,9 +59,9 @@ def cache_folder() -> Path:
 
 
 def require_cache(hint: str = "") -> None:
-    """Raise UnavailableError where the teacher's outputs cannot be kept: the folder cannot be written, or is full.
+    """Raise UnavailableError if the cache folder cannot be written, or if its disk is full.
 
-    `hint` ends the message.
+    `hint` is appended to the message.
     """
     folder = cache_folder()
     try:
@@ -77,9 +78,9 @@ def require_cache(hint: str = "") -> None:
 
 
 def cache_limit_bytes() -> int:
-    """$EDGEKD_CACHE_LIMIT_GB in bytes (1 GB is 10⁹ bytes), 20 GB where it is unset.
+    """$EDGEKD_CACHE_LIMIT_GB in bytes (1 GB is 10⁹ bytes); 20 GB if it is not set.
 
-    Raises ConfigError where it is not a positive number.
+    Raises ConfigError if it is not a positive number.
     """
     text = os.environ.get("EDGEKD_CACHE_LIMIT_GB") or str(DEFAULT_LIMIT_GB)
     try:
@@ -94,49 +95,49 @@ def cache_limit_bytes() -> int:
 
 
 def output_file(folder: Path, k: int, name: str) -> Path:
-    """The whole output `name` of view k; a name's own slashes and bars are percent-encoded."""
+    """The path of the finished output `name` of view k; slashes and bars in the name are percent-encoded."""
     return folder / f"view-{k:03d}.{quote(name, safe='')}.npy"
 
 
 def part_file(path: Path) -> Path:
-    """Where `path` is written until it is whole."""
+    """The path of the unfinished file, which is renamed to `path` when it is complete."""
     return path.with_name(f".{path.name}.part")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class CacheEntry:
     """One key of the cache."""
 
     key: str
-    """SHA-256 of what it was made of, 64 hex digits."""
+    """SHA-256 of what the outputs depend on, 64 hex digits."""
     folder: Path
     meta: dict[str, Any]
-    """Content of `meta.json`; empty where that is damaged."""
+    """Content of `meta.json`; empty if that file is damaged."""
     views: dict[str, int]
-    """Number of whole views of each output."""
+    """Number of finished views of each output."""
     unfinished: int
-    """Files a killed process left, or one is writing."""
+    """Number of unfinished files, which a process is writing or a killed process has left."""
     sizes: dict[str, int]
-    """Bytes held by each output, finished or not."""
+    """Bytes of each output's files, finished or not."""
     planned: dict[str, int]
-    """Bytes that those who use the key mean each output to have."""
+    """Bytes that each output is planned to have, by the processes that use the key."""
     used_s: float
-    """When it was last used, seconds since the epoch."""
+    """Time of the last use, in seconds since 1970-01-01 UTC."""
     in_use: bool
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all outputs."""
+        """Bytes of all outputs together."""
         return sum(self.sizes.values())
 
     def claim_bytes(self, wanted: Mapping[str, int]) -> int:
-        """Bytes of all outputs once each has what is planned of it, and what is `wanted`."""
+        """Bytes of all outputs together, if each has its largest size: the present, the planned or the `wanted` one."""
         names = self.sizes.keys() | self.planned.keys() | wanted.keys()
         return sum(max(sizes.get(name, 0) for sizes in (self.sizes, self.planned, wanted)) for name in names)
 
 
-def list_entries(root: Path) -> list[Entry]:
-    """All keys in `root`, the most recently used first; none where the folder is not there."""
+def list_entries(root: Path) -> list[CacheEntry]:
+    """All keys in `root`, the most recently used first; an empty list if the folder does not exist."""
     if not root.is_dir():
         return []
     with _locked(root):
@@ -144,7 +145,7 @@ def list_entries(root: Path) -> list[Entry]:
 
 
 def clear_key(root: Path, key: str) -> bool:
-    """Remove a key that nobody uses; False, and nothing is done, if somebody does."""
+    """Remove a key; if a process is using it, do nothing and return False."""
     with _locked(root):
         folder = root / key
         if _in_use(folder):
@@ -155,12 +156,12 @@ def clear_key(root: Path, key: str) -> bool:
 
 
 def held_bytes(folder: Path, name: str, other_than: int) -> int:
-    """Bytes of all views of one output but one, finished or not."""
+    """Bytes of all views of the output `name`, finished or not, except view `other_than`."""
     return sum(size for one, k, size, _ in _outputs(folder) if one == name and k != other_than)
 
 
 def hold(root: Path, key: str, meta: dict[str, Any]) -> int:
-    """Make the key's folder if need be, and mark it as in use; whoever closes the descriptor has used it."""
+    """Create the key's folder if it does not exist, and mark it as in use until the returned descriptor is closed."""
     with _locked(root):
         folder = root / key
         folder.mkdir(exist_ok=True)
@@ -170,25 +171,25 @@ def hold(root: Path, key: str, meta: dict[str, Any]) -> int:
             write_json(folder / "meta.json", meta)
         alone = not _in_use(folder)
         descriptor = os.open(folder / "used", os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)  # only ever locked otherwise by who holds the root's lock: us
+        fcntl.flock(descriptor, fcntl.LOCK_SH)  # does not block: others only lock it exclusively under the root's lock
         if alone:
-            os.ftruncate(descriptor, 0)  # the plans of processes that have ended
+            os.ftruncate(descriptor, 0)  # drop the planned sizes of processes that have ended
         return descriptor
 
 
 def shortage(root: Path, key: str, wanted: Mapping[str, int], limit_bytes: int) -> str:
-    """Make room for `wanted` bytes of each output (in all views); the empty string, or why that cannot be.
+    """Make room for `wanted` bytes of each output (all views together). Returns the reason if impossible, else "".
 
-    Keys in use stay, and so does what their users have planned; of the others the least recently used go first. Where
-    there is not enough room nothing is removed. What is wanted is noted as planned.
+    Keys in use, and the sizes that their users have planned, are kept; other keys are removed, the least recently used
+    first. If there is not enough room, nothing is removed. The wanted sizes are stored as planned sizes of the key.
     """
     with _locked(root):
         entries = _entries(root)
         own = next(entry for entry in entries if entry.key == key)
         others = [entry for entry in entries if entry.key != key]
         busy = sum(entry.claim_bytes({}) for entry in others if entry.in_use)
-        idle = [entry for entry in reversed(others) if not entry.in_use]
-        removable = sum(entry.size_bytes for entry in idle)
+        unused = [entry for entry in reversed(others) if not entry.in_use]
+        removable = sum(entry.size_bytes for entry in unused)
         total, free = own.claim_bytes(wanted), shutil.disk_usage(root).free
         if total + busy > limit_bytes:
             return _over_limit(root, total, busy, limit_bytes)
@@ -198,7 +199,7 @@ def shortage(root: Path, key: str, wanted: Mapping[str, int], limit_bytes: int) 
                 f"{units.bytes_(free)} are free; set EDGEKD_CACHE_HOME to a larger one"
             )
         _plan(own, wanted)
-        for entry in idle:
+        for entry in unused:
             if total + busy + removable <= limit_bytes and total - own.size_bytes <= free:
                 break
             _remove(entry.folder)
@@ -218,23 +219,23 @@ def _over_limit(root: Path, total: int, busy: int, limit_bytes: int) -> str:
 
 @contextlib.contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    """Nobody else opens, lists or removes keys meanwhile."""
+    """Hold the lock of `root`, so that no other process opens, lists or removes keys meanwhile."""
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        for left in root.glob(".removed-*"):  # by a process that was killed while it removed
+        for left in root.glob(".removed-*"):  # left by a process that was killed while it removed a key
             shutil.rmtree(left)
         yield
 
 
 def _remove(folder: Path) -> None:
-    """Renamed first: a kill must not leave half a key under its name."""
+    """Remove a key's folder. It is renamed first, so that a kill does not leave an incomplete key under its name."""
     gone = folder.rename(folder.with_name(f".removed-{folder.name}"))
     shutil.rmtree(gone)
 
 
 def _in_use(folder: Path) -> bool:
-    """Whether anyone holds the key; to be asked under the root's lock, for it takes the key's own for a moment."""
+    """Whether a process uses the key. Call this under the root's lock, because it locks the key for a moment."""
     try:
         descriptor = os.open(folder / "used", os.O_RDWR)
     except FileNotFoundError:
@@ -248,21 +249,21 @@ def _in_use(folder: Path) -> bool:
         os.close(descriptor)
 
 
-def _entries(root: Path) -> list[Entry]:
+def _entries(root: Path) -> list[CacheEntry]:
     folders = [path for path in root.iterdir() if _KEY.fullmatch(path.name) and path.is_dir()]
     return sorted(map(_entry, folders), key=lambda entry: entry.used_s, reverse=True)
 
 
 def _outputs(folder: Path) -> Iterator[tuple[str, int, int, bool]]:
-    """Name, view, bytes and whether it is whole, of each file."""
+    """Name, view, size in bytes, and whether the file is finished, for each output file."""
     for path in folder.iterdir():
         match = _OUTPUT.fullmatch(path.name)
         if match and bool(match["hidden"]) == bool(match["part"]):
-            with contextlib.suppress(FileNotFoundError):  # just renamed, for it is whole now
+            with contextlib.suppress(FileNotFoundError):  # renamed in this moment, because it is finished
                 yield unquote(match["name"]), int(match["view"]), path.stat().st_size, not match["part"]
 
 
-def _entry(folder: Path) -> Entry:
+def _entry(folder: Path) -> CacheEntry:
     views, sizes, unfinished = dict[str, int](), dict[str, int](), 0
     for name, _, size, whole in sorted(_outputs(folder)):
         sizes[name] = sizes.get(name, 0) + size
@@ -271,7 +272,7 @@ def _entry(folder: Path) -> Entry:
         else:
             unfinished += 1
     used = folder / "used"
-    return Entry(
+    return CacheEntry(
         key=folder.name,
         folder=folder,
         meta=_meta(folder),
@@ -296,11 +297,11 @@ def _meta(folder: Path) -> dict[str, Any]:
 def _planned(used: Path) -> dict[str, int]:
     try:
         planned = read_json(used)
-    except (InputError, FileNotFoundError):  # empty at first
+    except (InputError, FileNotFoundError):  # the file is empty at first
         return {}
     return {str(name): int(size) for name, size in planned.items()} if isinstance(planned, dict) else {}
 
 
-def _plan(own: Entry, wanted: Mapping[str, int]) -> None:
+def _plan(own: CacheEntry, wanted: Mapping[str, int]) -> None:
     planned = {name: max(size, own.planned.get(name, 0)) for name, size in wanted.items()}
     (own.folder / "used").write_text(json.dumps(own.planned | planned), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What the teachers say of each view: kept in the cache, or computed while the student learns."""
+"""The teachers' outputs for each view of the data: read from the cache, or computed in every training step."""
 
 import contextlib
 import hashlib
@@ -24,28 +24,30 @@ from edgekd.distill.optimise import autocast, computes_bf16
 from edgekd.distill.terms.layers import Taps, core, probe
 from edgekd.errors import ConfigError
 from edgekd.external import file_digest
-from edgekd.nets.teachers import Teacher
+from edgekd.nets.teachers import LoadedTeacher
 from edgekd.recipe import Recipe
 from edgekd.tasks.known import task_of
 
 __all__ = ["combined", "shapes", "teaching"]
 
 BLOCK = 500
-"""Examples that the teacher sees at once when the cache is filled."""
+"""Number of examples in one forward pass of the teacher when the cache is filled."""
 
 
-def shapes(teacher: Teacher, examples: Examples, layers: Sequence[str]) -> dict[str, torch.Size]:
-    """The shapes of a teacher's logits and layers, without the batch; ConfigError for an unknown layer."""
+def shapes(teacher: LoadedTeacher, examples: Examples, layers: Sequence[str]) -> dict[str, torch.Size]:
+    """The shapes of a teacher's logits and layers, without the batch dimension; ConfigError for an unknown layer."""
     inputs = examples.batch(np.arange(min(2, len(examples))), 0).inputs
     return probe(teacher.module.cpu(), inputs, layers, "recipe.features: teacher")
 
 
 @contextlib.contextmanager
 def teaching(
-    card: Card, teachers: Sequence[Teacher], examples: Examples, layers: Sequence[str], online: bool
+    card: Card, teachers: Sequence[LoadedTeacher], examples: Examples, layers: Sequence[str], online: bool
 ) -> Iterator[Outputs]:
-    """The teachers' outputs for any batch of the examples' views: from the cache, which is filled as views are asked
-    for, or with `online`, and where the cache is too small, computed on the spot. Layers are the first teacher's.
+    """Give a function that returns the teachers' outputs for a batch of any view of the examples.
+
+    The outputs come from the cache, which is filled view by view when a view is first needed. With `online`, or if the
+    cache is too small, they are computed for each batch. Only the first teacher gives outputs of `layers`.
     """
     recipe = card.recipe
     with contextlib.ExitStack() as stack:
@@ -60,8 +62,10 @@ def teaching(
 
 
 def combined(each: Sequence[Outputs], recipe: Recipe) -> Outputs:
-    """Several teachers as one: the logits' weighted mean, whose softmax is the geometric mean of theirs (normalised),
-    or for each example the logits of the teacher whose softmax has the largest maximum. Features are the first one's.
+    """Combine several teachers into one, as `recipe.combine` says. Features are those of the first teacher.
+
+    The logits are the weighted mean of the teachers' logits, whose softmax is the normalised geometric mean of their
+    softmaxes; or, with `confidence`, those of the teacher whose softmax has the largest maximum for the example.
     """
     if not each:
         return lambda k, indices, inputs: {}
@@ -83,15 +87,15 @@ def combined(each: Sequence[Outputs], recipe: Recipe) -> Outputs:
     return together
 
 
-def _online(stack: contextlib.ExitStack, teacher: Teacher, recipe: Recipe, names: tuple[str, ...]) -> Outputs:
+def _online(stack: contextlib.ExitStack, teacher: LoadedTeacher, recipe: Recipe, names: tuple[str, ...]) -> Outputs:
     run = _runner(stack, teacher, recipe, names)
     return lambda k, indices, inputs: run(inputs)
 
 
 def _runner(
-    stack: contextlib.ExitStack, teacher: Teacher, recipe: Recipe, names: tuple[str, ...]
+    stack: contextlib.ExitStack, teacher: LoadedTeacher, recipe: Recipe, names: tuple[str, ...]
 ) -> Callable[[Tensor], dict[str, Tensor]]:
-    """The teacher as a function of its inputs, on the device."""
+    """A function that runs the teacher on a batch of inputs, on the training device."""
     taps = Taps(core(teacher.module), names, "recipe.features: teacher")
     stack.callback(taps.remove)
     teacher.module.eval().to(device()).to(memory_format=torch.channels_last)
@@ -99,16 +103,16 @@ def _runner(
     def run(inputs: Tensor) -> dict[str, Tensor]:
         with torch.no_grad(), autocast(recipe.precision):
             logits = teacher.module(inputs)
-        # An ONNX teacher answers on the CPU.
+        # An ONNX teacher returns its logits on the CPU.
         return {"logits": logits.float().to(inputs.device)} | {name: taps.values[name] for name in names}
 
     return run
 
 
 def _cached(
-    stack: contextlib.ExitStack, card: Card, teacher: Teacher, examples: Examples, names: tuple[str, ...]
+    stack: contextlib.ExitStack, card: Card, teacher: LoadedTeacher, examples: Examples, names: tuple[str, ...]
 ) -> Outputs | None:
-    """The outputs from the cache; None, said why, where the limit or the disk does not hold them."""
+    """The outputs from the cache; None, after a message with the reason, if they exceed the cache limit or the disk."""
     recipe, among = card.recipe, world()
     _refuse_lengths(card, teacher, examples, names)
     cache = stack.enter_context(
@@ -123,7 +127,7 @@ def _cached(
     )
     wanted = _wanted(len(examples), shapes(teacher, examples, names), min(recipe.views, recipe.epochs))
     held = torch.tensor(among.first and fits(cache, wanted), dtype=torch.int64)
-    if not summed(held):  # the first process decides for all
+    if not summed(held):  # rank 0 decides for all processes
         say("teacher: its outputs are computed while the student learns, in every epoch anew")
         return None
     run = _runner(stack, teacher, recipe, names)
@@ -138,7 +142,7 @@ def _cached(
 
     def look_up(k: int, indices: NDArray[np.int64], inputs: Tensor) -> dict[str, Tensor]:
         if k not in mapped:
-            mapped.clear()  # an epoch shows one view
+            mapped.clear()  # each epoch uses only one view
             mapped[k] = outputs(
                 cache, k, ("logits", *names), lambda chosen: compute(k, chosen), among.rank, among.size, barrier
             )
@@ -147,14 +151,14 @@ def _cached(
     return look_up
 
 
-def _key(teacher: Teacher, examples: Examples, recipe: Recipe) -> dict[str, Any]:
-    """Everything that the teacher's outputs depend on, as plain JSON values."""
+def _key(teacher: LoadedTeacher, examples: Examples, recipe: Recipe) -> dict[str, Any]:
+    """Everything that the teacher's outputs depend on, as JSON values."""
     if teacher.net is None:
         what, runtime = {"file": file_digest(teacher.file)}, ["onnxruntime"]
     else:
         structure = hashlib.sha256(str(teacher.module).encode()).hexdigest()
         what, runtime = {"weights": state_digest(teacher.module.state_dict()), "structure": structure}, []
-    libraries = ["torch", "torchvision", "scipy", "PIL", *runtime]  # all but the first and the last make views
+    libraries = ["torch", "torchvision", "scipy", "PIL", *runtime]  # torchvision, scipy and PIL affect the views
     return {
         "teacher": what | dict(teacher.identity),
         "examples": dict(examples.key),
@@ -164,13 +168,13 @@ def _key(teacher: Teacher, examples: Examples, recipe: Recipe) -> dict[str, Any]
     }
 
 
-def _refuse_lengths(card: Card, teacher: Teacher, examples: Examples, names: tuple[str, ...]) -> None:
-    """ConfigError for a layer with one output a token: sentences of other lengths have others, and the cache keeps
-    arrays of one shape."""
+def _refuse_lengths(card: Card, teacher: LoadedTeacher, examples: Examples, names: tuple[str, ...]) -> None:
+    """Raise ConfigError for a layer that gives one output per token: its shape depends on the length of the sentence,
+    but the cache stores arrays of one shape."""
     if not names or len(task_of(card.data).free) < 2:
         return
-    inputs = examples.batch(np.arange(min(BLOCK, len(examples))), 0).inputs  # as long as the longest of many
-    # Whole outputs: a mean over tokens has one shape, and another value with each length, as padding counts.
+    inputs = examples.batch(np.arange(min(BLOCK, len(examples))), 0).inputs  # padded to the longest of many sentences
+    # Compare whole outputs: a mean over tokens has one shape, but its value depends on the padding.
     names = tuple(dict.fromkeys(name.partition("|")[0] for name in names))
     longer, shorter = (
         probe(teacher.module.cpu(), some, names, "recipe.features: teacher")
@@ -186,13 +190,13 @@ def _refuse_lengths(card: Card, teacher: Teacher, examples: Examples, names: tup
 
 
 def _single(name: str) -> bool:
-    """Whether an output is kept in single precision: logits, and attention maps, which are squares, so that those of
-    activations from 256 on are beyond half precision."""
+    """Whether an output is stored in single precision. Logits are, and attention maps: they are mean squares, and
+    exceed the range of half precision if activations reach 256. Other outputs are stored in half precision."""
     return name == "logits" or name.endswith("|attention")
 
 
 def _wanted(count: int, found: dict[str, torch.Size], views: int) -> dict[str, int]:
-    """Bytes of each output in all views."""
+    """Bytes of each output, all views together."""
     return {
         name: views * file_bytes((count, *shape), np.float32 if _single(name) else np.float16)
         for name, shape in found.items()

@@ -1,11 +1,12 @@
-"""Teacher outputs, computed once for each view of the data and kept for every run that asks for the same.
+"""The cache of teacher outputs, which are computed once for each view of the data and reused by later runs.
 
-A key is a folder named by the SHA-256 of what its values depend on; in it is one .npy file for each view and output,
-which training maps into memory. edgekd/distill/cache/files.py has the files, the limit and who goes when it is full.
+A key is a folder whose name is the SHA-256 of everything that its values depend on. It contains one .npy file for each
+view and output, which training maps into memory. The module `files` has the file names, the size limit, and the removal
+of old keys when the cache is full.
 
-A view is computed in blocks. Each is written to a file beside the final one, and marked there once it is on the disk:
-after a kill or a power cut the next process computes the blocks without a mark. The file gets its name when it is
-whole.
+A view is computed in blocks. Each block is written to a temporary file, and marked there once it is on the disk. After
+a kill or a power cut, the next process only computes the blocks without a mark. The file gets its final name when all
+blocks are there.
 """
 
 import errno
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from edgekd import units
 from edgekd.console import progress, say
-from edgekd.distill.cache.blocks import Grid, Part, damage, file_bytes, finish, open_part
+from edgekd.distill.cache.blocks import Grid, PartFile, damage, file_bytes, finish, open_part
 from edgekd.distill.cache.files import held_bytes, hold, output_file, part_file, shortage
 from edgekd.errors import ConfigError, InputError, UnavailableError
 
@@ -37,27 +38,27 @@ __all__ = ["Cache", "Compute", "fits", "open_cache", "outputs"]
 SCHEMA_VERSION = 1
 
 Compute = Callable[[NDArray[np.int64]], Mapping[str, NDArray[Any]]]
-"""Places in the data (n,) -> each output by name, (n, …)."""
+"""Maps positions in the data (n,) to the outputs by name, each (n, …)."""
 
 
 @dataclass(frozen=True)
 class Cache:
-    """One key, in use until it is closed; `with open_cache(…) as cache:` closes it."""
+    """One open key of the cache, which is in use until it is closed; `with open_cache(…) as cache:` closes it."""
 
     root: Path
     key: str
     grid: Grid
     limit_bytes: int
     descriptor: int
-    """Of the lock that keeps the key from being removed."""
+    """File descriptor that holds the lock, which prevents the removal of the key."""
 
     @property
     def folder(self) -> Path:
-        """Where the key's files are."""
+        """The folder of the key's files."""
         return self.root / self.key
 
     def close(self) -> None:
-        """Let the key be removed when room is needed; arrays that are still mapped stay valid."""
+        """Release the lock, so that the key may be removed when room is needed; mapped arrays stay valid."""
         os.close(self.descriptor)
 
     def __enter__(self) -> "Cache":
@@ -78,11 +79,12 @@ def open_cache(
     block: int = 500,
     shown: Mapping[str, str] | None = None,
 ) -> Cache:
-    """The cache in `root` (see `cache_folder`) of outputs for `count` examples that depend on `parts`: plain JSON
-    values, such as digests of teacher and data, preprocessing, augmentation, seed and precision.
+    """Open the key in `root` (see `cache_folder`) for outputs of `count` examples that depend on `parts`: JSON values
+    such as digests of teacher and data, preprocessing, augmentation, seed and precision.
 
-    `block`, how many examples are computed together, belongs to the key, too: in another batch the same example gives
-    other last bits. What `edgekd cache` shows does not: `shown`, the file of the `teacher` and the name of the `data`.
+    `block`, the number of examples that are computed together, is also part of the key, because the last bits of an
+    example's outputs depend on the batch size. `shown`, the file of the `teacher` and the name of the `data`, is not
+    part of the key: `edgekd cache` displays it.
     """
     assert count > 0 and block > 0, (count, block)
     identity = {"schema_version": SCHEMA_VERSION, "parts": dict(parts), "count": count, "block": block}
@@ -92,11 +94,10 @@ def open_cache(
 
 
 def fits(cache: Cache, wanted: Mapping[str, int]) -> bool:
-    """Whether the limit and the disk hold `wanted` bytes of each output, all its views together (`file_bytes` gives
-    those of one); if not, says why.
+    """Whether the cache limit and the disk have room for `wanted` bytes of each output, all views together. If not,
+    print the reason. (`file_bytes` gives the size of one view.)
 
-    If so, keys that nobody uses are removed as needed, the least recently used first, and the room is kept for this
-    key against others that ask.
+    If so, remove keys that are not in use as needed, the least recently used first, and reserve the room for this key.
     """
     if why := shortage(cache.root, cache.key, wanted, cache.limit_bytes):
         say(f"cache: {why}")
@@ -112,15 +113,15 @@ def outputs(
     world: int = 1,
     barrier: Callable[[], object] = lambda: None,
 ) -> dict[str, NDArray[Any]]:
-    """Outputs `names` of view k of all examples, each (count, …), mapped from their files, read-only.
+    """The outputs `names` of view k for all examples, each (count, …), as read-only memory maps of their files.
 
-    What is missing is computed a block at a time; `compute` gives all `names`, and of them only what is missing is
-    written. Two processes that want the same view do not compute it twice: one waits. The ranks of a distributed
-    training share the work; all of them must call this, with a folder that all of them see, and `barrier` must return
-    when every rank has called it. A rank that fails leaves the others waiting there.
+    Missing outputs are computed block by block. `compute` returns all `names`, but only missing outputs are written.
+    If two processes need the same view, one waits for the other. The ranks of a distributed training share the work:
+    all of them must call this function, with a folder that all of them can access, and `barrier` must return when every
+    rank has called it. If a rank fails, the others keep waiting at the barrier.
 
-    Raises InputError for a value that is not finite, ConfigError where the outputs exceed the limit of the cache or
-    not all ranks see the folder, and UnavailableError on a full disk, after removing what was half written.
+    Raises InputError for a value that is not finite, ConfigError if the outputs exceed the cache limit or if not all
+    ranks can access the folder, and UnavailableError on a full disk, after removing the unfinished files.
     """
     paths = {name: output_file(cache.folder, k, name) for name in names}
     os.utime(cache.descriptor)
@@ -140,7 +141,7 @@ def outputs(
 
 @contextmanager
 def _turn(cache: Cache, k: int) -> Iterator[None]:
-    """Nobody else writes view k meanwhile."""
+    """Hold the lock of view k, so that no other process writes it meanwhile."""
     with (cache.folder / f".view-{k:03d}.lock").open("a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -159,7 +160,7 @@ def _remove_damaged(cache: Cache, paths: Iterable[Path]) -> None:
 
 
 def _fill(cache: Cache, k: int, missing: Mapping[str, Path], compute: Compute, rank: int, world: int) -> None:
-    """Compute and keep this rank's blocks of what is missing."""
+    """Compute and write this rank's blocks of the missing outputs."""
     own = range(rank * cache.grid.blocks // world, (rank + 1) * cache.grid.blocks // world)
     with _parts(cache, k, missing) as parts:
         todo = [b for b in own if any(name not in parts or not parts[name].has(b) for name in missing)]
@@ -180,9 +181,12 @@ def _fill(cache: Cache, k: int, missing: Mapping[str, Path], compute: Compute, r
 
 
 @contextmanager
-def _parts(cache: Cache, k: int, missing: Mapping[str, Path]) -> Iterator[dict[str, Part]]:
-    """What is there of the missing outputs; more may be added. UnavailableError on a full disk, which frees it."""
-    parts = dict[str, Part]()
+def _parts(cache: Cache, k: int, missing: Mapping[str, Path]) -> Iterator[dict[str, PartFile]]:
+    """The unfinished files of missing outputs, by name; the caller may add more, and all are closed at the end.
+
+    On a full disk, the unfinished files are removed and UnavailableError is raised.
+    """
+    parts = dict[str, PartFile]()
     try:
         for name, path in missing.items():
             if part_file(path).exists():
@@ -202,8 +206,8 @@ def _parts(cache: Cache, k: int, missing: Mapping[str, Path]) -> Iterator[dict[s
             part.close()
 
 
-def _begin(cache: Cache, k: int, name: str, path: Path, values: NDArray[Any]) -> Part:
-    """The part for rows such as these, after making room; ConfigError where there is none."""
+def _begin(cache: Cache, k: int, name: str, path: Path, values: NDArray[Any]) -> PartFile:
+    """Make room for an output with rows like `values` and create its unfinished file; ConfigError without room."""
     if not part_file(path).exists():
         size = file_bytes((cache.grid.count, *values.shape[1:]), values.dtype)
         wanted = {name: held_bytes(cache.folder, name, other_than=k) + size}
@@ -213,7 +217,7 @@ def _begin(cache: Cache, k: int, name: str, path: Path, values: NDArray[Any]) ->
 
 
 def _refuse_infinite(values: NDArray[Any], name: str, k: int, start: int) -> None:
-    """InputError if not every value is finite: kept, it would spoil every training to come."""
+    """Raise InputError if a value is not finite: in the cache it would spoil all later trainings."""
     finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
     if not finite.all():
         raise InputError(

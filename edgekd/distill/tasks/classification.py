@@ -1,4 +1,4 @@
-"""Learning to classify images or sentences."""
+"""How image and sentence classification are learnt; see `Learning`."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ __all__ = ["IMAGES", "SENTENCES", "accuracy"]
 
 
 def accuracy(net: nn.Module, examples: Examples, precision: str, among: World = World()) -> float:  # noqa: B008 - frozen
-    """Share of the examples that `net` classifies correctly, in evaluation mode; `among` share the work."""
+    """Accuracy of `net` on the examples, from 0 to 1, in evaluation mode; the processes of `among` share the work."""
     net.eval()
     correct = torch.zeros((), dtype=torch.float64)
     with torch.no_grad(), autocast(precision):

@@ -1,4 +1,4 @@
-"""How each of the known tasks is learnt."""
+"""The `Learning` of each known task."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from edgekd.tasks.known import task_of
 __all__ = ["LEARNING", "examples_of", "learning_of"]
 
 LEARNING: dict[str, Learning] = {"image-classification": IMAGES, "text-classification": SENTENCES}
-"""By the name of the task."""
+"""The `Learning` of each task, by the name of the task."""
 
 
 def learning_of(data: Any) -> Learning:
-    """How the task is learnt whose cards have such a `[data]`."""
+    """The `Learning` of the task that a card's `[data]` belongs to."""
     return LEARNING[task_of(data).name]
 
 
 def examples_of(card: Card, split: Split) -> Examples:
-    """A part of the card's data as the training loop takes it."""
+    """Convert a part of the card's data to the type that the training loop takes."""
     return learning_of(card.data).examples(card, split)

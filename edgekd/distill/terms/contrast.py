@@ -16,25 +16,26 @@ EPSILON = 1e-7
 
 
 class Contrast(nn.Module):
-    """Tells the teacher's embedding of the same image from those of other images, and the student's likewise.
+    """The contrastive loss: an image's student embedding should be close to its teacher embedding and far from the
+    teacher embeddings of other images, and the same with teacher and student exchanged.
 
-    Student's features v and teacher's u are brought to `embedding` numbers each by a learned linear map and divided by
-    their norm (Tian et al. 2020, section 3.1, equation 19 with its linear maps g). Two memory banks keep the last
-    embeddings of all `count` images of the training set: v is compared with the teacher's bank at its own index and at
-    `negatives` others, u with the student's bank likewise, each by `nce` of exp(cos / `temperature`) / Z, and both are
-    added (equations 10, 17 and 18, from both sides as in the authors' code). Z is the mean of exp(cos / τ) at the first
-    batch, times `count`, and stays. After each call the banks move at the batch's indices: m ← (m + v) / ‖m + v‖,
-    a momentum of ½.
+    Learned linear maps bring the student's features v and the teacher's features u to `embedding` numbers each, which
+    are divided by their norm (Tian et al. 2020, section 3.1; equation 19 has these linear maps as g). Two memory banks
+    keep the latest embeddings of all `count` images of the training set. v is compared with the teacher's bank at the
+    image's own index and at `negatives` other indices, and u with the student's bank in the same way. Each comparison
+    is `nce` of exp(cos / `temperature`) / Z, and the two losses are added (equations 10, 17 and 18, for both sides as
+    in the authors' code). Z is the mean of exp(cos / τ) over the first batch, times `count`, and stays constant. After
+    each call, the banks are updated at the batch's indices: m ← (m + v) / ‖m + v‖, which is a momentum of ½.
 
-    Negatives are other images of any class; the authors' code for CIFAR takes them from other classes alone. Which they
-    are is a pure function of (seed, step, index), and all else that changes is a parameter or a buffer: loading the
-    `state_dict` resumes bit for bit. The banks begin as random unit vectors of `seed`.
+    Negatives are other images of any class; the authors' code for CIFAR only uses images of other classes. The choice
+    of negatives is a pure function of (seed, step, index), and all other state is in parameters and buffers, so loading
+    the `state_dict` resumes bit for bit. The banks are initialised with random unit vectors from `seed`.
 
-    The banks take 2 · count · embedding · 4 bytes (50,000 images, 128 numbers: 51 MB), and a call 2 · B · (negatives +
-    1) · embedding · 4 bytes (128 images, 1,024 negatives: 134 MB) until its backward pass. The paper has 16,384
-    negatives and τ = 0.1 (its code 0.07), and the term's weight is 0.8.
+    The banks take 2 · count · embedding · 4 bytes (50,000 images, 128 numbers: 51 MB). A call takes 2 · B · (negatives
+    + 1) · embedding · 4 bytes (128 images, 1,024 negatives: 134 MB) until its backward pass. The paper uses 16,384
+    negatives, τ = 0.1 (0.07 in its code) and 0.8 as the weight of the term.
 
-    Raises ConfigError where `count` leaves no other image.
+    Raises ConfigError if `count` is less than 2, so that there are no other images.
     """
 
     banks: Tensor
@@ -57,17 +58,18 @@ class Contrast(nn.Module):
         self.student, self.teacher = nn.Linear(student_dim, embedding), nn.Linear(teacher_dim, embedding)
         random = torch.randn(2, count, embedding, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("banks", F.normalize(random, dim=2))  # student's, teacher's
-        self.register_buffer("constants", torch.zeros(2))  # Z against the teacher's bank, the student's; 0 is not yet
+        # Z for the teacher's and the student's bank; 0 until the first batch.
+        self.register_buffer("constants", torch.zeros(2))
 
     def embed(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit vectors (B, embedding) of features that `pooled` takes."""
+        """The embeddings of student and teacher: unit vectors (B, embedding); `pooled` says which features it takes."""
         return F.normalize(self.student(pooled(student)), dim=1), F.normalize(self.teacher(pooled(teacher)), dim=1)
 
     def forward(self, student: Tensor, teacher: Tensor, indices: Tensor, step: int) -> Tensor:
-        """The loss of a batch, a scalar; moves the banks.
+        """The loss of a batch, a scalar; also updates the memory banks.
 
-        `student` (B, d_s) and `teacher` (B, d_t), or maps and tokens, which are averaged; `indices` (B,) are the
-        images' places in the training set, each once; `step` counts the steps of the training.
+        `student` is (B, d_s) and `teacher` (B, d_t), or they are maps or tokens, which are averaged. `indices` (B,) are
+        the images' positions in the training set, without repetition; `step` counts the steps of the training.
         """
         v, u = self.embed(student, teacher)
         if not len(v) == len(u) == len(indices):
@@ -84,15 +86,16 @@ class Contrast(nn.Module):
             self.constants.copy_(torch.where(self.constants > 0, self.constants, scores.mean(dim=(1, 2)) * count))
             for bank, now in ((ours, v), (theirs, u)):
                 bank[indices] = F.normalize(MOMENTUM * bank[indices] + (1 - MOMENTUM) * now, dim=1)
-        ratios = scores / self.constants.clone()[:, None, None]  # the next call may write before this one's backward
+        # Cloned, because the next call may change the constants before the backward pass of this one.
+        ratios = scores / self.constants.clone()[:, None, None]
         return nce(ratios[0], count) + nce(ratios[1], count)
 
 
 def nce(ratios: Tensor, count: int) -> Tensor:
-    """−log h of the positive − Σ log (1 − h) of the N negatives, the mean over the batch.
+    """The mean over the batch of −log h(positive) − Σ log (1 − h(negative)), with the sum over the N negatives.
 
-    h = r / (r + N / M), `ratios` r (B, 1 + N) with the positive first, M = `count` images (Tian et al. 2020, equations
-    18 and 19). ε = 1e-7 is added to the denominator, as in the authors' code.
+    h = r / (r + N / M), where r are the `ratios` (B, 1 + N), the positive in the first column, and M is `count`, the
+    number of images (Tian et al. 2020, equations 18 and 19). As in the authors' code, 1e-7 is added to the denominator.
     """
     noise = (ratios.shape[1] - 1) / count
     below = ratios + noise + EPSILON
@@ -102,16 +105,17 @@ def nce(ratios: Tensor, count: int) -> Tensor:
 
 
 def negative_indices(seed: int, step: int, indices: Tensor, count: int, negatives: int) -> Tensor:
-    """(B, negatives): places in 0 … `count` − 1 other than each of `indices` (B,) itself, uniform, with replacement."""
+    """For each index in `indices` (B,), draw uniformly from the other indices below `count`, with replacement:
+    (B, negatives)."""
     uniform = draws(seed, indices.cpu().numpy(), step, negatives)
     ahead = torch.from_numpy((uniform * (count - 1)).astype(np.int64)).to(indices.device)
     return (indices[:, None] + 1 + ahead) % count
 
 
 def _cosines(anchors: Tensor, bank: Tensor, chosen: Tensor) -> Tensor:
-    """(B, n): of each anchor (B, E) with the rows `chosen` (B, n) of the bank.
+    """The cosines (B, n) of each anchor (B, E) with the rows `chosen` (B, n) of the bank; all are unit vectors.
 
-    Eight anchors at a time, whose rows fit a processor's cache: half the time of all at once.
+    Eight anchors at a time are faster, because their rows fit in the CPU's cache: half the time of all at once.
     """
     pieces = zip(torch.split(anchors, 8), torch.split(chosen, 8), strict=True)
     return torch.cat([(F.embedding(rows, bank) @ some[:, :, None]).squeeze(2) for some, rows in pieces])

@@ -1,4 +1,4 @@
-"""A card's `features` as functions of a batch: each with what it has to learn, made for the shapes of both layers."""
+"""The loss terms of a card's `features`, each made for the shapes of its two layers, with its learned modules."""
 
 import math
 from collections.abc import Callable
@@ -21,17 +21,18 @@ Shapes = dict[str, torch.Size]
 
 @dataclass(frozen=True)
 class FeatureTerm:
-    """A loss between two layers."""
+    """A loss between a layer of the student and a layer of the teacher."""
 
     loss: Callable[[Tensor, Tensor, Tensor, int], Tensor]
-    """(student's features, teacher's, indices (B,), step) -> a scalar."""
+    """(student's features, teacher's features, indices (B,), step) -> a scalar."""
     learned: nn.Module | None = None
 
 
 def feature_term(feature: Feature, student: Shapes, teacher: Shapes, count: int, seed: int) -> FeatureTerm:
-    """The term for layers of these shapes (without the batch); the teacher's under its `teacher_name`.
+    """Make the term for layers of these shapes (without the batch dimension), given by layer name; the teacher's layer
+    is found under its `teacher_name`.
 
-    Raises ConfigError, naming both layers and shapes, where the term does not suit them.
+    Raises ConfigError, which names both layers and their shapes, if the term does not fit them.
     """
     mine, theirs = student[feature.student or "logits"], teacher[teacher_name(feature)]
     try:
@@ -47,8 +48,8 @@ def feature_term(feature: Feature, student: Shapes, teacher: Shapes, count: int,
 
 
 def _try(feature: Feature, term: FeatureTerm, mine: Tensor, theirs: Tensor) -> None:
-    """The shapes are checked before the first step by taking one; terms with a memory are not disturbed. With
-    gradients, for `adversarial` takes some."""
+    """Check the shapes by computing the term once before training. Gradients stay enabled, because `adversarial` needs
+    them. `crd` is not computed, because this would change its memory banks."""
     if feature.term == "crd":
         pooled(mine), pooled(theirs)
     else:
@@ -56,7 +57,7 @@ def _try(feature: Feature, term: FeatureTerm, mine: Tensor, theirs: Tensor) -> N
 
 
 def teacher_name(feature: Feature) -> str:
-    """What is kept of the teacher for that term: the name of the layer and of what it is reduced to."""
+    """The name of the teacher's output for that term: its layer, and the reduction of its output if there is one."""
     if not feature.teacher:
         return "logits"
     form = {"attention": "|attention", "rkd": "|pooled", "crd": "|pooled", "adversarial": "|pooled"}
@@ -100,19 +101,19 @@ def _crd(feature: Feature, mine: torch.Size, theirs: torch.Size, count: int, see
 
 def _adversarial(feature: Feature, mine: torch.Size, theirs: torch.Size, count: int, seed: int) -> FeatureTerm:
     judge = Discriminator(_channels(theirs), feature.hidden)
-    # Vectors of another size are first mapped to the teacher's, by a layer that learns with the student.
+    # Vectors of another size are mapped to the teacher's size by a layer that is trained with the student.
     same = _channels(mine) == _channels(theirs)
     fitted = nn.Identity() if same else nn.Linear(_channels(mine), _channels(theirs))
 
     def loss(mine: Tensor, theirs: Tensor, indices: Tensor, step: int) -> Tensor:
-        # `weight` is how much the student minds; the discriminator learns at full strength whatever it is.
+        # `weight` scales only the student's gradient: the caller multiplies the term by it, hence the division.
         return adversarial(judge, fitted(pooled(mine)), pooled(theirs), feature.weight) / feature.weight
 
     return FeatureTerm(loss, nn.ModuleList([judge, fitted]))
 
 
 def _channels(shape: torch.Size) -> int:
-    """The size of `pooled` features."""
+    """The number of channels C that `pooled` gives for features of this shape."""
     return shape[0] if len(shape) in (1, 3) else shape[-1] if len(shape) == 2 else math.prod(shape)
 
 

@@ -1,7 +1,7 @@
-"""Loss terms on a layer's features: plain functions of tensors, and a module for what is learned beside the student.
+"""Loss terms on the features of a layer: functions of tensors, and modules for terms that have learned parameters.
 
-Features are vectors (B, C), tokens (B, L, C) or maps (B, C, H, W), and every term is a mean: over elements, or as its
-docstring says. Half precision is widened to fp32; a shape that does not fit is a ConfigError that names both shapes.
+Features are vectors (B, C), tokens (B, L, C) or maps (B, C, H, W). Every term is a mean: over all elements, unless its
+docstring says otherwise. Half precision is converted to fp32. If the shapes do not fit, a ConfigError names both.
 """
 
 import math
@@ -19,8 +19,8 @@ FIRST_VARIANCE, LEAST_VARIANCE = 5.0, 1e-5
 
 
 def pooled(features: Tensor) -> Tensor:
-    """Vectors (B, C): the mean of maps (B, C, H, W) over their places, of tokens (B, L, C) over all L of them (padding
-    counts), and vectors (B, C) as they are."""
+    """Reduce features to vectors (B, C): the mean of maps (B, C, H, W) over H and W, the mean of tokens (B, L, C) over
+    L (including padding), and vectors (B, C) unchanged. Raises ConfigError for other shapes."""
     if features.dim() not in (2, 3, 4):
         raise ConfigError(
             f"features {tuple(features.shape)}: should be (B, C), (B, L, C) or (B, C, H, W); choose another layer"
@@ -32,10 +32,10 @@ def pooled(features: Tensor) -> Tensor:
 
 
 def match(student: Tensor, teacher: Tensor) -> Tensor:
-    """The mean squared difference of features of one shape, whatever it is.
+    """The mean squared difference of features that have the same shape.
 
-    FitNets' hint (Romero et al. 2015, arXiv 1412.6550, equation 3) without its regressor, with the mean in place of
-    half the sum.
+    FitNets' hint (Romero et al. 2015, arXiv 1412.6550, equation 3) without its regressor, and with the mean
+    instead of half the sum.
     """
     if student.shape != teacher.shape:
         raise _unfit("match", student, teacher, "must be equal; use hint, which learns to map one onto the other")
@@ -45,11 +45,12 @@ def match(student: Tensor, teacher: Tensor) -> Tensor:
 class Regressor(nn.Module):
     """A learned linear map from the student's features to the teacher's shape, dropped after training.
 
-    Shapes are those of one sample: (C, H, W), (L, C) or (C,). A 1×1 convolution for maps, which average pooling first
-    brings to the smaller height and width of the two; else a linear layer on C. `forward` takes the student's features
-    and returns (B, C_t, min H, min W), (B, L, C_t) or (B, C_t). Raises ConfigError where the kinds or L differ.
-    FitNets' regressor (Romero et al. 2015, section 2.2) is a convolution without padding whose kernel makes up for the
-    sizes' difference; a 1×1 kernel with pooling has fewer weights and no limit on which of the two is larger.
+    Shapes are those of one sample: (C, H, W), (L, C) or (C,). For maps, it is average pooling to the smaller height and
+    the smaller width of the two, then a 1×1 convolution; otherwise it is a linear layer on C. `forward` takes the
+    student's features and returns (B, C_t, min H, min W), (B, L, C_t) or (B, C_t). Raises ConfigError if the number of
+    dimensions or L differ. FitNets' regressor (Romero et al. 2015, section 2.2) is a convolution without padding, whose
+    kernel size depends on the difference of the sizes; a 1×1 kernel with pooling has fewer weights, and either map may
+    be the larger one.
     """
 
     def __init__(self, student_shape: Sequence[int], teacher_shape: Sequence[int]) -> None:
@@ -73,25 +74,26 @@ class Regressor(nn.Module):
             self.map = nn.Linear(student[-1], teacher[-1])
 
     def forward(self, student: Tensor) -> Tensor:
-        if isinstance(self.map, nn.Conv2d):  # pooling before or after a 1×1 convolution is the same, and before is less
+        if isinstance(self.map, nn.Conv2d):  # pooling first gives the same result with less work
             student = F.adaptive_avg_pool2d(student, self.size)
         out: Tensor = self.map(student)
         return out
 
 
 def hint(regressor: Regressor, student: Tensor, teacher: Tensor) -> Tensor:
-    """The mean of (teacher − r(student))², r learned with the student (Romero et al. 2015, equation 3).
+    """The mean of (teacher − r(student))², where the regressor r is trained with the student (Romero et al. 2015,
+    equation 3).
 
-    Features of the shapes that `regressor` was made for, with the batch in front; a larger map of the teacher is
-    average-pooled to the smaller size. The paper has half the sum in place of the mean, and trains the hint in a stage
-    of its own before any other term.
+    The features have the shapes that `regressor` was made for, after a batch dimension. A larger map of the teacher is
+    average-pooled to the smaller size. The paper uses half the sum instead of the mean, and trains with the hint alone
+    in a first stage.
     """
     return F.mse_loss(*_aligned("hint", regressor(student), teacher))
 
 
 def attention_map(features: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H, W): the mean over channels of squares (Zagoruyko and Komodakis 2017, arXiv 1612.03928,
-    section 3.1, F²_sum but for the factor 1/C, which `attention` normalises away)."""
+    """(B, C, H, W) -> (B, H, W): the mean of squares over the channels (Zagoruyko and Komodakis 2017, arXiv 1612.03928,
+    section 3.1: F²_sum, apart from the factor 1/C, which the normalisation in `attention` removes)."""
     if features.dim() != 4:
         raise ConfigError(
             f"attention: features {tuple(features.shape)} should be maps (B, C, H, W); choose a convolution's layer"
@@ -100,13 +102,14 @@ def attention_map(features: Tensor) -> Tensor:
 
 
 def attention(student: Tensor, teacher: Tensor) -> Tensor:
-    """Attention transfer: the mean over the batch and the places of (Q_S / ‖Q_S‖₂ − Q_T / ‖Q_T‖₂)².
+    """Attention transfer: the mean of (Q_S / ‖Q_S‖₂ − Q_T / ‖Q_T‖₂)² over the batch and all positions.
 
-    Q are the flattened attention maps (Zagoruyko and Komodakis 2017, equation 2). Each argument is features
-    (B, C, H, W) or their `attention_map` (B, H, W); of maps that differ in height or width the larger is
-    average-pooled. Equation 2 has the norm ‖Q_S/‖Q_S‖ − Q_T/‖Q_T‖‖₂, not squared, whose gradient does not vanish at
-    equality; this is the mean square of the authors' code, so that weights tuned for it (500 to 1,000) carry over. As a
-    mean over H W places of unit vectors the term is small, and a weight near 1 has little effect.
+    Q are the flattened attention maps (Zagoruyko and Komodakis 2017, equation 2). Each argument is either features
+    (B, C, H, W) or their `attention_map` (B, H, W). If the maps differ in height or width, the larger one is
+    average-pooled. Equation 2 has the norm ‖Q_S/‖Q_S‖ − Q_T/‖Q_T‖‖₂ without the square, whose gradient does not vanish
+    at equality. This function uses the mean square as in the authors' code, so weights that were tuned for that code
+    (500 to 1,000) can be used. Because it is a mean over the H W elements of unit vectors, the term is small, and a
+    weight near 1 has little effect.
     """
     maps = [attention_map(one) if one.dim() == 4 else _wide(one) for one in (student, teacher)]
     if any(one.dim() != 3 for one in maps) or len(student) != len(teacher):
@@ -116,10 +119,11 @@ def attention(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def similarity(student: Tensor, teacher: Tensor) -> Tensor:
-    """Similarity-preserving distillation: ‖G_T − G_S‖²_F / b² of a batch of b samples.
+    """Similarity-preserving distillation: ‖G_T − G_S‖²_F / b² for a batch of b samples.
 
-    G is Q Qᵀ with each row divided by its Euclidean norm, Q the features (b, …) as one row a sample (Tung and Mori
-    2019, arXiv 1907.09682, section 3). Only the batches must be equal. The paper's weight is 3,000.
+    G is Q Qᵀ with each row divided by its Euclidean norm, where Q are the features (b, …), flattened to one row per
+    sample (Tung and Mori 2019, arXiv 1907.09682, section 3). Only the batch sizes must be equal. The weight in the
+    paper is 3,000.
     """
     if len(student) != len(teacher):
         raise _unfit("similarity", student, teacher, "must be of the same images")
@@ -127,11 +131,11 @@ def similarity(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Vid(nn.Module):
-    """What variational information distillation learns: the teacher's mean given the student's features, and
-    a variance softplus(α_c) + ε of each channel of the teacher, at first 5.
+    """The learned part of variational information distillation: a map from the student's features to the mean of the
+    teacher's features, and a variance softplus(α_c) + ε for each channel of the teacher, which is 5 at the start.
 
-    Shapes are those of one sample, as in `Regressor`. The mean is linear in the features; in Ahn et al. 2019 (arXiv
-    1904.05835, section 3) it is a few convolutions.
+    Shapes are those of one sample, as in `Regressor`. The mean is a linear function of the student's features; in Ahn
+    et al. 2019 (arXiv 1904.05835, section 3) it is computed by a few convolutions.
     """
 
     def __init__(self, student_shape: Sequence[int], teacher_shape: Sequence[int]) -> None:
@@ -141,16 +145,16 @@ class Vid(nn.Module):
         self.alpha = nn.Parameter(torch.full((channels,), math.log(math.expm1(FIRST_VARIANCE - LEAST_VARIANCE))))
 
     def variance(self) -> Tensor:
-        """(C_t,) (Ahn et al. 2019, equation 6)."""
+        """The variance of each teacher channel, (C_t,) (Ahn et al. 2019, equation 6)."""
         return F.softplus(self.alpha) + LEAST_VARIANCE
 
 
 def vid(module: Vid, student: Tensor, teacher: Tensor) -> Tensor:
-    """−log q(teacher | student) but for a constant: the mean of ½ (log σ²_c + (teacher − μ(student))² / σ²_c).
+    """−log q(teacher | student) without its constant: the mean of ½ (log σ²_c + (teacher − μ(student))² / σ²_c).
 
-    A normal distribution with a learned mean and one variance a channel (Ahn et al. 2019, equations 4 and 5); the
-    paper sums over channels and places. Its least value over σ is ½ (1 + log MSE), so it may be negative. Shapes and
-    pooling as in `hint`.
+    q is a normal distribution with a learned mean and one learned variance per channel (Ahn et al. 2019, equations 4
+    and 5); the paper sums over channels and positions instead. With the best σ the value is ½ (1 + log MSE), so it may
+    be negative. Shapes and pooling are those of `hint`.
     """
     mean, given = _aligned("vid", module.mean(student), teacher)
     variance = module.variance()
@@ -164,13 +168,13 @@ def _wide(features: Tensor) -> Tensor:
 
 
 def _smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps (…, H, W) average-pooled to the smaller height and the smaller width of the two."""
+    """Average-pool both maps (…, H, W) to the smaller height and the smaller width of the two."""
     size = (min(a.shape[-2], b.shape[-2]), min(a.shape[-1], b.shape[-1]))
     return F.adaptive_avg_pool2d(a, size), F.adaptive_avg_pool2d(b, size)
 
 
 def _aligned(term: str, predicted: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both at the smaller size, if they are maps; ConfigError where the shapes still differ."""
+    """Bring both to the smaller size if they are maps; raise ConfigError if the shapes still differ."""
     a, b = _wide(predicted), _wide(teacher)
     if a.dim() == b.dim() == 4:
         a, b = _smaller(a, b)

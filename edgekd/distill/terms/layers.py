@@ -1,4 +1,4 @@
-"""What layers inside a network give: named by module path, seen through forward hooks."""
+"""Outputs of layers inside a network, which are named by module path and read with forward hooks."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from edgekd.distill.terms.features import attention_map, pooled
 from edgekd.errors import ConfigError, EdgekdError, did_you_mean, one_line, shown
 
-__all__ = ["Taps", "core", "outputs_of", "probe", "reduced", "told"]
+__all__ = ["Taps", "as_config_error", "core", "outputs_of", "probe", "reduced"]
 
 
 class Taps:
-    """The last outputs of some layers of a network; `values` is filled by every forward pass.
+    """Forward hooks that store the outputs of the named layers in `values`, anew in every forward pass.
 
-    A name is a module path; `layer1|attention` and `layer1|pooled` keep the attention map or the mean over places
-    in place of the whole output, which is what some losses need and much less to keep.
+    A name is a module path. `layer1|attention` and `layer1|pooled` store the attention map, or the mean over the
+    positions, instead of the whole output: some losses need only this, and it is much smaller.
     """
 
     def __init__(self, net: nn.Module, names: Sequence[str], where: str) -> None:
@@ -46,13 +46,13 @@ class Taps:
         return net.get_submodule(path).register_forward_hook(keep)
 
     def remove(self) -> None:
-        """Take the hooks off the network."""
+        """Remove the hooks from the network."""
         for handle in self._handles:
             handle.remove()
 
 
 def reduced(name: str, output: Tensor) -> Tensor:
-    """What is kept of a layer's output (B, …) under that name."""
+    """A layer's output (B, …), reduced as the part of `name` after the bar says."""
     form = name.partition("|")[2]
     if form == "attention":
         return attention_map(output)
@@ -60,15 +60,16 @@ def reduced(name: str, output: Tensor) -> Tensor:
 
 
 def core(net: nn.Module) -> nn.Module:
-    """The network inside its preprocessing: module paths, and what is saved, are this one's."""
+    """The network without its preprocessing; module paths and saved weights belong to this inner network."""
     inside = getattr(net, "net", None)
     return inside if isinstance(inside, nn.Module) else net
 
 
 def outputs_of(net: nn.Module, inputs: Tensor, where: str) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Path, class and shape (without the batch) of every layer that gives a tensor, in the order in which they end.
+    """Path, class and output shape (without the batch dimension) of every layer that gives a tensor, in the order in
+    which the layers finish.
 
-    Raises ConfigError where the network cannot take the inputs.
+    Raises ConfigError if the network cannot take the inputs.
     """
     found: dict[str, tuple[str, str, tuple[int, ...]]] = {}
 
@@ -81,7 +82,7 @@ def outputs_of(net: nn.Module, inputs: Tensor, where: str) -> list[tuple[str, st
 
     handles = [layer.register_forward_hook(keep(path)) for path, layer in core(net).named_modules() if path]
     try:
-        with torch.no_grad(), told(where):
+        with torch.no_grad(), as_config_error(where):
             net.eval()(inputs)
     finally:
         for handle in handles:
@@ -90,14 +91,14 @@ def outputs_of(net: nn.Module, inputs: Tensor, where: str) -> list[tuple[str, st
 
 
 def probe(net: nn.Module, inputs: Tensor, names: Sequence[str], where: str) -> dict[str, torch.Size]:
-    """The shapes (without the batch) of those layers' outputs, and of the logits under the name `logits`.
+    """The shapes (without the batch dimension) of those layers' outputs, and of the logits under the name `logits`.
 
-    Raises ConfigError for an unknown layer, with the nearest known one, and where the network cannot take the inputs.
+    Raises ConfigError for an unknown layer, with the nearest known name, and if the network cannot take the inputs.
     """
     training = net.training
     taps = Taps(core(net), names, where)
     try:
-        with torch.no_grad(), told(where):
+        with torch.no_grad(), as_config_error(where):
             logits = net.eval()(inputs)
             if not isinstance(logits, Tensor):
                 raise ConfigError(f"{where}: the network gives a {type(logits).__name__}; it should give its logits")
@@ -111,8 +112,9 @@ def probe(net: nn.Module, inputs: Tensor, names: Sequence[str], where: str) -> d
 
 
 @contextlib.contextmanager
-def told(where: str) -> Iterator[None]:
-    """Whatever a network raises is the card's mistake: a size that it cannot take, or code of the user's."""
+def as_config_error(where: str) -> Iterator[None]:
+    """Turn any exception of a network into a ConfigError whose message begins with `where`, because the cause is the
+    card: a size that the network cannot take, or the user's own code."""
     try:
         yield
     except EdgekdError:

@@ -1,4 +1,4 @@
-"""Losses: plain functions of logits; every term is the mean over the batch."""
+"""Losses on logits. Each is a function of tensors and returns the mean over the batch."""
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,11 @@ __all__ = [
 def cross_entropy(
     logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None
 ) -> Tensor:
-    """−Σ_c w_c t_c log softmax(logits)_c, the mean over the batch, for the (smoothed) targets t and class weights w.
+    """−Σ_c w_c t_c log softmax(logits)_c, the mean over the batch, for (smoothed) targets t and class weights w.
 
-    Logits (B, C), targets (B,) or each class's share (B, C), class_weights (C,). The sum is divided by the number of
-    examples, not by that of their weights as torch has it, so that the parts of a batch add up to the whole.
+    Logits are (B, C), targets are labels (B,) or class probabilities (B, C), class_weights are (C,). The sum over the
+    batch is divided by the number of examples, not by the sum of their weights as in torch, so that the losses of the
+    parts of a batch add up to the loss of the batch.
     """
     return F.cross_entropy(logits, targets, class_weights, label_smoothing=label_smoothing, reduction="none").mean()
 
@@ -32,8 +33,8 @@ def cross_entropy(
 def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor) -> Tensor:
     """T² KL(softmax(teacher / T) ‖ softmax(student / T)), the mean over the batch.
 
-    Both logits (B, C). The factor T² keeps the gradient's size as T changes (Hinton et al. 2015,
-    arXiv 1503.02531, section 2).
+    Both logits are (B, C). The factor T² keeps the size of the gradient roughly constant when T changes (Hinton et al.
+    2015, arXiv 1503.02531, section 2).
     """
     student = F.log_softmax(student_logits / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits / temperature, dim=1)
@@ -43,8 +44,8 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tens
 def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor) -> Tensor:
     """T² CE(softmax(teacher / T), softmax(student / T)): `kd` plus T² times the teacher's entropy.
 
-    Both logits (B, C) (Hinton et al. 2015, section 2). No gradient sees the entropy, not that of a learned T either:
-    it would move T by what the student has no part in.
+    Both logits are (B, C) (Hinton et al. 2015, section 2). The entropy has no gradient, not even for a learned T: it
+    would change T for a reason that does not depend on the student.
     """
     log_teacher = F.log_softmax(teacher_logits.detach() / fixed(temperature), dim=1)
     entropy = -(log_teacher.exp() * log_teacher).sum(dim=1).mean() * fixed(temperature) ** 2
@@ -52,11 +53,11 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperatu
 
 
 def draw_noise(student_logits: Tensor, p: Tensor, drawn: Tensor, temperature: float | Tensor) -> Tensor:
-    """T² (CE(drawn, softmax(student / T)) − CE(p, softmax(student / T))): what soft labels (B, C) that were drawn
-    around p add to a soft term.
+    """T² (CE(drawn, softmax(student / T)) − CE(p, softmax(student / T))): the change of a soft term if the soft labels
+    `drawn` (B, C) replace p.
 
-    Linear in `drawn`, so that where its mean is p, the mean of this and of its gradient by the student is zero. A
-    learned T gets no gradient from it.
+    It is linear in `drawn`. So if the mean of `drawn` is p, the mean of this value is zero, and so is the mean of its
+    gradient with respect to the student. A learned T gets no gradient from it.
     """
     temperature = fixed(temperature)
     log_student = F.log_softmax(student_logits / temperature, dim=1)
@@ -64,22 +65,23 @@ def draw_noise(student_logits: Tensor, p: Tensor, drawn: Tensor, temperature: fl
 
 
 def fixed(temperature: float | Tensor) -> float | Tensor:
-    """The temperature without its gradient."""
+    """The temperature, detached from the autograd graph."""
     return temperature.detach() if isinstance(temperature, Tensor) else temperature
 
 
 def mutual(logits: Tensor, others: list[Tensor]) -> Tensor:
-    """The mean over the others of KL(softmax(other) ‖ softmax(own)), without a gradient for the other.
+    """The mean of KL(softmax(other) ‖ softmax(logits)) over the other students, which get no gradient.
 
-    All logits (B, C) (Zhang et al. 2018, arXiv 1706.00384, equation 8).
+    All logits are (B, C) (Zhang et al. 2018, arXiv 1706.00384, equation 8).
     """
     return torch.stack([kd(logits, other.detach(), 1.0) for other in others]).mean()
 
 
 def mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """The mean squared difference of all logits (B, C) (Ba and Caruana 2014, arXiv 1312.6184, equation 1, less the ½).
+    """The mean squared difference of all logits (B, C) (Ba and Caruana 2014, arXiv 1312.6184, equation 1,
+    without the factor ½).
 
-    It is what `kd` tends to as T grows, but for a factor and the mean of each row (Hinton et al. 2015, section 2.1).
+    `kd` tends to this as T grows, apart from a factor and from the mean of each row (Hinton et al. 2015, section 2.1).
     """
     return F.mse_loss(student_logits, teacher_logits)
 
@@ -92,11 +94,12 @@ def dkd(
     alpha: float,
     beta: float,
 ) -> Tensor:
-    """T² (α TCKD + β NCKD): KD with the label's class and the other classes apart (Zhao et al. 2022,
-    arXiv 2203.08679, equation 7).
+    """T² (α TCKD + β NCKD): decoupled KD, which weights the label's class and the other classes separately (Zhao et al.
+    2022, arXiv 2203.08679, equation 7).
 
-    TCKD is the KL divergence of (label, not label), NCKD that of the other classes among themselves. With α = 1 and
-    β = 1 − p_teacher(label) of each sample it is `kd` (equation 5). Both logits (B, C), labels (B,).
+    TCKD is the KL divergence of the two probabilities (label, not label); NCKD is that of the softmax over the other
+    classes alone. With α = 1 and β = 1 − p_teacher(label) for each sample it equals `kd` (equation 5). Both logits are
+    (B, C), labels are (B,).
     """
     own = F.one_hot(labels, student_logits.shape[1]).bool()
     student, teacher = (logits / temperature for logits in (student_logits, teacher_logits))
@@ -106,14 +109,14 @@ def dkd(
 
 
 def _binary(logits: Tensor, own: Tensor) -> Tensor:
-    """log (p, 1 − p) of the label's class, (B, 2)."""
+    """log (p, 1 − p), where p is the probability of the label's class; (B, 2)."""
     whole = logits.logsumexp(dim=1)
     rest = logits.masked_fill(own, float("-inf")).logsumexp(dim=1)
     return torch.stack([logits[own] - whole, rest - whole], dim=1)
 
 
 def _others(logits: Tensor, own: Tensor) -> Tensor:
-    """log softmax of all classes but the label's, (B, C − 1)."""
+    """The log softmax over all classes except the label's, (B, C − 1)."""
     rows = len(logits)
     return F.log_softmax(logits[~own].reshape(rows, -1), dim=1)
 
@@ -123,8 +126,9 @@ def dist(
 ) -> Tensor:
     """T² (β (1 − mean correlation of rows) + γ (1 − mean correlation of columns)) of the softmaxes at T.
 
-    Pearson's correlation in place of KL: relations between classes for each sample, and between the samples of the
-    batch for each class (Huang et al. 2022, arXiv 2205.10536, equations 7, 9 and 10). Both logits (B, C).
+    This uses Pearson's correlation instead of the KL divergence: between the classes of each sample (rows), and between
+    the samples of the batch for each class (columns) (Huang et al. 2022, arXiv 2205.10536, equations 7, 9 and 10). Both
+    logits are (B, C).
     """
     student, teacher = (F.softmax(logits / temperature, dim=1) for logits in (student_logits, teacher_logits))
     inter = 1 - _correlation(student, teacher)
@@ -133,12 +137,12 @@ def dist(
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Mean over the rows of Pearson's correlation of a (n, m) and b (n, m)."""
+    """Pearson's correlation of the rows of a (n, m) and b (n, m), the mean over the rows."""
     return F.cosine_similarity(a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True), dim=1).mean()
 
 
 def standardized(logits: Tensor) -> Tensor:
-    """Each row (B, C) with mean 0 and standard deviation 1, so that a student need not match the teacher's scale
+    """Scale each row of (B, C) to mean 0 and standard deviation 1, so that a student need not match the teacher's scale
     (Sun et al. 2024, arXiv 2403.01427, algorithm 1).
     """
     centred = logits - logits.mean(dim=1, keepdim=True)

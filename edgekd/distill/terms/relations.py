@@ -1,8 +1,8 @@
 """Relational knowledge distillation: distances and angles between the samples of a batch (Park et al. 2019, arXiv
 1904.05068).
 
-Features are what `pooled` takes: vectors (B, C), or tokens and maps that it averages (the paper takes the layer after
-the last pooling). C need not be the same for student and teacher.
+Features are vectors (B, C), or tokens and maps, which `pooled` averages (the paper uses the layer after the last
+pooling). C may differ between student and teacher.
 """
 
 import torch
@@ -15,16 +15,17 @@ from edgekd.errors import ConfigError
 __all__ = ["rkd_angle", "rkd_distance"]
 
 SAME = 1e-6
-"""Samples closer than this are one point: no distance, no direction and no gradient, which the angle's would otherwise
-be of the order of 1 / distance."""
+"""Samples closer than this count as one point: their distance, direction and gradient are zero. Otherwise the gradient
+of the angle would be of the order of 1 / distance."""
 
 
 def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """The mean over all B² ordered pairs of Huber(d_S(i, j) − d_T(i, j)), δ = 1.
 
-    d(i, j) = ‖x_i − x_j‖₂ / μ, with μ the mean of the distances that are not zero, through which the student's gradient
-    flows too (Park et al. 2019, section 3.2.1). The paper sums over pairs; the mean, of all B² as in the authors'
-    code, keeps their weight (25) apart from the batch's size. Scale and translation of either side change nothing.
+    d(i, j) = ‖x_i − x_j‖₂ / μ, where μ is the mean of the distances that are not zero; the student's gradient also
+    flows through μ (Park et al. 2019, section 3.2.1). The paper sums over pairs; the mean over all B², as in the
+    authors' code, makes their weight (25) independent of the batch size. Scaling or translating either side does not
+    change the value.
     """
     ours, theirs = (_relative(_distances(one)[1]) for one in _pair(student, teacher))
     return F.huber_loss(ours, theirs)
@@ -33,10 +34,10 @@ def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
 def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     """The mean over all B³ ordered triples of Huber(cos_S(i, j, k) − cos_T(i, j, k)), δ = 1.
 
-    cos(i, j, k) is the cosine of the angle at sample j between the directions to i and to k, zero where two of them are
-    one point (Park et al. 2019, section 3.2.2). The paper sums over triples; the authors' code takes this mean, for
-    which their weight is 50. Scale, translation and rotation of either side change nothing. Takes O(B² C + B³) memory;
-    each table of cosines is 8 MB at B = 128.
+    cos(i, j, k) is the cosine of the angle at sample j between the directions to i and to k; it is zero if j and i, or
+    j and k, are one point (Park et al. 2019, section 3.2.2). The paper sums over triples; the authors' code uses this
+    mean, with a weight of 50. Scaling, translating or rotating either side does not change the value. It needs
+    O(B² C + B³) memory; each table of cosines takes 8 MB at B = 128.
     """
     ours, theirs = (_cosines(one) for one in _pair(student, teacher))
     return F.huber_loss(ours, theirs)
@@ -52,7 +53,8 @@ def _pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _distances(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """x_i − x_j (B, B, C), zero for one point, and its length (B, B) with gradient zero there instead of NaN."""
+    """The differences x_i − x_j (B, B, C) and their lengths (B, B). For samples that count as one point, both are zero,
+    and the gradient is zero instead of NaN."""
     differences = vectors[:, None] - vectors[None]
     squares = differences.pow(2).sum(dim=2)
     apart = squares > SAME**2
@@ -61,14 +63,14 @@ def _distances(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _relative(distances: Tensor) -> Tensor:
-    """Distances (B, B) over the mean of those that are not zero; zeros where all are."""
+    """Distances (B, B), divided by the mean of those that are not zero; all zeros if all distances are zero."""
     count = (distances > 0).sum()
     mean = distances.sum() / count.clamp(min=1)
     return distances / torch.where(count > 0, mean, 1.0)
 
 
 def _cosines(vectors: Tensor) -> Tensor:
-    """(B, B, B): at [j, i, k], between the directions from j to i and to k."""
+    """Cosines (B, B, B): entry [j, i, k] is that of the angle between the directions from j to i and from j to k."""
     differences, lengths = _distances(vectors)
     directions = differences / torch.where(lengths > 0, lengths, 1.0)[:, :, None]
     return directions @ directions.transpose(1, 2)

@@ -1,19 +1,21 @@
-"""The temperature: a function of the training's position, or a parameter that the gradient moves.
+"""The distillation temperature: either a function of the progress of the training, or a learned parameter.
 
-What a low temperature does to T² KL(softmax(z / T) ‖ softmax(v / T)) of a teacher's logits z and a student's v,
-where each has one largest: write a for the teacher's answer and b for the student's. As T → 0 both softmaxes become
-one-hot and T logsumexp(v / T) → v_b, but for terms that vanish exponentially with the gap to the second logit over T.
+The effect of a low temperature on T² KL(softmax(z / T) ‖ softmax(v / T)), for a teacher's logits z and a student's
+logits v: let a be the class of the teacher's largest logit, and b that of the student's. As T → 0, both softmaxes
+become one-hot and T logsumexp(v / T) → v_b; the remaining terms vanish exponentially in (gap to the second logit) / T.
 Hence
 
-* the value tends to T (v_b − v_a): T times the multi-class perceptron's loss on the teacher's answer, which is 0
-  where the student agrees. It is also the limit of T² times the cross-entropy of v / T on a as hard label;
-* the gradient by v is T (softmax(v / T) − softmax(z / T)) at every T, so that its 1-norm is at most 2 T. It tends to
-  T (e_b − e_a), and vanishes exponentially where the student agrees.
+* the value tends to T (v_b − v_a), which is T times the loss of a multi-class perceptron with the label a, and is 0 if
+  the student agrees with the teacher. This is also the limit of T² times the cross-entropy of v / T with the hard
+  label a;
+* the gradient with respect to v is T (softmax(v / T) − softmax(z / T)) at every T, so its 1-norm is at most 2 T. It
+  tends to T (e_b − e_a), and vanishes exponentially if the student agrees.
 
-So from 1 downwards the teacher is made sharper, not softer: what it knows of the other classes is lost, and the
-student learns its answers as hard labels, only where it does not give them yet. T² no longer keeps the gradient's
-size (Hinton et al. 2015, arXiv 1503.02531, section 2, speaks of high temperatures): the term's share of the whole
-falls with T, at 0.1 to a tenth of cross-entropy's bound. A larger α or weight makes up for the size alone.
+So a temperature below 1 makes the teacher sharper, not softer: its information about the other classes is lost, and the
+student learns the teacher's answers as hard labels, and only for examples on which it disagrees. The factor T² then no
+longer keeps the gradient's size (Hinton et al. 2015, arXiv 1503.02531, section 2, is about high temperatures): the
+term's share of the whole gradient falls with T; at T = 0.1 its bound is a tenth of the cross-entropy's. A larger α or
+weight compensates for the size only.
 """
 
 import math
@@ -28,18 +30,20 @@ from edgekd.recipe import Recipe
 __all__ = ["LearnedTemperature", "scheduled"]
 
 _MARGIN = 0.01
-"""Of the range between the bounds: nearer to one of them the sigmoid has next to no gradient."""
+"""Smallest initial distance from either bound, as a share of the range: closer to a bound, the sigmoid has almost no
+gradient."""
 _CURRICULUM_EPOCHS = 10
-"""Over which λ rises from 0 to 1 (E_loops of Li et al. 2023)."""
+"""Number of epochs in which λ rises from 0 to 1 (E_loops of Li et al. 2023)."""
 
 
 def scheduled(recipe: Recipe, progress_epochs: float, epochs: int) -> float:
-    """The temperature after `progress_epochs` (fractions too) of a training of `epochs`.
+    """The temperature after `progress_epochs` (which need not be a whole number) of a training of `epochs` epochs.
 
-    `linear`, `cosine` and `exponential` (geometric) lead from `temperature` to `temperature_end` and stay there;
-    `sigmoid` is temperature / (1 + exp(−temperature_rate progress_epochs)), which rises from half of it to it.
+    `linear`, `cosine` and `exponential` (geometric) go from `temperature` to `temperature_end` and stay there;
+    `sigmoid` is temperature / (1 + exp(−temperature_rate progress_epochs)), which rises from half of `temperature`
+    towards `temperature`.
 
-    Raises ValueError for `learned` and `adversarial`, which are no functions of the position.
+    Raises ValueError for `learned` and `adversarial`, whose temperature is not a function of the progress.
     """
     first, last = recipe.temperature, recipe.temperature_end
     share = min(max(progress_epochs / epochs, 0.0), 1.0)
@@ -58,16 +62,17 @@ def scheduled(recipe: Recipe, progress_epochs: float, epochs: int) -> float:
 
 
 class LearnedTemperature(nn.Module):
-    """One temperature for all samples, T = low + (high − low) σ(θ) between the recipe's bounds, learned beside the
-    student by the same loss, whose factor T² belongs to it (Li et al. 2023, arXiv 2211.16231, CTKD's global version).
+    """One temperature for all samples, T = low + (high − low) σ(θ), between the recipe's bounds. θ is learned together
+    with the student from the same loss, including its factor T² (Li et al. 2023, arXiv 2211.16231, the global version
+    of CTKD).
 
-    `learned` makes the loss smaller. T² KL falls to 0 with T (see above), whatever the student does, so that this
-    mostly ends at the lower bound. `adversarial` makes it larger behind a gradient reversal (section 3.2), as hard
-    for the student as the curriculum allows: reversed gradients count λ, which rises along a cosine from 0 to 1 over
-    the first 10 epochs (section 3.3).
+    `learned` minimises the loss. Since T² KL tends to 0 with T (see above), independent of the student, this mostly
+    ends at the lower bound. `adversarial` maximises the loss by means of a gradient reversal (section 3.2), so that the
+    task of the student becomes harder: reversed gradients are multiplied by λ, which rises along a cosine from 0 to 1
+    in the first 10 epochs (section 3.3).
 
-    It begins at `temperature`, at least 1 % of the range away from either bound, where the gradient would be none.
-    Raises ConfigError where `temperature` lies outside the bounds.
+    T starts at `temperature`, but at least 1 % of the range away from either bound, where the gradient would vanish.
+    Raises ConfigError if `temperature` lies outside the bounds.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -85,7 +90,7 @@ class LearnedTemperature(nn.Module):
         self.adversarial = recipe.temperature_schedule == "adversarial"
 
     def forward(self, progress_epochs: float) -> Tensor:
-        """The temperature, a scalar; only what `adversarial` does to the gradient depends on the position."""
+        """The temperature, a scalar; `progress_epochs` only affects the gradient, and only with `adversarial`."""
         theta: Tensor = self.theta
         if self.adversarial:
             theta = reverse(theta, _curriculum(progress_epochs))
@@ -93,6 +98,6 @@ class LearnedTemperature(nn.Module):
 
 
 def _curriculum(progress_epochs: float) -> float:
-    """λ of CTKD."""
+    """The factor λ of CTKD's curriculum after `progress_epochs`."""
     share = min(max(progress_epochs / _CURRICULUM_EPOCHS, 0.0), 1.0)
     return 0.5 * (1 - math.cos(math.pi * share))

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Size, Tensor, nn
 
-from edgekd.card import Card, TextData
-from edgekd.card import Teacher as TeacherOfCard
+from edgekd.card import Card, Teacher, TextData
 from edgekd.data.examples import Examples
 from edgekd.data.images import in_memory
 from edgekd.distill.cache.files import cache_folder, list_entries
@@ -25,7 +24,7 @@ from edgekd.distill.student import TrainingOptions, assist
 from edgekd.distill.tasks.known import examples_of
 from edgekd.errors import ConfigError
 from edgekd.nets.deployed import Deployed
-from edgekd.nets.teachers import Teacher, load_teacher_file, make_teacher_net
+from edgekd.nets.teachers import LoadedTeacher, load_teacher_file, make_teacher_net
 from edgekd.nets.weights import save_state
 from edgekd.recipe import Recipe
 from edgekd.tasks.known import load_card
@@ -54,11 +53,11 @@ def card_of(**recipe: Any) -> Card:
     return dataclasses.replace(DIGITS, teacher=teacher, recipe=dataclasses.replace(DIGITS.recipe, views=2, **recipe))
 
 
-def teacher_of(seed: int = 0, name: str = "teacher.safetensors") -> tuple[Teacher, Counted]:
+def teacher_of(seed: int = 0, name: str = "teacher.safetensors") -> tuple[LoadedTeacher, Counted]:
     torch.manual_seed(seed)
     whole, counted = Deployed(make_teacher_net(card_of()), DIGITS.data), Counted()
     whole.add_module("preprocess", nn.Sequential(whole.preprocess, counted))
-    return Teacher(whole.eval(), Path(name)), counted
+    return LoadedTeacher(whole.eval(), Path(name)), counted
 
 
 def ask(outputs: Outputs, examples: Examples, k: int, indices: list[int]) -> dict[str, Tensor]:
@@ -128,7 +127,9 @@ def test_shapes_and_unknown_layers(digits: Digits) -> None:
 # --- kept and computed ---
 
 
-def expected_of(teacher: Teacher, examples: Examples, k: int, indices: list[int]) -> dict[str, NDArray[np.float32]]:
+def expected_of(
+    teacher: LoadedTeacher, examples: Examples, k: int, indices: list[int]
+) -> dict[str, NDArray[np.float32]]:
     """By calling the layers of the network one after the other."""
     assert teacher.net is not None and isinstance(teacher.module, Deployed)
     with torch.no_grad():
@@ -166,7 +167,7 @@ def test_kept_outputs_are_computed_once(digits: Digits) -> None:
     teacher, counted = teacher_of()
     card, count = card_of(), len(digits[0])
 
-    def fill(views: Sequence[int], layers: Sequence[str] = (), by: Teacher = teacher) -> None:
+    def fill(views: Sequence[int], layers: Sequence[str] = (), by: LoadedTeacher = teacher) -> None:
         with teaching(card, [by], digits[0], layers, online=False) as outputs:
             counted.images = 0  # it is asked for its shapes first
             for k in views:
@@ -270,7 +271,7 @@ class Far(nn.Module):
 
 def test_online_logits_are_where_the_inputs_are(digits: Digits) -> None:
     inputs = torch.empty(3, 8, 8, 1, dtype=torch.uint8, device="meta")
-    with teaching(card_of(), [Teacher(Far(), Path("far.onnx"))], digits[0], (), online=True) as outputs:
+    with teaching(card_of(), [LoadedTeacher(Far(), Path("far.onnx"))], digits[0], (), online=True) as outputs:
         found = outputs(0, np.arange(3), inputs)
     assert found["logits"].device == inputs.device
 
@@ -301,7 +302,7 @@ def test_room_is_asked_for_views_that_are_shown(digits: Digits, monkeypatch: pyt
 # --- what tells teachers apart ---
 
 
-def logits_of(card: Card, teacher: Teacher, examples: Examples) -> NDArray[np.float32]:
+def logits_of(card: Card, teacher: LoadedTeacher, examples: Examples) -> NDArray[np.float32]:
     with teaching(card, [teacher], examples, (), online=False) as outputs:
         found: NDArray[np.float32] = ask(outputs, examples, 0, [0, 1, 2])["logits"].numpy()
     return found
@@ -312,7 +313,7 @@ def text_card(heads: int = 2) -> Card:
     assert isinstance(base.data, TextData)
     shape = {"width": 8, "layers": 1, "heads": heads}
     data = dataclasses.replace(base.data, vocabulary=50, timed_length=5)
-    return dataclasses.replace(base, data=data, teacher=TeacherOfCard(family="transformer", shape=shape))
+    return dataclasses.replace(base, data=data, teacher=Teacher(family="transformer", shape=shape))
 
 
 @pytest.fixture
@@ -325,7 +326,7 @@ def sentences() -> Examples:
     return examples_of(text_card(), in_memory(ids, np.arange(900) % 2))  # type: ignore[arg-type]
 
 
-def text_teacher(folder: Path, heads: int = 2) -> Teacher:
+def text_teacher(folder: Path, heads: int = 2) -> LoadedTeacher:
     if not (file := folder / "text.safetensors").exists():
         torch.manual_seed(0)
         net = make_teacher_net(text_card())
@@ -356,7 +357,7 @@ def test_equal_weights_of_a_changed_function_are_another_teacher(
         "    return Net(64, classes)\n"
     )
     card = dataclasses.replace(
-        card_of(), teacher=TeacherOfCard(family="import", function="my_scaled:net"), file=str(tmp_path / "card.toml")
+        card_of(), teacher=Teacher(family="import", function="my_scaled:net"), file=str(tmp_path / "card.toml")
     )
     save_state(nn.Linear(64, 10), tmp_path / "t.safetensors", {})
     found = []
@@ -370,7 +371,7 @@ def test_equal_weights_of_a_changed_function_are_another_teacher(
 
 def test_assistants_are_known_by_their_shape(tmp_path: Path, digits: Digits) -> None:
     shape = {"channels": [4, 4], "hidden": 8}
-    card = dataclasses.replace(card_of(), assistants=(TeacherOfCard(family="convnet", shape=shape),))
+    card = dataclasses.replace(card_of(), assistants=(Teacher(family="convnet", shape=shape),))
     save_state(
         make_teacher_net(dataclasses.replace(card, teacher=card.assistants[0])),
         tmp_path / "assistant-1.safetensors",
