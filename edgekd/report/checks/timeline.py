@@ -1,8 +1,8 @@
-"""The page's charts of figures over checks, as the plain dictionaries that plotly.js draws."""
+"""The page's charts of figures over time, as plain dictionaries for plotly.js."""
 
 from collections.abc import Sequence
 
-from edgekd.history import Entry
+from edgekd.history import HistoryEntry
 from edgekd.judge import show_limit
 from edgekd.report.checks.series import Series, machine_words, short
 from edgekd.report.checks.slots import (
@@ -89,7 +89,7 @@ def _points(one: Series, slots: Slots, colour: str, several: bool) -> Chart:
     return trace
 
 
-def _hover(one: Series, entry: Entry, several: bool) -> str:
+def _hover(one: Series, entry: HistoryEntry, several: bool) -> str:
     figure = entry.figures[one.key]
     ends = ""
     if figure.low is not None and figure.high is not None:
@@ -103,7 +103,7 @@ def _hover(one: Series, entry: Entry, several: bool) -> str:
 
 
 def _levels(one: Series, slots: Slots, colour: str) -> Chart:
-    """The median of each level as a broad line, where there are several."""
+    """The median of each level as a wide line, if there are several levels."""
     x: list[str | None] = []
     y: list[float | None] = []
     for first, last, level in drawn_levels(one, slots):
