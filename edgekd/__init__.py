@@ -2,7 +2,8 @@
 
 The names in `__all__` are loaded when they are first used, so that importing the package stays quick.
 
-PYTEST_DONT_REWRITE: the plugin holds no assertions, and whoever imports edgekd before pytest should not be warned.
+PYTEST_DONT_REWRITE: the pytest plugin contains no assertions, so pytest need not rewrite them. Without this mark,
+pytest would warn a user who imports edgekd before pytest starts.
 """
 
 from typing import TYPE_CHECKING, Any

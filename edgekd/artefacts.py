@@ -1,4 +1,4 @@
-"""The SHA-256 of every file a run has written, kept in `artefacts.json` and compared before a file is believed."""
+"""The SHA-256 of every file a run has written, kept in `artefacts.json` and compared before a file is used."""
 
 import ast
 import contextlib
@@ -37,10 +37,10 @@ LIST = "artefacts.json"
 SCHEMA_VERSION = 1
 
 Digests = dict[str, list[str]]
-"""Path in the folder, with slashes, to the digests that its content may have, the newest first."""
+"""Maps a path in the folder, with slashes, to the digests that the file may have, the newest first."""
 
 LARGE_BYTES = 64_000_000
-"""Files of this size and more are read once a command."""
+"""Files of this size or larger are read only once in each command."""
 
 KEYS = {
     "run.json": ("card", "target", "budget", "files"),
@@ -50,21 +50,21 @@ KEYS = {
     "result.json": ("schema_version", "models"),
     "bench.json": ("schema_version", "models"),
 }
-"""What a JSON file of that name must hold at least."""
+"""The keys that a JSON file of this name must contain."""
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A file of a run that is not as the run wrote it."""
+    """A file of a run whose content is no longer what the run wrote."""
 
     name: str
-    """Path in the folder, with slashes."""
+    """The path relative to the run folder, with slashes."""
     what: str
     """What is wrong with it, as the end of a sentence that begins with its name."""
 
 
 def listed(folder: Path) -> Digests | None:
-    """The list of the folder; None if there is none, as in runs of earlier versions.
+    """Read the list of digests of the folder; None if there is no list, as in runs of earlier versions.
 
     Raises InputError if the list itself is damaged.
     """
@@ -84,7 +84,7 @@ def listed(folder: Path) -> Digests | None:
 
 
 def write_list(folder: Path, files: Digests | None = None) -> None:
-    """Write the list, by default with every file that lies in the folder now."""
+    """Write the list of digests; by default it covers every file that is in the folder now."""
     if files is None:
         paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != LIST)
         files = {path.relative_to(folder).as_posix(): [file_sha256(path)] for path in paths}
@@ -97,15 +97,15 @@ def _digest(files: Any) -> str:
 
 
 def damaged(folder: Path, files: Digests, only: str = "") -> list[Damage]:
-    """What differs from the list, what is missing, and what is unreadable among the files that it does not name;
-    `only` one file, if it is named."""
+    """Find the files that differ from the list, that are missing, or that the list does not name and that cannot be
+    read. If `only` names a file, only this file is examined."""
     found = []
     for name, digests in files.items():
         if only not in ("", name):
             continue
         path = folder / name
         if not path.is_file():
-            if digests[-1]:  # otherwise it was about to be written for the first time
+            if digests[-1]:  # without an earlier digest, the file was about to be written for the first time
                 found.append(Damage(name, "is missing"))
         elif _sha256(path) not in digests:
             found.append(Damage(name, _difference(path)))
@@ -117,8 +117,8 @@ def damaged(folder: Path, files: Digests, only: str = "") -> list[Damage]:
 
 
 def refuse_changed(folder: Path, files: Digests, advice: str) -> None:
-    """Raise InputError for the first file that is there and not as it was written. A missing file is no error here:
-    the code that needs it says so."""
+    """Raise InputError for the first existing file whose content has changed. A missing file is no error here: the
+    code that needs the file reports it."""
     for damage in damaged(folder, files):
         if damage.what != "is missing":
             raise InputError(f"{folder / damage.name}: {damage.what}; {advice}")
@@ -126,9 +126,10 @@ def refuse_changed(folder: Path, files: Digests, advice: str) -> None:
 
 @contextlib.contextmanager
 def keeping(folder: Path, files: Digests, differs: Callable[[str], None]) -> Iterator[None]:
-    """Keep the list of what is written into the folder, a file's digest before the file gets its name.
+    """Keep the list of digests up to date while files are written into the folder. The digest of a file is written
+    before the file gets its final name.
 
-    `differs(name)` hears of a file that was lost, is made again, and has another content than before.
+    `differs(name)` is called for a file that was lost, is made again, and has another content than before.
     """
 
     def told(temporary: Path, path: Path) -> None:
@@ -147,7 +148,8 @@ def keeping(folder: Path, files: Digests, differs: Callable[[str], None]) -> Ite
 
 
 def name_of(folder: Path, path: Path) -> str:
-    """The path in the folder, with slashes; empty for what is no artefact: logs, scratch files, checkpoints."""
+    """The path relative to the folder, with slashes. It is empty for logs, scratch files and checkpoints, which are
+    not artefacts."""
     if not path.is_relative_to(folder):
         return ""
     parts = path.relative_to(folder).parts
@@ -157,12 +159,13 @@ def name_of(folder: Path, path: Path) -> str:
 
 
 def _passing(part: str) -> bool:
-    """Whether a folder or file of that name holds no artefacts: it goes when a training ends, or only grows."""
+    """Whether a folder or file of this name holds no artefacts, because it is removed when a training ends, or
+    because it only grows."""
     return part[0] == "." or part.endswith("log") or re.search(r"attempt-\d+|^assistant-\d+$", part) is not None
 
 
 def own_files(folder: Path) -> list[Path]:
-    """Every file that the run itself wrote and reads again, checkpoints with them."""
+    """Every file that the run wrote and will read again, including checkpoints."""
     places = ("teacher", "student", "exported", "data", "records")
     inside = [path for place in places for path in sorted((folder / place).rglob("*"))]
     top = [folder / name for name in ("run.json", "candidates.json", "tokenizer.json", "model.onnx", "result.json")]
@@ -185,7 +188,7 @@ def _difference(path: Path) -> str:
 
 
 def unreadable(path: Path) -> str:
-    """What is wrong with a file, as far as its form tells; empty if nothing is."""
+    """Describe what is wrong with a file, as far as its format shows it; empty if nothing is wrong."""
     if not path.stat().st_size:
         return "is empty"
     forms = {".json": _wrong_json, ".npy": _wrong_npy, ".safetensors": _wrong_safetensors, ".pt": _wrong_zip}
@@ -205,7 +208,7 @@ def _wrong_json(path: Path) -> str:
 
 
 def _wrong_npy(path: Path) -> str:
-    """An .npy file is its header, then as many bytes as the header says."""
+    """Check an .npy file: after its header there must be as many bytes as the header says."""
     try:
         with path.open("rb") as file:
             start = file.read(10)
@@ -224,7 +227,7 @@ def _wrong_npy(path: Path) -> str:
 
 
 def _wrong_safetensors(path: Path) -> str:
-    """A safetensors file is the header's length, the header, then the tensors' bytes."""
+    """Check a safetensors file: it consists of the header's length, the header, and the bytes of the tensors."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -237,7 +240,7 @@ def _wrong_safetensors(path: Path) -> str:
 
 
 def _wrong_zip(path: Path) -> str:
-    """What torch saves is a zip file, which holds a checksum of each of its parts."""
+    """Check a file saved by torch: it is a zip file, which holds a checksum of each of its parts."""
     try:
         with zipfile.ZipFile(path) as file:
             return "is damaged: a checksum inside differs" if file.testzip() else ""

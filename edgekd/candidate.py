@@ -1,4 +1,4 @@
-"""A student's shape, and what was measured of it before any training."""
+"""The shape of a student, and the figures measured with it before any training."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,18 +8,18 @@ from edgekd.figures import Figure
 __all__ = ["Candidate", "Shape", "shape_name"]
 
 Shape = dict[str, Any]
-"""The values of a shape as a card writes them; the typed shape is made, and checked, from these."""
+"""The values of a shape as they are written in a card. The typed shape is built from them and checked."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A shape with what was measured of it on the target, per precision."""
+    """A shape and the figures measured with it on the target, for each precision."""
 
     shape: Shape
     params: int
     macs: int
     precisions: dict[str, dict[str, Figure]]
-    """Precision to budget key (latency_p50_ms, size_kb, peak_memory_mb) to figure."""
+    """Maps each precision to its figures by budget key (latency_p50_ms, size_kb, peak_memory_mb)."""
 
     @property
     def name(self) -> str:

@@ -34,10 +34,10 @@ __all__ = [
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 MAX_SIDE = 8192
-"""Pixels of an image's side: one image of colour then has 200 MB."""
+"""Largest side of an image in pixels; one colour image of this size needs 200 MB."""
 
 MAX_TOKENS = 65_536
-"""Of a sentence."""
+"""Largest number of tokens of a sentence."""
 
 
 def _import_path(text: str) -> str:
@@ -51,7 +51,7 @@ Level = Annotated[int, Field(ge=0, le=255)]
 
 
 def _composed_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Class names in Unicode's NFC; macOS writes folder names in NFD, where an accent is a character of its own."""
+    """Convert class names to Unicode NFC. macOS writes folder names in NFD, where an accent is a separate character."""
     composed = tuple(unicodedata.normalize("NFC", name) for name in names)
     if len(set(composed)) < len(set(names)):
         twice = next(name for place, name in enumerate(composed) if name in composed[:place])
@@ -74,16 +74,16 @@ class Data:
     function: ImportPath | None = None
     """import only: `package.module:function`, called with (path, split) -> (uint8 NHWC images, labels)."""
     download: bool = False
-    """torchvision only: whether the network may be used to fetch the set."""
+    """torchvision only: whether the data set may be downloaded."""
     size: Annotated[int, Field(ge=1, le=MAX_SIDE)]
-    """Height and width the network sees, pixels."""
+    """Height and width of the network's input, in pixels."""
     resize: Annotated[int, Field(ge=1, le=MAX_SIDE)] | None = None
     """image-folder only: the shorter side is resized to this before the centre is cut out; default `size`."""
     channels: Literal[1, 3] = 3
     background: tuple[Level, Level, Level] = (0, 0, 0)
     """The colour (red, green, blue) onto which transparent images are composed."""
     skip_broken: bool = False
-    """Whether images that cannot be decoded are left out; otherwise they end the command before anything is trained."""
+    """Whether images that cannot be decoded are left out. Otherwise the command stops before anything is trained."""
     image_column: str = ""
     """parquet only: the column that holds the images; default `image` or `img`."""
     label_column: str = ""
@@ -94,7 +94,8 @@ class Data:
     """Per channel, on the scale 0–1."""
     std: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=3)]
     validation_fraction: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
-    """Share of the training images set apart, the same for each class; every choice is made on it."""
+    """Share of the training images that is used for validation, the same for each class. Every choice is made by
+    validation data."""
     validation_seed: Seed = 0
 
     @model_validator(mode="after")
@@ -115,12 +116,15 @@ class Data:
         return self
 
     def preprocessing(self) -> dict[str, Any]:
-        """What the pixels of a view depend on beside the data themselves, as part of the key of kept outputs.
+        """The settings that determine the pixels of a view, apart from the data. They are part of the cache key of the
+        teacher's outputs.
 
-        What later versions added is left out at its default, so that outputs kept before are still found.
+        Settings that later versions added are left out when they have their default value, so that outputs cached by
+        earlier versions are still found.
         """
         values = dataclasses.asdict(self)
-        for key in ("skip_broken", "image_column", "label_column"):  # they choose the data, whose digest is in the key
+        # These settings choose the data, and the digest of the data is already in the key.
+        for key in ("skip_broken", "image_column", "label_column"):
             del values[key]
         if self.background == (0, 0, 0):
             del values["background"]
@@ -129,7 +133,7 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TextData:
-    """Where the sentences come from and how they become the network's input, token ids padded with 0."""
+    """Where the sentences come from and how they become the network's input: token ids, padded with 0."""
 
     source: Literal["tsv", "import"]
     """tsv: the files train.tsv and test.tsv, and dev.tsv if there is one, each line a sentence, a tab, a label."""
@@ -138,18 +142,19 @@ class TextData:
     function: ImportPath | None = None
     """import only: `package.module:function`, called with (path, split) -> (sentences, labels)."""
     classes: Classes
-    """Class names in label order. A label in the files is a class's name, or its place counted from 0."""
+    """Class names in label order. A label in the files is the name of a class, or its index counted from 0."""
     max_length: Annotated[int, Field(ge=1, le=MAX_TOKENS)]
-    """Tokens of a sentence beyond this many are cut off."""
+    """The largest number of tokens of a sentence; further tokens are cut off."""
     vocabulary: Annotated[int, Field(ge=3, le=10_000_000)]
-    """Tokens that are told apart, two of them being padding and `[UNK]`, which stands for all others."""
+    """Size of the vocabulary. It includes the padding token and `[UNK]`, which stands for all unknown tokens."""
     tokenizer: str = ""
     """A `tokenizer.json` of the tokenizers library, relative to the card. Without one the tokens are the most frequent
     words and signs of the training sentences, in lower case."""
     timed_length: Annotated[int, Field(ge=1)] | None = None
-    """Tokens of the sentences that latency is measured with; default the median of the validation sentences."""
+    """Number of tokens of the inputs for latency measurements; the default is the median of the validation
+    sentences."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
-    """Share of the training sentences set apart, the same for each class, where there is no dev.tsv."""
+    """Share of the training sentences that is used for validation if there is no dev.tsv, the same for each class."""
     validation_seed: Seed = 0
 
     @model_validator(mode="after")
@@ -169,113 +174,118 @@ class Teacher:
     shape: dict[str, Any] = field(default_factory=dict)
     weights: str = ""
     """Weights file relative to the card (safetensors, a state dict for torch.load, or an ONNX model);
-    `--teacher` overrides it. Without one the teacher is trained. Further teachers need it, assistants have none."""
+    `--teacher` overrides it. Without a file the teacher is trained. Further teachers need a file; assistants must not
+    have one."""
     function: ImportPath | None = None
     """family = "import" only: `package.module:function`, called with the shape's values and `classes`."""
     output: str = ""
-    """Which of several outputs holds the logits: a key, an attribute, a place counted from 0, or the name in an ONNX
-    file. Without it the output `logits` is taken, or the first one of shape (batch, classes)."""
+    """Which of several outputs holds the logits: a key, an attribute, an index counted from 0, or the name of an output
+    of an ONNX file. By default it is the output `logits`, or else the first output of shape (batch, classes)."""
     training: Training | None = None
     attempts: Annotated[int, Field(ge=1, le=5)] = 2
-    """How often to train before giving up on `teacher_min_accuracy`; each attempt doubles the epochs."""
+    """The largest number of trainings that try to reach `teacher_min_accuracy`. Each attempt doubles the epochs."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Student:
-    """The family to choose from."""
+    """The network family from which the student is chosen."""
 
     family: str
     knobs: dict[str, Annotated[list[Any], Field(min_length=1)]] = field(default_factory=dict)
     """Values to try for each field of the shape; every combination is a candidate."""
     function: ImportPath | None = None
     output: str = ""
-    """As a teacher's."""
+    """See `Teacher.output`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Budget:
-    """What the deployed model must meet; None where nothing is asked."""
+    """The limits that the deployed model must meet; None means that there is no limit."""
 
     latency_p50_ms: Positive | None = None
     latency_p95_ms: Positive | None = None
     latency_p99_ms: Positive | None = None
-    """Advisory: too unsteady to gate by, so it is told and never fails."""
+    """An advisory limit. This figure varies too much between measurements, so it is reported but never fails a
+    verdict."""
     load_ms: Positive | None = None
-    """Making the session."""
+    """Time to create the session."""
     size_kb: Positive | None = None
     peak_memory_mb: Positive | None = None
     min_accuracy: Fraction | None = None
     max_accuracy_drop: Annotated[float, Field(ge=0, le=100)] | None = None
-    """Points below the teacher."""
+    """Largest loss of accuracy against the teacher, in percentage points."""
     teacher_min_accuracy: Fraction | None = None
     min_agreement: Fraction | None = None
-    """Share of the test inputs on which it says what the teacher says."""
+    """Share of the test inputs on which the model gives the same answer as the teacher."""
     min_coverage: Fraction | None = None
-    """Share of the nodes that the target's provider runs."""
+    """Share of the nodes that the target's provider executes."""
     min_fused_share: Fraction | None = None
-    """Of the nodes that could compute in int8, the share that does."""
+    """Share of the nodes computed in int8, among those that could be."""
 
     def with_values(self, other: "Budget") -> "Budget":
-        """This budget with every value that `other` sets."""
+        """A copy of this budget in which the values that `other` sets replace its own."""
         return dataclasses.replace(self, **other.limits())
 
     def limits(self) -> dict[str, float]:
-        """What is asked, by key."""
+        """The limits that are set, by budget key."""
         return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Card:
-    """A model card. `name` and `file` come from the file's place, the rest from its text."""
+    """A model card. `name` and `file` come from the path of the file, the other fields from its content."""
 
     title: str
     about: str = ""
     task: str = "image-classification"
-    """One of edgekd/tasks."""
+    """The name of a task in edgekd/tasks."""
     data: Any
-    """What the task's own type says: `Data` of images, `TextData` of sentences."""
+    """An object of the task's data type: `Data` for images, `TextData` for sentences."""
     augment: Augment = field(default_factory=Augment)
     teacher: Teacher
     more_teachers: tuple[Teacher, ...] = ()
-    """Further teachers, each with its weights; `recipe.combine` says how their logits meet the first one's."""
+    """Further teachers, each with its weights; `recipe.combine` says how their logits are combined with the first
+    one's."""
     assistants: tuple[Teacher, ...] = ()
     """Networks between teacher and student, largest first: each learns from the one before it, and the last one
     teaches the student (Mirzadeh et al. 2020, arXiv 1902.03393)."""
     student: Student
     recipe: Recipe
     budgets: dict[str, Budget]
-    """By target name; the key "" holds what is asked on every target."""
+    """Budgets by target name; the key "" holds the limits for every target."""
     name: str = ""
     file: str = ""
 
     def budget(self, target: str, override: Budget | None = None) -> Budget:
-        """What is asked on `target`: `[budget]`, then `[budget.TARGET]`, then the command line."""
+        """The limits on `target`: values from `[budget]`, replaced by those from `[budget.TARGET]`, replaced by the
+        command line's."""
         budget = self.budgets[""].with_values(self.budgets.get(target, Budget()))
         return budget.with_values(override) if override else budget
 
     def resolve(self, path: str) -> Path:
-        """A path of the card; relative ones start at the card's folder."""
+        """Resolve a path in the card: a relative path starts at the card's folder."""
         return Path(self.file).parent / path
 
 
 def caller_rule(data: Mapping[str, Any]) -> str:
-    """What the caller of a model must do to an image, from the values of a card's `[data]`, in one line.
+    """Describe in one line how the caller of a model must prepare an image, given the values of a card's `[data]`.
 
-    Empty where the data are no images.
+    The text is empty if the data are not images.
     """
     if "size" not in data:
         return ""
     size = data["size"]
     fitted = f"upright, shorter side to {data.get('resize') or size} (bilinear), centre {size}x{size} cut out"
-    given = data.get("source") in ("digits", "import")  # edgekd takes these as they are
+    given = data.get("source") in ("digits", "import")  # edgekd does not resize these
     colour = "RGB" if data.get("channels", 3) == 3 else "grey"
     return f"{f'none, {size}x{size} as given' if given else fitted}; {colour}, uint8, 0 to 255"
 
 
 def read_tables(name: str) -> tuple[dict[str, Any], str]:
-    """The tables of the bundled card `name`, or of the card file at that path, ready to be built; and the file.
+    """Read the bundled card `name`, or the card file at that path. Returns its tables, from which a `Card` can be
+    built, and the file.
 
-    Raises ConfigError for a file that is no TOML, or a key that no card may have.
+    Raises ConfigError for a file that is not TOML, or a key that no card may have.
     """
     path = locate("models", name)
     data = read_toml(path)
@@ -294,30 +304,31 @@ def read_tables(name: str) -> tuple[dict[str, Any], str]:
 
 
 def check_card(card: Card) -> Card:
-    """The card; ConfigError for the first setting in it that would not be looked at, and why."""
+    """Return the card if all its settings have an effect. Otherwise raise ConfigError for the first unused setting,
+    with the reason."""
     trainings = {"teacher.training": card.teacher.training}
     trainings |= {f"assistants.{number}.training": one.training for number, one in enumerate(card.assistants)}
     for where, training in trainings.items():
-        for problem in training.idle() if training else ():
+        for problem in training.unused_settings() if training else ():
             raise ConfigError(f"{card.file}: {where}.{problem}")
-    for problem in card.recipe.idle(_learnt_by_others(card)):
+    for problem in card.recipe.unused_settings(_learnt_by_others(card)):
         raise ConfigError(f"{card.file}: recipe.{problem}")
-    for problem in _idle_teachers(card):
+    for problem in _unused_teacher_settings(card):
         raise ConfigError(f"{card.file}: {problem}")
     return card
 
 
 def _learnt_by_others(card: Card) -> set[Term]:
-    """The terms by which assistants (plain KD where the recipe has no term for them) and a teacher that is the
-    student's own network learn, with the recipe's settings."""
+    """The loss terms of networks other than the student that are trained with the recipe's settings: assistants (plain
+    KD if the recipe has no term for them), and a teacher that has the student's own network."""
     found: set[Term] = {"ce", "kd"} if card.assistants else set()
     if card.teacher.family == "self" and card.teacher.training is None:
         found.add("ce")
     return found
 
 
-def _idle_teachers(card: Card) -> Iterator[str]:
-    """Each setting about further teachers and assistants that would not be looked at, and why."""
+def _unused_teacher_settings(card: Card) -> Iterator[str]:
+    """Yield each unused setting about further teachers and assistants, with the reason."""
     if card.teacher.family == "self" and card.teacher.shape:
         yield 'teacher.shape: has no effect; family = "self" is the student\'s own network, of the shape that is chosen'
     for number, one in enumerate(card.more_teachers):
@@ -335,7 +346,7 @@ def _idle_teachers(card: Card) -> Iterator[str]:
 
 
 def parse_budget(options: list[str]) -> Budget:
-    """`["size_kb=300", …]` (the values of `--budget`) as a Budget; ConfigError for anything else."""
+    """Parse the values of `--budget`, such as `["size_kb=300", …]`, into a Budget; ConfigError for anything else."""
     values: dict[str, float] = {}
     for option in options:
         key, equals, text = option.partition("=")

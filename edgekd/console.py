@@ -1,4 +1,4 @@
-"""What a person sees while edgekd works: progress on stderr, results on stdout."""
+"""Terminal output: progress goes to stderr, results go to stdout."""
 
 import contextlib
 import os
@@ -19,27 +19,28 @@ __all__ = ["command", "open_streams", "out", "progress", "say", "speaks", "statu
 
 
 def open_streams() -> None:
-    """Give a process that was started without stdin, stdout or stderr (`>&-`) an empty one.
+    """Open /dev/null for each of stdin, stdout and stderr that the process was started without (`>&-`).
 
-    Otherwise Python has no stream to print to, and the next file that is opened takes its number and gets the output.
+    Otherwise Python has no stream to print to, and the next file that is opened takes the free file descriptor and
+    receives the output.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # it takes the lowest free file descriptor, which is this one
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123 - for the whole process
 
 
 def stdout_error(error: OSError) -> InputError:
-    """What is told where a write to stdout failed; nothing more is written there."""
+    """Make the error for a failed write to stdout, and stop all further output to stdout."""
     _silence()
     return InputError(f"standard output cannot be written: {os.strerror(error.errno) if error.errno else error}")
 
 
 def _silence() -> None:
-    """What is left for stdout goes nowhere, also at the end of the process."""
+    """Discard all further output to stdout, including the buffer that is flushed at the end of the process."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -49,52 +50,53 @@ def _console(stderr: bool) -> "Console":
     from rich.console import Console  # not needed for --help
 
     stream = sys.stderr if stderr else sys.stdout
-    # A pipe or a CI log has no width of its own; tables must not be folded there.
-    # Nor may a path such as data:100:x become an emoji.
+    # A pipe or a CI log has no width; tables must not be folded there.
+    # A path such as data:100:x must not become an emoji.
     width = None if stream.isatty() else 200
     return Console(stderr=stderr, highlight=False, soft_wrap=True, emoji=False, width=width)
 
 
 def speaks() -> bool:
-    """Of several processes of one training, only the first one does."""
+    """Whether this process prints progress. If a training has several processes, only the first one prints."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str) -> None:
-    """One line about what is going on."""
+    """Print one line of progress on stderr."""
     if speaks():
         with contextlib.suppress(OSError):  # a full disk behind stderr must not change the exit code
             _console(True).print(flat(text), markup=False)
 
 
 def out(item: object) -> None:
-    """A result: text, or anything rich can draw."""
+    """Print a result on stdout: text, or any object that rich can draw."""
     with _unread():
         _console(False).print(visible(item) if isinstance(item, str) else item, markup=False)
 
 
 def command(text: str) -> None:
-    """Commands that a CI log is to obey, as they are; whatever names are in them, the caller has cleaned."""
+    """Print workflow commands for the CI system unchanged. The caller must already have escaped the names in them."""
     with _unread():
         _console(False).print(text, markup=False)
 
 
 @contextlib.contextmanager
 def _unread() -> "Iterator[None]":
-    """A reader that has gone (`| head -1`) must not change the exit code: what is left is said to nobody.
+    """Ignore that the reader of stdout has closed the pipe (`| head -1`): the exit code must not change, and the
+    remaining output is discarded.
 
-    Raises InputError where stdout cannot be written for another reason, such as a full disk.
+    Raises InputError if stdout cannot be written for another reason, such as a full disk.
     """
     try:
         yield
-    except (BrokenPipeError, SystemExit):  # rich turns the one into the other, and is quiet from then on
+    except (BrokenPipeError, SystemExit):  # rich turns the first into the second, and prints nothing afterwards
         _silence()
     except OSError as error:
         raise stdout_error(error) from error
 
 
 def progress() -> "Progress":
-    """A progress bar with time left; silent where stderr is no terminal."""
+    """A progress bar with the time left; it draws nothing if stderr is not a terminal."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
@@ -110,7 +112,8 @@ def progress() -> "Progress":
 
 @contextlib.contextmanager
 def status() -> "Iterator[Callable[[str], None]]":
-    """What is being done right now, on one line that goes away; silent where stderr is no terminal."""
+    """Show the current activity on one line, which is removed at the end. Nothing is drawn if stderr is not a
+    terminal."""
     if not sys.stderr.isatty():
         yield lambda text: None
         return

@@ -1,4 +1,5 @@
-"""The few distributions that verdicts need, exact and without SciPy, whose import alone takes longer than a verdict."""
+"""The few distributions that verdicts need. They are exact, and do without SciPy, because importing it takes longer
+than a verdict."""
 
 import bisect
 import math
@@ -13,7 +14,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and the interval around it; 95 % where nothing else is said."""
+    """A value and its interval, which has a confidence of 95 % unless stated otherwise."""
 
     value: float
     low: float
@@ -21,11 +22,11 @@ class Interval:
 
 
 def exp(x: float) -> float:
-    """eˣ within what a float can hold: damaged records give absurd times."""
+    """eˣ, limited to the range of a float, because damaged records can contain absurd times."""
     return math.exp(max(-700.0, min(x, 700.0)))
 
 
-@cache  # every look asks for the same few
+@cache  # every planned look needs the same few quantiles
 def student_t(probability: float, freedom: int) -> float:
     """The quantile of Student's t distribution, by bisection of its distribution function.
 
@@ -64,8 +65,8 @@ def wilson(hits: int, total: int) -> Interval:
 def mcnemar(lost: int, won: int) -> float:
     """The exact two-sided p of McNemar's test (Edwards 1948; exact form: the sign test of Dixon and Mood 1946).
 
-    `lost` inputs are right with the baseline alone, `won` with the other model alone; what both get right or wrong says
-    nothing about which is better.
+    `lost` is the number of inputs that only the baseline answers correctly, `won` the number that only the other model
+    answers correctly. Inputs that both answer correctly, or both wrongly, do not show which model is better.
     """
     n = lost + won
     if n == 0:
@@ -78,9 +79,10 @@ def mcnemar(lost: int, won: int) -> float:
 
 
 def smallest_significant(discordant: int, level: float = 0.05) -> int:
-    """The smallest net number of inputs lost that McNemar's test shows, were the answers to differ on so many.
+    """The smallest net number of lost inputs that McNemar's test finds significant if the two models' answers differ on
+    `discordant` inputs.
 
-    With fewer than six that differ nothing can be shown at the level of 0.05; six, all lost, are the least.
+    At the level of 0.05, at least six inputs must differ, and with six, all must be lost.
     """
     n = max(discordant, math.ceil(1 - math.log2(level)))
     nets = range(n % 2, n + 1, 2)

@@ -1,4 +1,4 @@
-"""What edgekd tells a user who can do something about it, and the exit codes.
+"""Errors that a user can correct, and the exit codes.
 
 * EdgekdError
   x ConfigError       a card, a target, an option
@@ -42,11 +42,11 @@ class ExitCode(IntEnum):
 
 
 class EdgekdError(Exception):
-    """One line a user can act on; never shown with a traceback."""
+    """An error that a user can correct. Its text is one line, and it is never shown with a traceback."""
 
     exit_code = ExitCode.USAGE
     final = False
-    """Whether this process can do nothing after it, not even for another target."""
+    """Whether the process must stop after this error, so that it cannot continue with another target either."""
 
 
 class ConfigError(EdgekdError):
@@ -58,7 +58,7 @@ class InputError(EdgekdError):
 
 
 class UnavailableError(EdgekdError):
-    """Something asked for by name is not here: an extra, a provider, a machine."""
+    """Something that was requested by name is not available: an extra, a provider, a machine."""
 
 
 class BudgetError(EdgekdError):
@@ -74,7 +74,7 @@ class ModelError(EdgekdError):
 
 
 def worst(codes: Iterable[int]) -> int:
-    """The exit code of several results: 2 > 1 > 3 > 0; anything else (70, 130) goes first."""
+    """The exit code of several results. The priority is 2 > 1 > 3 > 0; any other code (70, 130) has the highest."""
     order = [ExitCode.PASS, ExitCode.INCONCLUSIVE, ExitCode.FAIL, ExitCode.USAGE]
     return max(codes, key=lambda code: order.index(ExitCode(code)) if code in order else 99, default=0)
 
@@ -88,15 +88,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def cut(text: str, limit: int = 60) -> str:
-    """`text`, of at most `limit` characters: what comes from a file must not fill the screen."""
+    """Shorten `text` to at most `limit` characters, so that a text from a file cannot fill the screen."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def shown(value: object) -> str:
-    """A value that a user gave as a message quotes it, cut to what fits a line."""
+    """Format a user's value for a message: quoted, and shortened to fit on a line."""
     return cut(repr(value[:100] if isinstance(value, str) else value))
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """The message of a foreign exception on one line of at most `limit` characters."""
+    """The message of another library's exception on one line of at most `limit` characters."""
     return cut(flat(str(error)) or type(error).__name__, limit)

@@ -1,4 +1,4 @@
-"""The one walk over all tensors of an ONNX model, for everything that must know where its weights lie."""
+"""Find the files in which an ONNX model keeps its weights. All code that needs these files uses this module."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def external_files(model: "ModelProto") -> list[str]:
-    """Names of the other files in which the model keeps weights, sorted; empty where it is one file.
+    """Sorted names of the other files in which the model keeps weights; empty if the model is a single file.
 
     Initializers, sparse initializers and tensors in node attributes count, also in subgraphs, functions and training
     graphs.
@@ -43,7 +43,7 @@ def external_files(model: "ModelProto") -> list[str]:
 
 
 def model_files(file: Path, model: "ModelProto | None" = None) -> list[Path]:
-    """The model's file, and the others its weights lie in; the file alone where it cannot be read as ONNX.
+    """The model's file and the other files that hold its weights; only the file if it cannot be read as ONNX.
 
     Raises InputError for weights that are missing, cannot be read, or lie outside the folder of the model.
     """
@@ -52,7 +52,7 @@ def model_files(file: Path, model: "ModelProto | None" = None) -> list[Path]:
 
 
 def model_bytes(file: Path, model: "ModelProto | None" = None) -> int:
-    """Bytes of the model's file and of its weights in other files; InputError as of `model_files`."""
+    """Size in bytes of the model's file and of its weights in other files. Raises InputError as `model_files` does."""
     return sum(part.stat().st_size for part in model_files(file, model))
 
 
@@ -70,38 +70,38 @@ def _beside(file: Path, location: str) -> Path:
 
 
 def whole_model(file: Path) -> tuple[int, str]:
-    """Bytes and SHA-256 of a model, the other files in which it keeps weights included.
+    """Size in bytes and SHA-256 of a model, including the other files in which it keeps weights.
 
-    Raises InputError if one of them cannot be read. What is no ONNX model is one file.
+    Raises InputError if one of them cannot be read. A file that is not an ONNX model counts as a single file.
     """
     return model_bytes(file), file_digest(file)
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, as hex; of an ONNX model whose tensors lie in other files, of those as well."""
+    """SHA-256 of a file, as hex. For an ONNX model whose tensors are in other files, these files are included."""
     names = [] if path.suffix in (".safetensors", ".pt", ".pth") else _external_files(path)
     content = [file_sha256(path)]
     for beside in (path.parent / name for name in names):
-        # One that is missing makes the model unusable, which whoever loads it says better.
+        # If one is missing, the model is unusable; the code that loads the model reports this with a better message.
         content.append(file_sha256(beside) if beside.is_file() else "missing")
     return hashlib.sha256(" ".join(content).encode()).hexdigest() if names else content[0]
 
 
 def _external_files(path: Path) -> list[str]:
-    """Names of the files beside an ONNX model that hold its tensors; none where it is no ONNX model."""
+    """Names of the files beside an ONNX model that hold its tensors; none if the file is not an ONNX model."""
     import onnx
 
     try:
         model = onnx.load(path, load_external_data=False)
-    except Exception:  # protobuf's errors have no common base; whoever loads the model says what is wrong with it
+    except Exception:  # protobuf's errors have no common base class; loading the model reports what is wrong
         return []
     return external_files(model)
 
 
 def named_files(card: Card, teacher: Path | None, data: Path | None) -> dict[str, str]:
-    """SHA-256 of the teachers' files that the card or its user (`teacher`) names, by the key of run.json.
+    """SHA-256 of the teachers' files that the card or the user (`teacher`) names, by their key in run.json.
 
-    Raises InputError for a file or data folder that the user named and that is not there.
+    Raises InputError if a file or data folder that the user named does not exist.
     """
     if teacher and not teacher.is_file():
         raise InputError(f"--teacher {teacher}: no such weights file")
@@ -113,7 +113,7 @@ def named_files(card: Card, teacher: Path | None, data: Path | None) -> dict[str
 
 
 def weights_of(card: Card, teacher: Path | None) -> Path | None:
-    """The file of the teacher that the user or the card names; None if neither does."""
+    """The file of the teacher that the user or else the card names; None if neither names a file."""
     return teacher or (card.resolve(card.teacher.weights) if card.teacher.weights else None)
 
 
@@ -139,7 +139,7 @@ def _node_tensors(nodes: "Iterable[NodeProto]") -> Iterator["TensorProto"]:
 
 
 def _attribute_tensors(attributes: "Iterable[AttributeProto]") -> Iterator["TensorProto"]:
-    """The tensors of constants, and of the branches and loops inside nodes."""
+    """Yield the tensors in node attributes: constants, and those in the subgraphs of branches and loops."""
     for attribute in attributes:
         yield from (attribute.t, *attribute.tensors)
         yield from _parts([attribute.sparse_tensor, *attribute.sparse_tensors])

@@ -1,4 +1,4 @@
-"""A figure and how it was obtained; what is known of one model file; and the table of all metrics."""
+"""Figures with their provenance, the figures of one model file, and the table of all metrics."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,14 +23,14 @@ Provenance = Literal["measured", "emulated", "proxy", "estimated", "exact", "unk
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: its value, how it was obtained and, where it is known, the interval it lies in."""
+    """One figure: its value, how it was obtained and, if known, its interval."""
 
     value: float | None = None
     provenance: Provenance = "unknown"
     low: float | None = None
     high: float | None = None
     why: str = ""
-    """What a reader must know: why it is unknown, what it was estimated from."""
+    """An explanation for the reader, such as why the value is unknown or what it was estimated from."""
 
 
 UNKNOWN = Figure()
@@ -38,29 +38,30 @@ UNKNOWN = Figure()
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where the nodes of a model ran, and in which arithmetic; plain data, as it is written to JSON."""
+    """Which providers ran the nodes of a model, and in which arithmetic. The fields are plain data for JSON."""
 
     nodes: dict[str, int]
-    """Nodes by provider, as ONNX Runtime assigned them before fusing; where it does not tell, kernels that ran."""
+    """Number of nodes by provider, as ONNX Runtime assigned them before fusing. If it does not report this, the number
+    of kernels that ran."""
     time_share: dict[str, float]
-    """Share of the kernels' time by provider; adds up to 1. Empty on a machine that is not the target."""
+    """Share of the kernels' time by provider; the shares add up to 1. Empty on a machine that is not the target."""
     provenance: Provenance = "measured"
     fell_back: dict[str, int] = field(default_factory=dict)
-    """Op types on another provider than the one asked for, with their number."""
+    """Op types of nodes on a provider other than the requested one, with their number."""
     fused: int | None = None
-    """Kernels that compute in 8 bits (QLinearConv …); None where the provider compiles the graph itself."""
+    """Number of kernels that compute in 8 bits (QLinearConv …); None if the provider compiles the graph itself."""
     unfused: int | None = None
-    """Nodes that compute in float between DequantizeLinear and QuantizeLinear; None as above."""
+    """Number of nodes that compute in float between DequantizeLinear and QuantizeLinear; None as above."""
     qdq: int | None = None
-    """QuantizeLinear and DequantizeLinear kernels that still ran; None as above."""
+    """Number of QuantizeLinear and DequantizeLinear kernels that still ran; None as above."""
     blockers: dict[str, int] = field(default_factory=dict)
-    """Op types of those nodes, with their number."""
+    """Op types of the unfused nodes, with their number."""
     costliest: tuple[dict[str, Any], ...] = ()
     """With --profile: node, op_type, provider, us (median) and share of the time, the costliest first."""
 
     @property
     def coverage(self) -> Figure:
-        """The share of the nodes that the provider that was asked for runs."""
+        """The share of the nodes that the requested provider runs."""
         total = sum(self.nodes.values())
         if not total:
             return Figure(why="the runtime does not tell where the nodes ran")
@@ -68,7 +69,7 @@ class Placement:
 
     @property
     def fused_figure(self) -> Figure:
-        """The fused share as a figure, with the reason where there is none."""
+        """The fused share as a figure; if it is unknown, the note gives the reason."""
         if self.fused_share is not None:
             return Figure(self.fused_share, self.provenance)
         compiled = self.fused is None
@@ -76,7 +77,7 @@ class Placement:
 
     @property
     def fused_share(self) -> float | None:
-        """The share of the nodes able to compute in 8 bits that does so; None for a model without any."""
+        """Among the nodes that could compute in 8 bits, the share that does; None if the model has no such nodes."""
         if self.fused is None or self.unfused is None or not self.fused + self.unfused:
             return None
         return self.fused / (self.fused + self.unfused)
@@ -99,9 +100,10 @@ class ModelFigures:
     ece: Figure = UNKNOWN
     """Expected calibration error, 15 bins."""
     agreement: Figure = UNKNOWN
-    """Share of the inputs on which it says what the teacher says."""
+    """Share of the inputs on which the model gives the same answer as the teacher."""
     torch_agreement: Figure = UNKNOWN
-    """The same against the student in torch that it was exported from."""
+    """Share of the inputs on which the model gives the same answer as the student in torch, from which it was
+    exported."""
     max_logit_diff: Figure = UNKNOWN
     """Largest absolute difference of a logit from that of the student in torch."""
     latency_p50_ms: Figure = UNKNOWN
@@ -109,18 +111,18 @@ class ModelFigures:
     latency_p99_ms: Figure = UNKNOWN
     throughput_per_s: Figure = UNKNOWN
     load_ms: Figure = UNKNOWN
-    """Making the session."""
+    """Time to create the session."""
     first_call_ms: Figure = UNKNOWN
     peak_memory_mb: Figure = UNKNOWN
     energy_mj: Figure = UNKNOWN
-    """Energy of a call, of the whole CPU package or GPU."""
+    """Energy of one call, measured for the whole CPU package or GPU."""
     batches: dict[str, Figure] = field(default_factory=dict)
-    """Inputs per second by «batch 8» or «2 sessions»."""
+    """Inputs per second, by a name such as «batch 8» or «2 sessions»."""
     placement: Placement | None = None
     recall: tuple[float | None, ...] = ()
-    """Per class; None for one that the data does not hold."""
+    """Recall of each class; None for a class that does not occur in the data."""
     notes: tuple[str, ...] = ()
-    """What disturbed or limits the figures: a loaded machine, inner loops, random inputs."""
+    """Conditions that disturbed or limit the figures, such as a loaded machine, inner loops or random inputs."""
     fingerprint: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -130,12 +132,12 @@ class ModelFigures:
 
 
 _Get = Callable[[ModelFigures, Figure | None], Figure]
-"""From a model's figures, and the teacher's accuracy where it counts, to one figure."""
+"""A function that takes one figure from a model's figures and, if needed, from the teacher's accuracy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What edgekd knows of one figure: its name, words, unit, direction, and how it is obtained and shown."""
+    """The description of one kind of figure: its name, words, unit and direction, and how it is obtained and shown."""
 
     name: str
     """Its name in JSON and CSV; for most also the attribute of ModelFigures."""
@@ -147,32 +149,32 @@ class Metric:
     """Its value as text with the unit."""
     better: Literal["lower", "higher"] = "lower"
     get: _Get | None = None
-    """How to get it from the figures; by default the attribute of that name."""
+    """Takes the figure from `ModelFigures`; by default, the attribute called `name`."""
     kept: bool = False
-    """Whether it is an attribute of ModelFigures that is written to JSON with provenance and interval."""
+    """Whether the metric is an attribute of ModelFigures that is written to JSON with provenance and interval."""
     row: bool = True
     """Whether tables of figures have a row for it."""
     ratio: bool = False
-    """Whether that row tells the ratio to the first model."""
+    """Whether that row also shows the ratio to the first model."""
     budget: str = ""
     """The budget key that limits it; empty if none does."""
     tolerance: str = ""
     """The tolerance key that limits it; empty if none does."""
     asked: str = ""
-    """Its name for people where a limit is meant, if that is not `words`."""
+    """The words for its limit, if they differ from `words`."""
     scale: float = 1.0
-    """How many of its units one unit of its budget key is: 1,000 bytes a kB."""
+    """The number of its units in one unit of its budget key, such as 1,000 bytes per kB."""
     advisory: bool = False
-    """Whether a limit on it is only told and never decides a verdict."""
+    """Whether its limit is only reported and never decides a verdict."""
 
     @property
     def limit_words(self) -> str:
-        """Its name where a limit is meant: `file size`."""
+        """The words for its limit: `file size`."""
         return self.asked or self.words
 
     @property
     def sign(self) -> str:
-        """≤ for a limit from above, ≥ for one from below."""
+        """≤ for an upper limit, ≥ for a lower limit."""
         return "≥" if self.better == "higher" else "≤"
 
     def figure(self, model: ModelFigures, teacher_accuracy: Figure | None = None) -> Figure:
@@ -195,7 +197,7 @@ class Metric:
 
 
 def _drop(model: ModelFigures, teacher: Figure | None) -> Figure:
-    """Points of accuracy below the teacher (0–100)."""
+    """The loss of accuracy against the teacher, in percentage points (0–100)."""
     if teacher is None or teacher.value is None or model.accuracy.value is None:
         return Figure(why=model.accuracy.why or "the teacher's accuracy is not known on these data")
     return Figure(round(100 * (teacher.value - model.accuracy.value), 6), model.accuracy.provenance)
@@ -218,12 +220,12 @@ def _change(share: float) -> str:
 
 
 def _kept(name: str, words: str, unit: str, show: Callable[[float], str], **about: Any) -> Metric:
-    """A figure that ModelFigures holds under its own name."""
+    """A metric whose figure is the ModelFigures attribute of the same name."""
     return Metric(name=name, words=words, unit=unit, show=show, kept=True, **about)
 
 
 def _whole(name: str, words: str, unit: str, show: Callable[[float], str], **about: Any) -> Metric:
-    """A number of ModelFigures that is known exactly."""
+    """A metric for a ModelFigures attribute that is a plain number and exact."""
     return Metric(name=name, words=words, unit=unit, show=show, get=_exactly(name), ratio=True, **about)
 
 
@@ -232,12 +234,12 @@ def _exactly(name: str) -> _Get:
 
 
 def _judged(key: str, words: str, unit: str, show: Callable[[float], str], get: _Get, **about: Any) -> Metric:
-    """A figure that only budgets speak of."""
+    """A metric that only budgets use."""
     return Metric(name=key, words=words, unit=unit, show=show, get=get, row=False, budget=key, **about)
 
 
 def _compared(key: str, words: str, show: Callable[[float], str] = _change, **about: Any) -> Metric:
-    """What is known only of a model beside its baseline."""
+    """A metric that exists only for a model compared with its baseline."""
     return Metric(name=key, words=words, unit="change", show=show, row=False, tolerance=key, **about)
 
 
@@ -282,7 +284,7 @@ METRICS: tuple[Metric, ...] = (
 """Every metric, in the order in which tables show them. Verdicts, tables, reports and checks all read this table."""
 
 FIGURES = tuple(metric.name for metric in METRICS if metric.kept)
-"""The measured figures of a model, in the order they are shown; accuracy and agreement on test data."""
+"""The names of a model's figures, in the order in which they are shown; accuracy and agreement are on test data."""
 
 _BY_BUDGET = {metric.budget: metric for metric in METRICS if metric.budget}
 _BUDGET_ORDER = (
@@ -294,4 +296,4 @@ BUDGETED = {key: _BY_BUDGET[key] for key in _BUDGET_ORDER}
 """Metrics by budget key, in the order in which verdicts show them."""
 
 COMPARED = {metric.tolerance: metric for metric in METRICS if metric.tolerance}
-"""Metrics by tolerance key, by which a model is held against a baseline, in the order in which they are shown."""
+"""Metrics by tolerance key, for comparing a model with a baseline, in the order in which they are shown."""

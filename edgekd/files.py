@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, JSON, SHA-256, and locks between processes."""
+"""Files: atomic writes, JSON, SHA-256, and locks between processes."""
 
 import contextlib
 import fcntl
@@ -34,7 +34,7 @@ _listeners: list[Callable[[Path, Path], None]] = []
 
 @contextlib.contextmanager
 def listening(told: Callable[[Path, Path], None]) -> Iterator[None]:
-    """Until the block ends, `told(temporary, path)` hears of every file just before it gets its name."""
+    """Until the block ends, call `told(temporary, path)` for every file, just before the file gets its final name."""
     _listeners.append(told)
     try:
         yield
@@ -43,7 +43,7 @@ def listening(told: Callable[[Path, Path], None]) -> Iterator[None]:
 
 
 def move(temporary: Path, path: Path) -> None:
-    """Give a file that is whole its final name."""
+    """Give a completely written file its final name."""
     for told in _listeners:
         told(temporary, path)
     temporary.replace(path)
@@ -68,13 +68,14 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, data: Any) -> None:
     """`data` as indented JSON, written atomically; NaN is refused."""
-    text = json_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))  # names of files may be bytes
+    # ensure_ascii=False keeps names readable; json_text then escapes bytes of file names that are not UTF-8.
+    text = json_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
     with atomic(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file, with or without a byte order mark; InputError if it is not one."""
+    """The content of a JSON file, with or without a byte order mark; InputError if the file is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -82,7 +83,8 @@ def read_json(path: Path) -> Any:
 
 
 def real(path: Path) -> Path:
-    """The whole path without symbolic links; links that lead back to themselves stay, and opening them tells it."""
+    """The absolute path without symbolic links. Links that form a cycle are kept; opening such a path raises an
+    error."""
     return Path(os.path.realpath(path))
 
 
@@ -94,7 +96,8 @@ def file_sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path, waiting: str = "") -> Iterator[None]:
-    """Hold the lock of that file, made if it is not there; wait for whoever holds it, and say so as given."""
+    """Hold the lock of that file, which is created if it does not exist. If another process holds the lock, print
+    `waiting` and wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
@@ -119,7 +122,7 @@ def held(path: Path) -> bool:
 
 
 class FileLock:
-    """The same lock, with the two methods that Optuna's journal asks for."""
+    """The same lock, with the two methods that Optuna's journal needs."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -132,13 +135,14 @@ class FileLock:
         return True
 
     def release(self) -> None:
-        """Let it go."""
+        """Release the lock."""
         assert self._file is not None
         self._file.close()
 
 
 def told_apart(paths: Sequence[Path]) -> list[str]:
-    """Names of the files: the last part, and as many parts before it as tell those of one name apart."""
+    """Short and distinct names for the files: the last part of each path, and as many parts before it as are needed to
+    distinguish files of the same name."""
     names = [path.name for path in paths]
     for depth in range(2, 1 + max((len(path.parts) for path in paths), default=0)):
         alike = [place for place, name in enumerate(names) if names.count(name) > 1]

@@ -1,4 +1,4 @@
-"""The history of checks: a line of JSON for each judged model, appended by every CI job, read by `edgekd report`."""
+"""The history of checks. Every CI job appends one line of JSON for each judged model; `edgekd report` reads it."""
 
 import fcntl
 import json
@@ -30,12 +30,12 @@ _TEXTS = ("commit", "model", "sha256", "target", "machine", "outcome", "edgekd")
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What one check found of one model; figures and limits by budget key, in the budget's units."""
+    """The result of one check of one model; figures and limits are by budget key, in the budget's units."""
 
     at: datetime
-    """When, with its time zone (UTC)."""
+    """The time of the check, with its time zone (UTC)."""
     commit: str
-    """As `this_commit` tells it; empty if nobody knew."""
+    """The commit, as `this_commit` returns it; empty if it was unknown."""
     model: str
     sha256: str
     target: str
@@ -44,16 +44,16 @@ class Entry:
     outcome: str
     """pass, fail, inconclusive or error."""
     figures: dict[str, Figure]
-    """Those that had a value; how each was obtained is not kept."""
+    """The figures that had a value; their provenance is not kept."""
     limits: dict[str, float]
     edgekd: str
 
 
 def append_history(path: Path, judged: Sequence[Judged], when: datetime, commit: str) -> None:
-    """Append a line for each of `judged`; many processes may do so at once.
+    """Append a line for each of `judged`; several processes may do this at the same time.
 
-    Each line is one write at the end of the file, under a lock; a line that a crash has torn is left behind on its
-    own. Raises InputError if the file cannot be written; then nothing half-written stays.
+    Each line is written with one call at the end of the file, under a lock. An incomplete line from an earlier crash
+    stays on a line of its own. Raises InputError if the file cannot be written; then no incomplete line remains.
     """
     lines = [_line(one, when, commit) for one in judged]
     try:
@@ -68,7 +68,8 @@ def append_history(path: Path, judged: Sequence[Judged], when: datetime, commit:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[int]:
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # of a pipe without a reader, too
+    # O_NONBLOCK: opening a pipe without a reader must not block.
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
     file = os.open(path, flags, 0o644)
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
@@ -76,7 +77,7 @@ def _locked(path: Path) -> Iterator[int]:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file
     finally:
-        os.close(file)  # and with it goes the lock
+        os.close(file)  # this also releases the lock
 
 
 def _append(file: int, line: bytes) -> None:
@@ -87,7 +88,7 @@ def _append(file: int, line: bytes) -> None:
         if os.write(file, line) != len(line):
             raise OSError("only a part of the line was written; the disk may be full")
     except OSError:
-        os.ftruncate(file, size)  # nobody else writes: the lock is ours
+        os.ftruncate(file, size)  # this process holds the lock, so no other process writes
         raise
 
 
@@ -107,7 +108,7 @@ def _line(judged: Judged, when: datetime, commit: str) -> bytes:
         "limits": {line.key: line.limit for line in judged.verdict.lines} if judged.verdict else {},
         "edgekd": __version__,
     }
-    # ASCII: whatever a name holds, a line of the file is a line of text.
+    # ASCII output: no character in a name can break the line.
     return json.dumps(content, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
@@ -194,7 +195,8 @@ def _number(key: str, value: Any) -> float:
 
 
 def this_commit() -> str:
-    """The commit that is checked: as GitHub or GitLab names it, else that of the working folder, else empty."""
+    """The commit that is checked: from the variables of GitHub or GitLab, or else from the working folder; empty if it
+    is unknown."""
     for name in ("GITHUB_SHA", "CI_COMMIT_SHA"):
         if commit := os.environ.get(name, "").strip():
             return commit

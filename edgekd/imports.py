@@ -1,4 +1,4 @@
-"""Loading what may be missing: optional packages, and the functions a card names."""
+"""Import optional packages and the functions that a card names, either of which may be missing."""
 
 import ast
 import importlib
@@ -16,7 +16,7 @@ __all__ = ["import_function", "require", "sources_of"]
 
 
 def require(module: str, extra: str, purpose: str) -> Any:
-    """The module, or UnavailableError with the pip command of the extra that brings it."""
+    """Import the module, or raise UnavailableError with the pip command of the extra that provides it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -26,9 +26,9 @@ def require(module: str, extra: str, purpose: str) -> Any:
 
 
 def import_function(card: Card, path: str) -> Callable[..., Any]:
-    """The function `package.module:function`, found from the card's folder, then among installed packages.
+    """Import the function `package.module:function` from the card's folder or else from an installed package.
 
-    This runs the user's own code: the one place where a card can. Raises ConfigError or UnavailableError.
+    This is the only place where a card can run the user's own code. Raises ConfigError or UnavailableError.
     """
     module_name, _, name = path.partition(":")
     folder = str(real(Path(card.file).parent))
@@ -36,14 +36,14 @@ def import_function(card: Card, path: str) -> Callable[..., Any]:
     beside = Path(folder, *module_name.split(".")).with_suffix(".py")
     loaded = getattr(sys.modules.get(module_name), "__file__", None)
     if beside.is_file() and loaded and real(Path(loaded)) != beside:
-        del sys.modules[module_name]  # another card's module of the same name
+        del sys.modules[module_name]  # this is a module of the same name that belongs to another card
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise UnavailableError(
             f"{card.file}: function {shown(path)} cannot be imported: {one_line(error, 150)}"
         ) from error
-    except Exception as error:  # the user's own code
+    except Exception as error:  # the user's own code can raise anything
         raise ConfigError(f"{card.file}: function {shown(path)} cannot be imported: {one_line(error, 150)}") from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -51,21 +51,22 @@ def import_function(card: Card, path: str) -> Callable[..., Any]:
         raise ConfigError(
             f"{card.file}: module {shown(module_name)} has no function {shown(name)}; {did_you_mean(name, known)}"
         )
-    return function  # type: ignore[no-any-return]  # whatever the user wrote
+    return function  # type: ignore[no-any-return]  # its type is the user's responsibility
 
 
 def sources_of(card: Card) -> dict[str, str]:
-    """SHA-256 of the source files of the functions that the card names, by their path in the folder they lie in: their
-    modules, and what these import, directly or not, from the card's folder or from their own package.
+    """SHA-256 of the source files of the functions that the card names, by relative path. The files are the modules of
+    these functions and all modules that they import, directly or indirectly, from the card's folder or from their own
+    package.
 
-    Nothing is imported. A module that is not found is left out; whoever imports it says so.
+    Nothing is imported. A module that is not found is left out; importing it later reports the problem.
     """
     owners = (card.student, card.teacher, *card.assistants, *card.more_teachers, card.data)
     found: dict[str, str] = {}
     for path in sorted({owner.function for owner in owners if owner.function}):
         module = path.partition(":")[0]
         folder = Path(card.file).parent.resolve()
-        inside = ""  # any module of the card's folder
+        inside = ""  # include any module in the card's folder
         if not _files_of(folder, module):
             inside = module.partition(".")[0]
             folder = _folder_of(inside) or folder
@@ -74,7 +75,7 @@ def sources_of(card: Card) -> dict[str, str]:
 
 
 def _folder_of(package: str) -> Path | None:
-    """The folder in which an installed package or module lies."""
+    """The folder that contains an installed package or module."""
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
@@ -86,7 +87,8 @@ def _folder_of(package: str) -> Path | None:
 
 
 def _files_of(folder: Path, module: str) -> list[Path]:
-    """The file of a module in the folder and those of the packages it lies in; empty if there is no such module."""
+    """The file of a module in the folder, and the `__init__.py` files of the packages that contain it; empty if there
+    is no such module."""
     parts = module.split(".")
     packages = [Path(folder, *parts[:end], "__init__.py") for end in range(1, len(parts) + 1)]
     own = Path(folder, *parts).with_suffix(".py") if all(parts) else folder
@@ -95,8 +97,8 @@ def _files_of(folder: Path, module: str) -> list[Path]:
 
 
 def _closure(folder: Path, module: str, inside: str) -> set[Path]:
-    """The files of the module and of all that it imports, directly or not, as far as they lie in the folder, and in
-    the package `inside` if there is one."""
+    """The files of the module and of all modules that it imports, directly or indirectly. Only files in the folder
+    count and, if `inside` is not empty, only those in this package."""
     found = set[Path]()
     waiting = [module]
     while waiting:
@@ -111,12 +113,12 @@ def _closure(folder: Path, module: str, inside: str) -> set[Path]:
 
 
 def _imported_by(file: Path, name: str) -> Iterator[str]:
-    """Names of the modules that a file may import; none from a file that Python cannot read."""
+    """Names of the modules that a file may import; none if Python cannot parse the file."""
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):
         return
-    package = name.split(".")[:-1]  # of a package, `__init__` is its last part
+    package = name.split(".")[:-1]  # for a package, the last part is `__init__`
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -1,4 +1,4 @@
-"""What `import edgekd` offers to Python programs; the command line does the same things."""
+"""The functions that `import edgekd` offers to Python programs. The command line offers the same functions."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -30,14 +30,15 @@ def distill(
     fresh: bool = False,
     online: bool = False,
 ) -> Result:
-    """From a teacher to a judged ONNX file, as `edgekd distill`; a run that is finished is only read.
+    """Distil a teacher into a judged ONNX file, as `edgekd distill` does. If the run is already finished, its result is
+    only read.
 
-    `card` and `target` may be names of bundled ones or paths of files. `data` and `teacher` stand in place of the
-    card's; `budget` maps keys to limits that go before the card's. The run folder is `out`, by default
+    `card` and `target` may be names of bundled ones or paths of files. `data` and `teacher` replace the card's own;
+    `budget` maps budget keys to limits that replace the card's limits. The run folder is `out`, by default
     `runs/CARD@TARGET`. `online` runs the teacher at every step instead of reading its outputs from the cache.
 
-    Raises EdgekdError, whose text is one line, for whatever the caller can mend, and BudgetError where no candidate
-    fits. A verdict that is no pass is no error: see `Result.verdict`.
+    Raises EdgekdError, whose text is one line, for any problem that the caller can correct, and BudgetError if no
+    candidate fits the budget. A failed or inconclusive verdict raises no error: see `Result.verdict`.
     """
     from edgekd.devices.local import connect
     from edgekd.distill.identity import refuse_changes
@@ -65,9 +66,10 @@ def distill(
 
 
 def bench(models: Sequence[Name], target: Target | str, *, quick: bool = False) -> list[ModelFigures]:
-    """Latency, size, memory and placement of model files on the target, measured by turns, as `edgekd bench`.
+    """Measure latency, size, memory and placement of model files on the target, as `edgekd bench` does. The models are
+    measured by turns.
 
-    Raises the first EdgekdError among them; InputError for a file that is not there.
+    If models cannot be measured, raises the first EdgekdError; InputError for a file that does not exist.
     """
     from edgekd.bench.records import QUICK, Effort
     from edgekd.devices.local import connect
@@ -93,9 +95,9 @@ def check(
     tolerance: Mapping[str, float | str] | None = None,
     data: Name | None = None,
 ) -> Judged:
-    """The verdict on a model file, a run folder or a record, as `edgekd check`: by `budget`, and against `baseline`.
+    """Judge a model file, a run folder or a record by `budget` and against `baseline`, as `edgekd check` does.
 
-    What is wrong with the model or the baseline is told by `Judged.problem`, as for the models of a check in CI.
+    A problem with the model or the baseline raises no error; `Judged.problem` describes it.
     """
     from edgekd.check.asked import CheckJob, JobOptions
     from edgekd.check.jobs import run_job
@@ -115,8 +117,9 @@ def check(
 
 
 def load_result(run: Name) -> Result:
-    """The result of a finished run, by its folder. Raises InputError where there is none, or it cannot be read."""
+    """Read the result of a finished run from its folder. Raises InputError if there is no result or it cannot be
+    read."""
     from edgekd.runs import finished
 
-    finished(Path(run))  # tells what is wrong with the folder
+    finished(Path(run))  # raises an error that says what is wrong with the folder
     return read_result(Run(Path(run)).result)

@@ -1,4 +1,4 @@
-"""Verdicts: pure functions of figures and budgets; nothing is measured here."""
+"""Verdicts, computed by pure functions from figures and budgets; nothing is measured here."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -32,19 +32,19 @@ Outcome = Literal["pass", "fail", "inconclusive", "not judged"]
 
 LATENCIES = ("latency_p50_ms", "latency_p95_ms", "latency_p99_ms")
 ACCURACIES = ("min_accuracy", "max_accuracy_drop", "min_agreement")
-"""Budget keys without which a verdict says nothing about how well the model answers."""
+"""Budget keys about the quality of the answers. Without any of them, a verdict does not cover the accuracy."""
 
 SMALL_TEST_SET = 300
-"""Of fewer test examples than these an accuracy near its limit proves nothing: the 95 % interval of 90 % right is 7
-points wide at 300."""
+"""With fewer test examples than this, an accuracy near its limit proves nothing: at 300 examples and an accuracy of
+90 %, the 95 % interval is 7 points wide."""
 
 EXIT_CODES = {"pass": ExitCode.PASS, "fail": ExitCode.FAIL, "inconclusive": ExitCode.INCONCLUSIVE}
-"""What a command that ends with this verdict exits with."""
+"""The exit code of a command that ends with this verdict."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One budget, judged."""
+    """The verdict on one budget or tolerance: figure, limit and outcome."""
 
     key: str
     limit: float
@@ -52,21 +52,21 @@ class Line:
     outcome: Outcome
     reason: str = ""
     confidence: str = ""
-    """How sure: `95 % over 4 planned looks; 6 process pairs`, or `exact`."""
+    """The certainty in words: `95 % over 4 planned looks; 6 process pairs`, or `exact`."""
 
     @property
     def metric(self) -> Metric:
-        """What is judged, in the table of all metrics."""
+        """The metric that is judged, from the table of all metrics."""
         return _metric(self.key)
 
     @property
     def words(self) -> str:
-        """What is judged: `file size`."""
+        """The name of the judged metric: `file size`."""
         return self.metric.limit_words
 
     @property
     def sign(self) -> str:
-        """≤ for a limit from above, ≥ for one from below."""
+        """≤ for an upper limit, ≥ for a lower limit."""
         return self.metric.sign
 
     @property
@@ -88,7 +88,7 @@ class Line:
 
     @property
     def margin(self) -> float | None:
-        """What is left until the limit, negative beyond it, in the limit's own unit."""
+        """The distance from the figure to the limit, in the limit's unit; negative if the limit is exceeded."""
         if self.figure.value is None:
             return None
         left = self.limit - self.figure.value
@@ -96,12 +96,12 @@ class Line:
 
     @property
     def advisory(self) -> bool:
-        """Whether it is told and never decides: p99 varies by a fifth from one process to the next."""
+        """Whether the line is only reported and never decides. p99 latency varies by a fifth between processes."""
         return self.metric.advisory
 
     @property
     def text(self) -> str:
-        """`file size 27.7 kB ≤ 60.0 kB: pass`."""
+        """The line as text: `file size 27.7 kB ≤ 60.0 kB: pass`."""
         reason = f" ({self.reason})" if self.reason else ""
         outcome = f"{self.outcome}, advisory" if self.advisory else self.outcome
         return f"{self.words} {self.shown} {self.sign} {self.shown_limit}: {outcome}{reason}"
@@ -109,9 +109,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All lines of one model; the worst decides: fail, then inconclusive, then pass.
+    """All lines of one model. The worst line decides: fail is worse than inconclusive, which is worse than pass.
 
-    A budget that was asked for and not judged is inconclusive. A tolerance that could not be compared decides nothing.
+    A budget that was set but not judged makes the verdict inconclusive. A tolerance that could not be compared has no
+    influence.
     """
 
     lines: tuple[Line, ...]
@@ -125,7 +126,7 @@ class Verdict:
 
     @property
     def exit_code(self) -> ExitCode:
-        """What a command that ends with this verdict exits with."""
+        """The exit code of a command that ends with this verdict."""
         return EXIT_CODES[self.outcome]
 
     @property
@@ -136,25 +137,25 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What `check` says of one model on one target: a verdict, or why there is none."""
+    """The result of `check` for one model on one target: a verdict, or the reason why there is none."""
 
     name: str
     target: str
     verdict: Verdict | None = None
     problem: str = ""
-    """One line: it crashed, its baseline is missing, …"""
+    """Why there is no verdict, in one line: the model crashed, its baseline is missing, …"""
     problem_code: ExitCode = ExitCode.USAGE
     file: str = ""
     sha256: str = ""
     baseline: str = ""
-    """What it was held against, in words; empty for budgets alone."""
+    """The baseline of the comparison, in words; empty if only budgets were judged."""
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     """How long the check took."""
     machine: str = ""
     """CPU and runtime of the measurement; empty if nothing was measured."""
     figures: dict[str, Figure] = field(default_factory=dict)
-    """By budget key, judged or not."""
+    """All figures by budget key, including those that were not judged."""
 
     @property
     def outcome(self) -> str:
@@ -163,23 +164,23 @@ class Judged:
 
     @property
     def exit_code(self) -> ExitCode:
-        """What the command exits with if this is all it did."""
+        """The exit code of a command that judges only this model."""
         return self.verdict.exit_code if self.verdict else self.problem_code
 
 
 COUNTED = {None: ExitCode.INCONCLUSIVE, "pass": ExitCode.PASS, "fail": ExitCode.FAIL}
-"""What an inconclusive verdict exits with, by what the user says it counts as."""
+"""The exit code of an inconclusive verdict, by the value of `--on-inconclusive`."""
 
 
 def read_counted(option: str | None) -> str | None:
-    """The value of `--on-inconclusive`; ConfigError if it is none."""
+    """Check the value of `--on-inconclusive` and return it; ConfigError if it is not valid."""
     if option not in COUNTED:
         raise ConfigError(f"--on-inconclusive {option!r}: it should be pass or fail")
     return option
 
 
 def exit_code_of(judged: Judged | Verdict, on_inconclusive: str | None) -> ExitCode:
-    """The exit code of one verdict, with what the user says of inconclusive ones."""
+    """The exit code of one verdict; `on_inconclusive` decides how an inconclusive verdict counts."""
     return COUNTED[on_inconclusive] if judged.outcome == "inconclusive" else judged.exit_code
 
 
@@ -188,9 +189,9 @@ def judge(
 ) -> Verdict:
     """Judge every limit that `budget` sets against the figure of the same key.
 
-    A figure without a value, or an estimate where estimates are not allowed, is inconclusive; so is an
-    interval that holds the limit. `examples` is the number of test examples that the accuracy is of: of fewer than
-    SMALL_TEST_SET it is judged with its interval.
+    The outcome is inconclusive if the figure has no value, if it is an estimate and estimates are not allowed, or if
+    its interval contains the limit. `examples` is the number of test examples: with fewer than SMALL_TEST_SET of them,
+    the accuracy is judged with its interval.
     """
     limits = budget.limits()
     lines = [_line(key, limits[key], figures.get(key, Figure()), allow_estimated) for key in BUDGETED if key in limits]
@@ -198,7 +199,8 @@ def judge(
 
 
 def _sampled(line: Line, examples: int) -> Line:
-    """The line of the accuracy with its Wilson interval, which decides where the examples are few."""
+    """Add the Wilson interval to the line of the accuracy. If there are few examples, the interval decides the
+    outcome."""
     value = line.figure.value
     if line.key != "min_accuracy" or value is None or line.outcome == "inconclusive":
         return line
@@ -212,9 +214,9 @@ def _sampled(line: Line, examples: int) -> Line:
 
 
 def verdict_words(verdict: Verdict, latency_p50: Figure) -> str:
-    """The verdict of a run as every output tells it: `pass`, or `pass (latency not asked, not known)`.
+    """The words for a run's verdict in every output: `pass`, or `pass (latency not asked, not known)`.
 
-    Beside the outcome stands what the verdict does not speak of or takes from an estimate; `latency_p50` is the
+    The words in brackets say what the verdict does not cover, or what it takes from an estimate. `latency_p50` is the
     figure of the shipped model.
     """
     keys = [line.key for line in verdict.lines]
@@ -230,7 +232,7 @@ def verdict_words(verdict: Verdict, latency_p50: Figure) -> str:
 
 
 def effective_budget(budget: Budget, target: Target) -> Budget:
-    """The budget, tightened to the ceilings of the device."""
+    """The budget, with limits reduced to the device's own limits where these are stricter."""
     ceilings = dataclasses.asdict(target.limits)
     tightened = {key: min(limit, getattr(budget, key) or limit) for key, limit in ceilings.items() if limit is not None}
     return dataclasses.replace(budget, **tightened)
@@ -262,8 +264,8 @@ def _metric(key: str) -> Metric:
 
 
 def budget_figures(model: ModelFigures, teacher_accuracy: Figure | None = None) -> dict[str, Figure]:
-    """The figures of a model that budgets speak of, by budget key; without the teacher's accuracy those that need it
-    are left out."""
+    """The figures of a model that budgets can limit, by budget key. Without the teacher's accuracy, the figures that
+    need it are left out."""
     figures = {key: metric.budgeted(model, teacher_accuracy) for key, metric in BUDGETED.items()}
     if teacher_accuracy is None:
         del figures["teacher_min_accuracy"], figures["max_accuracy_drop"]

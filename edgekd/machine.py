@@ -1,4 +1,4 @@
-"""What a device is, as far as it decides how fast and how exactly it runs a model."""
+"""The properties of a device that determine how fast and how exactly it runs a model."""
 
 from dataclasses import dataclass
 

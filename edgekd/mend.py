@@ -1,4 +1,4 @@
-"""What becomes of a run whose files are damaged: they are made again, or the run is refused."""
+"""Repair of a run with damaged files: the files are made again, or the run is refused."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ __all__ = ["adopted", "expected", "mend", "refuse_lost_settings", "refuse_tamper
 ADVICE = "use --fresh to start this run again, or --out for another folder"
 
 TOGETHER = {"student/history.json": ("student/student.safetensors", "result.json")}
-"""What is removed with a lost file, because only both together can be made again."""
+"""Files that are removed together with a damaged file, because they can only be made again together."""
 
 DERIVED = {
     "teacher/teacher.safetensors": ("teacher/assistant-*", "student/*.*", "exported/*"),
@@ -24,14 +24,14 @@ DERIVED = {
     "data/validation.": ("records/*.validation.*.npy",),
     "data/test.": ("records/*.test.*.npy",),
 }
-"""The beginning of a file's name to what was made from the file; that is wrong where the file is made again and has
-another content than before."""
+"""Maps the beginning of a file's name to the files that are derived from it. These become invalid if the file is made
+again with another content than before."""
 
 
 def expected(folder: Path) -> Digests:
-    """The digests that the run's files should have; for a run of an earlier edgekd, those of `result.json`.
+    """The digests that the run's files should have; for a run of an earlier edgekd, those in `result.json`.
 
-    Raises InputError where the list is damaged or lost.
+    Raises InputError if the list is damaged or missing.
     """
     files = listed(folder)
     if files is not None:
@@ -49,7 +49,7 @@ def expected(folder: Path) -> Digests:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """A JSON object, empty for anything else; what is wrong with the file is said elsewhere."""
+    """The JSON object in the file, or an empty one. Other code reports what is wrong with the file."""
     try:
         content = read_json(path) if path.exists() else {}
     except EdgekdError:
@@ -58,20 +58,20 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def refuse_tampered(folder: Path) -> None:
-    """Raise InputError if a file of a run is there and is not as the run wrote it; for all that only read a run."""
+    """Raise InputError if an existing file of a run has changed. Code that only reads a run calls this function."""
     refuse_changed(folder, expected(folder), "run its `edgekd distill` again, which makes it again or says what to do")
 
 
 def refuse_lost_settings(folder: Path, files: Digests) -> None:
-    """Raise InputError where `run.json`, by which the run is known, is damaged or lost."""
+    """Raise InputError if `run.json`, which identifies the run, is damaged or missing."""
     for damage in damaged(folder, files, only="run.json"):
         raise _refusal(folder, damage, "it says what the run was made of")
 
 
 def mend(folder: Path, files: Digests, trained: bool) -> None:
-    """Remove what is damaged in a run, and say so; the stages make it again from what is intact.
+    """Remove the damaged files of a run and print a line for each. The stages make them again from the intact files.
 
-    Raises InputError, before anything is removed, for what cannot be made again.
+    If a damaged file cannot be made again, raises InputError before anything is removed.
     """
     found = damaged(folder, files)
     for damage in found:
@@ -87,7 +87,7 @@ def mend(folder: Path, files: Digests, trained: bool) -> None:
             say(f"{folder / damage.name}: {damage.what}; it is made again")
         for name in (damage.name, *TOGETHER.get(damage.name, ())):
             (folder / name).unlink(missing_ok=True)
-    if found:  # the run is finished when all of it is there again
+    if found:  # the run is not finished until all its files exist again
         (folder / "result.json").unlink(missing_ok=True)
         files.pop("result.json", None)
 
@@ -97,7 +97,7 @@ def _refusal(folder: Path, damage: Damage, why: str) -> InputError:
 
 
 def adopted(folder: Path, files: Digests) -> Digests:
-    """The list with every artefact that it did not name yet, and without those that were never written."""
+    """A copy of the list, with the artefacts that it did not name yet, and without files that were never written."""
     settled = {}
     for name, digests in files.items():
         if (folder / name).exists():
@@ -109,7 +109,7 @@ def adopted(folder: Path, files: Digests) -> Digests:
 
 
 def remove_derived(folder: Path, name: str) -> None:
-    """Remove what was made from a lost file that is made again and has another content than before."""
+    """Remove the files that were derived from file `name`, because it was made again with another content."""
     for path in _derived(folder, name):
         say(f"{path}: was made from another {name}; it is made again")
         path.unlink()

@@ -1,4 +1,4 @@
-"""The order of the stages, and nothing else."""
+"""The stages of `distill` in their order; each stage is implemented elsewhere."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -46,34 +46,34 @@ from edgekd.tasks.known import task_of
 __all__ = ["Request", "distill", "distill_all"]
 
 EFFORT = Effort()
-"""How much time each file's measurement gets."""
+"""The effort with which each file is measured."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a user asks for, whatever the target."""
+    """The user's request, which is the same for every target."""
 
     card: Card
     data: Path | None = None
-    """Folder of the data, in place of the card's."""
+    """Folder of the data, which replaces the card's."""
     teacher: Path | None = None
-    """File of the teacher, in place of the card's."""
+    """Weights file of the teacher, which replaces the card's."""
     budget: Budget = Budget()  # noqa: RUF009 - frozen
-    """Limits in place of the card's."""
+    """Limits that replace the card's."""
     options: TrainingOptions = TrainingOptions()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What is the same for every target, checked before anything is measured or trained."""
+    """Everything that is the same for every target. It is checked before anything is measured or trained."""
 
     asked: Request
     card: Card
-    """With what only the data could tell."""
+    """The card, completed with the settings that depend on the data."""
     given: Teacher | None
-    """The teacher, where its weights are given."""
+    """The teacher, if its weights are given; None if it is to be trained."""
     further: list[Teacher]
     train: Split
     validation: Split
@@ -88,7 +88,7 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The shape that was chosen for one target, by what was measured there."""
+    """The student's shape chosen for one target, and the measurements on which the choice is based."""
 
     site: Site
     run: Run
@@ -101,17 +101,18 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Student:
-    """A trained network and its teacher."""
+class TrainedStudent:
+    """A trained student network and its teacher."""
 
     card: Card
-    """The card; a teacher of family `self` in it is the network of the student's shape."""
+    """The card, in which a teacher of family `self` is replaced by a network of the student's shape."""
     net: nn.Module
     teacher: Teacher
 
 
 def distill(asked: Request, site: Site, run: Run) -> Result:
-    """From a teacher to a judged ONNX file: the whole road, each stage resumed where the run folder has it."""
+    """Run all stages for one target, from a teacher to a judged ONNX file. Stages whose results are already in the run
+    folder are not repeated."""
     (result,) = distill_all(asked, [(site, run)])
     if isinstance(result, EdgekdError):
         raise result
@@ -119,9 +120,11 @@ def distill(asked: Request, site: Site, run: Run) -> Result:
 
 
 def distill_all(asked: Request, places: Sequence[tuple[Site, Run]]) -> list[Result | EdgekdError]:
-    """The road for several targets: the search on each of them, then the trainings, of which equal ones are made once.
+    """Run all stages for several targets: first the search on each target, then the trainings. Equal trainings are done
+    only once.
 
-    An error that concerns one target alone takes the place of its result. Raises what concerns all of them.
+    If an error concerns only one target, it is returned in place of its result. Errors that concern all targets are
+    raised.
     """
     setup = prepare(asked, [run for _, run in places])
     plans = [_tried(lambda site=site, run=run: search(setup, site, run)) for site, run in places]  # type: ignore[misc]
@@ -142,7 +145,7 @@ def _tried(stage: Callable[[], T]) -> T | EdgekdError:
 
 
 def prepare(asked: Request, runs: Sequence[Run]) -> Setup:
-    """Data, teachers and task; every mistake of theirs is told here."""
+    """Load and check the data and the teachers. All errors in them are raised here, before anything is measured."""
     card, learning = asked.card, learning_of(asked.card.data)
     given, further = given_teacher(card, asked.teacher), more_teachers(card)
     learning.require_test(card, asked.data)
@@ -194,8 +197,8 @@ def finish(setup: Setup, plan: Plan, earlier: Sequence[Plan] = ()) -> Result:
     return result
 
 
-def learn(setup: Setup, plan: Plan, earlier: Sequence[Plan]) -> Student:
-    """The trained student; what was trained for an earlier target in the same way is taken from there."""
+def learn(setup: Setup, plan: Plan, earlier: Sequence[Plan]) -> TrainedStudent:
+    """Train the student. Networks that were trained in the same way for an earlier target are copied from there."""
     card, asked = with_own_teacher(setup.card, plan.choice.shape), setup.asked
     limits = plan.budget.min_accuracy, plan.budget.teacher_min_accuracy
     for other in earlier:
@@ -212,28 +215,28 @@ def learn(setup: Setup, plan: Plan, earlier: Sequence[Plan]) -> Student:
         options=dataclasses.replace(asked.options, minimum=limits[0], teacher_minimum=limits[1]),
     )
     teacher, net = train_student(told, setup.given, setup.further, setup.examples, plan.run)
-    return Student(card=card, net=folded(net, card.data), teacher=teacher)
+    return TrainedStudent(card=card, net=folded(net, card.data), teacher=teacher)
 
 
 def choose(
-    setup: Setup, plan: Plan, student: Student, subjects: list[Subject], figures: list[ModelFigures]
+    setup: Setup, plan: Plan, student: TrainedStudent, subjects: list[Subject], figures: list[ModelFigures]
 ) -> tuple[str, str]:
-    """The name of the file to ship and why, by validation data."""
+    """Choose the file to ship by validation data; returns its name and the reason."""
     site, inputs = plan.site, plan.inputs
     logits = [logits_of(subject, site, inputs, plan.run.records) for subject in subjects]
     torch_logits = keep_torch_logits(student.net, student.card, inputs)
     answers = References(labels=setup.validation.labels, teacher=logits[0], torch=torch_logits)
     teacher, *variants = evaluate(figures, logits, answers, site)
     fitting = [model for model in variants if model.precision in site.target.precisions]
-    # A given teacher may have learnt the validation data; its accuracy on them says nothing.
+    # A given teacher may have been trained on the validation data, so its accuracy on them is not used.
     chosen, why = choose_variant(fitting, None if setup.given else teacher.accuracy, plan.budget, site)
     return chosen.name, why
 
 
 def final_figures(
-    setup: Setup, plan: Plan, student: Student, subjects: list[Subject], figures: list[ModelFigures]
+    setup: Setup, plan: Plan, student: TrainedStudent, subjects: list[Subject], figures: list[ModelFigures]
 ) -> tuple[list[ModelFigures], int]:
-    """The figures with accuracy on test data, which the road reads here and nowhere else; the number of examples."""
+    """Measure the accuracy on test data, which no other stage reads; returns the figures and the number of examples."""
     card, run = student.card, plan.run
     inputs, labels = run.data / "test.npy", run.data / "test.labels.npy"
     if not (inputs.exists() and labels.exists()):
@@ -245,8 +248,8 @@ def final_figures(
     return evaluate(figures, logits, answers, plan.site), len(answers.labels)
 
 
-def judged(plan: Plan, student: Student, chosen: str, models: list[ModelFigures], count: int) -> Result:
-    """The result with its verdict, on `count` test examples."""
+def judged(plan: Plan, student: TrainedStudent, chosen: str, models: list[ModelFigures], count: int) -> Result:
+    """Judge the chosen model and return the result; `count` is the number of test examples."""
     final = next(model for model in models if model.name == chosen)
     figures = budget_figures(final, models[0].accuracy)
     return Result(

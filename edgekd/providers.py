@@ -2,8 +2,9 @@
 
 The option names are those of the provider pages named below, each found again in the shipped parser
 (onnxruntime 1.31; OpenVINO and DirectML 1.24, QNN 2.7; not XNNPACK, which no wheel has). Options that take
-a pointer are left out: a TOML file cannot hold one. ONNX Runtime does not refuse an unknown option: it prints
-an error and goes on with the CPU, or (CPU provider) says nothing at all; so edgekd checks them first.
+a pointer are left out, because a TOML file cannot contain a pointer. ONNX Runtime does not refuse an unknown
+option: it prints an error and continues with the CPU, or (CPU provider) prints nothing. Therefore edgekd checks
+the options first.
 """
 
 from collections.abc import Mapping
@@ -18,11 +19,11 @@ _PAGES = "https://onnxruntime.ai/docs/execution-providers"
 
 @dataclass(frozen=True)
 class ProviderInfo:
-    """What edgekd knows of a provider without loading it."""
+    """Information about a provider that is available without loading it."""
 
     options: frozenset[str]
     get_it: str
-    """The command, or the place, that brings it."""
+    """The command that installs it, or the place where it is available."""
     documentation: str
 
 
@@ -136,7 +137,7 @@ PROVIDERS = {
 
 
 def option_error(provider: str, options: Mapping[str, str]) -> str:
-    """What is wrong with a provider's name or options; empty when nothing is."""
+    """Describe what is wrong with a provider's name or options; empty if nothing is wrong."""
     if provider not in PROVIDERS:
         return f"must name a known execution provider, got {shown(provider)}; {did_you_mean(provider, PROVIDERS)}"
     known = PROVIDERS[provider].options

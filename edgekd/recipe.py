@@ -1,4 +1,4 @@
-"""How a network is trained: views, optimiser and schedule, and what a student learns from its teachers."""
+"""Settings of a training: views, optimiser and schedule, and the losses by which a student learns from its teachers."""
 
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
@@ -17,12 +17,12 @@ NotNegative = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Term = Literal["ce", "kd", "soft_ce", "mse", "dkd", "dist", "mutual"]
 TEMPERED: frozenset[Term] = frozenset({"kd", "soft_ce", "dkd", "dist"})
-"""Terms of softmaxes at the temperature, with the factor T²."""
+"""The terms that depend on softmax outputs at the temperature T; they have the factor T²."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Augment:
-    """What may differ between two views of one image."""
+    """Random augmentation, by which the views of one example differ."""
 
     crop_padding: Annotated[int, Field(ge=0)] = 0
     """Zero pixels put around the image before a random crop of the original size."""
@@ -32,16 +32,17 @@ class Augment:
     """Colour and shape operations: TrivialAugment (Müller and Hutter 2021) or RandAugment (Cubuk et al. 2020)."""
     rand_operations: Annotated[int, Field(ge=1, le=8)] = 2
     rand_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
-    """RandAugment's N and M, of 30."""
+    """RandAugment's N (operations) and M (magnitude, on a scale up to 30)."""
     mixup: NotNegative = 0.0
-    """α of λ ~ Beta(α, α); the image becomes λ image + (1 − λ) partner (Zhang et al. 2018); 0 is none."""
+    """α of λ ~ Beta(α, α); the image becomes λ image + (1 − λ) partner (Zhang et al. 2018); 0 turns it off."""
     cutmix: NotNegative = 0.0
-    """α of λ ~ Beta(α, α); a rectangle of 1 − λ of the image comes from the partner (Yun et al. 2019); 0 is none.
-    With `mixup` as well, half of the images get each."""
+    """α of λ ~ Beta(α, α); a rectangle of 1 − λ of the image comes from the partner (Yun et al. 2019); 0 turns it off.
+    If `mixup` is set as well, each is applied to half of the images."""
     word_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of sentences: share of the tokens that become the unknown token, which must have id 1."""
+    """Sentences only: share of the tokens that are replaced by the unknown token, which must have id 1."""
     seed: Seed = 0
-    """Of the views' draws; apart from the training's: trainings with other seeds share the teacher's outputs."""
+    """Seed of the views. It is separate from the training's seed, so that trainings with different seeds share the
+    teacher's outputs."""
 
     @model_validator(mode="after")
     def _check(self) -> "Augment":
@@ -52,12 +53,12 @@ class Augment:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Training:
-    """An optimiser and its schedule."""
+    """Settings of the optimiser and its schedule, and of the training in general."""
 
     epochs: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=2)] = 128
     accumulate: Annotated[int, Field(ge=1)] = 1
-    """Parts that a batch is computed in, one after the other, before each step."""
+    """Number of parts into which each batch is split. Their gradients are accumulated before each step."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Positive = 0.1
     schedule: Literal["cosine", "one-cycle", "constant"] = "cosine"
@@ -70,19 +71,21 @@ class Training:
     class_weights: Literal["none", "balanced"] | tuple[Positive, ...] = "none"
     """Weight of each class in the cross-entropy; `balanced` is images / (classes × images of the class)."""
     clip_norm: Positive | None = None
-    """The gradient is scaled down to this norm where it is larger."""
+    """Largest norm of the gradient; a larger gradient is scaled down to it."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay, each step, of the moving average of the weights that is validated and kept; 0 is none."""
+    """Decay per step of the moving average of the weights. The average is validated and kept; 0 turns it off."""
     patience: Annotated[int, Field(ge=0)] = 0
-    """Stop after so many epochs without a better validation accuracy, and keep the best; 0 is never."""
+    """Stop after this number of epochs without a better validation accuracy, and keep the best weights; 0 turns it
+    off."""
     compile: bool = False
-    """torch.compile of the network: minutes at first, and faster steps on most GPUs."""
+    """Whether the network is compiled with torch.compile. This takes minutes at first, and makes steps faster on most
+    GPUs."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward pass; `auto` is bf16 where this machine has it in hardware."""
+    """Arithmetic of the forward pass; `auto` is bf16 if this machine has it in hardware."""
     seed: Seed = 0
 
-    def idle(self) -> Iterator[str]:
-        """Each setting that cannot do what it says, and why."""
+    def unused_settings(self) -> Iterator[str]:
+        """Yield a message for each setting that cannot have its documented effect, with the reason."""
         if self.schedule != "one-cycle" and self.warmup_epochs > self.epochs:
             yield f"warmup_epochs: should be at most the {self.epochs} epochs, got {self.warmup_epochs:g}"
         if self.schedule == "one-cycle" and self.warmup_epochs != Training.warmup_epochs:
@@ -99,19 +102,19 @@ class Feature:
     weight: Positive = 1.0
     teacher: str = ""
     student: str = ""
-    """Module paths, such as `layer3.0`; empty is the logits."""
+    """Module paths of both layers, such as `layer3.0`; an empty path means the logits."""
     distance_weight: NotNegative = 25.0
     angle_weight: NotNegative = 50.0
-    """Of `rkd` (Park et al. 2019, section 4)."""
+    """Weights of the two parts of `rkd` (Park et al. 2019, section 4)."""
     embedding: Annotated[int, Field(ge=2, le=65_536)] = 128
     negatives: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     contrast_temperature: Positive = 0.07
-    """Of `crd` (Tian et al. 2020): size of both embeddings, negatives of each image, and τ."""
+    """Settings of `crd` (Tian et al. 2020): the size of both embeddings, the number of negatives per image, and τ."""
     hidden: Annotated[int, Field(ge=1, le=65_536)] = 64
     """Width of the discriminator of `adversarial`."""
 
-    def idle(self) -> Iterator[str]:
-        """Each setting that differs from its default and is another term's."""
+    def unused_settings(self) -> Iterator[str]:
+        """Yield a message for each setting that differs from its default but belongs to another term."""
         owners = {"distance_weight": "rkd", "angle_weight": "rkd", "hidden": "adversarial"}
         owners |= dict.fromkeys(("embedding", "negatives", "contrast_temperature"), "crd")
         for name, term in owners.items():
@@ -119,13 +122,13 @@ class Feature:
                 yield f"features: {self.name()}: {name}: has no effect here; it is for {term}"
 
     def name(self) -> str:
-        """How the term is called in the history: `hint layer2`; the logits have no name of their own."""
+        """The name of the term in the history, such as `hint layer2`; for the logits, only the kind of the term."""
         return f"{self.term} {self.student}".strip()
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Stage:
-    """A part of a training with terms of its own; its learning rate starts anew."""
+    """A part of a training that has its own terms. The learning rate schedule starts again in each stage."""
 
     epochs: Annotated[int, Field(ge=1)]
     losses: dict[Term, Positive] = field(default_factory=dict)
@@ -141,36 +144,37 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Recipe(Training):
-    """How to distil: L = α T² KL(p_teacher ‖ p_student) + (1 − α) CE (Hinton et al. 2015), or the terms in `losses`
-    and `features`, or `stages` with terms of their own."""
+    """Settings of the distillation. The loss is L = α T² KL(p_teacher ‖ p_student) + (1 − α) CE (Hinton et al. 2015),
+    or the sum of the terms in `losses` and `features`, or `stages` that each have their own terms."""
 
     attempts: Annotated[int, Field(ge=1, le=5)] = 1
-    """How often to train while `min_accuracy` is not reached on validation data; each attempt doubles the epochs, and
-    the best is kept."""
+    """The largest number of trainings that try to reach `min_accuracy` on validation data. Each attempt doubles the
+    epochs, and the best network is kept."""
     temperature: Positive = 4.0
     temperature_schedule: Literal["fixed", "linear", "cosine", "exponential", "sigmoid", "learned", "adversarial"] = (
         "fixed"
     )
-    """From `temperature` to `temperature_end` over the epochs; `sigmoid` is T0 / (1 + exp(−a e)); `learned` and
-    `adversarial` (Li et al. 2023) move it by gradient between `temperature_min` and `temperature_max`."""
+    """How T changes from `temperature` to `temperature_end` over the epochs e. `sigmoid` is T0 / (1 + exp(−a e));
+    `learned` and `adversarial` (Li et al. 2023) change T by its gradient, between `temperature_min` and
+    `temperature_max`."""
     temperature_end: Positive = 1.0
     temperature_rate: Positive = 1.0
-    """a of `sigmoid`, per epoch."""
+    """The rate a of `sigmoid`, per epoch."""
     temperature_min: Positive = 1.0
     temperature_max: Positive = 20.0
     sampling: Literal["none", "gaussian", "gamma", "poisson", "points"] = "none"
-    """Soft labels drawn anew at every step, with the teacher's softmax as their mean."""
+    """Distribution from which soft labels are drawn at every step; its mean is the teacher's softmax output."""
     sampling_strength: Annotated[float, Field(gt=0, le=10_000)] = 10.0
-    """The draws' concentration k, rate n or number of points; of `gaussian`, the deviation is 1 / this."""
+    """The concentration k, the rate n or the number of points of the draws; for `gaussian`, 1 / standard deviation."""
     alpha: Fraction = 0.9
     losses: dict[Term, Positive] = field(default_factory=dict)
-    """Weight of each term, in place of `alpha`; the formulas are in edgekd/distill/terms/losses.py."""
+    """Weight of each term, replacing `alpha`; the formulas are in edgekd/distill/terms/losses.py."""
     features: tuple[Feature, ...] = ()
-    """Terms on layers, added to the others."""
+    """Terms on layers; they are added to the terms on logits."""
     stages: tuple[Stage, ...] = ()
-    """In order, in place of `losses` and `features`; their epochs make up `epochs`."""
+    """The stages in their order, replacing `losses` and `features`; the sum of their epochs is `epochs`."""
     standardize: bool = False
-    """Bring each row of logits to mean 0 and deviation 1 before the soft terms (Sun et al. 2024)."""
+    """Whether each row of logits is scaled to mean 0 and standard deviation 1 for the soft terms (Sun et al. 2024)."""
     dkd_alpha: NotNegative = 1.0
     dkd_beta: NotNegative = 8.0
     """Weight of the classes other than the label's in `dkd` (Zhao et al. 2022)."""
@@ -178,15 +182,18 @@ class Recipe(Training):
     dist_gamma: NotNegative = 1.0
     """Weights of the relations between classes and between samples in `dist` (Huang et al. 2022)."""
     peers: Annotated[int, Field(ge=1, le=8)] = 1
-    """Students that learn beside this one with the term `mutual` (Zhang et al. 2018); none is kept."""
+    """Number of further students that learn with this one by the term `mutual` (Zhang et al. 2018). They are not
+    kept."""
     combine: Literal["mean", "confidence"] = "mean"
-    """Several teachers' logits: their (weighted) mean, or those of the one surest of its answer, for each image."""
+    """How the logits of several teachers are combined for each image: their (weighted) mean, or the logits of the
+    teacher with the highest confidence."""
     teacher_weights: tuple[Positive, ...] = ()
-    """Of the mean, in the teachers' order; all alike where none are given."""
+    """Weights of the mean, in the order of the teachers; by default all are equal."""
     views: Annotated[int, Field(ge=1)] = 8
-    """Augmented forms of each image; the teacher sees each once and its logits are kept."""
+    """Number of augmented views of each image. The teacher processes each view once, and its outputs are kept."""
     init_from_teacher: bool = False
-    """Copy the teacher's tensors of equal name and shape into the student before training."""
+    """Whether the teacher's tensors are copied into the student's tensors of the same name and shape before
+    training."""
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
@@ -202,12 +209,13 @@ class Recipe(Training):
             _refuse_sampling([part.losses for part in self.parts()])
         return self
 
-    def idle(self, also: AbstractSet[Term] = frozenset()) -> Iterator[str]:
-        """Each setting that cannot do what it says, or differs from its default and has no effect: what it needs.
+    def unused_settings(self, also: AbstractSet[Term] = frozenset()) -> Iterator[str]:
+        """Yield a message for each setting that cannot have its documented effect, or that differs from its default but
+        has no effect. The message says what the setting needs.
 
-        `also` are terms by which other networks learn with these settings.
+        `also` are terms by which other networks learn with the same settings.
         """
-        yield from Training.idle(self)
+        yield from Training.unused_settings(self)
         shortest = min(part.epochs for part in self.parts())
         if self.schedule != "one-cycle" and shortest < min(self.warmup_epochs, self.epochs):
             yield f"warmup_epochs: should be at most the {shortest} epochs of the shortest stage"
@@ -239,15 +247,15 @@ class Recipe(Training):
                 yield f"{name}: has no effect here; it needs {what}"
         for part in self.parts():
             for feature in part.features:
-                yield from feature.idle()
+                yield from feature.unused_settings()
 
     def weights(self) -> dict[Term, float]:
-        """The weight of each term on logits that is used."""
+        """The weight of each term on logits that has an effect."""
         named: dict[Term, float] = dict(self.losses) or {"kd": self.alpha, "ce": 1 - self.alpha}
         return {name: weight for name, weight in named.items() if weight > 0}
 
     def parts(self) -> tuple[Stage, ...]:
-        """The stages; a recipe without them is one."""
+        """The stages; a recipe without stages is a single one."""
         return self.stages or (Stage(epochs=self.epochs, losses=self.weights(), features=self.features),)
 
 

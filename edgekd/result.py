@@ -1,4 +1,5 @@
-"""What a run gave: the verdict, every figure and how it was obtained; `result.json` is this, versioned."""
+"""The result of a run: the verdict, and every figure with its provenance. It is stored in `result.json`, which has a
+schema version."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -37,23 +38,23 @@ BENCH_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Everything the reports show of one run."""
+    """The result of one run, from which the reports are made."""
 
     card: str
     target: str
     verdict: Verdict
     chosen: str
-    """Name of the model that is `model.onnx`."""
+    """Name of the model that was shipped as `model.onnx`."""
     why_chosen: str
     models: tuple[ModelFigures, ...]
-    """The teacher first."""
+    """All models; the teacher is the first."""
     shape: dict[str, Any]
     candidates: int
     test_images: int
     test_reads: int
     parity: dict[str, Any]
     examples: str = "images"
-    """What the data are, in the plural; `test_images` counts sentences where they are sentences."""
+    """The word for the examples, in the plural: images or sentences. `test_images` is their number in both cases."""
     notes: tuple[str, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -96,7 +97,7 @@ def write_result(result: Result, path: Path) -> None:
 
 
 def model_json(model: ModelFigures) -> dict[str, Any]:
-    """A model as `result.json` holds it: flat figures, then how each was obtained."""
+    """Convert a model to its form in `result.json`: flat figures, followed by the provenance of each."""
     figures: dict[str, Figure] = {name: getattr(model, name) for name in FIGURES}
     plain = {"name": model.name, "file": model.file, "sha256": model.sha256, "precision": model.precision}
     numbers = {"size_bytes": model.size_bytes, "params": model.params, "macs": model.macs}
@@ -119,12 +120,12 @@ def model_json(model: ModelFigures) -> dict[str, Any]:
 
 
 def read_models(path: Path) -> tuple[dict[str, Any], list[ModelFigures]]:
-    """The content of a `result.json` and its models; InputError for another schema."""
+    """Read the content of a `result.json` and its models; InputError for another schema."""
     return _read(path, READABLE)
 
 
 def read_result(path: Path) -> Result:
-    """The result in a `result.json` of any version; InputError for anything else."""
+    """Read the result from a `result.json` of any version; InputError for anything else."""
     content, models = read_models(path)
     try:
         return Result(
@@ -148,15 +149,15 @@ def read_result(path: Path) -> Result:
 
 
 def read_verdict(content: dict[str, Any], path: Path) -> Verdict:
-    """The verdict in the content of the `result.json` at `path`, of any version.
+    """Take the verdict from the content of the `result.json` at `path`, which may be of any version.
 
-    Raises InputError where its outcome is not that of its lines. A budget that an earlier edgekd left «not judged» in
-    a pass makes the verdict inconclusive.
+    Raises InputError if the stored outcome does not follow from the lines. If an earlier edgekd left a budget «not
+    judged» in a pass, the verdict becomes inconclusive.
     """
     try:
         verdict = Verdict(tuple(map(_read_line, content["budget"])))
         for line in verdict.lines:
-            _ = line.text  # fails for a key or a value that is none
+            _ = line.text  # raises an error if the key or the value is not valid
         told = content["verdict"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: its budget cannot be read ({error!r}); was it edited?") from error
@@ -177,14 +178,15 @@ def _read_line(entry: dict[str, Any]) -> Line:
 
 
 def write_bench(path: Path, target: Target, models: Sequence[ModelFigures], **about: Any) -> None:
-    """Write `bench.json`: what `edgekd bench` measured of a run's models on one target; `about` says on which data."""
+    """Write `bench.json`: the figures that `edgekd bench` measured for a run's models on one target. `about` describes
+    the data."""
     plain = {"target": target.name, "title": target.title, "provider": target.provider.name}
     content = {"schema_version": BENCH_VERSION, "edgekd": __version__, **plain, **about}
     write_json(path, content | {"models": [model_json(model) for model in models]})
 
 
 def read_bench(path: Path) -> tuple[dict[str, Any], list[ModelFigures]]:
-    """The content of a `bench.json` and its models; InputError for another schema."""
+    """Read the content of a `bench.json` and its models; InputError for another schema."""
     return _read(path, (BENCH_VERSION,))
 
 
@@ -206,7 +208,7 @@ def _read(path: Path, readable: Sequence[int]) -> tuple[dict[str, Any], list[Mod
 def _read_model(entry: dict[str, Any]) -> ModelFigures:
     figures: dict[str, Any] = {}
     for name in FIGURES:
-        if name in entry:  # older files have fewer
+        if name in entry:  # older files have fewer figures
             low, high = entry["intervals"].get(name, (None, None))
             figures[name] = Figure(entry[name], entry["provenance"][name], low, high, entry["notes"].get(name, ""))
     plain = ("name", "file", "sha256", "size_bytes", "precision", "params", "macs", "fingerprint")

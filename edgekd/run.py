@@ -1,4 +1,4 @@
-"""The run folder: its names, its lock, and what must not change between two calls."""
+"""The run folder: the names of its files, its lock, and the check that its settings do not change between two calls."""
 
 import contextlib
 import dataclasses
@@ -37,18 +37,18 @@ _ADVICE = "use --fresh to start this run again, or --out for another folder"
 
 @dataclass(frozen=True)
 class Run:
-    """One folder made by `edgekd distill`; every property names a file or folder in it."""
+    """A folder made by `edgekd distill`; most properties are the paths of files or folders in it."""
 
     folder: Path
     snapshot: dict[str, Any] = field(default_factory=dict)
-    """What `run.json` holds or will hold: card, target, budget, files."""
+    """The content of `run.json`, written or still to be written: card, target, budget, files."""
     artefacts: Digests = field(default_factory=dict)
-    """The digests of the files that lie in the folder, kept while the run is open."""
+    """The digests of the files in the folder, which are kept up to date while the run is open."""
 
     def begin(self, data_digest: str, networks: Mapping[str, str] = _NONE, data_marks: str = "") -> None:
-        """Write `run.json`: from now on the folder belongs to this card, target, data and `networks`.
+        """Write `run.json`. From now on the folder belongs to this card, target, data and `networks`.
 
-        Raises ConfigError if something was trained here with others.
+        Raises ConfigError if something was trained here with other settings.
         """
         try:
             self.refuse_other_networks(networks)
@@ -64,7 +64,7 @@ class Run:
         write_json(self.folder / "run.json", self.snapshot | made_of)
 
     def refuse_other_networks(self, networks: Mapping[str, str]) -> None:
-        """Raise ConfigError where a network has another structure than when the run began."""
+        """Raise ConfigError if the structure of a network has changed since the run began."""
         before = self._begun_with("networks", networks)
         for name, digest in networks.items():
             if before.get(name, digest) != digest:
@@ -73,32 +73,32 @@ class Run:
                 )
 
     def refuse_other_data(self, data_digest: str) -> None:
-        """Raise ConfigError where the training data have another content than when the run began."""
+        """Raise ConfigError if the content of the training data has changed since the run began."""
         if self._begun_with("data_digest", data_digest) != data_digest:
             raise ConfigError(f"{self.folder}: the training data have changed since this run began; {_ADVICE}")
 
     def other_marks(self, data_marks: str) -> bool:
-        """Whether the files of the data have other names, sizes or times than when the run began."""
+        """Whether names, sizes or times of the data's files have changed since the run began."""
         return bool(self._begun_with("data_marks", data_marks) != data_marks)
 
     def _begun_with(self, key: str, otherwise: Any) -> Any:
-        """What `run.json` holds; `otherwise` before it is written, or where an earlier edgekd wrote it."""
+        """The value of `key` in `run.json`; `otherwise` if the file is not written yet or is from an earlier edgekd."""
         path = self.folder / "run.json"
         return read_json(path).get(key, otherwise) if path.exists() else otherwise
 
     @property
     def teacher_weights(self) -> Path:
-        """The teacher trained here, safetensors; one that was given stays where it is."""
+        """The weights of the teacher trained in this run (safetensors); a given teacher is not copied."""
         return self.folder / "teacher" / "teacher.safetensors"
 
     @property
     def candidates(self) -> Path:
-        """What was measured of each shape."""
+        """File of the candidate shapes and their figures."""
         return self.folder / "candidates.json"
 
     @property
     def student_weights(self) -> Path:
-        """The distilled student, safetensors."""
+        """The weights of the distilled student (safetensors)."""
         return self.folder / "student" / "student.safetensors"
 
     @property
@@ -108,40 +108,40 @@ class Run:
 
     @property
     def data(self) -> Path:
-        """Folder of the inputs and labels the measurements use."""
+        """Folder of the inputs and labels that the measurements use."""
         return self.folder / "data"
 
     @property
     def records(self) -> Path:
-        """Folder of the measurements, raw."""
+        """Folder of the raw measurements."""
         return self.folder / "records"
 
     def bench(self, target: str) -> Path:
-        """Folder of what `edgekd bench` measured on that target after the run: records, and `bench.json`."""
+        """Folder of the later measurements by `edgekd bench` on that target: records and `bench.json`."""
         return self.folder / "bench" / target
 
     @property
     def tokenizer(self) -> Path:
-        """What makes the token ids that a model for text takes; in the format of the tokenizers library."""
+        """The tokenizer, which makes the token ids that a text model needs, in the format of the tokenizers library."""
         return self.folder / "tokenizer.json"
 
     @property
     def model(self) -> Path:
-        """The chosen file."""
+        """The shipped ONNX file."""
         return self.folder / "model.onnx"
 
     @property
     def result(self) -> Path:
-        """Every figure of the run, versioned."""
+        """`result.json`: the verdict and every figure of the run."""
         return self.folder / "result.json"
 
     @property
     def scratch(self) -> Path:
-        """Untrained candidates and other files nobody needs afterwards."""
+        """Folder of untrained candidates and other files that are not needed afterwards."""
         return self.folder / "scratch"
 
     def test_reads(self, add: int = 0) -> int:
-        """How often the test data was read; `add` counts one more reading, before it happens."""
+        """The number of times that the test data was read. `add` is added to it; call this before the reading."""
         path = self.data / "test_reads.json"
         reads = (int(read_json(path)["test_reads"]) if path.exists() else 0) + add
         if add:
@@ -150,9 +150,9 @@ class Run:
 
 
 def take_over(source: Run, run: Run, with_student: bool) -> None:
-    """Copy the teacher that was trained in `source`, with its assistants, and the student if it is the same one.
+    """Copy the teacher and the assistants that were trained in `source`; `with_student` copies the student, too.
 
-    What `run` has already is left as it is.
+    Files that already exist in `run` are not replaced.
     """
     folders = [source.teacher_weights.parent, *([source.student_weights.parent] if with_student else [])]
     for path in (path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())):
@@ -166,11 +166,12 @@ def take_over(source: Run, run: Run, with_student: bool) -> None:
 def open_run(
     folder: Path, card: Card, target: Target, budget: Budget, files: dict[str, str], fresh: bool
 ) -> Iterator[Run]:
-    """The run folder, made or continued, locked until the block ends; `Run.begin` then makes it this run's.
+    """Create the run folder, or open it to continue the run. It is locked until the block ends; `Run.begin` then
+    assigns it to this run.
 
-    `files` maps what was named on the command line to the SHA-256 of its content. A folder of another card, target or
-    budget is emptied if nothing was trained in it. Raises ConfigError if something was (`fresh` starts again), or if
-    the folder is in use.
+    `files` maps each file named on the command line to the SHA-256 of its content. A folder of another card, target or
+    budget is emptied if nothing was trained in it. If something was trained in it, raises ConfigError, unless `fresh`
+    is set, which always empties the folder. Raises ConfigError if the folder is in use.
     """
     path = folder / "run.json"
     if folder.exists() and not folder.is_dir():
@@ -189,15 +190,15 @@ def open_run(
             with keeping(folder, listed, lambda name: remove_derived(folder, name)):
                 yield Run(folder, wanted, listed)
         finally:
-            if [entry.name for entry in folder.iterdir()] == [".lock"]:  # it failed before it began
+            if [entry.name for entry in folder.iterdir()] == [".lock"]:  # the run failed before it began
                 (folder / ".lock").unlink()
                 folder.rmdir()
 
 
 def _continued(folder: Path, wanted: dict[str, Any]) -> Digests:
-    """The list of the files of the run that goes on here, mended; empty where a run begins.
+    """Repair the run that is continued here and return the list of its files; the list is empty for a new run.
 
-    Raises ConfigError if the run is one of another card, target or budget, and InputError if it is damaged for good.
+    Raises ConfigError if the run is of another card, target or budget, and InputError if it cannot be repaired.
     """
     path = folder / "run.json"
     files = expected(folder)
@@ -226,11 +227,11 @@ def _locked(folder: Path) -> Iterator[None]:
             raise ConfigError(
                 f"{folder}: another edgekd process is working in it; wait for it, or name another folder with --out"
             ) from None
-        yield  # the system drops the lock with the process, even a killed one
+        yield  # the system releases the lock when the process ends, even if it is killed
 
 
 def _plain(thing: Any) -> dict[str, Any]:
-    """A dataclass as JSON gives it back."""
+    """Convert a dataclass to the plain values that it has after writing it as JSON and reading it again."""
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(thing)))
     return values
 
@@ -252,23 +253,23 @@ def _snapshot(card: Card, target: Target, budget: Budget, files: dict[str, str])
 
 
 def _trained(folder: Path) -> bool:
-    """Whether anything here took a training to make, finished or not."""
+    """Whether the folder holds results of a training, finished or not."""
     files = [file for name in ("teacher", "student") for file in (folder / name).rglob("*")]
     made = any(file.suffix == ".safetensors" or file.name == "checkpoint.pt" for file in files)
     return made or (folder / "exported").exists() or (folder / "result.json").exists()
 
 
 _SHOWN = 60
-"""Characters of a value in a message."""
+"""Largest number of characters of a value in a message."""
 
 
 def _change(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first thing that is not as it was when the run began, in words; empty if nothing is."""
+    """Describe the first setting that has changed since the run began; empty if nothing has changed."""
     version = before.get("schema_version")
     if version not in READABLE:
         return f"schema_version was {_short(version)} when this run began and is {SCHEMA_VERSION} now"
     parts = ["card", "target", "files", *(["code"] if version > 1 else [])]
-    if (folder / "student").exists():  # until then the budget may be widened: nothing was chosen that is kept
+    if (folder / "student").exists():  # before a student exists, the budget may change, because no choice was kept
         parts.append("budget")
     for part in parts:
         for key, old, new in _differences(before.get(part), now[part], part):
@@ -277,12 +278,13 @@ def _change(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
-    """Key, old and new value of whatever differs, as deep inside as both have it."""
+    """Yield key, old value and new value of each difference, at the deepest level of the tables where both have
+    values."""
     if isinstance(new, dict) and isinstance(old, dict):
         for name in sorted(old.keys() | new.keys()):
             inner = f"{key}.{name}"
             if name in old or isinstance(new[name], dict) or not _as_before(inner, new[name]):
-                # A table that one of them lacks is an empty one.
+                # A table that is missing on one side counts as an empty table.
                 one = old.get(name, {} if isinstance(new.get(name), dict) else None)
                 other = new.get(name, {} if isinstance(old.get(name), dict) else None)
                 yield from _differences(one, other, inner)
@@ -294,13 +296,13 @@ def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]
 
 
 def _as_before(key: str, value: Any) -> bool:
-    """Whether an option that an older edgekd did not know has the value that is what it did."""
+    """Whether an option that an older edgekd did not have is set to the behaviour of that older edgekd."""
     part, _, name = key.rpartition(".")
     if part == "card.data":
         defaults = {field_.name: field_.default for field_ in dataclasses.fields(Data)}
         return name in defaults and bool(json.loads(json.dumps(defaults[name], default=str)) == value)
     makers: dict[str, Any] = {"card.recipe": Recipe(epochs=1), "card.augment": Augment()}
-    if name == "output":  # of teachers and the student
+    if name == "output":  # an option of teachers and of the student
         return bool(value == "")
     if part not in makers:
         return key.startswith("target.session.")
@@ -318,22 +320,24 @@ def _short(value: Any) -> str:
 
 
 def _begun_here(path: Path) -> bool:
-    """Whether a run that was killed before it wrote `run.json` may have left this; anything else is the user's."""
+    """Whether this file may be left from a run that was killed before it wrote `run.json`. Any other file belongs to
+    the user."""
     return path.name == ".lock" or path.name.startswith((".run.json.", f".{LIST}."))
 
 
 def _remove_temporaries(folder: Path) -> None:
-    """What a killed process left half-written; nobody else writes here while the lock is held."""
+    """Remove the incomplete files that a killed process left. This process holds the lock, so no other process
+    writes."""
     for path in folder.rglob(".*.*"):
         if path.is_file():
             path.unlink()
 
 
 def _empty(folder: Path) -> None:
-    """Remove the run's own files; `run.json` and the list last, so that a kill leaves a folder that is still known as a
-    run."""
+    """Remove the run's own files. `run.json` and the list of digests are removed last: if the process is killed before
+    the end, the folder is still recognised as a run."""
     if (folder / LIST).exists():
-        write_list(folder, {})  # otherwise what is removed would be missed after a kill
+        write_list(folder, {})  # otherwise, after a kill, the removed files would count as missing
     for name in ("teacher", "student", "exported", "records", "data", "scratch", "bench"):
         shutil.rmtree(folder / name, ignore_errors=True)
     files = (

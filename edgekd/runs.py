@@ -1,4 +1,4 @@
-"""What `bench` and `check` are pointed at: run folders and bare model files; no torch."""
+"""Run folders and single model files, as `bench` and `check` measure them; this module does not need torch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,33 +40,33 @@ __all__ = [
 Split = Literal["val", "test"]
 SPLITS: dict[Split, str] = {"val": "validation", "test": "test"}
 Estimate = Callable[[Sequence[ModelFigures], Sequence[Subject], Site], list[ModelFigures]]
-"""Fills in latencies of a target that the device is not; `edgekd.search.estimate.with_estimates`, which needs
-torch, or a function that leaves them unknown."""
+"""Estimates latencies if the device is not the target's hardware. This is `edgekd.search.estimate.with_estimates`,
+which needs torch, or a function that leaves the latencies unknown."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs that a worker maps into memory, and the labels they have."""
+    """A file of inputs, which workers map into memory, and the labels of these inputs."""
 
     file: Path
     labels: NDArray[np.int64]
-    """(n,); empty where the data bring none, so that there is no accuracy."""
+    """(n,); empty if the data have no labels, so that the accuracy is unknown."""
     about: str
-    """Which data, in words: `the run's test data`."""
+    """The data in words: `the run's test data`."""
     torch: NDArray[np.float32] | None = None
-    """Logits (n, C) of the student in torch for these inputs, where the run kept them."""
+    """Logits (n, C) of the student in torch for these inputs, if the run kept them."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The figures of one model, and what a reader must know beside them."""
+    """The figures of one model, and a remark for the reader."""
 
     figures: ModelFigures
     remark: str = ""
 
 
 def run_inputs(run: Run, split: Split) -> Inputs:
-    """The validation or test images that the run kept; InputError if they are not there."""
+    """The validation or test inputs that the run kept; InputError if they are missing or cannot be read."""
     stem = SPLITS[split]
     file, labels, logits = (run.data / f"{stem}{end}.npy" for end in ("", ".labels", ".student"))
     if not (file.is_file() and labels.is_file()):
@@ -85,10 +85,10 @@ def run_inputs(run: Run, split: Split) -> Inputs:
 
 
 def read_arrays(path: Path, folder: Path) -> Inputs:
-    """Inputs from an .npz file with the arrays `inputs` (n, …) and `labels` (n,); the former go to `folder`.
+    """Read inputs and labels from an .npz file; the arrays are extracted into `folder`.
 
-    Or with an array for each input of the model by its name, and with `labels` or without. Raises InputError for
-    anything else.
+    The file holds the arrays `inputs` (n, …) and `labels` (n,), or an array for each input of the model, under the
+    input's name, with or without `labels`. Raises InputError for anything else.
     """
     needs = "should be an .npz file with the arrays inputs and labels, or one array for each input of the model"
     if not path.is_file():
@@ -112,25 +112,26 @@ def read_arrays(path: Path, folder: Path) -> Inputs:
 
 
 def _plain(path: Path, folder: Path, inputs: NDArray[Any], labels: NDArray[Any]) -> Inputs:
-    """The inputs along the first axis, and a label for each."""
+    """Make `Inputs` from the array `inputs`, whose first axis counts the examples, and one label per example."""
     known = _labels(path, labels, inputs)
     np.save(folder / "second.sample.npy", inputs[:1])
     return Inputs(folder / "second.npy", known, visible(str(path)))
 
 
 def _one_example(given: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The first example of large arrays; small ones are kept whole, for which axis counts them is not known here."""
+    """The first example of the arrays if they are large. Small arrays are kept completely, because it is not known here
+    which axis counts the examples."""
     count = max((len(array) for array in given.values() if array.ndim), default=0)
     large = sum(array.nbytes for array in given.values()) > SMALL_BYTES
     return {name: array[:1] if large and array.shape[:1] == (count,) else array for name, array in given.items()}
 
 
 SMALL_BYTES = 4_000_000
-"""What does not show in a worker's peak memory."""
+"""Arrays up to this size do not noticeably change a worker's peak memory."""
 
 
 def _labels(path: Path, labels: NDArray[Any], inputs: NDArray[Any] | None = None) -> NDArray[np.int64]:
-    """The labels as class numbers; InputError if they are none, or not one for each of `inputs`."""
+    """Check and return the labels; InputError if they are not class numbers, or not one for each of `inputs`."""
     count = len(labels) if labels.ndim else 0
     alike = inputs is None or labels.shape == inputs.shape[:1]
     if not _are_classes(labels) and labels.dtype.kind in "iu" and labels.ndim == 1 and alike and count:
@@ -146,13 +147,16 @@ def _labels(path: Path, labels: NDArray[Any], inputs: NDArray[Any] | None = None
 
 
 def _are_classes(labels: NDArray[Any]) -> bool:
-    """Whether it is a list of class numbers, at least one."""
+    """Whether the array is a list of class numbers that is not empty."""
     whole = labels.ndim == 1 and labels.dtype.kind in "iu" and len(labels)
     return bool(whole) and 0 <= labels.min() <= labels.max() < 2**63
 
 
 def finished(folder: Path) -> tuple[Run, dict[str, Any], list[ModelFigures]]:
-    """A run, its `result.json` and its models, the teacher first; InputError if it is none, unfinished, or damaged."""
+    """Read a finished run: the run, the content of its `result.json`, and its models, the teacher first.
+
+    Raises InputError if the folder is not a run, or if the run is unfinished or damaged.
+    """
     run = Run(folder)
     if not run.result.exists():
         begun = (folder / "run.json").exists()
@@ -164,7 +168,7 @@ def finished(folder: Path) -> tuple[Run, dict[str, Any], list[ModelFigures]]:
 
 
 def subject_of(file: Path, model: ModelFigures) -> Subject:
-    """A model of a run as a subject, with what the run knows of it."""
+    """Make the subject of a measurement from a model of a run, with its name, precision and size."""
     return Subject(name=model.name, file=file, precision=model.precision, params=model.params, macs=model.macs)
 
 
@@ -176,7 +180,8 @@ def measure_files(
     inputs: Inputs | None = None,
     progress_of: Callable[[str], OnProgress] | None = None,
 ) -> tuple[list[Measured], list[EdgekdError]]:
-    """Bare model files, with accuracy where `inputs` are given; errors are collected, and the others' results kept."""
+    """Measure single model files, with their accuracy if `inputs` are given. Errors are collected, and the results of
+    the other models are kept."""
     problems: list[EdgekdError] = [
         InputError(f"{path}: no such model file or run folder") for path in paths if not path.is_file()
     ]
@@ -221,7 +226,7 @@ def _with_accuracy(
 
 
 def check_classes(logits: NDArray[Any], inputs: Inputs, path: Path) -> None:
-    """Raise InputError for labels that the model's answers do not know, or that are not one for each answer."""
+    """Raise InputError if there is not one label per answer, or if a label is not among the model's classes."""
     if len(inputs.labels) != len(logits):
         raise InputError(f"{inputs.about}: has {len(inputs.labels)} labels, and {path} is fed {len(logits)} examples")
     if not says_classes_alone(logits) and inputs.labels.max() >= logits.shape[1]:
@@ -240,9 +245,10 @@ def measure_run(
     folder: Path,
     progress_of: Callable[[str], OnProgress] | None = None,
 ) -> tuple[list[Measured], list[EdgekdError]]:
-    """Models of a run, the teacher first; errors are collected, and the other models' results kept.
+    """Measure the models of a run, the teacher first. Errors are collected, and the results of the other models are
+    kept.
 
-    Records and logits go to `folder`. `progress_of(name)` returns the callback for a model's progress over the data.
+    Records and logits are written to `folder`. `progress_of(name)` returns the callback for the progress of that model.
     """
     taken = measure_each(subjects, site, inputs.file, folder, effort)
     problems = [error for error in taken if isinstance(error, EdgekdError)]
@@ -270,5 +276,5 @@ def _answers(inputs: Inputs, teacher: NDArray[np.float32] | None) -> References:
 
 
 def all_subjects(run: Run, models: Sequence[ModelFigures]) -> list[Subject]:
-    """Every exported file of the run."""
+    """Every exported file of the run, as a subject of a measurement."""
     return [subject_of(run.exported / model.file, model) for model in models]

@@ -1,4 +1,5 @@
-"""Temporary files: one folder a process, which goes with it, and what killed processes have left behind."""
+"""Temporary files. Each process has one folder, which is removed when it ends; folders of killed processes are removed
+later."""
 
 import atexit
 import contextlib
@@ -16,14 +17,14 @@ from edgekd.errors import UnavailableError
 __all__ = ["home_folder", "require_scratch", "scratch"]
 
 LEAST_BYTES = 16_000_000
-"""Room without which nothing is begun: a small model in its precisions, plans and results."""
+"""Free bytes that are needed to start: enough for a small model in all precisions, its plans and results."""
 FULL_BYTES = 1_000_000
-"""Where no more is left than this, an error is taken for one of the full disk."""
+"""If fewer free bytes than this are left, an error is attributed to the full disk."""
 _OWN = re.compile(r"edgekd-(\d+)-\w+")
 
 
 def require_scratch() -> None:
-    """Raise UnavailableError, with one line, where temporary files cannot be written or have no room."""
+    """Raise UnavailableError if temporary files cannot be written or have not enough space."""
     folder = _process_folder(os.getpid())
     if (room := _room(folder)) < LEAST_BYTES:
         raise UnavailableError(
@@ -34,10 +35,10 @@ def require_scratch() -> None:
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """A new folder for temporary files, removed after the block.
+    """A new folder for temporary files, which is removed after the block.
 
-    Raises UnavailableError where there is none, and in place of an error of the block that ends on a full disk: what
-    reads a file that was cut off there tells anything but that.
+    Raises UnavailableError if no folder can be made. If the block raises an error while the disk is full, it is
+    replaced by UnavailableError, because the error of code that reads a truncated file does not mention the full disk.
     """
     parent = _process_folder(os.getpid())
     try:
@@ -57,10 +58,10 @@ def scratch() -> Iterator[Path]:
 
 @cache
 def _process_folder(pid: int) -> Path:
-    """The folder of this process, locked for as long as it lives; a forked child has its own."""
+    """The folder of this process, which is locked until the process ends. A forked child has its own folder."""
     try:
         parent = Path(tempfile.gettempdir())
-    except FileNotFoundError:  # Python has tried to write to each of them
+    except FileNotFoundError:  # Python could not write to any of the usual folders
         raise UnavailableError(
             "no folder of temporary files can be written, neither $TMPDIR nor /tmp, /var/tmp and the current one; "
             "set TMPDIR to one with room"
@@ -83,7 +84,7 @@ def _unusable(parent: Path, error: OSError) -> UnavailableError:
 
 
 def _lock(path: Path, more: int = 0) -> int:
-    """The descriptor of the locked file; BlockingIOError if another process holds it."""
+    """Lock the file and return its descriptor; BlockingIOError if another process holds the lock."""
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | more, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -94,12 +95,13 @@ def _lock(path: Path, more: int = 0) -> int:
 
 
 def _remove(folder: Path, pid: int) -> None:
-    if os.getpid() == pid:  # a forked child that ends must not take its parent's files along
+    if os.getpid() == pid:  # a forked child must not remove its parent's files when it ends
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_stale(parent: Path) -> None:
-    """Remove what killed processes of this user have left; one in another container is known by its lock."""
+    """Remove the folders of this user's killed processes. A folder that is still locked belongs to a living process,
+    for example in another container, and is kept."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(parent):
             found = _OWN.fullmatch(entry.name)
@@ -122,18 +124,19 @@ def _lives(pid: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except OSError:
-        return True  # of another user
+        return True  # the process belongs to another user
     return True
 
 
 def _room(folder: Path) -> int:
-    """Free bytes; 0 where no file can be made any more."""
+    """Number of free bytes; 0 if no file can be created any more."""
     status = os.statvfs(folder)
     return 0 if status.f_files and not status.f_favail else status.f_bavail * status.f_frsize
 
 
 def home_folder() -> Path:
-    """The user's home; UnavailableError where there is none, as for a user that a container does not know."""
+    """The user's home folder. Raises UnavailableError if there is none, for example for a user that is unknown in a
+    container."""
     try:
         return Path.home()
     except RuntimeError:

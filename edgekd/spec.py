@@ -1,4 +1,4 @@
-"""TOML files (targets, cards) read into frozen, typed objects; every mistake is one clear line."""
+"""Read TOML files (targets, cards) into frozen, typed objects. Every mistake in a file is reported in one line."""
 
 import dataclasses
 import json
@@ -19,17 +19,19 @@ __all__ = ["build", "bundled_names", "locate", "read_toml"]
 T = TypeVar("T")
 
 MAX_BYTES = 4_000_000
-"""Size of a TOML file that is read; a target or a card has a few thousand bytes."""
+"""Largest size of a TOML file that is read. A target or a card usually has a few thousand bytes."""
 
 MAX_DEPTH = 32
-"""Tables and arrays inside one another; a card needs four."""
+"""Largest depth of nested tables and arrays; a card needs four levels."""
 
 MAX_KEY = 200
-"""Characters of a key; the longest of edgekd's own has 20, and class or layer names may be keys."""
+"""Largest number of characters of a key. The longest key of edgekd has 20, but names of classes or layers may be
+keys."""
 
 
 def _bundled_dir(kind: str) -> Path:
-    """The folder of bundled `targets` or `models`: inside an installed wheel, else the checkout's own."""
+    """The folder of bundled `targets` or `models`: in the package if it was installed from a wheel, else in the
+    checkout."""
     package = Path(__file__).parent
     installed = package / "_bundled" / kind
     return installed if installed.is_dir() else package.parent / kind
@@ -41,12 +43,12 @@ def bundled_names(kind: str) -> list[str]:
 
 
 def locate(kind: str, name: str) -> Path:
-    """The file of a bundled name, or the file itself when `name` is a path.
+    """The file of a bundled name, or the file itself if `name` is a path.
 
-    Raises ConfigError with the nearest names if there is none.
+    If there is no such file, raises ConfigError with the most similar names.
     """
     word = {"targets": "target", "models": "card"}[kind]
-    if not name.isascii() and "\\ud" in ascii(name):  # what Python makes of bytes that are no UTF-8
+    if not name.isascii() and "\\ud" in ascii(name):  # Python represents bytes that are not UTF-8 in this way
         raise ConfigError(f"{word} {shown(name)}: its path is not UTF-8 text; rename it")
     if name.endswith(".toml") or "/" in name or "\\" in name:
         path = Path(name)
@@ -62,8 +64,8 @@ def locate(kind: str, name: str) -> Path:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file, with or without a byte order mark.
 
-    Raises ConfigError for a file that cannot be read or is no TOML (file and line), and for what no card or target
-    needs: integers beyond 64 bits, NUL characters, deep nesting.
+    Raises ConfigError for a file that cannot be read or is not TOML (with file and line), and for content that no card
+    or target needs: integers beyond 64 bits, NUL characters, deep nesting.
     """
     try:
         size = path.stat().st_size
@@ -81,7 +83,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error
     except RecursionError:
         raise ConfigError(f"{path}: {_TOO_DEEP}") from None
-    except ValueError:  # Python's own limit of the digits of an integer
+    except ValueError:  # Python limits the number of digits of an integer
         raise ConfigError(f"{path}: {_TOO_LARGE}") from None
     for key, problem in _unusable(tables):
         raise ConfigError(f"{path}: {_key(key)}: {problem}")
@@ -90,12 +92,13 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 _TOO_DEEP = f"holds tables or arrays inside one another more than {MAX_DEPTH} deep; write it flatter"
 _LONG_PATH = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){200}""")
-"""A dotted key of 200 parts or more: reading it takes tomllib a time that grows with the square of the parts."""
+"""A dotted key of 200 parts or more. The time that tomllib needs to read it grows with the square of their number."""
 _TOO_LARGE = "holds an integer of more than 64 bits; integers go from -9223372036854775808 to 9223372036854775807"
 
 
 def _unusable(tables: dict[str, Any]) -> Iterator[tuple[tuple[int | str, ...], str]]:
-    """Key and problem of each value that TOML allows and edgekd does not; without recursion, for any depth."""
+    """Yield key and problem of each value that TOML allows and edgekd does not. The walk is not recursive, so the
+    tables may have any depth."""
     left: list[tuple[tuple[int | str, ...], Any]] = [((), tables)]
     while left:
         key, value = left.pop()
@@ -114,18 +117,19 @@ def _unusable(tables: dict[str, Any]) -> Iterator[tuple[tuple[int | str, ...], s
 
 
 def _both_ends(text: str, limit: int = 160) -> str:
-    """A message cut in its middle: tomllib quotes keys there, and the line stands at the end."""
+    """Shorten a message of tomllib in its middle, which quotes keys; the line number at its end must stay."""
     text = " ".join(text.split())
     return text if len(text) <= limit else f"{text[: limit - 60]}…{text[-59:]}"
 
 
 def build(cls: type[T], data: dict[str, Any], where: str) -> T:
-    """`data` as a `cls`, strictly typed; `where` (file, or file and table) starts every message.
+    """Build an object of type `cls` from `data`, with strict types. Messages start with `where` (file, or file and
+    table).
 
-    Raises ConfigError with key, value, rule and the nearest valid name.
+    Raises ConfigError with key, value, rule and the most similar valid name.
     """
     try:
-        # JSON mode: strict about types, yet arrays may become tuples.
+        # JSON mode is strict about types, but still accepts arrays for tuples.
         return pydantic.TypeAdapter(cls).validate_json(json.dumps(data, default=str), strict=True)
     except pydantic.ValidationError as error:
         raise ConfigError(f"{where}: {_explain(cls, error)}") from None
@@ -135,21 +139,21 @@ def build(cls: type[T], data: dict[str, Any], where: str) -> T:
 
 def _explain(cls: type, error: pydantic.ValidationError) -> str:
     problems = error.errors(include_url=False)
-    # An unknown key is usually the cause of a missing one, so it is told first.
+    # An unknown key is usually the cause of a missing key, so it is reported first.
     first = min(problems, key=lambda p: p["type"] not in ("unexpected_keyword_argument", "extra_forbidden"))
     key = _key(first["loc"])
     others = len({_key(problem["loc"]) for problem in problems}) - 1
     more = f" (and {others} more)" if others else ""
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{key}: unknown key; {did_you_mean(str(first['loc'][-1]), _keys_at(cls, first['loc'][:-1]))}{more}"
-    if first["type"] == "json_invalid":  # JSON has all values but halves of characters
+    if first["type"] == "json_invalid":  # JSON can represent all values except unpaired surrogates
         return "holds text that is not UTF-8; write it in UTF-8"
     if first["type"] in ("missing", "missing_argument"):
         return f"{key}: is missing; add it{more}"
-    if first["type"] == "value_error":  # a rule of ours; the text names what was got
+    if first["type"] == "value_error":  # one of edgekd's own rules; its text already names the value
         rule = cut(first["msg"].removeprefix("Value error, "), 400)
         return f"{key}: {rule}{more}" if key else f"{rule}{more}"
-    # Where one of several types will do, each says what it expects.
+    # If one of several types is allowed, there is a message for each type.
     rules = dict.fromkeys(_NOUN.sub("", problem["msg"]) for problem in problems if _key(problem["loc"]) == key)
     rule, *either = rules
     rule += "".join(f" or {other.removeprefix('should be ')}" for other in either)
@@ -157,7 +161,7 @@ def _explain(cls: type, error: pydantic.ValidationError) -> str:
 
 
 _NOUN = re.compile(r"^(Input|Tuple|List|Dictionary|String) (?=should )")
-"""What a message of pydantic begins with; ours say `it`."""
+"""The subject at the beginning of pydantic's messages; edgekd's messages say `it` instead."""
 
 
 def _key(loc: tuple[int | str, ...]) -> str:
@@ -173,13 +177,13 @@ def _short(value: Any) -> str:
 
 
 def _keys_at(cls: type, loc: tuple[int | str, ...]) -> list[str]:
-    """Names of the fields of the dataclass that stands at `loc` inside `cls`."""
+    """Names of the fields of the dataclass at the position `loc` inside `cls`."""
     here: Any = cls
     for part in loc:
         here = _inside(here, part)
     if not dataclasses.is_dataclass(here):
         return []
-    # What edgekd fills in by itself is no key of the file.
+    # Fields that edgekd fills in itself are not keys of the file.
     return [field.name for field in dataclasses.fields(here) if loc or field.name not in ("name", "file", "budgets")]
 
 

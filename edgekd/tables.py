@@ -31,9 +31,9 @@ _ROWS = [metric for metric in METRICS if metric.row]
 
 
 def figure_rows(models: Sequence[ModelFigures]) -> tuple[list[str], Rows]:
-    """Header and rows: one row a figure, one column a model, last how the figures were obtained.
+    """Header and rows: one row for each figure, one column for each model, and a last column for the provenance.
 
-    Ratios are to the first model, the teacher. Rows in which nothing was asked for are left out.
+    Ratios are relative to the first model, the teacher. Rows without any requested figure are left out.
     """
     header = ["", *(model.name for model in models), "how"]
     rows: Rows = []
@@ -51,7 +51,7 @@ def figure_rows(models: Sequence[ModelFigures]) -> tuple[list[str], Rows]:
 
 
 def _batch_metrics(models: Sequence[ModelFigures]) -> list[Metric]:
-    """Inputs per second for each batch size, and for sessions side by side."""
+    """The metrics of inputs per second, one for each batch size and for each number of parallel sessions."""
 
     def metric(name: str) -> Metric:
         words = f"inputs per second, {name}"
@@ -63,7 +63,7 @@ def _batch_metrics(models: Sequence[ModelFigures]) -> list[Metric]:
 
 
 def _placement_rows(models: Sequence[ModelFigures]) -> Rows:
-    """Where the nodes ran, and how much of an int8 file computes in 8 bits."""
+    """Rows that say where the nodes ran, and how much of an int8 file computes in 8 bits."""
     placed = [model.placement for model in models]
     if not any(placed):
         return []
@@ -75,7 +75,7 @@ def _placement_rows(models: Sequence[ModelFigures]) -> Rows:
 
 
 def placement_text(placement: Placement) -> str:
-    """`CPU: 42 nodes, 100 % of the time`, the larger share first."""
+    """Such as `CPU: 42 nodes, 100 % of the time`; the provider with the largest share comes first."""
     shares = placement.time_share
     names = sorted(placement.nodes, key=lambda name: -shares.get(name, 0.0))
     parts = [
@@ -87,7 +87,7 @@ def placement_text(placement: Placement) -> str:
 
 
 def int8_text(placement: Placement) -> str:
-    """`29 fused, 2 in float (1 Pad, 1 Slice), 6 Q/DQ`."""
+    """The int8 kernels in words: `29 fused, 2 in float (1 Pad, 1 Slice), 6 Q/DQ`."""
     if placement.fused is None:
         return "–"
     parts = [f"{placement.fused} fused"]
@@ -144,7 +144,7 @@ def _cell(figure: Figure, first: Figure | None, show: Callable[[float], str]) ->
 
 
 def notes(models: Sequence[ModelFigures]) -> list[str]:
-    """Why figures are unknown, proxies or estimates; each reason once."""
+    """The reasons why figures are unknown, proxies or estimates; each reason appears once."""
     reasons: dict[str, list[str]] = {}
     for metric in _ROWS:
         for model in models:
@@ -160,18 +160,18 @@ def notes(models: Sequence[ModelFigures]) -> list[str]:
 
 
 def budget_lines(verdict: Verdict) -> list[str]:
-    """The budget line by line."""
+    """The judged budget, one text for each line."""
     return [line.text for line in verdict.lines] or ["no budget was asked for"]
 
 
 def headline(result: Result) -> str:
-    """The verdict in one line, with what it does not speak of."""
+    """The verdict in one line, with remarks on what it does not cover."""
     model = next(m for m in result.models if m.name == result.chosen)
     return f"{result.card} on {result.target}: {verdict_words(result.verdict, model.latency_p50_ms)}"
 
 
 def rich_table(header: list[str], rows: Rows, title: str, fold: str = "") -> "Table":
-    """The rows as a table for a terminal; the last cells have a line of their own for each part between `fold`."""
+    """The rows as a table for a terminal. The cells of the last column are split at `fold`, with one line per part."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table

@@ -28,7 +28,7 @@ __all__ = [
 Precision = Literal["fp32", "fp16", "int8"]
 Threads = Annotated[int, Field(ge=1, le=1024)]
 Cpu = Annotated[int, Field(ge=0, lt=8192)]
-"""Linux counts up to 8,192 CPUs."""
+"""The number of a CPU; Linux supports up to 8,192 CPUs."""
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -40,29 +40,29 @@ def _address(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Hardware:
-    """What tells this device from others; a machine that differs in any of it is not the target."""
+    """The properties that identify the device. A machine that differs in any of them is not the target."""
 
     architecture: Literal["x86_64", "aarch64", "arm64", "wasm32"]
-    """As `uname -m` prints it; `wasm32` stands for a browser or Node."""
+    """The architecture as `uname -m` prints it; `wasm32` means a browser or Node."""
     system: Literal["any", "Linux", "Darwin", "Windows"] = "any"
-    """As `uname -s` prints it."""
+    """The system as `uname -s` prints it."""
     requires: tuple[str, ...] = ()
-    """CPU feature flags the device has, as /proc/cpuinfo names them."""
+    """CPU feature flags that the device has, named as in /proc/cpuinfo."""
     lacks: tuple[str, ...] = ()
-    """CPU feature flags the device does not have (they change the int8 kernels, hence speed and accuracy)."""
+    """CPU feature flags that the device does not have (they change the int8 kernels, and so speed and accuracy)."""
     cpu_part: tuple[str, ...] = ()
     """Arm only: the `CPU part` numbers of /proc/cpuinfo, such as 0xd08 for the Cortex-A72."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Provider:
-    """The ONNX Runtime execution provider that must take the model."""
+    """The ONNX Runtime execution provider that must run the model."""
 
     name: str
     options: dict[str, str] = field(default_factory=dict)
     """Provider options, as the provider documents them; all values are strings."""
     allow_cpu_fallback: bool = False
-    """Whether nodes the provider does not take may run on the CPU provider."""
+    """Whether nodes that the provider does not support may run on the CPU provider."""
 
     @model_validator(mode="after")
     def _check(self) -> "Provider":
@@ -73,30 +73,31 @@ class Provider:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Session:
-    """Session options of ONNX Runtime; part of every measurement's fingerprint."""
+    """Session options of ONNX Runtime; they are part of every measurement's fingerprint."""
 
     intra_op_threads: Threads = 1
     inter_op_threads: Threads = 1
     allow_spinning: bool = True
     graph_level: Literal["disable", "basic", "extended", "all"] = "all"
     arena: bool = True
-    """Whether the CPU provider keeps memory it once had (faster) or gives it back."""
+    """Whether the CPU provider keeps allocated memory for later calls (faster) or frees it."""
     binding: Literal["run", "io"] = "run"
-    """How calls are timed: `session.run` with numpy arrays, or inputs and outputs bound before the call."""
+    """How timed calls are made: with `session.run` and numpy arrays, or with inputs and outputs bound before the
+    call."""
     batch_sizes: Annotated[tuple[Annotated[int, Field(ge=2, le=65_536)], ...], Field(max_length=64)] = ()
-    """Batches whose throughput is measured beside that of single inputs."""
+    """Batch sizes whose throughput is measured, in addition to that of single inputs."""
     affinity: Annotated[tuple[Cpu, ...], Field(max_length=8192)] = ()
-    """CPU numbers to pin the worker to; empty leaves it to the system."""
+    """Numbers of the CPUs to which the worker is pinned; if empty, the system chooses them."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Opset:
-    """ONNX opset versions (domain ai.onnx) the target's runtime can load."""
+    """ONNX opset versions (domain ai.onnx) that the target's runtime can load."""
 
     min: Annotated[int, Field(ge=13)] = 18
     max: Annotated[int, Field(ge=13)] = 23
     export: Annotated[int, Field(ge=18)] = 20
-    """The version edgekd exports with; torch's exporter starts at 18."""
+    """The version with which edgekd exports; torch's exporter supports 18 and later."""
 
     @model_validator(mode="after")
     def _check(self) -> "Opset":
@@ -107,7 +108,7 @@ class Opset:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Limits:
-    """Ceilings of the device itself; they bind every card."""
+    """Limits of the device itself; they apply to every card."""
 
     size_kb: Annotated[float, Field(gt=0)] | None = None
     """Largest model file, kB of 1,000 B."""
@@ -117,13 +118,13 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Quantization:
-    """How int8 is made for this target: static QDQ (see the ONNX Runtime quantization guide)."""
+    """Settings of the int8 quantization for this target: static QDQ (see the ONNX Runtime quantization guide)."""
 
     activation: Literal["uint8", "int8"] = "uint8"
     weight: Literal["int8", "uint8"] = "int8"
     per_channel: bool = True
     reduce_range: bool = False
-    """7-bit weights: avoids the saturation of vpmaddubsw on x86 CPUs without VNNI."""
+    """Whether weights have 7 bits, which avoids the saturation of vpmaddubsw on x86 CPUs without VNNI."""
     symmetric_activation: bool = False
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
     calibration_images: Annotated[int, Field(ge=1, le=1_000_000)] = 256
@@ -134,7 +135,7 @@ class Reference:
     """A published latency of a standard network on the real device, with the same provider."""
 
     network: Literal["resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "squeezenet1_1"]
-    """As torchvision names it; timed here once, so that the ratio of the two machines is known."""
+    """The network's name in torchvision. It is timed on this machine once, to obtain the ratio of the two machines."""
     input_size: Annotated[int, Field(ge=1, le=8192)] = 224
     precision: Precision
     kernel_class: Literal["dense", "depthwise", "gemm"]
@@ -143,13 +144,13 @@ class Reference:
     threads: Threads
     ort_version: str
     source: Annotated[str, AfterValidator(_address)]
-    """Where the figure is published; no figure without one."""
+    """Where the figure is published; every figure must have a source."""
     note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Target:
-    """A hardware profile. `name` and `file` come from the file's place, the rest from its text."""
+    """A hardware profile. `name` and `file` come from the path of the file, the other fields from its content."""
 
     title: str
     about: str = ""
@@ -159,22 +160,22 @@ class Target:
     opset: Opset = field(default_factory=Opset)
     limits: Limits = field(default_factory=Limits)
     precisions: Annotated[tuple[Precision, ...], Field(min_length=1)] = ("fp32", "int8")
-    """Precisions that may be tried; where speed cannot be measured the first one that is accurate enough is
+    """Precisions that may be tried. If speed cannot be measured, the first precision that is accurate enough is
     shipped."""
     quantization: Quantization = field(default_factory=Quantization)
     machine: str = "local"
-    """Where it is measured: `local`, or (planned, refused for now) `ssh://host` or `qemu-aarch64`."""
+    """Where the target is measured: `local`, or (planned, refused for now) `ssh://host` or `qemu-aarch64`."""
     environment: str = ""
-    """Where this target's runtime lives, if not in edgekd's own Python: a name that `edgekd doctor --install` knows,
-    or the path of a folder with `bin/python` or `node_modules`. See edgekd/devices/environments.py."""
+    """The environment of the target's runtime, if it is not edgekd's own Python: a name that `edgekd doctor --install`
+    knows, or the path of a folder with `bin/python` or `node_modules`. See edgekd/devices/environments.py."""
     reference: tuple[Reference, ...] = ()
     name: str = ""
     file: str = ""
 
     def differences(self, here: Machine) -> list[str]:
-        """Why the machine `here` is not the target's hardware; empty when it is."""
+        """The reasons why the machine `here` is not the target's hardware; empty if it is."""
         hw = self.hardware
-        if hw.architecture == "wasm32":  # a browser or Node on whatever CPU
+        if hw.architecture == "wasm32":  # a browser or Node, on any CPU
             return []
         architecture = "aarch64" if hw.architecture == "arm64" else hw.architecture
         if here.architecture != architecture:
@@ -189,13 +190,13 @@ class Target:
         return reasons
 
     def measurable_on(self, here: Machine) -> bool:
-        """Whether time measured on the machine `here` is the target's time."""
+        """Whether latency measured on the machine `here` is valid for the target."""
         return not self.differences(here)
 
     def remarks(self, here: Machine) -> tuple[str, ...]:
-        """What a reader of figures measured on the machine `here` must know of its arithmetic."""
+        """Remarks on the arithmetic of the machine `here`, for readers of figures measured on it."""
         eight_bits = "int8" in self.precisions and not self.quantization.reduce_range
-        multiplies_here = self.provider.name == "CPUExecutionProvider"  # others have kernels of their own
+        multiplies_here = self.provider.name == "CPUExecutionProvider"  # other providers have their own kernels
         if self.measurable_on(here) and eight_bits and multiplies_here and here.saturates_int8:
             return ("this CPU has no VNNI, so 8-bit weights can saturate; target cpu-x86-avx2 keeps them to 7 bits",)
         return ()
@@ -222,14 +223,14 @@ class Target:
 
     @property
     def option(self) -> str:
-        """What `--target` finds this target by: the bundled name, or the path of a file of the user's."""
+        """The value of `--target` for this target: the bundled name, or the path of the user's own file."""
         return self.name if self.name in bundled_names("targets") else self.file
 
 
 def load_target(name: str) -> Target:
-    """The bundled target `name`, or the target file at that path.
+    """Load the bundled target `name`, or the target file at that path.
 
-    Raises ConfigError for anything wrong in it, with file, key, value, rule and nearest name.
+    Raises ConfigError for any mistake in it, with file, key, value, rule and the most similar name.
     """
     path = locate("targets", name)
     data = read_toml(path)

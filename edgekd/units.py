@@ -1,4 +1,4 @@
-"""The only place that turns seconds, bytes and counts into text."""
+"""Formatting of times, sizes, counts and shares as text. All code uses this module for it."""
 
 import re
 
@@ -52,7 +52,7 @@ def accuracy(fraction: float) -> str:
 
 
 def percent(fraction: float) -> str:
-    """`0.0123` → `1.2 %`; from 10 % on without decimals."""
+    """`0.0123` → `1.2 %`; values from 10 % on have no decimals."""
     return f"{100 * fraction:.1f} %" if fraction < 0.0995 else f"{100 * fraction:.0f} %"
 
 
@@ -72,7 +72,7 @@ def duration(seconds: float) -> str:
 
 
 def age(seconds: float) -> str:
-    """How long ago: `200` → `3 min ago`; `190000` → `2 days ago`; less than a minute, `just now`."""
+    """A time in the past: `200` → `3 min ago`; `190000` → `2 days ago`; less than a minute is `just now`."""
     for size, name in ((86_400, "day"), (3_600, "h"), (60, "min")):
         if (number := int(seconds // size)) > 0:
             return f"{number} {name}{'s' if name == 'day' and number > 1 else ''} ago"
@@ -82,31 +82,32 @@ def age(seconds: float) -> str:
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
-"""Control characters, what turns the direction of writing, line ends of other systems, halves of characters."""
+"""Control characters, characters that change the writing direction, other line separators, unpaired surrogates."""
 _COMMAND = re.compile(r"(?<!\S):(?=:)|#(?=#(?:\[|vso\[))")
-"""What a CI log obeys: `::error` at the start of a line or of a cell, which may be folded before any word; `##[error]`
-anywhere."""
+"""Commands that a CI system executes if they are in its log: `::error` at the start of a line, or of any word, because
+a table cell may be wrapped before it; `##[error]` anywhere."""
 
 
 def visible(text: str) -> str:
-    r"""Text from outside as a terminal, a page and a CI log take it as text: a control character becomes `\x1b`.
+    r"""Escape text from outside, so that a terminal, a page or a CI log shows it as text: a control character becomes
+    text such as `\x1b`.
 
-    Every text that edgekd did not write itself goes through here (or through `flat`, which calls it): names of models,
-    files and cards, and messages of other libraries. Tab and line ends stay. XML forbids control characters, UTF-8
-    the lone surrogates; a terminal obeys an escape sequence or a carriage return, a screen shows the text after a
-    bidirectional override backwards, and GitHub obeys `::error::`.
+    Every text from outside edgekd must pass through this function (or through `flat`, which calls it): names of models,
+    files and cards, and messages of other libraries. Tabs and line ends stay. The reasons: XML forbids control
+    characters, and UTF-8 forbids unpaired surrogates. A terminal executes escape sequences and carriage returns. Text
+    after a bidirectional override is shown backwards. GitHub executes `::error::`.
     """
     shown = _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text.replace("\r\n", "\n"))
     return _COMMAND.sub(r"\g<0> ", shown)
 
 
 def flat(text: str) -> str:
-    """The same on one line."""
+    """Escape text as `visible` does, and put it on one line."""
     return visible(" ".join(text.split()))
 
 
 def cell(value: object) -> object:
-    """A value for CSV: text on one line, and never a formula, which a spreadsheet would run."""
+    """A value for CSV. Text is put on one line, and is never a formula, because a spreadsheet would execute it."""
     if not isinstance(value, str):
         return value
     text = flat(value)
@@ -114,6 +115,7 @@ def cell(value: object) -> object:
 
 
 def json_text(text: str) -> str:
-    """The same JSON, in which nothing is obeyed by what shows the file: such characters are escaped, none is lost."""
+    """Escape the characters in JSON text that a terminal or CI log would interpret. The parsed content stays the
+    same."""
     escaped = _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     return escaped.replace("##[", "#\\u0023[").replace("##vso[", "#\\u0023vso[")

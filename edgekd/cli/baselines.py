@@ -1,4 +1,4 @@
-"""`baseline accept`: what was measured becomes what later checks are held against."""
+"""`baseline accept`: keep measurements as the baselines of later checks."""
 
 import dataclasses
 import os
@@ -23,7 +23,7 @@ from edgekd.units import flat, milliseconds
 __all__ = ["accept"]
 
 BASELINES = Path("baselines")
-"""Where baselines are kept when nothing else is said."""
+"""The default folder of baselines."""
 
 
 def accept(
@@ -34,7 +34,7 @@ def accept(
     data: Path | None,
     feedings: Sequence[Feeding] = (Feeding(),),
 ) -> Iterator[int]:
-    """Measure each model, or take its record, and keep it as the baseline; yields the exit codes."""
+    """Measure each model, or use its existing record, and keep the record as the baseline; yields the exit codes."""
     _refuse(paths, targets, manifest, to, data, feedings)
     jobs = (
         _of_manifest(manifest) if manifest else [_job(path, name, data) for path in paths for name in targets or [""]]
@@ -74,7 +74,7 @@ def _refuse(
     data: Path | None,
     feedings: Sequence[Feeding],
 ) -> None:
-    """Raise ConfigError for options that cannot go together."""
+    """Raise ConfigError for options that cannot be combined."""
     if len(feedings) > 1:
         raise ConfigError("baseline accept: a record is of one shape; give one --shape for each input")
     if manifest and (paths or targets or to or data):
@@ -114,7 +114,7 @@ def _changed(now: Sample, place: Path) -> str:
         return f"(new{_p50(now)})"
     try:
         before = read_record(place).sample
-    except EdgekdError:  # damaged, or of another edgekd: to write it anew is what its error told the user to do
+    except EdgekdError:  # it is damaged or from another edgekd; the error told the user to write it again
         return f"(replaced; what was there could not be read{_p50(now)})"
     old, new = (figures_of(sample)["latency_p50_ms"].value for sample in (before, now))
     if old is None or new is None:

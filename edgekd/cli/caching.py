@@ -1,4 +1,4 @@
-"""`cache`: what is kept of teachers' outputs, and removing it."""
+"""`cache`: list and remove the cached outputs of teachers."""
 
 import time
 from collections.abc import Sequence
@@ -13,11 +13,12 @@ from edgekd.tables import rich_table
 __all__ = ["clear_cache", "show_cache"]
 
 SHORT = 8
-"""Hex digits of a key that are shown."""
+"""Number of hex digits of a key that are shown."""
 
 
 def show_cache(keys: Sequence[str]) -> int:
-    """A line per key, the last used first; of keys that are named also what they were made of."""
+    """Print a line for each key, the most recently used first. For keys that are named, also print what the outputs
+    were made from."""
     root, limit = cache_folder(), cache_limit_bytes()
     entries = list_entries(root)
     chosen = [_find(key, entries) for key in keys]
@@ -36,9 +37,9 @@ def show_cache(keys: Sequence[str]) -> int:
 
 
 def clear_cache(keys: Sequence[str]) -> int:
-    """Remove the keys that are named, or all. One in use is kept: an error if it was named, else only said.
+    """Remove the named keys, or all keys if none is named. In the second case, keys in use are kept, with a message.
 
-    Raises ConfigError for a key that is unknown, ambiguous or in use.
+    Raises ConfigError for a named key that is unknown, ambiguous or in use.
     """
     root = cache_folder()
     entries = list_entries(root)

@@ -1,4 +1,4 @@
-"""The commands `check` and `baseline accept`: their options, and nothing else."""
+"""The commands `check` and `baseline accept`; this module only defines their options."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`check`: jobs from the command line or a manifest, and their verdicts."""
+"""`check`: make jobs from the command line or a manifest, and print their verdicts."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -31,7 +31,7 @@ MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "not judged": "–"}
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
-    """What the user of `check` asked for, beside models and targets."""
+    """The options of `check`, apart from models and targets."""
 
     budget: list[str] = field(default_factory=list)
     tolerance: list[str] = field(default_factory=list)
@@ -39,9 +39,9 @@ class CheckOptions:
     manifest: Path | None = None
     data: Path | None = None
     feedings: tuple[Feeding, ...] = (Feeding(),)
-    """More than one where several shapes of an input are asked for."""
+    """More than one if several shapes of an input were requested."""
     write_baseline: bool = False
-    """A stored baseline that is not there yet is written, and the budgets alone decide."""
+    """Whether a stored baseline that does not exist yet is written; then only the budgets decide."""
     allow_estimated: bool = False
     allow_difference: tuple[str, ...] = ()
     on_inconclusive: str | None = None
@@ -51,7 +51,7 @@ class CheckOptions:
 
 
 def check_models(paths: list[Path], targets: list[str], options: CheckOptions) -> Iterable[int]:
-    """One verdict per model and target; yields the exit codes."""
+    """Judge and print each model on each target; yields the exit codes."""
     read_counted(options.on_inconclusive)
     jobs = _jobs(paths, targets, options)
     _refuse_overwriting(jobs, options)
@@ -80,14 +80,14 @@ def check_models(paths: list[Path], targets: list[str], options: CheckOptions) -
 
 
 def _named(judged: Judged, job: CheckJob, name: str, several: bool) -> Judged:
-    """The verdict, by a name that tells files of one name apart, and the shapes of one file."""
+    """The verdict under a name that distinguishes files of the same name, and several shapes of one file."""
     parent = name.removesuffix(job.path.name)
     shape = f" ({shape_words(job.feeding)})" if several else ""
     return dataclasses.replace(judged, name=f"{visible(parent)}{judged.name}{shape}") if parent or several else judged
 
 
 def _refuse_overwriting(jobs: list[CheckJob], options: CheckOptions) -> None:
-    """No output may be an input, or another output."""
+    """Raise ConfigError if an output file is also an input, or another output."""
     inputs = [options.manifest, *(path for job in jobs for path in (job.path, job.baseline, job.data))]
     taken = {real(path): "read" for path in inputs if path is not None}
     for field_ in dataclasses.fields(options.outputs):
@@ -100,7 +100,7 @@ def _refuse_overwriting(jobs: list[CheckJob], options: CheckOptions) -> None:
 
 
 def _jobs(paths: list[Path], targets: list[str], options: CheckOptions) -> list[CheckJob]:
-    """What the command line names, or the manifest."""
+    """The jobs from the command line or from the manifest."""
     budget, tolerance = parse_budget(options.budget), parse_tolerance(options.tolerance)
     if options.manifest:
         if paths or targets or options.baseline or options.data:
@@ -148,7 +148,7 @@ def _show(judged: Judged, on_inconclusive: str | None) -> None:
 
 
 def _texts(line: Line) -> Iterator[str]:
-    """The line, and below it the interval, what is left until the limit, and how sure it is."""
+    """The line as text, and below it the interval, the margin to the limit, and the certainty."""
     yield f"{MARKS[line.outcome]} {flat(line.text)}"
     margin = f"margin {shown_margin(line)}" if line.margin is not None else ""
     if known := "; ".join(filter(None, [line.shown_interval, margin, line.confidence])):
@@ -156,7 +156,7 @@ def _texts(line: Line) -> Iterator[str]:
 
 
 def _offer(judged: Judged) -> None:
-    """Tighter limits that this measurement would still have passed, with 5 % to spare."""
+    """Print stricter limits that this measurement would still pass, with a reserve of 5 %."""
     lines = judged.verdict.lines if judged.verdict else ()
     offered = [text for line in lines if (text := _tighter(line))]
     if offered:
@@ -169,7 +169,7 @@ def _offer(judged: Judged) -> None:
 
 
 def _tighter(line: Line) -> str:
-    """`size_kb = 240    # was 300`; empty where there is nothing to gain."""
+    """A stricter limit as a line of TOML, `size_kb = 240    # was 300`; empty if the limit cannot be reduced."""
     bound = line.figure.value if line.figure.high is None else line.figure.high
     if line.outcome != "pass" or bound is None or line.metric.unit not in ("ms", "B", "MB"):
         return ""
@@ -178,7 +178,7 @@ def _tighter(line: Line) -> str:
 
 
 def write_manifest(paths: list[Path]) -> int:
-    """Write `edgekd-check.toml` from a run folder; an existing file stays."""
+    """Write `edgekd-check.toml` from a run folder. An existing file is not replaced."""
     if len(paths) != 1:
         raise ConfigError("--init: name the one run folder to write a manifest from")
     path = Path(NAME)

@@ -1,4 +1,4 @@
-"""`targets`, `models` and `doctor`: look things up."""
+"""`targets`, `models` and `doctor`: show targets, cards and the state of this machine."""
 
 import importlib.metadata
 import importlib.util
@@ -23,7 +23,7 @@ __all__ = ["diagnose", "install_environment", "list_cards", "list_targets", "sho
 
 
 def list_targets() -> int:
-    """A line per bundled target."""
+    """Print a line for each bundled target."""
     rows = []
     for name in bundled_names("targets"):
         target = load_target(name)
@@ -34,7 +34,7 @@ def list_targets() -> int:
 
 
 def show_target(name: str) -> int:
-    """The target's file, and how this machine stands to it."""
+    """Print the target's file, and whether this machine can run the target."""
     target = load_target(name)
     out(Path(target.file).read_text(encoding="utf-8-sig").rstrip())
     out("")
@@ -44,7 +44,7 @@ def show_target(name: str) -> int:
 
 
 def list_cards() -> int:
-    """A line per bundled card."""
+    """Print a line for each bundled card."""
     rows = []
     for name in bundled_names("models"):
         card = load_card(name)
@@ -55,9 +55,9 @@ def list_cards() -> int:
 
 
 def show_layers(name: str | None) -> int:
-    """The layers of the card's teacher and of the first shape of its student, in the order in which they run.
+    """Print the layers of the card's teacher and of the first shape of its student, in the order in which they run.
 
-    Raises ConfigError without a card.
+    Raises ConfigError if no card is named.
     """
     if name is None:
         raise ConfigError(f"--layers: name a card, such as {bundled_names('models')[0]}")
@@ -82,7 +82,7 @@ def show_layers(name: str | None) -> int:
 
 
 def show_card(name: str) -> int:
-    """The card's file."""
+    """Print the card's file."""
     load_card(name)
     path = locate("models", name)
     out(path.read_text(encoding="utf-8-sig").rstrip())
@@ -92,7 +92,8 @@ def show_card(name: str) -> int:
 
 
 def _seen(target: Target) -> str:
-    """The same as `_here`, without starting anything: a target may be a stranger's file, which is being read first."""
+    """The same as `_here`, but without starting any program, because a target file may come from an untrusted
+    source."""
     try:
         python = look_for_runtime(target)
     except EdgekdError as error:
@@ -101,7 +102,7 @@ def _seen(target: Target) -> str:
 
 
 def _here(target: Target) -> str:
-    """Whether this machine can run the target, and what its figures would be."""
+    """Describe whether this machine can run the target, and which provenance its figures would have."""
     try:
         connect(target).close()
     except EdgekdError as error:
@@ -125,7 +126,7 @@ def _short(target: Target) -> str:
 
 
 def install_environment(name: str) -> int:
-    """Make the environment of a target."""
+    """Create the environment of a target."""
     target = load_target(name)
     if target.environment in RECIPES:
         say(f"{environment_folder(target.environment)}: installing, this may take minutes")
@@ -136,7 +137,7 @@ def install_environment(name: str) -> int:
 
 
 def diagnose() -> int:
-    """The onnxruntime build, its providers, and for every bundled target what is missing."""
+    """Print the onnxruntime build, its providers, and what is missing for each bundled target."""
     machine = Local().facts()
     out(f"edgekd {__version__}, Python {platform.python_version()}, {platform.system()} {machine.architecture}")
     out(f"CPU: {machine.model or 'unnamed'}, {os.cpu_count()} logical")
@@ -165,7 +166,8 @@ def _version_of(module: str) -> str:
 
 
 def _builds() -> str:
-    """Installed distributions that bring the onnxruntime module; two of them overwrite each other's files."""
+    """Installed distributions that provide the onnxruntime module. If there are two, they overwrite each other's
+    files."""
     found = sorted(
         f"{distribution.metadata['Name']} {distribution.version}"
         for distribution in importlib.metadata.distributions()
@@ -178,7 +180,7 @@ def _builds() -> str:
 
 
 def _devices() -> str:
-    """Devices ONNX Runtime sees."""
+    """The devices that ONNX Runtime finds."""
     import onnxruntime
 
     if not hasattr(onnxruntime, "get_ep_devices"):

@@ -1,4 +1,4 @@
-"""The `edgekd` command: thin; whatever is heavy is imported inside the commands."""
+"""The `edgekd` command. This module stays small: modules that are slow to import are imported inside the commands."""
 
 import contextlib
 import errno
@@ -39,7 +39,7 @@ app = typer.Typer(
     help="From a teacher network to a proven ONNX file that meets an edge device's budget.",
     epilog="Any command takes --debug: show the traceback of an error.",
     no_args_is_help=True,
-    rich_markup_mode=None,  # plain help: fast, and the same in every terminal
+    rich_markup_mode=None,  # plain help is fast and looks the same in every terminal
     pretty_exceptions_enable=False,
     add_completion=False,
 )
@@ -120,9 +120,9 @@ def sweep(
     ] = False,
 ) -> None:
     """Try temperatures and weights on validation data; start it several times to share the trials."""
-    from edgekd.cli.sweeping import Wanted, sweep_card
+    from edgekd.cli.sweeping import SweepOptions, sweep_card
 
-    wanted = Wanted(
+    wanted = SweepOptions(
         temperatures=temperatures,
         alphas=alphas,
         weights=weights,
@@ -257,7 +257,7 @@ def doctor(
 
 
 def _turn(command: Callable[[str], int], target: str) -> int:
-    """One of several targets: its error is told, and the next one has its turn."""
+    """Run the command for one of several targets. An error is printed, so that the next target can follow."""
     try:
         return command(target)
     except EdgekdError as error:
@@ -283,21 +283,21 @@ def _options(
 
 
 def main() -> None:
-    """Entry point: every error a user can cause is one line on stderr and an exit code."""
+    """Entry point. Every error that a user can cause is shown as one line on stderr and gives an exit code."""
     arguments = sys.argv[1:]
     open_streams()
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show → or ✓ gets something else, not an error
+    for stream in (sys.stdout, sys.stderr):  # → or ✓ must not raise an error if the terminal cannot show them
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     debug = "--debug" in arguments
-    signal.signal(signal.SIGTERM, _interrupt)  # a cancelled CI job: workers must not outlive us
+    signal.signal(signal.SIGTERM, _interrupt)  # workers must end with this process when a CI job is cancelled
     try:
         code = _run([a for a in arguments if a != "--debug"])
-        if code == ExitCode.INTERRUPTED:  # some versions of typer turn the interrupt into this
+        if code == ExitCode.INTERRUPTED:  # some versions of typer convert the interrupt to this code
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else ExitCode.PASS)
     except (KeyboardInterrupt, typer.Abort):
-        if speaks():  # torchrun interrupts all others as well
+        if speaks():  # torchrun interrupts all processes, but only one prints
             _complain("interrupted; `distill`, `teach` and `sweep` go on where they stopped, others begin again", debug)
         sys.exit(ExitCode.INTERRUPTED)
     except EdgekdError as error:
@@ -307,7 +307,7 @@ def main() -> None:
         _complain(_system(error), debug)
         sys.exit(ExitCode.USAGE)
     except Exception as error:
-        if isinstance(error, typer.BadParameter.__bases__):  # typer's UsageError, wherever this version keeps it
+        if isinstance(error, typer.BadParameter.__bases__):  # typer's UsageError, whose module depends on the version
             _complain(f"{getattr(error, 'format_message', error.__str__)()} (edgekd --help shows the usage)", debug)
             sys.exit(ExitCode.USAGE)
         _complain(f"internal error, please report it: {type(error).__name__}: {one_line(error)}", debug)
@@ -318,12 +318,12 @@ def _run(arguments: list[str]) -> object:
     try:
         return app(arguments, standalone_mode=False)
     except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # typer's own texts, such as --help; a reader may go
+        if isinstance(end.__context__, BrokenPipeError):  # the reader of typer's own output has gone
             return ExitCode.PASS
         raise
     except OSError as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
-        if last.name == "echo":  # typer's own texts again
+        if last.name == "echo":  # typer's own output again
             raise stdout_error(error) from error
         raise
 
@@ -341,7 +341,7 @@ def _system(error: OSError) -> str:
 
 
 def _complain(message: str, debug: bool) -> None:
-    with contextlib.suppress(OSError):  # nobody can be told that stderr is full
+    with contextlib.suppress(OSError):  # a failed write to stderr cannot be reported
         if debug:
             traceback.print_exc()
         print(f"edgekd: {flat(message)}", file=sys.stderr)

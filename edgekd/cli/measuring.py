@@ -1,4 +1,4 @@
-"""`bench`: measure files, print figures."""
+"""`bench`: measure files and print their figures."""
 
 import dataclasses
 import shlex
@@ -44,16 +44,16 @@ from edgekd.target import Target, load_target
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["Asked", "bench_models", "make_asked"]
+__all__ = ["BenchOptions", "bench_models", "make_asked"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What the user of `bench` asked for."""
+class BenchOptions:
+    """The options of `bench`."""
 
     effort: Effort
     feedings: tuple[Feeding, ...] = (Feeding(),)
-    """More than one where several shapes of an input are asked for."""
+    """More than one if several shapes of an input were requested."""
     split: Split = "test"
     data: Path | None = None
     command: str = ""
@@ -69,8 +69,8 @@ def make_asked(
     timeout_s: float,
     memory_limit_mb: float | None,
     feedings: Sequence[Feeding] = (Feeding(),),
-) -> Asked:
-    """The options of `bench`, checked."""
+) -> BenchOptions:
+    """Check the options of `bench` and return them."""
     if quick and thorough:
         raise ConfigError("--quick and --thorough: give one of them")
     if split not in SPLITS:
@@ -78,13 +78,14 @@ def make_asked(
     base = QUICK if quick else THOROUGH if thorough else Effort()
     limits: dict[str, Any] = {"timeout_s": timeout_s, "memory_limit_mb": memory_limit_mb}
     effort = dataclasses.replace(base, costliest=10 if profile else 0, sessions=parallel, feeding=feedings[0], **limits)
-    return Asked(
+    return BenchOptions(
         effort=effort, feedings=tuple(feedings), split=split, data=data, command=shlex.join(["edgekd", *sys.argv[1:]])
     )
 
 
-def bench_models(paths: list[Path], targets: list[str], asked: Asked, save: Path | None) -> list[int]:
-    """A table of figures; what cannot be measured is said, and the rest is kept."""
+def bench_models(paths: list[Path], targets: list[str], asked: BenchOptions, save: Path | None) -> list[int]:
+    """Measure and print a table of figures. Models that cannot be measured are reported, and the other figures are
+    kept."""
     _refuse_namesakes(targets)
     if asked.split == "val" and (asked.data or not all(path.is_dir() for path in paths)):
         raise ConfigError("--split val: is for run folders, and without --data; leave one of them out")
@@ -116,15 +117,15 @@ def bench_models(paths: list[Path], targets: list[str], asked: Asked, save: Path
 
 
 def _refuse_namesakes(targets: Sequence[str]) -> None:
-    """Figures are kept by the target's name, so two of one name cannot be told apart."""
+    """Raise ConfigError if two targets have the same name, because figures are stored by the target's name."""
     stems = [Path(name).stem for name in targets]
     for stem in stems:
         if stems.count(stem) > 1:
             raise ConfigError(f"--target: {stem!r} is given more than once; rename one of the files")
 
 
-def _bench_on(site: Site, paths: list[Path], asked: Asked) -> Iterator[tuple[list[Measured], list[EdgekdError]]]:
-    """Each run folder, then all bare files together, which take turns."""
+def _bench_on(site: Site, paths: list[Path], asked: BenchOptions) -> Iterator[tuple[list[Measured], list[EdgekdError]]]:
+    """Measure each run folder, and then all single files together, which are measured by turns."""
     if asked.effort.memory_limit_mb and site.target.provider.name == "wasm":
         say(f"edgekd: target {site.target.name}: --memory-limit does not reach into Node; it is not applied")
     for run in (path for path in paths if path.is_dir()):
@@ -144,9 +145,9 @@ def _bench_on(site: Site, paths: list[Path], asked: Asked) -> Iterator[tuple[lis
 
 
 def _bench_files(
-    files: list[Path], site: Site, asked: Asked, inputs: Inputs | None, progress_of: Callable[[str], OnProgress]
+    files: list[Path], site: Site, asked: BenchOptions, inputs: Inputs | None, progress_of: Callable[[str], OnProgress]
 ) -> tuple[list[Measured], list[EdgekdError]]:
-    """All files with each of the shapes asked for."""
+    """Measure all files with each of the requested shapes."""
     measured: list[Measured] = []
     problems: dict[str, EdgekdError] = {}
     for feeding in asked.feedings:
@@ -157,8 +158,8 @@ def _bench_files(
     return measured, list(problems.values())
 
 
-def _with_shape(measured: Measured, feeding: Feeding, asked: Asked) -> Measured:
-    """The figures, by a name that says the shape where several are asked for."""
+def _with_shape(measured: Measured, feeding: Feeding, asked: BenchOptions) -> Measured:
+    """The figures under a name that includes the shape if several shapes were requested."""
     if len(asked.feedings) == 1:
         return measured
     name = f"{measured.figures.name} ({shape_words(feeding)})"
@@ -175,7 +176,7 @@ def _progress_callbacks(bar: "Progress", target: Target) -> Callable[[str], OnPr
     return on_progress_of
 
 
-def _bench_run(path: Path, site: Site, asked: Asked, scratch: Path) -> tuple[list[Measured], list[EdgekdError]]:
+def _bench_run(path: Path, site: Site, asked: BenchOptions, scratch: Path) -> tuple[list[Measured], list[EdgekdError]]:
     run, _, models = finished(path)
     if asked.feedings != (Feeding(),):
         raise ConfigError(
@@ -205,7 +206,8 @@ def _bench_run(path: Path, site: Site, asked: Asked, scratch: Path) -> tuple[lis
 
 
 def _keep(run: Run, target: Target, models: list[ModelFigures], folder: Path, about: dict[str, Any]) -> None:
-    """Leave records and figures in the run, for `edgekd report`; a run that cannot be written is no failure."""
+    """Write records and figures into the run folder for `edgekd report`. If this is not possible, the command still
+    succeeds."""
     write_bench(folder / "bench.json", target, models, **about)
     write_list(folder)
     place = run.bench(target.name)
@@ -221,7 +223,7 @@ def _keep(run: Run, target: Target, models: list[ModelFigures], folder: Path, ab
 
 
 def _second_set(path: Path, run: Run, scratch: Path) -> Inputs:
-    """Other data than the run's: an .npz file, or a folder that the run's card can read."""
+    """Read data other than the run's own: an .npz file, or a folder that the run's card can read."""
     if path.is_file():
         return read_arrays(path, scratch)
     if not path.is_dir():
@@ -242,9 +244,12 @@ def _second_set(path: Path, run: Run, scratch: Path) -> Inputs:
 
 
 def _show(
-    taken: Sequence[tuple[Target, list[Measured]]], absent: Sequence[tuple[str, str]], asked: Asked, several: bool
+    taken: Sequence[tuple[Target, list[Measured]]],
+    absent: Sequence[tuple[str, str]],
+    asked: BenchOptions,
+    several: bool,
 ) -> None:
-    """One table for several targets, and the long ones where there is one target or more was asked for."""
+    """Print one table for several targets. Print the long tables for a single target, or if more was requested."""
     if several:
         _show_targets([(target, model) for target, measured in taken for model in measured], absent)
     if not several or asked.effort.costliest or asked.effort.sessions > 1:
@@ -266,7 +271,7 @@ def _show_models(taken: Sequence[Measured], title: str) -> None:
 
 
 def _show_targets(taken: Sequence[tuple[Target, Measured]], absent: Sequence[tuple[str, str]]) -> None:
-    """One table for several targets; one that cannot run here has a line with the reason."""
+    """Print one table for several targets. A target that cannot run here has a line with the reason."""
     header, rows = comparison_rows([(target.name, measured.figures) for target, measured in taken])
     rows += [[name, "cannot run here", *[""] * (len(header) - 2)] for name, _ in absent]
     out(rich_table(header, rows, "Models on several targets"))

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how each of them ends."""
+"""Options that several commands share, and the function that ends a command."""
 
 from collections.abc import Iterable
 from pathlib import Path

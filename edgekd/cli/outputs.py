@@ -1,4 +1,4 @@
-"""Where the verdicts of `check` are written for machines and other people."""
+"""Write the verdicts of `check` to files, for other programs and for CI systems."""
 
 import dataclasses
 import os
@@ -25,7 +25,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """The files asked for."""
+    """The output files that were requested."""
 
     junit: Path | None = None
     markdown: Path | None = None
@@ -38,7 +38,8 @@ class Outputs:
 def write_outputs(
     outputs: Outputs, judged: Sequence[Judged], records: Sequence[Checked], on_inconclusive: str | None
 ) -> Iterator[int]:
-    """Write each file; one that cannot be written is told, and the others have their turn; yields exit codes."""
+    """Write each file. A file that cannot be written is reported, and the others are still written; yields exit
+    codes."""
     for write in _writers(outputs, judged, records, on_inconclusive):
         try:
             write()
@@ -134,7 +135,7 @@ def _history(path: Path, judged: Sequence[Judged]) -> None:
 
 
 def _records(folder: Path, records: Sequence[Checked]) -> None:
-    """A file a model and target; a second one of the same name gets a number."""
+    """Write one file for each model and target. Further files of the same name get a number."""
     used: set[str] = set()
     for checked in records:
         stem = f"{checked.sample.stem}@{checked.sample.target}"

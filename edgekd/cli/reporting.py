@@ -1,4 +1,4 @@
-"""`report`: what run folders hold, or a history of checks, as text, page, picture or data."""
+"""`report`: show run folders, or a history of checks, as text, page, picture or data."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ __all__ = ["Forms", "report", "report_history", "report_runs"]
 
 @dataclass(frozen=True)
 class Forms:
-    """Files to write; if none is named, a summary is printed."""
+    """The files to write. If none is named, a summary is printed."""
 
     html: Path | None = None
     markdown: Path | None = None
@@ -34,10 +34,10 @@ class Forms:
 
 
 def report(folders: Sequence[Path], history: Path | None, forms: Forms, on_inconclusive: str | None = None) -> int:
-    """Runs, or the history of checks. ConfigError if both are named, or neither.
+    """Report on runs or on the history of checks. Raises ConfigError if both are named, or neither.
 
-    Exit code 0, for a report tells verdicts and gives none; with `on_inconclusive` the worst of the runs' verdicts, or
-    of the latest checks in the history.
+    The exit code is 0, because a report only shows verdicts. With `on_inconclusive` it is that of the worst verdict of
+    the runs, or of the latest checks in the history.
     """
     read_counted(on_inconclusive)
     if history and folders:
@@ -58,7 +58,8 @@ def _code(outcomes: Iterable[str], on_inconclusive: str | None) -> int:
 
 
 def report_history(path: Path, forms: Forms) -> list[str]:
-    """The figures of all checks in the order of time, with the steps in them; made first, then written or printed.
+    """Write or print the figures of all checks in chronological order, with their steps. All output is made before any
+    of it is written.
 
     Returns the outcomes of the latest checks.
     """
@@ -107,8 +108,8 @@ def _timelines(groups: Sequence[Group], folder: Path) -> Iterator[tuple[Path, by
 def report_runs(folders: Sequence[Path], forms: Forms) -> list[str]:
     """Write the files that are asked for, or print a summary.
 
-    All of it is made first: nothing is written or printed if a folder is no finished run, or is damaged. Returns
-    the outcomes of the runs.
+    All output is made before any of it is written: if a folder is not a finished run, or is damaged, nothing is written
+    or printed. Returns the outcomes of the runs.
     """
     stories, summary = [], []
     for folder in folders:
@@ -156,7 +157,7 @@ def _pictures(stories: Sequence[Story], folder: Path) -> Iterator[tuple[Path, by
     with new_scratch() as scratch:
         drawn = Path(scratch, "drawn.png")
         for place, story in enumerate(stories):
-            same = [other.name for other in stories[:place]].count(story.name)  # of the same name in another folder
+            same = [other.name for other in stories[:place]].count(story.name)  # runs of the same name in other folders
             for column in story.columns:
                 own = column is story.own
                 name = story.name if own else f"{story.name}.bench-{column.target}"

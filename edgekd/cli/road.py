@@ -32,7 +32,7 @@ __all__ = ["Options", "distill_on", "several_processes", "teach_card"]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command line of `distill` says beside card and targets."""
+    """The options of `distill`, apart from card and targets."""
 
     data: Path | None = None
     teacher: Path | None = None
@@ -44,9 +44,9 @@ class Options:
 
 
 def distill_on(card_name: str, target_names: Sequence[str], options: Options) -> list[int]:
-    """The whole road for each target; returns the exit codes.
+    """Run all stages for each target; returns the exit codes.
 
-    Every mistake that concerns all targets is told before any of them is measured.
+    Every error that concerns all targets is raised before any of them is measured.
     """
     begin = time.perf_counter()
     card = load_card(card_name)
@@ -70,7 +70,7 @@ def distill_on(card_name: str, target_names: Sequence[str], options: Options) ->
 
 
 def _go(card: Card, override: Budget, waiting: Sequence[tuple[Site, Run]], options: Options, begin: float) -> list[int]:
-    """The road of the runs that are not finished; returns the exit codes."""
+    """Run all stages for the runs that are not finished; returns the exit codes."""
     require_scratch()
     if not options.online:
         require_cache(", or use --online")
@@ -111,7 +111,7 @@ def _compare(done: Sequence[tuple[Result, Run]]) -> None:
 
 
 def _folder(card: Card, target: Target, options: Options, targets: int) -> Path:
-    """The run folder; with several targets `--out` names the folder that they lie in."""
+    """The run folder. With several targets, `--out` names the folder that contains the run folders."""
     own = f"{card.name}@{target.name}"
     if options.out is None:
         return Path("runs", own)
@@ -127,9 +127,10 @@ def _finished_before(card: Card, run: Run, options: Options) -> int:
 
 @contextlib.contextmanager
 def several_processes() -> Iterator[bool]:
-    """Meet the other processes, where torchrun started several; True in the one that is to do the work and to speak.
+    """Connect to the other processes if torchrun started several. Yields True in the first process, which does the
+    work and prints messages.
 
-    The others help it with the trainings that it tells of, and leave when it does.
+    The other processes help it with the trainings that it announces, and leave when it does.
     """
     if processes() == 1:
         yield True
@@ -150,7 +151,7 @@ def _share(first: bool) -> Iterator[bool]:
     try:
         yield first
     except EdgekdError as error:
-        if not error.final:  # otherwise the others are no longer listening; torchrun ends them
+        if not error.final:  # after a final error the other processes no longer wait for messages; torchrun ends them
             _release(first)
         raise
     _release(first)

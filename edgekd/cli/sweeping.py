@@ -1,4 +1,4 @@
-"""`sweep`: from the command line to the trials, and their table."""
+"""`sweep`: run the trials that the command line describes, and print their table."""
 
 import dataclasses
 import json
@@ -27,20 +27,20 @@ from edgekd.tasks.known import load_card
 if TYPE_CHECKING:
     from edgekd.candidate import Shape
 
-__all__ = ["Wanted", "chosen_shape", "sweep_card"]
+__all__ = ["SweepOptions", "chosen_shape", "sweep_card"]
 
 TRIALS = 24
-"""Where there is a range to try and no number is given."""
+"""The default number of trials if a range is to be tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What the command line says."""
+class SweepOptions:
+    """The options of `sweep`."""
 
     temperatures: str = ""
     alphas: str = ""
     weights: str = ""
-    """Of these three see `search.space.make_space`."""
+    """The ranges or values to try; for these three options see `sweep.space.make_space`."""
     seeds: int = 1
     trials: int | None = None
     epochs: int | None = None
@@ -48,8 +48,9 @@ class Wanted:
     pruning: bool = True
 
 
-def sweep_card(card_name: str, wanted: Wanted, data: Path | None, teacher: Path | None, out: Path | None) -> int:
-    """Try the recipes and show the table; returns the exit code, 1 where no trial could be trained to the end."""
+def sweep_card(card_name: str, wanted: SweepOptions, data: Path | None, teacher: Path | None, out: Path | None) -> int:
+    """Try the recipes and print the table. Returns the exit code, which is 1 if no trial could be trained to the
+    end."""
     card = load_card(card_name)
     for module, extra in (("torch", "train,cpu"), ("torchvision", "train,cpu"), ("optuna", "sweep")):
         require(module, extra, "sweep")
@@ -64,7 +65,7 @@ def sweep_card(card_name: str, wanted: Wanted, data: Path | None, teacher: Path 
     return ExitCode.PASS if any(trial.state == "complete" for trial in trials) else ExitCode.FAIL
 
 
-def _plan(card: Card, wanted: Wanted) -> SweepPlan:
+def _plan(card: Card, wanted: SweepOptions) -> SweepPlan:
     recipe = card.recipe
     if wanted.epochs and recipe.stages:
         raise ConfigError(f"--epochs {wanted.epochs}: the stages of {card.file} have epochs of their own")
@@ -74,7 +75,7 @@ def _plan(card: Card, wanted: Wanted) -> SweepPlan:
         raise ConfigError(f"{card.file}: {error}") from None
     if space[0].name != "temperature":
         say(f"{card.file}: no term of the recipe uses a temperature; none is tried")
-    for problem in Training.idle(dataclasses.replace(recipe, epochs=wanted.epochs)) if wanted.epochs else ():
+    for problem in Training.unused_settings(dataclasses.replace(recipe, epochs=wanted.epochs)) if wanted.epochs else ():
         raise ConfigError(f"{card.file}: recipe.{problem} (--epochs {wanted.epochs})")
     points = len(grid(space))
     listed = all(axis.values for axis in space)
@@ -84,15 +85,15 @@ def _plan(card: Card, wanted: Wanted) -> SweepPlan:
         space=space,
         epochs=wanted.epochs or recipe.epochs,
         trials=wanted.trials or (points if listed else max(TRIALS, points)),
-        pruning=wanted.pruning and wanted.seeds == 1,  # values are compared by the mean of all their seeds
+        pruning=wanted.pruning and wanted.seeds == 1,  # several seeds are compared by their mean
         seed=recipe.seed,
     )
 
 
 def chosen_shape(card: Card, given: tuple[str, ...]) -> "Shape":
-    """The values given as KEY=VALUE (in TOML), and of the other knobs the only value of each.
+    """The student's shape: the values given as KEY=VALUE (in TOML), and for each other knob its only value.
 
-    Raises ConfigError for a knob with several values that is not given, and for what the family does not take.
+    Raises ConfigError if a knob has several values and none is given, and for values that the family does not accept.
     """
     from edgekd.nets.families import make
 
@@ -145,7 +146,7 @@ def _sweep(
         "SHA-256 of the data": f"{digest(train)[:12]}, {digest(validation)[:12]}",
         "SHA-256 of the teacher": file_digest(given.file)[:12] if given else "none given",
     } | {f"SHA-256 of {name}": content[:12] for name, content in digests_of_more(card).items()}
-    # Before a teacher is trained: one in the folder is then known to be of this card and data.
+    # This is done before a teacher is trained, so that a teacher in the folder always belongs to this card and data.
     study = begin(card, shape, digests, plan, folder)
     with locked(folder / "teacher.lock", "teacher: another process is at it; waiting"):
         first = given or teach(card, examples, minimum, weights)

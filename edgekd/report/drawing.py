@@ -1,4 +1,4 @@
-"""What the page's charts have in common: colours, axes, layout, and text that plotly shows as it is."""
+"""Parts that all charts of the page share: colours, axes, layout, and text that plotly shows unchanged."""
 
 import math
 from collections.abc import Sequence
@@ -34,21 +34,22 @@ ROOM = 34
 """Pixels that the text of a tick needs."""
 
 _TICKS = ((1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
-"""What is marked within a decade, the densest first."""
+"""Choices of the ticks within a decade, the densest first."""
 
 
 def plain(text: str) -> str:
-    """Text that plotly shows as it is; it takes tags, entities and formulas between dollars for its own."""
+    """Escape text so that plotly shows it unchanged; otherwise plotly interprets tags, entities and formulas between
+    dollar signs."""
     return visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "&#36;")
 
 
 def literal(text: str) -> str:
-    """Text that matplotlib does not take for mathematics."""
+    """Escape text so that matplotlib does not interpret it as a formula."""
     return visible(text).replace("$", r"\$")
 
 
 def error_bars(figures: Sequence[Figure], colour: str) -> Chart:
-    """Bars from `low` to `high` of each figure; none where they are unknown."""
+    """Error bars from `low` to `high` of each figure; a figure has none if these are unknown."""
     up = [max(0.0, (f.high if f.high is not None else f.value or 0) - (f.value or 0)) for f in figures]
     down = [max(0.0, (f.value or 0) - (f.low if f.low is not None else f.value or 0)) for f in figures]
     style = {"color": colour, "thickness": 1.2, "width": 3}
@@ -56,7 +57,7 @@ def error_bars(figures: Sequence[Figure], colour: str) -> Chart:
 
 
 def log_range(values: Sequence[float], space: float = 0.08) -> list[float]:
-    """A log axis' range (exponents of ten) around the positive values, with some space."""
+    """The range of a log axis (exponents of ten) around the positive values, with some space."""
     exponents = [math.log10(value) for value in values if value > 0] or [0.0]
     low, high = min(exponents), max(exponents)
     room = max(space * (high - low), 0.05)
@@ -64,12 +65,12 @@ def log_range(values: Sequence[float], space: float = 0.08) -> list[float]:
 
 
 def dashed(**where: Any) -> Chart:
-    """The line of a limit."""
+    """The dashed line of a limit."""
     return {"type": "line", "line": {"color": GOOD, "width": 1.6, "dash": "dash"}, "layer": "above", **where}
 
 
 def small(**where: Any) -> Chart:
-    """The words beside a limit."""
+    """The small text beside a limit."""
     return {"showarrow": False, "font": {"size": 12, "color": GOOD}, "bgcolor": "rgba(255,255,255,0.8)", **where}
 
 
@@ -86,14 +87,14 @@ def axis(title: str, ends: Sequence[float]) -> Chart:
 
 
 def log_axis(title: str, ends: Sequence[float], pixels: int) -> Chart:
-    """A log axis of some length on the screen: as many round numbers as have room, each in full."""
+    """A log axis that is `pixels` long. It has as many round numbers as fit, and each is written completely."""
     per_decade = pixels / max(ends[1] - ends[0], 0.01)
     digits = next((d for d in _TICKS if per_decade * _narrowest(d) > ROOM), _TICKS[-1])
     decades = range(math.floor(ends[0]), math.ceil(ends[1]) + 1)
     ticks = [digit * 10.0**decade for decade in decades for digit in digits]
     shown = [tick for tick in ticks if ends[0] <= math.log10(tick) <= ends[1]]
     texts = [f"{tick:,.0f}" if tick >= 1000 else f"{tick:g}" for tick in shown]
-    # `tickformat` is for the automatic ticks that the page switches to when someone zooms.
+    # `tickformat` is used by the automatic ticks, which the page shows after zooming.
     return axis(title, ends) | {"type": "log", "tickvals": shown, "ticktext": texts, "tickformat": ",~r"}
 
 

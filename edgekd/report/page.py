@@ -1,4 +1,4 @@
-"""What the pages of edgekd are made of: one HTML file that needs no other file and no network."""
+"""Parts of edgekd's HTML pages. A page is one file that needs no other file and no network."""
 
 import json
 import re
@@ -15,7 +15,7 @@ __all__ = ["bullets", "chart_of", "css_class", "facts_of", "page_of", "pill", "s
 
 
 def page_of(title: str, parts: Sequence[str]) -> str:
-    """The page with its scripts; `parts` are HTML already. UnavailableError without plotly."""
+    """The page with its scripts. `parts` must already be HTML. Raises UnavailableError without plotly."""
     require("plotly", "report", "the HTML report")
     plotly = require("plotly.offline", "report", "the HTML report")
     footer = f"<footer>Made by edgekd {safe(__version__)}. Charts: plotly.js, MIT licence.</footer>"
@@ -26,18 +26,19 @@ def page_of(title: str, parts: Sequence[str]) -> str:
         "PLOTLY": plotly.get_plotlyjs().replace("</script", "<\\/script"),
     }
     template = resources.files("edgekd.report").joinpath("page.html").read_text(encoding="utf-8")
-    # Split, not replaced one after the other: a name in the body that looks like a mark stays what it is.
+    # Split the template instead of replacing marks one by one, so that a name in the body that looks like a mark stays.
     pieces = re.split(r"@@([A-Z]+)@@", template)
     return "".join(filled[piece] if place % 2 else piece for place, piece in enumerate(pieces))
 
 
 def section(title: str, content: str) -> str:
-    """A part of the page with a heading; `content` is HTML."""
+    """A part of the page with a heading; `content` must already be HTML."""
     return f'<section class="card"><h2>{safe(title)}</h2>{content}</section>'
 
 
 def table_of(header: Sequence[str], rows: Sequence[Sequence[str]], texts: set[int], shipped: int = -1) -> str:
-    """A table of cells that are HTML already; columns in `texts` are aligned left, `shipped` stands out."""
+    """A table whose cells are already HTML. Columns in `texts` are aligned left, and column `shipped` is
+    highlighted."""
 
     def tag(kind: str, place: int, cell: str) -> str:
         names = [name for name, wanted in (("text", place in texts), ("shipped", place == shipped)) if wanted]
@@ -56,32 +57,32 @@ def table_of(header: Sequence[str], rows: Sequence[Sequence[str]], texts: set[in
 
 
 def chart_of(choices: Sequence[Chart], label: str) -> str:
-    """A place for a chart, with what is drawn in it; `<` is written so that no name can end the script."""
+    """An element for a chart, with the chart's data. `<` is escaped so that no name can end the script."""
     content = json.dumps(choices, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     script = f'<script type="application/json">{content}</script>'
     return f'<div class="chart" role="img" aria-label="{safe(label)}">{script}</div>'
 
 
 def facts_of(facts: dict[str, str]) -> str:
-    """Words and what they stand for."""
+    """A list of terms and their descriptions."""
     return f'<dl class="facts">{"".join(f"<dt>{safe(k)}</dt><dd>{safe(v)}</dd>" for k, v in facts.items())}</dl>'
 
 
 def bullets(texts: Sequence[str]) -> str:
-    """A list; nothing if there are no texts."""
+    """A bullet list; empty if there are no texts."""
     return f"<ul>{''.join(f'<li>{safe(text)}</li>' for text in texts)}</ul>" if texts else ""
 
 
 def pill(outcome: str, words: str = "") -> str:
-    """An outcome in its colour, told in `words` where they say more."""
+    """An outcome in its colour. If `words` are given, they are shown instead of the outcome."""
     return f'<span class="pill {css_class(outcome)}">{safe(words or outcome)}</span>'
 
 
 def css_class(outcome: str) -> str:
-    """The class that gives an outcome its colour."""
+    """The CSS class that gives an outcome its colour."""
     return re.sub(r"[^a-z]+", "-", outcome)
 
 
 def safe(value: object) -> str:
-    """Whatever a file held there, as text that the page shows as it is."""
+    """Escape any value from a file, so that the page shows it as plain text."""
     return escape(visible(str(value)))

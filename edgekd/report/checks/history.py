@@ -25,7 +25,8 @@ CSV_HEADER = (
 
 
 def history_rows(series: Sequence[Series]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: figure, checks, latest, limit, change since the check before, steps with `; ` between them."""
+    """Header and rows: figure, checks, latest value, limit, change since the previous check, steps separated by `;
+    `."""
     header = ["figure", "checks", "latest", "limit", "since the one before", "steps"]
     rows = []
     for one in series:
@@ -38,7 +39,7 @@ def history_rows(series: Sequence[Series]) -> tuple[list[str], list[list[str]]]:
 
 
 def history_tables(group: Group) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, header and rows for each machine: what it measured is compared with nothing else."""
+    """Title, header and rows for each machine. Figures of different machines are not compared."""
     tables = []
     for machine in group.machines:
         series = [one for one in group.series if one.machine == machine]
@@ -58,7 +59,7 @@ def history_markdown(groups: Sequence[Group]) -> str:
 
 
 def history_csv(groups: Sequence[Group]) -> str:
-    """One row a figure; `step` is the change at the first figure of a new level, in % or points."""
+    """CSV with one row for each figure; `step` is the change at the first figure of a new level, in % or points."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_HEADER)
@@ -75,7 +76,7 @@ def history_csv(groups: Sequence[Group]) -> str:
 
 
 def history_json(groups: Sequence[Group], warnings: Sequence[str]) -> str:
-    """Everything, for programs; figures in the unit that their key names."""
+    """JSON with all data, for programs. Figures are in the unit that their key names."""
     content = {
         "schema_version": SCHEMA_VERSION,
         "edgekd": __version__,

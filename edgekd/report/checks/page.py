@@ -13,10 +13,10 @@ from edgekd.report.page import bullets, chart_of, page_of, pill, safe, section, 
 __all__ = ["history_page"]
 
 POINTS = 4_000
-"""Points in a page, which should stay small enough to be sent around."""
+"""Largest number of points in a page, so that the file stays small enough to be sent."""
 
 FEWEST, MOST = 30, 1_000
-"""Checks of each series that are drawn in any case, and at most: more cannot be told apart."""
+"""The number of checks of each series that are always drawn, and the largest number; more cannot be distinguished."""
 
 METHOD = (
     "A step is a new level that has lasted three checks or more, at least 1 % (0.2 points of a share) and twice the "
@@ -77,7 +77,7 @@ def _newest(group: Group) -> str:
 def _group(group: Group, anchor: str, most: int, colours: dict[str, str]) -> str:
     slots = slots_of(group, most)
     header, rows = history_rows(group.series)
-    header = [*header[:-1], "machine"]  # the steps have a table of their own
+    header = [*header[:-1], "machine"]  # the steps have their own table
     machines = [machine_words(one.machine) for one in group.series]
     cells = [[*map(safe, row[:-1]), safe(machine)] for row, machine in zip(rows, machines, strict=True)]
     parts = [
@@ -119,7 +119,7 @@ def _chart(group: Group, key: str, slots: Slots, colours: dict[str, str]) -> str
 
 
 def _every(group: Group, slots: Slots) -> str:
-    """Every check that is drawn, the latest first; what a reader without JavaScript has of the charts."""
+    """A table of every check that is drawn, the latest first. It replaces the charts for readers without JavaScript."""
     drawn = [entry for entry in reversed(group.entries) if id(entry) in slots.places]
     keys = [key for key in BUDGETED if any(one.key == key for one in group.series)]
     rows = []
@@ -139,7 +139,7 @@ def _change(one: Series, change: float, better: bool) -> str:
 
 
 def _one(text: str) -> str:
-    """Text that stays on one line of the screen."""
+    """HTML for text that is not wrapped."""
     return f'<span class="one">{safe(text)}</span>'
 
 

@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 __all__ = ["picture_name", "plot_history"]
 
 MOST = 200
-"""Checks in a picture; more are a blot."""
+"""Largest number of checks in a picture; with more, it becomes unreadable."""
 
 GOOD = "tab:green"
 
 
 def picture_name(group: Group) -> str:
-    """A file name of the model and target, whatever characters they hold; without its ending."""
+    """A file name without suffix, made from model and target. It is valid whatever characters their names contain."""
     return re.sub(r"[^\w.@+-]+", "-", f"{group.model}@{group.target}").strip("-.")[:120] + ".history"
 
 
 def plot_history(group: Group, path: Path) -> None:
-    """Every figure of one model on one target over its last 200 checks, as PNG; axes as on the page."""
+    """Draw every figure of one model on one target over its last 200 checks, as PNG. The axes are those of the page."""
     from matplotlib.figure import Figure as Canvas  # no pyplot: no window system, no global state
 
     keys = [key for key in BUDGETED if any(one.key == key for one in group.series)]

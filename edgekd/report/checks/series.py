@@ -1,4 +1,4 @@
-"""Checks in the order of time as series, one for each model, target, machine and figure, with the steps in them."""
+"""Series of checks in chronological order, with their steps: one series per model, target, machine and figure."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -24,69 +24,70 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Series:
-    """One figure of one model on one machine; machines are never compared with one another."""
+    """One figure of one model on one machine over time. Different machines are never compared."""
 
     key: str
-    """A budget key, which tells the unit: see `figures.BUDGETED`."""
+    """A budget key, which also determines the unit: see `figures.BUDGETED`."""
     machine: str
     entries: tuple[Entry, ...]
-    """The checks that knew the figure, in the order of time."""
+    """The checks in which the figure is known, in chronological order."""
 
     @property
     def word(self) -> str:
-        """`latency p50`."""
+        """The name of the figure: `latency p50`."""
         return BUDGETED[self.key].limit_words
 
     @property
     def figures(self) -> list[Figure]:
-        """One of each entry; all of them have a value."""
+        """The figure of each entry; all of them have a value."""
         return [entry.figures[self.key] for entry in self.entries]
 
     @property
     def values(self) -> list[float]:
-        """In the unit of the key."""
+        """The values, in the unit of the key."""
         return [figure.value or 0.0 for figure in self.figures]
 
     @property
     def limits(self) -> list[float | None]:
-        """The limit that each check held the figure against; None where there was none."""
+        """The limit of the figure in each check; None if there was no limit."""
         return [entry.limits.get(self.key) for entry in self.entries]
 
     @property
     def scale(self) -> Scale:
-        """How differences count."""
+        """The scale on which differences are computed."""
         return "points" if is_share(self.key) or BUDGETED[self.key].unit == "points" else "ratio"
 
     @cached_property
     def steps(self) -> list[Step]:
-        """Steps of the level; medians in the unit of the key."""
+        """The steps of the level; their medians are in the unit of the key."""
         factor = 100 if is_share(self.key) else 1
         steps = find_steps([factor * value for value in self.values], self.scale)
         return [dataclasses.replace(s, before=s.before / factor, after=s.after / factor) for s in steps]
 
     @property
     def change(self) -> float | None:
-        """Of the latest figure since the one before, in percent or points; None if there is only one."""
+        """The change of the latest figure since the previous one, in percent or points; None if there is only one
+        figure."""
         return self.difference(*self.values[-2:]) if len(self.entries) > 1 else None
 
     def difference(self, before: float, after: float) -> float:
-        """In percent, or in points."""
+        """The difference in percent or in points, depending on the scale."""
         if self.scale == "ratio":
             return 100 * (after / before - 1)
         return (100 if is_share(self.key) else 1) * (after - before)
 
     def is_better(self, step: Step) -> bool:
-        """Whether the step is good news."""
+        """Whether the step is an improvement."""
         return (step.after > step.before) == (BUDGETED[self.key].better == "higher")
 
     def same_file(self, step: Step) -> bool:
-        """Whether the model file is that of the check before: then something else has changed."""
+        """Whether the model file is the same as in the previous check, so that something else has changed."""
         return self.entries[step.at].sha256 == self.entries[step.at - 1].sha256
 
 
 @dataclass(frozen=True)
 class Group:
-    """What is known of one model on one target."""
+    """The checks of one model on one target, and their series."""
 
     model: str
     target: str
@@ -105,7 +106,7 @@ class Group:
 
     @property
     def outcome(self) -> str:
-        """The worst of the latest check and those of the same commit on other machines."""
+        """The worst outcome of the latest check and of the checks of the same commit on other machines."""
         commit = self.latest.commit
         same = {e.machine: e.outcome for e in self.entries if commit and e.commit == commit}
         found = [self.latest.outcome, *same.values()]
@@ -113,15 +114,16 @@ class Group:
 
     @property
     def stepped(self) -> list[tuple[Series, Step]]:
-        """All steps, those that began last first."""
+        """All steps, the most recent first."""
         found = [(one, step) for one in self.series for step in one.steps]
         return sorted(found, key=lambda pair: pair[0].entries[pair[1].at].at, reverse=True)
 
 
 def group_series(entries: Sequence[Entry]) -> list[Group]:
-    """The groups in the order of their first check, the series of each in the order of `BUDGETED`.
+    """Sort the entries into groups, in the order of their first check. The series of each group are in the order of
+    `BUDGETED`.
 
-    Figures relative to a baseline are left out: they step when the baseline does.
+    Figures relative to a baseline are left out, because they also have a step whenever the baseline changes.
     """
     groups: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
@@ -139,33 +141,33 @@ def _series(entries: Sequence[Entry]) -> Iterable[Series]:
 
 
 def _known(entry: Entry, key: str) -> bool:
-    """Whether the check knew the figure; no time and no size is zero or less."""
+    """Whether the figure is known in this check. Times and sizes of zero or less are invalid and count as unknown."""
     value = entry.figures.get(key, Figure()).value
     return value is not None and (value > 0 or is_share(key) or BUDGETED[key].unit == "points")
 
 
 def is_share(key: str) -> bool:
-    """Whether the figure lies between 0 and 1, and more is better: accuracy, agreement, coverage."""
+    """Whether the figure is between 0 and 1, with higher values better: accuracy, agreement, coverage."""
     return BUDGETED[key].unit == "share"
 
 
 def short(commit: str) -> str:
-    """A commit as people write it; `no commit` if it is unknown."""
+    """The short form of a commit; `no commit` if it is unknown."""
     return " ".join(commit.split())[:9] or "no commit"
 
 
 def machine_words(machine: str) -> str:
-    """The machine, or that none is named."""
+    """The machine in words, or words that say that it is unknown."""
     return machine or "no machine named"
 
 
 def show_change(one: Series, change: float) -> str:
-    """`+5.1 %` or `-1.20 points`."""
+    """A change as text: `+5.1 %` or `-1.20 points`."""
     return f"{change:+.1f} %" if one.scale == "ratio" else f"{change:+.2f} points"
 
 
 def show_step(one: Series, step: Step) -> str:
-    """`+5.1 % at 1f0c9a2 (2026-11-02): 0.200 ms → 0.210 ms, same file`."""
+    """A step as text: `+5.1 % at 1f0c9a2 (2026-11-02): 0.200 ms → 0.210 ms, same file`."""
     entry = one.entries[step.at]
     levels = f"{show_limit(one.key, step.before)} → {show_limit(one.key, step.after)}"
     file = "same file" if one.same_file(step) else "new file"

@@ -1,4 +1,4 @@
-"""Where the checks of a model lie along an axis of time, and what is drawn of them there: for page and picture."""
+"""The positions of a model's checks along the time axis, and what is drawn there. Page and picture both use this."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,27 +27,29 @@ __all__ = [
 ]
 
 COLOURS = ("#0072b2", "#e07b00", "#b5488e", "#56b4e9", "#6b46c1", "#8c564b", "#4a5568")
-"""One a machine; the colour-blind can tell the first four apart (after Okabe and Ito). Green is for limits."""
+"""One colour for each machine. Colour-blind readers can distinguish the first four (after Okabe and Ito). Limits are
+green."""
 
 ROWS = 4
-"""Heights at which the words of steps may stand."""
+"""Number of heights at which the labels of steps can be placed."""
 
 WORDS = 0.2
-"""Width of such words, as a share of the chart's."""
+"""Width of such a label, as a share of the chart's width."""
 
 
 @dataclass(frozen=True)
 class Slots:
-    """Places along the x axis: the checks in the order of time."""
+    """The positions along the x axis, which are the checks in chronological order."""
 
     labels: list[str]
-    """Unique: day and commit, one above the other."""
+    """Unique labels: the day, and the commit below it."""
     places: dict[int, int]
-    """`id` of an entry to its place; without those that are too old to be drawn."""
+    """Maps the `id` of an entry to its position. Entries that are too old to be drawn are left out."""
 
 
 def slots_of(group: Group, most: int) -> Slots:
-    """The last `most` places. Checks of one commit on several machines share one: they are a job's matrix."""
+    """The last `most` positions. Checks of one commit on several machines share a position, because they belong to one
+    CI job with several machines."""
     firsts: list[Entry] = []
     places: dict[int, int] = {}
     here: set[str] = set()
@@ -69,16 +71,16 @@ def slots_of(group: Group, most: int) -> Slots:
 
 @dataclass(frozen=True)
 class Extent:
-    """What a chart shows of its y axis, in the unit it is drawn in."""
+    """The visible range of a chart's y axis, in the unit of the drawing."""
 
     low: float
     high: float
     limit_shown: bool
-    """Whether the limit is near enough; one far away would press the figures flat."""
+    """Whether the limit is near enough to be shown. A distant limit would compress the figures into a flat line."""
 
 
 def scaled_figure(key: str, figure: Figure) -> Figure:
-    """The figure in the unit it is drawn in: shares in percent."""
+    """The figure in the unit of the drawing: shares are converted to percent."""
     value, low, high = (None if end is None else _scale(key) * end for end in (figure.value, figure.low, figure.high))
     return Figure(value, figure.provenance, low, high)
 
@@ -88,7 +90,7 @@ def _scale(key: str) -> float:
 
 
 def axis_words(one: Series) -> str:
-    """`latency p50, ms`."""
+    """The title of the y axis: `latency p50, ms`."""
     units = {"_ms": "ms", "_kb": "kB", "_mb": "MB"}
     if one.scale == "points":
         return f"{one.word}, {'%' if is_share(one.key) else 'points'}"
@@ -96,7 +98,7 @@ def axis_words(one: Series) -> str:
 
 
 def extent_of(series: Sequence[Series], slots: Slots) -> Extent:
-    """Around all figures of the slots with the ends of their intervals, and the limit if it is near."""
+    """The range that contains all figures of the slots with their intervals, and the limit if it is near."""
     key = series[0].key
     drawn = [(e, e.figures[key]) for one in series for e in one.entries if id(e) in slots.places]
     ends = [end for _, f in drawn for end in (f.value, f.low, f.high) if end is not None] or [0.0]
@@ -112,7 +114,7 @@ def extent_of(series: Sequence[Series], slots: Slots) -> Extent:
 
 
 def drawn_levels(one: Series, slots: Slots) -> Iterator[tuple[int, int, float]]:
-    """First and last place of each level and its median, if there are several."""
+    """Yield first position, last position and median of each level, if there are several levels."""
     if not one.steps:
         return
     ends = [0, *(step.at for step in one.steps), len(one.entries)]
@@ -125,20 +127,20 @@ def drawn_levels(one: Series, slots: Slots) -> Iterator[tuple[int, int, float]]:
 
 @dataclass(frozen=True)
 class Mark:
-    """Where a step is drawn, and its words."""
+    """The position of a step in the drawing, and its label."""
 
     machine: str
     at: float
-    """Between the last place of the old level and the first of the new one."""
+    """The position between the last check of the old level and the first check of the new one."""
     text: str
     side: Literal["left", "right"]
-    """Which end of the words is at `at`; at the right edge there is no room to its right."""
+    """Which end of the label is at `at`; near the right edge there is no space to the right of it."""
     row: int
-    """At which height above the chart the words stand, so that near ones do not cover each other."""
+    """The height of the label above the chart, chosen so that neighbouring labels do not overlap."""
 
 
 def drawn_steps(series: Sequence[Series], slots: Slots) -> list[Mark]:
-    """The steps from left to right; not one that begins with the first place."""
+    """The steps from left to right, without a step that begins at the first position."""
     found = []
     for one in series:
         for step in one.steps:
@@ -158,7 +160,7 @@ def drawn_steps(series: Sequence[Series], slots: Slots) -> list[Mark]:
 
 
 def drawn_limits(series: Sequence[Series], slots: Slots) -> tuple[list[int], list[float | None]]:
-    """Places and the limit at each; it may have been changed, or taken away, on the way."""
+    """The positions and the limit at each of them, because the limit can change or be removed over time."""
     key = series[0].key
     known = {slots.places[id(e)]: e.limits.get(key) for one in series for e in one.entries if id(e) in slots.places}
     places = sorted(known)
@@ -166,7 +168,7 @@ def drawn_limits(series: Sequence[Series], slots: Slots) -> tuple[list[int], lis
 
 
 def limit_words(series: Sequence[Series]) -> str:
-    """The latest limit: `≤ 0.250 ms`; empty if there never was one."""
+    """The latest limit as text, `≤ 0.250 ms`; empty if there never was a limit."""
     key = series[0].key
     known = [(e.at, e.limits[key]) for one in series for e in one.entries if key in e.limits]
     return f"{BUDGETED[key].sign} {show_limit(key, max(known)[1])}" if known else ""

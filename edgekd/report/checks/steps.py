@@ -1,4 +1,4 @@
-"""Steps in a series of figures: where the level changed for good, told apart from noise and single outliers."""
+"""Find steps in a series of figures: permanent changes of the level, as opposed to noise and single outliers."""
 
 import math
 from collections.abc import Sequence
@@ -14,46 +14,49 @@ from edgekd.imports import require
 __all__ = ["Scale", "Step", "find_steps"]
 
 Scale = Literal["ratio", "points"]
-"""How differences count: latencies and sizes in percent of the figure, shares in points."""
+"""The scale of differences: percent of the figure for latencies and sizes, percentage points for shares."""
 
 SHORTEST = 3
-"""Figures of the least level. Two of them may be a bad hour of a shared machine."""
+"""Smallest number of figures in a level. One or two slow figures may come from a short load on a shared machine."""
 
 PENALTY = 30.0
-"""What a further step costs, in variances of the noise.
+"""The penalty for each step, in variances of the noise.
 
-A step takes the gain of a χ² variable with one degree of freedom, the largest over all places: 18 would do for 60
-figures if the noise were known. It is estimated, at times too low by a quarter, hence 30: of series of 6 to 300
-figures of white noise fewer than 1 in 100 get a step. A step of five times the noise is found once it has lasted
-three figures, one of three times the noise in the middle of a long series.
+In pure noise, the gain from one more step is a χ² variable with one degree of freedom, maximised over all positions. A
+penalty of 18 would be enough for 60 figures if the noise were known. The noise is estimated, and sometimes a quarter
+too low, so the penalty is 30: among series of 6 to 300 figures of white noise, fewer than 1 in 100 get a step. A step
+of five times the noise is found after three figures. A step of three times the noise is found in the middle of a long
+series.
 """
 
 LEAST = {"ratio": math.log(1.01), "points": 0.2}
-"""Nobody acts on less: 1 %, or 0.2 points."""
+"""The smallest relevant step: 1 %, or 0.2 points."""
 
 LEAST_IN_NOISE = 2.0
-"""A step is at least so many standard deviations of the noise: machines that wander slowly make smaller ones."""
+"""The smallest step in standard deviations of the noise. Machines whose speed drifts slowly cause smaller steps."""
 
 FAR = 4.0
-"""An outlier is so many standard deviations from the median of five figures."""
+"""A figure is an outlier if it is this many standard deviations away from the median of five figures."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A new level: from figure number `at` (0 is the first) on, with the medians of the level before and of its own."""
+    """A new level, which begins at the figure with index `at` (from 0), and the medians of the old and the new
+    level."""
 
     at: int
     before: float
     after: float
     change: float
-    """In percent of the level before, or in points."""
+    """The change in percent of the old level, or in points."""
 
 
 def find_steps(figures: Sequence[float], scale: Scale = "ratio") -> list[Step]:
-    """The steps in figures in the order of time, all from one machine; positive ones if they are held by ratio.
+    """Find the steps in figures of one machine, which are in chronological order. With the scale `ratio`, all figures
+    must be positive.
 
-    The cheapest division into levels (least squares, PELT) after single and double outliers are replaced by the
-    median of five figures. UnavailableError without ruptures.
+    First, single and double outliers are replaced by the median of five figures. Then the division into levels with the
+    lowest cost is computed (least squares, PELT). Raises UnavailableError without ruptures.
     """
     if len(figures) < 2 * SHORTEST:
         return []
@@ -72,9 +75,11 @@ def find_steps(figures: Sequence[float], scale: Scale = "ratio") -> list[Step]:
 
 
 def _noise(values: Sequence[float]) -> float:
-    """Standard deviation without steps and outliers: from the median difference of neighbours.
+    """The standard deviation of the noise, from the median difference of neighbouring figures, so that steps and
+    outliers have little influence.
 
-    In longer series also of second and third neighbours: next to each other, figures of one night are too alike.
+    In longer series, second and third neighbours are used as well, because neighbouring figures that were measured in
+    the same night are too similar.
     """
     lags = (1, 2, 3) if len(values) >= 20 else (1,)
     apart = [median(abs(b - a) for a, b in zip(values, values[lag:], strict=False)) for lag in lags]
@@ -82,7 +87,8 @@ def _noise(values: Sequence[float]) -> float:
 
 
 def _without_outliers(values: Sequence[float], far: float) -> list[float]:
-    """Hampel's filter: it keeps a level of three, at the ends too, and removes what lasts one or two figures."""
+    """Hampel's filter. It keeps levels of three figures, also at the ends, and removes outliers of one or two
+    figures."""
     middle = []
     for place, value in enumerate(values):
         first = min(max(place - 2, 0), len(values) - 5)
@@ -92,7 +98,7 @@ def _without_outliers(values: Sequence[float], far: float) -> list[float]:
 
 
 def _worth_telling(values: Sequence[float], places: list[int], least: float) -> list[int]:
-    """Without the smallest step, again and again, until each is large enough."""
+    """Remove the smallest step repeatedly, until every step is large enough."""
     while places:
         levels = _levels(values, places)
         sizes = [abs(after - before) for before, after in pairwise(levels)]

@@ -1,4 +1,4 @@
-"""The page's charts of figures over checks, as the plain dictionaries that plotly.js draws."""
+"""The page's charts of figures over time, as plain dictionaries for plotly.js."""
 
 from collections.abc import Sequence
 
@@ -103,7 +103,7 @@ def _hover(one: Series, entry: Entry, several: bool) -> str:
 
 
 def _levels(one: Series, slots: Slots, colour: str) -> Chart:
-    """The median of each level as a broad line, where there are several."""
+    """The median of each level as a wide line, if there are several levels."""
     x: list[str | None] = []
     y: list[float | None] = []
     for first, last, level in drawn_levels(one, slots):

@@ -1,4 +1,4 @@
-"""The page's charts of cost, accuracy and latency, as the plain dictionaries that plotly.js draws."""
+"""The page's charts of cost, accuracy and latency, as plain dictionaries for plotly.js."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -31,7 +31,7 @@ __all__ = ["latency_chart", "trade_chart"]
 
 TEACHER, OTHER = "#4a5568", "#6b46c1"
 PRECISIONS = {"int8": "#0072b2", "fp32": "#e07b00", "fp16": "#009e73", "bf16": "#b5488e"}
-"""Colours that the colour-blind can tell apart (after Okabe and Ito)."""
+"""Colours that colour-blind readers can distinguish (after Okabe and Ito)."""
 
 _AXES = {
     "latency_p50_ms": "latency p50, ms",
@@ -43,7 +43,7 @@ _AXES = {
 
 @dataclass(frozen=True)
 class _Panel:
-    """One half of the chart: plotly's number of its axes, and the figures along them."""
+    """One half of the chart: the suffix of its axes in plotly, and the figures on them."""
 
     number: str
     x: str
@@ -51,7 +51,8 @@ class _Panel:
 
 
 def trade_chart(story: Story) -> Chart:
-    """Cost of every candidate and model on the left, accuracy of what was trained on the right, with the budget."""
+    """The chart with the costs of all candidates and models on the left, the accuracy of trained models on the right,
+    and the budget."""
     models = story.own.models
     untrained = [figures["latency_p50_ms"] for shape in story.candidates for figures in shape.precisions.values()]
     timed = any(figure.value for figure in [*untrained, *(model.latency_p50_ms for model in models)])
@@ -86,7 +87,8 @@ def trade_chart(story: Story) -> Chart:
 
 
 def latency_chart(column: Column, lines: Sequence[Line]) -> Chart | None:
-    """For each model the share of calls that ended within a time: every process thin, all together bold."""
+    """The distribution of each model's latency: the share of calls that ended within a time. Single processes are thin
+    lines, all processes together a thick line."""
     shares = np.array([*np.linspace(0, 0.99, 100), 0.995])
     data: list[Chart] = []
     for place, model in enumerate(column.models):
@@ -111,7 +113,9 @@ def latency_chart(column: Column, lines: Sequence[Line]) -> Chart | None:
         return None
     limits = {line.key: line for line in lines if line.key.startswith("latency")}
     first = min(trace["x"][0] for trace in data)
-    last = max(float(np.quantile(np.concatenate(p), 0.97)) for p in column.samples_ms.values() if p)  # no long tails
+    last = max(
+        float(np.quantile(np.concatenate(p), 0.97)) for p in column.samples_ms.values() if p
+    )  # cut off long tails
     ranges = {"x": log_range([first, last, *(line.limit for line in limits.values())], 0.05)}
     levels = [mark for share, word in ((50, "p50"), (95, "p95")) for mark in _quantile_level(share, word)]
     marks = [mark for key in limits for mark in _vertical(limits, _Panel("", key, "share"), ranges)]
@@ -126,7 +130,7 @@ def latency_chart(column: Column, lines: Sequence[Line]) -> Chart | None:
 
 
 def _candidates(story: Story, panel: _Panel) -> list[Chart]:
-    """Hollow points, a trace for each precision."""
+    """The candidates as hollow points, with one trace for each precision."""
     traces = []
     for precision in dict.fromkeys(name for shape in story.candidates for name in shape.precisions):
         drawn = []
@@ -142,7 +146,7 @@ def _candidates(story: Story, panel: _Panel) -> list[Chart]:
 
 
 def _models(story: Story, panel: _Panel) -> list[Chart]:
-    """Filled points, a trace for each model; the teacher is a star."""
+    """The models as filled points, with one trace for each model; the teacher is a star."""
     traces = []
     for place, model in enumerate(story.own.models):
         x, y = _figure(story, model, panel.x), _figure(story, model, panel.y)
@@ -229,7 +233,7 @@ def _rings(story: Story, points: Sequence[Chart]) -> list[Chart]:
 
 
 def _front(points: Sequence[Chart], panel: _Panel, better: str) -> Chart:
-    """The Pareto front as steps: nothing else is both cheaper and better."""
+    """The Pareto front as a step line. For the points on it, no other point is both cheaper and better."""
     sign = 1 if better == "lower" else -1
     mine = [trace for trace in points if trace["xaxis"] == f"x{panel.number}"]
     pairs = sorted((x, sign * y) for trace in mine for x, y in zip(trace["x"], trace["y"], strict=True))
@@ -267,7 +271,8 @@ def _curve(times: Any, shares: Any, model: ModelFigures, line: Chart) -> Chart:
 
 
 def _accuracy_levels(story: Story) -> list[tuple[float, str]]:
-    """Accuracies in percent that the budget asks for, two at most: at least so much, and so near to the teacher."""
+    """The accuracies in percent that the budget requires, at most two: the minimum, and the teacher's accuracy minus
+    the largest drop."""
     levels = []
     for line in story.lines:
         if line.key == "min_accuracy":
@@ -301,16 +306,16 @@ def _share_range(values: Sequence[float]) -> list[float]:
 
 
 def _vertical(limits: dict[str, Line], panel: _Panel, ranges: dict[str, list[float]]) -> list[Chart]:
-    """A limit of what lies along x: a dashed line, and its value at the upper end."""
+    """The limit of the figure on the x axis: a dashed line with its value at the upper end."""
     if panel.x not in limits:
         return []
     limit, x = limits[panel.x].limit, f"x{panel.number}"
     words, side = show_limit(panel.x, limit), "left"
-    if (math.log10(limit) - ranges[x][0]) / (ranges[x][1] - ranges[x][0]) > 0.85:  # no room to its right
+    if (math.log10(limit) - ranges[x][0]) / (ranges[x][1] - ranges[x][0]) > 0.85:  # no space at its right
         side = "right"
     yref = f"y{panel.number} domain"
     text = small(x=math.log10(limit), y=1, xref=x, yref=yref, xanchor=side, yanchor="top", text=f"≤ {words}")
-    if panel.y == "share":  # among curves there is room above them only
+    if panel.y == "share":  # in the chart of curves there is only space above them
         word = {"latency_p50_ms": "p50", "latency_p95_ms": "p95"}[panel.x]
         text |= {"yanchor": "bottom", "text": f"{word} ≤ {words}", "xanchor": "right" if word == "p50" else "left"}
     return [dashed(x0=limit, x1=limit, y0=0, y1=1, xref=x, yref=yref), text]
@@ -329,7 +334,7 @@ def _horizontal(limits: dict[str, Line], ranges: dict[str, list[float]]) -> list
 
 
 def _level(level: float, text: str, side: int) -> list[Chart]:
-    """A limit of the accuracy in the right panel, its words at the left (0) or right (1) end."""
+    """A limit of the accuracy in the right panel; its text is at the left (0) or right (1) end."""
     anchor = ("left", "right")[side]
     return [
         dashed(x0=0, x1=1, y0=level, y1=level, xref="x2 domain", yref="y2"),

@@ -14,17 +14,19 @@ from edgekd.report.run.gather import Column
 __all__ = ["class_chart"]
 
 MOST_NUMBERS, MOST_NAMES, WORST = 20, 45, 30
-"""Classes up to which a matrix shows numbers, up to which names fit, and how many are shown without a matrix."""
+"""Largest number of classes for a matrix with numbers, largest number whose names fit, and the number of classes that
+are shown without a matrix."""
 
 _SCALE = ((0.0, "#ffffff"), (0.01, "#eef4fa"), (0.05, "#cfe1f2"), (0.2, "#93c4df"), (0.6, "#3787c0"), (1.0, "#0b4a8f"))
-"""Shares of a confusion matrix: mistakes are small, so most of the colours are theirs."""
+"""Colours for the shares in a confusion matrix. Most colours are for small shares, because the shares of errors are
+small."""
 
 
 def class_chart(column: Column, name: str, classes: Sequence[str]) -> Chart:
-    """Recall of each class and, where the answers are kept, whom it was taken for; of the model `name`."""
+    """The chart of the model `name`: recall of each class and, if the answers are kept, the confusion matrix."""
     recall, matrix = column.recall[name], column.confusion.get(name)
     places = list(range(len(recall)))
-    if matrix is None and len(recall) > MOST_NAMES:  # only the worst are of interest
+    if matrix is None and len(recall) > MOST_NAMES:  # only the classes with the worst recall are shown
         known = [place for place in places if recall[place] is not None]
         places = sorted(known, key=lambda place: recall[place] or 0.0)[:WORST]
     names = [plain(classes[place]) for place in places]
@@ -42,7 +44,7 @@ def class_chart(column: Column, name: str, classes: Sequence[str]) -> Chart:
         drawn["yaxis"] |= {"showticklabels": False, "ticks": ""}
     if matrix is None:
         return {"data": [bars], "layout": drawn}
-    drawn["yaxis"] |= {"showgrid": False}  # it would shine through the matrix
+    drawn["yaxis"] |= {"showgrid": False}  # the grid would be visible through the matrix
     drawn["annotations"].append(title("Confusion matrix", 0.41))
     drawn["xaxis2"] = axis("answer", [-0.5, len(places) - 0.5]) | {
         "domain": [0.41, 1.0],
@@ -82,7 +84,7 @@ def _recall_bars(recall: Sequence[float | None], names: Sequence[str], matrix: A
 def _heat(matrix: Sequence[Sequence[int]], examples: str) -> Chart:
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    # A template, for a text per cell would be megabytes; the axes bring the names of the classes.
+    # A template is used because a text for each cell would need megabytes; the axes provide the names of the classes.
     hover = (
         "true class <b>%{y}</b><br>answer <b>%{x}</b><br>"
         f"%{{customdata}} {examples}, %{{z:.1~f}} % of the class<extra></extra>"

@@ -16,25 +16,35 @@ from edgekd.report.run.gather import Column, Story, interval_of
 from edgekd.result import model_json
 from edgekd.tables import figure_rows, markdown_table, notes
 
-__all__ = ["Entry", "as_csv", "as_json", "as_markdown", "budget_rows", "entries", "margin", "overview_rows", "remarks"]
+__all__ = [
+    "FigureEntry",
+    "as_csv",
+    "as_json",
+    "as_markdown",
+    "budget_rows",
+    "entries",
+    "margin",
+    "overview_rows",
+    "remarks",
+]
 
 # report --json history:
 # 1 - runs: verdict, budget, targets with models as in result.json 2, latency by process, confusion, recall
 SCHEMA_VERSION = 1
 
 MOST = 4
-"""Remarks, commands and rows of other targets in a comment: it is no log."""
+"""Largest number of remarks, of commands, and of rows of other targets in a comment, which should stay short."""
 
 _COMMENTED = {
     *("file size", "parameters", "multiply-accumulates", "top-1 accuracy", "macro F1", "agreement with the teacher"),
     *("latency p50", "latency p95", "load time", "peak memory", "energy per call", "where it ran", "int8 kernels"),
 }
-"""Rows of the table in a comment."""
+"""The rows of the table in a comment."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One figure of one model, ready to be written down."""
+class FigureEntry:
+    """One figure of one model, prepared for output."""
 
     key: str
     word: str
@@ -54,8 +64,8 @@ class Entry:
         return "" if low is None or high is None else f"{self.show(low)} … {self.show(high)}"
 
 
-def entries(model: ModelFigures, images: int) -> list[Entry]:
-    """Every figure of a model that is known, or of which it is known why not; accuracy gets its interval."""
+def entries(model: ModelFigures, images: int) -> list[FigureEntry]:
+    """Every figure of a model that is known, or whose absence has a known reason. Accuracy gets its interval."""
     found = []
     for metric in METRICS:
         if not metric.row:
@@ -64,14 +74,14 @@ def entries(model: ModelFigures, images: int) -> list[Entry]:
         bounds = interval_of(figure, images) if metric.name == "accuracy" else None
         if bounds:
             figure = dataclasses.replace(figure, low=bounds.low, high=bounds.high)
-        found.append(Entry(metric.name, metric.words, metric.unit, figure, metric.show))
+        found.append(FigureEntry(metric.name, metric.words, metric.unit, figure, metric.show))
     for name, figure in model.batches.items():
-        found.append(Entry(f"throughput {name}", f"inputs per second, {name}", "1/s", figure, units.count))
+        found.append(FigureEntry(f"throughput {name}", f"inputs per second, {name}", "1/s", figure, units.count))
     return [entry for entry in found if entry.figure.value is not None or entry.figure.why]
 
 
 def margin(line: Line) -> str:
-    """How far the value keeps from its limit: `32 % below`, `2.25 points above`; empty if it is unknown."""
+    """The distance of the value from its limit: `32 % below`, `2.25 points above`; empty if it is unknown."""
     value = line.figure.value
     if value is None:
         return ""
@@ -84,7 +94,7 @@ def margin(line: Line) -> str:
 
 
 def budget_rows(story: Story) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the budget: what, limit, value, margin, outcome, how it was obtained."""
+    """Header and rows of the budget: figure, limit, value, margin, outcome, provenance."""
     header = ["budget", "limit", "value", "margin", "outcome", "how"]
     rows = []
     for line in story.lines:
@@ -95,7 +105,7 @@ def budget_rows(story: Story) -> tuple[list[str], list[list[str]]]:
 
 
 def overview_rows(stories: Sequence[Story]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: a run a row, figures of the shipped file on the run's own target."""
+    """Header and rows: one row for each run, with figures of the shipped file on the run's own target."""
     header = ["run", "target", "verdict", "shipped", "file size", "latency p50", "accuracy", "teacher", "how"]
     rows = []
     for story in stories:
@@ -109,13 +119,15 @@ def overview_rows(stories: Sequence[Story]) -> tuple[list[str], list[list[str]]]
 
 
 def remarks(story: Story) -> list[str]:
-    """What a reader must know, each once: of the figures on the run's own target, of the run, of what is missing."""
+    """Remarks for the reader, without repetition: on the figures of the run's own target, on the run, and on missing
+    files."""
     found = [*story.notes, *notes(story.own.models), *(f"missing: {text}" for text in story.missing)]
     return list(dict.fromkeys(found))
 
 
 def as_markdown(stories: Sequence[Story]) -> str:
-    """For a pull request: verdict, budget and sentence of each run in sight, the rest folded."""
+    """Markdown for a pull request. Verdict, budget and summary sentence of each run are visible; the rest is
+    collapsed."""
     parts = []
     if len(stories) > 1:
         parts.append(_table(*overview_rows(stories)))
@@ -152,7 +164,7 @@ def _own_table(story: Story) -> str:
 
 
 def _other_table(story: Story) -> str:
-    """The shipped model on the other targets."""
+    """A table of the shipped model on the other targets."""
     keys = ("accuracy", "latency_p50_ms", "latency_p95_ms", "peak_memory_mb")
     rows = []
     for column in story.columns[1:]:
@@ -176,7 +188,7 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _safe(text: str) -> str:
-    """Text that Markdown shows as it is: no tags, no line of its own."""
+    """Escape text so that Markdown shows it unchanged, without tags and on one line."""
     return units.flat(text).replace("&", "&amp;").replace("<", "&lt;").replace("`", "\\`")
 
 
@@ -187,7 +199,7 @@ CSV_HEADER = (
 
 
 def as_csv(stories: Sequence[Story]) -> str:
-    """One row for each run, target, model and figure; shares are 0–1."""
+    """CSV with one row for each run, target, model and figure; shares are 0–1."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_HEADER)
@@ -205,7 +217,7 @@ def as_csv(stories: Sequence[Story]) -> str:
 
 
 def as_json(stories: Sequence[Story]) -> str:
-    """Everything the page shows, for programs; calls are summarised by process."""
+    """JSON with everything that the page shows, for programs. Calls are summarised for each process."""
     content = {"schema_version": SCHEMA_VERSION, "edgekd": __version__, "runs": list(map(_run, stories))}
     return units.json_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
 

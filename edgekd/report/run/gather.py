@@ -1,4 +1,4 @@
-"""Everything the reports show of a run folder, read once; what is missing is said, not guessed."""
+"""Read everything that the reports show about a run folder. Missing data is reported, never guessed."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ from edgekd.tasks.known import load_card
 __all__ = ["MOST_CLASSES", "Column", "Story", "Untrained", "blamed", "gather", "interval_of"]
 
 MOST_CLASSES = 100
-"""Above this nobody reads a confusion matrix."""
+"""Largest number of classes of a confusion matrix; a larger matrix is unreadable."""
 
 Matrix = tuple[tuple[int, ...], ...]
 
@@ -38,48 +38,48 @@ _DAMAGE = (
     *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError),
     *(EOFError, StopIteration, RecursionError, zipfile.BadZipFile),
 )
-"""What comes of files that hold something else than edgekd wrote there."""
+"""Exceptions caused by files whose content edgekd did not write."""
 
 
 @dataclass(frozen=True)
 class Untrained:
-    """A candidate shape with what was measured of it before training."""
+    """A candidate shape, and the figures measured with it before training."""
 
     name: str
     params: int
     macs: int
     precisions: dict[str, dict[str, Figure]]
-    """Precision to budget key (latency_p50_ms, size_kb, peak_memory_mb) to figure."""
+    """Maps each precision to its figures by budget key (latency_p50_ms, size_kb, peak_memory_mb)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """What was measured of the run's models on one target; the dictionaries are by name of the model."""
+    """The measurements of the run's models on one target. The keys of the dictionaries are names of models."""
 
     target: str
     label: str
-    """The target as a heading, different for each column of a run."""
+    """The target as a heading, which is unique among the columns of a run."""
     title: str
     provider: str
     command: str
-    """What measured it; empty for the run's own target."""
+    """Where the measurement comes from; empty for the run's own target."""
     models: tuple[ModelFigures, ...]
     split: str
-    """`test` or `validation`: the data that accuracy is about."""
+    """The data on which accuracy was measured: `test` or `validation`."""
     images: int
     examples: str
-    """What the data are, in the plural: images or sentences."""
+    """The word for the examples, in the plural: images or sentences."""
     samples_ms: dict[str, tuple[tuple[float, ...], ...]]
-    """Latency of every call, by process."""
+    """Latency of every call, as one tuple per process."""
     confusion: dict[str, Matrix]
-    """Images by true class (rows) and predicted class (columns); only up to MOST_CLASSES classes."""
+    """Number of images by true class (rows) and predicted class (columns), for at most MOST_CLASSES classes."""
     recall: dict[str, tuple[float | None, ...]]
-    """Per class; None for one that the data does not hold."""
+    """Recall of each class; None for a class that does not occur in the data."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """A run as the reports tell it."""
+    """A run as the reports show it."""
 
     name: str
     """Name of the run folder."""
@@ -88,34 +88,34 @@ class Story:
     outcome: str
     """pass, fail or inconclusive."""
     verdict: str
-    """The outcome in words, with what it does not speak of."""
+    """The outcome in words, with remarks on what the verdict does not cover."""
     lines: tuple[Line, ...]
-    """The budget, judged."""
+    """The judged budget."""
     chosen: str
     why_chosen: str
     shape: str
     input: str
-    """What the caller must do to an image; empty where that is not known, or for sentences."""
+    """How the caller must prepare an image; empty if this is unknown, or for sentences."""
     candidate_count: int
     candidates: tuple[Untrained, ...]
     classes: tuple[str, ...]
     columns: tuple[Column, ...]
-    """The run's own target first, then those of `edgekd bench`."""
+    """The columns: the run's own target first, then the targets of `edgekd bench`."""
     test_reads: int
     parity: dict[str, Any]
     training: dict[str, Any]
     notes: tuple[str, ...]
     commands: tuple[str, ...]
-    """How to repeat it, in order."""
+    """The commands that repeat the run, in their order."""
     versions: dict[str, str]
     fingerprint: dict[str, Any]
-    """Of the shipped file's measurement."""
+    """The fingerprint of the shipped file's measurement."""
     missing: tuple[str, ...]
-    """What the folder no longer holds, and what is therefore not shown."""
+    """The files that the folder no longer contains, and what is not shown because of this."""
 
     @property
     def own(self) -> Column:
-        """The target the run was made for."""
+        """The column of the target for which the run was made."""
         return self.columns[0]
 
     @property
@@ -130,7 +130,8 @@ class Story:
 
     @property
     def sentence(self) -> str:
-        """`The shipped file is 11 × smaller and 4.5 × faster than the teacher and loses 6.64 points of accuracy.`"""
+        """A summary: `The shipped file is 11 × smaller and 4.5 × faster than the teacher and loses 6.64 points of
+        accuracy.`"""
         parts = [_times(self.teacher.size_bytes / self.shipped.size_bytes, "smaller", "larger")]
         ours, theirs = self.shipped.latency_p50_ms, self.teacher.latency_p50_ms
         if ours.value and theirs.value:
@@ -145,7 +146,7 @@ class Story:
 
 
 def gather(folder: Path) -> Story:
-    """The story of a finished run folder; InputError, one line, if it is none or damaged."""
+    """Read the story of a finished run folder. Raises InputError if the folder is not a finished run or is damaged."""
     try:
         with blamed(folder):
             return _story(*finished(folder))
@@ -155,7 +156,7 @@ def gather(folder: Path) -> Story:
 
 @contextlib.contextmanager
 def blamed(*folders: Path) -> Iterator[None]:
-    """Turn what goes wrong over the content of run folders, on reading or on formatting, into one InputError."""
+    """Convert errors caused by the content of run folders, while reading or formatting it, into one InputError."""
     named = ", ".join(map(str, folders))
     try:
         yield
@@ -166,7 +167,8 @@ def blamed(*folders: Path) -> Iterator[None]:
 
 
 def interval_of(figure: Figure, images: int) -> Interval | None:
-    """The interval of a share of `images`: the one it was written with, else 95 % Wilson; None if it is unknown."""
+    """The interval of a share of `images`: the stored interval, or else the 95 % Wilson interval; None if the share is
+    unknown."""
     if figure.value is None or not images:
         return None
     if figure.low is not None and figure.high is not None:
@@ -234,7 +236,7 @@ def _shape(shape: dict[str, Any]) -> str:
 
 
 def _candidates(path: Path) -> tuple[Untrained, ...]:
-    """Read here and not with `search.candidates`, which needs torch."""
+    """Read the candidates. `search.candidates` is not used for this, because it needs torch."""
     if not path.exists():
         return ()
     return tuple(
@@ -300,7 +302,7 @@ def _column(
 
 
 def _samples(path: Path, model: ModelFigures) -> tuple[tuple[float, ...], ...]:
-    """Milliseconds of every call, by process; none if the records are gone or of another file."""
+    """Milliseconds of every call, by process; empty if the records are missing or belong to another file."""
     if not path.exists():
         return ()
     content = read_json(path)
@@ -310,7 +312,7 @@ def _samples(path: Path, model: ModelFigures) -> tuple[tuple[float, ...], ...]:
 
 
 def _confusion(logits: Path, labels: Path) -> NDArray[np.int64] | None:
-    """Images by true and predicted class (C, C); None where there are no answers or too many classes."""
+    """Number of images by true and predicted class (C, C); None if there are no answers or too many classes."""
     if not logits.exists() or not labels.exists():
         return None
     scores, true = np.load(logits), np.load(labels)
@@ -342,15 +344,16 @@ def _commands(run: Run, content: dict[str, Any], snapshot: dict[str, Any], bench
 
 
 def _place(run: Run) -> str:
-    """Where `edgekd distill` puts such a folder; where it lies on this machine is nobody's business."""
+    """The default location of such a run folder. The real location on this machine is private and not shown."""
     return f"runs/{real(run.folder).name}"
 
 
 def _hidden(command: str, run: Run) -> str:
-    """The command without absolute paths: the run by where `edgekd distill` puts it, any other file by its name."""
+    """The command without absolute paths: the run folder is shown by its default location, other files by their
+    names."""
     try:
         words = shlex.split(command)
-    except ValueError:  # an open quote: no shell takes it, and it is shown all the same
+    except ValueError:  # an unclosed quote: a shell would refuse the command, but it is shown anyway
         return " ".join(_relative(word, run) for word in command.split())
     hidden = [_relative(word, run) for word in words]
     return command if hidden == words else shlex.join(hidden)
@@ -368,17 +371,17 @@ def _relative(word: str, run: Run) -> str:
 
 
 def _name(kind: str, name: str) -> str:
-    """What the command line takes: the name of what is bundled, the file of what is the user's own."""
+    """The value for the command line: the name if it is bundled, the file if it is the user's own."""
     return name if name in bundled_names(kind) else f"{name}.toml"
 
 
 def _overridden(card: str, target: str, budget: dict[str, Any]) -> list[str]:
-    """The budget as options, unless the card of that name asks for the same by itself."""
+    """The budget as options; empty if the card of that name already sets the same budget."""
     try:
         if card in bundled_names("models") and load_card(card).budget(target) == Budget(**budget):
             return []
     except (EdgekdError, TypeError):
-        pass  # another version's card or budget: then the options tell it all
+        pass  # a card or budget from another version: then all limits are given as options
     return [word for key, value in budget.items() if value is not None for word in ("--budget", f"{key}={value:g}")]
 
 

@@ -30,11 +30,12 @@ LATENCY_INTERVAL = (
 )
 
 CELLS = 60_000
-"""Cells of confusion matrices in a page, which should stay small enough to be sent around."""
+"""Largest number of cells of confusion matrices in a page, so that the file stays small enough to be sent."""
 
 
 def html_report(stories: Sequence[Story]) -> str:
-    """The page: an overview if there are several runs, then a part for each. UnavailableError without plotly."""
+    """The page: an overview if there are several runs, then a part for each run. Raises UnavailableError without
+    plotly."""
     parts = [_overview(stories)] if len(stories) > 1 else []
     parts += [_run(story, f"run-{place}", CELLS // len(stories)) for place, story in enumerate(stories)]
     return page_of(f"{stories[0].card} on {stories[0].target}" if len(stories) == 1 else f"{len(stories)} runs", parts)
@@ -68,7 +69,7 @@ def _head(story: Story) -> str:
     header, rows = budget_rows(story)
     cells = [[safe(cell) for cell in row] for row in rows]
     for line, row in zip(story.lines, cells, strict=True):
-        told = line.reason not in ("", line.figure.provenance)  # which stands in the next cell
+        told = line.reason not in ("", line.figure.provenance)  # the provenance is already in the next cell
         row[4] = pill(line.outcome) + (f'<br><span class="note">{safe(line.reason)}</span>' if told else "")
     budgets = table_of(header, cells, {4, 5}) if rows else '<p class="note">No budget was asked for.</p>'
     loud = story.outcome.upper() + story.verdict.removeprefix(story.outcome)
@@ -81,7 +82,7 @@ def _head(story: Story) -> str:
 
 
 def _about(story: Story) -> dict[str, str]:
-    """What a team lead asks next: which file, which network, how it was trained, on what it was judged."""
+    """Facts about the run: which file, which network, how it was trained, and on which data it was judged."""
     model, training, parity = story.shipped, story.training, story.parity
     about = {
         "file": f"{model.name}, {units.bytes_(model.size_bytes)}: {story.why_chosen}",
@@ -128,7 +129,7 @@ def _latency(column: Column, story: Story) -> str:
 
 
 def _across(story: Story) -> str:
-    """The shipped file on every target, side by side."""
+    """A table of the shipped file on every target, side by side."""
     if len(story.columns) == 1:
         return ""
     found = [(column, model) for column in story.columns for model in column.models if model.name == story.chosen]
@@ -153,7 +154,7 @@ def _figures(column: Column, story: Story) -> str:
 
 
 def _with_ratio(cell: str) -> str:
-    """A figure, and behind it, fainter, the ratio to the teacher."""
+    """HTML for a figure, followed by the ratio to the teacher in a lighter colour."""
     parts = re.fullmatch(r"(.*) (\([^()]* ×\))", cell)
     if not parts:
         return _together(cell)
@@ -161,7 +162,7 @@ def _with_ratio(cell: str) -> str:
 
 
 def _together(cell: str) -> str:
-    """A figure and its unit on one line of the screen; a list may be broken."""
+    """HTML that keeps a figure and its unit on one line; a list may be wrapped."""
     return f'<span class="one">{safe(cell)}</span>' if len(cell) <= 32 else safe(cell)
 
 
@@ -190,7 +191,7 @@ def _placement(column: Column, story: Story) -> str:
 
 
 def _elsewhere(placement: Placement) -> bool:
-    """Whether it ran on a machine that is not the target, whose times say nothing of the target's."""
+    """Whether the model ran on a machine that is not the target, so that its times are not valid for the target."""
     return placement.provenance == "proxy"
 
 
@@ -219,7 +220,7 @@ def _costly(model: ModelFigures) -> str:
 
 
 def _assigned(column: Column) -> str:
-    """Older results have no placement, but the worker's fingerprint tells who got the nodes."""
+    """The providers of the nodes, from the worker's fingerprint, because older results have no placement."""
     rows = []
     for model in column.models:
         nodes: dict[str, int] = model.fingerprint.get("nodes_by_provider") or {}
@@ -234,7 +235,7 @@ def _classes(story: Story, cells: int) -> str:
     choices = [(column, model) for column in story.columns for model in column.models if model.name in column.recall]
     if not choices:
         return _missing("the answers on test data are not kept")
-    choices.sort(key=lambda choice: choice[1].name != story.chosen)  # the shipped model first
+    choices.sort(key=lambda choice: choice[1].name != story.chosen)  # the shipped model comes first
     kept = choices[: max(1, cells // len(story.classes) ** 2)]
     charts = [class_chart(column, model.name, story.classes) for column, model in kept]
     names = [f"{model.name} on {column.label}, {column.split} data" for column, model in kept]

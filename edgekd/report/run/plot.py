@@ -16,11 +16,11 @@ __all__ = ["Sized", "plot_run"]
 
 
 class Sized(Protocol):
-    """A shape measured before training: `search.candidates.Candidate`, or `gather.Untrained` where torch is not."""
+    """A shape measured before training: `candidate.Candidate`, or `gather.Untrained`, which does not need torch."""
 
     @property
     def precisions(self) -> Mapping[str, Mapping[str, Figure]]:
-        """Precision to budget key to figure."""
+        """Maps each precision to its figures by budget key."""
         ...
 
 
@@ -32,10 +32,10 @@ def plot_run(
     lines: Sequence[Line] = (),
     shipped: str = "",
 ) -> None:
-    """Accuracy against size, and against latency where it is known, as PNG.
+    """Draw accuracy against size, and against latency if it is known, as PNG.
 
-    Candidates that were not trained have no accuracy: they are ticks on the lower edge. The limits in `lines` are
-    dashed, and the model named `shipped` is ringed.
+    Candidates that were not trained have no accuracy, so they are drawn as ticks on the lower edge. The limits in
+    `lines` are dashed lines, and the model named `shipped` has a ring.
     """
     from matplotlib.figure import Figure as Canvas  # no pyplot: no window system, no global state
 
@@ -95,7 +95,7 @@ def _draw(axes: "Axes", models: Sequence[ModelFigures], candidates: Sequence[Siz
 
 
 def _draw_limits(axes: "Axes", limits: dict[str, float], key: str) -> None:
-    """The budget: dashed, green; labelled once."""
+    """Draw the budget as dashed green lines, of which one is labelled."""
     if key in limits:
         axes.axvline(limits[key], color="tab:green", linestyle="--", linewidth=1.2, label="budget")
     if "min_accuracy" in limits:

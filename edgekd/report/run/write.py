@@ -1,4 +1,4 @@
-"""What a run leaves for its reader."""
+"""Write the files of a run that are meant for its reader."""
 
 import shutil
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ __all__ = ["write_reports"]
 
 
 def write_reports(result: Result, candidates: Sequence[Candidate], run: Run) -> None:
-    """The chosen file, the picture, `report.md` and, last, `result.json`: with it the run is finished."""
+    """Write the chosen file, the picture, `report.md` and, last, `result.json`, which marks the run as finished."""
     chosen = next(model for model in result.models if model.name == result.chosen)
     with atomic(run.model) as temporary:
         shutil.copyfile(run.exported / chosen.file, temporary)
