@@ -60,7 +60,7 @@ class Damage:
     name: str
     """The path relative to the run folder, with slashes."""
     what: str
-    """What is wrong with it, as the end of a sentence that begins with its name."""
+    """The problem, worded to follow the name of the file in a sentence."""
 
 
 def listed(folder: Path) -> Digests | None:

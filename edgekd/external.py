@@ -118,8 +118,8 @@ def weights_of(card: Card, teacher: Path | None) -> Path | None:
 
 
 def digests_of_more(card: Card) -> dict[str, str]:
-    """SHA-256 of the weights of each of the card's further teachers. It is empty for a file that is missing;
-    whatever loads the file reports that."""
+    """SHA-256 of the weights of each of the card's further teachers. It is empty for a missing file, because the code
+    that loads the file reports the problem."""
     paths = [card.resolve(further.weights) if further.weights else None for further in card.more_teachers]
     return {
         f"more_teachers[{number}]": file_digest(path) if path and path.is_file() else ""

@@ -18,7 +18,7 @@ from edgekd.errors import InputError, one_line
 from edgekd.figures import Figure
 from edgekd.judge import Judged
 
-__all__ = ["Entry", "append_history", "read_history", "this_commit"]
+__all__ = ["HistoryEntry", "append_history", "read_history", "this_commit"]
 
 # history history:
 # 1 - at (ISO 8601, UTC), commit, model, sha256, target, machine, outcome, figures: key -> [value, low, high],
@@ -29,7 +29,7 @@ _TEXTS = ("commit", "model", "sha256", "target", "machine", "outcome", "edgekd")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class HistoryEntry:
     """The result of one check of one model; figures and limits are by budget key, in the budget's units."""
 
     at: datetime
@@ -120,7 +120,7 @@ def _finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def read_history(path: Path) -> tuple[list[Entry], list[str]]:
+def read_history(path: Path) -> tuple[list[HistoryEntry], list[str]]:
     """The checks of a history in the order of time, and a warning for each line that had to be skipped.
 
     Raises InputError if the file is missing, if no line is readable, or if a newer edgekd wrote some of it.
@@ -158,7 +158,7 @@ def _content(line: bytes) -> dict[str, Any]:
     return content
 
 
-def _entry(content: dict[str, Any], where: str) -> Entry:
+def _entry(content: dict[str, Any], where: str) -> HistoryEntry:
     version = content.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise InputError(
@@ -173,7 +173,7 @@ def _entry(content: dict[str, Any], where: str) -> Entry:
         raise ValueError("at has no time zone")
     figures = {str(key): _figure(key, numbers) for key, numbers in content["figures"].items()}
     limits = {str(key): _number(key, limit) for key, limit in content["limits"].items()}
-    return Entry(at=at.astimezone(UTC), figures=figures, limits=limits, **texts)
+    return HistoryEntry(at=at.astimezone(UTC), figures=figures, limits=limits, **texts)
 
 
 def _figure(key: str, numbers: Any) -> Figure:

@@ -87,7 +87,7 @@ class Setup:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TargetPlan:
     """The student's shape chosen for one target, and the measurements on which the choice is based."""
 
     site: Site
@@ -130,7 +130,7 @@ def distill_all(asked: Request, places: Sequence[tuple[Site, Run]]) -> list[Resu
     plans = [_tried(lambda site=site, run=run: search(setup, site, run)) for site, run in places]  # type: ignore[misc]
     results: list[Result | EdgekdError] = []
     for number, plan in enumerate(plans):
-        done = [other for other in plans[:number] if isinstance(other, Plan)]
+        done = [other for other in plans[:number] if isinstance(other, TargetPlan)]
         results.append(plan if isinstance(plan, EdgekdError) else _tried(lambda: finish(setup, plan, done)))  # noqa: B023
     return results
 
@@ -159,7 +159,7 @@ def prepare(asked: Request, runs: Sequence[Run]) -> Setup:
     return Setup(asked=asked, card=card, given=given, further=further, train=train, validation=validation, digest=whole)
 
 
-def search(setup: Setup, site: Site, run: Run) -> Plan:
+def search(setup: Setup, site: Site, run: Run) -> TargetPlan:
     """Measure the untrained candidates on the target, and choose one that meets the budget."""
     card, data = setup.card, setup.asked.data
     budget = effective_budget(card.budget(site.target.name, setup.asked.budget), site.target)
@@ -174,10 +174,10 @@ def search(setup: Setup, site: Site, run: Run) -> Plan:
     choice = choose_shape(found, budget)
     say(f"search: {choice.name} of {len(found)} candidates, {units.count(choice.macs)} multiply-accumulates")
     kept: dict[str, Any] = {"inputs": inputs, "calibration": calibration, "candidates": found, "choice": choice}
-    return Plan(site=site, run=run, budget=budget, **kept)
+    return TargetPlan(site=site, run=run, budget=budget, **kept)
 
 
-def finish(setup: Setup, plan: Plan, earlier: Sequence[Plan] = ()) -> Result:
+def finish(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = ()) -> Result:
     """Train, export, measure and choose; then judge on test data."""
     student = learn(setup, plan, earlier)
     subjects = export_variants(student.card, plan.site.target, student.teacher, student.net, plan.calibration, plan.run)
@@ -197,7 +197,7 @@ def finish(setup: Setup, plan: Plan, earlier: Sequence[Plan] = ()) -> Result:
     return result
 
 
-def learn(setup: Setup, plan: Plan, earlier: Sequence[Plan]) -> TrainedStudent:
+def learn(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan]) -> TrainedStudent:
     """Train the student. Networks that were trained in the same way for an earlier target are copied from there."""
     card, asked = with_own_teacher(setup.card, plan.choice.shape), setup.asked
     limits = plan.budget.min_accuracy, plan.budget.teacher_min_accuracy
@@ -219,7 +219,7 @@ def learn(setup: Setup, plan: Plan, earlier: Sequence[Plan]) -> TrainedStudent:
 
 
 def choose(
-    setup: Setup, plan: Plan, student: TrainedStudent, subjects: list[Subject], figures: list[ModelFigures]
+    setup: Setup, plan: TargetPlan, student: TrainedStudent, subjects: list[Subject], figures: list[ModelFigures]
 ) -> tuple[str, str]:
     """Choose the file to ship by validation data; returns its name and the reason."""
     site, inputs = plan.site, plan.inputs
@@ -234,7 +234,7 @@ def choose(
 
 
 def final_figures(
-    setup: Setup, plan: Plan, student: TrainedStudent, subjects: list[Subject], figures: list[ModelFigures]
+    setup: Setup, plan: TargetPlan, student: TrainedStudent, subjects: list[Subject], figures: list[ModelFigures]
 ) -> tuple[list[ModelFigures], int]:
     """Measure the accuracy on test data, which no other stage reads; returns the figures and the number of examples."""
     card, run = student.card, plan.run
@@ -248,7 +248,7 @@ def final_figures(
     return evaluate(figures, logits, answers, plan.site), len(answers.labels)
 
 
-def judged(plan: Plan, student: TrainedStudent, chosen: str, models: list[ModelFigures], count: int) -> Result:
+def judged(plan: TargetPlan, student: TrainedStudent, chosen: str, models: list[ModelFigures], count: int) -> Result:
     """Judge the chosen model and return the result; `count` is the number of test examples."""
     final = next(model for model in models if model.name == chosen)
     figures = budget_figures(final, models[0].accuracy)

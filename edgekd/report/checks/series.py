@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from edgekd.figures import BUDGETED, Figure
-from edgekd.history import Entry
+from edgekd.history import HistoryEntry
 from edgekd.judge import show_limit
-from edgekd.report.checks.steps import Scale, Step, find_steps
+from edgekd.report.checks.steps import LevelStep, Scale, find_steps
 
 __all__ = [
     "Group",
@@ -29,7 +29,7 @@ class Series:
     key: str
     """A budget key, which also determines the unit: see `figures.BUDGETED`."""
     machine: str
-    entries: tuple[Entry, ...]
+    entries: tuple[HistoryEntry, ...]
     """The checks in which the figure is known, in chronological order."""
 
     @property
@@ -58,7 +58,7 @@ class Series:
         return "points" if is_share(self.key) or BUDGETED[self.key].unit == "points" else "ratio"
 
     @cached_property
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[LevelStep]:
         """The steps of the level; their medians are in the unit of the key."""
         factor = 100 if is_share(self.key) else 1
         steps = find_steps([factor * value for value in self.values], self.scale)
@@ -76,11 +76,11 @@ class Series:
             return 100 * (after / before - 1)
         return (100 if is_share(self.key) else 1) * (after - before)
 
-    def is_better(self, step: Step) -> bool:
+    def is_better(self, step: LevelStep) -> bool:
         """Whether the step is an improvement."""
         return (step.after > step.before) == (BUDGETED[self.key].better == "higher")
 
-    def same_file(self, step: Step) -> bool:
+    def same_file(self, step: LevelStep) -> bool:
         """Whether the model file is the same as in the previous check, so that something else has changed."""
         return self.entries[step.at].sha256 == self.entries[step.at - 1].sha256
 
@@ -91,7 +91,7 @@ class Group:
 
     model: str
     target: str
-    entries: tuple[Entry, ...]
+    entries: tuple[HistoryEntry, ...]
     series: tuple[Series, ...] = field(default=())
 
     @property
@@ -100,7 +100,7 @@ class Group:
         return list(dict.fromkeys(one.machine for one in self.series))
 
     @property
-    def latest(self) -> Entry:
+    def latest(self) -> HistoryEntry:
         """The last check."""
         return self.entries[-1]
 
@@ -113,25 +113,25 @@ class Group:
         return next((word for word in ("error", "fail", "inconclusive") if word in found), self.latest.outcome)
 
     @property
-    def stepped(self) -> list[tuple[Series, Step]]:
+    def stepped(self) -> list[tuple[Series, LevelStep]]:
         """All steps, the most recent first."""
         found = [(one, step) for one in self.series for step in one.steps]
         return sorted(found, key=lambda pair: pair[0].entries[pair[1].at].at, reverse=True)
 
 
-def group_series(entries: Sequence[Entry]) -> list[Group]:
+def group_series(entries: Sequence[HistoryEntry]) -> list[Group]:
     """Sort the entries into groups, in the order of their first check. The series of each group are in the order of
     `BUDGETED`.
 
     Figures relative to a baseline are left out, because they also have a step whenever the baseline changes.
     """
-    groups: dict[tuple[str, str], list[Entry]] = {}
+    groups: dict[tuple[str, str], list[HistoryEntry]] = {}
     for entry in entries:
         groups.setdefault((entry.model, entry.target), []).append(entry)
     return [Group(*names, tuple(own), tuple(_series(own))) for names, own in groups.items()]
 
 
-def _series(entries: Sequence[Entry]) -> Iterable[Series]:
+def _series(entries: Sequence[HistoryEntry]) -> Iterable[Series]:
     machines = dict.fromkeys(entry.machine for entry in entries)
     for key in BUDGETED:
         for machine in machines:
@@ -140,7 +140,7 @@ def _series(entries: Sequence[Entry]) -> Iterable[Series]:
                 yield Series(key, machine, own)
 
 
-def _known(entry: Entry, key: str) -> bool:
+def _known(entry: HistoryEntry, key: str) -> bool:
     """Whether the figure is known in this check. Times and sizes of zero or less are invalid and count as unknown."""
     value = entry.figures.get(key, Figure()).value
     return value is not None and (value > 0 or is_share(key) or BUDGETED[key].unit == "points")
@@ -166,7 +166,7 @@ def show_change(one: Series, change: float) -> str:
     return f"{change:+.1f} %" if one.scale == "ratio" else f"{change:+.2f} points"
 
 
-def show_step(one: Series, step: Step) -> str:
+def show_step(one: Series, step: LevelStep) -> str:
     """A step as text: `+5.1 % at 1f0c9a2 (2026-11-02): 0.200 ms → 0.210 ms, same file`."""
     entry = one.entries[step.at]
     levels = f"{show_limit(one.key, step.before)} → {show_limit(one.key, step.after)}"

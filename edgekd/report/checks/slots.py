@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Literal
 
 from edgekd.figures import BUDGETED, Figure
-from edgekd.history import Entry
+from edgekd.history import HistoryEntry
 from edgekd.judge import show_limit
 from edgekd.report.checks.series import Group, Series, is_share, short, show_change
 
@@ -50,7 +50,7 @@ class Slots:
 def slots_of(group: Group, most: int) -> Slots:
     """The last `most` positions. Checks of one commit on several machines share a position, because they belong to one
     CI job with several machines."""
-    firsts: list[Entry] = []
+    firsts: list[HistoryEntry] = []
     places: dict[int, int] = {}
     here: set[str] = set()
     for entry in group.entries:

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgekd.imports import require
 
-__all__ = ["Scale", "Step", "find_steps"]
+__all__ = ["LevelStep", "Scale", "find_steps"]
 
 Scale = Literal["ratio", "points"]
 """The scale of differences: percent of the figure for latencies and sizes, percentage points for shares."""
@@ -40,7 +40,7 @@ FAR = 4.0
 
 
 @dataclass(frozen=True)
-class Step:
+class LevelStep:
     """A new level, which begins at the figure with index `at` (from 0), and the medians of the old and the new
     level."""
 
@@ -51,7 +51,7 @@ class Step:
     """The change in percent of the old level, or in points."""
 
 
-def find_steps(figures: Sequence[float], scale: Scale = "ratio") -> list[Step]:
+def find_steps(figures: Sequence[float], scale: Scale = "ratio") -> list[LevelStep]:
     """Find the steps in figures of one machine, which are in chronological order. With the scale `ratio`, all figures
     must be positive.
 
@@ -69,7 +69,7 @@ def find_steps(figures: Sequence[float], scale: Scale = "ratio") -> list[Step]:
     places = _worth_telling(values, places, max(LEAST[scale], LEAST_IN_NOISE * noise))
     levels = _levels(figures, places)
     return [
-        Step(at, before, after, 100 * (after / before - 1) if scale == "ratio" else after - before)
+        LevelStep(at, before, after, 100 * (after / before - 1) if scale == "ratio" else after - before)
         for at, (before, after) in zip(places, pairwise(levels), strict=True)
     ]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from edgekd.history import Entry
+from edgekd.history import HistoryEntry
 from edgekd.judge import show_limit
 from edgekd.report.checks.series import Series, machine_words, short
 from edgekd.report.checks.slots import (
@@ -89,7 +89,7 @@ def _points(one: Series, slots: Slots, colour: str, several: bool) -> Chart:
     return trace
 
 
-def _hover(one: Series, entry: Entry, several: bool) -> str:
+def _hover(one: Series, entry: HistoryEntry, several: bool) -> str:
     figure = entry.figures[one.key]
     ends = ""
     if figure.low is not None and figure.high is not None:

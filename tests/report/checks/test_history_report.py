@@ -17,7 +17,7 @@ import pytest
 from edgekd.card import Budget
 from edgekd.cli.main import main
 from edgekd.figures import Figure
-from edgekd.history import Entry, append_history, read_history
+from edgekd.history import HistoryEntry, append_history, read_history
 from edgekd.judge import Judged, judge
 from edgekd.report.checks.history import CSV_HEADER, history_csv, history_json, history_markdown, history_rows
 from edgekd.report.checks.page import MOST, history_page
@@ -71,10 +71,10 @@ def groups(history: Path) -> list[Group]:
     return group_series(read_history(history)[0])
 
 
-def an_entry(minute: int, name: str, machine: str = FAST, value: float = 1.0) -> Entry:
+def an_entry(minute: int, name: str, machine: str = FAST, value: float = 1.0) -> HistoryEntry:
     at = BEGIN + timedelta(minutes=minute)
     figures = {"latency_p50_ms": Figure(value)}
-    return Entry(at=at, commit=name, model="m", sha256="", target="t", machine=machine, outcome="pass",
+    return HistoryEntry(at=at, commit=name, model="m", sha256="", target="t", machine=machine, outcome="pass",
                  figures=figures, limits={}, edgekd="1")  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from edgekd.errors import UnavailableError
-from edgekd.report.checks.steps import Step, find_steps
+from edgekd.report.checks.steps import LevelStep, find_steps
 
 pytest.importorskip("ruptures", reason="ruptures is not installed")
 
@@ -90,7 +90,7 @@ def test_one_or_two_outliers_are_no_step(length, at, factor) -> None:
 
 def test_several_steps_with_the_medians_of_the_levels() -> None:
     up, down = find_steps([100.0] * 5 + [110.0] * 4 + [99.0] * 3)
-    assert (up, down) == (Step(5, 100.0, 110.0, up.change), Step(9, 110.0, 99.0, down.change))
+    assert (up, down) == (LevelStep(5, 100.0, 110.0, up.change), LevelStep(9, 110.0, 99.0, down.change))
     assert [up.change, down.change] == pytest.approx([10, -10])
 
 
