@@ -95,7 +95,7 @@ def _go(card: Card, override: Budget, waiting: Sequence[tuple[Site, Run]], optio
 
 
 def _compare(done: Sequence[tuple[Result, Run]]) -> None:
-    """One table of what ships on each of several targets, shown and written beside the run folders."""
+    """If there are several results, print a table of the shipped models and write a report beside the run folders."""
     if len(done) < 2:
         return
     card = done[0][0].card
