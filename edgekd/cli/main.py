@@ -50,8 +50,16 @@ Models = Annotated[list[Path], typer.Argument(metavar="RUN|MODEL...", help="Run 
 
 @app.command()
 def distill(
-    target: Targets,
     card: CardName = "digits",
+    target: Annotated[
+        list[str],
+        typer.Option(
+            "--target",
+            "-t",
+            metavar="NAME|FILE",
+            help="Bundled target or a TOML file; default this machine's.",
+        ),
+    ] = [],  # noqa: B006 - typer copies it
     data: DataFolder = None,
     teacher: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Teacher: safetensors, state dict or ONNX.")

@@ -12,7 +12,7 @@ from edgekd.console import out as show
 from edgekd.console import say
 from edgekd.devices.device import Site
 from edgekd.devices.host import processes
-from edgekd.devices.local import connect
+from edgekd.devices.local import Local, connect, fitting_target
 from edgekd.distill.cache.files import require_cache
 from edgekd.errors import EdgekdError, ExitCode, InputError, did_you_mean
 from edgekd.external import named_files, weights_of
@@ -51,6 +51,9 @@ def distill_on(card_name: str, target_names: Sequence[str], options: Options) ->
     begin = time.perf_counter()
     card = load_card(card_name)
     override = parse_budget(list(options.budget))
+    if not target_names:
+        target_names = [fitting_target(Local().facts())]
+        say(f"target: {target_names[0]}, which describes this machine; --target NAME takes another one")
     with contextlib.ExitStack() as stack:
         sites = [stack.enter_context(contextlib.closing(connect(load_target(name)))) for name in target_names]
         _need_training()

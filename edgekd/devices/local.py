@@ -19,9 +19,10 @@ from edgekd.errors import ConfigError, EdgekdError, InputError, ModelError, Unav
 from edgekd.files import real
 from edgekd.machine import Machine
 from edgekd.scratch import scratch
-from edgekd.target import Target
+from edgekd.spec import bundled_names
+from edgekd.target import Target, load_target
 
-__all__ = ["Local", "connect", "look_for_runtime", "require_runtime", "run_worker", "runtime_of"]
+__all__ = ["Local", "connect", "fitting_target", "look_for_runtime", "require_runtime", "run_worker", "runtime_of"]
 
 NEEDS_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 WORKERS = Path(__file__).parents[1] / "bench"
@@ -73,6 +74,22 @@ def connect(target: Target, where: str = "") -> Site:
         site.close()
         raise
     return site
+
+
+def fitting_target(here: Machine) -> str:
+    """The bundled target for the CPU provider that describes this machine most closely.
+
+    Raises UnavailableError if none does.
+    """
+    known = [load_target(name) for name in bundled_names("targets")]
+    fitting = [
+        target for target in known if target.provider.name == "CPUExecutionProvider" and not target.differences(here)
+    ]
+    if not fitting:
+        names = ", ".join(target.name for target in known)
+        raise UnavailableError(f"no bundled target describes this machine; name one with --target: {names}")
+    closest = max(fitting, key=lambda target: len(target.hardware.requires) + len(target.hardware.lacks))
+    return closest.name
 
 
 def runtime_of(target: Target) -> Runtime:

@@ -137,7 +137,7 @@ def test_nothing_in_a_name_is_obeyed(
         (["distill", "-t", "cpu-x87"], ["unknown target 'cpu-x87'", "'cpu-x86'"]),
         (["distill", "digts", "-t", "cpu-x86"], ["unknown card 'digts'", "'digits'"]),
         (["distill", "-t", "./none.toml"], ["no such file"]),
-        (["distill"], ["Missing option '--target'"]),
+        (["bench", "m.onnx"], ["Missing option '--target'"]),
         (["distil"], ["No such command 'distil'", "distill"]),
         (["distill", "-t", "cpu-x86", "--budget", "size=3"], ["--budget", "size", "size_kb"]),
         (["distill", "-t", "cpu-x86", "--budget", "size_kb=0"], ["--budget", "size_kb", "0", "greater than 0"]),

@@ -11,7 +11,7 @@ import pytest
 from edgekd.bench.records import Effort, Plan, Record
 from edgekd.devices import host
 from edgekd.devices.device import Site
-from edgekd.devices.local import Local, connect
+from edgekd.devices.local import Local, connect, fitting_target
 from edgekd.errors import ConfigError, UnavailableError
 from edgekd.machine import Machine
 from edgekd.pipeline import Request, distill
@@ -133,3 +133,20 @@ def test_on_this_machine_another_target_stays_a_proxy(
     assert [model.accuracy.provenance for model in result.models] == ["proxy"] * 3
     assert "measured" not in provenances(tmp_path / "run")
     assert "is the first precision of target" in result.why_chosen
+
+
+@pytest.mark.parametrize(
+    ("machine", "target"),
+    [
+        (Machine("x86_64", "a PC", frozenset({"avx2"}), ""), "cpu-x86-avx2"),
+        (Machine("x86_64", "a server", frozenset({"avx2", "avx512_vnni"}), ""), "cpu-x86"),
+        (Machine("aarch64", "", frozenset({"asimd"}), "0xd08"), "cpu-arm"),
+    ],
+)
+def test_without_a_target_it_is_the_one_of_this_machine(machine: Machine, target: str) -> None:
+    assert fitting_target(machine) == target
+
+
+def test_a_machine_that_no_bundled_target_describes() -> None:
+    with pytest.raises(UnavailableError, match="no bundled target describes this machine; name one with --target: "):
+        fitting_target(Machine("riscv64", "", frozenset(), ""))
