@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.card import Card
 from edgekd.errors import InputError, one_line
-from edgekd.files import file_sha256
+from edgekd.files import file_sha256, real
 from edgekd.units import flat
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def model_bytes(file: Path, model: "ModelProto | None" = None) -> int:
 def _beside(file: Path, location: str) -> Path:
     folder, shown = file.parent, flat(repr(location))
     try:
-        path = (folder / location).resolve()
-        if not path.is_relative_to(folder.resolve()):
+        path = real(folder / location)
+        if not path.is_relative_to(real(folder)):
             raise InputError(f"{file}: keeps weights in {shown}; they should lie in the folder of the model")
         path.open("rb").close()
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have

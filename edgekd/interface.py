@@ -2,20 +2,42 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.card import Budget, Card
+from edgekd.devices.device import Site
+from edgekd.devices.local import connect
+from edgekd.distill.cache.files import require_cache
+from edgekd.errors import EdgekdError
+from edgekd.external import named_files, weights_of
 from edgekd.figures import ModelFigures
+from edgekd.imports import require
 from edgekd.judge import Judged
 from edgekd.result import Result, read_result
 from edgekd.run import Run, open_run
+from edgekd.scratch import require_scratch
 from edgekd.spec import build
 from edgekd.target import Target, load_target
 from edgekd.tasks.known import load_card
 
-__all__ = ["bench", "check", "distill", "load_card", "load_result", "load_target"]
+__all__ = [
+    "TRAINING",
+    "DistillRequest",
+    "Distilled",
+    "bench",
+    "check",
+    "distill",
+    "distill_each",
+    "load_card",
+    "load_result",
+    "load_target",
+]
 
 Name = str | Path
+
+TRAINING = ("torch", "torchvision", "onnx", "onnxscript", "safetensors")
+"""Modules that training needs and the base installation lacks."""
 
 
 def distill(
@@ -40,29 +62,108 @@ def distill(
     Raises EdgekdError, whose text is one line, for any problem that the caller can correct, and BudgetError if no
     candidate fits the budget. A failed or inconclusive verdict raises no error: see `Result.verdict`.
     """
-    from edgekd.devices.local import connect
-    from edgekd.distill.identity import refuse_changes
-    from edgekd.distill.student import TrainingOptions
-    from edgekd.external import named_files
-    from edgekd.pipeline import Request
-    from edgekd.pipeline import distill as go
-
-    card = load_card(card) if isinstance(card, str) else card
-    target = load_target(target) if isinstance(target, str) else target
     limits = build(Budget, dict(budget or {}), "budget")
-    data, teacher = (Path(given) if given is not None else None for given in (data, teacher))
-    folder = Path(out) if out is not None else Path("runs", f"{card.name}@{target.name}")
-    files = named_files(card, teacher, data)
-    asked = card.budget(target.name, limits)
-    with (
-        contextlib.closing(connect(target, device)) as site,
-        open_run(folder, card, target, asked, files, fresh) as run,
-    ):
-        if run.result.exists() and run.model.exists():
-            refuse_changes(card, run, data, teacher is not None or bool(card.teacher.weights))
-            return read_result(run.result)
-        options = TrainingOptions(online=online)
-        return go(Request(card=card, data=data, teacher=teacher, budget=limits, options=options), site, run)
+    request = DistillRequest(
+        data=_path(data),
+        teacher=_path(teacher),
+        out=_path(out),
+        budget=limits,
+        device=device,
+        fresh=fresh,
+        online=online,
+    )
+    (done,) = distill_each(
+        load_card(card) if isinstance(card, str) else card,
+        [load_target(target) if isinstance(target, str) else target],
+        request,
+    )
+    if isinstance(done.outcome, EdgekdError):
+        raise done.outcome
+    return done.outcome
+
+
+def _path(name: Name | None) -> Path | None:
+    return Path(name) if name is not None else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillRequest:
+    """The settings of a distillation, apart from card and targets."""
+
+    data: Path | None = None
+    teacher: Path | None = None
+    out: Path | None = None
+    """The run folder; with several targets the folder that contains the run folders."""
+    budget: Budget = Budget()  # noqa: RUF009 - frozen
+    device: str = ""
+    fresh: bool = False
+    online: bool = False
+    track: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distilled:
+    """The outcome for one target."""
+
+    run: Run
+    outcome: Result | EdgekdError
+    before: bool = False
+    """Whether the run was finished before this call."""
+
+
+def distill_each(card: Card, targets: Sequence[Target], asked: DistillRequest) -> list[Distilled]:
+    """Distil for each target; runs that are finished are only read.
+
+    An error that concerns only one target is its outcome. Raises EdgekdError for what concerns all of them, before
+    any target is measured.
+    """
+    with contextlib.ExitStack() as stack:
+        sites = [stack.enter_context(contextlib.closing(connect(target, asked.device))) for target in targets]
+        _require_training(asked.track)
+        from edgekd.distill.identity import refuse_changes
+
+        files = named_files(card, asked.teacher, asked.data)
+        done: list[Distilled | None] = []
+        waiting: list[tuple[Site, Run]] = []
+        for site in sites:
+            folder, limits = _folder(card, site.target, asked, len(sites)), card.budget(site.target.name, asked.budget)
+            run = stack.enter_context(open_run(folder, card, site.target, limits, files, asked.fresh))
+            if run.result.exists() and run.model.exists():
+                refuse_changes(card, run, asked.data, weights_of(card, asked.teacher) is not None)
+                done.append(Distilled(run=run, outcome=read_result(run.result), before=True))
+            else:
+                waiting.append((site, run))
+                done.append(None)
+        made = iter(_distill_waiting(card, waiting, asked) if waiting else [])
+        return [one or next(made) for one in done]
+
+
+def _distill_waiting(card: Card, waiting: Sequence[tuple[Site, Run]], asked: DistillRequest) -> list[Distilled]:
+    require_scratch()
+    if not asked.online:
+        require_cache(", or use --online")
+    from edgekd.distill.student import TrainingOptions
+    from edgekd.pipeline import Request, distill_all
+
+    options = TrainingOptions(online=asked.online, track=asked.track)
+    request = Request(card=card, data=asked.data, teacher=asked.teacher, budget=asked.budget, options=options)
+    outcomes = distill_all(request, waiting)
+    return [Distilled(run=run, outcome=outcome) for (_, run), outcome in zip(waiting, outcomes, strict=True)]
+
+
+def _require_training(track: tuple[str, ...]) -> None:
+    for module in TRAINING:
+        require(module, "train,cpu", "training")
+    from edgekd.distill.tracking import check_trackers
+
+    check_trackers(track)
+
+
+def _folder(card: Card, target: Target, asked: DistillRequest, targets: int) -> Path:
+    own = f"{card.name}@{target.name}"
+    if asked.out is None:
+        return Path("runs", own)
+    return asked.out / own if targets > 1 else asked.out
 
 
 def bench(models: Sequence[Name], target: Target | str, *, quick: bool = False) -> list[ModelFigures]:
@@ -72,7 +173,6 @@ def bench(models: Sequence[Name], target: Target | str, *, quick: bool = False) 
     If models cannot be measured, raises the first EdgekdError; InputError for a file that does not exist.
     """
     from edgekd.bench.records import QUICK, Effort
-    from edgekd.devices.local import connect
     from edgekd.runs import measure_files
     from edgekd.search.estimating import estimate
 

@@ -43,7 +43,7 @@ from edgekd.search.choose import choose_shape, choose_variant
 from edgekd.search.estimate import with_estimates
 from edgekd.tasks.known import task_of
 
-__all__ = ["Request", "distill", "distill_all"]
+__all__ = ["Request", "distill_all"]
 
 EFFORT = Effort()
 """The effort with which each file is measured."""
@@ -79,6 +79,10 @@ class Setup:
     validation: Split
     digest: str
     """SHA-256 of the training and validation data."""
+    networks: dict[str, str]
+    """The structure of each network that is trained, as SHA-256."""
+    marks: str
+    """SHA-256 of the names, sizes and times of the data's files."""
 
     @property
     def examples(self) -> tuple[Examples, Examples]:
@@ -108,15 +112,6 @@ class TrainedStudent:
     """The card, in which a teacher of family `self` is replaced by a network of the student's shape."""
     net: nn.Module
     teacher: LoadedTeacher
-
-
-def distill(asked: Request, site: Site, run: Run) -> Result:
-    """Run all stages for one target, from a teacher to a judged ONNX file. Stages whose results are already in the run
-    folder are not repeated."""
-    (result,) = distill_all(asked, [(site, run)])
-    if isinstance(result, EdgekdError):
-        raise result
-    return result
 
 
 def distill_all(asked: Request, places: Sequence[tuple[Site, Run]]) -> list[Result | EdgekdError]:
@@ -155,19 +150,28 @@ def prepare(asked: Request, runs: Sequence[Run]) -> Setup:
     if given is None and not taught and card.teacher.family != "self":
         refuse_long_teaching(card, len(train))
     check_networks(card, make_shapes(card, card.student), given, further, examples_of(card, train))
-    whole = digest(train) + digest(validation)
-    return Setup(asked=asked, card=card, given=given, further=further, train=train, validation=validation, digest=whole)
+    return Setup(
+        asked=asked,
+        card=card,
+        given=given,
+        further=further,
+        train=train,
+        validation=validation,
+        digest=digest(train) + digest(validation),
+        networks=structures(card, given is not None),
+        marks=data_marks(card, asked.data),
+    )
 
 
 def search(setup: Setup, site: Site, run: Run) -> TargetPlan:
     """Measure the untrained candidates on the target, and choose one that meets the budget."""
-    card, data = setup.card, setup.asked.data
+    card = setup.card
     budget = effective_budget(card.budget(site.target.name, setup.asked.budget), site.target)
     if card.teacher.family != "self" and not run.exported.exists():
         some = setup.validation.read(np.arange(min(64, len(setup.validation))))
         try_teacher(setup.given, card, site.target, some, run.scratch)
-    run.begin(setup.digest, structures(card, setup.given is not None), data_marks(card, data))
-    learning_of(card.data).keep(card, data, run.tokenizer)
+    run.begin(setup.digest, setup.networks, setup.marks)
+    learning_of(card.data).keep(card, setup.asked.data, run.tokenizer)
     inputs = keep_split(setup.validation, run.data / "validation")
     calibration = calibration_of(card, site.target, setup.train)
     found = measure_candidates(card, site, setup.examples[0], inputs, calibration, run)
@@ -186,13 +190,10 @@ def finish(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = ()) -
     agreement = parity(student.net, student.card, images, answers)
     figures = measure_speed(subjects, plan.site, plan.inputs, plan.run.records, EFFORT)
     figures = with_estimates(figures, subjects, plan.site)
-    chosen, why = choose(setup, plan, student, subjects, figures)
-    models, count = final_figures(setup, plan, student, subjects, figures)
-    result = judged(plan, student, chosen, models, count)
-    summary = training_summary(student.card.recipe, plan.run)
-    result = dataclasses.replace(
-        result, why_chosen=why, parity=dataclasses.asdict(agreement), training=summary, test_reads=plan.run.test_reads()
-    )
+    known = scored(plan, student, subjects, figures, plan.inputs)
+    chosen, why = choose(setup, plan, known)
+    models = scored(plan, student, subjects, figures, read_test_data(setup, plan))
+    result = judged(plan, student, chosen, why, models, dataclasses.asdict(agreement))
     write_reports(result, plan.candidates, plan.run)
     return result
 
@@ -218,52 +219,61 @@ def learn(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan]) -> Trai
     return TrainedStudent(card=card, net=folded(net, card.data), teacher=teacher)
 
 
-def choose(
-    setup: Setup, plan: TargetPlan, student: TrainedStudent, subjects: list[Subject], figures: list[ModelFigures]
-) -> tuple[str, str]:
-    """Choose the file to ship by validation data; returns its name and the reason."""
-    site, inputs = plan.site, plan.inputs
-    logits = [logits_of(subject, site, inputs, plan.run.records) for subject in subjects]
+def scored(
+    plan: TargetPlan, student: TrainedStudent, subjects: list[Subject], figures: list[ModelFigures], inputs: Path
+) -> list[ModelFigures]:
+    """The figures of all models with their accuracy on `inputs` (.npy), whose labels lie beside them."""
+    logits = [logits_of(subject, plan.site, inputs, plan.run.records) for subject in subjects]
     torch_logits = keep_torch_logits(student.net, student.card, inputs)
-    answers = References(labels=setup.validation.labels, teacher=logits[0], torch=torch_logits)
-    teacher, *variants = evaluate(figures, logits, answers, site)
-    fitting = [model for model in variants if model.precision in site.target.precisions]
+    labels = np.load(inputs.with_suffix(".labels.npy"))
+    return evaluate(figures, logits, References(labels=labels, teacher=logits[0], torch=torch_logits), plan.site)
+
+
+def choose(setup: Setup, plan: TargetPlan, known: list[ModelFigures]) -> tuple[str, str]:
+    """Choose the file to ship by its figures on validation data; returns its name and the reason."""
+    teacher, *variants = known
+    fitting = [model for model in variants if model.precision in plan.site.target.precisions]
     # A given teacher may have been trained on the validation data, so its accuracy on them is not used.
-    chosen, why = choose_variant(fitting, None if setup.given else teacher.accuracy, plan.budget, site)
+    chosen, why = choose_variant(fitting, None if setup.given else teacher.accuracy, plan.budget, plan.site)
     return chosen.name, why
 
 
-def final_figures(
-    setup: Setup, plan: TargetPlan, student: TrainedStudent, subjects: list[Subject], figures: list[ModelFigures]
-) -> tuple[list[ModelFigures], int]:
-    """Measure the accuracy on test data, which no other stage reads; returns the figures and the number of examples."""
-    card, run = student.card, plan.run
+def read_test_data(setup: Setup, plan: TargetPlan) -> Path:
+    """The kept test inputs (.npy), with their labels beside them. No other stage reads the test data for a figure."""
+    run = plan.run
     inputs, labels = run.data / "test.npy", run.data / "test.labels.npy"
     if not (inputs.exists() and labels.exists()):
         run.test_reads(add=1)
-        keep_split(learning_of(card.data).load_test(card, setup.asked.data, run.tokenizer), run.data / "test")
-    logits = [logits_of(subject, plan.site, inputs, run.records) for subject in subjects]
-    torch_logits = keep_torch_logits(student.net, card, inputs)
-    answers = References(labels=np.load(labels), teacher=logits[0], torch=torch_logits)
-    return evaluate(figures, logits, answers, plan.site), len(answers.labels)
+        test = learning_of(setup.card.data).load_test(setup.card, setup.asked.data, run.tokenizer)
+        keep_split(test, run.data / "test")
+    return inputs
 
 
-def judged(plan: TargetPlan, student: TrainedStudent, chosen: str, models: list[ModelFigures], count: int) -> Result:
-    """Judge the chosen model and return the result; `count` is the number of test examples."""
-    final = next(model for model in models if model.name == chosen)
-    figures = budget_figures(final, models[0].accuracy)
+def judged(
+    plan: TargetPlan,
+    student: TrainedStudent,
+    chosen: str,
+    why: str,
+    models: list[ModelFigures],
+    agreement: dict[str, Any],
+) -> Result:
+    """Judge the chosen model by its figures on test data."""
+    card, run = student.card, plan.run
+    count = len(np.load(run.data / "test.labels.npy"))
+    figures = budget_figures(next(model for model in models if model.name == chosen), models[0].accuracy)
     return Result(
-        card=student.card.name,
+        card=card.name,
         target=plan.site.target.name,
         verdict=judge(figures, plan.budget, allow_estimated=True, examples=count),
         chosen=chosen,
-        why_chosen="",
+        why_chosen=why,
         models=tuple(models),
         shape=plan.choice.shape,
         candidates=len(plan.candidates),
         test_images=count,
-        examples=task_of(student.card.data).units,
-        test_reads=0,
-        parity={},
+        examples=task_of(card.data).units,
+        test_reads=run.test_reads(),
+        parity=agreement,
+        training=training_summary(card.recipe, run),
         notes=plan.site.remarks,
     )

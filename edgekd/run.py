@@ -15,8 +15,8 @@ from edgekd import __version__
 from edgekd.artefacts import LIST, Digests, keeping, write_list
 from edgekd.card import Augment, Budget, Card, Data, Recipe
 from edgekd.console import say
-from edgekd.errors import ConfigError
-from edgekd.files import atomic, read_json, write_json
+from edgekd.errors import ConfigError, shown
+from edgekd.files import atomic, file_sha256, read_json, write_json
 from edgekd.imports import sources_of
 from edgekd.mend import adopted, expected, mend, refuse_lost_settings, remove_derived
 from edgekd.target import Target
@@ -150,12 +150,19 @@ class Run:
 
 
 def take_over(source: Run, run: Run, with_student: bool) -> None:
-    """Copy the teacher and the assistants that were trained in `source`; `with_student` copies the student, too.
+    """Copy the teacher and the assistants that were trained in `source`. `with_student` copies the student, too, if it
+    learnt from the teacher that `run` has.
 
     Files that already exist in `run` are not replaced.
     """
-    folders = [source.teacher_weights.parent, *([source.student_weights.parent] if with_student else [])]
-    for path in (path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())):
+    _copy_networks(source, run, source.teacher_weights.parent)
+    weights = [one.teacher_weights for one in (source, run) if one.teacher_weights.exists()]
+    if with_student and len({file_sha256(path) for path in weights}) <= 1:
+        _copy_networks(source, run, source.student_weights.parent)
+
+
+def _copy_networks(source: Run, run: Run, folder: Path) -> None:
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         copy = run.folder / path.relative_to(source.folder)
         if path.suffix in (".safetensors", ".json") and not copy.exists():
             with atomic(copy) as temporary:
@@ -259,21 +266,17 @@ def _trained(folder: Path) -> bool:
     return made or (folder / "exported").exists() or (folder / "result.json").exists()
 
 
-_SHOWN = 60
-"""Largest number of characters of a value in a message."""
-
-
 def _change(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
     """Describe the first setting that has changed since the run began; empty if nothing has changed."""
     version = before.get("schema_version")
     if version not in READABLE:
-        return f"schema_version was {_short(version)} when this run began and is {SCHEMA_VERSION} now"
+        return f"schema_version was {shown(version)} when this run began and is {SCHEMA_VERSION} now"
     parts = ["card", "target", "files", *(["code"] if version > 1 else [])]
     if (folder / "student").exists():  # before a student exists, the budget may change, because no choice was kept
         parts.append("budget")
     for part in parts:
         for key, old, new in _differences(before.get(part), now[part], part):
-            return f"{key} was {_short(old)} when this run began and is {_short(new)} now"
+            return f"{key} was {shown(old)} when this run began and is {shown(new)} now"
     return ""
 
 
@@ -312,11 +315,6 @@ def _as_before(key: str, value: Any) -> bool:
 
 def _tables(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
 def _begun_here(path: Path) -> bool:

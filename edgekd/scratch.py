@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgekd.errors import UnavailableError
 
-__all__ = ["home_folder", "require_scratch", "scratch"]
+__all__ = ["require_scratch", "scratch"]
 
 LEAST_BYTES = 16_000_000
 """Free bytes that are needed to start: enough for a small model in all precisions, its plans and results."""
@@ -132,12 +132,3 @@ def _room(folder: Path) -> int:
     """Number of free bytes; 0 if no file can be created any more."""
     status = os.statvfs(folder)
     return 0 if status.f_files and not status.f_favail else status.f_bavail * status.f_frsize
-
-
-def home_folder() -> Path:
-    """The user's home folder. Raises UnavailableError if there is none, for example for a user that is unknown in a
-    container."""
-    try:
-        return Path.home()
-    except RuntimeError:
-        raise UnavailableError("this user has no home folder; set HOME to a folder that can be written") from None

@@ -14,7 +14,7 @@ import pytest
 
 from edgekd import scratch as module
 from edgekd.errors import InputError, UnavailableError
-from edgekd.scratch import home_folder, require_scratch, scratch
+from edgekd.scratch import require_scratch, scratch
 
 Cli = Callable[..., Any]
 
@@ -152,12 +152,3 @@ def test_a_cache_that_cannot_be_written_is_told_first(
     assert "the cache of the teacher's outputs cannot be written there (Not a directory)" in done.stderr
     assert done.stderr.endswith("set EDGEKD_CACHE_HOME to another folder, or use --online\n")
     assert "begun" in cli("distill", "-t", "cpu-x86", "--online").stderr
-
-
-def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", none)
-    with pytest.raises(UnavailableError, match=r"^this user has no home folder; set HOME"):
-        home_folder()

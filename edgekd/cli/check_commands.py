@@ -8,8 +8,10 @@ import typer
 from edgekd.cli.options import (
     BatchAxes,
     Budgets,
+    CheckedModels,
     CustomOps,
     InputValues,
+    LabelledData,
     OnInconclusive,
     OptionalTargets,
     Output,
@@ -21,9 +23,7 @@ __all__ = ["baseline_accept", "check"]
 
 
 def check(
-    models: Annotated[
-        list[Path] | None, typer.Argument(metavar="[MODEL|RUN|RECORD...]", help="ONNX files, run folders or records.")
-    ] = None,
+    models: CheckedModels = None,
     target: OptionalTargets = None,
     baseline: Annotated[
         Path | None,
@@ -37,7 +37,7 @@ def check(
         list[str],
         typer.Option(metavar="KEY=VALUE", help="How much worse than its baseline it may be; repeatable."),
     ] = [],  # noqa: B006
-    data: Annotated[Path | None, typer.Option(metavar="FILE", help="Inputs and labels (.npz), for accuracy.")] = None,
+    data: LabelledData = None,
     shape: Shapes = [],  # noqa: B006
     value: InputValues = [],  # noqa: B006
     batch_axis: BatchAxes = [],  # noqa: B006
@@ -99,15 +99,13 @@ def check(
 
 
 def baseline_accept(
-    models: Annotated[
-        list[Path] | None, typer.Argument(metavar="[MODEL|RUN|RECORD...]", help="ONNX files, run folders or records.")
-    ] = None,
+    models: CheckedModels = None,
     target: OptionalTargets = None,
     manifest: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write every record that this manifest names.")
     ] = None,
     to: Annotated[Path | None, typer.Option(metavar="FILE|DIR", help="Default baselines/MODEL@TARGET.json.")] = None,
-    data: Annotated[Path | None, typer.Option(metavar="FILE", help="Inputs and labels (.npz), for accuracy.")] = None,
+    data: LabelledData = None,
     shape: Shapes = [],  # noqa: B006
     value: InputValues = [],  # noqa: B006
     batch_axis: BatchAxes = [],  # noqa: B006

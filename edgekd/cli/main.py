@@ -72,16 +72,19 @@ def distill(
     on_inconclusive: OnInconclusive = None,
 ) -> None:
     """The whole road: teacher, search, distillation, export, quantization, bench, verdict."""
-    from edgekd.cli.road import Options, distill_on, several_processes
+    from edgekd.card import parse_budget
+    from edgekd.cli.road import distill_on, several_processes
+    from edgekd.interface import DistillRequest
     from edgekd.judge import COUNTED, read_counted
 
     read_counted(on_inconclusive)
 
-    options = Options(
-        data=data, teacher=teacher, out=out, budget=tuple(budget), fresh=fresh, online=online, track=tuple(track)
+    limits = parse_budget(budget)
+    asked = DistillRequest(
+        data=data, teacher=teacher, out=out, budget=limits, fresh=fresh, online=online, track=tuple(track)
     )
     with several_processes() as first:
-        codes = distill_on(card, target, options) if first else []
+        codes = distill_on(card, target, asked) if first else []
     end([COUNTED[on_inconclusive] if code == ExitCode.INCONCLUSIVE else code for code in codes])
 
 

@@ -62,6 +62,12 @@ Output = Annotated[
     str | None,
     typer.Option("--output", metavar="NAME", help="The output that answers, for accuracy; default the first."),
 ]
+CheckedModels = Annotated[
+    list[Path] | None, typer.Argument(metavar="[MODEL|RUN|RECORD...]", help="ONNX files, run folders or records.")
+]
+LabelledData = Annotated[
+    Path | None, typer.Option("--data", metavar="FILE", help="Inputs and labels (.npz), for accuracy.")
+]
 CustomOps = Annotated[
     list[Path],
     typer.Option("--custom-ops", metavar="FILE", help="Library with operators of your own; its code runs. Repeatable."),

@@ -3,97 +3,50 @@
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd import units
-from edgekd.card import Budget, Card, parse_budget
+from edgekd.card import Card
 from edgekd.console import out as show
 from edgekd.console import say
-from edgekd.devices.device import Site
 from edgekd.devices.host import processes
-from edgekd.devices.local import Local, connect, fitting_target
-from edgekd.distill.cache.files import require_cache
+from edgekd.devices.local import Local, fitting_target
 from edgekd.errors import EdgekdError, ExitCode, InputError, did_you_mean
-from edgekd.external import named_files, weights_of
 from edgekd.files import atomic
 from edgekd.imports import require
-from edgekd.judge import verdict_words
-from edgekd.result import Result, read_models, read_verdict
-from edgekd.run import Run, open_run
-from edgekd.scratch import require_scratch
+from edgekd.interface import TRAINING, DistillRequest, distill_each
+from edgekd.result import Result
+from edgekd.run import Run
 from edgekd.spec import bundled_names
 from edgekd.tables import budget_lines, comparison_rows, figure_rows, headline, markdown_table, notes, rich_table
 from edgekd.target import Target, load_target
 from edgekd.tasks.known import load_card, task_of
 
-__all__ = ["Options", "distill_on", "several_processes", "teach_card"]
+__all__ = ["distill_on", "several_processes", "teach_card"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The options of `distill`, apart from card and targets."""
-
-    data: Path | None = None
-    teacher: Path | None = None
-    out: Path | None = None
-    budget: tuple[str, ...] = ()
-    fresh: bool = False
-    online: bool = False
-    track: tuple[str, ...] = ()
-
-
-def distill_on(card_name: str, target_names: Sequence[str], options: Options) -> list[int]:
-    """Run all stages for each target; returns the exit codes.
-
-    Every error that concerns all targets is raised before any of them is measured.
-    """
+def distill_on(card_name: str, target_names: Sequence[str], asked: DistillRequest) -> list[int]:
+    """Run all stages for each target and show the results; returns the exit codes."""
     begin = time.perf_counter()
     card = load_card(card_name)
-    override = parse_budget(list(options.budget))
     if not target_names:
         target_names = [fitting_target(Local().facts())]
         say(f"target: {target_names[0]}, which describes this machine; --target NAME takes another one")
-    with contextlib.ExitStack() as stack:
-        sites = [stack.enter_context(contextlib.closing(connect(load_target(name)))) for name in target_names]
-        _need_training()
-        _need_trackers(options.track)
-        files = named_files(card, options.teacher, options.data)
-        waiting: list[tuple[Site, Run]] = []
-        codes: list[int] = []
-        for site in sites:
-            _mention_unknown_budgets(card, site.target)
-            asked, folder = card.budget(site.target.name, override), _folder(card, site.target, options, len(sites))
-            run = stack.enter_context(open_run(folder, card, site.target, asked, files, options.fresh))
-            if run.result.exists() and run.model.exists():
-                codes.append(_finished_before(card, run, options))
-            else:
-                waiting.append((site, run))
-        return codes + (_go(card, override, waiting, options, begin) if waiting else [])
-
-
-def _go(card: Card, override: Budget, waiting: Sequence[tuple[Site, Run]], options: Options, begin: float) -> list[int]:
-    """Run all stages for the runs that are not finished; returns the exit codes."""
-    require_scratch()
-    if not options.online:
-        require_cache(", or use --online")
-    from edgekd.distill.student import TrainingOptions
-    from edgekd.pipeline import Request, distill_all
-
-    training = TrainingOptions(online=options.online, track=options.track)
-    request = Request(card=card, data=options.data, teacher=options.teacher, budget=override, options=training)
-    results = distill_all(request, waiting)
-    if len(results) == 1 and isinstance(results[0], EdgekdError):
-        raise results[0]
+    targets = [load_target(name) for name in target_names]
+    for target in targets:
+        _mention_unknown_budgets(card, target)
+    done = distill_each(card, targets, asked)
+    if len(done) == 1 and isinstance(done[0].outcome, EdgekdError):
+        raise done[0].outcome
     codes: list[int] = []
-    for (_, run), result in zip(waiting, results, strict=True):
-        if isinstance(result, EdgekdError):
-            say(f"edgekd: {result}")
-            codes.append(result.exit_code)
+    for one in done:
+        if isinstance(one.outcome, EdgekdError):
+            say(f"edgekd: {one.outcome}")
+            codes.append(one.outcome.exit_code)
         else:
-            _show(result, run, time.perf_counter() - begin)
-            codes.append(result.verdict.exit_code)
-    _compare([(result, run) for (_, run), result in zip(waiting, results, strict=True) if isinstance(result, Result)])
+            _show(one.outcome, one.run, time.perf_counter() - begin, one.before)
+            codes.append(one.outcome.verdict.exit_code)
+    _compare([(one.outcome, one.run) for one in done if isinstance(one.outcome, Result)])
     return codes
 
 
@@ -111,21 +64,6 @@ def _compare(done: Sequence[tuple[Result, Run]]) -> None:
         text = f"# {card} on {len(done)} targets\n\n{verdicts}\n\n{markdown_table(header, rows)}\n"
         temporary.write_text(text, encoding="utf-8")
     show(f"{path}: one report of all")
-
-
-def _folder(card: Card, target: Target, options: Options, targets: int) -> Path:
-    """The run folder. With several targets, `--out` names the folder that contains the run folders."""
-    own = f"{card.name}@{target.name}"
-    if options.out is None:
-        return Path("runs", own)
-    return options.out / own if targets > 1 else options.out
-
-
-def _finished_before(card: Card, run: Run, options: Options) -> int:
-    from edgekd.distill.identity import refuse_changes
-
-    refuse_changes(card, run, options.data, weights_of(card, options.teacher) is not None)
-    return _already_done(run)
 
 
 @contextlib.contextmanager
@@ -191,7 +129,7 @@ def teach_card(card_name: str, data: Path | None, out: Path | None, track: tuple
 
 
 def _need_training() -> None:
-    for module in ("torch", "torchvision", "onnx", "onnxscript", "safetensors"):
+    for module in TRAINING:
         require(module, "train,cpu", "training")
 
 
@@ -207,23 +145,8 @@ def _mention_unknown_budgets(card: Card, target: Target) -> None:
             say(f"{card.file}: [budget.{name}] is for no known target; {did_you_mean(name, bundled_names('targets'))}")
 
 
-def _already_done(run: Run) -> int:
-    content, models = read_models(run.result)
-    verdict = read_verdict(content, run.result)
-    header, rows = figure_rows(models)
-    kind = content.get("examples", "images")
-    show(rich_table(header, rows, f"{content['card']} on {content['target']}, {content['test_images']} test {kind}"))
-    for text in budget_lines(verdict):
-        show(f"  {text}")
-    for remark in [*notes(models), *content["notes"]]:
-        show(f"  note: {remark}")
-    show(f"  shipped: {content['chosen']}, because {content['why_chosen']}")
-    latency = next(model.latency_p50_ms for model in models if model.name == content["chosen"])
-    show(f"{run.folder}: already done, verdict {verdict_words(verdict, latency)}; --fresh starts again")
-    return verdict.exit_code
-
-
-def _show(result: Result, run: Run, seconds: float) -> None:
+def _show(result: Result, run: Run, seconds: float, before: bool) -> None:
+    """Show a result; `before` says that the run was finished before this command."""
     header, rows = figure_rows(result.models)
     show(rich_table(header, rows, f"{result.card} on {result.target}, {result.test_images} test {result.examples}"))
     for text in budget_lines(result.verdict):
@@ -231,5 +154,9 @@ def _show(result: Result, run: Run, seconds: float) -> None:
     for remark in [*notes(result.models), *result.notes]:
         show(f"  note: {remark}")
     show(f"  shipped: {result.chosen}, because {result.why_chosen}")
+    if before:
+        words = headline(result).removeprefix(f"{result.card} on {result.target}: ")
+        show(f"{run.folder}: already done, verdict {words}; --fresh starts again")
+        return
     show(f"{run.model}, {run.folder / 'report.md'} ({units.duration(seconds)})")
     show(headline(result))

@@ -14,7 +14,7 @@ from edgekd.devices.device import Site
 from edgekd.devices.local import Local, connect, fitting_target
 from edgekd.errors import ConfigError, UnavailableError
 from edgekd.machine import Machine
-from edgekd.pipeline import Request, distill
+from edgekd.pipeline import Request, distill_all
 from edgekd.result import Result
 from edgekd.run import open_run
 from edgekd.target import load_target
@@ -88,7 +88,9 @@ def go(site: Site, card: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     loaded = load_card(str(card))
     budget = loaded.budget(site.target.name)
     with open_run(folder, loaded, site.target, budget, {}, False) as run:
-        return distill(Request(card=loaded), site, run)
+        (result,) = distill_all(Request(card=loaded), [(site, run)])
+    assert isinstance(result, Result)
+    return result
 
 
 def provenances(folder: Path) -> set[str]:
