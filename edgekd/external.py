@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.card import Card
 from edgekd.errors import InputError, one_line
 from edgekd.files import file_sha256, real
 from edgekd.units import flat
@@ -14,13 +13,10 @@ if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
 __all__ = [
-    "digests_of_more",
     "external_files",
     "file_digest",
     "model_bytes",
     "model_files",
-    "named_files",
-    "weights_of",
     "whole_model",
 ]
 
@@ -96,35 +92,6 @@ def _external_files(path: Path) -> list[str]:
     except Exception:  # protobuf's errors have no common base class; loading the model reports what is wrong
         return []
     return external_files(model)
-
-
-def named_files(card: Card, teacher: Path | None, data: Path | None) -> dict[str, str]:
-    """SHA-256 of the teachers' files that the card or the user (`teacher`) names, by their key in run.json.
-
-    Raises InputError if a file or data folder that the user named does not exist.
-    """
-    if teacher and not teacher.is_file():
-        raise InputError(f"--teacher {teacher}: no such weights file")
-    if data and not data.exists() and not getattr(card.data, "download", False):
-        raise InputError(f"{data}: no such data folder; give the folder with --data DIR")
-    weights = weights_of(card, teacher)
-    files = {"teacher_sha256": file_digest(weights) if weights and weights.is_file() else ""}
-    return files | {f"{name}_sha256": content for name, content in digests_of_more(card).items()}
-
-
-def weights_of(card: Card, teacher: Path | None) -> Path | None:
-    """The file of the teacher that the user or else the card names; None if neither names a file."""
-    return teacher or (card.resolve(card.teacher.weights) if card.teacher.weights else None)
-
-
-def digests_of_more(card: Card) -> dict[str, str]:
-    """SHA-256 of the weights of each of the card's further teachers. It is empty for a missing file, because the code
-    that loads the file reports the problem."""
-    paths = [card.resolve(further.weights) if further.weights else None for further in card.more_teachers]
-    return {
-        f"more_teachers[{number}]": file_digest(path) if path and path.is_file() else ""
-        for number, path in enumerate(paths)
-    }
 
 
 def _graph_tensors(graph: "GraphProto") -> Iterator["TensorProto"]:

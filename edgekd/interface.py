@@ -9,8 +9,8 @@ from edgekd.card import Budget, Card
 from edgekd.devices.device import Site
 from edgekd.devices.local import connect
 from edgekd.distill.cache.files import require_cache
-from edgekd.errors import EdgekdError
-from edgekd.external import named_files, weights_of
+from edgekd.errors import EdgekdError, InputError
+from edgekd.external import file_digest
 from edgekd.figures import ModelFigures
 from edgekd.imports import require
 from edgekd.judge import Judged
@@ -27,6 +27,7 @@ __all__ = [
     "Distilled",
     "bench",
     "check",
+    "digests_of_more",
     "distill",
     "distill_each",
     "load_card",
@@ -157,6 +158,35 @@ def _require_training(track: tuple[str, ...]) -> None:
     from edgekd.distill.tracking import check_trackers
 
     check_trackers(track)
+
+
+def named_files(card: Card, teacher: Path | None, data: Path | None) -> dict[str, str]:
+    """SHA-256 of the teachers' files that the card or the user (`teacher`) names, by their key in run.json.
+
+    Raises InputError if a file or data folder that the user named does not exist.
+    """
+    if teacher and not teacher.is_file():
+        raise InputError(f"--teacher {teacher}: no such weights file")
+    if data and not data.exists() and not getattr(card.data, "download", False):
+        raise InputError(f"{data}: no such data folder; give the folder with --data DIR")
+    weights = weights_of(card, teacher)
+    files = {"teacher_sha256": file_digest(weights) if weights and weights.is_file() else ""}
+    return files | {f"{name}_sha256": content for name, content in digests_of_more(card).items()}
+
+
+def weights_of(card: Card, teacher: Path | None) -> Path | None:
+    """The file of the teacher that the user or else the card names; None if neither names a file."""
+    return teacher or (card.resolve(card.teacher.weights) if card.teacher.weights else None)
+
+
+def digests_of_more(card: Card) -> dict[str, str]:
+    """SHA-256 of the weights of each of the card's further teachers. It is empty for a missing file, because the code
+    that loads the file reports the problem."""
+    paths = [card.resolve(further.weights) if further.weights else None for further in card.more_teachers]
+    return {
+        f"more_teachers[{number}]": file_digest(path) if path and path.is_file() else ""
+        for number, path in enumerate(paths)
+    }
 
 
 def _folder(card: Card, target: Target, asked: DistillRequest, targets: int) -> Path:

@@ -370,14 +370,7 @@ def evaluate(
 
     def scored(model: ModelFigures, answer: NDArray[Any]) -> ModelFigures:
         answer = _wide_enough(answer, references.labels)
-        found = {
-            "accuracy": score.top1(answer, references.labels),
-            "macro_f1": score.macro_f1(answer, references.labels),
-        }
-        if not says_classes_alone(answer):
-            found["ece"] = score.calibration_error(answer, references.labels)
-            if answer.shape[1] > 5:
-                found["top5"] = score.top_k(answer, references.labels, 5)
+        found = score.scores(answer, references.labels)
         if references.teacher is not None and references.teacher.shape == answer.shape:
             found["agreement"] = score.agreement(answer, references.teacher)
         if references.torch is not None and references.torch.shape == answer.shape and model.name != "teacher":

@@ -13,9 +13,10 @@ from edgekd.console import say
 from edgekd.devices.host import processes
 from edgekd.distill.cache.files import require_cache
 from edgekd.errors import ConfigError, ExitCode
-from edgekd.external import digests_of_more, file_digest
+from edgekd.external import file_digest
 from edgekd.files import locked
 from edgekd.imports import require
+from edgekd.interface import digests_of_more
 from edgekd.recipe import Training
 from edgekd.scratch import require_scratch
 from edgekd.sweep.space import grid, make_space

@@ -65,8 +65,6 @@ class Task:
     """Returns the metadata of the exported file that a user needs to feed it."""
     calls: Callable[[NDArray[Any]], list[NDArray[Any]]]
     """Splits inputs (n, …) into the calls of the exported file: all together, or one by one."""
-    score: Callable[[Outputs, NDArray[Any]], dict[str, float]]
-    """Computes the scores of outputs (n, C) against targets (n,), by name."""
     same: Callable[[Outputs, Outputs], float]
     """Computes the share of examples on which the outputs (n, C) of two models agree."""
     same_words: str
