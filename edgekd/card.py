@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from edgekd.budget import Budget
 from edgekd.errors import ConfigError, did_you_mean, shown
-from edgekd.recipe import Augment, Fraction, Positive, Recipe, Seed, Term, Training
-from edgekd.spec import build, locate, read_toml
+from edgekd.recipe import Augment, Positive, Recipe, Seed, Term, Training
+from edgekd.spec import locate, read_toml
 
 __all__ = [
     "Augment",
@@ -27,7 +28,6 @@ __all__ = [
     "Training",
     "caller_rule",
     "check_card",
-    "parse_budget",
     "read_tables",
 ]
 
@@ -199,39 +199,6 @@ class Student:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Budget:
-    """The limits that the deployed model must meet; None means that there is no limit."""
-
-    latency_p50_ms: Positive | None = None
-    latency_p95_ms: Positive | None = None
-    latency_p99_ms: Positive | None = None
-    """An advisory limit. This figure varies too much between measurements, so it is reported but never fails a
-    verdict."""
-    load_ms: Positive | None = None
-    """Time to create the session."""
-    size_kb: Positive | None = None
-    peak_memory_mb: Positive | None = None
-    min_accuracy: Fraction | None = None
-    max_accuracy_drop: Annotated[float, Field(ge=0, le=100)] | None = None
-    """Largest loss of accuracy against the teacher, in percentage points."""
-    teacher_min_accuracy: Fraction | None = None
-    min_agreement: Fraction | None = None
-    """Share of the test inputs on which the model gives the same answer as the teacher."""
-    min_coverage: Fraction | None = None
-    """Share of the nodes that the target's provider executes."""
-    min_fused_share: Fraction | None = None
-    """Share of the nodes computed in int8, among those that could be."""
-
-    def with_values(self, other: "Budget") -> "Budget":
-        """A copy of this budget in which the values that `other` sets replace its own."""
-        return dataclasses.replace(self, **other.limits())
-
-    def limits(self) -> dict[str, float]:
-        """The limits that are set, by budget key."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Card:
     """A model card. `name` and `file` come from the path of the file, the other fields from its content."""
 
@@ -251,15 +218,15 @@ class Card:
     teaches the student (Mirzadeh et al. 2020, arXiv 1902.03393)."""
     student: Student
     recipe: Recipe
-    budgets: dict[str, Budget]
-    """Budgets by target name; the key "" holds the limits for every target."""
+    budgets: Any
+    """A dict of Budgets by target name; the key "" holds the limits for every target."""
     name: str = ""
     file: str = ""
 
     def budget(self, target: str, override: Budget | None = None) -> Budget:
         """The limits on `target`: values from `[budget]`, replaced by those from `[budget.TARGET]`, replaced by the
         command line's."""
-        budget = self.budgets[""].with_values(self.budgets.get(target, Budget()))
+        budget: Budget = self.budgets[""].with_values(self.budgets.get(target, Budget()))
         return budget.with_values(override) if override else budget
 
     def resolve(self, path: str) -> Path:
@@ -295,11 +262,8 @@ def read_tables(name: str) -> tuple[dict[str, Any], str]:
     table = data.pop("budget", {})
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: budget: got {shown(table)}; it should be a table of limits")
-    everywhere = {key: value for key, value in table.items() if not isinstance(value, dict)}
-    budgets = {"": dataclasses.asdict(build(Budget, everywhere, f"{path}: [budget]"))}
-    for target, limits in table.items():
-        if isinstance(limits, dict):
-            budgets[target] = dataclasses.asdict(build(Budget, limits, f"{path}: [budget.{target}]"))
+    budgets = {"": {key: value for key, value in table.items() if not isinstance(value, dict)}}
+    budgets |= {target: limits for target, limits in table.items() if isinstance(limits, dict)}
     return data | {"budgets": budgets, "name": path.stem, "file": str(path)}, str(path)
 
 
@@ -343,17 +307,3 @@ def _unused_teacher_settings(card: Card) -> Iterator[str]:
                 yield f"{where}.{number}.attempts: has no effect; it is for [teacher]"
     if card.recipe.combine != "mean" and not card.more_teachers:
         yield "recipe.combine: has no effect here; it needs [[more_teachers]]"
-
-
-def parse_budget(options: list[str]) -> Budget:
-    """Parse the values of `--budget`, such as `["size_kb=300", …]`, into a Budget; ConfigError for anything else."""
-    values: dict[str, float] = {}
-    for option in options:
-        key, equals, text = option.partition("=")
-        if not equals:
-            raise ConfigError(f"--budget {shown(option)}: it should be key=value, such as size_kb=300")
-        try:
-            values[key.strip()] = float(text)
-        except ValueError:
-            raise ConfigError(f"--budget {key}: got {shown(text)}; it should be a number") from None
-    return build(Budget, values, "--budget")

@@ -1,10 +1,13 @@
 """Figures with their provenance, the figures of one model file, and the table of all metrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from types import MappingProxyType
 from typing import Any, Literal
 
 from edgekd import units
+from edgekd.scores import ACCURACY, CLASSIFICATION, ScoreKind
 
 __all__ = [
     "BUDGETED",
@@ -16,6 +19,11 @@ __all__ = [
     "ModelFigures",
     "Placement",
     "Provenance",
+    "budgeted",
+    "compared",
+    "metric_of",
+    "rows_of",
+    "score_metric",
 ]
 
 Provenance = Literal["measured", "emulated", "proxy", "estimated", "exact", "unknown"]
@@ -85,7 +93,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class ModelFigures:
-    """All figures of one model file. Latencies in ms, memory in MB, energy in mJ, accuracy 0–1."""
+    """All figures of one model file. Latencies in ms, memory in MB, energy in mJ, shares 0–1."""
 
     name: str
     file: str
@@ -94,11 +102,12 @@ class ModelFigures:
     precision: str
     params: int | None = None
     macs: int | None = None
-    accuracy: Figure = UNKNOWN
-    top5: Figure = UNKNOWN
-    macro_f1: Figure = UNKNOWN
-    ece: Figure = UNKNOWN
-    """Expected calibration error, 15 bins."""
+    scores: dict[str, Figure] = field(default_factory=dict)
+    """The scores of its answers by name, as far as they are known."""
+    kinds: tuple[ScoreKind, ...] = CLASSIFICATION
+    """What the scores of its task are; the first one decides."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """Further plain data about its answers, which the charts of its task show: `recall` of each class."""
     agreement: Figure = UNKNOWN
     """Share of the inputs on which the model gives the same answer as the teacher."""
     torch_agreement: Figure = UNKNOWN
@@ -119,11 +128,14 @@ class ModelFigures:
     batches: dict[str, Figure] = field(default_factory=dict)
     """Inputs per second, by a name such as «batch 8» or «2 sessions»."""
     placement: Placement | None = None
-    recall: tuple[float | None, ...] = ()
-    """Recall of each class; None for a class that does not occur in the data."""
     notes: tuple[str, ...] = ()
     """Conditions that disturbed or limit the figures, such as a loaded machine, inner loops or random inputs."""
     fingerprint: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def score(self) -> Figure:
+        """The score that decides, which is the first of its task."""
+        return self.scores.get(self.kinds[0].name, UNKNOWN)
 
     @property
     def size_kb(self) -> Figure:
@@ -132,7 +144,7 @@ class ModelFigures:
 
 
 _Get = Callable[[ModelFigures, Figure | None], Figure]
-"""A function that takes one figure from a model's figures and, if needed, from the teacher's accuracy."""
+"""A function that takes one figure from a model's figures and, if needed, from the teacher's deciding score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,16 +189,16 @@ class Metric:
         """≤ for an upper limit, ≥ for a lower limit."""
         return "≥" if self.better == "higher" else "≤"
 
-    def figure(self, model: ModelFigures, teacher_accuracy: Figure | None = None) -> Figure:
+    def figure(self, model: ModelFigures, teacher_score: Figure | None = None) -> Figure:
         """The figure of that model, in the metric's own unit."""
         if self.get is not None:
-            return self.get(model, teacher_accuracy)
+            return self.get(model, teacher_score)
         figure: Figure = getattr(model, self.name)
         return figure
 
-    def budgeted(self, model: ModelFigures, teacher_accuracy: Figure | None = None) -> Figure:
+    def budgeted(self, model: ModelFigures, teacher_score: Figure | None = None) -> Figure:
         """The figure of that model, in the unit of the budget key."""
-        figure = self.figure(model, teacher_accuracy)
+        figure = self.figure(model, teacher_score)
         if self.scale == 1.0 or figure.value is None:
             return figure
         return Figure(figure.value / self.scale, figure.provenance)
@@ -196,23 +208,12 @@ class Metric:
         return self.show(value * self.scale)
 
 
-def _drop(model: ModelFigures, teacher: Figure | None) -> Figure:
-    """The loss of accuracy against the teacher, in percentage points (0–100)."""
-    if teacher is None or teacher.value is None or model.accuracy.value is None:
-        return Figure(why=model.accuracy.why or "the teacher's accuracy is not known on these data")
-    return Figure(round(100 * (teacher.value - model.accuracy.value), 6), model.accuracy.provenance)
-
-
 def _placed(get: Callable[[Placement], Figure]) -> _Get:
     return lambda model, _: get(model.placement) if model.placement else Figure(why="not measured where the nodes ran")
 
 
 def _megabytes(mb: float) -> str:
     return units.bytes_(mb * 1_000_000)
-
-
-def _points(points: float) -> str:
-    return f"{points:.2f} points"
 
 
 def _change(share: float) -> str:
@@ -246,14 +247,14 @@ def _compared(key: str, words: str, show: Callable[[float], str] = _change, **ab
 _SHARE: dict[str, Any] = {"unit": "share", "show": units.accuracy, "better": "higher"}
 _MS: dict[str, Any] = {"unit": "ms", "show": units.milliseconds}
 
-METRICS: tuple[Metric, ...] = (
+_FIRST = (
     _whole("size_bytes", "file size", "B", units.bytes_, budget="size_kb", scale=1_000.0),
     _whole("params", "parameters", "", units.count),
     _whole("macs", "multiply-accumulates", "", units.count),
-    _kept("accuracy", "top-1 accuracy", **_SHARE, budget="min_accuracy", asked="accuracy"),
-    _kept("top5", "top-5 accuracy", **_SHARE),
-    _kept("macro_f1", "macro F1", **_SHARE),
-    _kept("ece", "calibration error", "share", units.accuracy),
+)
+
+METRICS: tuple[Metric, ...] = (
+    *_FIRST,
     _kept("agreement", "agreement with the teacher", **_SHARE, budget="min_agreement"),
     _kept("torch_agreement", "agreement with torch", **_SHARE),
     _kept("max_logit_diff", "largest logit difference from torch", "", "{:.2g}".format),
@@ -267,8 +268,6 @@ METRICS: tuple[Metric, ...] = (
     _kept("first_call_ms", "first call", **_MS, ratio=True),
     _kept("peak_memory_mb", "peak memory", "MB", _megabytes, ratio=True, budget="peak_memory_mb"),
     _kept("energy_mj", "energy per call", "mJ", "{:.3g} mJ".format, ratio=True),
-    _judged("max_accuracy_drop", "accuracy drop", "points", _points, _drop),
-    _judged("teacher_min_accuracy", "teacher's accuracy", **_SHARE, get=lambda _, teacher: teacher or UNKNOWN),
     _judged("min_coverage", "nodes on the provider", **_SHARE, get=_placed(lambda p: p.coverage)),
     _judged("min_fused_share", "fused in int8", **_SHARE, get=_placed(lambda p: p.fused_figure)),
     _compared("max_slowdown", "p50 slowdown"),
@@ -276,24 +275,90 @@ METRICS: tuple[Metric, ...] = (
     _compared("max_load_growth", "load time growth"),
     _compared("max_size_growth", "file size growth"),
     _compared("max_memory_growth", "peak memory growth"),
-    _compared("max_accuracy_loss", "accuracy loss", _points),
     _compared("min_same_answers", "same answers", units.accuracy, better="higher"),
     _compared("max_coverage_loss", "fewer nodes on the provider"),
     _compared("max_fused_loss", "less fused in int8"),
 )
-"""Every metric, in the order in which tables show them. Verdicts, tables, reports and checks all read this table."""
+"""Every metric but the scores of tasks, in the order in which tables show them. Verdicts, tables, reports and checks
+read it together with the scores of the task."""
 
 FIGURES = tuple(metric.name for metric in METRICS if metric.kept)
-"""The names of a model's figures, in the order in which they are shown; accuracy and agreement are on test data."""
+"""The names of a model's figures, in the order in which they are shown; agreement is on test data."""
 
 _BY_BUDGET = {metric.budget: metric for metric in METRICS if metric.budget}
 _BUDGET_ORDER = (
-    *("latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "load_ms", "size_kb", "peak_memory_mb", "min_accuracy"),
-    *("max_accuracy_drop", "teacher_min_accuracy", "min_agreement", "min_coverage", "min_fused_share"),
+    *("latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "load_ms", "size_kb", "peak_memory_mb"),
+    *("min_agreement", "min_coverage", "min_fused_share"),
 )
 
 BUDGETED = {key: _BY_BUDGET[key] for key in _BUDGET_ORDER}
-"""Metrics by budget key, in the order in which verdicts show them."""
+"""Metrics by budget key, without those of the task's score, in the order in which verdicts show them."""
 
 COMPARED = {metric.tolerance: metric for metric in METRICS if metric.tolerance}
-"""Metrics by tolerance key, for comparing a model with a baseline, in the order in which they are shown."""
+"""Metrics by tolerance key, without that of the task's score, in the order in which they are shown."""
+
+
+def score_metric(kind: ScoreKind) -> Metric:
+    """The metric of one score of a task, as tables show it; it has a budget key if it is the task's first."""
+
+    def get(model: ModelFigures, _: Figure | None) -> Figure:
+        return model.scores.get(kind.name, UNKNOWN)
+
+    about: dict[str, Any] = {"name": kind.name, "words": kind.words, "unit": kind.unit, "show": kind.show}
+    return Metric(**about, better=kind.better, asked=kind.asked, get=get, budget=kind.limit_key)
+
+
+def rows_of(models: Sequence[ModelFigures]) -> list[Metric]:
+    """The metrics for which a table of these models has a row, in order."""
+    kinds = dict.fromkeys(kind for model in models for kind in model.kinds)
+    scores = [score_metric(kind) for kind in kinds]
+    return [*_FIRST, *scores, *(metric for metric in METRICS[len(_FIRST) :] if metric.row)]
+
+
+@cache
+def budgeted(kind: ScoreKind = ACCURACY) -> Mapping[str, Metric]:
+    """Metrics by budget key, with those of the score that decides, in the order in which verdicts show them."""
+    fixed = list(BUDGETED.items())
+    place = list(BUDGETED).index("min_agreement")
+    words = f"{kind.limit_words} {'drop' if kind.better == 'higher' else 'rise'}"
+    unit = "points" if kind.share else kind.unit
+    own = {
+        kind.limit_key: score_metric(kind),
+        kind.change_key: _judged(kind.change_key, words, unit, kind.show_change, _change_of(kind)),
+        kind.teacher_key: _judged(
+            kind.teacher_key,
+            f"teacher's {kind.limit_words}",
+            kind.unit,
+            kind.show,
+            lambda _, teacher: teacher or UNKNOWN,
+            better=kind.better,
+        ),
+    }
+    return MappingProxyType(dict([*fixed[:place], *own.items(), *fixed[place:]]))
+
+
+def _change_of(kind: ScoreKind) -> _Get:
+    """How much worse than the teacher a model is by its score, in percentage points or in the score's unit."""
+
+    def change(model: ModelFigures, teacher: Figure | None) -> Figure:
+        own = model.scores.get(kind.name, UNKNOWN)
+        if teacher is None or teacher.value is None or own.value is None:
+            return Figure(why=own.why or f"the teacher's {kind.limit_words} is not known on these data")
+        return Figure(kind.worsening(own.value, teacher.value), own.provenance)
+
+    return change
+
+
+@cache
+def compared(kind: ScoreKind = ACCURACY) -> Mapping[str, Metric]:
+    """Metrics by tolerance key, with that of the score that decides, in the order in which they are shown."""
+    fixed = list(COMPARED.items())
+    place = list(COMPARED).index("min_same_answers")
+    words = f"{kind.limit_words} {'loss' if kind.better == 'higher' else 'increase'}"
+    own = _compared(kind.tolerance_key, words, kind.show_change)
+    return MappingProxyType(dict([*fixed[:place], (kind.tolerance_key, own), *fixed[place:]]))
+
+
+def metric_of(key: str, kind: ScoreKind = ACCURACY) -> Metric:
+    """The metric that a budget or tolerance key limits, for a task with that deciding score; KeyError for others."""
+    return budgeted(kind).get(key) or compared(kind)[key]

@@ -1,5 +1,6 @@
 """The history of checks. Every CI job appends one line of JSON for each judged model; `edgekd report` reads it."""
 
+import dataclasses
 import fcntl
 import json
 import math
@@ -17,13 +18,16 @@ from edgekd import __version__
 from edgekd.errors import InputError, one_line
 from edgekd.figures import Figure
 from edgekd.judge import Judged
+from edgekd.scores import ACCURACY, ScoreKind
 
 __all__ = ["HistoryEntry", "append_history", "read_history", "this_commit"]
 
 # history history:
 # 1 - at (ISO 8601, UTC), commit, model, sha256, target, machine, outcome, figures: key -> [value, low, high],
 #     limits: key -> limit, edgekd: version; units as in the budget
-SCHEMA_VERSION = 1
+# 2 - score: the score that decides, as in result.json 3; before it was accuracy
+SCHEMA_VERSION = 2
+READABLE = (1, 2)
 
 _TEXTS = ("commit", "model", "sha256", "target", "machine", "outcome", "edgekd")
 
@@ -47,6 +51,8 @@ class HistoryEntry:
     """The figures that had a value; their provenance is not kept."""
     limits: dict[str, float]
     edgekd: str
+    kind: ScoreKind = ACCURACY
+    """The score that decides for the model's task."""
 
 
 def append_history(path: Path, judged: Sequence[Judged], when: datetime, commit: str) -> None:
@@ -104,6 +110,7 @@ def _line(judged: Judged, when: datetime, commit: str) -> bytes:
         "target": judged.target,
         "machine": judged.machine,
         "outcome": judged.outcome,
+        "score": dataclasses.asdict(judged.kind),
         "figures": {key: _numbers(figure) for key, figure in figures.items() if _finite(figure.value)},
         "limits": {line.key: line.limit for line in judged.verdict.lines} if judged.verdict else {},
         "edgekd": __version__,
@@ -165,15 +172,16 @@ def _entry(content: dict[str, Any], where: str) -> HistoryEntry:
             f"{where}: schema_version {version} is newer than this edgekd ({__version__}) knows: {SCHEMA_VERSION}; "
             "update edgekd"
         )
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"schema_version is {version!r}, not {SCHEMA_VERSION}")
+    if version not in READABLE:
+        raise ValueError(f"schema_version is {version!r}, not {' or '.join(map(str, READABLE))}")
     texts = {key: _word(key, content.get(key)) for key in _TEXTS}
     at = datetime.fromisoformat(content["at"])
     if at.tzinfo is None:
         raise ValueError("at has no time zone")
     figures = {str(key): _figure(key, numbers) for key, numbers in content["figures"].items()}
     limits = {str(key): _number(key, limit) for key, limit in content["limits"].items()}
-    return HistoryEntry(at=at.astimezone(UTC), figures=figures, limits=limits, **texts)
+    kind = ScoreKind(**content["score"]) if version > 1 else ACCURACY
+    return HistoryEntry(at=at.astimezone(UTC), figures=figures, limits=limits, kind=kind, **texts)
 
 
 def _figure(key: str, numbers: Any) -> Figure:

@@ -1,11 +1,13 @@
 """The functions that `import edgekd` offers to Python programs. The command line offers the same functions."""
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekd.card import Budget, Card
+from edgekd.budget import Budget, read_budget, refuse_others
+from edgekd.card import Card
 from edgekd.devices.device import Site
 from edgekd.devices.local import connect
 from edgekd.distill.cache.files import require_cache
@@ -17,9 +19,8 @@ from edgekd.judge import Judged
 from edgekd.result import Result, read_result
 from edgekd.run import Run, open_run
 from edgekd.scratch import require_scratch
-from edgekd.spec import build
 from edgekd.target import Target, load_target
-from edgekd.tasks.known import load_card
+from edgekd.tasks.known import deciding, load_card, task_of
 
 __all__ = [
     "TRAINING",
@@ -63,7 +64,7 @@ def distill(
     Raises EdgekdError, whose text is one line, for any problem that the caller can correct, and BudgetError if no
     candidate fits the budget. A failed or inconclusive verdict raises no error: see `Result.verdict`.
     """
-    limits = build(Budget, dict(budget or {}), "budget")
+    limits = read_budget(budget or {}, "budget", deciding())
     request = DistillRequest(
         data=_path(data),
         teacher=_path(teacher),
@@ -118,6 +119,7 @@ def distill_each(card: Card, targets: Sequence[Target], asked: DistillRequest) -
     An error that concerns only one target is its outcome. Raises EdgekdError for what concerns all of them, before
     any target is measured.
     """
+    asked = dataclasses.replace(asked, budget=refuse_others(asked.budget, task_of(card.data).scores[0], "--budget"))
     with contextlib.ExitStack() as stack:
         sites = [stack.enter_context(contextlib.closing(connect(target, asked.device))) for target in targets]
         _require_training(asked.track)
@@ -231,14 +233,14 @@ def check(
     """
     from edgekd.check.asked import CheckJob, JobOptions
     from edgekd.check.jobs import run_job
-    from edgekd.check.tolerance import Tolerance
+    from edgekd.check.tolerance import read_tolerance
     from edgekd.search.estimating import estimate
 
     job = CheckJob(
         path=Path(model),
         target=target if isinstance(target, str) else target.option,
-        budget=build(Budget, dict(budget or {}), "budget"),
-        tolerance=build(Tolerance, dict(tolerance or {}), "tolerance"),
+        budget=read_budget(budget or {}, "budget", deciding()),
+        tolerance=read_tolerance(tolerance or {}, "tolerance", deciding()),
         baseline=Path(baseline) if baseline is not None else None,
         data=Path(data) if data is not None else None,
     )

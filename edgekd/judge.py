@@ -4,10 +4,11 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edgekd.card import Budget
+from edgekd.budget import Budget
 from edgekd.distributions import wilson
 from edgekd.errors import ConfigError, ExitCode
-from edgekd.figures import BUDGETED, COMPARED, Figure, Metric, ModelFigures
+from edgekd.figures import Figure, Metric, ModelFigures, budgeted, metric_of
+from edgekd.scores import ACCURACY, ScoreKind
 from edgekd.target import Target
 
 __all__ = [
@@ -31,9 +32,6 @@ __all__ = [
 Outcome = Literal["pass", "fail", "inconclusive", "not judged"]
 
 LATENCIES = ("latency_p50_ms", "latency_p95_ms", "latency_p99_ms")
-ACCURACIES = ("min_accuracy", "max_accuracy_drop", "min_agreement")
-"""Budget keys about the quality of the answers. Without any of them, a verdict does not cover the accuracy."""
-
 SMALL_TEST_SET = 300
 """With fewer test examples than this, an accuracy near its limit proves nothing: at 300 examples and an accuracy of
 90 %, the 95 % interval is 7 points wide."""
@@ -53,11 +51,18 @@ class Line:
     reason: str = ""
     confidence: str = ""
     """The certainty in words: `95 % over 4 planned looks; 6 process pairs`, or `exact`."""
+    kind: ScoreKind = ACCURACY
+    """The deciding score of the model's task, for the keys that come from it."""
 
     @property
     def metric(self) -> Metric:
-        """The metric that is judged, from the table of all metrics."""
-        return _metric(self.key)
+        """The metric that is judged."""
+        return metric_of(self.key, self.kind)
+
+    @property
+    def about_score(self) -> bool:
+        """Whether the limit is on the score that decides."""
+        return self.key == self.kind.limit_key
 
     @property
     def words(self) -> str:
@@ -72,19 +77,20 @@ class Line:
     @property
     def shown(self) -> str:
         """The figure with its unit: `27.7 kB`, `+1.2 %`, `unknown`."""
-        return show_value(self.key, self.figure)
+        return show_value(self.key, self.figure, self.kind)
 
     @property
     def shown_limit(self) -> str:
         """The limit with its unit."""
-        return show_limit(self.key, self.limit)
+        return show_limit(self.key, self.limit, self.kind)
 
     @property
     def shown_interval(self) -> str:
         """`0.652 ms … 0.671 ms`; empty for an exact figure."""
         if self.figure.low is None or self.figure.high is None:
             return ""
-        return f"{show_limit(self.key, self.figure.low)} … {show_limit(self.key, self.figure.high)}"
+        low, high = (show_limit(self.key, end, self.kind) for end in (self.figure.low, self.figure.high))
+        return f"{low} … {high}"
 
     @property
     def margin(self) -> float | None:
@@ -121,7 +127,7 @@ class Verdict:
     def outcome(self) -> Outcome:
         """The verdict as a word."""
         outcomes = [line.outcome for line in self.lines if not line.advisory]
-        unjudged = any(line.outcome == "not judged" and line.key in BUDGETED for line in self.lines)
+        unjudged = any(line.outcome == "not judged" and line.metric.budget for line in self.lines)
         return "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes or unjudged else "pass"
 
     @property
@@ -156,6 +162,8 @@ class Judged:
     """CPU and runtime of the measurement; empty if nothing was measured."""
     figures: dict[str, Figure] = field(default_factory=dict)
     """All figures by budget key, including those that were not judged."""
+    kind: ScoreKind = ACCURACY
+    """The score that decides for the model's task."""
 
     @property
     def outcome(self) -> str:
@@ -193,90 +201,92 @@ def judge(
     its interval contains the limit. `examples` is the number of test examples: with fewer than SMALL_TEST_SET of them,
     the accuracy is judged with its interval.
     """
-    limits = budget.limits()
-    lines = [_line(key, limits[key], figures.get(key, Figure()), allow_estimated) for key in BUDGETED if key in limits]
+    known, limits, kind = budgeted(budget.kind), budget.limits(), budget.kind
+    lines = [
+        _line(key, limits[key], figures.get(key, Figure()), allow_estimated, kind) for key in known if key in limits
+    ]
     return Verdict(tuple(_sampled(line, examples) if examples else line for line in lines))
 
 
 def _sampled(line: Line, examples: int) -> Line:
-    """Add the Wilson interval to the line of the accuracy. If there are few examples, the interval decides the
-    outcome."""
-    value = line.figure.value
-    if line.key != "min_accuracy" or value is None or line.outcome == "inconclusive":
+    """Add the interval to the line of the deciding score: Wilson's for a share of examples, else the figure's own. If
+    there are few examples, the interval decides the outcome."""
+    value, low, high = line.figure.value, line.figure.low, line.figure.high
+    if not line.about_score or value is None or line.outcome == "inconclusive":
         return line
-    share = wilson(round(value * examples), examples)
-    figure = dataclasses.replace(line.figure, low=max(0.0, share.low), high=min(1.0, share.high))
-    line = dataclasses.replace(line, figure=figure)
+    if line.kind.counted:
+        share = wilson(round(value * examples), examples)
+        low, high = max(0.0, share.low), min(1.0, share.high)
+    if low is None or high is None:
+        return line
+    line = dataclasses.replace(line, figure=dataclasses.replace(line.figure, low=low, high=high))
     told = f"95 % interval {line.shown_interval} on {examples:,} examples"
-    if examples < SMALL_TEST_SET and share.low < line.limit <= share.high:
+    between = low < line.limit <= high if line.kind.better == "higher" else low <= line.limit < high
+    if examples < SMALL_TEST_SET and between:
         return dataclasses.replace(line, outcome="inconclusive", reason=f"too few to tell: {told}")
     return dataclasses.replace(line, reason=f"{line.reason}; {told}" if line.reason else told)
 
 
-def verdict_words(verdict: Verdict, latency_p50: Figure) -> str:
+def verdict_words(verdict: Verdict, shipped: ModelFigures) -> str:
     """The words for a run's verdict in every output: `pass`, or `pass (latency not asked, not known)`.
 
-    The words in brackets say what the verdict does not cover, or what it takes from an estimate. `latency_p50` is the
-    figure of the shipped model.
+    The words in brackets say what the verdict does not cover, or what it takes from an estimate.
     """
     keys = [line.key for line in verdict.lines]
     asked = any(key in LATENCIES for key in keys)
     remarks = []
     if any(line.key in LATENCIES and line.figure.provenance == "estimated" for line in verdict.lines):
         remarks.append("latency estimated")
-    if not asked and latency_p50.value is None:
+    if not asked and shipped.latency_p50_ms.value is None:
         remarks.append("latency not asked, not known")
-    if not any(key in ACCURACIES for key in keys):
-        remarks.append("accuracy not asked")
+    kind = shipped.kinds[0]
+    if not {kind.limit_key, kind.change_key, "min_agreement"} & set(keys):
+        remarks.append(f"{kind.limit_words} not asked")
     return f"{verdict.outcome} ({'; '.join(remarks)})" if remarks else verdict.outcome
 
 
 def effective_budget(budget: Budget, target: Target) -> Budget:
     """The budget, with limits reduced to the device's own limits where these are stricter."""
-    ceilings = dataclasses.asdict(target.limits)
-    tightened = {key: min(limit, getattr(budget, key) or limit) for key, limit in ceilings.items() if limit is not None}
-    return dataclasses.replace(budget, **tightened)
+    ceilings = {key: limit for key, limit in dataclasses.asdict(target.limits).items() if limit is not None}
+    tightened = {key: min(limit, budget.limit(key) or limit) for key, limit in ceilings.items()}
+    return budget.with_values(Budget(budget.kind, **tightened))
 
 
-def _line(key: str, limit: float, figure: Figure, allow_estimated: bool) -> Line:
+def _line(key: str, limit: float, figure: Figure, allow_estimated: bool, kind: ScoreKind) -> Line:
+    line = Line(key, limit, figure, "inconclusive", kind=kind)
     if figure.value is None:
-        return Line(key, limit, figure, "inconclusive", figure.why or "not measured")
+        return dataclasses.replace(line, reason=figure.why or "not measured")
     if figure.provenance == "estimated" and not allow_estimated:
-        return Line(key, limit, figure, "inconclusive", "estimated, not measured; --allow-estimated judges it")
-    low = figure.value if figure.low is None else figure.low
-    high = figure.value if figure.high is None else figure.high
+        return dataclasses.replace(line, reason="estimated, not measured; --allow-estimated judges it")
     note = f"{figure.provenance}" if figure.provenance in ("estimated", "proxy", "emulated") else ""
-    if _metric(key).better == "higher":
-        low, high, limit_ = -high, -low, -limit
-    else:
-        limit_ = limit
-    if high <= limit_:
-        return Line(key, limit, figure, "pass", note)
-    if low > limit_:
-        return Line(key, limit, figure, "fail", note)
-    between = f"between {show_value(key, Figure(figure.low))} and {show_value(key, Figure(figure.high))}"
-    return Line(key, limit, figure, "inconclusive", f"too close to tell: {between}")
+    # The interval of a score is for other examples than these; `_sampled` decides what it counts for.
+    low = figure.value if figure.low is None or line.about_score else figure.low
+    high = figure.value if figure.high is None or line.about_score else figure.high
+    if line.metric.better == "higher":
+        low, high, limit = -high, -low, -limit
+    if high <= limit:
+        return dataclasses.replace(line, outcome="pass", reason=note)
+    if low > limit:
+        return dataclasses.replace(line, outcome="fail", reason=note)
+    between = f"between {show_value(key, Figure(figure.low), kind)} and {show_value(key, Figure(figure.high), kind)}"
+    return dataclasses.replace(line, reason=f"too close to tell: {between}")
 
 
-def _metric(key: str) -> Metric:
-    """The metric that a budget or tolerance key limits."""
-    return BUDGETED.get(key) or COMPARED[key]
-
-
-def budget_figures(model: ModelFigures, teacher_accuracy: Figure | None = None) -> dict[str, Figure]:
-    """The figures of a model that budgets can limit, by budget key. Without the teacher's accuracy, the figures that
-    need it are left out."""
-    figures = {key: metric.budgeted(model, teacher_accuracy) for key, metric in BUDGETED.items()}
-    if teacher_accuracy is None:
-        del figures["teacher_min_accuracy"], figures["max_accuracy_drop"]
+def budget_figures(model: ModelFigures, teacher_score: Figure | None = None) -> dict[str, Figure]:
+    """The figures of a model that budgets can limit, by budget key. Without the teacher's score, the figures that need
+    it are left out."""
+    kind = model.kinds[0]
+    figures = {key: metric.budgeted(model, teacher_score) for key, metric in budgeted(kind).items()}
+    if teacher_score is None:
+        del figures[kind.teacher_key], figures[kind.change_key]
     return figures
 
 
-def show_limit(key: str, value: float) -> str:
-    """A budget's value with its unit."""
-    return _metric(key).show_limit(value)
+def show_limit(key: str, value: float, kind: ScoreKind = ACCURACY) -> str:
+    """A budget's value with its unit. `kind` is the deciding score, for the keys that come from it."""
+    return metric_of(key, kind).show_limit(value)
 
 
-def show_value(key: str, figure: Figure) -> str:
+def show_value(key: str, figure: Figure, kind: ScoreKind = ACCURACY) -> str:
     """A figure with the unit of its budget key, or `unknown`."""
-    return "unknown" if figure.value is None else show_limit(key, figure.value)
+    return "unknown" if figure.value is None else show_limit(key, figure.value, kind)

@@ -13,8 +13,9 @@ from torch import nn
 from edgekd import units
 from edgekd.bench.measure import References, Subject, evaluate, logits_of, measure_speed
 from edgekd.bench.records import Effort
+from edgekd.budget import Budget
 from edgekd.candidate import Candidate
-from edgekd.card import Budget, Card
+from edgekd.card import Card
 from edgekd.console import say
 from edgekd.data.arrays import digest, keep_split
 from edgekd.data.examples import Examples
@@ -185,9 +186,9 @@ def finish(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = ()) -
     """Train, export, measure and choose; then judge on test data."""
     student = learn(setup, plan, earlier)
     subjects = export_variants(student.card, plan.site.target, student.teacher, student.net, plan.calibration, plan.run)
-    images = np.load(plan.inputs)[:512]
-    answers = cpu_logits(subjects[1].file, task_of(student.card.data), images)
-    agreement = parity(student.net, student.card, images, answers)
+    some = np.load(plan.inputs)[:512]
+    answers = cpu_logits(subjects[1].file, task_of(student.card.data), some)
+    agreement = parity(student.net, student.card, some, answers)
     figures = measure_speed(subjects, plan.site, plan.inputs, plan.run.records, EFFORT)
     figures = with_estimates(figures, subjects, plan.site)
     known = scored(plan, student, subjects, figures, plan.inputs)
@@ -201,11 +202,11 @@ def finish(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = ()) -
 def learn(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan]) -> TrainedStudent:
     """Train the student. Networks that were trained in the same way for an earlier target are copied from there."""
     card, asked = with_own_teacher(setup.card, plan.choice.shape), setup.asked
-    limits = plan.budget.min_accuracy, plan.budget.teacher_min_accuracy
+    limits = plan.budget.minimum, plan.budget.teacher_minimum
     for other in earlier:
         same_shape = other.choice.shape == plan.choice.shape
-        same = (other.budget.min_accuracy, other.budget.teacher_min_accuracy) == limits and same_shape
-        if limits[1] == other.budget.teacher_min_accuracy and (same_shape or setup.card.teacher.family != "self"):
+        same = (other.budget.minimum, other.budget.teacher_minimum) == limits and same_shape
+        if limits[1] == other.budget.teacher_minimum and (same_shape or setup.card.teacher.family != "self"):
             take_over(other.run, plan.run, with_student=same)
     told = StudentTraining(
         card=card,
@@ -222,27 +223,29 @@ def learn(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan]) -> Trai
 def scored(
     plan: TargetPlan, student: TrainedStudent, subjects: list[Subject], figures: list[ModelFigures], inputs: Path
 ) -> list[ModelFigures]:
-    """The figures of all models with their accuracy on `inputs` (.npy), whose labels lie beside them."""
-    logits = [logits_of(subject, plan.site, inputs, plan.run.records) for subject in subjects]
-    torch_logits = keep_torch_logits(student.net, student.card, inputs)
-    labels = np.load(inputs.with_suffix(".labels.npy"))
-    return evaluate(figures, logits, References(labels=labels, teacher=logits[0], torch=torch_logits), plan.site)
+    """The figures of all models with their scores on `inputs` (.npy), whose targets lie beside them."""
+    task = task_of(student.card.data)
+    outputs = [logits_of(subject, plan.site, inputs, plan.run.records, task) for subject in subjects]
+    torch_outputs = keep_torch_logits(student.net, student.card, inputs)
+    targets = np.load(inputs.with_suffix(".labels.npy"))
+    references = References(task=task, targets=targets, teacher=outputs[0], torch=torch_outputs)
+    return evaluate(figures, outputs, references, plan.site)
 
 
 def choose(setup: Setup, plan: TargetPlan, known: list[ModelFigures]) -> tuple[str, str]:
     """Choose the file to ship by its figures on validation data; returns its name and the reason."""
     teacher, *variants = known
     fitting = [model for model in variants if model.precision in plan.site.target.precisions]
-    # A given teacher may have been trained on the validation data, so its accuracy on them is not used.
-    chosen, why = choose_variant(fitting, None if setup.given else teacher.accuracy, plan.budget, plan.site)
+    # A given teacher may have been trained on the validation data, so its score on them is not used.
+    chosen, why = choose_variant(fitting, None if setup.given else teacher.score, plan.budget, plan.site)
     return chosen.name, why
 
 
 def read_test_data(setup: Setup, plan: TargetPlan) -> Path:
-    """The kept test inputs (.npy), with their labels beside them. No other stage reads the test data for a figure."""
+    """The kept test inputs (.npy), with their targets beside them. No other stage reads the test data for a figure."""
     run = plan.run
-    inputs, labels = run.data / "test.npy", run.data / "test.labels.npy"
-    if not (inputs.exists() and labels.exists()):
+    inputs, targets = run.data / "test.npy", run.data / "test.labels.npy"
+    if not (inputs.exists() and targets.exists()):
         run.test_reads(add=1)
         test = learning_of(setup.card.data).load_test(setup.card, setup.asked.data, run.tokenizer)
         keep_split(test, run.data / "test")
@@ -260,7 +263,7 @@ def judged(
     """Judge the chosen model by its figures on test data."""
     card, run = student.card, plan.run
     count = len(np.load(run.data / "test.labels.npy"))
-    figures = budget_figures(next(model for model in models if model.name == chosen), models[0].accuracy)
+    figures = budget_figures(next(model for model in models if model.name == chosen), models[0].score)
     return Result(
         card=card.name,
         target=plan.site.target.name,
@@ -270,10 +273,10 @@ def judged(
         models=tuple(models),
         shape=plan.choice.shape,
         candidates=len(plan.candidates),
-        test_images=count,
+        test_examples=count,
         examples=task_of(card.data).units,
         test_reads=run.test_reads(),
         parity=agreement,
-        training=training_summary(card.recipe, run),
+        training=training_summary(card, run),
         notes=plan.site.remarks,
     )

@@ -2,7 +2,7 @@
 schema version."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +12,7 @@ from edgekd.errors import InputError
 from edgekd.figures import FIGURES, Figure, ModelFigures, Placement
 from edgekd.files import read_json, write_json
 from edgekd.judge import Line, Outcome, Verdict
+from edgekd.scores import ACCURACY, CLASSIFICATION, ScoreKind
 from edgekd.target import Target
 
 __all__ = [
@@ -28,12 +29,19 @@ __all__ = [
 # result.json history:
 # 1 - card, target, verdict, reasons, budget, test_reads, chosen, models with provenance, intervals and notes
 # 2 - models: top5, ece, torch_agreement, max_logit_diff, first_call_ms, energy_mj, batches, placement, recall, remarks
-SCHEMA_VERSION = 2
-READABLE = (1, 2)
+# 3 - models: scores (name, words, unit, better, value, provenance, low, high, why …; the first decides) and details
+#     in place of accuracy, top5, macro_f1, ece and recall
+#     budget: score, the name of the score that decides
+#     test_examples in place of test_images; examples is always there
+#     parity: examples, same and same_words in place of images and argmax_agreement
+SCHEMA_VERSION = 3
+READABLE = (1, 2, 3)
 
 # bench.json history:
 # 1 - target, split, images, models as in result.json 2
-BENCH_VERSION = 1
+# 2 - target, split, examples (their number), models as in result.json 3
+BENCH_VERSION = 2
+BENCH_READABLE = (1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +58,12 @@ class Result:
     """All models; the teacher is the first."""
     shape: dict[str, Any]
     candidates: int
-    test_images: int
+    test_examples: int
     test_reads: int
     parity: dict[str, Any]
+    """How closely the exported file agrees with torch; see `edgekd.export.onnx.Parity`."""
     examples: str = "images"
-    """The word for the examples, in the plural: images or sentences. `test_images` is their number in both cases."""
+    """The word for the examples, in the plural: images or sentences."""
     notes: tuple[str, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -71,6 +80,7 @@ def write_result(result: Result, path: Path) -> None:
         "budget": [
             {
                 "key": line.key,
+                "score": line.kind.name,
                 "limit": line.limit,
                 "value": line.figure.value,
                 "low": line.figure.low,
@@ -86,24 +96,26 @@ def write_result(result: Result, path: Path) -> None:
         "why_chosen": result.why_chosen,
         "shape": result.shape,
         "candidates": result.candidates,
-        "test_images": result.test_images,
+        "test_examples": result.test_examples,
+        "examples": result.examples,
         "test_reads": result.test_reads,
         "parity": result.parity,
         "training": result.training,
         "notes": list(result.notes),
         "models": [model_json(model) for model in result.models],
     }
-    write_json(path, content if result.examples == "images" else content | {"examples": result.examples})
+    write_json(path, content)
 
 
 def model_json(model: ModelFigures) -> dict[str, Any]:
-    """Convert a model to its form in `result.json`: flat figures, followed by the provenance of each."""
+    """Convert a model to its form in `result.json`: scores, then flat figures, followed by the provenance of each."""
     figures: dict[str, Figure] = {name: getattr(model, name) for name in FIGURES}
     plain = {"name": model.name, "file": model.file, "sha256": model.sha256, "precision": model.precision}
     numbers = {"size_bytes": model.size_bytes, "params": model.params, "macs": model.macs}
     return {
         **plain,
         **numbers,
+        "scores": [dataclasses.asdict(kind) | _known(model.scores.get(kind.name)) for kind in model.kinds],
         **{name: figure.value for name, figure in figures.items()},
         "provenance": {
             "size_bytes": "exact",
@@ -113,10 +125,14 @@ def model_json(model: ModelFigures) -> dict[str, Any]:
         "notes": {name: figure.why for name, figure in figures.items() if figure.why},
         "batches": {name: dataclasses.asdict(figure) for name, figure in model.batches.items()},
         "placement": dataclasses.asdict(model.placement) if model.placement else None,
-        "recall": list(model.recall),
+        "details": model.details,
         "remarks": list(model.notes),
         "fingerprint": model.fingerprint,
     }
+
+
+def _known(figure: Figure | None) -> dict[str, Any]:
+    return {} if figure is None else dataclasses.asdict(figure)
 
 
 def read_models(path: Path) -> tuple[dict[str, Any], list[ModelFigures]]:
@@ -137,10 +153,10 @@ def read_result(path: Path) -> Result:
             models=tuple(models),
             shape=content["shape"],
             candidates=content["candidates"],
-            test_images=content["test_images"],
+            test_examples=content["test_examples"],
             test_reads=content["test_reads"],
             parity=content["parity"],
-            examples=content.get("examples", "images"),
+            examples=content["examples"],
             notes=tuple(content["notes"]),
             training=content.get("training", {}),
         )
@@ -155,7 +171,8 @@ def read_verdict(content: dict[str, Any], path: Path) -> Verdict:
     judged» in a pass, the verdict becomes inconclusive.
     """
     try:
-        verdict = Verdict(tuple(map(_read_line, content["budget"])))
+        kinds = {kind.name: kind for entry in content["models"] for kind in _kinds(entry)}
+        verdict = Verdict(tuple(_read_line(entry, kinds) for entry in content["budget"]))
         for line in verdict.lines:
             _ = line.text  # raises an error if the key or the value is not valid
         told = content["verdict"]
@@ -170,11 +187,12 @@ def read_verdict(content: dict[str, Any], path: Path) -> Verdict:
     return verdict
 
 
-def _read_line(entry: dict[str, Any]) -> Line:
+def _read_line(entry: dict[str, Any], kinds: Mapping[str, ScoreKind]) -> Line:
     figure = Figure(entry["value"], entry["provenance"], entry.get("low"), entry.get("high"))
     if entry["outcome"] not in get_args(Outcome):
         raise ValueError(f"outcome {entry['outcome']!r}")
-    return Line(entry["key"], entry["limit"], figure, entry["outcome"], entry["reason"])
+    kind = kinds[entry["score"]] if "score" in entry else ACCURACY
+    return Line(entry["key"], entry["limit"], figure, entry["outcome"], entry["reason"], kind=kind)
 
 
 def write_bench(path: Path, target: Target, models: Sequence[ModelFigures], **about: Any) -> None:
@@ -187,16 +205,17 @@ def write_bench(path: Path, target: Target, models: Sequence[ModelFigures], **ab
 
 def read_bench(path: Path) -> tuple[dict[str, Any], list[ModelFigures]]:
     """Read the content of a `bench.json` and its models; InputError for another schema."""
-    return _read(path, (BENCH_VERSION,))
+    return _read(path, BENCH_READABLE)
 
 
 def _read(path: Path, readable: Sequence[int]) -> tuple[dict[str, Any], list[ModelFigures]]:
     content = read_json(path)
     if not isinstance(content, dict) or content.get("schema_version") not in readable:
         version = content.get("schema_version") if isinstance(content, dict) else None
-        known = " and ".join(map(str, readable))
+        known = f"{', '.join(map(str, readable[:-1]))} and {readable[-1]}"
         raise InputError(f"{path}: schema_version is {version!r}; this edgekd reads {known}")
     try:
+        _rename(content)
         models = [_read_model(entry) for entry in content["models"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: its models cannot be read ({error!r}); was it edited?") from error
@@ -205,12 +224,25 @@ def _read(path: Path, readable: Sequence[int]) -> tuple[dict[str, Any], list[Mod
     return content, models
 
 
+_RENAMED = {"test_images": "test_examples", "images": "examples", "argmax_agreement": "same"}
+"""Keys of earlier versions, and their present names."""
+
+
+def _rename(content: dict[str, Any]) -> None:
+    """Give the content of an earlier version the present keys."""
+    if "split" in content or "test_images" in content:  # only there `images` is a number
+        for table in (content, content.get("parity", {})):
+            for old, new in _RENAMED.items():
+                if old in table:
+                    table[new] = table.pop(old)
+    if "test_examples" in content:
+        content.setdefault("examples", "images")
+    if "same" in content.get("parity", {}):
+        content["parity"].setdefault("same_words", "same class")
+
+
 def _read_model(entry: dict[str, Any]) -> ModelFigures:
-    figures: dict[str, Any] = {}
-    for name in FIGURES:
-        if name in entry:  # older files have fewer figures
-            low, high = entry["intervals"].get(name, (None, None))
-            figures[name] = Figure(entry[name], entry["provenance"][name], low, high, entry["notes"].get(name, ""))
+    figures: dict[str, Any] = {name: _flat_figure(entry, name) for name in FIGURES if name in entry}
     plain = ("name", "file", "sha256", "size_bytes", "precision", "params", "macs", "fingerprint")
     placement = entry.get("placement")
     if placement:
@@ -218,8 +250,31 @@ def _read_model(entry: dict[str, Any]) -> ModelFigures:
     return ModelFigures(
         **{key: entry[key] for key in plain},
         **figures,
+        scores=_scores(entry),
+        kinds=_kinds(entry),
+        details=entry.get("details", {"recall": entry["recall"]} if entry.get("recall") else {}),
         batches={name: Figure(**figure) for name, figure in entry.get("batches", {}).items()},
         placement=placement or None,
-        recall=tuple(entry.get("recall", ())),
         notes=tuple(entry.get("remarks", ())),
     )
+
+
+def _flat_figure(entry: dict[str, Any], name: str) -> Figure:
+    low, high = entry["intervals"].get(name, (None, None))
+    return Figure(entry[name], entry["provenance"][name], low, high, entry["notes"].get(name, ""))
+
+
+def _scores(entry: dict[str, Any]) -> dict[str, Figure]:
+    if "scores" not in entry:
+        return {kind.name: _flat_figure(entry, kind.name) for kind in CLASSIFICATION if kind.name in entry}
+    keys = [field.name for field in dataclasses.fields(Figure)]
+    found = {score["name"]: score for score in entry["scores"] if "provenance" in score}
+    return {name: Figure(**{key: score[key] for key in keys}) for name, score in found.items()}
+
+
+def _kinds(entry: dict[str, Any]) -> tuple[ScoreKind, ...]:
+    """What the scores of a model's entry are; earlier versions know those of classification only."""
+    if "scores" not in entry:
+        return CLASSIFICATION
+    keys = [field.name for field in dataclasses.fields(ScoreKind)]
+    return tuple(ScoreKind(**{key: score[key] for key in keys if key in score}) for score in entry["scores"])

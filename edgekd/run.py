@@ -13,7 +13,8 @@ from typing import Any
 
 from edgekd import __version__
 from edgekd.artefacts import LIST, Digests, keeping, write_list
-from edgekd.card import Augment, Budget, Card, Data, Recipe
+from edgekd.budget import Budget
+from edgekd.card import Augment, Card, Data, Recipe
 from edgekd.console import say
 from edgekd.errors import ConfigError, shown
 from edgekd.files import atomic, file_sha256, read_json, write_json
@@ -252,7 +253,7 @@ def _snapshot(card: Card, target: Target, budget: Budget, files: dict[str, str])
         "edgekd": __version__,
         "card": what_counts(card),
         "target": what_counts(target),
-        "budget": what_counts(budget),
+        "budget": budget.limits(),
         "budgets": {name: asked.limits() for name, asked in card.budgets.items()},
         "files": files,
         "code": sources_of(card),

@@ -1,5 +1,6 @@
 """Run folders and single model files, as `bench` and `check` measure them; this module does not need torch."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.bench.arrays import extract, map_array, names_in
-from edgekd.bench.measure import References, Subject, evaluate, logits_of, measure_each, says_classes_alone
+from edgekd.bench.measure import References, Subject, evaluate, logits_of, measure_each
 from edgekd.bench.records import Effort
+from edgekd.bench.sequences import task_name_of
+from edgekd.card import Card
 from edgekd.devices.device import OnProgress, Site
 from edgekd.errors import EdgekdError, InputError, one_line
 from edgekd.figures import ModelFigures
-from edgekd.files import told_apart
+from edgekd.files import read_json, told_apart
 from edgekd.mend import refuse_tampered
 from edgekd.result import read_models
 from edgekd.run import Run
 from edgekd.scratch import scratch
+from edgekd.tasks.known import task_named
+from edgekd.tasks.task import Outputs, Targets, Task
 from edgekd.units import visible
 
 __all__ = [
@@ -28,13 +33,16 @@ __all__ = [
     "Measured",
     "Split",
     "all_subjects",
-    "check_classes",
+    "check_targets",
     "finished",
     "measure_files",
     "measure_run",
     "read_arrays",
     "run_inputs",
     "subject_of",
+    "targets_of",
+    "task_of_file",
+    "task_of_run",
 ]
 
 Split = Literal["val", "test"]
@@ -46,15 +54,17 @@ which needs torch, or a function that leaves the latencies unknown."""
 
 @dataclass(frozen=True)
 class Inputs:
-    """A file of inputs, which workers map into memory, and the labels of these inputs."""
+    """A file of inputs, which workers map into memory, and the targets of these inputs."""
 
     file: Path
-    labels: NDArray[np.int64]
-    """(n,); empty if the data have no labels, so that the accuracy is unknown."""
+    targets: Targets
+    """What is right for each of n inputs; empty if the data do not say it, so that the scores are unknown."""
     about: str
     """The data in words: `the run's test data`."""
-    torch: NDArray[np.float32] | None = None
-    """Logits (n, C) of the student in torch for these inputs, if the run kept them."""
+    torch: Outputs | None = None
+    """Outputs of the student in torch for these inputs, if the run kept them."""
+    given: str = ""
+    """Type and shape of the inputs of a file of the user's, for messages: `uint8 [4, 8, 8, 1]`."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +87,30 @@ def run_inputs(run: Run, split: Split) -> Inputs:
         answers = np.array(map_array(logits)) if logits.is_file() else None
     except (ValueError, TypeError) as error:  # TypeError: a single number has no length
         raise InputError(f"{file}: the run's data cannot be read: {one_line(error)}; run it with --fresh") from error
-    if not _are_classes(known) or len(known) != count:
-        raise InputError(f"{labels}: should hold one class number ≥ 0 for each of {count} inputs; run it with --fresh")
-    if answers is not None and (answers.ndim != 2 or answers.dtype != np.float32 or len(answers) != count):
-        raise InputError(f"{logits}: should hold one row of logits for each of {count} inputs; run it with --fresh")
+    if problem := task_of_run(run).targets_problem(known):
+        raise InputError(f"{labels}: {problem}; run it with --fresh")
+    if len(known) != count:
+        raise InputError(f"{labels}: should hold one label for each of {count} inputs; run it with --fresh")
+    if answers is not None and (answers.ndim < 2 or answers.dtype != np.float32 or len(answers) != count):
+        raise InputError(f"{logits}: should hold one row of outputs for each of {count} inputs; run it with --fresh")
     return Inputs(file, known, f"the run's {stem} data", answers)
 
 
+def task_of_run(run: Run) -> Task:
+    """The task of a run's card, as its `run.json` says; the default one if it does not."""
+    path = run.folder / "run.json"
+    snapshot = read_json(path) if path.exists() else {}
+    card = snapshot.get("card", {}) if isinstance(snapshot, dict) else {}
+    return task_named(str(card.get("task", Card.task)))
+
+
+def task_of_file(file: Path) -> Task:
+    """The task that a model file names in its metadata; the default one if it names none."""
+    return task_named(task_name_of(file) or Card.task)
+
+
 def read_arrays(path: Path, folder: Path) -> Inputs:
-    """Read inputs and labels from an .npz file; the arrays are extracted into `folder`.
+    """Read inputs and their targets from an .npz file; the arrays are extracted into `folder`.
 
     The file holds the arrays `inputs` (n, …) and `labels` (n,), or an array for each input of the model, under the
     input's name, with or without `labels`. Raises InputError for anything else.
@@ -104,18 +129,36 @@ def read_arrays(path: Path, folder: Path) -> Inputs:
         raise InputError(f"{path}: {needs}: {one_line(error, 160)}") from error
     if not given:
         raise InputError(f"{path}: {needs}; it holds no inputs")
-    known = np.empty(0, np.int64) if labels is None else _labels(path, labels)
+    known = np.empty(0, np.int64) if labels is None else labels
     file = folder / "second.npz"
     np.savez(file, **given)  # type: ignore[arg-type]
     np.savez(file.with_suffix(".sample.npz"), **_one_example(given))  # type: ignore[arg-type]
     return Inputs(file, known, visible(str(path)))
 
 
-def _plain(path: Path, folder: Path, inputs: NDArray[Any], labels: NDArray[Any]) -> Inputs:
-    """Make `Inputs` from the array `inputs`, whose first axis counts the examples, and one label per example."""
-    known = _labels(path, labels, inputs)
+def _plain(path: Path, folder: Path, inputs: NDArray[Any], targets: NDArray[Any]) -> Inputs:
+    """Make `Inputs` from the array `inputs`, whose first axis counts the examples, and one target for each example."""
     np.save(folder / "second.sample.npy", inputs[:1])
-    return Inputs(folder / "second.npy", known, visible(str(path)))
+    given = f"{inputs.dtype} {list(inputs.shape)}"
+    if not targets.ndim or targets.shape[:1] != inputs.shape[:1]:
+        raise InputError(f"{path}: labels should be one for each input, got {_kind(targets)} for inputs {given}")
+    return Inputs(folder / "second.npy", targets, visible(str(path)), given=given)
+
+
+def _kind(array: NDArray[Any]) -> str:
+    return f"{array.dtype} {list(array.shape)}"
+
+
+def targets_of(inputs: Inputs, task: Task) -> Inputs:
+    """Return the inputs with whole numbers among the targets as int64.
+
+    Raises InputError if the targets are not empty and cannot be targets of the task.
+    """
+    problem = task.targets_problem(inputs.targets) if inputs.targets.size or inputs.targets.ndim != 1 else ""
+    if problem:
+        raise InputError(f"{inputs.about}: {problem}{f' for inputs {inputs.given}' if inputs.given else ''}")
+    whole = inputs.targets.dtype.kind in "iu"
+    return dataclasses.replace(inputs, targets=inputs.targets.astype(np.int64)) if whole else inputs
 
 
 def _one_example(given: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -128,28 +171,6 @@ def _one_example(given: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 SMALL_BYTES = 4_000_000
 """Arrays up to this size do not noticeably change a worker's peak memory."""
-
-
-def _labels(path: Path, labels: NDArray[Any], inputs: NDArray[Any] | None = None) -> NDArray[np.int64]:
-    """Check and return the labels; InputError if they are not class numbers, or not one for each of `inputs`."""
-    count = len(labels) if labels.ndim else 0
-    alike = inputs is None or labels.shape == inputs.shape[:1]
-    if not _are_classes(labels) and labels.dtype.kind in "iu" and labels.ndim == 1 and alike and count:
-        row = next(row for row, label in enumerate(labels.tolist()) if not 0 <= label < 2**63)
-        raise InputError(f"{path}: label {row} is {labels[row]}; labels are class numbers from 0")
-    if not _are_classes(labels) or not alike:
-        beside = "" if inputs is None else f" for inputs {inputs.dtype} {list(inputs.shape)}"
-        raise InputError(
-            f"{path}: labels should be one class number ≥ 0 for each input, "
-            f"got {labels.dtype} {list(labels.shape)}{beside}"
-        )
-    return labels.astype(np.int64)
-
-
-def _are_classes(labels: NDArray[Any]) -> bool:
-    """Whether the array is a list of class numbers that is not empty."""
-    whole = labels.ndim == 1 and labels.dtype.kind in "iu" and len(labels)
-    return bool(whole) and 0 <= labels.min() <= labels.max() < 2**63
 
 
 def finished(folder: Path) -> tuple[Run, dict[str, Any], list[ModelFigures]]:
@@ -180,7 +201,7 @@ def measure_files(
     inputs: Inputs | None = None,
     progress_of: Callable[[str], OnProgress] | None = None,
 ) -> tuple[list[Measured], list[EdgekdError]]:
-    """Measure single model files, with their accuracy if `inputs` are given. Errors are collected, and the results of
+    """Measure single model files, with their scores if `inputs` are given. Errors are collected, and the results of
     the other models are kept."""
     problems: list[EdgekdError] = [
         InputError(f"{path}: no such model file or run folder") for path in paths if not path.is_file()
@@ -191,19 +212,22 @@ def measure_files(
         for name, path in zip(names, paths, strict=True)
         if path.is_file()
     ]
+    if inputs:
+        for subject in subjects:
+            targets_of(inputs, task_of_file(subject.file))
     measured = []
     taken = measure_each(subjects, site, inputs.file if inputs else None, None, effort)
     for subject, figures in zip(subjects, taken, strict=True):
         try:
             if isinstance(figures, EdgekdError):
                 raise figures
-            measured.append(_with_accuracy(subject, figures, site, effort, estimate, inputs, progress_of))
+            measured.append(_with_scores(subject, figures, site, effort, estimate, inputs, progress_of))
         except EdgekdError as error:
             problems.append(error)
     return measured, problems
 
 
-def _with_accuracy(
+def _with_scores(
     subject: Subject,
     figures: ModelFigures,
     site: Site,
@@ -213,26 +237,27 @@ def _with_accuracy(
     progress_of: Callable[[str], OnProgress] | None,
 ) -> Measured:
     (known,) = estimate([figures], [subject], site)
+    task = task_of_file(subject.file)
+    known, word = dataclasses.replace(known, kinds=task.scores), task.scores[0].limit_words
     if inputs is None:
-        return Measured(known, "a bare file brings no data: accuracy unknown")
-    if not len(inputs.labels):
-        return Measured(known, f"{inputs.about} holds no labels: accuracy unknown")
+        return Measured(known, f"a bare file brings no data: {word} unknown")
+    if not len(inputs.targets):
+        return Measured(known, f"{inputs.about} holds no labels: {word} unknown")
+    inputs = targets_of(inputs, task)
     with scratch() as folder:
         on_progress = progress_of(subject.name) if progress_of else None
-        logits = logits_of(subject, site, inputs.file, Path(folder), effort, on_progress)
-    check_classes(logits, inputs, subject.file)
-    (scored,) = evaluate([known], [logits], References(labels=inputs.labels), site)
-    return Measured(scored, f"accuracy on {inputs.about}, {len(inputs.labels)} inputs")
+        outputs = logits_of(subject, site, inputs.file, Path(folder), task, effort, on_progress)
+    check_targets(outputs, inputs, task, subject.file)
+    (scored,) = evaluate([known], [outputs], References(task=task, targets=inputs.targets), site)
+    return Measured(scored, f"{word} on {inputs.about}, {len(inputs.targets)} inputs")
 
 
-def check_classes(logits: NDArray[Any], inputs: Inputs, path: Path) -> None:
-    """Raise InputError if there is not one label per answer, or if a label is not among the model's classes."""
-    if len(inputs.labels) != len(logits):
-        raise InputError(f"{inputs.about}: has {len(inputs.labels)} labels, and {path} is fed {len(logits)} examples")
-    if not says_classes_alone(logits) and inputs.labels.max() >= logits.shape[1]:
-        raise InputError(
-            f"{inputs.about}: labels go up to {inputs.labels.max()}, and {path} tells {logits.shape[1]} classes apart"
-        )
+def check_targets(outputs: Outputs, inputs: Inputs, task: Task, path: Path) -> None:
+    """Raise InputError if there is not one target for each answer, or if the targets do not fit the model's outputs."""
+    if len(inputs.targets) != len(outputs):
+        raise InputError(f"{inputs.about}: has {len(inputs.targets)} labels, and {path} is fed {len(outputs)} examples")
+    if problem := task.fit_problem(outputs, inputs.targets, str(path)):
+        raise InputError(f"{inputs.about}: {problem}")
 
 
 def measure_run(
@@ -250,6 +275,8 @@ def measure_run(
 
     Records and logits are written to `folder`. `progress_of(name)` returns the callback for the progress of that model.
     """
+    task = task_of_run(run)
+    inputs = targets_of(inputs, task)
     taken = measure_each(subjects, site, inputs.file, folder, effort)
     problems = [error for error in taken if isinstance(error, EdgekdError)]
     pairs = [(s, t) for s, t in zip(subjects, taken, strict=True) if not isinstance(t, EdgekdError)]
@@ -260,19 +287,16 @@ def measure_run(
     for subject, model in zip(known, figures, strict=True):
         try:
             on_progress = progress_of(subject.name) if progress_of else None
-            logits = logits_of(subject, site, inputs.file, folder, effort, on_progress)
-            check_classes(logits, inputs, subject.file)
+            outputs = logits_of(subject, site, inputs.file, folder, task, effort, on_progress)
+            check_targets(outputs, inputs, task, subject.file)
         except EdgekdError as error:
             problems.append(error)
             continue
-        teacher = logits if subject is subjects[0] else teacher
-        (scored,) = evaluate([model], [logits], _answers(inputs, teacher), site)
+        teacher = outputs if subject is subjects[0] else teacher
+        references = References(task=task, targets=inputs.targets, teacher=teacher, torch=inputs.torch)
+        (scored,) = evaluate([model], [outputs], references, site)
         measured.append(Measured(scored))
     return measured, problems
-
-
-def _answers(inputs: Inputs, teacher: NDArray[np.float32] | None) -> References:
-    return References(labels=inputs.labels, teacher=teacher, torch=inputs.torch)
 
 
 def all_subjects(run: Run, models: Sequence[ModelFigures]) -> list[Subject]:

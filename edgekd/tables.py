@@ -1,10 +1,10 @@
 """Tables of figures: rows of text, drawn in a terminal or as Markdown."""
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from edgekd import units
-from edgekd.figures import METRICS, Figure, Metric, ModelFigures, Placement
+from edgekd.figures import Figure, Metric, ModelFigures, Placement, rows_of
 from edgekd.judge import Verdict, verdict_words
 from edgekd.result import Result
 
@@ -27,8 +27,6 @@ __all__ = [
 
 Rows = list[list[str]]
 
-_ROWS = [metric for metric in METRICS if metric.row]
-
 
 def figure_rows(models: Sequence[ModelFigures]) -> tuple[list[str], Rows]:
     """Header and rows: one row for each figure, one column for each model, and a last column for the provenance.
@@ -37,7 +35,7 @@ def figure_rows(models: Sequence[ModelFigures]) -> tuple[list[str], Rows]:
     """
     header = ["", *(model.name for model in models), "how"]
     rows: Rows = []
-    for metric in [*_ROWS, *_batch_metrics(models)]:
+    for metric in [*rows_of(models), *_batch_metrics(models)]:
         figures = [metric.figure(model) for model in models]
         if all(figure.value is None and not figure.why for figure in figures):
             continue
@@ -110,20 +108,22 @@ def costly_rows(model: ModelFigures) -> tuple[list[str], Rows]:
 
 def comparison_rows(measured: Sequence[tuple[str, ModelFigures]]) -> tuple[list[str], Rows]:
     """Header and rows: one row for each model on each target."""
-    header = ["target", "model", "top-1", "p50", "p95", "load", "memory", "size", "where it ran", "int8 kernels", "how"]
+    kinds = list(dict.fromkeys(model.kinds[0] for _, model in measured))
+    score = " / ".join(kind.head for kind in kinds)
+    header = ["target", "model", score, "p50", "p95", "load", "memory", "size", "where it ran", "int8 kernels", "how"]
     rows = []
     for target, m in measured:
         latency = [_cell(figure, None, units.milliseconds) for figure in (m.latency_p50_ms, m.latency_p95_ms)]
         memory = _cell(m.peak_memory_mb, None, lambda mb: units.bytes_(mb * 1e6))
         where = placement_text(m.placement) if m.placement else "–"
         int8 = int8_text(m.placement) if m.placement else "–"
-        head = [target, m.name, _cell(m.accuracy, None, units.accuracy), *latency]
+        head = [target, m.name, _cell(m.score, None, m.kinds[0].show), *latency]
         load = _cell(m.load_ms, None, units.milliseconds)
         size = units.bytes_(m.size_bytes)
-        kinds = [("top-1", m.accuracy), ("p50", m.latency_p50_ms)]
-        known = {figure.provenance for _, figure in kinds if figure.value is not None or figure.why}
+        both = [(m.kinds[0].head, m.score), ("p50", m.latency_p50_ms)]
+        known = {figure.provenance for _, figure in both if figure.value is not None or figure.why}
         alike = len(known) == 1
-        how = known.pop() if alike else ", ".join(f"{word} {figure.provenance}" for word, figure in kinds)
+        how = known.pop() if alike else ", ".join(f"{word} {figure.provenance}" for word, figure in both)
         rows.append([*head, load, memory, size, where, int8, how])
     return header, rows
 
@@ -146,7 +146,7 @@ def _cell(figure: Figure, first: Figure | None, show: Callable[[float], str]) ->
 def notes(models: Sequence[ModelFigures]) -> list[str]:
     """The reasons why figures are unknown, proxies or estimates; each reason appears once."""
     reasons: dict[str, list[str]] = {}
-    for metric in _ROWS:
+    for metric in rows_of(models):
         for model in models:
             figure = metric.figure(model)
             if figure.why:
@@ -167,7 +167,7 @@ def budget_lines(verdict: Verdict) -> list[str]:
 def headline(result: Result) -> str:
     """The verdict in one line, with remarks on what it does not cover."""
     model = next(m for m in result.models if m.name == result.chosen)
-    return f"{result.card} on {result.target}: {verdict_words(result.verdict, model.latency_p50_ms)}"
+    return f"{result.card} on {result.target}: {verdict_words(result.verdict, model)}"
 
 
 def rich_table(header: list[str], rows: Rows, title: str, fold: str = "") -> "Table":
@@ -196,6 +196,23 @@ def markdown_table(header: list[str], rows: Rows) -> str:
     return "\n".join([line(header), line(ruler), *map(line, rows)])
 
 
+def _parity_text(parity: Mapping[str, Any], examples: str) -> str:
+    """How closely the exported file agrees with torch: `… differs by at most 1e-05 (1e-06 of the largest logit)`."""
+    text = (
+        f"Against torch on {parity['examples']} real {examples} the fp32 export differs by at most "
+        f"{parity['max_abs']:.2g} ({parity['relative']:.2g} of the largest logit)"
+    )
+    return text + (f", {parity['same_words']} {100 * parity['same']:.2f} %" if parity["same"] is not None else "")
+
+
+def _data_text(result: Result) -> str:
+    words = result.models[0].kinds[0].limit_words
+    return (
+        f"{words[0].upper()}{words[1:]} on {result.test_examples} test {result.examples}; readings of the test set: "
+        f"{result.test_reads}. {_parity_text(result.parity, result.examples)}."
+    )
+
+
 def markdown_report(result: Result, picture: str | None) -> str:
     """`report.md`: verdict, budget, table, and how to read it."""
     header, rows = figure_rows(result.models)
@@ -206,14 +223,11 @@ def markdown_report(result: Result, picture: str | None) -> str:
         f"The file is `model.onnx` ({units.flat(result.chosen)}): {units.flat(result.why_chosen)}. "
         f"Student: {units.flat(shape)}, chosen among {result.candidates} candidates before training.",
         markdown_table(header, rows),
-        f"Accuracy on {result.test_images} test {result.examples}; readings of the test set: {result.test_reads}. "
-        f"Against torch on {result.parity['images']} real {result.examples} the fp32 export differs by at most "
-        f"{result.parity['max_abs']:.2g} ({result.parity['relative']:.2g} of the largest logit), same class "
-        f"{100 * result.parity['argmax_agreement']:.2f} %.",
+        _data_text(result),
     ]
     remarks = [*notes(result.models), *result.notes]
     if remarks:
         parts.append("\n".join(f"- {units.flat(remark)}" for remark in remarks))
     if picture:
-        parts.append(f"![Size, latency and accuracy of every model]({picture})")
+        parts.append(f"![Size, latency and {result.models[0].kinds[0].limit_words} of every model]({picture})")
     return "\n\n".join(parts) + "\n"

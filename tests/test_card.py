@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.card import Budget, Card, Data, caller_rule, parse_budget
+from edgekd.budget import Budget, parse_budget
+from edgekd.card import Card, Data, caller_rule
 from edgekd.errors import ConfigError
 from edgekd.spec import bundled_names, locate
 from edgekd.tasks.known import load_card

@@ -76,7 +76,7 @@ def test_lines_are_sentences_with_units() -> None:
 
 
 def test_accuracy_drop_is_in_points_below_the_teacher() -> None:
-    model = ModelFigures("student", "s.onnx", "", 27_750, "int8", accuracy=Figure(0.915, "measured"))
+    model = ModelFigures("student", "s.onnx", "", 27_750, "int8", scores={"accuracy": Figure(0.915, "measured")})
     figures = budget_figures(model, Figure(0.9339, "measured"))
     assert figures["max_accuracy_drop"].value == pytest.approx(1.89)
     assert figures["size_kb"].value == 27.75
@@ -94,9 +94,14 @@ def test_a_latency_that_was_asked_and_is_unknown_is_no_pass() -> None:
     assert older.outcome == "inconclusive"
 
 
+def timed(latency: Figure) -> ModelFigures:
+    """A shipped model with this median latency."""
+    return ModelFigures("student", "s.onnx", "", 5_000, "int8", latency_p50_ms=latency)
+
+
 def test_the_words_of_a_verdict_say_what_it_does_not_speak_of() -> None:
     size, right = {"size_kb": Figure(5, "exact")}, {"min_accuracy": Figure(0.9, "proxy")}
-    known, unknown = Figure(1.0, "measured"), Figure(why="another machine")
+    known, unknown = timed(Figure(1.0, "measured")), timed(Figure(why="another machine"))
     both = judge(size | right, Budget(size_kb=6, min_accuracy=0.5))
     assert verdict_words(both, known) == "pass"
     assert verdict_words(both, unknown) == "pass (latency not asked, not known)"
@@ -105,7 +110,7 @@ def test_the_words_of_a_verdict_say_what_it_does_not_speak_of() -> None:
     assert verdict_words(asked, unknown) == "inconclusive"
     guess = {"latency_p50_ms": Figure(1.0, "estimated", 0.5, 1.5)}
     guessed = judge(right | guess, Budget(latency_p50_ms=2.0, min_accuracy=0.5), allow_estimated=True)
-    assert verdict_words(guessed, guess["latency_p50_ms"]) == "pass (latency estimated)"
+    assert verdict_words(guessed, timed(guess["latency_p50_ms"])) == "pass (latency estimated)"
 
 
 # --- the accuracy of few examples ---

@@ -161,11 +161,11 @@ def test_bench_of_a_run_is_kept_in_it(run: Path, cli: Cli) -> None:
     # The file again, in ONNX Runtime as it is here.
     session = onnxruntime.InferenceSession(run / "exported" / student.file, providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"image": np.load(run / "data" / "test.npy")})
-    assert student.accuracy.value == pytest.approx(np.mean(logits.argmax(1) == labels))
-    assert student.top5.value == pytest.approx(
+    assert student.score.value == pytest.approx(np.mean(logits.argmax(1) == labels))
+    assert student.scores["top5"].value == pytest.approx(
         np.mean([label in row.argsort()[-5:] for row, label in zip(logits, labels, strict=True)])
     )
-    assert student.recall == pytest.approx([np.mean(logits.argmax(1)[labels == k] == k) for k in range(10)])
+    assert student.details["recall"] == pytest.approx([np.mean(logits.argmax(1)[labels == k] == k) for k in range(10)])
     assert teacher.torch_agreement.value is None
     torch = np.load(run / "data" / "test.student.npy")  # what the student in torch said of them was kept
     assert student.max_logit_diff.value == pytest.approx(np.abs(torch - logits).max(), abs=1e-4)

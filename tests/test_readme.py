@@ -21,7 +21,7 @@ def test_the_example_card_is_one(tmp_path: Path) -> None:
     path.write_text(example, encoding="utf-8")
     card = load_card(str(path))
     assert card.data.classes == ("bolt", "nut", "washer")
-    assert card.budget("cpu-arm").size_kb == 1500
+    assert card.budget("cpu-arm").limit("size_kb") == 1500
 
 
 def test_every_bundled_target_is_named() -> None:

@@ -20,7 +20,7 @@ TEACHER = ModelFigures(
     sha256="ab" * 32,
     size_bytes=374_500,
     precision="fp32",
-    accuracy=Figure(0.9889, "measured"),
+    scores={"accuracy": Figure(0.9889, "measured")},
 )
 STUDENT = ModelFigures(
     name="student int8",
@@ -30,10 +30,12 @@ STUDENT = ModelFigures(
     precision="int8",
     params=12_345,
     macs=678_901,
-    accuracy=Figure(0.98, "proxy", why="another CPU"),
-    top5=Figure(0.999, "proxy", why="another CPU"),
-    macro_f1=Figure(0.97, "proxy"),
-    ece=Figure(0.03, "measured"),
+    scores={
+        "accuracy": Figure(0.98, "proxy", why="another CPU"),
+        "top5": Figure(0.999, "proxy", why="another CPU"),
+        "macro_f1": Figure(0.97, "proxy"),
+        "ece": Figure(0.03, "measured"),
+    },
     agreement=Figure(0.99, "measured"),
     torch_agreement=Figure(0.995, "measured"),
     max_logit_diff=Figure(0.25, "measured"),
@@ -55,7 +57,7 @@ STUDENT = ModelFigures(
         blockers={"Pad": 1, "Slice": 1},
         costliest=({"node": "c", "op_type": "QLinearConv", "provider": "CPU", "us": 3.0, "share": 0.5},),
     ),
-    recall=(1.0, None, 0.5),
+    details={"recall": [1.0, None, 0.5]},
     notes=("loaded machine: so it is",),
     fingerprint={"cpu": "a CPU", "affinity": [0]},
 )
@@ -71,9 +73,9 @@ def result(*models: ModelFigures) -> Result:
         models=models,
         shape={"hidden": 16},
         candidates=4,
-        test_images=359,
+        test_examples=359,
         test_reads=1,
-        parity={"images": 256, "max_abs": 1e-5, "relative": 1e-6, "argmax_agreement": 1.0},
+        parity={"examples": 256, "max_abs": 1e-5, "relative": 1e-6, "same": 1.0, "same_words": "same class"},
     )
 
 
@@ -172,8 +174,9 @@ def test_a_result_of_schema_1_is_still_read(tmp_path: Path) -> None:
     assert teacher.latency_p95_ms == Figure(why="50 calls are too few for p95")
     assert (teacher.params, teacher.macs, teacher.peak_memory_mb.provenance) == (93_000, None, "proxy")
     # What it did not have is unknown, not zero.
-    assert teacher.top5 == teacher.ece == teacher.first_call_ms == teacher.energy_mj == Figure()
-    assert (teacher.batches, teacher.placement, teacher.recall, teacher.notes) == ({}, None, (), ())
+    assert list(teacher.scores) == ["accuracy", "macro_f1"]
+    assert teacher.first_call_ms == teacher.energy_mj == Figure()
+    assert (teacher.batches, teacher.placement, teacher.details, teacher.notes) == ({}, None, {}, ())
 
 
 def test_a_bench_is_read_back_as_it_was(tmp_path: Path) -> None:

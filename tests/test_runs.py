@@ -20,8 +20,9 @@ from edgekd.errors import InputError, ModelError
 from edgekd.figures import ModelFigures
 from edgekd.files import told_apart
 from edgekd.run import Run
-from edgekd.runs import Inputs, Measured, finished, measure_files, measure_run, read_arrays, run_inputs
+from edgekd.runs import Inputs, Measured, finished, measure_files, measure_run, read_arrays, run_inputs, targets_of
 from edgekd.target import load_target
+from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION
 
 TARGET = load_target("cpu-x86")
 EFFORT = Effort(processes=1, warmup_s=0.0, min_calls=3, max_calls=3, max_s=0.0, placement=False)
@@ -72,8 +73,8 @@ def test_arrays_are_read(tmp_path: Path, kind: type) -> None:
     np.savez(tmp_path / "second.npz", inputs=images([0, 1, 3]), labels=np.array([0, 1, 2], kind), more=np.zeros(3))
     given = read_arrays(tmp_path / "second.npz", tmp_path)
     assert np.array_equal(np.load(given.file, mmap_mode="r"), images([0, 1, 3]))
-    assert given.labels.tolist() == [0, 1, 2]
-    assert given.labels.dtype == np.int64
+    assert given.targets.tolist() == [0, 1, 2]
+    assert targets_of(given, IMAGE_CLASSIFICATION).targets.dtype == np.int64
     assert given.about == str(tmp_path / "second.npz")
     assert given.torch is None
 
@@ -84,11 +85,11 @@ def test_arrays_by_the_names_of_inputs_are_read(tmp_path: Path) -> None:
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
     (tmp_path / "scratch").mkdir()
     given = read_arrays(path, tmp_path / "scratch")
-    assert given.labels.tolist() == [0, 1, 2]
+    assert given.targets.tolist() == [0, 1, 2]
     with np.load(given.file) as kept:
         assert set(kept.files) == {"ids", "words"}
     np.savez(path, inputs=images([0, 1]))
-    assert len(read_arrays(path, tmp_path / "scratch").labels) == 0  # to be timed alone
+    assert len(read_arrays(path, tmp_path / "scratch").targets) == 0  # to be timed alone
 
 
 def test_files_of_one_name_are_told_apart() -> None:
@@ -140,7 +141,7 @@ def test_files_of_another_kind_are_told(tmp_path: Path) -> None:
 def test_a_bare_file_without_data(tmp_path: Path, site: Site) -> None:
     taken = measure_one(site, write_model(tmp_path / "m.onnx"))
     assert taken.figures.name == "m.onnx"
-    assert taken.figures.accuracy.value is None
+    assert taken.figures.score.value is None
     assert taken.figures.latency_p50_ms.value is not None
     assert taken.remark == "a bare file brings no data: accuracy unknown"
     assert any(note.startswith("seeded random inputs") for note in taken.figures.notes)
@@ -150,8 +151,8 @@ def test_a_bare_file_with_data(tmp_path: Path, site: Site) -> None:
     np.savez(tmp_path / "second.npz", inputs=images([0, 1, 2, 3]), labels=np.array([0, 1, 2, 2]))
     given = read_arrays(tmp_path / "second.npz", tmp_path)
     taken = measure_one(site, write_model(tmp_path / "m.onnx"), given)
-    assert taken.figures.accuracy.value == 0.75
-    assert taken.figures.recall == (1.0, 1.0, 0.5, None)
+    assert taken.figures.score.value == 0.75
+    assert taken.figures.details["recall"] == (1.0, 1.0, 0.5, None)
     assert taken.remark == f"accuracy on {tmp_path / 'second.npz'}, 4 inputs"
     assert not any("random" in note for note in taken.figures.notes)
     assert taken.figures.fingerprint["inputs"] == "data"
@@ -186,7 +187,7 @@ def run(tmp_path: Path) -> Run:
 def test_the_runs_own_inputs(run: Run) -> None:
     given = run_inputs(run, "test")
     assert given.file == run.data / "test.npy"
-    assert given.labels.tolist() == [0, 1, 2, 2]
+    assert given.targets.tolist() == [0, 1, 2, 2]
     assert given.about == "the run's test data"
     assert given.torch is not None and given.torch.shape == (4, 4)
     (run.data / "test.student.npy").unlink()  # runs of an older edgekd did not keep it
@@ -210,10 +211,10 @@ def test_inputs_that_are_damaged_are_told(run: Run) -> None:
             run_inputs(run, "test")
     (run.data / "test.npy").write_bytes(whole)
     np.save(run.data / "test.student.npy", np.zeros((3, 4), np.float32))
-    with pytest.raises(InputError, match=r"test.student.npy: should hold one row of logits for each of 4 inputs; run"):
+    with pytest.raises(InputError, match=r"test.student.npy: should hold one row of outputs for each of 4 inputs; run"):
         run_inputs(run, "test")
     np.save(run.data / "test.labels.npy", np.array(["a"] * 4))
-    with pytest.raises(InputError, match=r"test.labels.npy: should hold one class number ≥ 0 for each of 4 inputs;"):
+    with pytest.raises(InputError, match=r"test.labels.npy: labels should be one class number ≥ 0 for each input, got"):
         run_inputs(run, "test")
 
 
@@ -227,7 +228,7 @@ def test_what_is_no_finished_run_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"result.json: is not valid JSON"):
         finished(tmp_path)
     (tmp_path / "result.json").write_text(json.dumps({"schema_version": 9, "models": []}))
-    with pytest.raises(InputError, match=r"result.json: schema_version is 9; this edgekd reads 1 and 2$"):
+    with pytest.raises(InputError, match=r"result.json: schema_version is 9; this edgekd reads 1, 2 and 3$"):
         finished(tmp_path)
 
 
@@ -253,12 +254,12 @@ def test_models_of_a_run_are_held_against_teacher_and_torch(run: Run, tmp_path: 
     assert problems == []
     assert heard == ["teacher", "student fp32"]
     teacher, student = taken
-    assert teacher.figures.accuracy.value == student.figures.accuracy.value == 0.75
+    assert teacher.figures.score.value == student.figures.score.value == 0.75
     assert student.figures.agreement.value == 1
     assert student.figures.torch_agreement.value == 0.75  # torch said 2 of the last
     assert student.figures.max_logit_diff.value == 200
     assert teacher.figures.torch_agreement.value is None
-    assert student.figures.ece.value == pytest.approx(0.25)  # sure of all four, right in three
+    assert student.figures.scores["ece"].value == pytest.approx(0.25)  # sure of all four, right in three
     assert {path.suffix for path in (tmp_path / "records").iterdir()} == {".json", ".npy"}
 
 
@@ -279,6 +280,6 @@ def test_an_error_of_one_model_keeps_the_others(
     assert [str(problem) for problem in problems] == [f"{name}.onnx: the worker crashed"]
     (other,) = taken
     assert other.figures.name != name
-    assert other.figures.accuracy.value == 0.75
+    assert other.figures.score.value == 0.75
     if name == "teacher":  # then there is nothing to agree with
         assert other.figures.agreement.value is None

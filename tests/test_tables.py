@@ -15,7 +15,7 @@ TEACHER = ModelFigures(
     size_bytes=1_000_000,
     precision="fp32",
     params=853_018,
-    accuracy=Figure(0.9339, "measured"),
+    scores={"accuracy": Figure(0.9339, "measured")},
     latency_p50_ms=Figure(4.0, "measured", 3.9, 4.1),
 )
 STUDENT = ModelFigures(
@@ -25,7 +25,7 @@ STUDENT = ModelFigures(
     size_bytes=85_000,
     precision="int8",
     params=78_000,
-    accuracy=Figure(0.88, "measured"),
+    scores={"accuracy": Figure(0.88, "measured")},
     latency_p50_ms=Figure(1.0, "estimated", 0.5, 2.0, "from a page"),
     latency_p95_ms=Figure(why="50 calls are too few for p95"),
 )
@@ -36,8 +36,8 @@ def a_result(**values) -> Result:
                     Budget(size_kb=100, latency_p50_ms=3), allow_estimated=True)  # fmt: skip
     defaults: dict[str, Any] = {
         "card": "cifar10", "target": "cpu-arm", "verdict": verdict, "chosen": "student int8", "why_chosen": "fast",
-        "models": (TEACHER, STUDENT), "shape": {"depth": 8}, "candidates": 3, "test_images": 10_000, "test_reads": 1,
-        "parity": {"images": 5, "max_abs": 1e-6, "relative": 1e-7, "argmax_agreement": 1.0},
+        "models": (TEACHER, STUDENT), "shape": {"depth": 8}, "candidates": 3, "test_examples": 10_000, "test_reads": 1,
+        "parity": {"examples": 5, "max_abs": 1e-6, "relative": 1e-7, "same": 1.0, "same_words": "same class"},
     }  # fmt: skip
     return Result(**(defaults | values))
 

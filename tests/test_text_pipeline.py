@@ -117,7 +117,7 @@ def test_the_shipped_file_and_its_tokenizer_are_all_a_user_needs(run: Path, plac
         (logits,) = session.run(None, {"ids": ids})
         right += labels[logits.argmax()] == label
     assert right / len(lines) == pytest.approx(chosen["accuracy"])
-    assert (result["test_images"], result["test_reads"]) == (80, 1)
+    assert (result["test_examples"], result["test_reads"]) == (80, 1)
     assert chosen["accuracy"] > 0.9  # words that tell the class are never those of the other
 
 

@@ -15,14 +15,14 @@ from edgekd.bench.records import RECORD_VERSION, Effort, Feeding, Record
 from edgekd.bench.remarks import remarks, steering_remarks
 from edgekd.bench.runner import measure_latency, measure_memory, measure_placement, measure_throughput, predict, sampled
 from edgekd.bench.sequences import steering_of
-from edgekd.bench.statistics import Interval, Latency, between, latency_of, min_calls_for
+from edgekd.bench.statistics import Interval, Latency, between, bootstrap, latency_of, min_calls_for
 from edgekd.devices.device import OnProgress, Site
 from edgekd.errors import EdgekdError, InputError, ModelError
 from edgekd.external import file_digest, model_bytes, model_files
 from edgekd.figures import Figure, ModelFigures, Placement, Provenance
 from edgekd.files import read_json, write_json
 from edgekd.target import Target
-from edgekd.tasks import classification as score
+from edgekd.tasks.task import Outputs, Targets, Task
 
 __all__ = [
     "References",
@@ -31,7 +31,6 @@ __all__ = [
     "logits_of",
     "measure_each",
     "measure_speed",
-    "says_classes_alone",
     "weights_problem",
 ]
 
@@ -40,8 +39,6 @@ __all__ = [
 # 2 - records of version 2
 #     feeding, if the user set options for the inputs
 SCHEMA_VERSION = 2
-MOST_CLASSES = 1_000_000
-"""Labels from this number on are refused; they are probably not class labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,13 +295,14 @@ def logits_of(
     site: Site,
     inputs: Path,
     folder: Path,
+    task: Task,
     effort: Effort | None = None,
     on_progress: OnProgress | None = None,
-) -> NDArray[Any]:
-    """Return the logits (n, C) of a file for all `inputs` on the target's provider.
+) -> Outputs:
+    """Return the outputs of a file for all `inputs` on the target's provider, as `task.read` gives them.
 
     They are stored in `folder` under a name made from the digest of the model file and the name of the input file.
-    Class labels become `one_hot` rows. Raises ModelError for outputs that are NaN or infinite.
+    Raises ModelError for outputs that are NaN or infinite.
     """
     which = (effort.feeding.output or "") if effort else ""
     mark = hashlib.sha256(f"{file_digest(subject.file)} {which}".encode()).hexdigest() if which else None
@@ -317,67 +315,51 @@ def logits_of(
     broken = int((~np.isfinite(logits)).any(axis=tuple(range(1, logits.ndim))).sum())
     if broken:
         raise ModelError(f"{subject.file}: gives NaN or infinite outputs for {broken} of {len(logits)} inputs")
-    return one_hot(logits) if logits.ndim == 1 else logits.reshape(len(logits), -1)
-
-
-def one_hot(labels: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Convert class labels (n,) to rows (n, C) that are 1 at the label and 0 elsewhere."""
-    places = labels.astype(np.int64)
-    if len(places) and places.max() >= MOST_CLASSES:
-        raise ModelError(f"a class label is {places.max()}; the largest that edgekd takes is {MOST_CLASSES - 1}")
-    rows = np.zeros((len(places), int(places.max(initial=0)) + 1), np.uint8)
-    rows[np.arange(len(places)), places] = 1
-    return rows
-
-
-def says_classes_alone(answer: NDArray[Any]) -> bool:
-    """Whether the answers (n, C) come from `one_hot`: classes without confidence, where C − 1 is the largest predicted
-    class.
-    """
-    return answer.dtype == np.uint8
-
-
-def _wide_enough(answer: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[Any]:
-    """Add zero columns to one-hot answers for classes that occur among the labels but were never predicted."""
-    missing = int(labels.max()) + 1 - answer.shape[1]
-    return np.pad(answer, ((0, 0), (0, missing))) if says_classes_alone(answer) and missing > 0 else answer
+    return task.read(logits)
 
 
 @dataclass(frozen=True, kw_only=True)
 class References:
-    """The values with which a model's logits are compared; all of them are for the same inputs."""
+    """The values with which a model's outputs are compared; all of them are for the same inputs."""
 
-    labels: NDArray[np.int64]
-    """The true labels (n,)."""
-    teacher: NDArray[np.float32] | None = None
-    """The teacher's logits (n, C) on the same provider."""
-    torch: NDArray[np.float32] | None = None
-    """Logits (n, C) of the PyTorch student from which the files were exported."""
+    task: Task
+    targets: Targets
+    """What is right for each input."""
+    teacher: Outputs | None = None
+    """The teacher's outputs on the same provider."""
+    torch: Outputs | None = None
+    """Outputs of the PyTorch student from which the files were exported."""
 
 
 def evaluate(
-    figures: Sequence[ModelFigures], logits: Sequence[NDArray[Any]], references: References, site: Site
+    figures: Sequence[ModelFigures], outputs: Sequence[Outputs], references: References, site: Site
 ) -> list[ModelFigures]:
-    """Add accuracy and agreement to the figures, computed from each model's logits (n, C).
+    """Add scores and agreement to the figures, computed from each model's outputs.
 
     Every model except the one named `teacher` was exported from the PyTorch student and is also compared with it.
     """
-    elsewhere = site.elsewhere
+    return [_scored(model, answer, references, site) for model, answer in zip(figures, outputs, strict=True)]
+
+
+def _scored(model: ModelFigures, outputs: Outputs, references: References, site: Site) -> ModelFigures:
+    elsewhere, task, targets = site.elsewhere, references.task, references.targets
     provenance: Provenance = "proxy" if elsewhere else "measured"
 
     def figure(value: float) -> Figure:
         return Figure(value, provenance, why=elsewhere)
 
-    def scored(model: ModelFigures, answer: NDArray[Any]) -> ModelFigures:
-        answer = _wide_enough(answer, references.labels)
-        found = score.scores(answer, references.labels)
-        if references.teacher is not None and references.teacher.shape == answer.shape:
-            found["agreement"] = score.agreement(answer, references.teacher)
-        if references.torch is not None and references.torch.shape == answer.shape and model.name != "teacher":
-            found["torch_agreement"] = score.agreement(answer, references.torch)
-            found["max_logit_diff"] = score.largest_difference(answer, references.torch)
-        recall = tuple(score.recall(score.confusion(answer, references.labels)))
-        plain: dict[str, Any] = {name: figure(value) for name, value in found.items()}
-        return dataclasses.replace(model, recall=recall, **plain)
-
-    return [scored(model, answer) for model, answer in zip(figures, logits, strict=True)]
+    found: dict[str, Any] = {}
+    teacher, torch = references.teacher, references.torch
+    if task.same is not None and teacher is not None and teacher.shape == outputs.shape:
+        found["agreement"] = figure(task.same(outputs, teacher))
+    if torch is not None and torch.shape == outputs.shape and model.name != "teacher":
+        if task.same is not None:
+            found["torch_agreement"] = figure(task.same(outputs, torch))
+        found["max_logit_diff"] = figure(float(np.abs(outputs.astype(np.float64) - torch).max()))
+    scores = {name: figure(value) for name, value in task.score(outputs, targets).items()}
+    first = task.scores[0]
+    if not first.counted and first.name in scores:
+        interval = bootstrap(task.each(outputs, targets), scores[first.name].value)
+        scores[first.name] = dataclasses.replace(scores[first.name], low=interval.low, high=interval.high)
+    details = task.details(outputs, targets)
+    return dataclasses.replace(model, scores=scores, kinds=task.scores, details=details, **found)

@@ -1,4 +1,4 @@
-"""Read a model file's sequence metadata, and whether it has If or Loop, without running the model."""
+"""Read a model file's metadata, and whether it has If or Loop, without running the model."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnx import GraphProto
 
-__all__ = ["sequence_of", "steering_of"]
+__all__ = ["sequence_of", "steering_of", "task_name_of"]
 
 KEYS = ("sequence_length", "padding")
 """Metadata keys that edgekd writes into the ONNX files of text models, in addition to its own version."""
@@ -21,6 +21,11 @@ def sequence_of(model: Path) -> dict[str, int]:
     return dict(_found_in(model)[0])
 
 
+def task_name_of(model: Path) -> str:
+    """Return the name of the task if edgekd wrote it to the file's metadata; empty for other models."""
+    return _found_in(model)[2]
+
+
 def steering_of(model: Path) -> tuple[str, ...]:
     """Return which of If and Loop occur in the model or its subgraphs; if empty, only shapes determine the time of a
     call.
@@ -28,14 +33,14 @@ def steering_of(model: Path) -> tuple[str, ...]:
     return _found_in(model)[1]
 
 
-_Found = tuple[tuple[tuple[str, int], ...], tuple[str, ...]]
+_Found = tuple[tuple[tuple[str, int], ...], tuple[str, ...], str]
 
 
 def _found_in(model: Path) -> _Found:
     try:
         state = model.stat()
     except OSError:
-        return (), ()  # the session that loads the file reports the error
+        return (), (), ""  # the session that loads the file reports the error
     return _read(model, state.st_mtime_ns, state.st_size)
 
 
@@ -49,12 +54,13 @@ def _read(model: Path, changed: int, size: int) -> _Found:
         found = {entry.key: entry.value for entry in content.metadata_props}
         steering = tuple(sorted(set(_steering(content.graph))))
     except Exception:  # protobuf's errors have no common base; the runtime reports what is wrong with the file
-        return (), ()
+        return (), (), ""
+    task = found.get("task", "") if "edgekd" in found else ""
     try:
         values = {key: int(found[key]) for key in KEYS if key in found and "edgekd" in found}
     except ValueError:
-        return (), steering
-    return tuple(values.items()) if values.get("sequence_length", 0) > 0 else (), steering
+        return (), steering, task
+    return tuple(values.items()) if values.get("sequence_length", 0) > 0 else (), steering, task
 
 
 def _steering(graph: "GraphProto") -> Iterable[str]:

@@ -14,6 +14,7 @@ __all__ = [
     "Latency",
     "Ratios",
     "between",
+    "bootstrap",
     "latency_of",
     "min_calls_for",
     "order_statistics",
@@ -21,6 +22,8 @@ __all__ = [
     "wilson",
 ]
 
+DRAWS = 4_000
+"""Number of bootstrap samples."""
 RATIO_CALLS = 30
 """Minimum number of calls per process for a ratio of p95."""
 
@@ -130,3 +133,21 @@ def between(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval
         return Interval(math.exp(centre), math.exp(centre), math.exp(centre))
     half = student_t((1 + confidence) / 2, len(logs) - 1) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
     return Interval(exp(centre), exp(centre - half), exp(centre + half))
+
+
+def bootstrap(
+    each: Sequence[float] | NDArray[np.float64], value: float | None = None, confidence: float = CONFIDENCE
+) -> Interval:
+    """Return `value` (by default the mean of `each`) with the bootstrap interval of the mean of `each` (n,) around it.
+
+    This is the percentile interval (Efron 1979) over DRAWS samples of n examples, which are drawn from a fixed seed, so
+    equal figures give equal intervals. It is moved by the difference of `value` and the mean, for scores that are not a
+    mean over examples.
+    """
+    figures = np.asarray(each, dtype=np.float64)
+    generator, count = np.random.default_rng(0), len(figures)
+    means = np.array([figures[generator.integers(count, size=count)].mean() for _ in range(DRAWS)])
+    centre = float(figures.mean())
+    middle = centre if value is None else value
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(middle, middle + float(low) - centre, middle + float(high) - centre)

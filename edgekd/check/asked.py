@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekd.bench.records import Effort, Feeding
-from edgekd.card import Budget
+from edgekd.budget import Budget
 from edgekd.check.tolerance import Tolerance
 
 __all__ = ["CheckJob", "Criteria", "JobOptions"]

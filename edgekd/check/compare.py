@@ -7,7 +7,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from edgekd.bench.records import Record
-from edgekd.bench.statistics import RATIO_CALLS, ratios_of
+from edgekd.bench.statistics import RATIO_CALLS, bootstrap, ratios_of
 from edgekd.check.looks import (
     BUDGET_LOOKS,
     ERROR,
@@ -23,7 +23,7 @@ from edgekd.check.looks import (
 from edgekd.check.record import Answers, Checked, Sample
 from edgekd.check.tolerance import Tolerance
 from edgekd.distributions import mcnemar, smallest_significant
-from edgekd.figures import COMPARED, Figure, Provenance
+from edgekd.figures import Figure, Provenance, compared
 from edgekd.judge import Line, Outcome
 from edgekd.units import milliseconds
 
@@ -54,7 +54,7 @@ def compared_lines(checked: Checked, tolerance: Tolerance) -> tuple[list[Line], 
         return [_same_file(tolerance)], 0, 0
     timed = _times(checked, tolerance)
     found = [*(entry.line for entry in timed), *_plain(checked.sample, checked.baseline, tolerance)]
-    order = list(COMPARED)
+    order = list(compared(checked.sample.kind))
     lines = sorted(found, key=lambda line: order.index(line.key))
     pairs = max((entry.pairs for entry in timed), default=0)
     return lines, pairs, max((entry.alone for entry in timed), default=0)
@@ -303,46 +303,76 @@ def _placed(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line | None]
 
 
 def _answers(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line | None]:
-    limit, least = tolerance.max_accuracy_loss, tolerance.min_same_answers
+    key, limit, least = new.kind.tolerance_key, tolerance.of_score(new.kind), tolerance.min_same_answers
     outcome: Outcome
-    if new.answers is None or old.answers is None or _data_identity(new.answers) != _data_identity(old.answers):
+    if new.answers is None or old.answers is None or _others(new, old):
         why = "no data given" if new.answers is None else "the baseline has no answers for these data"
-        by_default = least == "off" and limit == Tolerance().max_accuracy_loss
+        by_default = least == "off" and limit == new.kind.tolerance
         outcome = "not judged" if new.answers is None and by_default else "inconclusive"
-        asked = {"max_accuracy_loss": limit, "min_same_answers": least}
-        return [Line(k, x, Figure(why=why), outcome, why) for k, x in asked.items() if not isinstance(x, str)]
+        asked = {key: limit, "min_same_answers": least}
+        return [
+            Line(k, x, Figure(why=why), outcome, why, kind=new.kind) for k, x in asked.items() if not isinstance(x, str)
+        ]
     lines: list[Line | None] = []
     provenance: Provenance = "proxy" if new.elsewhere else "measured"
     if not isinstance(limit, str):
-        lines.append(_accuracy(new.answers, old.answers, limit, provenance))
+        test = _by_mcnemar if new.answers.paired == "mcnemar" else _by_bootstrap
+        line = Line(key, limit, Figure(provenance=provenance), "inconclusive", kind=new.kind)
+        lines.append(test(line, new.answers, old.answers))
     if not isinstance(least, str):
-        pairs = zip(new.answers.classes, old.answers.classes, strict=True)
-        share = sum(a == b for a, b in pairs) / len(new.answers.classes)
-        outcome = "pass" if share >= least else "fail"
-        lines.append(Line("min_same_answers", least, Figure(share, provenance), outcome, "", "exact"))
+        lines.append(_same_answers(new.answers, old.answers, least, provenance))
     return lines
 
 
-def _data_identity(answers: Answers) -> tuple[str, tuple[int, ...]]:
-    """Return the values that identify a data set."""
-    return answers.data, answers.labels
+def _others(new: Sample, old: Sample) -> bool:
+    """Whether the answers of the two samples cannot be compared, because they are for other data or another task."""
+    assert new.answers is not None and old.answers is not None
+    same_data = new.answers.data == old.answers.data and len(new.answers.each) == len(old.answers.each)
+    return new.kind != old.kind or not same_data
 
 
-def _accuracy(new: Answers, old: Answers, limit: float, provenance: Provenance) -> Line:
-    """Return the line on the accuracy loss, with McNemar's test on the inputs that only one of the models classifies
-    correctly.
+def _same_answers(new: Answers, old: Answers, least: float, provenance: Provenance) -> Line:
+    if not (new.answers and old.answers):
+        why = "answers of this task are numbers, which are never the same"
+        return Line("min_same_answers", least, Figure(why=why), "inconclusive", why)
+    share = sum(a == b for a, b in zip(new.answers, old.answers, strict=True)) / len(new.answers)
+    return Line("min_same_answers", least, Figure(share, provenance), "pass" if share >= least else "fail", "", "exact")
+
+
+def _by_mcnemar(line: Line, new: Answers, old: Answers) -> Line:
+    """Complete the line on the loss of a share of examples, with McNemar's test on the inputs that only one of the
+    models answers correctly.
     """
-    rows = list(zip(old.classes, new.classes, new.labels, strict=True))
-    lost = sum(was == label != now for was, now, label in rows)
-    won = sum(was != label == now for was, now, label in rows)
+    rows = list(zip(old.each, new.each, strict=True))
+    lost = sum(was > now for was, now in rows)
+    won = sum(was < now for was, now in rows)
     loss = 100 * (lost - won) / len(rows)
     p = mcnemar(lost, won)
     shown = 100 * smallest_significant(lost + won) / len(rows)
-    outcome: Outcome = "pass" if loss <= limit else "fail" if p <= 0.05 else "inconclusive"
+    outcome: Outcome = "pass" if loss <= line.limit else "fail" if p <= 0.05 else "inconclusive"
     counts = f"b = {lost} lost, c = {won} won, n = {len(rows)}"
     sure = f"McNemar, exact: {counts}, p {_p(p)}; this set can show a loss of {shown:.2f} points"
-    reason = "the loss may be chance" if outcome == "inconclusive" else ""
-    return Line("max_accuracy_loss", limit, Figure(round(loss, 6), provenance), outcome, reason, sure)
+    return _worse_by(line, Figure(round(loss, 6), line.figure.provenance), outcome, sure)
+
+
+def _by_bootstrap(line: Line, new: Answers, old: Answers) -> Line:
+    """Complete the line on the change of the score, with the paired bootstrap on the figures of the examples.
+
+    A change beyond the limit fails if its 95 % interval lies above 0: then it is not chance.
+    """
+    kind = line.kind
+    change = kind.worsening(new.score, old.score)
+    sign = kind.factor * (-1 if kind.better == "higher" else 1)
+    interval = bootstrap([sign * (now - was) for now, was in zip(new.each, old.each, strict=True)], change)
+    outcome: Outcome = "pass" if change <= line.limit else "fail" if interval.low > 0 else "inconclusive"
+    sure = f"paired bootstrap of {len(new.each)} examples"
+    return _worse_by(line, Figure(change, line.figure.provenance, interval.low, interval.high), outcome, sure)
+
+
+def _worse_by(line: Line, figure: Figure, outcome: Outcome, confidence: str) -> Line:
+    words = "increase" if line.kind.better == "lower" else "loss"
+    reason = f"the {words} may be chance" if outcome == "inconclusive" else ""
+    return dataclasses.replace(line, figure=figure, outcome=outcome, reason=reason, confidence=confidence)
 
 
 def _p(value: float) -> str:

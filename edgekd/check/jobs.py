@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.card import Budget
+from edgekd.budget import Budget, refuse_others
 from edgekd.check.asked import CheckJob, Criteria, JobOptions
 from edgekd.check.record import (
     Checked,
@@ -19,6 +19,7 @@ from edgekd.check.record import (
     refuse_other_machine,
     write_record,
 )
+from edgekd.check.tolerance import refuse_other_tolerances
 from edgekd.check.verdict import judge_record, judged_of
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, one_line
 from edgekd.judge import Judged, Verdict, effective_budget
@@ -64,7 +65,9 @@ def _judged_record(job: CheckJob, target: Target, options: JobOptions) -> Judged
         stored = record_of(job.baseline, target).sample
         allowed = refuse_other_machine(stored, checked.sample, options.allow_difference)
         checked = Checked(sample=checked.sample, baseline=stored, stored=True)
-    criteria = _criteria(job, Budget(**checked.budget), target, options, checked.baseline is not None)
+    criteria = _criteria(
+        job, Budget(checked.sample.kind, **checked.budget), target, options, checked.baseline is not None
+    )
     judged = judge_record(checked, criteria, target)
     return dataclasses.replace(judged, file=str(job.path), notes=(*allowed, *judged.notes))
 
@@ -100,10 +103,9 @@ def _first_of_its_kind(
 
     assert job.baseline is not None
     target = site.target
-    budget = effective_budget(source.budget.with_values(job.budget), target)
-    criteria = dataclasses.replace(_criteria(job, source.budget, target, options, True), budget=budget)
+    criteria = _criteria(job, source.budget, target, options, True)
     judged = checked = None
-    if budget != Budget():
+    if criteria.budget.values:
         judged, checked = check(
             source, site, criteria, None, estimate, lambda text: on_status(f"{source.name}: {text}")
         )
@@ -122,17 +124,19 @@ def _first_of_its_kind(
 
 def _criteria(job: CheckJob, own: Budget, target: Target, options: JobOptions, compared: bool) -> Criteria:
     """Return the criteria of the job. Raises ConfigError if there is no budget and no comparison."""
-    budget = effective_budget(own.with_values(job.budget), target)
-    if set(dataclasses.asdict(job.tolerance).values()) == {"off"}:
+    asked = refuse_others(job.budget, own.kind, f"{job.path}: budget")
+    budget = effective_budget(own.with_values(asked), target)
+    tolerance = refuse_other_tolerances(job.tolerance, own.kind, f"{job.path}: tolerance")
+    if not tolerance.limits(own.kind):
         compared = False
-    if budget == Budget() and not compared:
+    if not budget.values and not compared:
         raise ConfigError(
             f"{job.path}: no budget to judge it by; give one or more --budget key=value, such as size_kb=300, "
             "or a --baseline to hold it against"
         )
     return Criteria(
         budget=budget,
-        tolerance=job.tolerance,
+        tolerance=tolerance,
         allow_estimated=options.allow_estimated,
         allow_difference=options.allow_difference,
         effort=dataclasses.replace(options.effort, feeding=job.feeding),

@@ -13,12 +13,15 @@ from pydantic.dataclasses import dataclass
 
 from edgekd.bench.feeding import merged
 from edgekd.bench.records import Feeding
-from edgekd.card import Budget
+from edgekd.budget import Budget, read_budget
 from edgekd.check.asked import CheckJob
-from edgekd.check.tolerance import Tolerance
+from edgekd.check.tolerance import read_tolerance
 from edgekd.errors import ConfigError, InputError, did_you_mean, shown
 from edgekd.files import read_json, real
+from edgekd.result import read_models
+from edgekd.scores import ScoreKind
 from edgekd.spec import build, bundled_names, read_toml
+from edgekd.tasks.known import deciding
 from edgekd.units import visible
 
 __all__ = ["NAME", "manifest_for_run", "read_manifest"]
@@ -123,7 +126,7 @@ def _jobs(manifest: Manifest, entry: ModelEntry, number: int, path: Path) -> lis
     targets = entry.targets or manifest.targets
     if not targets:
         raise ConfigError(f'{where}.targets: is missing; add it, such as targets = ["cpu-x86"]')
-    tolerance = build(Tolerance, manifest.tolerance, f"{path}: tolerance")
+    tolerance = read_tolerance(manifest.tolerance, f"{path}: tolerance", deciding())
     tolerance = tolerance.with_values(_given(entry.tolerance, f"{where}.tolerance"))
     everywhere = _budgets(manifest.budget, f"{path}: budget")
     own = _budgets(entry.budget, f"{where}.budget")
@@ -171,7 +174,7 @@ def _fed(inputs: dict[str, Given]) -> Feeding:
 
 
 def _given(tolerance: dict[str, float | str], where: str) -> dict[str, float | str]:
-    build(Tolerance, tolerance, where)
+    read_tolerance(tolerance, where, deciding())
     return tolerance
 
 
@@ -187,10 +190,10 @@ def _target(name: str, folder: Path) -> str:
 def _budgets(table: dict[str, Any], where: str) -> dict[str, Budget]:
     """Return budgets by target; the key "" holds the budget for all targets, as in a card."""
     plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
-    budgets = {"": build(Budget, plain, where)}
+    budgets = {"": read_budget(plain, where, deciding())}
     for target, limits in table.items():
         if isinstance(limits, dict):
-            budgets[target] = build(Budget, limits, f"{where}.{target}")
+            budgets[target] = read_budget(limits, f"{where}.{target}", deciding())
     return budgets
 
 
@@ -229,13 +232,24 @@ def manifest_for_run(run: Path, folder: Path) -> str:
             f"{run / 'result.json'}: target: got {shown(target)}; it should be a target's name; was it edited?"
         )
     own = "" if target in bundled_names("targets") else f"; put the path of {target}.toml here"
-    asked = build(Budget, made["budget"], f"{run / 'run.json'}: budget")
-    limits = {key: value for key, value in dataclasses.asdict(asked).items() if value is not None}
-    limits.pop("teacher_min_accuracy", None)
+    _, models = read_models(run / "result.json")
+    kind = models[0].kinds[0]
+    limits = read_budget(made["budget"], f"{run / 'run.json'}: budget", [kind]).without(kind.teacher_key).limits()
     plain = real(run)
     path = plain.relative_to(real(folder)) if plain.is_relative_to(real(folder)) else plain
     budget = "\n".join(f"{key} = {value}" for key, value in limits.items()) or "# size_kb = 300"
-    return TEMPLATE.format(target=_quoted(target), own=own, path=_quoted(str(path)), budget=budget)
+    return TEMPLATE.format(
+        score=f"{kind.tolerance_key} = {kind.tolerance:g}",
+        unit=_unit(kind),
+        target=_quoted(target),
+        own=own,
+        path=_quoted(str(path)),
+        budget=budget,
+    )
+
+
+def _unit(kind: ScoreKind) -> str:
+    return "points" if kind.share else kind.unit or f"in the unit of the {kind.limit_words}"
 
 
 def _quoted(text: str) -> str:
@@ -268,7 +282,7 @@ max_slowdown_stored = 0.10  # both, against a stored record
 max_load_growth = 0.25
 max_size_growth = 0.01
 max_memory_growth = 0.05
-max_accuracy_loss = 0.5  # points
+{score}  # {unit}
 
 [[model]]
 path = {path}            # a model file, a run folder, or a pattern such as "models/*.onnx"

@@ -21,7 +21,8 @@ from edgekd.bench.runner import (
     sampled,
 )
 from edgekd.bench.sequences import steering_of
-from edgekd.card import Budget
+from edgekd.bench.statistics import bootstrap
+from edgekd.budget import Budget
 from edgekd.check.asked import Criteria
 from edgekd.check.looks import BUDGET_LOOKS, PAIR_LOOKS
 from edgekd.check.record import Answers, Checked, Sample, refuse_other_machine
@@ -32,8 +33,9 @@ from edgekd.errors import ModelError
 from edgekd.external import file_digest, whole_model
 from edgekd.figures import ModelFigures
 from edgekd.judge import Judged, Verdict
-from edgekd.runs import Estimate, Inputs, check_classes
+from edgekd.runs import Estimate, Inputs, check_targets, targets_of
 from edgekd.scratch import scratch
+from edgekd.tasks.task import Outputs
 
 __all__ = ["check", "measure_all"]
 
@@ -94,7 +96,7 @@ def check(
 def measure_all(source: Source, site: Site, effort: Effort, estimate: Estimate) -> Sample:
     """Measure all values of one model that a baseline contains."""
     needs = _Needs(site.measurable, False, True, True, source.inputs is not None)
-    criteria = Criteria(budget=Budget(), effort=effort)
+    criteria = Criteria(budget=Budget(source.task.scores[0]), effort=effort)
     sample = _sample(source, site, criteria, needs, estimate)
     if not site.measurable:
         return sample
@@ -120,7 +122,8 @@ def _refuse_others(checked: Checked, criteria: Criteria) -> list[str]:
 
 def _needs(source: Source, site: Site, criteria: Criteria, baseline: Source | Checked | None) -> _Needs:
     budget = criteria.budget.limits().keys()
-    tolerance = {key for key, value in dataclasses.asdict(criteria.tolerance).items() if value != "off"}
+    kind = criteria.budget.kind
+    tolerance = set(criteria.tolerance.limits(kind))
     same = isinstance(baseline, Source) and file_digest(baseline.file) == file_digest(source.file)
     if baseline is None or same:
         tolerance = set()
@@ -133,9 +136,9 @@ def _needs(source: Source, site: Site, criteria: Criteria, baseline: Source | Ch
             {"min_coverage", "min_fused_share", "max_coverage_loss", "max_fused_loss"}
         ),
         answers=source.inputs is not None
-        and len(source.inputs.labels) > 0
+        and len(source.inputs.targets) > 0
         and not (budget | tolerance).isdisjoint(
-            {"min_accuracy", "max_accuracy_drop", "min_agreement", "max_accuracy_loss", "min_same_answers"}
+            {kind.limit_key, kind.change_key, kind.tolerance_key, "min_agreement", "min_same_answers"}
         ),
     )
 
@@ -155,7 +158,7 @@ def _first(
     if isinstance(baseline, Checked):
         return Checked(sample=sample, baseline=baseline.sample, stored=True)
     other = dataclasses.replace(baseline, inputs=source.inputs, teacher=None)  # both models get the same inputs
-    compared = dataclasses.replace(criteria, budget=Budget())  # the baseline is not judged by a budget
+    compared = dataclasses.replace(criteria, budget=Budget(criteria.budget.kind))  # a baseline is not judged by one
     needs = _needs(source, site, compared, baseline)
     return Checked(sample=sample, baseline=_sample(other, site, compared, needs, estimate, sample.sha256))
 
@@ -188,10 +191,11 @@ def _sample(
         signature=signature or "",
         memory_bytes=tuple(peaks),
         placement=placement,
+        kind=source.task.scores[0],
         answers=_answers(source, site, criteria) if needs.answers else None,
         fingerprint=memory[0].fingerprint if memory else {},
     )
-    if site.measurable or criteria.budget.latency_p50_ms is None:
+    if site.measurable or criteria.budget.limit("latency_p50_ms") is None:
         return sample
     subject = Subject(name=source.name, file=source.file, precision=source.precision)
     bare = ModelFigures(sample.name, source.file.name, sample.sha256, sample.size_bytes, source.precision)
@@ -200,35 +204,42 @@ def _sample(
 
 
 def _answers(source: Source, site: Site, criteria: Criteria) -> Answers:
-    inputs = source.inputs
+    inputs, task, budget = source.inputs, source.task, criteria.budget
     assert inputs is not None
-    beside = (
-        source.teacher
-        if criteria.budget.max_accuracy_drop is not None or criteria.budget.min_agreement is not None
-        else None
-    )
+    inputs = targets_of(inputs, task)
+    targets = inputs.targets
+    compared = not {budget.kind.change_key, "min_agreement"}.isdisjoint(budget.values)
 
-    def classes(name: str, file: Path, folder: Path) -> tuple[int, ...]:
+    def outputs(name: str, file: Path, folder: Path) -> Outputs:
         subject = Subject(name=name, file=file, precision=source.precision)
-        logits = logits_of(subject, site, inputs.file, folder, criteria.effort)
-        check_classes(logits, inputs, file)
-        return tuple(map(int, logits.argmax(axis=1)))
+        found = logits_of(subject, site, inputs.file, folder, task, criteria.effort)
+        check_targets(found, inputs, task, file)
+        return found
 
     with scratch() as folder:
-        own = classes("model", source.file, Path(folder))
-        teacher = classes("teacher", beside, Path(folder)) if beside else ()
+        own = outputs("model", source.file, folder)
+        teacher = outputs("teacher", source.teacher, folder) if source.teacher and compared else None
+    kind = task.scores[0]
+    score = task.score(own, targets)[kind.name]
+    each = task.each(own, targets)
+    interval = None if kind.counted else bootstrap(each, score)
+    alike = task.same is not None and teacher is not None and teacher.shape == own.shape
     return Answers(
         data=_digest(inputs, criteria.effort.feeding.output),
         about=inputs.about,
-        classes=own,
-        labels=tuple(map(int, inputs.labels)),
-        teacher=teacher,
+        score=score,
+        each=tuple(map(float, each)),
+        paired=task.paired,
+        answers=tuple(map(int, task.answers(own))) if task.answers else (),
+        teacher_score=task.score(teacher, targets)[kind.name] if teacher is not None else None,
+        agreement=task.same(own, teacher) if alike else None,  # type: ignore[misc, arg-type]
+        interval=(interval.low, interval.high) if interval else None,
     )
 
 
 def _digest(inputs: Inputs, output: str | None = None) -> str:
-    """Return the SHA-256 digest of inputs, labels and, if one was chosen, the name of the output."""
-    whole = hashlib.sha256(inputs.labels.tobytes() + (output or "").encode())
+    """Return the SHA-256 digest of inputs, targets and, if one was chosen, the name of the output."""
+    whole = hashlib.sha256(inputs.targets.tobytes() + (output or "").encode())
     with inputs.file.open("rb") as file:
         for chunk in iter(lambda: file.read(1 << 20), b""):
             whole.update(chunk)

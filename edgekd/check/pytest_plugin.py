@@ -8,7 +8,6 @@ pytest loads this module at every start if edgekd is installed. Therefore the mo
 standard library at the top; functions import the modules that a check needs.
 """
 
-import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from edgekd.card import Budget
+    from edgekd.budget import Budget
     from edgekd.check.asked import CheckJob
     from edgekd.check.tolerance import Tolerance
     from edgekd.judge import Judged, Line
@@ -236,10 +235,11 @@ def _marks(item: pytest.Item) -> list[pytest.Mark]:
 
 def _keys() -> tuple[list[str], list[str]]:
     """Return the keys of --budget and of --tolerance; no key is in both."""
-    from edgekd.card import Budget
-    from edgekd.check.tolerance import Tolerance
+    from edgekd.budget import budget_keys
+    from edgekd.check.tolerance import tolerance_keys
+    from edgekd.tasks.known import deciding
 
-    return [field.name for field in dataclasses.fields(Budget)], [field.name for field in dataclasses.fields(Tolerance)]
+    return budget_keys(deciding()), tolerance_keys(deciding())
 
 
 def _limits_given(budget: Mapping[str, Any] | None, tolerance: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -275,14 +275,14 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _limits(said: dict[str, Any], where: str) -> "tuple[Budget, Tolerance]":
-    from edgekd.card import Budget
-    from edgekd.check.tolerance import Tolerance
-    from edgekd.spec import build
+    from edgekd.budget import read_budget
+    from edgekd.check.tolerance import read_tolerance
+    from edgekd.tasks.known import deciding
 
     budget, tolerance = _keys()
     return (
-        build(Budget, {key: said[key] for key in budget if key in said}, where),
-        build(Tolerance, {key: said[key] for key in tolerance if key in said}, where),
+        read_budget({key: said[key] for key in budget if key in said}, where, deciding()),
+        read_tolerance({key: said[key] for key in tolerance if key in said}, where, deciding()),
     )
 
 

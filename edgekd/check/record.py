@@ -6,15 +6,16 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from edgekd.bench.records import RECORD_VERSION, Record
-from edgekd.card import Budget
+from edgekd.budget import read_budget
 from edgekd.errors import ConfigError, InputError, did_you_mean, one_line
 from edgekd.figures import Figure, Placement
 from edgekd.files import atomic
+from edgekd.scores import ACCURACY, ScoreKind
 from edgekd.spec import build
 from edgekd.target import Target
 
@@ -34,7 +35,9 @@ __all__ = [
 
 # History of the format of records:
 # 1 - sample, baseline, pairs, same, budget
-SCHEMA_VERSION = 1
+# 2 - sample: kind, the score that decides; answers: score, each, answers, teacher_score, agreement and paired in place
+#     of classes, labels and teacher
+SCHEMA_VERSION = 2
 KIND = "edgekd check record"
 KEPT_CALLS = 400
 """Number of calls per process that a baseline keeps: enough for its p95, and few enough for a repository."""
@@ -53,17 +56,26 @@ machine.
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """A model's predictions for labelled inputs."""
+    """How well a model answers inputs for which the right answer is known."""
 
     data: str
-    """SHA-256 digest of inputs and labels."""
+    """SHA-256 digest of inputs and targets."""
     about: str
     """Description of the data."""
-    classes: tuple[int, ...]
-    """The most likely class of each input."""
-    labels: tuple[int, ...]
-    teacher: tuple[int, ...] = ()
-    """The teacher's most likely class of each input, if the run has a teacher."""
+    score: float
+    """The score that decides."""
+    each: tuple[float, ...]
+    """One figure of each example, for paired tests; see `edgekd.tasks.task.Task.each`."""
+    paired: Literal["mcnemar", "bootstrap"]
+    """The paired test on `each`."""
+    answers: tuple[int, ...] = ()
+    """An integer for each answer, which is equal exactly if the answer is; empty if answers are never equal."""
+    teacher_score: float | None = None
+    """The teacher's score, if the run has a teacher."""
+    agreement: float | None = None
+    """The share of the inputs on which model and teacher agree, if that is known."""
+    interval: tuple[float, float] | None = None
+    """The 95 % interval of the score, if it is not a share of examples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +99,8 @@ class Sample:
     memory_bytes: tuple[Count, ...] = ()
     """Peak memory of several processes, in bytes."""
     placement: Placement | None = None
+    kind: ScoreKind = ACCURACY
+    """The score that decides for the model's task."""
     answers: Answers | None = None
     estimate: Figure | None = None
     """Estimate of the median latency in ms, for a target that is not this machine."""
@@ -146,7 +160,7 @@ def read_record(path: Path) -> Checked:
         raise InputError(f"{path}: not valid JSON: {one_line(error)}; {AGAIN}") from error
     if not isinstance(data, dict) or data.get("kind") != KIND:
         raise InputError(f"{path}: is no record of edgekd check; `edgekd baseline accept MODEL --target T` makes one")
-    for key, known, oldest in (("schema_version", SCHEMA_VERSION, SCHEMA_VERSION), ("records", RECORD_VERSION, 1)):
+    for key, known, oldest in (("schema_version", SCHEMA_VERSION, 1), ("records", RECORD_VERSION, 1)):
         version = data.get(key)
         if isinstance(version, int) and oldest <= version <= known:
             continue
@@ -156,13 +170,14 @@ def read_record(path: Path) -> Checked:
             f"{path}: {key} is {version!r}; this edgekd reads {known}; {what} `edgekd baseline accept` to write it anew"
         )
     try:
+        kind = _kind_in(data["sample"])
         return Checked(
             sample=_sample(data["sample"], "sample"),
             baseline=_sample(data["baseline"], "baseline") if data["baseline"] else None,
             stored=bool(data["stored"]),
             pairs=_records(data["pairs"], "pair"),
             same=_records(data["same"], "pair"),
-            budget=build(Budget, data["budget"], "budget").limits(),
+            budget=read_budget(data["budget"], "budget", [kind]).limits(),
         )
     except KeyError as error:
         raise InputError(f"{path}: is damaged: {error} is missing; {AGAIN}") from error
@@ -184,16 +199,42 @@ def _real(text: str) -> float:
 
 
 def _sample(data: dict[str, Any], where: str) -> Sample:
-    sample = build(Sample, {key: value for key, value in data.items() if key != "latency"}, where)
-    if answers := sample.answers:
-        lengths = {len(answers.classes), len(answers.labels), len(answers.teacher) or len(answers.labels)}
-        if len(lengths) != 1 or lengths == {0}:
-            raise ValueError(f"{where}: answers: classes, labels and teacher should be equally many")
+    plain = {key: value for key, value in data.items() if key != "latency"}
+    if isinstance(plain.get("answers"), dict) and "classes" in plain["answers"]:
+        plain["answers"] = _of_classes(plain["answers"], where)
+    sample = build(Sample, plain, where)
+    if (answers := sample.answers) and not len(answers.each) == (len(answers.answers) or len(answers.each)) > 0:
+        raise ValueError(f"{where}: answers: each and answers should be equally many")
     if "\0" in sample.name + sample.target or "/" in sample.target:
         raise ValueError(f"{where}: name and target should do as names of files")
     if (placed := sample.placement) and min(*placed.nodes.values(), placed.fused or 0, placed.unfused or 0, 0) < 0:
         raise ValueError(f"{where}: placement: the numbers of nodes should be at least 0")
     return dataclasses.replace(sample, latency=_records(data["latency"], "latency"))
+
+
+def _kind_in(sample: dict[str, Any]) -> ScoreKind:
+    return build(ScoreKind, sample["kind"], "sample: kind") if "kind" in sample else ACCURACY
+
+
+def _of_classes(old: dict[str, Any], where: str) -> dict[str, Any]:
+    """Convert the answers of version 1, which only knew classification."""
+    classes, labels, teacher = old["classes"], old["labels"], old.get("teacher") or []
+    if len({len(classes), len(labels), len(teacher) or len(labels)}) != 1 or not labels:
+        raise ValueError(f"{where}: answers: classes, labels and teacher should be equally many")
+    count = len(labels)
+
+    def hits(one: list[int], other: list[int]) -> list[float]:
+        return [float(a == b) for a, b in zip(one, other, strict=True)]
+
+    return {
+        **{key: value for key, value in old.items() if key not in ("classes", "labels", "teacher")},
+        "score": sum(hits(classes, labels)) / count,
+        "each": hits(classes, labels),
+        "paired": "mcnemar",
+        "answers": classes,
+        "teacher_score": sum(hits(teacher, labels)) / count if teacher else None,
+        "agreement": sum(hits(classes, teacher)) / count if teacher else None,
+    }
 
 
 def _records(entries: list[dict[str, Any]], mode: str) -> tuple[Record, ...]:

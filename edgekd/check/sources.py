@@ -1,17 +1,19 @@
 """Resolve the path given to `check` to a model file, a run folder or a record, and the same for a baseline."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekd.card import Budget
+from edgekd.budget import Budget, read_budget
+from edgekd.card import Card
 from edgekd.check.record import Checked, is_record, record_of
 from edgekd.errors import InputError
 from edgekd.files import file_sha256, read_json
 from edgekd.run import Run
-from edgekd.runs import Inputs, finished, run_inputs
-from edgekd.spec import build
+from edgekd.runs import Inputs, finished, run_inputs, task_of_file, task_of_run
+from edgekd.scores import ScoreKind
 from edgekd.target import Target
+from edgekd.tasks.known import TASKS
+from edgekd.tasks.task import Task
 from edgekd.units import visible
 
 __all__ = ["Source", "baseline_of", "signature_of", "source_of"]
@@ -29,6 +31,7 @@ class Source:
     """The run's teacher, with whose answers the model's answers are compared."""
     budget: Budget = Budget()  # noqa: RUF009 - frozen
     """The budget for which the run was made; empty for a bare file."""
+    task: Task = TASKS[Card.task]
 
 
 def source_of(path: Path, target: Target, inputs: Inputs | None, own_data: bool = True) -> Source:
@@ -40,7 +43,8 @@ def source_of(path: Path, target: Target, inputs: Inputs | None, own_data: bool 
     if not path.is_dir():
         if not path.is_file():
             raise InputError(f"{path}: no such model file or run folder")
-        return Source(name=visible(path.name), file=path, inputs=inputs)
+        task = task_of_file(path)
+        return Source(name=visible(path.name), file=path, inputs=inputs, budget=Budget(task.scores[0]), task=task)
     run, content, models = finished(path)
     chosen = next((model for model in models if model.name == content.get("chosen")), None)
     if chosen is None or not run.model.is_file():
@@ -53,20 +57,19 @@ def source_of(path: Path, target: Target, inputs: Inputs | None, own_data: bool 
         precision=chosen.precision,
         inputs=inputs or (run_inputs(run, "test") if own_data else None),
         teacher=run.exported / models[0].file,
-        budget=_run_budget(run, content.get("target"), target),
+        budget=_run_budget(run, content.get("target"), target, models[0].kinds[0]),
+        task=task_of_run(run),
     )
 
 
-def _run_budget(run: Run, made_for: str | None, target: Target) -> Budget:
+def _run_budget(run: Run, made_for: str | None, target: Target, kind: ScoreKind) -> Budget:
     """Return the run's budget; for another target, the card's budget there with the values of the run's `--budget`."""
     file = run.folder / "run.json"
     made = read_json(file)
     if not isinstance(made, dict) or not isinstance(made.get("budget"), dict):
         raise InputError(f"{file}: holds no budget; was it edited?")
-    budget = build(Budget, made["budget"], f"{file}: budget")
-    budget = dataclasses.replace(
-        budget, teacher_min_accuracy=None
-    )  # this limit applies to the teacher, not to this file
+    budget = read_budget(made["budget"], f"{file}: budget", [kind])
+    budget = budget.without(kind.teacher_key)  # this limit applies to the teacher, not to this file
     if made_for == target.name:
         return budget
     of_card = made.get("budgets")
@@ -74,11 +77,10 @@ def _run_budget(run: Run, made_for: str | None, target: Target) -> Budget:
         everywhere = of_card.get("", {})
         own, there = (everywhere | of_card.get(name, {}) for name in (made_for, target.name))
         overridden = {key: limit for key, limit in budget.limits().items() if own.get(key) != limit}
-        there = build(Budget, there | overridden, f"{file}: budgets")
-        return dataclasses.replace(there, teacher_min_accuracy=None)
+        return read_budget(there | overridden, f"{file}: budgets", [kind]).without(kind.teacher_key)
     # Runs of an earlier edgekd do not store the card's budgets for other targets; their latency limits apply only to
     # their own target.
-    return dataclasses.replace(budget, latency_p50_ms=None, latency_p95_ms=None, latency_p99_ms=None, load_ms=None)
+    return budget.without("latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "load_ms")
 
 
 def baseline_of(path: Path, target: Target) -> Source | Checked:

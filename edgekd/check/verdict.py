@@ -10,15 +10,16 @@ from statistics import median
 from edgekd.bench.records import Record
 from edgekd.bench.remarks import remarks
 from edgekd.bench.statistics import between, latency_of, min_calls_for, wilson
-from edgekd.card import Budget
+from edgekd.budget import Budget
 from edgekd.check.asked import Criteria
 from edgekd.check.compare import busy_or, compared_lines, steadiness
 from edgekd.check.looks import BUDGET_LOOKS, ERROR, Decision, below_limit
-from edgekd.check.record import Checked, Sample
+from edgekd.check.record import Answers, Checked, Sample
 from edgekd.check.tolerance import Tolerance
 from edgekd.distributions import Interval
-from edgekd.figures import COMPARED, Figure
+from edgekd.figures import Figure, Provenance, compared
 from edgekd.judge import Judged, Line, Verdict, judge
+from edgekd.scores import ScoreKind
 from edgekd.target import Target
 
 __all__ = ["NextLook", "figures_of", "judge_record", "judge_samples", "judged_of"]
@@ -41,32 +42,31 @@ def judge_samples(
 ) -> tuple[Verdict, NextLook, list[str]]:
     """Return the verdict on the samples so far, the needs of the next look, and notes for the reader."""
     limits = budget.limits()
-    figures = figures_of(checked.sample)
+    figures, answers = figures_of(checked.sample), checked.sample.answers
     decisions: dict[str, Decision] = {}
     if checked.sample.latency:
         decisions = {
             key: below_limit(checked.sample.latency, _bounds(key), limits[key] / 1e3) for key in TIMED if key in limits
         }
     figures |= {key: _looked_at(decision, figures[key]) for key, decision in decisions.items()}
-    examples = len(checked.sample.answers.labels) if checked.sample.answers else None
-    verdict = judge(figures, budget, allow_estimated, examples)
+    verdict = judge(figures, budget, allow_estimated, len(answers.each) if answers else None)
     lines = [_explained(line, checked.sample, decisions.get(line.key)) for line in verdict.lines]
     wanted = [decision.wanted for decision in decisions.values()]
     if checked.baseline is None:
         return _judged_at_all(lines), NextLook(latency=max(wanted, default=0)), []
-    compared, more, old = compared_lines(checked, tolerance)
+    regressions, more, old = compared_lines(checked, tolerance)
     both = NextLook(max([*wanted, old], default=0), more)
-    lines = [*lines, *compared] or _nothing(tolerance)
+    lines = [*lines, *regressions] or _nothing(tolerance, checked.sample.kind)
     return _judged_at_all(lines), both, steadiness(checked, tolerance)
 
 
-def _nothing(tolerance: Tolerance) -> list[Line]:
+def _nothing(tolerance: Tolerance, kind: ScoreKind) -> list[Line]:
     """Return a line for each tolerance if none of them applies to these two models, because this is not a pass."""
     why = "there is nothing to compare by it here"
-    limits = {key: limit for key, limit in dataclasses.asdict(tolerance).items() if limit != "off"}
+    known = compared(kind)
     return [
-        Line(key if key in COMPARED else "max_slowdown", limit, Figure(why=why), "not judged", why)
-        for key, limit in limits.items()
+        Line(key if key in known else "max_slowdown", limit, Figure(why=why), "not judged", why, kind=kind)
+        for key, limit in tolerance.limits(kind).items()
     ]
 
 
@@ -108,10 +108,8 @@ def _explained(line: Line, sample: Sample, decision: Decision | None) -> Line:
         line = busy_or(line, sample.latency)
         return dataclasses.replace(line, confidence=f"{100 * (1 - ERROR):.0f} % over all looks; {looks}")
     answers = sample.answers
-    if line.key == "min_accuracy" and answers:
-        share = wilson(_hits(answers.classes, answers.labels), len(answers.labels))
-        text = f"exact on these {len(answers.labels)}; of others 95 %: {100 * share.low:.2f} … {100 * share.high:.2f} %"
-        return dataclasses.replace(line, confidence=text)
+    if line.about_score and answers:
+        return dataclasses.replace(line, confidence=_sure_of(answers, line.kind))
     if line.key == "peak_memory_mb" and sample.memory_bytes:
         return dataclasses.replace(line, confidence=f"range of {len(sample.memory_bytes)} processes")
     if line.key == "latency_p99_ms" and sample.latency:
@@ -153,22 +151,30 @@ def _ms(seconds: Interval) -> Figure:
 
 
 def _answered(sample: Sample) -> dict[str, Figure]:
-    answers = sample.answers
+    answers, kind = sample.answers, sample.kind
     if answers is None:
-        return {"min_accuracy": Figure(why="no data: --data FILE.npz brings inputs and labels")}
-    provenance = "proxy" if sample.elsewhere else "measured"
-    count = len(answers.labels)
-    right = _hits(answers.classes, answers.labels)
-    figures = {"min_accuracy": Figure(right / count, provenance, why=sample.elsewhere)}  # type: ignore[arg-type]
-    if answers.teacher:
-        drop = 100 * (_hits(answers.teacher, answers.labels) - right) / count
-        figures["max_accuracy_drop"] = Figure(round(drop, 6), provenance, why=sample.elsewhere)  # type: ignore[arg-type]
-        figures["min_agreement"] = Figure(_hits(answers.classes, answers.teacher) / count, provenance)  # type: ignore[arg-type]
+        return {kind.limit_key: Figure(why="no data: --data FILE.npz brings inputs and labels")}
+    provenance: Provenance = "proxy" if sample.elsewhere else "measured"
+    low, high = answers.interval or (None, None)
+    figures = {kind.limit_key: Figure(answers.score, provenance, low, high, sample.elsewhere)}
+    if answers.teacher_score is not None:
+        change = kind.worsening(answers.score, answers.teacher_score)
+        figures[kind.change_key] = Figure(change, provenance, why=sample.elsewhere)
+    if answers.agreement is not None:
+        figures["min_agreement"] = Figure(answers.agreement, provenance)
     return figures
 
 
-def _hits(classes: Sequence[int], labels: Sequence[int]) -> int:
-    return sum(a == b for a, b in zip(classes, labels, strict=True))
+def _sure_of(answers: Answers, kind: ScoreKind) -> str:
+    """Say how certain the score is for these examples and for others."""
+    count = len(answers.each)
+    if kind.counted:
+        share = wilson(round(answers.score * count), count)
+        return f"exact on these {count}; of others 95 %: {100 * share.low:.2f} … {100 * share.high:.2f} %"
+    if answers.interval is None:
+        return f"exact on these {count}"
+    low, high = answers.interval
+    return f"exact on these {count}; of others 95 %, bootstrap: {kind.show(low)} … {kind.show(high)}"
 
 
 def judge_record(checked: Checked, criteria: Criteria, target: Target) -> Judged:
@@ -194,6 +200,7 @@ def judged_of(checked: Checked, verdict: Verdict, notes: list[str], target: Targ
         notes=tuple(dict.fromkeys([*notes, *disturbed])),
         machine=f"{mark.get('cpu', '')}, onnxruntime {mark.get('onnxruntime', '')}" if mark else "",
         figures={key: figure for key, figure in figures_of(sample).items() if figure.value is not None},
+        kind=sample.kind,
     )
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 
-from edgekd.figures import BUDGETED
 from edgekd.judge import Judged, Line, show_limit
 from edgekd.units import visible
 
@@ -34,12 +33,12 @@ def shown_margin(line: Line) -> str:
     margin = line.margin
     if margin is None:
         return ""
-    return ("−" if margin < 0 else "+") + show_limit(line.key, abs(margin)).lstrip("+")
+    return ("−" if margin < 0 else "+") + show_limit(line.key, abs(margin), line.kind).lstrip("+")
 
 
 def kind(line: Line) -> str:
     """Return `budget` for a limit on the model itself, `regression` for one relative to a baseline."""
-    return "budget" if line.key in BUDGETED else "regression"
+    return "budget" if line.metric.budget else "regression"
 
 
 def details(line: Line) -> list[str]:

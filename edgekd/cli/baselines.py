@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgekd.bench.feeding import merged
 from edgekd.bench.records import Feeding
-from edgekd.card import Budget
+from edgekd.budget import Budget
 from edgekd.check.asked import CheckJob
 from edgekd.check.jobs import sample_of
 from edgekd.check.manifest import read_manifest

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgekd.bench.feeding import merged, shape_words
 from edgekd.bench.records import Effort, Feeding
-from edgekd.card import parse_budget
+from edgekd.budget import parse_budget
 from edgekd.check.asked import CheckJob, JobOptions
 from edgekd.check.jobs import run_job
 from edgekd.check.manifest import NAME, manifest_for_run, read_manifest
@@ -22,6 +22,7 @@ from edgekd.files import atomic, real, told_apart
 from edgekd.judge import Judged, Line, exit_code_of, read_counted
 from edgekd.scratch import require_scratch
 from edgekd.search.estimating import estimate
+from edgekd.tasks.known import deciding
 from edgekd.units import flat, visible
 
 __all__ = ["CheckOptions", "check_models", "write_manifest"]
@@ -101,7 +102,8 @@ def _refuse_overwriting(jobs: list[CheckJob], options: CheckOptions) -> None:
 
 def _jobs(paths: list[Path], targets: list[str], options: CheckOptions) -> list[CheckJob]:
     """The jobs from the command line or from the manifest."""
-    budget, tolerance = parse_budget(options.budget), parse_tolerance(options.tolerance)
+    kinds = deciding()
+    budget, tolerance = parse_budget(options.budget, kinds), parse_tolerance(options.tolerance, kinds)
     if options.manifest:
         if paths or targets or options.baseline or options.data:
             raise ConfigError("--manifest: names models, targets, baselines and data itself; give it alone")

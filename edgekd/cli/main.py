@@ -72,14 +72,15 @@ def distill(
     on_inconclusive: OnInconclusive = None,
 ) -> None:
     """The whole road: teacher, search, distillation, export, quantization, bench, verdict."""
-    from edgekd.card import parse_budget
+    from edgekd.budget import parse_budget
     from edgekd.cli.road import distill_on, several_processes
     from edgekd.interface import DistillRequest
     from edgekd.judge import COUNTED, read_counted
+    from edgekd.tasks.known import deciding
 
     read_counted(on_inconclusive)
 
-    limits = parse_budget(budget)
+    limits = parse_budget(budget, deciding())
     asked = DistillRequest(
         data=data, teacher=teacher, out=out, budget=limits, fresh=fresh, online=online, track=tuple(track)
     )

@@ -183,7 +183,7 @@ def _bench_run(path: Path, site: Site, asked: BenchOptions, scratch: Path) -> tu
             f"{path}: is a run, whose data say its shapes; give --shape, --input and the like with a file"
         )
     inputs = _second_set(asked.data, run, scratch) if asked.data else run_inputs(run, asked.split)
-    if not len(inputs.labels):
+    if not len(inputs.targets):
         raise InputError(f"{inputs.about}: holds no labels, which a run is measured with; add them")
     folder = scratch / site.target.name
     with progress() as bar:
@@ -197,10 +197,10 @@ def _bench_run(path: Path, site: Site, asked: BenchOptions, scratch: Path) -> tu
             folder,
             _progress_callbacks(bar, site.target),
         )
-    remark = f"accuracy on {inputs.about}, {len(inputs.labels)} inputs"
+    remark = f"{models[0].kinds[0].limit_words} on {inputs.about}, {len(inputs.targets)} inputs"
     measured = [dataclasses.replace(model, remark=remark) for model in measured]
     if measured and not asked.data and asked.split == "test":  # the report compares figures of the same data
-        about = {"split": asked.split, "images": len(inputs.labels), "command": asked.command}
+        about = {"split": asked.split, "examples": len(inputs.targets), "command": asked.command}
         _keep(run, site.target, [model.figures for model in measured], folder, about)
     return measured, problems
 
@@ -229,13 +229,12 @@ def _second_set(path: Path, run: Run, scratch: Path) -> Inputs:
     if not path.is_dir():
         raise InputError(f"--data {path}: no such folder or .npz file")
     require("PIL", "train", f"--data {path}: reading image files")
-    from edgekd.card import Budget
     from edgekd.data.arrays import keep_split
     from edgekd.distill.tasks.known import learning_of
     from edgekd.tasks.known import build_card
 
     snapshot = read_json(run.folder / "run.json")["card"]
-    plain = {"title": snapshot["name"], "file": str(run.folder), "budgets": {"": dataclasses.asdict(Budget())}}
+    plain = {"title": snapshot["name"], "file": str(run.folder), "budgets": {"": {}}}
     card = build_card(snapshot | plain, f"{run.folder / 'run.json'}: card")
     if card.data.source == "digits":
         raise InputError(f"--data {path}: the data of card {card.name} are embedded; give an .npz file instead")

@@ -173,7 +173,7 @@ def _summary(story: Story) -> list[object]:
     told += [f"  {line.text}" for line in story.lines]
     for column in story.columns:
         header, rows = figure_rows(column.models)
-        on = f", {column.images:,} {column.split} {column.examples}" if column.images else ""
+        on = f", {column.count:,} {column.split} {column.examples}" if column.count else ""
         told.append(rich_table(header, rows, f"{story.card} on {column.label}{on}"))
     told += [f"  note: {remark}" for remark in remarks(story)]
     told += [f"  resize of an image before the model: {story.input}"] if story.input else []

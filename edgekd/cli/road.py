@@ -118,14 +118,15 @@ def teach_card(card_name: str, data: Path | None, out: Path | None, track: tuple
     if path.suffix != ".safetensors":
         raise InputError(f"--out {path}: the teacher is written as safetensors; give a name that ends so")
     done = path.exists()
-    minimum = card.budget("").teacher_min_accuracy or 0.0
+    minimum, kind = card.budget("").teacher_minimum, task_of(card.data).scores[0]
     teacher, validation = train_teacher(card, data, minimum, path, track)
-    accuracy = validation_score(card, teacher, validation)
+    score = validation_score(card, teacher, validation)
     state = "already there, " if done else ""
-    show(f"{path}: {state}{units.accuracy(accuracy)} on {len(validation)} validation {task_of(card.data).units}")
-    if accuracy < minimum:
-        show(f"{path}: teacher_min_accuracy is {units.accuracy(minimum)}; remove the file to train again")
-    return ExitCode.PASS if accuracy >= minimum else ExitCode.FAIL
+    show(f"{path}: {state}{kind.show(score)} on {len(validation)} validation {task_of(card.data).units}")
+    if minimum is None or kind.reaches(score, minimum):
+        return ExitCode.PASS
+    show(f"{path}: {kind.teacher_key} is {kind.show(minimum)}; remove the file to train again")
+    return ExitCode.FAIL
 
 
 def _need_training() -> None:
@@ -148,7 +149,7 @@ def _mention_unknown_budgets(card: Card, target: Target) -> None:
 def _show(result: Result, run: Run, seconds: float, before: bool) -> None:
     """Show a result; `before` says that the run was finished before this command."""
     header, rows = figure_rows(result.models)
-    show(rich_table(header, rows, f"{result.card} on {result.target}, {result.test_images} test {result.examples}"))
+    show(rich_table(header, rows, f"{result.card} on {result.target}, {result.test_examples} test {result.examples}"))
     for text in budget_lines(result.verdict):
         show(f"  {text}")
     for remark in [*notes(result.models), *result.notes]:

@@ -23,7 +23,7 @@ from edgekd.sweep.space import grid, make_space
 from edgekd.sweep.study import SweepPlan
 from edgekd.sweep.table import Tried, best_of, recipe_lines, trial_rows, value_rows
 from edgekd.tables import rich_table
-from edgekd.tasks.known import load_card
+from edgekd.tasks.known import load_card, task_of
 
 if TYPE_CHECKING:
     from edgekd.candidate import Shape
@@ -88,6 +88,7 @@ def _plan(card: Card, wanted: SweepOptions) -> SweepPlan:
         trials=wanted.trials or (points if listed else max(TRIALS, points)),
         pruning=wanted.pruning and wanted.seeds == 1,  # several seeds are compared by their mean
         seed=recipe.seed,
+        kind=task_of(card.data).scores[0],
     )
 
 
@@ -136,7 +137,7 @@ def _sweep(
     learning = learning_of(card.data)
     train, validation = learning.load(card, data)
     card = learning.settle(card, validation)
-    minimum, weights = card.budget("").teacher_min_accuracy, folder / "teacher" / "teacher.safetensors"
+    minimum, weights = card.budget("").teacher_minimum, folder / "teacher" / "teacher.safetensors"
     if given is None and not weights.exists() and card.teacher.family != "self":
         refuse_long_teaching(card, len(train))
     examples = (examples_of(card, train), examples_of(card, validation))
@@ -158,10 +159,11 @@ def _sweep(
 
 
 def _show(trials: list[Tried], card: Card, folder: Path) -> None:
-    for header, rows in (trial_rows(trials), value_rows(trials)):
+    kind = task_of(card.data).scores[0]
+    for header, rows in (trial_rows(trials, kind), value_rows(trials, kind)):
         if rows:
             show(rich_table(header, rows, f"Sweep of {card.name}, validation data"))
-    if (best := best_of(trials)) is not None:
+    if (best := best_of(trials, kind)) is not None:
         show("best, for the card's [recipe]:")
         for line in recipe_lines(best[0], {str(name): weight for name, weight in card.recipe.losses.items()}):
             show(f"  {line}")

@@ -20,6 +20,7 @@ from edgekd.distill.optimise import computes_bf16
 from edgekd.errors import ConfigError, InputError
 from edgekd.files import atomic, write_json
 from edgekd.recipe import Training
+from edgekd.scores import ACCURACY, ScoreKind
 
 __all__ = ["Progress", "begin", "keep"]
 
@@ -55,14 +56,16 @@ class Progress:
                 dist.broadcast(buffer, 0)
         return self.averaged.module if self.averaged is not None else net
 
-    def add(self, entry: dict[str, Any], net: nn.Module, patience: int) -> None:
+    def add(self, entry: dict[str, Any], net: nn.Module, patience: int, kind: ScoreKind = ACCURACY) -> None:
         """Append an epoch's entry to the history. With `patience` > 0, also keep the weights of the best epoch, and set
-        `finished` after `patience` epochs without a better one. Only epochs of the last stage are compared."""
-        reached = [before["validation_accuracy"] for before in self.history if before.get("last_stage", True)]
+        `finished` after `patience` epochs without a better one. `kind` is the score that decides which epoch is better.
+        Only epochs of the last stage are compared."""
+        key = kind.history_key
+        reached = [before[key] for before in self.history if before.get("last_stage", True)]
         self.history.append(entry)
         if not patience or not entry.get("last_stage", True):
             return
-        if not reached or entry["validation_accuracy"] > max(reached):
+        if not reached or kind.improves(entry[key], kind.best(reached)):
             source = self.averaged.module if self.averaged is not None else net
             self.best, self.since = {name: value.detach().clone() for name, value in source.state_dict().items()}, 0
         else:

@@ -40,11 +40,12 @@ from edgekd.distill.tracking import open_trackers
 from edgekd.distill.watch import Watch, check_epoch
 from edgekd.errors import ConfigError
 from edgekd.recipe import Training
+from edgekd.scores import ACCURACY, ScoreKind
 
-__all__ = ["Outputs", "TrainingJob", "batches", "best_accuracy", "parts_of", "train"]
+__all__ = ["Outputs", "TrainingJob", "batches", "best_score", "parts_of", "train"]
 
 Outputs = Callable[[int, NDArray[np.int64], Tensor], dict[str, Tensor]]
-"""(view, indices (B,), inputs (B, …)) -> the teacher's `logits` (B, C), and its features by layer name."""
+"""(view, indices (B,), inputs (B, …)) -> the teacher's outputs `logits` (B, C), and its features by layer name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,8 @@ class TrainingJob:
     views: int = 1
     """Number of augmented views of the data; epoch e uses view e mod `views`."""
     score: Score
+    kind: ScoreKind = ACCURACY
+    """What `score` computes: the score that decides for the task."""
     log: Path | None = None
     """Folder of `training.jsonl`; by default the folder of the checkpoint."""
     track: tuple[str, ...] = ()
@@ -70,8 +73,8 @@ class TrainingJob:
 
 
 def train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
-    """Train `net`, which maps inputs to logits, in place. Returns one entry per epoch: loss, loss terms, validation
-    accuracy, temperature, learning rate, number of examples and seconds.
+    """Train `net`, which maps inputs to outputs, in place. Returns one entry per epoch: loss, loss terms, the deciding
+    score on validation data, temperature, learning rate, number of examples and seconds.
 
     Raises BudgetError, with epoch, step, term and the last good checkpoint, if the loss becomes infinite or NaN or
     grows tenfold. Raises ConfigError if a batch is too small for its parts, or if the checkpoint was written under
@@ -132,29 +135,30 @@ def train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
                 "last_stage": first + part.epochs == training.epochs,
                 "loss": sum(terms_mean.values()),
                 "terms": terms_mean,
-                "validation_accuracy": job.score(state.kept(net, among), job.validation, training.precision, among),
+                job.kind.history_key: job.score(state.kept(net, among), job.validation, training.precision, among),
                 "learning_rate": rate,
                 "temperature": float(torch.as_tensor(job.objective.temperature(epoch + 1)).detach()),
                 "examples": steps * min(training.batch_size, len(job.train)),
                 "seconds": time.perf_counter() - started,
             }
             check_epoch(job.name, job.checkpoint, step_of, state.history[first:], entry)
-            state.add(entry, net, training.patience)
+            state.add(entry, net, training.patience, job.kind)
             if among.first:
                 # Before the checkpoint: a resumed training removes logged epochs that the checkpoint does not have.
-                log_values((epoch + 1) * steps - 1, _flat(entry))
+                log_values((epoch + 1) * steps - 1, _flat(entry, job.kind))
                 keep(state, step_of, optimizer, job.checkpoint, training, about)
-                _say(job.name, state, training)
+                _say(job, state)
     state.finish(net)
     step_of.release()
     net.to("cpu").to(memory_format=torch.contiguous_format).eval()
     return state.history
 
 
-def best_accuracy(training: Training, history: list[dict[str, Any]]) -> float:
-    """The validation accuracy of the final weights: that of the best epoch with `patience`, else of the last epoch."""
-    reached = [float(entry["validation_accuracy"]) for entry in history if entry.get("last_stage", True)]
-    return max(reached) if training.patience and reached else float(history[-1]["validation_accuracy"])
+def best_score(training: Training, history: list[dict[str, Any]], kind: ScoreKind) -> float:
+    """The score of the final weights on validation data: that of the best epoch with `patience`, else of the last
+    epoch."""
+    reached = [float(entry[kind.history_key]) for entry in history if entry.get("last_stage", True)]
+    return kind.best(reached) if training.patience and reached else float(history[-1][kind.history_key])
 
 
 def batches(count: int, size: int, order: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
@@ -209,9 +213,9 @@ def _no_log() -> Iterator[Callable[[int, dict[str, float]], None]]:
     yield lambda step, values: None
 
 
-def _flat(entry: dict[str, Any]) -> dict[str, float]:
+def _flat(entry: dict[str, Any], kind: ScoreKind) -> dict[str, float]:
     """The values of an epoch's entry, under the names that the trackers show."""
-    values = {f"epoch/{key}": entry[key] for key in ("validation_accuracy", "learning_rate", "temperature", "seconds")}
+    values = {f"epoch/{key}": entry[key] for key in (kind.history_key, "learning_rate", "temperature", "seconds")}
     values["epoch/examples_per_second"] = entry["examples"] / entry["seconds"]
     return (
         {"epoch": entry["epoch"], "loss": entry["loss"]}
@@ -220,14 +224,15 @@ def _flat(entry: dict[str, Any]) -> dict[str, float]:
     )
 
 
-def _say(name: str, state: Progress, training: Training) -> None:
+def _say(job: TrainingJob, state: Progress) -> None:
+    training = job.training
     last, left = state.history[-1], training.epochs - len(state.history)
     shown = max(1, training.epochs // 20)  # otherwise short epochs would fill the terminal
     if left % shown and last["seconds"] < 10:
         return
     eta = sum(entry["seconds"] for entry in state.history[-5:]) / len(state.history[-5:]) * left
     say(
-        f"{name}: epoch {len(state.history)}/{training.epochs}, loss {last['loss']:.4f}, "
-        f"validation {units.accuracy(last['validation_accuracy'])}, {last['examples'] / last['seconds']:.0f} examples/s"
+        f"{job.name}: epoch {len(state.history)}/{training.epochs}, loss {last['loss']:.4f}, "
+        f"validation {job.kind.show(last[job.kind.history_key])}, {last['examples'] / last['seconds']:.0f} examples/s"
         + (f", {units.duration(eta)} left" if left else "")
     )

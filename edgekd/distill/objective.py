@@ -43,6 +43,9 @@ Terms = Callable[[Seen], dict[str, Tensor]]
 Hard = Callable[[Tensor, Tensor], Tensor]
 """The task's own loss, a function of outputs (B, C) and targets."""
 
+Soft = Callable[[Tensor, Tensor], Tensor]
+"""The task's own loss between outputs (B, C) of student and teacher, if these are no logits."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -107,12 +110,14 @@ def distillation(
     count: int,
     hard: Hard,
     peers: Sequence[nn.Module] = (),
+    soft: Soft | None = None,
 ) -> Objective:
     """The objective of a recipe, for `count` training examples and networks whose layers have these shapes (without the
     batch dimension).
 
-    `hard` is the term `ce`, the task's own loss. `peers` are further students, which map inputs to logits, for the
-    term `mutual`. Raises ConfigError if a term does not fit the shapes.
+    `hard` is the term `ce`, the task's own loss; `soft` is the term `kd` if the outputs are no logits. `peers` are
+    further students, which map inputs to logits, for the term `mutual`. Raises ConfigError if a term does not fit the
+    shapes.
     """
     learned = nn.ModuleDict()
     if peers:
@@ -133,12 +138,12 @@ def distillation(
         for number, term in enumerate(on_features):
             if term.learned is not None:
                 learned[f"part{place}-{number}"] = term.learned
-        parts.append(Part(stage.epochs, _terms(recipe, stage, on_features, hard)))
+        parts.append(Part(stage.epochs, _terms(recipe, stage, on_features, hard, soft)))
     return Objective(tuple(parts), student_layers(recipe), teacher_layers(recipe), learned, temperature)
 
 
-def _terms(recipe: Recipe, stage: Stage, on_features: Sequence[FeatureTerm], hard: Hard) -> Terms:
-    on_logits = {name: _logit_term(name, recipe, hard) for name in stage.losses}
+def _terms(recipe: Recipe, stage: Stage, on_features: Sequence[FeatureTerm], hard: Hard, soft: Soft | None) -> Terms:
+    on_logits = {name: _logit_term(name, recipe, hard, soft) for name in stage.losses}
 
     def terms(seen: Seen) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {name: weight * on_logits[name](seen) for name, weight in stage.losses.items()}
@@ -155,7 +160,7 @@ def _terms(recipe: Recipe, stage: Stage, on_features: Sequence[FeatureTerm], har
     return terms
 
 
-def _logit_term(name: str, recipe: Recipe, hard: Hard) -> Callable[[Seen], Tensor]:
+def _logit_term(name: str, recipe: Recipe, hard: Hard, own: Soft | None) -> Callable[[Seen], Tensor]:
     """The term `name` of the card's `losses` on logits, without its weight."""
 
     def pair(seen: Seen) -> tuple[Tensor, Tensor]:
@@ -180,7 +185,7 @@ def _logit_term(name: str, recipe: Recipe, hard: Hard) -> Callable[[Seen], Tenso
 
     terms: dict[str, Callable[[Seen], Tensor]] = {
         "ce": lambda seen: hard(seen.logits, seen.targets),
-        "kd": soft,
+        "kd": soft if own is None else lambda seen: own(seen.logits, seen.teacher["logits"]),
         "soft_ce": soft,
         "mse": lambda seen: losses.mse(*pair(seen)),
         "dkd": dkd,

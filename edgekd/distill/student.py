@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgekd import units
 from edgekd.candidate import Shape, shape_name
 from edgekd.card import Card, Teacher
 from edgekd.console import say
 from edgekd.data.examples import Examples
 from edgekd.distill.cache.outputs import shapes, teaching
 from edgekd.distill.distributed import barrier, world
-from edgekd.distill.loop import TrainingJob, best_accuracy, parts_of, train
+from edgekd.distill.loop import TrainingJob, best_score, parts_of, train
 from edgekd.distill.objective import Objective, distillation, student_layers, teacher_layers
 from edgekd.distill.tasks.known import learning_of
 from edgekd.distill.teacher import with_own_teacher
@@ -55,7 +54,8 @@ class TrainingOptions:
     """Run the teacher in every step instead of caching its outputs; each epoch then has its own augmented view."""
     track: tuple[str, ...] = ()
     minimum: float | None = None
-    """If the validation accuracy is below this, the student is trained again, up to `recipe.attempts` times in all."""
+    """If the score on validation data does not reach this, the student is trained again, up to `recipe.attempts` times
+    in all."""
     teacher_minimum: float | None = None
 
 
@@ -72,22 +72,22 @@ def distill_student(
     net = _new(card, shape, card.recipe.seed)
     if not out.exists():
         chain = [*assist(card, teachers[0], data, run.teacher_weights.parent, options), *teachers[1:]]
-        best = -1.0
+        best, kind = None, task_of(card.data).scores[0]
         for attempt in range(card.recipe.attempts):
             longer = dataclasses.replace(card, recipe=_longer(card.recipe, 2**attempt))
             net = new_student(card, shape, chain[0])
             folder = out.parent / f"attempt-{attempt + 1}"
             history = learn(longer, shape, net, chain, data, folder, options)
-            reached = best_accuracy(longer.recipe, history)
-            if reached > best:
+            reached = best_score(longer.recipe, history, kind)
+            if best is None or kind.improves(reached, best):
                 best, chosen = reached, folder
                 if world().first:
                     save_state(net, folder.with_suffix(".safetensors"), {"card": card.name})
                     write_json(folder.with_suffix(".json"), {"schema_version": 1, "epochs": history})
-            if options.minimum is None or best >= options.minimum or attempt + 1 == card.recipe.attempts:
+            if options.minimum is None or kind.reaches(best, options.minimum) or attempt + 1 == card.recipe.attempts:
                 break
             epochs = longer.recipe.epochs
-            say(f"student: {units.accuracy(best)} after {epochs} epochs, {units.accuracy(options.minimum)} wanted")
+            say(f"student: {kind.show(best)} after {epochs} epochs, {kind.show(options.minimum)} wanted")
         if world().first:
             move(chosen.with_suffix(".json"), out.with_name("history.json"))
             move(chosen.with_suffix(".safetensors"), out)
@@ -140,6 +140,7 @@ def learn(
             objective=objective,
             teacher=outputs,
             score=learning_of(card.data).score,
+            kind=task_of(card.data).scores[0],
             views=recipe.epochs if options.online else recipe.views,
             checkpoint=folder / "checkpoint.pt",
             log=log or folder.parent / "log",
@@ -217,8 +218,10 @@ def _objective(
     found = probe(whole, _first_two(examples), student_layers(recipe), f"{card.file}: recipe.features: student")
     _require_outputs(card, found, "student")
     try:
-        _check_terms(recipe, teachers)
         learning = learning_of(card.data)
+        _check_terms(recipe, teachers)
+        if learning.soft is not None:
+            _refuse_terms_on_logits(recipe)
         weights = learning.weights(recipe, examples.labels, card.data, "recipe.class_weights")
         torch.manual_seed(recipe.seed)
         theirs = shapes(teachers[0], examples, teacher_layers(recipe)) if needs_teacher(recipe) else {}
@@ -226,7 +229,7 @@ def _objective(
         def hard(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             return learning.loss(outputs, targets, recipe.label_smoothing, weights)
 
-        return distillation(recipe, found, theirs, len(examples), hard, peers)
+        return distillation(recipe, found, theirs, len(examples), hard, peers, learning.soft)
     except ConfigError as error:
         raise ConfigError(f"{card.file}: {error}") from error
 
@@ -244,6 +247,16 @@ def _check_terms(recipe: Recipe, teachers: Sequence[LoadedTeacher]) -> None:
         )
     if world().size > 1 and any(feature.term == "crd" for part in recipe.parts() for feature in part.features):
         raise ConfigError("recipe.features: crd keeps its memory in one process; run without torchrun")
+
+
+def _refuse_terms_on_logits(recipe: Recipe) -> None:
+    """Raise ConfigError if the recipe needs logits of classes, which the outputs of the task are not."""
+    used = {str(name) for part in recipe.parts() for name in part.losses}
+    if wrong := sorted(used - {"ce", "kd", "mse"}):
+        raise ConfigError(f"recipe.losses: {wrong[0]}: needs logits of classes; this task has ce, kd and mse")
+    given = {"sampling": recipe.sampling != "none", "standardize": recipe.standardize}
+    if others := [name for name, used_here in given.items() if used_here]:
+        raise ConfigError(f"recipe.{others[0]}: needs logits of classes, which the outputs of this task are not")
 
 
 def _require_outputs(card: Card, found: dict[str, torch.Size], name: str) -> None:
@@ -293,13 +306,14 @@ def needs_teacher(recipe: Recipe) -> bool:
     return any(part.features or part.losses.keys() - {"ce", "mutual"} for part in recipe.parts())
 
 
-def training_summary(recipe: Recipe, run: Run) -> dict[str, Any]:
-    """Number of epochs and seconds of the student's training, and the validation accuracy of its final weights."""
+def training_summary(card: Card, run: Run) -> dict[str, Any]:
+    """Number of epochs and seconds of the student's training, and the score of its final weights on validation data."""
+    kind = task_of(card.data).scores[0]
     epochs = read_json(run.student_weights.with_name("history.json"))["epochs"]
     return {
         "epochs": len(epochs),
         "seconds": sum(epoch["seconds"] for epoch in epochs),
-        "validation_accuracy": best_accuracy(recipe, epochs),
+        kind.history_key: best_score(card.recipe, epochs, kind),
     }
 
 

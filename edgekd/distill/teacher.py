@@ -6,13 +6,12 @@ from pathlib import Path
 
 import torch
 
-from edgekd import units
 from edgekd.candidate import Shape
 from edgekd.card import Card, Training
 from edgekd.console import say
 from edgekd.data.examples import Examples
 from edgekd.distill.distributed import World, barrier, device, world
-from edgekd.distill.loop import TrainingJob, best_accuracy, train
+from edgekd.distill.loop import TrainingJob, best_score, train
 from edgekd.distill.objective import plain
 from edgekd.distill.tasks.known import learning_of
 from edgekd.errors import BudgetError, InputError
@@ -20,6 +19,7 @@ from edgekd.files import write_json
 from edgekd.nets.deployed import Deployed, count_macs
 from edgekd.nets.teachers import LoadedTeacher, load_teacher_file, make_teacher_net
 from edgekd.nets.weights import save_state
+from edgekd.tasks.known import task_of
 
 __all__ = [
     "check_teacher",
@@ -104,32 +104,32 @@ def teach(
 ) -> LoadedTeacher:
     """Train the card's teacher and save it to `out` (safetensors); if `out` exists, only load it.
 
-    If its validation accuracy is below `minimum`, it is trained again with twice the epochs, up to `teacher.attempts`
-    times in all. Raises BudgetError if no attempt reaches `minimum`, InputError if the card does not say how to train
-    a teacher.
+    If its score on validation data does not reach `minimum`, it is trained again with twice the epochs, up to
+    `teacher.attempts` times in all. Raises BudgetError if no attempt reaches `minimum`, InputError if the card does not
+    say how to train a teacher.
     """
     if out.exists():
         if world().first:
             for scratch in out.parent.glob(f"{out.stem}-attempt-*"):  # a finished teacher needs no checkpoint
                 shutil.rmtree(scratch)
         return load_teacher_file(card, out)
-    training = _training(card)
-    best = 0.0
+    training, kind = _training(card), task_of(card.data).scores[0]
+    tried: list[float] = []
     for attempt in range(card.teacher.attempts):
         epochs = training.epochs * 2**attempt
         longer = dataclasses.replace(training, epochs=epochs)
         scratch = out.parent / f"{out.stem}-attempt-{attempt + 1}"
         reached = _attempt(card, data, longer, out, scratch, minimum, track)
-        if minimum is None or reached >= minimum:
+        if minimum is None or kind.reaches(reached, minimum):
             barrier()
             return teach(card, data, minimum, out)
-        best = max(best, reached)
-        say(f"teacher: {units.accuracy(reached)} after {epochs} epochs, {units.accuracy(minimum)} wanted")
+        tried.append(reached)
+        say(f"teacher: {kind.show(reached)} after {epochs} epochs, {kind.show(minimum)} wanted")
     assert minimum is not None  # otherwise the first attempt was good enough
     raise BudgetError(
-        f"the teacher reaches {units.accuracy(best)} on validation data in {card.teacher.attempts} attempts, "
-        f"teacher_min_accuracy is {units.accuracy(minimum)}; train longer ([teacher.training] epochs), take a larger "
-        "[teacher] shape, or lower teacher_min_accuracy"
+        f"the teacher reaches {kind.show(kind.best(tried))} on validation data in {card.teacher.attempts} attempts, "
+        f"{kind.teacher_key} is {kind.show(minimum)}; train longer ([teacher.training] epochs), take a larger "
+        f"[teacher] shape, or {'lower' if kind.better == 'higher' else 'raise'} {kind.teacher_key}"
     )
 
 
@@ -143,7 +143,7 @@ def _attempt(
     track: tuple[str, ...],
 ) -> float:
     where = f"{card.file}: teacher.training.class_weights"
-    learning = learning_of(card.data)
+    learning, kind = learning_of(card.data), task_of(card.data).scores[0]
     weights = learning.weights(training, data[0].labels, card.data, where)
     torch.manual_seed(training.seed)
     net = make_teacher_net(card)
@@ -154,14 +154,15 @@ def _attempt(
         training=training,
         objective=plain(training, learning.loss, weights),
         score=learning.score,
+        kind=kind,
         views=training.epochs,
         checkpoint=scratch / "checkpoint.pt",
         log=out.parent / "log",
         track=track,
     )
     history = train(Deployed(net, card.data), job)
-    reached = best_accuracy(training, history)
-    if world().first and (minimum is None or reached >= minimum):
+    reached = best_score(training, history, kind)
+    if world().first and (minimum is None or kind.reaches(reached, minimum)):
         write_json(out.with_name(f"{out.stem}-history.json"), {"schema_version": 1, "epochs": history})
         save_state(net, out, {"card": card.name})
     return reached
@@ -176,11 +177,12 @@ def validation_score(card: Card, teacher: LoadedTeacher, validation: Examples) -
 
 
 def check_teacher(card: Card, teacher: LoadedTeacher, validation: Examples, minimum: float | None) -> None:
-    """Raise BudgetError if the teacher's score on the validation data is below `minimum`."""
+    """Raise BudgetError if the teacher's score on the validation data does not reach `minimum`."""
+    kind = task_of(card.data).scores[0]
     reached = validation_score(card, teacher, validation)
-    if minimum is not None and reached < minimum:
+    if minimum is not None and not kind.reaches(reached, minimum):
         raise BudgetError(
-            f"{teacher.file}: the teacher reaches {units.accuracy(reached)} on validation data, "
-            f"teacher_min_accuracy is {units.accuracy(minimum)}; are data, classes and normalization the ones it was "
+            f"{teacher.file}: the teacher reaches {kind.show(reached)} on validation data, "
+            f"{kind.teacher_key} is {kind.show(minimum)}; are data, classes and normalization the ones it was "
             "trained with?"
         )

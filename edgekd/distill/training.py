@@ -37,7 +37,7 @@ class TeacherTraining:
 
     card: Card
     data: Path | None
-    minimum: float
+    minimum: float | None
     out: Path
 
 
@@ -59,7 +59,7 @@ def train_student(
 
 
 def train_teacher(
-    card: Card, data: Path | None, minimum: float, out: Path, track: tuple[str, ...] = ()
+    card: Card, data: Path | None, minimum: float | None, out: Path, track: tuple[str, ...] = ()
 ) -> tuple[LoadedTeacher, Examples]:
     """On rank 0: train the card's teacher and save it to `out`, or load it; return it and the validation data."""
     train, validation = learning_of(card.data).load(card, data)

@@ -37,13 +37,17 @@ MIN_AGREEMENT = 0.999
 
 @dataclass(frozen=True)
 class Parity:
-    """How closely an exported file agrees with torch on real images."""
+    """How closely an exported file agrees with torch on real examples."""
 
-    images: int
+    examples: int
+    """Their number."""
     max_abs: float
     relative: float
-    """max_abs divided by the largest absolute logit."""
-    argmax_agreement: float
+    """max_abs divided by the largest absolute output."""
+    same: float | None
+    """The share of examples with the same answer; None if that says nothing for the task."""
+    same_words: str
+    """Describes that share: `same class`."""
 
 
 def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: dict[str, str]) -> None:
@@ -108,6 +112,7 @@ def _describe(model: onnx.ModelProto, card: Card, target: Target, provenance: di
         "edgekd": __version__,
         "card": card.name,
         "target": target.name,
+        **({"task": card.task} if card.task != Card.task else {}),
         **task_of(card.data).describe(card.data),
         **provenance,
     }
@@ -180,15 +185,18 @@ def parity(net: nn.Module, card: Card, images: NDArray[Any], logits: NDArray[np.
         expected = Deployed(net, card.data).eval()(torch.from_numpy(images)).numpy()
     difference = float(np.abs(expected - logits).max())
     result = Parity(
-        images=len(images),
+        examples=len(images),
         max_abs=difference,
         relative=difference / max(float(np.abs(expected).max()), 1e-12),
-        argmax_agreement=task.same(expected, logits),
+        same=task.same(expected, logits) if task.same else None,
+        same_words=task.same_words,
     )
-    if not result.relative <= MAX_RELATIVE_DIFFERENCE or result.argmax_agreement < MIN_AGREEMENT:
+    if not result.relative <= MAX_RELATIVE_DIFFERENCE or (result.same is not None and result.same < MIN_AGREEMENT):
+        same = ""
+        if result.same is not None:
+            same = f", {task.same_words} {100 * result.same:.2f} % ({100 * MIN_AGREEMENT:g} % asked)"
         raise ModelError(
-            f"the exported file differs from torch on {result.images} {task.units}: largest difference "
-            f"{difference:.3g} ({result.relative:.2g} of the largest logit, {MAX_RELATIVE_DIFFERENCE:g} allowed), "
-            f"{task.same_words} {100 * result.argmax_agreement:.2f} % ({100 * MIN_AGREEMENT:g} % asked)"
+            f"the exported file differs from torch on {result.examples} {task.units}: largest difference "
+            f"{difference:.3g} ({result.relative:.2g} of the largest logit, {MAX_RELATIVE_DIFFERENCE:g} allowed){same}"
         )
     return result

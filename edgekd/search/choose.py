@@ -3,11 +3,11 @@
 import dataclasses
 
 from edgekd import units
+from edgekd.budget import Budget
 from edgekd.candidate import Candidate
-from edgekd.card import Budget
 from edgekd.devices.device import Site
 from edgekd.errors import BudgetError
-from edgekd.figures import BUDGETED, Figure, ModelFigures
+from edgekd.figures import Figure, ModelFigures, metric_of
 from edgekd.judge import Verdict, budget_figures, judge, show_limit, show_value
 
 __all__ = ["choose_shape", "choose_variant"]
@@ -22,9 +22,10 @@ def choose_shape(candidates: list[Candidate], budget: Budget) -> Candidate:
     Within a family, more multiply-accumulates, then more parameters, count as more capable. An unknown latency excludes
     no candidate. Raises BudgetError with the limiting budget and the nearest candidates.
     """
-    early = Budget(**{key: getattr(budget, key) for key in BEFORE_TRAINING})
-    if budget.latency_p95_ms is not None:  # p50 is at most p95, so it must meet this limit too
-        early = dataclasses.replace(early, latency_p50_ms=min(budget.latency_p95_ms, early.latency_p50_ms or 1e9))
+    early = Budget(budget.kind, **{key: budget.limit(key) for key in BEFORE_TRAINING})
+    p95 = budget.limit("latency_p95_ms")
+    if p95 is not None:  # p50 is at most p95, so it must meet this limit too
+        early = early.with_values(Budget(latency_p50_ms=min(p95, early.limit("latency_p50_ms") or 1e9)))
     fitting = [c for c in candidates if any(not _missed(f, early) for f in c.precisions.values())]
     if not fitting:
         raise BudgetError(_infeasible(candidates, early))
@@ -48,7 +49,7 @@ def _points(figures: dict[str, Figure]) -> dict[str, Figure]:
 
 
 def _infeasible(candidates: list[Candidate], budget: Budget) -> str:
-    limits = {key: value for key, value in dataclasses.asdict(budget).items() if value is not None}
+    limits = budget.limits()
     every = [(c, precision, figures) for c in candidates for precision, figures in c.precisions.items()]
     misses = {key: sum(key in _missed(figures, budget) for _, _, figures in every) for key in limits}
     limiting = max(misses, key=lambda key: misses[key])
@@ -59,30 +60,30 @@ def _infeasible(candidates: list[Candidate], budget: Budget) -> str:
     nearest = sorted(every, key=lambda entry: excess(entry[2]))[:3]
     shown = "; ".join(
         f"{c.name} {precision}: "
-        + ", ".join(f"{BUDGETED[key].limit_words} {show_value(key, figures[key])}" for key in limits)
+        + ", ".join(f"{metric_of(key).limit_words} {show_value(key, figures[key])}" for key in limits)
         for c, precision, figures in nearest
     )
     return (
-        f"no candidate fits: {BUDGETED[limiting].limit_words} ≤ {show_limit(limiting, limits[limiting])} is missed by "
+        f"no candidate fits: {metric_of(limiting).limit_words} ≤ {show_limit(limiting, limits[limiting])} is missed by "
         f"{misses[limiting]} of {len(every)}; nothing was trained. Nearest: {shown}. "
         f"Widen the budget (--budget {limiting}=…) or give the student smaller knobs"
     )
 
 
 def choose_variant(
-    variants: list[ModelFigures], teacher_accuracy: Figure | None, budget: Budget, site: Site
+    variants: list[ModelFigures], teacher_score: Figure | None, budget: Budget, site: Site
 ) -> tuple[ModelFigures, str]:
-    """Return the file to ship and the reason; `variants` have the target's precisions and accuracy on validation data.
+    """Return the file to ship and the reason; `variants` have the target's precisions and scores on validation data.
 
-    `teacher_accuracy` is None if the teacher may have been trained on the validation data. If the target's time is
+    `teacher_score` is None if the teacher may have been trained on the validation data. If the target's time is
     measured, int8 (or fp16) is chosen only if it is faster beyond the spread of its processes, or if a budget needs it.
     Otherwise the first of the target's precisions that meets the budget is chosen. If none does, the variant that
     misses the fewest limits is chosen.
     """
-    budget = dataclasses.replace(budget, teacher_min_accuracy=None)  # the same for all variants
-    if teacher_accuracy is None:
-        budget = dataclasses.replace(budget, max_accuracy_drop=None)
-    verdicts = {v.precision: judge(_points(budget_figures(v, teacher_accuracy)), budget, True) for v in variants}
+    budget = budget.without(budget.kind.teacher_key)  # the same for all variants
+    if teacher_score is None:
+        budget = budget.without(budget.kind.change_key)
+    verdicts = {v.precision: judge(_points(budget_figures(v, teacher_score)), budget, True) for v in variants}
     fewest = min(len(_fails(verdict)) for verdict in verdicts.values())
     fitting = [v for v in variants if len(_fails(verdicts[v.precision])) == fewest]
     word = "that fits" if fewest == 0 else "of those that miss least"
@@ -106,7 +107,11 @@ def _misses_less(chosen: ModelFigures, verdicts: dict[str, Verdict]) -> str:
     lines = [line for precision, verdict in verdicts.items() if precision != chosen.precision for line in verdict.lines]
     missed = "; ".join(line.text for line in lines if line.outcome == "fail" and line.key not in own)
     reason = f"on validation data {chosen.precision} meets what another precision misses ({missed})"
-    return f"{reason}, though not {' and '.join(BUDGETED[key].limit_words for key in own)}" if own else reason
+    return (
+        f"{reason}, though not {' and '.join(metric_of(key, chosen.kinds[0]).limit_words for key in own)}"
+        if own
+        else reason
+    )
 
 
 def _surely_faster(one: ModelFigures, other: ModelFigures) -> bool:

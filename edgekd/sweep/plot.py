@@ -1,4 +1,4 @@
-"""The plot of a sweep: validation accuracy against temperature, or against another axis if temperature is not tried."""
+"""The plot of a sweep: the score on validation data against temperature, or another axis if that is not tried."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.files import atomic
 from edgekd.report.drawing import literal
+from edgekd.scores import ACCURACY, ScoreKind
 from edgekd.sweep.table import Tried
 
 if TYPE_CHECKING:
@@ -16,34 +17,41 @@ __all__ = ["plot_sweep"]
 
 
 def plot_sweep(
-    trials: Sequence[Tried], colour_by: str, data: tuple[int, str], title: str, path: Path, along: str = "temperature"
+    trials: Sequence[Tried],
+    colour_by: str,
+    data: tuple[int, str],
+    title: str,
+    path: Path,
+    along: str = "temperature",
+    kind: ScoreKind = ACCURACY,
 ) -> None:
-    """Plot the validation accuracy of each trial against its value of the axis `along`, as PNG.
+    """Plot the score on validation data of each trial against its value of the axis `along`, as PNG.
 
     Filled points were trained to the end, hollow points were pruned. The colour shows the value of the axis `colour_by`
     (`alpha`, or a weight); all points have one colour if that axis has only one value or is empty. Lines join the
     temperatures that were trained with the same weights: the mean over the seeds of the trials that ended. The grey bar
-    at the best trial is the standard error of an accuracy on the validation examples; `data` is their number and the
-    name of the examples.
+    at the best trial is the standard error on the validation examples, for a score that is a share of them; `data` is
+    their number and the name of the examples.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure as Canvas  # without pyplot: no window system, no global state
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    shown = [trial for trial in trials if trial.accuracy is not None and trial.state in ("complete", "pruned")]
+    shown = [trial for trial in trials if trial.score is not None and trial.state in ("complete", "pruned")]
     canvas = Canvas(figsize=(8, 5), layout="constrained")
     axes = canvas.subplots()
     values = [trial.point[colour_by] for trial in shown if colour_by in trial.point]
     scale = Normalize(min(values), max(values)) if len(set(values)) > 1 else None
-    _draw_lines(axes, shown, along, colour_by, scale)
+    _draw_lines(axes, shown, along, colour_by, scale, kind)
     for state, face in (("complete", "0.35"), ("pruned", "none")):
         own = [trial for trial in shown if trial.state == state]
         if own:
-            _draw_points(axes, own, state == "complete", along, colour_by, scale)
+            _draw_points(axes, own, state == "complete", along, colour_by, scale, kind)
             # The legend uses grey, because the points have several colours.
             axes.plot([], [], "o", markeredgecolor="0.35", markerfacecolor=face, label=f"{state}: {len(own)}")
-    _draw_error(axes, shown, along, data)
+    if kind.counted:
+        _draw_error(axes, shown, along, data)
     if scale is not None:
         canvas.colorbar(ScalarMappable(scale, _map()), ax=axes, label=colour_by)
     if not shown:
@@ -54,7 +62,7 @@ def plot_sweep(
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(along)
-    axes.set_ylabel("top-1 accuracy on validation data, %")
+    axes.set_ylabel(kind.axis("validation"))
     axes.set_title(literal(title))
     axes.grid(True, which="both", alpha=0.25)
     if shown:
@@ -64,12 +72,18 @@ def plot_sweep(
 
 
 def _draw_points(
-    axes: "Axes", trials: Sequence[Tried], filled: bool, along: str, colour_by: str, scale: "Normalize | None"
+    axes: "Axes",
+    trials: Sequence[Tried],
+    filled: bool,
+    along: str,
+    colour_by: str,
+    scale: "Normalize | None",
+    kind: ScoreKind,
 ) -> None:
     colours = [_colour(trial.point, colour_by, scale) for trial in trials]
     axes.scatter(
         [trial.point[along] for trial in trials],
-        [100 * (trial.accuracy or 0) for trial in trials],
+        [kind.factor * (trial.score or 0) for trial in trials],
         s=36,
         edgecolors=colours,
         facecolors=colours if filled else "none",
@@ -78,12 +92,14 @@ def _draw_points(
     )
 
 
-def _draw_lines(axes: "Axes", trials: Sequence[Tried], along: str, colour_by: str, scale: "Normalize | None") -> None:
+def _draw_lines(
+    axes: "Axes", trials: Sequence[Tried], along: str, colour_by: str, scale: "Normalize | None", kind: ScoreKind
+) -> None:
     label: str | None = "mean over seeds" if any("seed" in trial.point for trial in trials) else None
     for weights, means in _means(trials, along).items():
         if len(means) > 1 and along != "seed":
             places = sorted(means)
-            levels = [100 * means[place] for place in places]
+            levels = [kind.factor * means[place] for place in places]
             axes.plot(places, levels, "-", color=_colour(dict(weights), colour_by, scale), lw=1, label=label)
             label = None
 
@@ -103,14 +119,14 @@ def _map() -> "Colormap":
 
 
 def _means(trials: Sequence[Tried], along: str) -> dict[tuple[tuple[str, float], ...], dict[float, float]]:
-    """Return the mean accuracy of the seeds that were trained to the end, by weights and then by value along the
+    """Return the mean score of the seeds that were trained to the end, by weights and then by value along the
     axis.
     """
     found: dict[tuple[tuple[str, float], ...], dict[float, list[float]]] = {}
     for trial in trials:
-        if trial.state == "complete" and trial.accuracy is not None:
+        if trial.state == "complete" and trial.score is not None:
             weights = tuple((key, value) for key, value in trial.point.items() if key not in (along, "seed"))
-            found.setdefault(weights, {}).setdefault(trial.point[along], []).append(trial.accuracy)
+            found.setdefault(weights, {}).setdefault(trial.point[along], []).append(trial.score)
     return {
         weights: {place: sum(values) / len(values) for place, values in places.items()}
         for weights, places in found.items()
@@ -119,13 +135,13 @@ def _means(trials: Sequence[Tried], along: str) -> dict[tuple[tuple[str, float],
 
 def _draw_error(axes: "Axes", trials: Sequence[Tried], along: str, data: tuple[int, str]) -> None:
     best = max(
-        (trial for trial in trials if trial.state == "complete"), key=lambda trial: trial.accuracy or 0, default=None
+        (trial for trial in trials if trial.state == "complete"), key=lambda trial: trial.score or 0, default=None
     )
-    if best is not None and best.accuracy is not None:
-        error = (best.accuracy * (1 - best.accuracy) / data[0]) ** 0.5
+    if best is not None and best.score is not None:
+        error = (best.score * (1 - best.score) / data[0]) ** 0.5
         axes.errorbar(
             best.point[along],
-            100 * best.accuracy,
+            100 * best.score,
             yerr=100 * error,
             color="0.5",
             capsize=4,

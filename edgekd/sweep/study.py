@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.errors import ConfigError, InputError
 from edgekd.files import FileLock, held, locked
 from edgekd.imports import require
+from edgekd.scores import ACCURACY, ScoreKind
 from edgekd.sweep.space import Axis, grid
 from edgekd.sweep.table import Tried
 
@@ -45,6 +46,8 @@ class SweepPlan:
     pruning: bool
     seed: int
     """The seed of the sampler."""
+    kind: ScoreKind = ACCURACY
+    """The score on validation data by which trials are compared."""
 
 
 def open_study(folder: Path, plan: SweepPlan, conditions: dict[str, Any]) -> "Study":
@@ -64,7 +67,7 @@ def open_study(folder: Path, plan: SweepPlan, conditions: dict[str, Any]) -> "St
             study: Study = optuna.create_study(
                 storage=optuna.storages.JournalStorage(backend),
                 study_name="sweep",
-                direction="maximize",
+                direction=f"{plan.kind.best.__name__}imize",
                 load_if_exists=True,
                 pruner=pruner if plan.pruning else optuna.pruners.NopPruner(),
             )
@@ -143,7 +146,7 @@ def _row(trial: "FrozenTrial") -> Tried:
         number=trial.number + 1,
         point=attributes.get("point", {}) | trial.params,
         state=state,
-        accuracy=trial.value if state == "complete" else last,
+        score=trial.value if state == "complete" else last,
         epochs=max(values, default=0),
         seconds=attributes.get("seconds", 0.0),
         note=note,

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd import units
 from edgekd.candidate import Shape
 from edgekd.card import Card
 from edgekd.console import say
 from edgekd.data.examples import Examples
-from edgekd.distill.loop import best_accuracy
+from edgekd.distill.loop import best_score
 from edgekd.distill.student import learn, new_student
 from edgekd.errors import BudgetError
 from edgekd.files import atomic, locked
@@ -108,7 +107,7 @@ def _train(setup: TrialSetup, plan: SweepPlan, study: "Study", trial: "Trial", f
     def report(history: list[dict[str, Any]]) -> None:
         nonlocal reported
         for entry in history[reported:]:  # more than one entry if a trial continues
-            trial.report(entry["validation_accuracy"], entry["epoch"])
+            trial.report(entry[plan.kind.history_key], entry["epoch"])
         reported = len(history)
 
     def stop(history: list[dict[str, Any]]) -> bool:
@@ -128,13 +127,13 @@ def _train(setup: TrialSetup, plan: SweepPlan, study: "Study", trial: "Trial", f
     else:
         report(history)
         trial.set_user_attr("seconds", sum(entry["seconds"] for entry in history))
-        accuracy = best_accuracy(card.recipe, history)
+        score = best_score(card.recipe, history, plan.kind)
         if hopeless:
             study.tell(trial, state=TrialState.PRUNED)
         else:
-            study.tell(trial, accuracy)
+            study.tell(trial, score)
         ended = f"pruned after epoch {len(history)}" if hopeless else f"{len(history)} epochs"
-        say(f"{name} of {plan.trials}: {values}: validation {units.accuracy(accuracy)}, {ended}")
+        say(f"{name} of {plan.trials}: {values}: validation {plan.kind.show(score)}, {ended}")
     shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -144,11 +143,11 @@ def _write(setup: TrialSetup, plan: SweepPlan, study: "Study", folder: Path) -> 
         title = f"Sweep of {setup.card.name}"
         along, *others = (axis.name for axis in plan.space)  # the first axis is the temperature, if a term uses it
         colour_by = next((name for name in others if name != "seed"), "")
-        plot_sweep(trials, colour_by, about, title, folder / "sweep.png", along)
+        plot_sweep(trials, colour_by, about, title, folder / "sweep.png", along, plan.kind)
         losses = {str(name): weight for name, weight in setup.card.recipe.losses.items()}
         for name, text in {
-            "trials.csv": sweep_csv(trials),
-            "trials.md": sweep_markdown(trials, losses, title, about, "sweep.png"),
+            "trials.csv": sweep_csv(trials, plan.kind),
+            "trials.md": sweep_markdown(trials, losses, title, about, "sweep.png", plan.kind),
         }.items():
             with atomic(folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")

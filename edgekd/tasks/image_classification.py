@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.card import Augment, Data, caller_rule
-from edgekd.tasks.classification import agreement
+from edgekd.tasks.classification import CLASSES
 from edgekd.tasks.task import Normalization, Task
 
 __all__ = ["IMAGE_CLASSIFICATION"]
@@ -58,6 +58,5 @@ IMAGE_CLASSIFICATION = Task(
     normalization=lambda data: Normalization(mean=data.mean, std=data.std, top=255, channels_last=True),
     describe=_describe,
     calls=lambda inputs: [inputs],
-    same=agreement,
-    same_words="same class",
+    **CLASSES,
 )

@@ -6,14 +6,16 @@ from typing import Any
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 
+from edgekd.budget import read_budget
 from edgekd.card import Augment, Card, check_card, read_tables
 from edgekd.errors import ConfigError, did_you_mean, shown
+from edgekd.scores import ScoreKind
 from edgekd.spec import build
 from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION
 from edgekd.tasks.task import Task
 from edgekd.tasks.text_classification import TEXT_CLASSIFICATION
 
-__all__ = ["TASKS", "build_card", "load_card", "task_of"]
+__all__ = ["TASKS", "build_card", "deciding", "load_card", "task_named", "task_of"]
 
 TASKS: dict[str, Task] = {task.name: task for task in (IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION)}
 """The tasks by the name that a card gives as `task`."""
@@ -22,6 +24,19 @@ TASKS: dict[str, Task] = {task.name: task for task in (IMAGE_CLASSIFICATION, TEX
 def task_of(data: Any) -> Task:
     """Return the task whose cards have a `[data]` of this type."""
     return next(task for task in TASKS.values() if type(data) is task.data)
+
+
+def task_named(name: str) -> Task:
+    """Return the task of that name. Raises ConfigError, with the most similar name, if there is none."""
+    if name not in TASKS:
+        raise ConfigError(f"task {shown(name)}: {did_you_mean(name[:60], TASKS)}")
+    return TASKS[name]
+
+
+def deciding() -> tuple[ScoreKind, ...]:
+    """Return the deciding score of each task, without repetition; that of the default task comes first."""
+    first = [TASKS[Card.task], *TASKS.values()]
+    return tuple(dict.fromkeys(task.scores[0] for task in first))
 
 
 def load_card(name: str) -> Card:
@@ -39,9 +54,15 @@ def build_card(tables: dict[str, Any], where: str) -> Card:
     task = tables.get("task", Card.task)
     if not isinstance(task, str) or task not in TASKS:
         raise ConfigError(f"{where}: task: got {shown(task)}; {did_you_mean(str(task)[:60], TASKS)}")
+    kinds = TASKS[task].scores[:1]
+    budgets = {
+        target: read_budget(limits, f"{where}: [budget.{target}]" if target else f"{where}: [budget]", kinds)
+        for target, limits in tables["budgets"].items()
+    }
     card = build(_card_type(TASKS[task]), tables, where)
     # A plain Card: processes send it to one another, and a class that is made here cannot be pickled.
-    return Card(**{field.name: getattr(card, field.name) for field in dataclasses.fields(Card)})
+    plain = {field.name: getattr(card, field.name) for field in dataclasses.fields(Card)}
+    return Card(**plain | {"budgets": budgets})
 
 
 def _card_type(task: Task) -> type[Card]:

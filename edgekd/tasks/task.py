@@ -8,10 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.recipe import Augment
+from edgekd.scores import ScoreKind
 
-__all__ = ["Normalization", "Task"]
+__all__ = ["Normalization", "Outputs", "Targets", "Task"]
 
-Outputs = NDArray[np.float32]
+Outputs = NDArray[Any]
+"""What a model gives for n examples, as `Task.read` returns it: for most tasks (n, C) float32."""
+Targets = NDArray[Any]
+"""What the data say is right for n examples: classes (n,) int64, or numbers (n,) float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +69,29 @@ class Task:
     """Returns the metadata of the exported file that a user needs to feed it."""
     calls: Callable[[NDArray[Any]], list[NDArray[Any]]]
     """Splits inputs (n, …) into the calls of the exported file: all together, or one by one."""
-    same: Callable[[Outputs, Outputs], float]
-    """Computes the share of examples on which the outputs (n, C) of two models agree."""
-    same_words: str
+    read: Callable[[NDArray[Any]], Outputs]
+    """Converts what a worker wrote for n examples to `Outputs`; raises ModelError if that cannot be an answer."""
+    targets_problem: Callable[[Targets], str]
+    """Describes why an array (n, …) read from a file cannot be the targets of n examples; empty if it can."""
+    fit_problem: Callable[[Outputs, Targets, str], str]
+    """Describes why targets do not fit the outputs of the model with that name; empty if they do."""
+    scores: tuple[ScoreKind, ...]
+    """The scores; the first one decides: it is used for choices and early stopping, and gives budgets their keys."""
+    score: Callable[[Outputs, Targets], dict[str, float]]
+    """Computes the scores by name; those that are not known for these outputs are left out."""
+    each: Callable[[Outputs, Targets], NDArray[np.float64]]
+    """One figure (n,) of each example for paired tests; its mean is the score that decides, if that is possible."""
+    paired: Literal["mcnemar", "bootstrap"]
+    """The paired test on `each`: McNemar's for 0 and 1, the bootstrap for other numbers."""
+    answers: Callable[[Outputs], NDArray[np.int64]] | None = None
+    """An integer (n,) for each answer, which is equal exactly if the answer is; None if answers are never equal."""
+    same: Callable[[Outputs, Outputs], float] | None = None
+    """Computes the share of examples on which two models' outputs agree; None if that says nothing."""
+    same_words: str = "same answer"
     """Describes that share: `same class`."""
+    details: Callable[[Outputs, Targets], dict[str, Any]] = lambda outputs, targets: {}
+    """Returns plain data about the answers that result files keep for the charts: `recall` of each class."""
+    charted: Callable[[Outputs, Targets], dict[str, Any]] = lambda outputs, targets: {}
+    """Returns all plain data about the answers that the charts show; may be larger than `details`."""
+    charts: tuple[str, ...] = ()
+    """The charts about the answers that a report shows, by their name in edgekd/report/tasks."""

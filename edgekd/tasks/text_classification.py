@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.card import TextData
-from edgekd.tasks.classification import agreement
+from edgekd.tasks.classification import CLASSES
 from edgekd.tasks.task import Task
 
 __all__ = ["PADDING", "TEXT_CLASSIFICATION", "trimmed"]
@@ -51,6 +51,5 @@ TEXT_CLASSIFICATION = Task(
     normalization=lambda data: None,
     describe=_describe,
     calls=lambda ids: [trimmed(row[None]) for row in ids],  # without padding, as on a device
-    same=agreement,
-    same_words="same class",
+    **CLASSES,
 )

@@ -21,6 +21,7 @@ from edgekd.figures import Figure, ModelFigures, Placement
 from edgekd.files import file_sha256
 from edgekd.machine import Machine
 from edgekd.target import Session, load_target
+from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION as CLASSES
 
 Place = Callable[..., Site]
 
@@ -134,7 +135,7 @@ def test_figures_of_a_measured_file(subjects: list[Subject], workers: FakeWorker
     assert first.peak_memory_mb == Figure(50.0, "measured")
     assert (first.batches, first.placement, first.notes) == ({}, None, ())
     assert first.fingerprint["cpu"] == "fake"
-    assert first.accuracy.value is None
+    assert first.score.value is None
     # Latency of both in turns, then memory of each in a process of its own.
     assert [mode for mode, _ in workers.started] == ["latency"] * 4 + ["memory"] * 2
 
@@ -272,10 +273,10 @@ def test_one_file_for_real(subjects: list[Subject], tmp_path: Path, place: Place
     assert figures.latency_p50_ms.value is not None
     assert 0 < figures.latency_p50_ms.value < 1_000
     assert figures.throughput_per_s.value == pytest.approx(1_000 / figures.latency_p50_ms.value)
-    logits = logits_of(subjects[0], site, tmp_path / "rows.npy", tmp_path / "logits")
+    logits = logits_of(subjects[0], site, tmp_path / "rows.npy", tmp_path / "logits", CLASSES)
     assert np.array_equal(logits, rows.reshape(10, 4))
     site = place(TARGET, answer=no_worker)
-    assert np.array_equal(logits_of(subjects[0], site, tmp_path / "rows.npy", tmp_path / "logits"), logits)
+    assert np.array_equal(logits_of(subjects[0], site, tmp_path / "rows.npy", tmp_path / "logits", CLASSES), logits)
 
 
 def test_hashes_are_sha256(tmp_path: Path) -> None:
@@ -296,18 +297,18 @@ def test_scores_and_their_provenance(
     figures = measure_speed(subjects, site, None, None, EFFORT)
     labels = np.array([0, 1, 2, 3])
     teacher, student = (np.eye(4, dtype=np.float32)[given] for given in ([0, 1, 2, 0], [0, 1, 1, 0]))
-    scored = evaluate(figures, [teacher, student], References(labels=labels, teacher=teacher), site)
-    assert [model.accuracy.value for model in scored] == [0.75, 0.5]
+    scored = evaluate(figures, [teacher, student], References(task=CLASSES, targets=labels, teacher=teacher), site)
+    assert [model.score.value for model in scored] == [0.75, 0.5]
     assert [model.agreement.value for model in scored] == [1.0, 0.75]
     # F1 of the student: 2/3 (one of two predicted 0 is right), 2/3, 0, 0.
-    assert scored[1].macro_f1.value == pytest.approx((2 / 3 + 2 / 3) / 4)
+    assert scored[1].scores["macro_f1"].value == pytest.approx((2 / 3 + 2 / 3) / 4)
     for model in scored:
-        for figure in (model.accuracy, model.agreement, model.macro_f1):
+        for figure in (model.score, model.agreement, model.scores["macro_f1"]):
             assert (figure.provenance, figure.why) == (provenance, why)
-        assert model.top5 == Figure()  # of four classes
+        assert "top5" not in model.scores  # of four classes
         assert model.torch_agreement == model.max_logit_diff == Figure()  # there was nothing to compare with
-    assert scored[0].recall == (1.0, 1.0, 1.0, 0.0)
-    assert scored[1].recall == (1.0, 1.0, 0.0, 0.0)
+    assert scored[0].details["recall"] == [1.0, 1.0, 1.0, 0.0]
+    assert scored[1].details["recall"] == [1.0, 1.0, 0.0, 0.0]
     assert scored[1].latency_p50_ms == figures[1].latency_p50_ms
 
 
@@ -320,17 +321,17 @@ def test_top5_is_for_more_than_five_classes() -> None:
     for classes in (5, 6):
         logits = rng.standard_normal((50, classes)).astype(np.float32)
         labels = rng.integers(0, classes, 50)
-        (scored,) = evaluate([a_model("student")], [logits], References(labels=labels), OTHER)
+        (scored,) = evaluate([a_model("student")], [logits], References(task=CLASSES, targets=labels), OTHER)
         ranks = [int((row > row[label]).sum()) for row, label in zip(logits, labels, strict=True)]
-        assert scored.top5.value == (np.mean([rank < 5 for rank in ranks]) if classes == 6 else None)
-        assert scored.ece.value is not None and 0 < scored.ece.value < 1
+        assert scored.scores.get("top5", Figure()).value == (np.mean([r < 5 for r in ranks]) if classes == 6 else None)
+        assert scored.scores["ece"].value is not None and 0 < scored.scores["ece"].value < 1
 
 
 def test_the_student_in_torch_is_for_what_was_exported_from_it() -> None:
     rng = np.random.default_rng(0)
     torch = rng.standard_normal((50, 4)).astype(np.float32)
     int8 = torch + (0.25 * (rng.random((50, 4)) > 0.5)).astype(np.float32)
-    answers = References(labels=np.zeros(50, np.int64), teacher=-torch, torch=torch)
+    answers = References(task=CLASSES, targets=np.zeros(50, np.int64), teacher=-torch, torch=torch)
     teacher, student = evaluate([a_model("teacher"), a_model("student int8")], [-torch, int8], answers, OTHER)
     assert (teacher.torch_agreement, teacher.max_logit_diff) == (Figure(), Figure())
     assert teacher.agreement.value == 1
@@ -341,11 +342,11 @@ def test_the_student_in_torch_is_for_what_was_exported_from_it() -> None:
 
 def test_answers_of_other_classes_are_not_compared() -> None:
     other = np.zeros((3, 7), np.float32)
-    answers = References(labels=np.array([0, 1, 1]), teacher=other, torch=other)
+    answers = References(task=CLASSES, targets=np.array([0, 1, 1]), teacher=other, torch=other)
     (scored,) = evaluate([a_model("student")], [np.eye(3, 4, dtype=np.float32)], answers, OTHER)
     assert (scored.agreement, scored.torch_agreement, scored.max_logit_diff) == (Figure(), Figure(), Figure())
-    assert scored.accuracy.value == pytest.approx(2 / 3)
-    assert scored.recall == (1.0, 0.5, None, None)
+    assert scored.score.value == pytest.approx(2 / 3)
+    assert scored.details["recall"] == [1.0, 0.5, None, None]
 
 
 def test_weights_in_other_files_count(tmp_path: Path) -> None:
@@ -384,4 +385,4 @@ def test_outputs_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     np.save(tmp_path / "rows.npy", np.array([[1, 1], [0, 1], [2, 2]], np.float32))
     with pytest.raises(ModelError, match=r"gives NaN or infinite outputs for 1 of 3 inputs$"):
-        logits_of(Subject(name="m", file=path, precision="fp32"), OTHER, tmp_path / "rows.npy", tmp_path)
+        logits_of(Subject(name="m", file=path, precision="fp32"), OTHER, tmp_path / "rows.npy", tmp_path, CLASSES)

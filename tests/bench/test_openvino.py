@@ -17,6 +17,7 @@ from edgekd.devices.local import connect
 from edgekd.errors import EdgekdError
 from edgekd.files import read_json
 from edgekd.target import load_target
+from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION as CLASSES
 
 SHAPE = (3, 16, 16)
 
@@ -66,8 +67,8 @@ def test_it_runs_where_it_was_asked_to(openvino: Site, subject: Subject) -> None
 def test_logits_are_those_of_the_cpu_provider(openvino: Site, subject: Subject, tmp_path: Path) -> None:
     rows = np.random.default_rng(1).standard_normal((70, *SHAPE)).astype(np.float32)
     np.save(tmp_path / "rows.npy", rows)
-    given = logits_of(subject, openvino, tmp_path / "rows.npy", tmp_path)
-    expected = logits_of(subject, connect(load_target("cpu-x86")), tmp_path / "rows.npy", tmp_path)
+    given = logits_of(subject, openvino, tmp_path / "rows.npy", tmp_path, CLASSES)
+    expected = logits_of(subject, connect(load_target("cpu-x86")), tmp_path / "rows.npy", tmp_path, CLASSES)
     assert given.shape == (70, 8)
     assert np.allclose(given, expected, atol=1e-4)
     assert np.abs(expected).max() > 0.1

@@ -19,6 +19,7 @@ from edgekd.devices.device import Site
 from edgekd.devices.local import Local
 from edgekd.errors import InputError
 from edgekd.target import load_target
+from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION as CLASSES
 
 SITE = Site(load_target("cpu-x86"), Local())
 EFFORT = Effort(processes=2, min_processes=2, warmup_s=0.0, min_calls=2, max_calls=2, max_s=0.0)
@@ -119,7 +120,7 @@ def test_figures_say_the_length_and_answers_come_one_by_one(tmp_path: Path) -> N
     model = write_model(tmp_path / "a.onnx", sequence_length="5", padding="0")
     np.save(tmp_path / "rows.npy", rows([3, 5, 2, 4]))
     subject = Subject(name="a", file=model, precision="fp32")
-    logits = logits_of(subject, SITE, tmp_path / "rows.npy", tmp_path / "records")
+    logits = logits_of(subject, SITE, tmp_path / "rows.npy", tmp_path / "records", CLASSES)
     assert logits.tolist() == [[3, 6], [5, 15], [2, 3], [4, 10]]
     for inputs in (tmp_path / "rows.npy", None):
         (figures,) = measure_speed([subject], SITE, inputs, None, EFFORT)

@@ -25,7 +25,7 @@ import torch
 from edgekd.card import Card, Teacher
 from edgekd.data.sources import load_test, load_train_and_validation
 from edgekd.devices.local import Local
-from edgekd.distill.loop import best_accuracy
+from edgekd.distill.loop import best_score
 from edgekd.distill.student import TrainingOptions, assist, learn
 from edgekd.distill.tasks.classification import accuracy
 from edgekd.distill.tasks.known import examples_of
@@ -36,6 +36,7 @@ from edgekd.nets.families import make
 from edgekd.nets.teachers import load_teacher_file
 from edgekd.nets.weights import save_state
 from edgekd.recipe import Recipe
+from edgekd.scores import ACCURACY
 from edgekd.spec import build
 from edgekd.tasks.known import load_card
 
@@ -183,7 +184,7 @@ def train_row(card_name: str, name: str, seed: int, epochs: int, work: Path) -> 
         "recipe": {key: value for key, value in dataclasses.asdict(card.recipe).items() if value != default(key)},
         "student_parameters": count_params(net),
         "training_images": len(both[0]),
-        "validation_accuracy": best_accuracy(card.recipe, history),
+        "validation_accuracy": best_score(card.recipe, history, ACCURACY),
         "test_accuracy": reached,
         "test_images": len(test),
         "train_seconds": round(sum(entry["seconds"] for entry in history), 1),

@@ -1,6 +1,7 @@
 """What the tests of checks share: one check of each kind, and samples made by hand."""
 
 from collections.abc import Sequence
+from statistics import fmean as mean
 from typing import Any
 
 import pytest
@@ -57,6 +58,11 @@ def broken() -> Judged:
 MACHINE = {"cpu": "a CPU", "onnxruntime": "1.24.1", "python": "3.11.9", "numpy": "2.1.0", "inputs": "random"}
 
 
+def hits(one: Sequence[int], other: Sequence[int]) -> list[float]:
+    """1 where two lists of classes are equal, else 0."""
+    return [float(a == b) for a, b in zip(one, other, strict=False)]
+
+
 class Make:
     """Samples as a worker would have measured them, from the figures they should have."""
 
@@ -87,9 +93,16 @@ class Make:
         )
 
     @staticmethod
-    def answers(classes: Sequence[int], labels: Sequence[int], data: str = "d" * 64, **more: Any) -> Answers:
-        """What a model said."""
-        return Answers(data=data, about="set.npz", classes=tuple(classes), labels=tuple(labels), **more)
+    def answers(
+        classes: Sequence[int], labels: Sequence[int], data: str = "d" * 64, teacher: Sequence[int] = ()
+    ) -> Answers:
+        """How well a classifier answered: its classes, and those that are right."""
+        each, other = hits(classes, labels), hits(teacher, labels)
+        more: dict[str, Any] = (
+            {"teacher_score": mean(other), "agreement": mean(hits(classes, teacher))} if teacher else {}
+        )
+        about: Any = {"data": data, "about": "set.npz", "paired": "mcnemar", "answers": tuple(classes)}
+        return Answers(score=mean(each), each=tuple(each), **about, **more)
 
     @staticmethod
     def sample(name: str = "new.onnx", **values: Any) -> Sample:

@@ -21,20 +21,21 @@ from edgekd.check.jobs import run_job, sample_of
 from edgekd.check.measure import check, measure_all
 from edgekd.check.record import Checked, as_baseline, read_record, write_record
 from edgekd.check.sources import Source, baseline_of, signature_of, source_of
-from edgekd.check.tolerance import Tolerance
+from edgekd.check.tolerance import Tolerance, tolerance_keys
 from edgekd.devices.device import Site
 from edgekd.errors import ConfigError, ExitCode, InputError, ModelError
-from edgekd.figures import COMPARED, Figure, ModelFigures, Placement
+from edgekd.figures import Figure, ModelFigures, Placement
 from edgekd.files import file_sha256
 from edgekd.judge import Judged
 from edgekd.machine import Machine
 from edgekd.result import model_json
 from edgekd.runs import Inputs
+from edgekd.scores import ACCURACY
 from edgekd.target import load_target
 
 Place = Callable[..., Site]
 
-OFF: dict[str, Any] = dict.fromkeys([*COMPARED, "max_slowdown_stored"], "off")
+OFF: dict[str, Any] = dict.fromkeys(tolerance_keys([ACCURACY]), "off")
 TINY = Effort(warmup_s=0.0, min_calls=30, max_calls=30, max_s=0.0)
 
 
@@ -147,7 +148,7 @@ def workers(monkeypatch: pytest.MonkeyPatch, make: Any) -> Workers:
 def checked_of(
     source: Source, site: Site, budget: Budget, baseline: Source | Checked | None = None, **tolerance: Any
 ) -> tuple[Judged, Checked]:
-    asked = Criteria(budget=budget, tolerance=Tolerance(**OFF | tolerance))
+    asked = Criteria(budget=budget, tolerance=Tolerance().with_values(OFF | tolerance))
     return check(source, site, asked, baseline, as_they_are, lambda text: None)
 
 
@@ -364,7 +365,7 @@ def test_a_stored_baseline_of_another_machine_is_refused_before_time_is_spent(
     judged, _ = check(source, site, asked, stored, as_they_are, lambda text: None)
     assert judged.notes[0] == "compared although cpu was 'another CPU' and is 'a CPU'"
     # Also where nothing but memory is measured.
-    asked = dataclasses.replace(asked, tolerance=Tolerance(**OFF | {"max_memory_growth": 0.05}))
+    asked = dataclasses.replace(asked, tolerance=Tolerance().with_values(OFF | {"max_memory_growth": 0.05}))
     judged, _ = check(source, site, asked, stored, as_they_are, lambda text: None)
     assert judged.notes[0] == "compared although cpu was 'another CPU' and is 'a CPU'"
 
@@ -394,7 +395,7 @@ def test_both_answer_the_same_questions(
 
 
 def test_labels_that_the_model_does_not_know(model: Path, tmp_path: Path, site: Site, workers: Workers) -> None:
-    strange = dataclasses.replace(inputs(tmp_path), labels=np.array([0, 1, 2, 3]))
+    strange = dataclasses.replace(inputs(tmp_path), targets=np.array([0, 1, 2, 3]))
     with pytest.raises(InputError, match=r"^set.npz: labels go up to 3, and .*model.onnx tells 3 classes apart$"):
         checked_of(Source(name="m", file=model, inputs=strange), site, Budget(min_accuracy=0.5))
 
@@ -575,7 +576,7 @@ def test_a_baseline_is_all_that_can_be_measured_or_a_whole_record(
 def test_two_real_models_by_turns(model: Path, before: Path, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real workers; limits so wide that no time matters."""
     monkeypatch.setattr(measure, "PAIR", TINY)
-    wide = Tolerance(**OFF | dict.fromkeys(("max_slowdown", "max_slowdown_p95", "max_load_growth"), 10))
+    wide = Tolerance().with_values(OFF | dict.fromkeys(("max_slowdown", "max_slowdown_p95", "max_load_growth"), 10.0))
     asked = Criteria(budget=Budget(size_kb=1), tolerance=wide, effort=TINY)
     source, old = Source(name="m", file=model), Source(name="old", file=before)
     judged, checked = check(source, site, asked, old, as_they_are, lambda text: None)

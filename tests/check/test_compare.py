@@ -11,11 +11,12 @@ from scipy import stats
 from edgekd.bench.records import Record
 from edgekd.check.compare import compared_lines, steadiness
 from edgekd.check.record import Checked, Sample
-from edgekd.check.tolerance import Tolerance
-from edgekd.figures import COMPARED, Placement, Provenance
+from edgekd.check.tolerance import Tolerance, tolerance_keys
+from edgekd.figures import Placement, Provenance, compared
 from edgekd.judge import Line
+from edgekd.scores import ACCURACY
 
-OFF = Tolerance(**dict.fromkeys(COMPARED, "off"), max_slowdown_stored="off")  # type: ignore[arg-type]
+OFF = Tolerance().with_values(dict.fromkeys(tolerance_keys([ACCURACY]), "off"))
 
 
 def only(**limits: Any) -> Tolerance:
@@ -60,12 +61,12 @@ def test_every_tolerance_has_its_line_in_order_and_off_leaves_it_out(old: Sample
     old = dataclasses.replace(old, **measured)
     checked = against(old, make, measured, pairs=varied(make, 1.0, 6))
     every = dataclasses.replace(Tolerance(), min_same_answers=0.9)
-    assert list(lines_of(checked, every)) == list(COMPARED)
+    assert list(lines_of(checked, every)) == list(compared())
     assert {line.outcome for line in lines_of(checked, every).values()} == {"pass"}
     assert "min_same_answers" not in lines_of(checked, Tolerance())  # off unless asked for
-    for key in COMPARED:
+    for key in compared():
         without = lines_of(checked, every.with_values({key: "off"}))
-        assert list(without) == [other for other in COMPARED if other != key]
+        assert list(without) == [other for other in compared() if other != key]
     assert compared_lines(checked, OFF) == ([], 0, 0)
 
 

@@ -195,8 +195,8 @@ def test_budgets_and_the_baseline_are_one_verdict(make: Any) -> None:
     verdict, wanted, notes = judge_samples(
         Checked(sample=new, baseline=old, pairs=pairs),
         Budget(latency_p50_ms=1.1, size_kb=120),
-        Tolerance(max_slowdown_p95="off", max_load_growth="off", max_memory_growth="off", max_accuracy_loss="off",
-                  max_coverage_loss="off", max_fused_loss="off"),
+        Tolerance(max_slowdown_p95="off", max_load_growth="off", max_memory_growth="off", max_coverage_loss="off",
+                  max_fused_loss="off", scores={"max_accuracy_loss": "off"}),
     )  # fmt: skip
     assert [(line.key, line.outcome) for line in verdict.lines] == [
         ("latency_p50_ms", "pass"), ("size_kb", "pass"), ("max_slowdown", "pass"), ("max_size_growth", "fail"),

@@ -119,7 +119,7 @@ def test_on_a_device_of_another_architecture_time_is_measured(
 
     result = go(place(load_target("cpu-arm"), answer=answer), tiny_card, tmp_path / "run", monkeypatch)
     assert [model.latency_p50_ms.provenance for model in result.models] == ["measured"] * 3
-    assert [model.accuracy.provenance for model in result.models] == ["measured"] * 3
+    assert [model.score.provenance for model in result.models] == ["measured"] * 3
     assert not {"proxy", "estimated"} & provenances(tmp_path / "run")
     assert "is the first precision of target" not in result.why_chosen  # it was chosen by time
     assert {plan.mode for plan in plans} == {"latency", "memory", "profile", "predict"}
@@ -132,7 +132,7 @@ def test_on_this_machine_another_target_stays_a_proxy(
 ) -> None:
     result = go(connect(load_target(FOREIGN)), tiny_card, tmp_path / "run", monkeypatch)
     assert [model.latency_p50_ms.provenance for model in result.models] == ["unknown"] * 3
-    assert [model.accuracy.provenance for model in result.models] == ["proxy"] * 3
+    assert [model.score.provenance for model in result.models] == ["proxy"] * 3
     assert "measured" not in provenances(tmp_path / "run")
     assert "is the first precision of target" in result.why_chosen
 

@@ -28,7 +28,7 @@ from edgekd.data.examples import Examples
 from edgekd.data.sources import load_train_and_validation
 from edgekd.data.views import permutation, view
 from edgekd.distill.distributed import World
-from edgekd.distill.loop import Outputs, TrainingJob, batches, best_accuracy, train
+from edgekd.distill.loop import Outputs, TrainingJob, batches, best_score, train
 from edgekd.distill.objective import Objective, Part, Seen, Terms, distillation, plain, student_layers
 from edgekd.distill.tasks.classification import accuracy
 from edgekd.distill.tasks.known import examples_of
@@ -37,6 +37,7 @@ from edgekd.distill.terms.losses import cross_entropy
 from edgekd.errors import BudgetError, ConfigError, InputError
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import make
+from edgekd.scores import ACCURACY
 from edgekd.spec import build
 from edgekd.tasks.known import load_card
 
@@ -171,8 +172,8 @@ def test_accuracy_counts_the_validation_images(digits: Digits) -> None:
 
 def test_the_accuracy_of_what_is_kept() -> None:
     history = [{"validation_accuracy": value} for value in (0.2, 0.7, 0.4)]
-    assert best_accuracy(Training(epochs=3), history) == 0.4
-    assert best_accuracy(Training(epochs=3, patience=2), history) == 0.7
+    assert best_score(Training(epochs=3), history, ACCURACY) == 0.4
+    assert best_score(Training(epochs=3, patience=2), history, ACCURACY) == 0.7
 
 
 # --- the loop ---
@@ -401,7 +402,7 @@ def test_patience_stops_and_keeps_the_best(digits: Digits, tmp_path: Path, ema: 
     assert [entry["validation_accuracy"] for entry in history] == reached[:4]
     assert differing(state(net), validated[1]) == []
     assert differing(state(net), validated[3]) != []
-    assert best_accuracy(training, history) == 0.6
+    assert best_score(training, history, ACCURACY) == 0.6
     # Once more: it is over, and says the same.
     other = small_net(seed=3)
     assert train(other, make_job(digits, tmp_path, training)) == history
@@ -417,7 +418,7 @@ def test_patience_waits_for_the_last_stage(digits: Digits, tmp_path: Path) -> No
     history = train(net, make_job(digits, tmp_path, training, objective, score=scripted(reached, validated)))
     assert [entry["validation_accuracy"] for entry in history] == reached
     assert differing(state(net), validated[4]) == []
-    assert best_accuracy(training, history) == 0.3
+    assert best_score(training, history, ACCURACY) == 0.3
 
 
 def test_somebody_else_may_say_that_it_is_enough(digits: Digits, tmp_path: Path) -> None:

@@ -399,8 +399,8 @@ def test_the_summary_is_of_what_was_kept(tmp_path: Path) -> None:
     epochs = [{"validation_accuracy": reached, "seconds": 2.0} for reached in (0.4, 0.8, 0.6)]
     write_json(run.student_weights.with_name("history.json"), {"schema_version": 1, "epochs": epochs})
     last = {"epochs": 3, "seconds": 6.0, "validation_accuracy": 0.6}
-    assert training_summary(card_of().recipe, run) == last
-    assert training_summary(card_of(patience=1).recipe, run) == last | {"validation_accuracy": 0.8}
+    assert training_summary(card_of(), run) == last
+    assert training_summary(card_of(patience=1), run) == last | {"validation_accuracy": 0.8}
 
 
 # --- attempts ---

@@ -123,9 +123,9 @@ def test_the_exporters_notes_are_gone(exported: Path, tmp_path: Path) -> None:
 def test_parity_measures_the_difference(exported: Path, images: NDArray[np.uint8]) -> None:
     logits = run(exported, images)
     given = parity(network(), CARD, images, logits)
-    assert given.images == 100
+    assert given.examples == 100
     assert given.relative < 1e-5
-    assert given.argmax_agreement == 1
+    assert given.same == 1
     expected = by_hand(network(), images)
     shifted = logits + np.float32(2e-4 * np.abs(expected).max())
     assert parity(network(), CARD, images, shifted).relative == pytest.approx(2e-4, rel=0.05)
@@ -153,7 +153,7 @@ def test_parity_refuses_other_classes(images: NDArray[np.uint8]) -> None:
             return torch.tensor([1.0] * 9 + [0.0]).repeat(len(x), 1)
 
     logits = np.tile(np.array([1.0] * 9 + [0.0], np.float32), (100, 1))
-    assert parity(Always(), CARD, images, logits).argmax_agreement == 1
+    assert parity(Always(), CARD, images, logits).same == 1
     logits[7, 4] += 5e-4  # within the tolerance, yet another class wins
     with pytest.raises(ModelError, match=r"same class 99\.00 % \(99\.9 % asked\)$"):
         parity(Always(), CARD, images, logits)

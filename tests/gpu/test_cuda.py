@@ -15,6 +15,7 @@ from edgekd.devices.local import connect
 from edgekd.errors import EdgekdError
 from edgekd.files import read_json
 from edgekd.target import load_target
+from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION as CLASSES
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +56,8 @@ def test_figures_and_placement(cuda: Site, convolution: Path) -> None:
 def test_logits_are_those_of_the_cpu(cuda: Site, convolution: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", np.random.default_rng(1).standard_normal((70, 3, 32, 32)).astype(np.float32))
     subject = Subject(name="convolution", file=convolution, precision="fp32")
-    given = logits_of(subject, cuda, tmp_path / "rows.npy", tmp_path)
-    expected = logits_of(subject, connect(load_target("cpu-x86")), tmp_path / "rows.npy", tmp_path)
+    given = logits_of(subject, cuda, tmp_path / "rows.npy", tmp_path, CLASSES)
+    expected = logits_of(subject, connect(load_target("cpu-x86")), tmp_path / "rows.npy", tmp_path, CLASSES)
     assert np.allclose(given, expected, atol=1e-4)
 
 

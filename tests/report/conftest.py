@@ -33,7 +33,7 @@ def a_model(name: str, precision: str, size: int, latency_ms: float, accuracy: f
         precision=precision,
         params=size // 4,
         macs=10 * size,
-        accuracy=Figure(accuracy, "measured"),
+        scores={"accuracy": Figure(accuracy, "measured")},
         latency_p50_ms=Figure(latency_ms, "measured", 0.95 * latency_ms, 1.1 * latency_ms),
         latency_p95_ms=Figure(1.4 * latency_ms, "measured"),
         peak_memory_mb=Figure(60.0, "measured"),
@@ -73,7 +73,7 @@ def keep_answers(folder: Path, models: tuple[ModelFigures, ...], target: str, la
         median = 1e-3 * (model.latency_p50_ms.value or 0)
         calls = [{"latency_s": (median * noise.lognormal(0, 0.05, 120)).tolist()} for _ in range(3)]
         write_json(folder / f"{stem}.latency.json", {"model_sha256": model.sha256, "records": calls})
-        wrong = np.arange(IMAGES) >= round((model.accuracy.value or 0) * IMAGES)
+        wrong = np.arange(IMAGES) >= round((model.score.value or 0) * IMAGES)
         logits = np.eye(3, dtype=np.float32)[(labels + wrong) % 3]
         np.save(folder / f"{stem}.test.{model.sha256[:12]}.npy", logits)
 
@@ -99,13 +99,13 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         folder = tmp_path / "runs" / name
         models = some_models(student)
         budget = Budget(latency_p50_ms=0.25, size_kb=20, min_accuracy=0.9, max_accuracy_drop=10)
-        verdict = judge(budget_figures(models[2], models[0].accuracy), budget)
+        verdict = judge(budget_figures(models[2], models[0].score), budget)
         folder.mkdir(parents=True)
         write_result(
             Result(
                 card="digits", target="cpu-x86", verdict=verdict, chosen=student, why_chosen=f"fast {NAUGHTY}",
-                models=models, shape={"width": 16}, candidates=4, test_images=IMAGES, test_reads=1,
-                parity={"images": 50, "max_abs": 1e-6, "relative": 1e-7, "argmax_agreement": 1.0},
+                models=models, shape={"width": 16}, candidates=4, test_examples=IMAGES, test_reads=1,
+                parity={"examples": 50, "max_abs": 1e-6, "relative": 1e-7, "same": 1.0, "same_words": "same class"},
                 notes=(f"mind {NAUGHTY}",), training={"epochs": 3, "seconds": 65.0, "validation_accuracy": 0.93},
             ),
             folder / "result.json",
@@ -113,7 +113,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         data = {"source": "digits", "classes": ["zero", NAUGHTY, "two & <b>"]}
         card = {"name": "digits", "data": data, "teacher": {"weights": ""}}
         target = {"name": "cpu-x86", "provider": {"name": "CPUExecutionProvider"}}
-        snapshot = {"card": card, "target": target, "budget": dataclasses.asdict(budget), "files": {}}
+        snapshot = {"card": card, "target": target, "budget": budget.limits(), "files": {}}
         write_json(folder / "run.json", snapshot)
         write_json(folder / "candidates.json", {"schema_version": 1, "target": "cpu-x86", "candidates": candidates()})
         labels = np.arange(IMAGES) % 3

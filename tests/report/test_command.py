@@ -137,7 +137,7 @@ def damaged(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 DAMAGE: dict[str, tuple[str, Callable[[Any], None]]] = {
-    "images in words": ("result.json", lambda content: content.update(test_images="many")),
+    "images in words": ("result.json", lambda content: content.update(test_examples="many")),
     "an empty model": ("result.json", lambda content: content.update(models=[{}])),
     "no models": ("result.json", lambda content: content.update(models=[])),
     "a size of nothing": ("result.json", lambda content: content["models"][2].update(size_bytes=0)),

@@ -57,9 +57,7 @@ def a_target(*references: Reference, **values: Any) -> Target:
 
 def a_model(precision: str = "fp32", file: str = "x.onnx") -> tuple[ModelFigures, Subject]:
     unknown = Figure(why="measured nowhere")
-    figures = ModelFigures(
-        "x", file, "0", 1_000, precision, latency_p50_ms=unknown, latency_p95_ms=unknown, accuracy=Figure(0.9, "proxy")
-    )
+    figures = ModelFigures("x", file, "0", 1_000, precision, latency_p50_ms=unknown, latency_p95_ms=unknown)
     return figures, Subject(name="x", file=Path(file), precision=precision)
 
 

@@ -62,7 +62,7 @@ def test_so_many_trials_are_trained_and_no_more(tmp_path: Path) -> None:
     assert run(tmp_path, plan(trials=3)) == []
     assert len(run(tmp_path, plan(trials=5))) == 2
     rows = tried(open_study(tmp_path, plan(), {}))
-    assert [(row.number, row.state, row.accuracy, row.epochs) for row in rows] == [
+    assert [(row.number, row.state, row.score, row.epochs) for row in rows] == [
         (number, "complete", 0.5, 8) for number in range(1, 6)
     ]
 

@@ -18,7 +18,7 @@ DATA = (475, "images")
 def trial(number: int, accuracy: float | None, state: str = "complete", note: str = "", **point: float) -> Tried:
     epochs = 0 if accuracy is None else 4
     return Tried(
-        number=number, point=point, state=state, accuracy=accuracy, epochs=epochs, seconds=1.25 * epochs, note=note
+        number=number, point=point, state=state, score=accuracy, epochs=epochs, seconds=1.25 * epochs, note=note
     )
 
 

@@ -6,35 +6,36 @@ import math
 from collections.abc import Sequence
 
 from edgekd.check.wording import named_apart, visible
-from edgekd.figures import BUDGETED, COMPARED, Figure
+from edgekd.figures import Figure, Metric, budgeted, compared
 from edgekd.judge import Judged
 
 __all__ = ["gitlab_metrics"]
 
-_WORDS = {key: metric.limit_words for key, metric in (BUDGETED | COMPARED).items()}
-
 
 def gitlab_metrics(judged: Sequence[Judged]) -> str:
     """Return every known figure, judged or not, with one OpenMetrics family per metric."""
-    families: dict[str, dict[str, str]] = {key: {} for key in _WORDS}
+    known: dict[str, Metric] = {}
+    for one in judged:
+        known |= {**budgeted(one.kind), **compared(one.kind)}
+    families: dict[str, dict[str, str]] = {key: {} for key in known}
     for one in named_apart(judged):
         for key, figure in _figures(one).items():
-            if figure.value is not None and math.isfinite(figure.value):
-                labels = _labels(model=one.name, target=one.target, metric=_WORDS[key])
+            if key in known and figure.value is not None and math.isfinite(figure.value):
+                labels = _labels(model=one.name, target=one.target, metric=known[key].limit_words)
                 families[key][labels] = f"{figure.value:.6g}"
     lines = []
     for key, samples in families.items():
         if samples:
             name = _name(key)
-            lines += [f"# TYPE {name} gauge", f"# HELP {name} {_WORDS[key]}"]
+            lines += [f"# TYPE {name} gauge", f"# HELP {name} {known[key].limit_words}"]
             lines += [f"{name}{labels} {value}" for labels, value in samples.items()]
     return "\n".join([*lines, "# EOF"]) + "\n"
 
 
 def _figures(one: Judged) -> dict[str, Figure]:
     """Return the figures of the model, and those that exist only in a comparison with its baseline."""
-    compared = {line.key: line.figure for line in one.verdict.lines} if one.verdict else {}
-    return {key: figure for key, figure in (compared | one.figures).items() if key in _WORDS}
+    regressions = {line.key: line.figure for line in one.verdict.lines} if one.verdict else {}
+    return regressions | one.figures
 
 
 def _name(key: str) -> str:

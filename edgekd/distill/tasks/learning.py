@@ -41,6 +41,8 @@ class Learning:
     """Converts a part of the data to the type that the training loop takes."""
     loss: Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
     """The loss of outputs (B, C) and targets, with label smoothing and weights if the task has them."""
+    soft: Callable[[Tensor, Tensor], Tensor] | None = None
+    """The term `kd` of student and teacher outputs (B, C), for tasks whose outputs are no logits; None if they are."""
     weights: Callable[[Training, NDArray[Any], Any, str], Tensor | None]
     """Returns the weights of the loss, from the training's settings, all targets and the card's `[data]`; raises
     ConfigError, whose message begins with the last argument, if they do not fit."""

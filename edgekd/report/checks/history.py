@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgekd import __version__, units
-from edgekd.figures import BUDGETED
-from edgekd.judge import show_limit
 from edgekd.report.checks.series import Group, Series, machine_words, short, show_change, show_step
 from edgekd.tables import markdown_table
 
@@ -31,10 +29,10 @@ def history_rows(series: Sequence[Series]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for one in series:
         limit = one.limits[-1]
-        shown = "–" if limit is None else f"{BUDGETED[one.key].sign} {show_limit(one.key, limit)}"
+        shown = "–" if limit is None else f"{one.metric.sign} {one.show(limit)}"
         since = "–" if one.change is None else show_change(one, one.change)
         steps = "; ".join(show_step(one, step) for step in one.steps) or "none"
-        rows.append([one.word, str(len(one.entries)), show_limit(one.key, one.values[-1]), shown, since, steps])
+        rows.append([one.word, str(len(one.entries)), one.show(one.values[-1]), shown, since, steps])
     return header, rows
 
 

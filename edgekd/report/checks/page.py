@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from edgekd.figures import BUDGETED
-from edgekd.judge import show_limit
 from edgekd.report.checks.history import history_rows
 from edgekd.report.checks.series import Group, Series, machine_words, short, show_change
 from edgekd.report.checks.slots import COLOURS, Slots, extent_of, limit_words, slots_of
@@ -83,7 +81,7 @@ def _group(group: Group, anchor: str, most: int, colours: dict[str, str]) -> str
     parts = [
         "<h3>Steps</h3>" + _steps(group),
         "<h3>Latest figures</h3>" + table_of(header, cells, {5}),
-        *(_chart(group, key, slots, colours) for key in BUDGETED),
+        *(_chart(group, key, slots, colours) for key in dict.fromkeys(one.key for one in group.series)),
         _every(group, slots),
     ]
     title = f"{group.model} on {group.target}"
@@ -96,7 +94,7 @@ def _steps(group: Group) -> str:
     rows = []
     for one, step in group.stepped:
         entry, before = one.entries[step.at], one.entries[step.at - 1]
-        levels = f"{show_limit(one.key, step.before)} → {show_limit(one.key, step.after)}"
+        levels = f"{one.show(step.before)} → {one.show(step.after)}"
         file = "same" if one.same_file(step) else "new"
         row = [_one(one.word), _change(one, step.change, one.is_better(step)), _one(levels), _commit(entry.commit)]
         on = f"{entry.at:%Y-%m-%d}"
@@ -121,14 +119,14 @@ def _chart(group: Group, key: str, slots: Slots, colours: dict[str, str]) -> str
 def _every(group: Group, slots: Slots) -> str:
     """A table of every check that is drawn, the latest first. It replaces the charts for readers without JavaScript."""
     drawn = [entry for entry in reversed(group.entries) if id(entry) in slots.places]
-    keys = [key for key in BUDGETED if any(one.key == key for one in group.series)]
+    known = {one.key: one for one in group.series}
     rows = []
     for entry in drawn:
-        values = [entry.figures[key].value if key in entry.figures else None for key in keys]
-        shown = ["–" if v is None else safe(show_limit(k, v)) for k, v in zip(keys, values, strict=True)]
+        values = [entry.figures[key].value if key in entry.figures else None for key in known]
+        shown = ["–" if v is None else safe(one.show(v)) for one, v in zip(known.values(), values, strict=True)]
         when = _one(f"{entry.at:%Y-%m-%d %H:%M}")
         rows.append([when, _commit(entry.commit), safe(entry.outcome), safe(machine_words(entry.machine)), *shown])
-    header = ["at, UTC", "commit", "verdict", "machine", *(safe(BUDGETED[key].limit_words) for key in keys)]
+    header = ["at, UTC", "commit", "verdict", "machine", *(safe(one.word) for one in known.values())]
     missing = len(group.entries) - len(drawn)
     note = f'<p class="note">{missing} older checks are in what --json writes.</p>' if missing else ""
     return f"<details><summary>Every check</summary>{table_of(header, rows, {1, 2, 3})}</details>{note}"

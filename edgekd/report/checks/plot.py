@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.figures import BUDGETED
 from edgekd.files import atomic
 from edgekd.report.checks.series import Group, Series, machine_words
 from edgekd.report.checks.slots import (
@@ -42,7 +41,7 @@ def plot_history(group: Group, path: Path) -> None:
     """Draw every figure of one model on one target over its last 200 checks, as PNG. The axes are those of the page."""
     from matplotlib.figure import Figure as Canvas  # no pyplot: no window system, no global state
 
-    keys = [key for key in BUDGETED if any(one.key == key for one in group.series)]
+    keys = list(dict.fromkeys(one.key for one in group.series))
     columns = min(2, max(1, len(keys)))
     rows = max(1, -(-len(keys) // columns))
     canvas = Canvas(figsize=(6.5 * columns, 0.6 + 3.1 * rows), layout="constrained")
@@ -78,7 +77,7 @@ def _draw(axes: "Axes", series: Sequence[Series], slots: Slots, colours: dict[st
 
 def _draw_points(axes: "Axes", one: Series, slots: Slots, colour: str) -> None:
     drawn = [
-        (slots.places[id(e)], scaled_figure(one.key, e.figures[one.key])) for e in one.entries if id(e) in slots.places
+        (slots.places[id(e)], scaled_figure(one, e.figures[one.key])) for e in one.entries if id(e) in slots.places
     ]
     x, y = [place for place, _ in drawn], [figure.value or 0.0 for _, figure in drawn]
     axes.plot(x, y, "o-", color=colour, ms=3, lw=0.8, label=literal(machine_words(one.machine)))

@@ -5,16 +5,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from edgekd.figures import BUDGETED, Figure
+from edgekd.figures import Figure, Metric, budgeted, metric_of
 from edgekd.history import HistoryEntry
-from edgekd.judge import show_limit
 from edgekd.report.checks.steps import LevelStep, Scale, find_steps
 
 __all__ = [
     "Group",
     "Series",
     "group_series",
-    "is_share",
     "machine_words",
     "short",
     "show_change",
@@ -27,15 +25,34 @@ class Series:
     """One figure of one model on one machine over time. Different machines are never compared."""
 
     key: str
-    """A budget key, which also determines the unit: see `figures.BUDGETED`."""
+    """A budget key, which also determines the unit."""
     machine: str
     entries: tuple[HistoryEntry, ...]
     """The checks in which the figure is known, in chronological order."""
 
     @property
+    def metric(self) -> Metric:
+        """The metric that the key limits, for the task of the latest check."""
+        return metric_of(self.key, self.entries[-1].kind)
+
+    @property
+    def share(self) -> bool:
+        """Whether the figure is a share from 0 to 1: accuracy, agreement, coverage."""
+        return self.metric.unit == "share"
+
+    @property
+    def factor(self) -> int:
+        """The number by which a value is multiplied for a drawing, in which shares are percentages."""
+        return 100 if self.share else 1
+
+    def show(self, value: float) -> str:
+        """A value with its unit."""
+        return self.metric.show_limit(value)
+
+    @property
     def word(self) -> str:
         """The name of the figure: `latency p50`."""
-        return BUDGETED[self.key].limit_words
+        return self.metric.limit_words
 
     @property
     def figures(self) -> list[Figure]:
@@ -55,14 +72,13 @@ class Series:
     @property
     def scale(self) -> Scale:
         """The scale on which differences are computed."""
-        return "points" if is_share(self.key) or BUDGETED[self.key].unit == "points" else "ratio"
+        return "points" if self.metric.unit in ("share", "points") else "ratio"
 
     @cached_property
     def steps(self) -> list[LevelStep]:
         """The steps of the level; their medians are in the unit of the key."""
-        factor = 100 if is_share(self.key) else 1
-        steps = find_steps([factor * value for value in self.values], self.scale)
-        return [dataclasses.replace(s, before=s.before / factor, after=s.after / factor) for s in steps]
+        steps = find_steps([self.factor * value for value in self.values], self.scale)
+        return [dataclasses.replace(s, before=s.before / self.factor, after=s.after / self.factor) for s in steps]
 
     @property
     def change(self) -> float | None:
@@ -74,11 +90,11 @@ class Series:
         """The difference in percent or in points, depending on the scale."""
         if self.scale == "ratio":
             return 100 * (after / before - 1)
-        return (100 if is_share(self.key) else 1) * (after - before)
+        return self.factor * (after - before)
 
     def is_better(self, step: LevelStep) -> bool:
         """Whether the step is an improvement."""
-        return (step.after > step.before) == (BUDGETED[self.key].better == "higher")
+        return (step.after > step.before) == (self.metric.better == "higher")
 
     def same_file(self, step: LevelStep) -> bool:
         """Whether the model file is the same as in the previous check, so that something else has changed."""
@@ -121,7 +137,7 @@ class Group:
 
 def group_series(entries: Sequence[HistoryEntry]) -> list[Group]:
     """Sort the entries into groups, in the order of their first check. The series of each group are in the order of
-    `BUDGETED`.
+    verdicts.
 
     Figures relative to a baseline are left out, because they also have a step whenever the baseline changes.
     """
@@ -133,22 +149,18 @@ def group_series(entries: Sequence[HistoryEntry]) -> list[Group]:
 
 def _series(entries: Sequence[HistoryEntry]) -> Iterable[Series]:
     machines = dict.fromkeys(entry.machine for entry in entries)
-    for key in BUDGETED:
+    for key, metric in budgeted(entries[-1].kind).items():
         for machine in machines:
-            own = tuple(entry for entry in entries if entry.machine == machine and _known(entry, key))
+            own = tuple(entry for entry in entries if entry.machine == machine and _known(entry, key, metric))
             if own:
                 yield Series(key, machine, own)
 
 
-def _known(entry: HistoryEntry, key: str) -> bool:
-    """Whether the figure is known in this check. Times and sizes of zero or less are invalid and count as unknown."""
+def _known(entry: HistoryEntry, key: str, metric: Metric) -> bool:
+    """Whether the figure is known in this check. Times and sizes of zero or less are invalid and count as unknown, and
+    so do figures of another task."""
     value = entry.figures.get(key, Figure()).value
-    return value is not None and (value > 0 or is_share(key) or BUDGETED[key].unit == "points")
-
-
-def is_share(key: str) -> bool:
-    """Whether the figure is between 0 and 1, with higher values better: accuracy, agreement, coverage."""
-    return BUDGETED[key].unit == "share"
+    return value is not None and (value > 0 or metric.unit in ("share", "points"))
 
 
 def short(commit: str) -> str:
@@ -169,6 +181,6 @@ def show_change(one: Series, change: float) -> str:
 def show_step(one: Series, step: LevelStep) -> str:
     """A step as text: `+5.1 % at 1f0c9a2 (2026-11-02): 0.200 ms → 0.210 ms, same file`."""
     entry = one.entries[step.at]
-    levels = f"{show_limit(one.key, step.before)} → {show_limit(one.key, step.after)}"
+    levels = f"{one.show(step.before)} → {one.show(step.after)}"
     file = "same file" if one.same_file(step) else "new file"
     return f"{show_change(one, step.change)} at {short(entry.commit)} ({entry.at:%Y-%m-%d}): {levels}, {file}"

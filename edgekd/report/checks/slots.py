@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from edgekd.figures import BUDGETED, Figure
+from edgekd.figures import Figure
 from edgekd.history import HistoryEntry
-from edgekd.judge import show_limit
-from edgekd.report.checks.series import Group, Series, is_share, short, show_change
+from edgekd.report.checks.series import Group, Series, short, show_change
 
 __all__ = [
     "COLOURS",
@@ -79,22 +78,19 @@ class Extent:
     """Whether the limit is near enough to be shown. A distant limit would compress the figures into a flat line."""
 
 
-def scaled_figure(key: str, figure: Figure) -> Figure:
+def scaled_figure(one: Series, figure: Figure) -> Figure:
     """The figure in the unit of the drawing: shares are converted to percent."""
-    value, low, high = (None if end is None else _scale(key) * end for end in (figure.value, figure.low, figure.high))
+    value, low, high = (None if end is None else one.factor * end for end in (figure.value, figure.low, figure.high))
     return Figure(value, figure.provenance, low, high)
-
-
-def _scale(key: str) -> float:
-    return 100 if is_share(key) else 1
 
 
 def axis_words(one: Series) -> str:
     """The title of the y axis: `latency p50, ms`."""
     units = {"_ms": "ms", "_kb": "kB", "_mb": "MB"}
     if one.scale == "points":
-        return f"{one.word}, {'%' if is_share(one.key) else 'points'}"
-    return f"{one.word}, {units[one.key[-3:]]}" if one.key[-3:] in units else one.word
+        return f"{one.word}, {'%' if one.share else 'points'}"
+    unit = units.get(one.key[-3:], one.metric.unit)
+    return f"{one.word}, {unit}" if unit else one.word
 
 
 def extent_of(series: Sequence[Series], slots: Slots) -> Extent:
@@ -109,7 +105,7 @@ def extent_of(series: Sequence[Series], slots: Slots) -> Extent:
     if near:
         low, high = min(low, *limits), max(high, *limits)
     room = 0.12 * max(high - low, 0.02 * abs(high), 1e-9)
-    scale = _scale(key)
+    scale = series[0].factor
     return Extent(scale * (low - room), scale * (high + room), near)
 
 
@@ -122,7 +118,7 @@ def drawn_levels(one: Series, slots: Slots) -> Iterator[tuple[int, int, float]]:
     for (first, last), level in zip(pairwise(ends), medians, strict=True):
         places = [slots.places[id(entry)] for entry in one.entries[first:last] if id(entry) in slots.places]
         if places:
-            yield places[0], places[-1], _scale(one.key) * level
+            yield places[0], places[-1], one.factor * level
 
 
 @dataclass(frozen=True)
@@ -164,11 +160,11 @@ def drawn_limits(series: Sequence[Series], slots: Slots) -> tuple[list[int], lis
     key = series[0].key
     known = {slots.places[id(e)]: e.limits.get(key) for one in series for e in one.entries if id(e) in slots.places}
     places = sorted(known)
-    return places, [None if (level := known[place]) is None else _scale(key) * level for place in places]
+    return places, [None if (level := known[place]) is None else series[0].factor * level for place in places]
 
 
 def limit_words(series: Sequence[Series]) -> str:
     """The latest limit as text, `≤ 0.250 ms`; empty if there never was a limit."""
     key = series[0].key
     known = [(e.at, e.limits[key]) for one in series for e in one.entries if key in e.limits]
-    return f"{BUDGETED[key].sign} {show_limit(key, max(known)[1])}" if known else ""
+    return f"{series[0].metric.sign} {series[0].show(max(known)[1])}" if known else ""

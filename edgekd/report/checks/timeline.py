@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from edgekd.history import HistoryEntry
-from edgekd.judge import show_limit
 from edgekd.report.checks.series import Series, machine_words, short
 from edgekd.report.checks.slots import (
     Slots,
@@ -68,7 +67,7 @@ def _category_axis(slots: Slots) -> Chart:
 
 def _points(one: Series, slots: Slots, colour: str, several: bool) -> Chart:
     drawn = [(entry, entry.figures[one.key]) for entry in one.entries if id(entry) in slots.places]
-    scaled = [scaled_figure(one.key, figure) for _, figure in drawn]
+    scaled = [scaled_figure(one, figure) for _, figure in drawn]
     trace: Chart = {
         "type": "scatter",
         "mode": "lines+markers",
@@ -93,10 +92,10 @@ def _hover(one: Series, entry: HistoryEntry, several: bool) -> str:
     figure = entry.figures[one.key]
     ends = ""
     if figure.low is not None and figure.high is not None:
-        ends = f" [{show_limit(one.key, figure.low)} … {show_limit(one.key, figure.high)}]"
+        ends = f" [{one.show(figure.low)} … {one.show(figure.high)}]"
     machine = [plain(machine_words(one.machine))] if several else []
     lines = [
-        f"<b>{show_limit(one.key, figure.value or 0)}</b>{ends}",
+        f"<b>{one.show(figure.value or 0)}</b>{ends}",
         f"{entry.at:%Y-%m-%d %H:%M} {plain(short(entry.commit))}, check: {plain(entry.outcome)}",
     ]
     return "<br>".join([*lines, *machine])

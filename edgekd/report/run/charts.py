@@ -1,4 +1,4 @@
-"""The page's charts of cost, accuracy and latency, as plain dictionaries for plotly.js."""
+"""The page's charts of cost, score and latency, as plain dictionaries for plotly.js."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -26,6 +26,7 @@ from edgekd.report.drawing import (
 )
 from edgekd.report.run.export import entries
 from edgekd.report.run.gather import Column, Story, Untrained, interval_of
+from edgekd.scores import ScoreKind
 
 __all__ = ["latency_chart", "trade_chart"]
 
@@ -37,7 +38,6 @@ _AXES = {
     "latency_p50_ms": "latency p50, ms",
     "size_kb": "file size, kB",
     "macs": "multiply-accumulates, millions (latency is not known)",
-    "accuracy": "top-1 accuracy on test data, %",
 }
 
 
@@ -51,22 +51,22 @@ class _Panel:
 
 
 def trade_chart(story: Story) -> Chart:
-    """The chart with the costs of all candidates and models on the left, the accuracy of trained models on the right,
+    """The chart with the costs of all candidates and models on the left, the score of trained models on the right,
     and the budget."""
     models = story.own.models
     untrained = [figures["latency_p50_ms"] for shape in story.candidates for figures in shape.precisions.values()]
     timed = any(figure.value for figure in [*untrained, *(model.latency_p50_ms for model in models)])
     left = _Panel("", "latency_p50_ms" if timed else "macs", "size_kb")
     known = any(model.latency_p50_ms.value for model in models)
-    right = _Panel("2", "latency_p50_ms" if known else "size_kb", "accuracy")
+    right = _Panel("2", "latency_p50_ms" if known else "size_kb", "score")
     points = [*_candidates(story, left), *_models(story, left), *_models(story, right)]
     limits = {line.key: line for line in story.lines}
-    levels = _accuracy_levels(story)
+    levels = _score_levels(story)
     ranges = {
         "x": log_range([*_ends(points, left, "x"), *_limit(limits, left.x)]),
         "y": log_range([*_ends(points, left, "y"), *_limit(limits, "size_kb")]),
         "x2": log_range([*_ends(points, right, "x"), *_limit(limits, right.x)]),
-        "y2": _share_range([*_ends(points, right, "y"), *(level for level, _ in levels)]),
+        "y2": _score_range(story.kind, [*_ends(points, right, "y"), *(level for level, _ in levels)]),
     }
     marks = [*_vertical(limits, left, ranges), *_horizontal(limits, ranges), *_vertical(limits, right, ranges)]
     marks += [mark for side, (level, text) in enumerate(levels) for mark in _level(level, text, side)]
@@ -74,15 +74,15 @@ def trade_chart(story: Story) -> Chart:
         "xaxis": log_axis(_AXES[left.x], ranges["x"], 450) | {"domain": [0.0, 0.45]},
         "yaxis": log_axis(_AXES["size_kb"], ranges["y"], 330),
         "xaxis2": log_axis(_AXES[right.x], ranges["x2"], 450) | {"domain": [0.56, 1.0], "anchor": "y2"},
-        "yaxis2": axis(_AXES["accuracy"], ranges["y2"]) | {"anchor": "x2"},
+        "yaxis2": axis(story.kind.axis("test"), ranges["y2"]) | {"anchor": "x2"},
         "shapes": [mark for mark in marks if "type" in mark],
         "annotations": [
             title("Cost of every candidate and model", 0.0),
-            title("Accuracy of what was trained", 0.56),
+            title(f"{_capital(story.kind.limit_words)} of what was trained", 0.56),
             *(mark for mark in marks if "type" not in mark),
         ],
     }
-    fronts = [_front(points, left, "lower"), _front(points, right, "higher")]
+    fronts = [_front(points, left, "lower"), _front(points, right, story.kind.better)]
     return {"data": [*fronts, *points, *_rings(story, points)], "layout": drawn}
 
 
@@ -154,7 +154,7 @@ def _models(story: Story, panel: _Panel) -> list[Chart]:
             continue
         role = "teacher" if place == 0 else "shipped" if model.name == story.chosen else "trained, not shipped"
         lines = [f"{entry.word} {entry.text} {_bounds(entry.interval)}{entry.figure.provenance}"
-                 for entry in entries(model, story.own.images) if entry.key in _HOVERED]  # fmt: skip
+                 for entry in entries(model, story.own.count) if entry.key in (story.kind.name, *_HOVERED)]  # fmt: skip
         style = {
             "symbol": "star" if place == 0 else "circle",
             "size": 17 if place == 0 else 12,
@@ -166,19 +166,19 @@ def _models(story: Story, panel: _Panel) -> list[Chart]:
     return traces
 
 
-_HOVERED = ("accuracy", "latency_p50_ms", "latency_p95_ms", "size_bytes", "peak_memory_mb", "params", "macs")
+_HOVERED = ("latency_p50_ms", "latency_p95_ms", "size_bytes", "peak_memory_mb", "params", "macs")
 
 
 def _figure(story: Story, model: ModelFigures, key: str) -> Figure:
     if key == "macs":
         return Figure(model.macs / 1e6, "exact") if model.macs else Figure()
-    if key != "accuracy":
+    if key != "score":
         figure: Figure = getattr(model, key)
         return figure
-    bounds = interval_of(model.accuracy, story.own.images)
+    factor, score, bounds = story.kind.factor, model.score, interval_of(model, story.own.count)
     if bounds is None:
-        return Figure()
-    return Figure(100 * bounds.value, model.accuracy.provenance, 100 * bounds.low, 100 * bounds.high)
+        return Figure() if score.value is None else Figure(factor * score.value, score.provenance)
+    return Figure(factor * bounds.value, score.provenance, factor * bounds.low, factor * bounds.high)
 
 
 def _untrained_lines(shape: Untrained, figures: dict[str, Figure]) -> list[str]:
@@ -270,16 +270,17 @@ def _curve(times: Any, shares: Any, model: ModelFigures, line: Chart) -> Chart:
     }
 
 
-def _accuracy_levels(story: Story) -> list[tuple[float, str]]:
-    """The accuracies in percent that the budget requires, at most two: the minimum, and the teacher's accuracy minus
-    the largest drop."""
-    levels = []
+def _score_levels(story: Story) -> list[tuple[float, str]]:
+    """The scores that the budget requires, as drawn, at most two: the limit, and the teacher's score with the largest
+    change."""
+    levels, kind, teacher = [], story.kind, story.teacher.score.value
     for line in story.lines:
-        if line.key == "min_accuracy":
-            levels.append((100 * line.limit, f"≥ {units.accuracy(line.limit)}"))
-        if line.key == "max_accuracy_drop" and story.teacher.accuracy.value is not None:
-            level = 100 * story.teacher.accuracy.value - line.limit
-            levels.append((level, f"teacher − {line.limit:g} points"))
+        if line.about_score:
+            levels.append((kind.factor * line.limit, f"{line.sign} {kind.show(line.limit)}"))
+        if line.key == kind.change_key and teacher is not None:
+            sign, unit = ("−", -1) if kind.better == "higher" else ("+", 1)
+            words = f"{line.limit:g} points" if kind.share else kind.show_change(line.limit)
+            levels.append((kind.factor * teacher + unit * line.limit, f"teacher {sign} {words}"))
     return levels
 
 
@@ -299,10 +300,17 @@ def _ends(points: Sequence[Chart], panel: _Panel, letter: str) -> list[float]:
     return ends
 
 
-def _share_range(values: Sequence[float]) -> list[float]:
+def _score_range(kind: ScoreKind, values: Sequence[float]) -> list[float]:
     low, high = (min(values), max(values)) if values else (0.0, 100.0)
-    room = max(0.12 * (high - low), 0.5)
-    return [max(low - room, -1.0), min(high + room, 100.6)]
+    if kind.share:
+        room = max(0.12 * (high - low), 0.5)
+        return [max(low - room, -1.0), min(high + room, 100.6)]
+    room = max(0.12 * (high - low), 0.02 * abs(high), 1e-9)
+    return [low - room, high + room]
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _vertical(limits: dict[str, Line], panel: _Panel, ranges: dict[str, list[float]]) -> list[Chart]:
@@ -334,7 +342,7 @@ def _horizontal(limits: dict[str, Line], ranges: dict[str, list[float]]) -> list
 
 
 def _level(level: float, text: str, side: int) -> list[Chart]:
-    """A limit of the accuracy in the right panel; its text is at the left (0) or right (1) end."""
+    """A limit of the score in the right panel; its text is at the left (0) or right (1) end."""
     anchor = ("left", "right")[side]
     return [
         dashed(x0=0, x1=1, y0=level, y1=level, xref="x2 domain", yref="y2"),

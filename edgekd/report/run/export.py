@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekd import __version__, units
-from edgekd.figures import BUDGETED, METRICS, Figure, ModelFigures
+from edgekd.figures import Figure, ModelFigures, rows_of
 from edgekd.judge import Line
 from edgekd.report.run.gather import Column, Story, interval_of
 from edgekd.result import model_json
@@ -30,16 +30,18 @@ __all__ = [
 
 # report --json history:
 # 1 - runs: verdict, budget, targets with models as in result.json 2, latency by process, confusion, recall
-SCHEMA_VERSION = 1
+# 2 - models as in result.json 3; score_interval in place of accuracy_interval, details in place of confusion and
+#     recall; examples in place of images, data in place of classes
+SCHEMA_VERSION = 2
 
 MOST = 4
 """Largest number of remarks, of commands, and of rows of other targets in a comment, which should stay short."""
 
 _COMMENTED = {
-    *("file size", "parameters", "multiply-accumulates", "top-1 accuracy", "macro F1", "agreement with the teacher"),
+    *("file size", "parameters", "multiply-accumulates", "agreement with the teacher"),
     *("latency p50", "latency p95", "load time", "peak memory", "energy per call", "where it ran", "int8 kernels"),
 }
-"""The rows of the table in a comment."""
+"""The rows of the table in a comment, besides the scores that are `brief`."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,13 @@ class FigureEntry:
         return "" if low is None or high is None else f"{self.show(low)} … {self.show(high)}"
 
 
-def entries(model: ModelFigures, images: int) -> list[FigureEntry]:
-    """Every figure of a model that is known, or whose absence has a known reason. Accuracy gets its interval."""
+def entries(model: ModelFigures, count: int) -> list[FigureEntry]:
+    """Every figure of a model that is known, or whose absence has a known reason. The score that decides
+    gets its interval."""
     found = []
-    for metric in METRICS:
-        if not metric.row:
-            continue
+    for metric in rows_of([model]):
         figure = metric.figure(model)
-        bounds = interval_of(figure, images) if metric.name == "accuracy" else None
+        bounds = interval_of(model, count) if metric.name == model.kinds[0].name else None
         if bounds:
             figure = dataclasses.replace(figure, low=bounds.low, high=bounds.high)
         found.append(FigureEntry(metric.name, metric.words, metric.unit, figure, metric.show))
@@ -85,10 +86,12 @@ def margin(line: Line) -> str:
     value = line.figure.value
     if value is None:
         return ""
-    unit = BUDGETED[line.key].unit
+    unit = line.metric.unit
     if unit in ("share", "points"):
         gap = (100 if unit == "share" else 1) * (value - line.limit)
         return f"{abs(gap):.2f} points {'above' if gap > 0 else 'below'}" if abs(gap) >= 0.005 else "exactly on it"
+    if not line.limit:
+        return f"{abs(value):.4g} {'above' if value > 0 else 'below'}" if value else "exactly on it"
     gap = 100 * (value / line.limit - 1)
     return f"{abs(gap):.0f} % {'above' if gap > 0 else 'below'}" if abs(gap) >= 0.5 else "within 0.5 % of it"
 
@@ -106,15 +109,25 @@ def budget_rows(story: Story) -> tuple[list[str], list[list[str]]]:
 
 def overview_rows(stories: Sequence[Story]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: one row for each run, with figures of the shipped file on the run's own target."""
-    header = ["run", "target", "verdict", "shipped", "file size", "latency p50", "accuracy", "teacher", "how"]
+    header = [
+        "run",
+        "target",
+        "verdict",
+        "shipped",
+        "file size",
+        "latency p50",
+        " / ".join(dict.fromkeys(story.kind.limit_words for story in stories)),
+        "teacher",
+        "how",
+    ]
     rows = []
     for story in stories:
         shown = {entry.key: entry.text for entry in entries(story.shipped, 0)}
         teacher = {entry.key: entry.text for entry in entries(story.teacher, 0)}
-        figures = [shown.get(key, "–") for key in ("size_bytes", "latency_p50_ms", "accuracy")]
-        how = sorted({story.shipped.latency_p50_ms.provenance, story.shipped.accuracy.provenance})
+        figures = [shown.get(key, "–") for key in ("size_bytes", "latency_p50_ms", story.kind.name)]
+        how = sorted({story.shipped.latency_p50_ms.provenance, story.shipped.score.provenance})
         head = [story.card, story.target, story.verdict, story.chosen]
-        rows.append([*head, *figures, teacher.get("accuracy", "–"), ", ".join(how)])
+        rows.append([*head, *figures, teacher.get(story.kind.name, "–"), ", ".join(how)])
     return header, rows
 
 
@@ -158,14 +171,15 @@ def _markdown(story: Story) -> str:
 def _own_table(story: Story) -> str:
     header, rows = figure_rows(story.own.models)
     own = story.own
-    on = f"{story.target}, {own.images:,} {own.split} {own.examples}" if own.images else story.target
-    kept = [row for row in rows if row[0] in _COMMENTED and set(row[1:-1]) != {"–"}]
+    on = f"{story.target}, {own.count:,} {own.split} {own.examples}" if own.count else story.target
+    commented = _COMMENTED | {kind.words for kind in own.models[0].kinds if kind.brief}
+    kept = [row for row in rows if row[0] in commented and set(row[1:-1]) != {"–"}]
     return _table([on, *header[1:]], kept)
 
 
 def _other_table(story: Story) -> str:
     """A table of the shipped model on the other targets."""
-    keys = ("accuracy", "latency_p50_ms", "latency_p95_ms", "peak_memory_mb")
+    keys = (story.kind.name, "latency_p50_ms", "latency_p95_ms", "peak_memory_mb")
     rows = []
     for column in story.columns[1:]:
         for model in column.models:
@@ -175,7 +189,7 @@ def _other_table(story: Story) -> str:
                 rows.append([column.label, *cells, model.latency_p50_ms.provenance])
     if len(rows) > MOST:
         rows = [*rows[:MOST], [f"{len(rows) - MOST} more, in the HTML report", *([""] * (len(keys) + 1))]]
-    words = {metric.name: metric.words for metric in METRICS}
+    words = {metric.name: metric.words for metric in rows_of([story.shipped])}
     return _table([f"{story.chosen} on", *(words[key] for key in keys), "how"], rows)
 
 
@@ -193,7 +207,7 @@ def _safe(text: str) -> str:
 
 
 CSV_HEADER = (
-    *("run", "card", "target", "split", "images", "model", "precision", "shipped", "sha256"),
+    *("run", "card", "target", "split", "examples", "model", "precision", "shipped", "sha256"),
     *("figure", "value", "low", "high", "unit", "provenance", "note"),
 )
 
@@ -206,9 +220,9 @@ def as_csv(stories: Sequence[Story]) -> str:
     for story in stories:
         for column in story.columns:
             for model in column.models:
-                head = [story.name, story.card, column.target, column.split, column.images, model.name, model.precision]
+                head = [story.name, story.card, column.target, column.split, column.count, model.name, model.precision]
                 shipped = "yes" if model.name == story.chosen else "no"
-                for entry in entries(model, column.images):
+                for entry in entries(model, column.count):
                     figure = entry.figure
                     value = [entry.key, figure.value, figure.low, figure.high, entry.unit]
                     row = [*head, shipped, model.sha256, *value, figure.provenance, figure.why]
@@ -224,7 +238,7 @@ def as_json(stories: Sequence[Story]) -> str:
 
 def _run(story: Story) -> dict[str, Any]:
     plain = ("name", "card", "target", "sentence", "chosen", "why_chosen", "shape", "candidate_count")
-    rest = ("classes", "test_reads", "parity", "training", "notes", "commands", "versions", "fingerprint", "missing")
+    rest = ("data", "test_reads", "parity", "training", "notes", "commands", "versions", "fingerprint", "missing")
     budget = [
         {"key": line.key, "limit": line.limit, **dataclasses.asdict(line.figure), "margin": margin(line)}
         | {"outcome": line.outcome, "reason": line.reason}
@@ -242,16 +256,16 @@ def _run(story: Story) -> dict[str, Any]:
 
 
 def _target(column: Column) -> dict[str, Any]:
-    plain = ("target", "label", "title", "provider", "command", "split", "images")
+    plain = ("target", "label", "title", "provider", "command", "split")
     models = []
     for model in column.models:
-        bounds = interval_of(model.accuracy, column.images)
+        bounds = interval_of(model, column.count)
         calls = [
             {"calls": len(calls), "median_ms": statistics.median(calls)} for calls in column.samples_ms[model.name]
         ]
         models.append(
             model_json(model)
-            | {"accuracy_interval": [bounds.low, bounds.high] if bounds else None, "processes": calls}
-            | {"recall": column.recall.get(model.name, ()), "confusion": column.confusion.get(model.name)}
+            | {"score_interval": [bounds.low, bounds.high] if bounds else None, "processes": calls}
+            | {"details": column.details.get(model.name, {})}
         )
-    return {key: getattr(column, key) for key in plain} | {"models": models}
+    return {key: getattr(column, key) for key in plain} | {"examples": column.count, "models": models}

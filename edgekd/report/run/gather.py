@@ -11,11 +11,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgekd.artefacts import listed, refuse_changed
 from edgekd.bench.statistics import Interval, wilson
-from edgekd.card import Budget, caller_rule
+from edgekd.budget import read_budget
+from edgekd.card import Card, caller_rule
 from edgekd.errors import EdgekdError, InputError, one_line
 from edgekd.figures import Figure, ModelFigures
 from edgekd.files import read_json, real
@@ -23,16 +23,12 @@ from edgekd.judge import Line, verdict_words
 from edgekd.result import read_bench, read_verdict
 from edgekd.run import Run
 from edgekd.runs import finished
+from edgekd.scores import ScoreKind
 from edgekd.spec import bundled_names
-from edgekd.tasks.classification import confusion, recall
-from edgekd.tasks.known import load_card
+from edgekd.tasks.known import TASKS, load_card
+from edgekd.tasks.task import Task
 
-__all__ = ["MOST_CLASSES", "Column", "Story", "Untrained", "blamed", "gather", "interval_of"]
-
-MOST_CLASSES = 100
-"""Largest number of classes of a confusion matrix; a larger matrix is unreadable."""
-
-Matrix = tuple[tuple[int, ...], ...]
+__all__ = ["Column", "Story", "Untrained", "blamed", "gather", "interval_of"]
 
 _DAMAGE = (
     *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError),
@@ -65,16 +61,15 @@ class Column:
     """Where the measurement comes from; empty for the run's own target."""
     models: tuple[ModelFigures, ...]
     split: str
-    """The data on which accuracy was measured: `test` or `validation`."""
-    images: int
+    """The data on which the scores were measured: `test` or `validation`."""
+    count: int
+    """Number of the examples."""
     examples: str
     """The word for the examples, in the plural: images or sentences."""
     samples_ms: dict[str, tuple[tuple[float, ...], ...]]
     """Latency of every call, as one tuple per process."""
-    confusion: dict[str, Matrix]
-    """Number of images by true class (rows) and predicted class (columns), for at most MOST_CLASSES classes."""
-    recall: dict[str, tuple[float | None, ...]]
-    """Recall of each class; None for a class that does not occur in the data."""
+    details: dict[str, dict[str, Any]]
+    """What the charts of the task show; see `edgekd.tasks.task.Task.charted`. Models without any are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +90,13 @@ class Story:
     why_chosen: str
     shape: str
     input: str
-    """How the caller must prepare an image; empty if this is unknown, or for sentences."""
+    """How the caller must prepare an input; empty if this is unknown, or nothing need be said."""
     candidate_count: int
     candidates: tuple[Untrained, ...]
-    classes: tuple[str, ...]
+    data: dict[str, Any]
+    """The card's `[data]`, as the run keeps it."""
+    charts: tuple[str, ...]
+    """The charts of the task, by their name in edgekd/report/tasks."""
     columns: tuple[Column, ...]
     """The columns: the run's own target first, then the targets of `edgekd bench`."""
     test_reads: int
@@ -129,6 +127,11 @@ class Story:
         return next(model for model in self.own.models if model.name == self.chosen)
 
     @property
+    def kind(self) -> ScoreKind:
+        """The score that decides."""
+        return self.own.models[0].kinds[0]
+
+    @property
     def sentence(self) -> str:
         """A summary: `The shipped file is 11 × smaller and 4.5 × faster than the teacher and loses 6.64 points of
         accuracy.`"""
@@ -138,10 +141,11 @@ class Story:
             guess = "an estimated " if "estimated" in (ours.provenance, theirs.provenance) else ""
             parts.append(guess + _times(theirs.value / ours.value, "faster", "slower"))
         text = f"The shipped file is {' and '.join(parts)} than the teacher"
-        if self.shipped.accuracy.value is not None and self.teacher.accuracy.value is not None:
-            points = round(100 * (self.teacher.accuracy.value - self.shipped.accuracy.value), 2)
-            verb = "loses" if points > 0 else "gains"
-            text += f" and {verb} {abs(points):.2f} points of accuracy" if points else ", at the same accuracy"
+        if self.shipped.score.value is not None and self.teacher.score.value is not None:
+            worse, word = self.kind.worsening(self.shipped.score.value, self.teacher.score.value), self.kind.limit_words
+            shown = self.kind.show_change(abs(worse))
+            same = shown == self.kind.show_change(0.0)
+            text += f", at the same {word}" if same else f" and {_verb(self.kind, worse)} {shown} of {word}"
         return text + ("." if len(parts) == 2 else "; its latency is not known.")
 
 
@@ -166,38 +170,42 @@ def blamed(*folders: Path) -> Iterator[None]:
         raise InputError(f"{named}: {begin} what edgekd did not write there: {what}") from error
 
 
-def interval_of(figure: Figure, images: int) -> Interval | None:
-    """The interval of a share of `images`: the stored interval, or else the 95 % Wilson interval; None if the share is
-    unknown."""
-    if figure.value is None or not images:
+def interval_of(model: ModelFigures, count: int) -> Interval | None:
+    """The interval of the score that decides: the stored one, or else the 95 % Wilson interval of a share of `count`
+    examples; None if there is none."""
+    figure = model.score
+    if figure.value is None or not count:
         return None
     if figure.low is not None and figure.high is not None:
         return Interval(figure.value, figure.low, figure.high)
-    return wilson(round(figure.value * images), images)
+    return wilson(round(figure.value * count), count) if model.kinds[0].counted else None
 
 
 def _story(run: Run, content: dict[str, Any], models: Sequence[ModelFigures]) -> Story:
     path = run.folder / "run.json"
     snapshot: dict[str, Any] = read_json(path) if path.exists() else {}
-    missing = [] if snapshot else ["run.json: the settings of the run and the names of its classes"]
+    missing = [] if snapshot else ["run.json: the settings of the run and of its data"]
+    task = _task(snapshot)
     own = _column(
         run,
         models,
         run.records,
+        task,
         target=content["target"],
         label=content["target"],
         title="",
         provider=snapshot.get("target", {}).get("provider", {}).get("name", ""),
         command="",
         split="test",
-        images=content["test_images"],
-        examples=content.get("examples", "images"),
+        count=content["test_examples"],
+        examples=content["examples"],
     )
-    columns = (own, *(_benched(run, path, own) for path in sorted(run.folder.glob("bench/*/bench.json"))))
+    columns = (own, *(_benched(run, path, own, task) for path in sorted(run.folder.glob("bench/*/bench.json"))))
     candidates = _candidates(run.candidates)
     missing += [] if candidates else ["candidates.json: the candidates that were not trained"]
     missing += [] if any(own.samples_ms.values()) else [f"records: the latency of single calls on {own.target}"]
-    missing += [] if own.recall else ["records, data: the answers on test data, and what each class gets right"]
+    if task.charts and not own.details:
+        missing.append("records, data: the answers on test data, and what their charts show")
     shipped = next(model for model in models if model.name == content["chosen"])
     judged = read_verdict(content, run.result)
     return Story(
@@ -205,7 +213,7 @@ def _story(run: Run, content: dict[str, Any], models: Sequence[ModelFigures]) ->
         card=content["card"],
         target=content["target"],
         outcome=judged.outcome,
-        verdict=verdict_words(judged, shipped.latency_p50_ms),
+        verdict=verdict_words(judged, shipped),
         lines=judged.lines,
         chosen=content["chosen"],
         why_chosen=content["why_chosen"],
@@ -213,7 +221,8 @@ def _story(run: Run, content: dict[str, Any], models: Sequence[ModelFigures]) ->
         input=caller_rule(snapshot.get("card", {}).get("data", {})),
         candidate_count=content["candidates"],
         candidates=candidates,
-        classes=_classes(snapshot, own),
+        data=snapshot.get("card", {}).get("data", {}),
+        charts=task.charts,
         columns=columns,
         test_reads=content["test_reads"],
         parity=content.get("parity", {}),
@@ -224,6 +233,18 @@ def _story(run: Run, content: dict[str, Any], models: Sequence[ModelFigures]) ->
         fingerprint=shipped.fingerprint,
         missing=tuple(missing),
     )
+
+
+def _task(snapshot: dict[str, Any]) -> Task:
+    """The task of the run's card; the default one if the run does not say it, or names one from a later edgekd."""
+    return TASKS.get(snapshot.get("card", {}).get("task", ""), TASKS[Card.task])
+
+
+def _verb(kind: ScoreKind, worse: float) -> str:
+    """What the shipped file does with the score, compared with the teacher."""
+    if kind.better == "higher":
+        return "loses" if worse > 0 else "gains"
+    return "adds" if worse > 0 else "removes"
 
 
 def _times(ratio: float, above: str, below: str) -> str:
@@ -253,7 +274,7 @@ def _candidates(path: Path) -> tuple[Untrained, ...]:
     )
 
 
-def _benched(run: Run, path: Path, own: Column) -> Column:
+def _benched(run: Run, path: Path, own: Column, task: Task) -> Column:
     refuse_changed(path.parent, listed(path.parent) or {}, "measure it again with `edgekd bench`")
     content, models = read_bench(path)
     again = ["edgekd", "bench", _place(run), "--target", _name("targets", content["target"])]
@@ -262,41 +283,36 @@ def _benched(run: Run, path: Path, own: Column) -> Column:
         run,
         models,
         path.parent,
+        task,
         target=content["target"],
         label=content["target"] + (", measured again" if content["target"] == own.target else ""),
         title=content["title"],
         provider=content["provider"],
         command=_hidden(command if isinstance(command, str) else shlex.join(command), run),
         split={"val": "validation"}.get(content.get("split") or "", content.get("split") or ""),
-        images=content.get("images") or 0,
+        count=content.get("examples") or 0,
         examples=own.examples,
     )
 
 
 def _column(
-    run: Run, models: Sequence[ModelFigures], records: Path, *, target: str, split: str, **about: Any
+    run: Run, models: Sequence[ModelFigures], records: Path, task: Task, *, target: str, split: str, **about: Any
 ) -> Column:
     samples: dict[str, tuple[tuple[float, ...], ...]] = {}
-    matrices: dict[str, Matrix] = {}
-    recalls: dict[str, tuple[float | None, ...]] = {}
+    details: dict[str, dict[str, Any]] = {}
     for model in models:
         stem = f"{model.name.replace(' ', '-')}@{target}"
         samples[model.name] = _samples(records / f"{stem}.latency.json", model)
-        logits = records / f"{stem}.{split}.{model.sha256[:12]}.npy"
-        matrix = _confusion(logits, run.data / f"{split}.labels.npy")
-        shares = model.recall
-        if matrix is not None:
-            shares = tuple(recall(matrix))
-            matrices[model.name] = tuple(tuple(map(int, row)) for row in matrix)
-        if shares:
-            recalls[model.name] = shares
+        answers = records / f"{stem}.{split}.{model.sha256[:12]}.npy"
+        known = model.details | _charted(task, answers, run.data / f"{split}.labels.npy")
+        if known:
+            details[model.name] = known
     return Column(
         target=target,
         split=split,
         models=tuple(models),
         samples_ms=samples,
-        confusion=matrices,
-        recall=recalls,
+        details=details,
         **about,
     )
 
@@ -311,21 +327,12 @@ def _samples(path: Path, model: ModelFigures) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(1e3 * s for s in record["latency_s"]) for record in content["records"] if record["latency_s"])
 
 
-def _confusion(logits: Path, labels: Path) -> NDArray[np.int64] | None:
-    """Number of images by true and predicted class (C, C); None if there are no answers or too many classes."""
-    if not logits.exists() or not labels.exists():
-        return None
-    scores, true = np.load(logits), np.load(labels)
-    scores = scores.reshape(len(scores), -1)
-    if len(scores) != len(true) or scores.shape[1] > MOST_CLASSES:
-        return None
-    return confusion(scores, true.astype(np.int64))
-
-
-def _classes(snapshot: dict[str, Any], column: Column) -> tuple[str, ...]:
-    count = max((len(shares) for shares in column.recall.values()), default=0)
-    named = snapshot.get("card", {}).get("data", {}).get("classes", ())
-    return tuple(named) if len(named) >= count else tuple(f"class {place}" for place in range(count))
+def _charted(task: Task, answers: Path, targets: Path) -> dict[str, Any]:
+    """What the charts of the task show of a model's answers; empty if the answers are not kept."""
+    if not task.charts or not answers.exists() or not targets.exists():
+        return {}
+    outputs, known = task.read(np.load(answers)), np.load(targets)
+    return task.charted(outputs, known) if len(outputs) == len(known) else {}
 
 
 def _commands(run: Run, content: dict[str, Any], snapshot: dict[str, Any], benches: list[str]) -> tuple[str, ...]:
@@ -378,8 +385,10 @@ def _name(kind: str, name: str) -> str:
 def _overridden(card: str, target: str, budget: dict[str, Any]) -> list[str]:
     """The budget as options; empty if the card of that name already sets the same budget."""
     try:
-        if card in bundled_names("models") and load_card(card).budget(target) == Budget(**budget):
-            return []
+        if card in bundled_names("models"):
+            own = load_card(card).budget(target)
+            if own.limits() == read_budget(budget, "budget", [own.kind]).limits():
+                return []
     except (EdgekdError, TypeError):
         pass  # a card or budget from another version: then all limits are given as options
     return [word for key, value in budget.items() if value is not None for word in ("--budget", f"{key}={value:g}")]

@@ -8,9 +8,9 @@ from edgekd import units
 from edgekd.figures import ModelFigures, Placement
 from edgekd.report.page import bullets, chart_of, css_class, facts_of, page_of, pill, safe, section, table_of
 from edgekd.report.run.charts import latency_chart, trade_chart
-from edgekd.report.run.confusion import class_chart
 from edgekd.report.run.export import budget_rows, entries, overview_rows, remarks
 from edgekd.report.run.gather import Column, Story
+from edgekd.report.tasks.known import CHARTS
 from edgekd.tables import costly_rows, figure_rows, notes
 
 __all__ = ["html_report"]
@@ -29,15 +29,12 @@ LATENCY_INTERVAL = (
     "estimated: the model's stated margin"
 )
 
-CELLS = 60_000
-"""Largest number of cells of confusion matrices in a page, so that the file stays small enough to be sent."""
-
 
 def html_report(stories: Sequence[Story]) -> str:
     """The page: an overview if there are several runs, then a part for each run. Raises UnavailableError without
     plotly."""
     parts = [_overview(stories)] if len(stories) > 1 else []
-    parts += [_run(story, f"run-{place}", CELLS // len(stories)) for place, story in enumerate(stories)]
+    parts += [_run(story, f"run-{place}", len(stories)) for place, story in enumerate(stories)]
     return page_of(f"{stories[0].card} on {stories[0].target}" if len(stories) == 1 else f"{len(stories)} runs", parts)
 
 
@@ -51,14 +48,14 @@ def _overview(stories: Sequence[Story]) -> str:
     return section(f"{len(stories)} runs", table_of(list(map(safe, header)), cells, texts))
 
 
-def _run(story: Story, anchor: str, cells: int) -> str:
+def _run(story: Story, anchor: str, runs: int) -> str:
     parts = [
         _head(story),
-        section("Cost and accuracy", _trade(story)),
+        section(f"Cost and {story.kind.limit_words}", _trade(story)),
         section("Latency, call by call", _latency(story.own, story)),
         section("All figures", "".join([_across(story), *(_figures(column, story) for column in story.columns)])),
         section("Where it runs", "".join(_placement(column, story) for column in story.columns)),
-        section("Classes", _classes(story, cells)),
+        *(section(*CHARTS[name](story, runs)) for name in story.charts),
         section("How each figure was obtained", _provenance(story)),
         section("How to repeat it", _repeat(story)),
     ]
@@ -90,33 +87,33 @@ def _about(story: Story) -> dict[str, str]:
     }
     if {"epochs", "seconds"} <= training.keys():
         about["trained"] = f"{training['epochs']} epochs in {units.duration(training['seconds'])}"
-        if training.get("validation_accuracy") is not None:
-            about["trained"] += f", {units.accuracy(training['validation_accuracy'])} on validation data"
+        if training.get(story.kind.history_key) is not None:
+            about["trained"] += f", {story.kind.show(training[story.kind.history_key])} on validation data"
     if story.input:
         about["resize"] = story.input
     reads = "once" if story.test_reads == 1 else f"{story.test_reads} times"
-    about["judged"] = f"on {story.own.images:,} test {story.own.examples}, which were read {reads}"
-    if {"images", "max_abs", "argmax_agreement"} <= parity.keys():
-        about["export"] = (
-            f"same class as torch on {units.accuracy(parity['argmax_agreement'])} of {parity['images']} real "
-            f"{story.own.examples}, logits within {parity['max_abs']:.2g}"
-        )
+    about["judged"] = f"on {story.own.count:,} test {story.own.examples}, which were read {reads}"
+    if {"examples", "max_abs", "same", "same_words"} <= parity.keys():
+        words = f"{parity['examples']} real {story.own.examples}, logits within {parity['max_abs']:.2g}"
+        if parity["same"] is not None:
+            words = f"{parity['same_words']} as torch on {units.accuracy(parity['same'])} of {words}"
+        about["export"] = words
     return about
 
 
 def _trade(story: Story) -> str:
     chart = trade_chart(story)
-    known = [model for model in story.own.models if model.accuracy.value is not None]
+    known = [model for model in story.own.models if model.score.value is not None]
     if not chart["data"]:
-        return _missing("neither size nor accuracy of any model is known")
+        return _missing(f"neither size nor {story.kind.limit_words} of any model is known")
     hollow = "Hollow points are candidates, measured before training" if story.candidates else "No candidates are kept"
     unknown = [model.name for model in known if model.latency_p50_ms.value is None]
     untimed = f" Latency is not known of {', '.join(unknown)}." if unknown else ""
     caption = (
-        f"{hollow}; bars are intervals, of accuracy 95 % (Wilson, {story.own.images:,} {story.own.examples}), "
-        f"of latency, if {LATENCY_INTERVAL}. Dashed lines are the budget.{untimed}"
+        f"{hollow}; bars are intervals, of {story.kind.limit_words} 95 % ({_method(story)}, {story.own.count:,} "
+        f"{story.own.examples}), of latency, if {LATENCY_INTERVAL}. Dashed lines are the budget.{untimed}"
     )
-    return chart_of([chart], "size, latency and accuracy") + f'<p class="note">{safe(caption)}</p>'
+    return chart_of([chart], f"size, latency and {story.kind.limit_words}") + f'<p class="note">{safe(caption)}</p>'
 
 
 def _latency(column: Column, story: Story) -> str:
@@ -172,7 +169,7 @@ def _holds(column: Column, story: Story) -> bool:
 
 def _label(column: Column) -> str:
     about = [column.title, column.provider.removesuffix("ExecutionProvider")]
-    about += [f"{column.images:,} {column.split} {column.examples}"] if column.images else []
+    about += [f"{column.count:,} {column.split} {column.examples}"] if column.count else []
     return f"{safe(column.label)} <small>{safe(' · '.join(filter(None, about)))}</small>"
 
 
@@ -231,22 +228,6 @@ def _assigned(column: Column) -> str:
     return table_of(["model", "nodes"], rows, {1}) + _missing("time by provider and 8-bit kernels were not recorded")
 
 
-def _classes(story: Story, cells: int) -> str:
-    choices = [(column, model) for column in story.columns for model in column.models if model.name in column.recall]
-    if not choices:
-        return _missing("the answers on test data are not kept")
-    choices.sort(key=lambda choice: choice[1].name != story.chosen)  # the shipped model comes first
-    kept = choices[: max(1, cells // len(story.classes) ** 2)]
-    charts = [class_chart(column, model.name, story.classes) for column, model in kept]
-    names = [f"{model.name} on {column.label}, {column.split} data" for column, model in kept]
-    options = "".join(f"<option>{safe(name)}</option>" for name in names)
-    chosen = f'<p><label>Model: <select autocomplete="off">{options}</select></label></p>'
-    note = "Bars are 95 % intervals (Wilson). Colours of the matrix are shares of a row, most of them for small ones."
-    if len(kept) < len(choices):
-        note += f" {len(choices) - len(kept)} more are in what --json writes."
-    return f'<div class="choice">{chosen}{chart_of(charts, "recall and confusion")}</div><p class="note">{note}</p>'
-
-
 def _provenance(story: Story) -> str:
     words = "; ".join(f"<b>{word}</b>: {meaning}" for word, meaning in PROVENANCE.items())
     tables = []
@@ -255,14 +236,19 @@ def _provenance(story: Story) -> str:
         rows: list[list[str]] = []
         for model in column.models:
             rows.append([safe(model.name)])
-            for entry in entries(model, column.images):
+            for entry in entries(model, column.count):
                 cells = [entry.word, entry.text, entry.interval, entry.figure.provenance, entry.figure.why]
                 rows.append([safe(cell) for cell in cells])
         summary = f"<summary>Every figure on {safe(column.label)}, with its interval</summary>"
         told = "" if column is story.own else bullets(notes(column.models))
         tables.append(f"<details>{summary}{told}{table_of(header, rows, {3, 4})}</details>")
-    told = f"Intervals of what was {LATENCY_INTERVAL}. Of accuracy: 95 % (Wilson)."
+    told = f"Intervals of what was {LATENCY_INTERVAL}. Of {story.kind.limit_words}: 95 % ({_method(story)})."
     return f'<p class="note">{words}.</p><p class="note">{safe(told)}</p>{bullets(remarks(story))}{"".join(tables)}'
+
+
+def _method(story: Story) -> str:
+    """How the interval of the score that decides was made."""
+    return "Wilson" if story.kind.counted else "bootstrap"
 
 
 def _repeat(story: Story) -> str:

@@ -1,4 +1,4 @@
-"""The size/latency/accuracy picture of a run."""
+"""The picture of a run: its score against size and latency."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ from edgekd.figures import Figure, ModelFigures
 from edgekd.files import atomic
 from edgekd.judge import Line
 from edgekd.report.drawing import literal
+from edgekd.scores import ScoreKind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,9 +33,9 @@ def plot_run(
     lines: Sequence[Line] = (),
     shipped: str = "",
 ) -> None:
-    """Draw accuracy against size, and against latency if it is known, as PNG.
+    """Draw the score that decides against size, and against latency if it is known, as PNG.
 
-    Candidates that were not trained have no accuracy, so they are drawn as ticks on the lower edge. The limits in
+    Candidates that were not trained have no score, so they are drawn as ticks on the lower edge. The limits in
     `lines` are dashed lines, and the model named `shipped` has a ring.
     """
     from matplotlib.figure import Figure as Canvas  # no pyplot: no window system, no global state
@@ -47,7 +48,7 @@ def plot_run(
     for place, (key, label) in enumerate([("size_kb", "file size, kB"), ("latency_p50_ms", "latency p50, ms")]):
         if place < len(axes):
             _draw(axes[place], models, candidates, key, label)
-            _draw_limits(axes[place], limits, key)
+            _draw_limits(axes[place], limits, key, models[0].kinds[0])
             _draw_ring(axes[place], models, shipped, key)
             axes[place].legend(loc="best", fontsize="small")
     with atomic(path) as temporary:
@@ -57,14 +58,16 @@ def plot_run(
 def _draw(axes: "Axes", models: Sequence[ModelFigures], candidates: Sequence[Sized], key: str, label: str) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
+    kind = models[0].kinds[0]
     for model, marker in zip(models, "sovD^P", strict=False):
-        figure, top1 = getattr(model, key), model.accuracy.value
-        if figure.value is None or top1 is None:
+        figure, score = getattr(model, key), model.score.value
+        if figure.value is None or score is None:
             continue
-        axes.plot([figure.value], [100 * top1], marker, markersize=9, label=literal(model.name), linestyle="none")
+        height = kind.factor * score
+        axes.plot([figure.value], [height], marker, markersize=9, label=literal(model.name), linestyle="none")
         axes.annotate(
-            f"{100 * top1:.2f} %",
-            (figure.value, 100 * top1),
+            kind.show(score),
+            (figure.value, height),
             xytext=(0, 9),
             textcoords="offset points",
             ha="center",
@@ -88,19 +91,20 @@ def _draw(axes: "Axes", models: Sequence[ModelFigures], candidates: Sequence[Siz
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(label)
-    axes.set_ylabel("top-1 accuracy on test data, %")
+    axes.set_ylabel(kind.axis("test"))
     axes.margins(x=0.2, y=0.35)
-    axes.set_ylim(top=min(axes.get_ylim()[1], 101))  # accuracy ends at 100 %
+    if kind.share:  # which ends at 100 %
+        axes.set_ylim(top=min(axes.get_ylim()[1], 101))
     axes.grid(True, which="both", alpha=0.25)
 
 
-def _draw_limits(axes: "Axes", limits: dict[str, float], key: str) -> None:
+def _draw_limits(axes: "Axes", limits: dict[str, float], key: str, kind: ScoreKind) -> None:
     """Draw the budget as dashed green lines, of which one is labelled."""
     if key in limits:
         axes.axvline(limits[key], color="tab:green", linestyle="--", linewidth=1.2, label="budget")
-    if "min_accuracy" in limits:
+    if kind.limit_key in limits:
         low, high = axes.get_ylim()
-        level = 100 * limits["min_accuracy"]
+        level = kind.factor * limits[kind.limit_key]
         label = None if key in limits else "budget"
         axes.axhline(level, color="tab:green", linestyle="--", linewidth=1.2, label=label)
         axes.set_ylim(min(low, level - 0.08 * (high - low)), max(high, level + 0.08 * (high - low)))
@@ -108,11 +112,11 @@ def _draw_limits(axes: "Axes", limits: dict[str, float], key: str) -> None:
 
 def _draw_ring(axes: "Axes", models: Sequence[ModelFigures], shipped: str, key: str) -> None:
     for model in models:
-        value, top1 = getattr(model, key).value, model.accuracy.value
-        if model.name == shipped and value is not None and top1 is not None:
+        value, score = getattr(model, key).value, model.score.value
+        if model.name == shipped and value is not None and score is not None:
             axes.plot(
                 [value],
-                [100 * top1],
+                [model.kinds[0].factor * score],
                 "o",
                 markersize=17,
                 markerfacecolor="none",

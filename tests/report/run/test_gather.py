@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from edgekd.errors import InputError
-from edgekd.figures import Figure
+from edgekd.figures import Figure, ModelFigures
 from edgekd.files import read_json, write_json
 from edgekd.report.run.export import as_markdown
 from edgekd.report.run.gather import gather, interval_of
 from edgekd.report.run.html import html_report
+from edgekd.report.tasks.classification import class_section
 
 OTHERS = ("cpu-arm", "cpu-x86-avx2")
 
@@ -63,11 +64,11 @@ def test_what_the_caller_must_do_to_an_image_is_told_in_one_line(make_run) -> No
 
 def test_confusion_and_recall_come_from_the_answers(make_run) -> None:
     story = gather(make_run())
-    matrix = np.array(story.own.confusion["student int8"])
+    matrix = np.array(story.own.details["student int8"]["confusion"])
     assert matrix.sum() == 200
     assert matrix.trace() == 184  # 92 % of 200
-    assert story.own.recall["student int8"] == pytest.approx(matrix.diagonal() / matrix.sum(axis=1))
-    assert story.classes[0] == "zero"
+    assert story.own.details["student int8"]["recall"] == pytest.approx(matrix.diagonal() / matrix.sum(axis=1))
+    assert story.data["classes"][0] == "zero"
 
 
 def test_latency_is_read_per_process_in_milliseconds(make_run) -> None:
@@ -84,7 +85,7 @@ def test_records_and_answers_of_another_file_are_left_out(make_run) -> None:
         logits.rename(logits.with_name("teacher@cpu-x86.test.000000000000.npy"))
     own = gather(folder).own
     assert own.samples_ms["teacher"] == ()
-    assert "teacher" not in own.confusion
+    assert "teacher" not in own.details
 
 
 def test_what_is_missing_is_said(make_run) -> None:
@@ -95,13 +96,15 @@ def test_what_is_missing_is_said(make_run) -> None:
         (folder / name).unlink()
     story = gather(folder)
     assert [text.split(":")[0] for text in story.missing] == ["run.json", "candidates.json", "records", "records, data"]
-    assert story.classes == ()
+    assert story.data == {}
 
 
 def test_without_the_card_classes_have_numbers(make_run) -> None:
     folder = make_run()
     (folder / "run.json").unlink()
-    assert gather(folder).classes == ("class 0", "class 1", "class 2")
+    title, section = class_section(gather(folder), 1)
+    assert title == "Classes"
+    assert all(f"class {place}" in section for place in range(3))
 
 
 def test_the_commands_repeat_the_run(make_run) -> None:
@@ -175,10 +178,15 @@ def test_a_damaged_folder_is_one_line(make_run, damage) -> None:
     assert "\n" not in str(caught.value)
 
 
+def scored(accuracy: Figure) -> ModelFigures:
+    """A model of this accuracy."""
+    return ModelFigures("m", "m.onnx", "", 1, "fp32", scores={"accuracy": accuracy})
+
+
 def test_an_interval_that_was_written_wins_over_wilson() -> None:
-    assert interval_of(Figure(0.9, "measured", 0.8, 0.95), 100).low == 0.8  # type: ignore[union-attr]
-    assert interval_of(Figure(0.9, "measured"), 100).low == pytest.approx(0.8256, abs=1e-4)  # type: ignore[union-attr]
-    assert interval_of(Figure(0.9), 0) is None
+    assert interval_of(scored(Figure(0.9, "measured", 0.8, 0.95)), 100).low == 0.8  # type: ignore[union-attr]
+    assert interval_of(scored(Figure(0.9, "measured")), 100).low == pytest.approx(0.8256, abs=1e-4)  # type: ignore[union-attr]
+    assert interval_of(scored(Figure(0.9)), 0) is None
 
 
 def test_reporting_needs_no_torch() -> None:

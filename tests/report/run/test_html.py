@@ -15,9 +15,9 @@ from edgekd.errors import UnavailableError
 from edgekd.figures import ModelFigures
 from edgekd.report.drawing import log_axis, plain
 from edgekd.report.run.charts import latency_chart, trade_chart
-from edgekd.report.run.confusion import class_chart
 from edgekd.report.run.gather import Story, gather
 from edgekd.report.run.html import html_report
+from edgekd.report.tasks.classification import class_chart
 
 pytest.importorskip("plotly", reason="plotly is not installed")
 
@@ -227,13 +227,12 @@ def test_latency_has_a_thin_line_a_process_and_a_bold_one_a_model(make_run) -> N
 
 def test_a_hundred_classes_on_many_targets_stay_small(make_run) -> None:
     story = gather(make_run())
-    matrix = tuple(tuple(1_000 if row == column else 7 for column in range(100)) for row in range(100))
+    matrix = [[1_000 if row == column else 7 for column in range(100)] for row in range(100)]
+    details = {"recall": [0.5] * 100, "confusion": matrix}
     names = [model.name for model in story.own.models]
-    own = dataclasses.replace(
-        story.own, confusion=dict.fromkeys(names, matrix), recall=dict.fromkeys(names, (0.5,) * 100)
-    )
-    classes = tuple(f"a class of number {place}" for place in range(100))
-    many = dataclasses.replace(story, columns=(own,) * 5, classes=classes)
+    own = dataclasses.replace(story.own, details=dict.fromkeys(names, details))
+    data = {"classes": [f"a class of number {place}" for place in range(100)]}
+    many = dataclasses.replace(story, columns=(own,) * 5, data=data)
     page = html_report([many, many])
     assert len(page.encode()) <= 6_000_000
     assert "12 more are in what --json writes" in page
@@ -241,8 +240,8 @@ def test_a_hundred_classes_on_many_targets_stay_small(make_run) -> None:
 
 def test_many_classes_without_a_matrix_show_the_worst(make_run) -> None:
     story = gather(make_run())
-    recall: dict[str, tuple[float | None, ...]] = {"teacher": tuple(place / 1000 for place in range(1000))}
-    column = dataclasses.replace(story.own, recall=recall, confusion={})
+    details = {"teacher": {"recall": [place / 1000 for place in range(1000)]}}
+    column = dataclasses.replace(story.own, details=details)
     chart = class_chart(column, "teacher", [f"class {place}" for place in range(1000)])
     assert len(chart["data"][0]["x"]) == 30
     assert chart["layout"]["yaxis"]["ticktext"][0] == "class 0"

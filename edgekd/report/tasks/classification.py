@@ -1,4 +1,4 @@
-"""Recall of each class and the confusion matrix."""
+"""The charts of classification: recall of each class and the confusion matrix."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +9,13 @@ from edgekd import units
 from edgekd.bench.statistics import wilson
 from edgekd.figures import Figure
 from edgekd.report.drawing import INK, Chart, axis, error_bars, layout, plain, title
-from edgekd.report.run.gather import Column
+from edgekd.report.page import chart_of, safe
+from edgekd.report.run.gather import Column, Story
 
-__all__ = ["class_chart"]
+__all__ = ["class_chart", "class_section"]
+
+CELLS = 60_000
+"""Largest number of cells of confusion matrices in a page, so that the file stays small enough to be sent."""
 
 MOST_NUMBERS, MOST_NAMES, WORST = 20, 45, 30
 """Largest number of classes for a matrix with numbers, largest number whose names fit, and the number of classes that
@@ -22,9 +26,35 @@ _SCALE = ((0.0, "#ffffff"), (0.01, "#eef4fa"), (0.05, "#cfe1f2"), (0.2, "#93c4df
 small."""
 
 
+def class_section(story: Story, runs: int) -> tuple[str, str]:
+    """Title and HTML of the section on classes, in a page that shows this number of runs."""
+    choices = [(column, model) for column in story.columns for model in column.models if model.name in column.details]
+    if not choices:
+        return "Classes", '<p class="note">Not shown: the answers on test data are not kept.</p>'
+    choices.sort(key=lambda choice: choice[1].name != story.chosen)  # the shipped model comes first
+    classes = _names(story)
+    kept = choices[: max(1, CELLS // runs // len(classes) ** 2)]
+    charts = [class_chart(column, model.name, classes) for column, model in kept]
+    names = [f"{model.name} on {column.label}, {column.split} data" for column, model in kept]
+    options = "".join(f"<option>{safe(name)}</option>" for name in names)
+    chosen = f'<p><label>Model: <select autocomplete="off">{options}</select></label></p>'
+    note = "Bars are 95 % intervals (Wilson). Colours of the matrix are shares of a row, most of them for small ones."
+    if len(kept) < len(choices):
+        note += f" {len(choices) - len(kept)} more are in what --json writes."
+    drawn = chart_of(charts, "recall and confusion")
+    return "Classes", f'<div class="choice">{chosen}{drawn}</div><p class="note">{note}</p>'
+
+
+def _names(story: Story) -> tuple[str, ...]:
+    """The names of the classes; numbers if the run does not keep all of them."""
+    count = max((len(details["recall"]) for details in story.own.details.values()), default=0)
+    named = story.data.get("classes", ())
+    return tuple(named) if len(named) >= count else tuple(f"class {place}" for place in range(count))
+
+
 def class_chart(column: Column, name: str, classes: Sequence[str]) -> Chart:
     """The chart of the model `name`: recall of each class and, if the answers are kept, the confusion matrix."""
-    recall, matrix = column.recall[name], column.confusion.get(name)
+    recall, matrix = column.details[name]["recall"], column.details[name].get("confusion")
     places = list(range(len(recall)))
     if matrix is None and len(recall) > MOST_NAMES:  # only the classes with the worst recall are shown
         known = [place for place in places if recall[place] is not None]

@@ -1,0 +1,11 @@
+"""The charts about answers that the page of a run shows, by the names that tasks give in `charts`."""
+
+from collections.abc import Callable
+
+from edgekd.report.run.gather import Story
+from edgekd.report.tasks.classification import class_section
+
+__all__ = ["CHARTS"]
+
+CHARTS: dict[str, Callable[[Story, int], tuple[str, str]]] = {"classes": class_section}
+"""Functions of a story and the number of runs in the page that return a section: its title and its HTML."""
