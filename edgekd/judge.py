@@ -260,8 +260,9 @@ def _line(key: str, limit: float, figure: Figure, allow_estimated: bool, kind: S
         return dataclasses.replace(line, reason="estimated, not measured; --allow-estimated judges it")
     note = f"{figure.provenance}" if figure.provenance in ("estimated", "proxy", "emulated") else ""
     # The interval of a score is for other examples than these; `_sampled` decides what it counts for.
-    low = figure.value if figure.low is None or line.about_score else figure.low
-    high = figure.value if figure.high is None or line.about_score else figure.high
+    sampled = line.about_score and not kind.counted
+    low = figure.value if figure.low is None or sampled else figure.low
+    high = figure.value if figure.high is None or sampled else figure.high
     if line.metric.better == "higher":
         low, high, limit = -high, -low, -limit
     if high <= limit:

@@ -138,10 +138,10 @@ def read_arrays(path: Path, folder: Path) -> Inputs:
 
 def _plain(path: Path, folder: Path, inputs: NDArray[Any], targets: NDArray[Any]) -> Inputs:
     """Make `Inputs` from the array `inputs`, whose first axis counts the examples, and one target for each example."""
-    np.save(folder / "second.sample.npy", inputs[:1])
-    given = f"{inputs.dtype} {list(inputs.shape)}"
+    given = _kind(inputs)
     if not targets.ndim or targets.shape[:1] != inputs.shape[:1]:
         raise InputError(f"{path}: labels should be one for each input, got {_kind(targets)} for inputs {given}")
+    np.save(folder / "second.sample.npy", inputs[:1])
     return Inputs(folder / "second.npy", targets, visible(str(path)), given=given)
 
 
@@ -154,7 +154,8 @@ def targets_of(inputs: Inputs, task: Task) -> Inputs:
 
     Raises InputError if the targets are not empty and cannot be targets of the task.
     """
-    problem = task.targets_problem(inputs.targets) if inputs.targets.size or inputs.targets.ndim != 1 else ""
+    none = not inputs.given and inputs.targets.shape == (0,)
+    problem = "" if none else task.targets_problem(inputs.targets)
     if problem:
         raise InputError(f"{inputs.about}: {problem}{f' for inputs {inputs.given}' if inputs.given else ''}")
     whole = inputs.targets.dtype.kind in "iu"

@@ -1,5 +1,6 @@
 """The history of checks: appended by many, never torn, read with what is damaged left out."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ from edgekd.errors import InputError
 from edgekd.figures import Figure
 from edgekd.history import append_history, read_history, this_commit
 from edgekd.judge import Judged, judge
+from edgekd.scores import ACCURACY
 
 WHEN = datetime(2026, 11, 2, 14, 5, 9, tzinfo=UTC)
 NAME = 'naughty\n"name"\u2028 </script>'
@@ -45,7 +47,7 @@ def test_a_line_holds_what_was_judged(path) -> None:
     append_history(path, [a_check()], WHEN, "c0ffee")
     assert lines(path) == [
         {
-            "schema_version": 1,
+            "schema_version": 2,
             "at": "2026-11-02T14:05:09Z",
             "commit": "c0ffee",
             "model": "small",
@@ -53,6 +55,7 @@ def test_a_line_holds_what_was_judged(path) -> None:
             "target": "cpu-x86",
             "machine": "a CPU",
             "outcome": "pass",
+            "score": dataclasses.asdict(ACCURACY),
             "figures": {"latency_p50_ms": [0.2, 0.19, pytest.approx(0.21)], "size_kb": [30.0, None, None]},
             "limits": {"latency_p50_ms": 0.25},
             "edgekd": __version__,
@@ -114,7 +117,7 @@ def test_a_torn_line_is_left_alone_and_told(path) -> None:
     [
         (b"\xff\xfe", "is torn or no JSON"),
         (b"[1]", "it is no JSON object"),
-        (b"{}", "schema_version is None, not 1"),
+        (b"{}", "schema_version is None, not 1 or 2"),
         (b'{"schema_version": true}', "commit is no text"),
         ({"model": 3}, "model is no text"),
         ({"at": "yesterday"}, "Invalid isoformat string: 'yesterday'"),
@@ -142,7 +145,7 @@ def test_a_line_of_a_newer_edgekd_is_an_error_that_names_it(path) -> None:
     with pytest.raises(InputError) as caught:
         read_history(path)
     assert str(caught.value) == (
-        f"{path}: line 3: schema_version 7 is newer than this edgekd ({__version__}) knows: 1; update edgekd"
+        f"{path}: line 3: schema_version 7 is newer than this edgekd ({__version__}) knows: 2; update edgekd"
     )
 
 

@@ -82,7 +82,7 @@ def result(*models: ModelFigures) -> Result:
 def test_a_result_is_read_back_as_it_was(tmp_path: Path) -> None:
     write_result(result(TEACHER, STUDENT), tmp_path / "result.json")
     content, models = read_models(tmp_path / "result.json")
-    assert content["schema_version"] == 2
+    assert content["schema_version"] == 3
     assert (content["verdict"], content["chosen"]) == ("pass", "student int8")
     assert models == [TEACHER, STUDENT]
     assert models[1].placement is not None
@@ -126,8 +126,11 @@ def test_every_figure_is_written(tmp_path: Path) -> None:
     entry = model_json(STUDENT)
     assert entry["latency_p50_ms"] == 0.5
     assert entry["intervals"]["latency_p50_ms"] == [0.4, 0.6]
-    assert entry["provenance"]["accuracy"] == "proxy"
-    assert entry["notes"]["accuracy"] == "another CPU"
+    accuracy, top5, *_ = entry["scores"]
+    assert (accuracy["name"], accuracy["words"], accuracy["better"]) == ("accuracy", "top-1 accuracy", "higher")
+    assert (accuracy["value"], accuracy["provenance"], accuracy["why"]) == (0.98, "proxy", "another CPU")
+    assert top5["value"] == 0.999
+    assert "value" not in model_json(TEACHER)["scores"][1]  # what is not known has no value
 
 
 OLD: dict[str, Any] = {
@@ -182,29 +185,29 @@ def test_a_result_of_schema_1_is_still_read(tmp_path: Path) -> None:
 def test_a_bench_is_read_back_as_it_was(tmp_path: Path) -> None:
     target = load_target("cpu-x86")
     path = tmp_path / "bench" / "cpu-x86" / "bench.json"
-    write_bench(path, target, [TEACHER, STUDENT], split="val", images=7, command="edgekd bench")
+    write_bench(path, target, [TEACHER, STUDENT], split="val", examples=7, command="edgekd bench")
     content, models = read_bench(path)
     assert models == [TEACHER, STUDENT]
     assert (content["target"], content["provider"]) == ("cpu-x86", "CPUExecutionProvider")
-    assert (content["title"], content["split"], content["images"]) == (target.title, "val", 7)
+    assert (content["title"], content["split"], content["examples"]) == (target.title, "val", 7)
 
 
-@pytest.mark.parametrize("version", [None, 0, 3, "1", [1]])
+@pytest.mark.parametrize("version", [None, 0, 4, "1", [1]])
 def test_another_schema_is_told(tmp_path: Path, version: object) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps(OLD | {"schema_version": version}))
     with pytest.raises(InputError) as caught:
         read_models(path)
-    assert str(caught.value) == f"{path}: schema_version is {version!r}; this edgekd reads 1 and 2"
+    assert str(caught.value) == f"{path}: schema_version is {version!r}; this edgekd reads 1, 2 and 3"
     with pytest.raises(InputError) as caught:
         read_bench(path)
-    assert str(caught.value) == f"{path}: schema_version is {version!r}; this edgekd reads 1"
+    assert str(caught.value) == f"{path}: schema_version is {version!r}; this edgekd reads 1 and 2"
 
 
 @pytest.mark.parametrize("text", ["[]", "5", '"schema_version"', "null"])
 def test_json_that_is_no_result_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(InputError, match=r"x.json: schema_version is None; this edgekd reads 1"):
+    with pytest.raises(InputError, match=r"x.json: schema_version is None; this edgekd reads 1 and 2"):
         read_bench(tmp_path / "x.json")
 
 

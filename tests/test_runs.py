@@ -102,7 +102,7 @@ def test_files_of_one_name_are_told_apart() -> None:
     ("arrays", "said"),
     [
         ({"labels": np.zeros(3, np.int64)}, "or one array for each input of the model; it holds no inputs"),
-        ({"inputs": images([0, 1]), "labels": np.array([0, 1, 2])}, "class number ≥ 0 for each input, got int64 [3]"),
+        ({"inputs": images([0, 1]), "labels": np.array([0, 1, 2])}, "one for each input, got int64 [3]"),
         ({"inputs": images([0, 1]), "labels": np.array([0.0, 1.0])}, "got float64 [2] for inputs uint8 [2, 2, 2, 1]"),
         ({"inputs": images([0, 1]), "labels": np.array([0, -1])}, "label 1 is -1; labels are class numbers from 0"),
         ({"inputs": images([0, 1]), "labels": np.array([[0], [1]])}, "got int64 [2, 1]"),
@@ -116,7 +116,7 @@ def test_arrays_that_do_not_fit_are_told(tmp_path: Path, arrays: dict[str, NDArr
     path = tmp_path / "second.npz"
     np.savez(path, **arrays)  # type: ignore[arg-type]
     with pytest.raises(InputError) as caught:
-        read_arrays(path, tmp_path)
+        targets_of(read_arrays(path, tmp_path), IMAGE_CLASSIFICATION)
     assert str(caught.value).startswith(f"{path}: ")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -152,7 +152,7 @@ def test_a_bare_file_with_data(tmp_path: Path, site: Site) -> None:
     given = read_arrays(tmp_path / "second.npz", tmp_path)
     taken = measure_one(site, write_model(tmp_path / "m.onnx"), given)
     assert taken.figures.score.value == 0.75
-    assert taken.figures.details["recall"] == (1.0, 1.0, 0.5, None)
+    assert taken.figures.details["recall"] == [1.0, 1.0, 0.5, None]
     assert taken.remark == f"accuracy on {tmp_path / 'second.npz'}, 4 inputs"
     assert not any("random" in note for note in taken.figures.notes)
     assert taken.figures.fingerprint["inputs"] == "data"

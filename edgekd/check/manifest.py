@@ -14,14 +14,14 @@ from pydantic.dataclasses import dataclass
 from edgekd.bench.feeding import merged
 from edgekd.bench.records import Feeding
 from edgekd.budget import Budget, read_budget
+from edgekd.card import Card
 from edgekd.check.asked import CheckJob
 from edgekd.check.tolerance import read_tolerance
 from edgekd.errors import ConfigError, InputError, did_you_mean, shown
 from edgekd.files import read_json, real
-from edgekd.result import read_models
 from edgekd.scores import ScoreKind
 from edgekd.spec import build, bundled_names, read_toml
-from edgekd.tasks.known import deciding
+from edgekd.tasks.known import deciding, task_named
 from edgekd.units import visible
 
 __all__ = ["NAME", "manifest_for_run", "read_manifest"]
@@ -232,8 +232,8 @@ def manifest_for_run(run: Path, folder: Path) -> str:
             f"{run / 'result.json'}: target: got {shown(target)}; it should be a target's name; was it edited?"
         )
     own = "" if target in bundled_names("targets") else f"; put the path of {target}.toml here"
-    _, models = read_models(run / "result.json")
-    kind = models[0].kinds[0]
+    card = made.get("card")
+    kind = task_named(str(card.get("task", Card.task)) if isinstance(card, dict) else Card.task).scores[0]
     limits = read_budget(made["budget"], f"{run / 'run.json'}: budget", [kind]).without(kind.teacher_key).limits()
     plain = real(run)
     path = plain.relative_to(real(folder)) if plain.is_relative_to(real(folder)) else plain

@@ -25,6 +25,7 @@ from edgekd.check.record import (
 from edgekd.check.verdict import figures_of
 from edgekd.errors import ConfigError, InputError
 from edgekd.figures import Figure, Placement
+from edgekd.scores import ACCURACY
 from edgekd.target import load_target
 
 
@@ -53,6 +54,24 @@ def whole(make: Any) -> Checked:
     )
 
 
+CLASSES: dict[str, Any] = {
+    "data": "d" * 64, "about": "set.npz", "classes": [0, 1, 2, 1], "labels": [0, 1, 1, 1], "teacher": [0, 1, 1, 0],
+}  # fmt: skip
+"""The answers of a record of version 1, which only knew classification."""
+
+
+def test_answers_of_version_1_are_read(path: Path, make: Any) -> None:
+    write_record(path, Checked(sample=make.sample()))
+    content = json.loads(path.read_text())
+    del content["sample"]["kind"]
+    content["sample"]["answers"] = CLASSES
+    path.write_text(json.dumps(content | {"schema_version": 1}))
+    sample = read_record(path).sample
+    assert sample.kind == ACCURACY and sample.answers is not None
+    assert (sample.answers.score, sample.answers.teacher_score, sample.answers.agreement) == (0.75, 0.75, 0.5)
+    assert (sample.answers.each, sample.answers.answers) == ((1.0, 1.0, 0.0, 1.0), (0, 1, 2, 1))
+
+
 def test_a_record_survives_its_file(path: Path, whole: Checked, make: Any) -> None:
     write_record(path, whole)
     assert read_record(path) == whole
@@ -60,7 +79,7 @@ def test_a_record_survives_its_file(path: Path, whole: Checked, make: Any) -> No
     write_record(path, bare)
     assert read_record(path) == bare
     content = json.loads(path.read_text())
-    assert (content["schema_version"], content["kind"]) == (1, "edgekd check record")
+    assert (content["schema_version"], content["kind"]) == (2, "edgekd check record")
 
 
 def test_files_are_called_after_the_model_or_the_run(make: Any) -> None:
@@ -200,10 +219,13 @@ def test_a_record_of_another_edgekd(path: Path, whole: Checked) -> None:
         (lambda c: c["sample"].update(placement="here"), "sample: placement: got "),
         (lambda c: c["sample"]["placement"].update(nodes=[1]), "sample: placement.nodes: got "),
         (lambda c: c["sample"]["estimate"].update(value="x"), "sample: estimate.value: got "),
-        (lambda c: c["sample"]["answers"].update(labels=["a", "b"]), "sample: answers.labels.0: got "),
-        (lambda c: c["sample"]["answers"].update(labels=[0]), "sample: answers: classes, labels and teacher should be"),
-        (lambda c: c["sample"]["answers"].update(teacher=[0]), "sample: answers: classes, labels and teacher should"),
-        (lambda c: c["sample"]["answers"].update(classes=[], labels=[], teacher=[]), "sample: answers: classes, "),
+        (lambda c: c["sample"]["answers"].update(answers=["a", "b"]), "sample: answers.answers.0: got "),
+        (lambda c: c["sample"]["answers"].update(answers=[0]), "sample: answers: each and answers should be"),
+        (lambda c: c["sample"]["answers"].update(answers=[], each=[]), "sample: answers: each and answers should be"),
+        (lambda c: c["sample"].update(answers=CLASSES | {"labels": [0]}), "sample: answers: classes, labels and teach"),
+        (lambda c: c["sample"].update(answers=CLASSES | {"teacher": [0]}), "sample: answers: classes, labels and teac"),
+        (lambda c: c["sample"].update(answers=CLASSES | {"classes": [], "labels": []}), "sample: answers: classes, "),
+        (lambda c: c["sample"]["kind"].update(name="Accuracy!"), "name: got 'Accuracy!'; it should be lower-case "),
         (lambda c: c["sample"]["latency"][0].pop("fingerprint"), "Record.__init__() missing "),
         (lambda c: c["sample"]["latency"][0].update(latency_s=[]), "latency_s holds no call"),
         (lambda c: c["sample"]["latency"][0].update(latency_s=["1"]), "latency_s, load_s and first_call_s should be"),

@@ -12,10 +12,11 @@ from edgekd.bench.statistics import between, latency_of
 from edgekd.card import Budget
 from edgekd.check.asked import Criteria
 from edgekd.check.record import Checked
-from edgekd.check.tolerance import Tolerance
+from edgekd.check.tolerance import Tolerance, tolerance_keys
 from edgekd.check.verdict import NextLook, figures_of, judge_record, judge_samples
 from edgekd.figures import Figure, Placement
 from edgekd.judge import Line, Verdict
+from edgekd.scores import ACCURACY
 from edgekd.target import load_target
 
 TARGET = load_target("cpu-x86")
@@ -161,7 +162,7 @@ def test_drop_and_agreement_need_a_teacher(make: Any) -> None:
     assert one(checked, max_accuracy_drop=25).outcome == "pass"
     assert one(checked, max_accuracy_drop=24.9).outcome == "fail"
     assert (one(checked, min_agreement=0.5).outcome, one(checked, min_agreement=0.51).outcome) == ("pass", "fail")
-    alone = Checked(sample=make.sample(answers=dataclasses.replace(answers, teacher=())))
+    alone = Checked(sample=make.sample(answers=dataclasses.replace(answers, teacher_score=None, agreement=None)))
     assert one(alone, max_accuracy_drop=100).outcome == "inconclusive"
     assert one(alone, min_agreement=0.0).outcome == "inconclusive"
 
@@ -221,7 +222,7 @@ def test_the_same_samples_give_the_same_verdict(make: Any) -> None:
     )
 
 
-OFF: dict[str, Any] = {field.name: "off" for field in dataclasses.fields(Tolerance)}
+OFF: dict[str, Any] = dict.fromkeys(tolerance_keys([ACCURACY]), "off")
 
 
 @pytest.mark.parametrize(
@@ -235,11 +236,11 @@ OFF: dict[str, Any] = {field.name: "off" for field in dataclasses.fields(Toleran
 def test_where_nothing_is_judged_that_is_no_pass(make: Any, tolerance: dict[str, float]) -> None:
     floats = make.sample(placement=placed(fused=0, unfused=0))
     checked = Checked(sample=floats, baseline=dataclasses.replace(floats, name="old.onnx", sha256="o" * 64))
-    verdict, wanted, _ = judge_samples(checked, Budget(), Tolerance(**OFF | tolerance))
+    verdict, wanted, _ = judge_samples(checked, Budget(), Tolerance().with_values(OFF | tolerance))
     assert ([line.outcome for line in verdict.lines], verdict.outcome, wanted) == (
         ["inconclusive"], "inconclusive", NextLook(),
     )  # fmt: skip
-    assert judge_samples(checked, Budget(size_kb=200), Tolerance(**OFF | tolerance))[0].outcome == "pass"
+    assert judge_samples(checked, Budget(size_kb=200), Tolerance().with_values(OFF | tolerance))[0].outcome == "pass"
 
 
 # --- records ---

@@ -50,7 +50,7 @@ def test_csv_has_a_row_for_each_figure(make_run) -> None:
     assert (latency["value"], latency["unit"], latency["provenance"]) == ("0.2", "ms", "measured")
     assert (float(latency["low"]), float(latency["high"])) == pytest.approx((0.19, 0.22))
     accuracy = by_key["cpu-arm", "teacher", "accuracy"]
-    assert (accuracy["value"], accuracy["unit"], accuracy["images"]) == ("0.95", "share", "200")
+    assert (accuracy["value"], accuracy["unit"], accuracy["examples"]) == ("0.95", "share", "200")
     assert float(accuracy["low"]) < 0.95 < float(accuracy["high"])
     assert by_key["cpu-x86", "teacher", "energy_mj"]["note"] == "no counter here"
     assert by_key["cpu-x86", "student int8", "throughput batch 8"]["value"] == "9000"
@@ -59,7 +59,7 @@ def test_csv_has_a_row_for_each_figure(make_run) -> None:
 
 def test_json_holds_what_the_page_shows(make_run) -> None:
     content = json.loads(as_json([gather(make_run(benched=("cpu-arm",)))]))
-    assert content["schema_version"] == 1
+    assert content["schema_version"] == 2
     (run,) = content["runs"]
     assert run["budget"][1] | {"why": ""} == {
         "key": "size_kb", "limit": 20.0, "value": 30.0, "provenance": "exact", "low": None, "high": None, "why": "",
@@ -68,7 +68,7 @@ def test_json_holds_what_the_page_shows(make_run) -> None:
     assert [target["target"] for target in run["targets"]] == ["cpu-x86", "cpu-arm"]
     model = run["targets"][0]["models"][2]
     assert [process["calls"] for process in model["processes"]] == [120, 120, 120]
-    assert len(model["confusion"]) == len(model["recall"]) == 3
+    assert len(model["details"]["confusion"]) == len(model["details"]["recall"]) == 3
     assert model["placement"]["fell_back"] == {"Pad": 1}
     assert len(run["candidates"]) == 4
 

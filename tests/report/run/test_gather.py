@@ -15,6 +15,7 @@ from edgekd.report.run.export import as_markdown
 from edgekd.report.run.gather import gather, interval_of
 from edgekd.report.run.html import html_report
 from edgekd.report.tasks.classification import class_section
+from edgekd.scores import ACCURACY
 
 OTHERS = ("cpu-arm", "cpu-x86-avx2")
 
@@ -43,7 +44,7 @@ def test_the_sentence_says_when_latency_is_not_known(make_run) -> None:
     folder = make_run()
     content = read_json(folder / "result.json")
     content["models"][0]["latency_p50_ms"] = None
-    content["models"][2]["accuracy"] = 0.95
+    content["models"][2]["scores"][0]["value"] = content["models"][0]["scores"][0]["value"]
     write_json(folder / "result.json", content)
     expected = "The shipped file is 13 × smaller than the teacher, at the same accuracy; its latency is not known."
     assert gather(folder).sentence == expected
@@ -133,10 +134,19 @@ def test_results_of_the_first_schema_are_read(make_run) -> None:
     for line in content["budget"]:
         del line["text"], line["low"], line["high"]
     for model in content["models"]:
-        for key in ("top5", "energy_mj", "batches", "placement", "recall", "remarks"):
+        for key in ("energy_mj", "batches", "placement", "details", "remarks"):
             del model[key]
+        accuracy = model.pop("scores")[0]
+        model["accuracy"], model["provenance"]["accuracy"] = accuracy["value"], accuracy["provenance"]
+    content["test_images"] = content.pop("test_examples")
+    content["parity"] = {"images": 50, "max_abs": 1e-6, "relative": 1e-7, "argmax_agreement": 1.0}
+    del content["examples"]
     write_json(folder / "result.json", content)
-    assert gather(folder).shipped.placement is None
+    story = gather(folder)
+    assert story.shipped.placement is None
+    assert (story.shipped.score.value, story.kind) == (0.92, ACCURACY)
+    assert (story.own.count, story.own.examples, story.parity["same"]) == (200, "images", 1.0)
+    assert "same class as torch on 100.00 % of 50 real images" in html_report([story])
 
 
 def test_a_folder_that_is_no_run(tmp_path) -> None:
