@@ -21,6 +21,7 @@ __all__ = [
     "Budget",
     "Card",
     "Data",
+    "Export",
     "Recipe",
     "Student",
     "Teacher",
@@ -198,6 +199,27 @@ class Student:
     """See `Teacher.output`."""
 
 
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Export:
+    """What the exported files do in addition to the network."""
+
+    resize: bool = False
+    """Whether the files take images of any height and width, and resize and crop them as edgekd does."""
+    timed_size: tuple[Side, Side] | None = None
+    """Height and width of the images for all measurements of time; needed with `resize`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Export":
+        if self.resize and self.timed_size is None:
+            raise ValueError("must give timed_size = [height, width] with resize = true, the size to measure time at")
+        if self.timed_size is not None and not self.resize:
+            raise ValueError("timed_size: has no effect without resize = true")
+        return self
+
+
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Card:
     """A model card. `name` and `file` come from the path of the file, the other fields from its content."""
@@ -218,6 +240,7 @@ class Card:
     teaches the student (Mirzadeh et al. 2020, arXiv 1902.03393)."""
     student: Student
     recipe: Recipe
+    export: Export = field(default_factory=Export)
     budgets: Any
     """A dict of Budgets by target name; the key "" holds the limits for every target."""
     name: str = ""
@@ -234,10 +257,10 @@ class Card:
         return Path(self.file).parent / path
 
 
-def caller_rule(data: Mapping[str, Any]) -> str:
+def caller_rule(data: Mapping[str, Any], in_graph: bool = False) -> str:
     """Describe in one line how the caller of a model must prepare an image, given the values of a card's `[data]`.
 
-    The text is empty if the data are not images.
+    With `in_graph` the model resizes and crops the image itself. The text is empty if the data are not images.
     """
     if "size" not in data:
         return ""
@@ -245,6 +268,8 @@ def caller_rule(data: Mapping[str, Any]) -> str:
     fitted = f"upright, shorter side to {data.get('resize') or size} (bilinear), centre {size}x{size} cut out"
     given = data.get("source") in ("digits", "import")  # edgekd does not resize these
     colour = "RGB" if data.get("channels", 3) == 3 else "grey"
+    if in_graph:
+        return f"none, any height and width, upright; in the graph: {fitted.partition(', ')[2]}; {colour}, uint8, 0 to 255"
     return f"{f'none, {size}x{size} as given' if given else fitted}; {colour}, uint8, 0 to 255"
 
 
@@ -277,6 +302,9 @@ def check_card(card: Card) -> Card:
             raise ConfigError(f"{card.file}: {where}.{problem}")
     for problem in card.recipe.unused_settings(_learnt_by_others(card)):
         raise ConfigError(f"{card.file}: recipe.{problem}")
+    if card.export.resize and (not isinstance(card.data, Data) or card.data.source in ("digits", "import")):
+        given = f'with source = "{card.data.source}"' if isinstance(card.data, Data) else "for text"
+        raise ConfigError(f"{card.file}: export.resize: has no effect {given}; it is for image files of any size")
     for problem in _unused_teacher_settings(card):
         raise ConfigError(f"{card.file}: {problem}")
     return card

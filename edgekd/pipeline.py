@@ -20,6 +20,7 @@ from edgekd.console import say
 from edgekd.data.arrays import digest, keep_split
 from edgekd.data.examples import Examples
 from edgekd.data.images import Split
+from edgekd.data.originals import keep_originals, keep_timed
 from edgekd.data.sources import data_marks
 from edgekd.devices.device import Site
 from edgekd.distill.identity import structures
@@ -29,6 +30,7 @@ from edgekd.distill.teacher import given_teacher, more_teachers, refuse_long_tea
 from edgekd.distill.training import StudentTraining, train_student
 from edgekd.errors import EdgekdError
 from edgekd.export.onnx import cpu_logits, keep_torch_logits, parity
+from edgekd.export.resize import fidelity, same_answers
 from edgekd.export.trial import try_teacher
 from edgekd.export.variants import calibration_of, export_variants
 from edgekd.figures import ModelFigures
@@ -174,6 +176,9 @@ def search(setup: Setup, site: Site, run: Run) -> TargetPlan:
     run.begin(setup.digest, setup.networks, setup.marks)
     learning_of(card.data).keep(card, setup.asked.data, run.tokenizer)
     inputs = keep_split(setup.validation, run.data / "validation")
+    if card.export.resize:
+        keep_originals(setup.validation, run.data / "validation.originals.npy")
+        keep_timed(setup.validation, card, run.data / "timed.npy")
     calibration = calibration_of(card, site.target, setup.train)
     found = measure_candidates(card, site, setup.examples[0], inputs, calibration, run)
     choice = choose_shape(found, budget)
@@ -185,16 +190,22 @@ def search(setup: Setup, site: Site, run: Run) -> TargetPlan:
 def finish(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = ()) -> Result:
     """Train, export, measure and choose; then judge on test data."""
     student = learn(setup, plan, earlier)
-    subjects = export_variants(student.card, plan.site.target, student.teacher, student.net, plan.calibration, plan.run)
+    resizing = fidelity(setup.validation, student.card) if student.card.export.resize else None
+    notes = {"resize_parity": resizing.words} if resizing else {}
+    kept: Any = (student.teacher, student.net, plan.calibration, plan.run, notes)
+    subjects = export_variants(student.card, plan.site.target, *kept)
     some = np.load(plan.inputs)[:512]
     answers = cpu_logits(subjects[1].file, task_of(student.card.data), some)
-    agreement = parity(student.net, student.card, some, answers)
+    agreement = dataclasses.asdict(parity(student.net, student.card, some, answers))
+    if resizing:
+        same = same_answers(subjects[1].file, setup.validation)
+        agreement["resize"] = dataclasses.asdict(dataclasses.replace(resizing, argmax_agreement=same))
     figures = measure_speed(subjects, plan.site, plan.inputs, plan.run.records, EFFORT)
     figures = with_estimates(figures, subjects, plan.site)
     known = scored(plan, student, subjects, figures, plan.inputs)
     chosen, why = choose(setup, plan, known)
     models = scored(plan, student, subjects, figures, read_test_data(setup, plan))
-    result = judged(plan, student, chosen, why, models, dataclasses.asdict(agreement))
+    result = judged(plan, student, chosen, why, models, agreement)
     write_reports(result, plan.candidates, plan.run)
     return result
 
@@ -244,11 +255,14 @@ def choose(setup: Setup, plan: TargetPlan, known: list[ModelFigures]) -> tuple[s
 def read_test_data(setup: Setup, plan: TargetPlan) -> Path:
     """The kept test inputs (.npy), with their targets beside them. No other stage reads the test data for a figure."""
     run = plan.run
-    inputs, targets = run.data / "test.npy", run.data / "test.labels.npy"
-    if not (inputs.exists() and targets.exists()):
+    inputs, targets, originals = (run.data / f"test{end}.npy" for end in ("", ".labels", ".originals"))
+    resize = setup.card.export.resize
+    if not (inputs.exists() and targets.exists() and (originals.exists() or not resize)):
         run.test_reads(add=1)
         test = learning_of(setup.card.data).load_test(setup.card, setup.asked.data, run.tokenizer)
         keep_split(test, run.data / "test")
+        if resize:
+            keep_originals(test, originals)
     return inputs
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "markdown_report",
     "markdown_table",
     "notes",
+    "resize_words",
     "placement_text",
     "rich_table",
 ]
@@ -213,6 +214,17 @@ def _data_text(result: Result) -> str:
     )
 
 
+def resize_words(parity: Mapping[str, Any]) -> str:
+    """How closely the resize in the graph agrees with Pillow's; empty if the graph does not resize."""
+    found = parity.get("resize")
+    if not found:
+        return ""
+    return (
+        f"pixels within {found['max_levels']} of 255 grey levels of Pillow's ({found['mean_levels']:.2g} on average), "
+        f"same class as with Pillow on {100 * found['argmax_agreement']:.2f} % of {found['images']} images"
+    )
+
+
 def markdown_report(result: Result, picture: str | None) -> str:
     """`report.md`: verdict, budget, table, and how to read it."""
     header, rows = figure_rows(result.models)
@@ -225,6 +237,8 @@ def markdown_report(result: Result, picture: str | None) -> str:
         markdown_table(header, rows),
         _data_text(result),
     ]
+    if resized := resize_words(result.parity):
+        parts.append(f"Images are resized in the graph: {resized}.")
     remarks = [*notes(result.models), *result.notes]
     if remarks:
         parts.append("\n".join(f"- {units.flat(remark)}" for remark in remarks))

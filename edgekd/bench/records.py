@@ -77,6 +77,7 @@ class Plan:
     baseline_first: bool = True
     block_s: float = 0.005
     inputs: str | None = None
+    packed: bool = False
     outputs: str | None = None
     optimized: str | None = None
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgekd.bench.placement import fallback, placement_of
 from edgekd.bench.records import Effort, Plan, Record, comparable
-from edgekd.bench.sequences import sequence_of, steering_of
+from edgekd.bench.sequences import sequence_of, steering_of, timed_shape_of
 from edgekd.devices.device import OnProgress, Site
 from edgekd.errors import EdgekdError, ModelError
 from edgekd.figures import Placement
@@ -58,8 +58,23 @@ def make_plan(site: Site, effort: Effort | None = None, **values: Any) -> Plan:
         # If the target's int8 arithmetic does not saturate, a machine in its place must not saturate either.
         precise_int8=not site.measurable and site.device.facts().saturates_int8,
         memory_limit_bytes=_limit_bytes(site, effort.memory_limit_mb, values.get("inputs")),
-        **feeding | values,
+        **feeding | values | _fed(values),
     )
+
+
+def _fed(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the changes of a plan if the run's models resize in the graph.
+
+    Beside its `inputs`, such a run keeps the images in their own sizes, which are given to the model one by one for its
+    answers, and images of one size for measurements of time.
+    """
+    inputs = Path(values["inputs"]) if values.get("inputs") else None
+    originals = inputs and inputs.with_suffix(".originals.npy")
+    if inputs is None or originals is None or not originals.is_file():
+        return {}
+    if values["mode"] == "predict":
+        return {"inputs": str(originals), "packed": True, "batch_size": 1}
+    return {"inputs": str(inputs.with_name("timed.npy"))}
 
 
 def _limit_bytes(site: Site, limit_mb: float | None, inputs: str | None) -> int | None:
@@ -213,6 +228,7 @@ def _measured(
         sequence_length=found.get("sequence_length"),
         padding=found.get("padding"),
         steered=bool(steering_of(model)),
+        shapes=dict(plan.shapes) if plan.inputs else timed_shape_of(model) | plan.shapes,
     )
     record = site.device.run(plan, model, site.target, times * effort.timeout_s, on_progress)
     if problem := fallback(record, site.target):

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnx import GraphProto
 
-__all__ = ["sequence_of", "steering_of", "task_name_of"]
+__all__ = ["sequence_of", "steering_of", "task_name_of", "timed_shape_of"]
 
 KEYS = ("sequence_length", "padding")
 """Metadata keys that edgekd writes into the ONNX files of text models, in addition to its own version."""
+SHAPE_KEY = "timed_shape"
+"""Metadata key that edgekd writes if the model takes images of any size: the input's shape, separated by commas."""
 STEERING = ("If", "Loop")
 """Op types whose time depends on the values of their inputs."""
 
@@ -33,14 +35,20 @@ def steering_of(model: Path) -> tuple[str, ...]:
     return _found_in(model)[1]
 
 
-_Found = tuple[tuple[tuple[str, int], ...], tuple[str, ...], str]
+def timed_shape_of(model: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of its only input from the file's metadata if edgekd wrote it there; empty for other models."""
+    return dict(_found_in(model)[3])
+
+
+_Found = tuple[tuple[tuple[str, int], ...], tuple[str, ...], str, tuple[tuple[str, tuple[int, ...]], ...]]
+_NOTHING: _Found = (), (), "", ()
 
 
 def _found_in(model: Path) -> _Found:
     try:
         state = model.stat()
     except OSError:
-        return (), (), ""  # the session that loads the file reports the error
+        return _NOTHING  # the session that loads the file reports the error
     return _read(model, state.st_mtime_ns, state.st_size)
 
 
@@ -54,13 +62,16 @@ def _read(model: Path, changed: int, size: int) -> _Found:
         found = {entry.key: entry.value for entry in content.metadata_props}
         steering = tuple(sorted(set(_steering(content.graph))))
     except Exception:  # protobuf's errors have no common base; the runtime reports what is wrong with the file
-        return (), (), ""
+        return _NOTHING
     task = found.get("task", "") if "edgekd" in found else ""
     try:
         values = {key: int(found[key]) for key in KEYS if key in found and "edgekd" in found}
+        text = found.get(SHAPE_KEY) if "edgekd" in found and len(content.graph.input) == 1 else None
+        shape = tuple(int(size) for size in text.split(",")) if text else ()
     except ValueError:
-        return (), steering, task
-    return tuple(values.items()) if values.get("sequence_length", 0) > 0 else (), steering, task
+        return (), steering, task, ()
+    shapes = ((content.graph.input[0].name, shape),) if shape else ()
+    return tuple(values.items()) if values.get("sequence_length", 0) > 0 else (), steering, task, shapes
 
 
 def _steering(graph: "GraphProto") -> Iterable[str]:

@@ -19,6 +19,9 @@ it omits have the values of DEFAULTS below:
     inputs    a .npy file with inputs along the first axis, which is memory-mapped; or a .npz file with one array for
               each of the model's inputs, which holds examples along the batch axis or one example for all calls;
               null: seeded random inputs
+    packed    whether `inputs` holds examples of different shapes, one after another, in a .npy file of bytes with one
+              axis: first the number of examples and of their axes, and then all shapes, as 64-bit integers; then the
+              uint8 values. They are for "predict", one example per call
     shapes    sizes by input name, such as {"x": [1, 3, 224, 224]}; a dynamic dimension, except the batch, is an
               error if its size is given neither here nor by data nor by a value
     values    constants by input name, such as {"sr": 16000}: a number, true, a text, or lists of them
@@ -87,6 +90,7 @@ DEFAULTS: dict[str, Any] = {
     "baseline_first": True,
     "block_s": 0.005,
     "inputs": None,
+    "packed": False,
     "outputs": None,
     "optimized": None,
     "shapes": {},
@@ -664,6 +668,7 @@ class Feeds:
             self.complete_data(data)
         else:
             rows = np.load(self.plan["inputs"], mmap_mode="r")
+            rows = Packed(rows) if self.plan["packed"] else rows
             open_ = [spec for spec in self.inputs if spec.name not in self.plan["values"]]
             if len(open_) != 1 or not self.suits(open_[0], rows):
                 takes = ", ".join(spec.type + " " + str(list(spec.shape)) for spec in self.inputs)
@@ -785,6 +790,25 @@ class Feeds:
             spec.name + " " + type_name(spec) + " " + ("×".join(map(str, self.ready[0][spec.name].shape)) or "scalar")
             for spec in self.inputs
         )
+
+
+class Packed:
+    """Examples of different shapes from a plan's `packed` file; it has what Feeds uses of an array."""
+
+    def __init__(self, content: Any) -> None:
+        count, axes = (int(size) for size in content[:16].view("<i8"))
+        self.shapes = content[16 : 16 + 8 * count * axes].view("<i8").reshape(count, axes)
+        self.begins = 16 + 8 * count * axes + np.concatenate([[0], np.cumsum(self.shapes.prod(axis=1))])
+        self.content, self.dtype, self.ndim = content, np.dtype(np.uint8), axes + 1
+        alike = [int(sizes[0]) if (sizes == sizes[0]).all() else None for sizes in self.shapes.T]
+        self.shape = (count, *alike)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, places: Any) -> Any:
+        (place,) = places
+        return self.content[self.begins[place] : self.begins[place + 1]].reshape(1, *self.shapes[place])
 
 
 def contiguous(array: Any) -> Any:

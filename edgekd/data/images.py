@@ -18,7 +18,19 @@ from edgekd.console import say
 from edgekd.data.pixels import is_plain, upright_8_bit
 from edgekd.errors import InputError, cut, one_line
 
-__all__ = ["BrokenImages", "Split", "check_labels", "decode", "decoded_split", "in_memory", "look", "read_file"]
+__all__ = [
+    "BrokenImages",
+    "Split",
+    "check_labels",
+    "decode",
+    "decode_original",
+    "decoded_split",
+    "fit",
+    "in_memory",
+    "look",
+    "original_of",
+    "read_file",
+]
 
 MEMORY_LIMIT_BYTES = 4_000_000_000
 """Decoded data sets up to this size are kept in memory; the images of larger ones are decoded on every read."""
@@ -59,6 +71,7 @@ class Split:
         labels: Labels,
         read: Callable[[NDArray[np.int64]], Images],
         origin: Callable[[int], bytes] | None = None,
+        original: Callable[[int], Images] | None = None,
     ) -> None:
         self.labels = labels
         self.read = read
@@ -66,6 +79,9 @@ class Split:
         self.origin = origin
         """`origin(i)` identifies image i without decoding it, such as by its file's name, size and time of change. None
         if reading is fast."""
+        self.original = original
+        """`original(i)` returns image i upright in its own size, (height, width, C) uint8. None if there are only
+        images of the network's size."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,12 +90,14 @@ class Split:
         """A Split of the images at `indices`, which are numbered from 0 in it."""
         origin = self.origin
         own = (lambda i: origin(int(indices[i]))) if origin else None
-        return Split(self.labels[indices], lambda chosen: self.read(indices[chosen]), own)
+        original = self.original
+        whole = (lambda i: original(int(indices[i]))) if original else None
+        return Split(self.labels[indices], lambda chosen: self.read(indices[chosen]), own, whole)
 
 
-def in_memory(images: Images, labels: Labels) -> Split:
-    """A Split over an array (n, H, W, C)."""
-    return Split(labels, lambda indices: images[indices])
+def in_memory(images: Images, labels: Labels, original: Callable[[int], Images] | None = None) -> Split:
+    """A Split over an array (n, H, W, C); see `Split.original` for the other argument."""
+    return Split(labels, lambda indices: images[indices], original=original)
 
 
 def read_file(path: Path) -> bytes:
@@ -96,6 +114,15 @@ def decode(content: bytes, data: Data, where: str) -> Images:
     """
     with _named(where), Image.open(io.BytesIO(content)) as image:
         return fit(image, data, where)
+
+
+def decode_original(content: bytes, data: Data, where: str) -> Images:
+    """An encoded image as uint8 (height, width, channels): upright and in 8 bits, but in its own size.
+
+    Raises InputError like `decode`.
+    """
+    with _named(where), Image.open(io.BytesIO(content)) as image:
+        return original_of(image, data, where)
 
 
 @contextlib.contextmanager
@@ -121,7 +148,18 @@ def fit(image: Image.Image, data: Data, where: str) -> Images:
     """
     scale = (data.resize or data.size) / max(1, min(image.size))
     _refuse_amplifying(image, scale, where)
-    image = upright_8_bit(image, data, where)
+    return _fitted(upright_8_bit(image, data, where), data, scale)
+
+
+def original_of(image: Image.Image, data: Data, where: str) -> Images:
+    """A PIL image as uint8 (height, width, channels) in its own size. Raises InputError like `fit`."""
+    _refuse_amplifying(image, (data.resize or data.size) / max(1, min(image.size)), where)
+    upright = upright_8_bit(image, data, where)
+    return np.asarray(upright, dtype=np.uint8).reshape(upright.height, upright.width, data.channels)
+
+
+def _fitted(image: Image.Image, data: Data, scale: float) -> Images:
+    """An upright 8-bit image, resized and cropped to (size, size, channels)."""
     size = data.size
     if image.size != (size, size):
         width, height = (max(size, round(side * scale)) for side in image.size)
@@ -164,18 +202,20 @@ def decoded_split(
     data: Data,
     header: Callable[[int], bool] = lambda i: True,
     where: str = "",
+    original: Callable[[int], Images] | None = None,
 ) -> Split:
     """A Split of the images `load(index)`, which are decoded once into memory if they fit, else on every read.
 
     If they do not fit, `header(index)` checks each image (see `look`) and says whether it is an ordinary one. Raises
     BrokenImages for all images that `load` or `header` refuses, unless the card says `skip_broken`; `where` names the
-    data set. See `Split.origin` for `origin`.
+    data set. See `Split` for `origin` and `original`.
     """
     fits = len(labels) * data.size**2 * data.channels <= MEMORY_LIMIT_BYTES
     tried = _tried(load if fits else header, range(len(labels)))
     good = _usable(tried, data.skip_broken, where)
     if fits:
-        return in_memory(np.stack([tried[i] for i in good]), labels[good])
+        kept = (lambda i: original(int(good[i]))) if original else None
+        return in_memory(np.stack([tried[i] for i in good]), labels[good], kept)
 
     def read(indices: NDArray[np.int64]) -> Images:
         with ThreadPoolExecutor() as pool:  # PIL's decoders release the interpreter lock
@@ -185,7 +225,7 @@ def decoded_split(
         # Images that earlier versions decoded differently get another origin, so that old cache entries do not match.
         return origin(i) + (b"" if tried[i] else b"\0upright, 8 bits")
 
-    whole = Split(labels, read, marked)
+    whole = Split(labels, read, marked, original)
     return whole if len(good) == len(labels) else whole.subset(good)
 
 

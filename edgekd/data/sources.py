@@ -17,10 +17,12 @@ from edgekd.data.images import (
     Split,
     check_labels,
     decode,
+    decode_original,
     decoded_split,
     fit,
     in_memory,
     look,
+    original_of,
     read_file,
 )
 from edgekd.data.parquet import parquet_files, read_rows, validation_files
@@ -160,6 +162,13 @@ def balanced_split(
 
 
 def _load(card: Card, folder: Path | None, part: str) -> Split:
+    split = _read(card, folder, part)
+    if not card.export.resize:
+        split.original = None  # it would keep the encoded images in memory
+    return split
+
+
+def _read(card: Card, folder: Path | None, part: str) -> Split:
     place = place_of(card, folder)
     data = card.data
     if place is None:
@@ -211,6 +220,7 @@ def _parquet(data: Data, folder: Path, part: str) -> Split:
         data,
         lambda i: look(rows.file(i), data, rows.names[i]),
         f"{part} part in {folder}",
+        lambda i: decode_original(rows.content(i), data, rows.names[i]),
     )
 
 
@@ -234,6 +244,7 @@ def _image_folder(data: Data, folder: Path, part: str) -> Split:
         data,
         lambda i: look(kept[i], data, str(kept[i])),
         f"{part} part in {root}",
+        lambda i: decode_original(read_file(kept[i]), data, str(kept[i])),
     )
 
 
@@ -284,6 +295,7 @@ def _torchvision(data: Data, folder: Path, part: str) -> Split:
         data,
         lambda i: is_plain(pairs[i][0]),
         f"{part} part of {data.name} in {folder}",
+        lambda i: original_of(pairs[i][0], data, f"{folder}: image {i}"),
     )
 
 

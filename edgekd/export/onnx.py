@@ -1,6 +1,7 @@
 """Export a PyTorch network to ONNX with preprocessing in the graph and a dynamic batch, and check opset and parity."""
 
 import contextlib
+import dataclasses
 import io
 import logging
 import re
@@ -20,15 +21,16 @@ from torch import nn
 
 import edgekd
 from edgekd import __version__
-from edgekd.card import Card
+from edgekd.card import Card, caller_rule
 from edgekd.errors import ModelError, one_line
+from edgekd.export.resize import SHAPE_KEY, with_resize
 from edgekd.files import atomic
 from edgekd.nets.deployed import Deployed, example_inputs
 from edgekd.target import Target
 from edgekd.tasks.known import task_of
 from edgekd.tasks.task import Task
 
-__all__ = ["Parity", "cpu_logits", "export", "parity", "quiet_export", "save_model"]
+__all__ = ["Parity", "cpu_logits", "export", "parity", "quiet_export", "save_model", "taking_any_size"]
 
 MAX_RELATIVE_DIFFERENCE = 1e-3
 """Largest allowed |torch − ONNX Runtime|, relative to the largest |torch| logit; 5e-7 is usual for fp32."""
@@ -52,6 +54,8 @@ class Parity:
 
 def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: dict[str, str]) -> None:
     """Write `net` with its preprocessing (uint8 (batch, H, W, C) to logits, or int32 (batch, length)) as ONNX.
+
+    With the card's `export.resize`, H and W are free, and the graph resizes and crops.
 
     Raises ModelError if torch cannot export it, or if the opset that torch wrote is not the target's.
     """
@@ -83,7 +87,7 @@ def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: d
             f"set it to {written} if the device can load that"
         )
     _describe(model, card, target, provenance)
-    save_model(model, path)
+    save_model(with_resize(model, card) if card.export.resize else model, path)
 
 
 def _reason(error: BaseException) -> str:
@@ -114,11 +118,34 @@ def _describe(model: onnx.ModelProto, card: Card, target: Target, provenance: di
         "target": target.name,
         **({"task": card.task} if card.task != Card.task else {}),
         **task_of(card.data).describe(card.data),
+        **_resizing(card),
         **provenance,
     }
     del model.metadata_props[:]
     for key, value in values.items():
         model.metadata_props.add(key=key, value=value)
+
+
+def taking_any_size(model: onnx.ModelProto, card: Card) -> onnx.ModelProto:
+    """Make a given model resize in the graph, and add what the caller must know to its metadata."""
+    known = {entry.key for entry in model.metadata_props}
+    for key, value in ({"edgekd": __version__} | _resizing(card)).items():
+        if key not in known:
+            model.metadata_props.add(key=key, value=value)
+    return with_resize(model, card)
+
+
+def _resizing(card: Card) -> dict[str, str]:
+    """The metadata that differ if the graph resizes."""
+    if not card.export.resize:
+        return {}
+    shape = 1, *(card.export.timed_size or ()), card.data.channels
+    colour = "RGB" if card.data.channels == 3 else "grey"
+    return {
+        "input": f"uint8 (batch, height, width, {card.data.channels}), {colour}",
+        "resize": caller_rule(dataclasses.asdict(card.data), in_graph=True),
+        SHAPE_KEY: ",".join(map(str, shape)),
+    }
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:

@@ -22,6 +22,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgekd.errors import ModelError, one_line
 from edgekd.export.onnx import save_model
+from edgekd.export.resize import PREFIX
 from edgekd.scratch import scratch
 from edgekd.target import Quantization
 
@@ -116,8 +117,9 @@ def _preprocessing(model: onnx.ModelProto) -> list[str]:
     """Return the names of the nodes between the input and the first layer; int8 would slow them down without any
     benefit.
     """
-    names: list[str] = []
-    value = model.graph.input[0].name
+    resizing = [node for node in model.graph.node if node.name.startswith(PREFIX)]
+    names = [node.name for node in resizing]
+    value = resizing[-1].output[0] if resizing else model.graph.input[0].name
     while True:
         readers = [node for node in model.graph.node if value in node.input]
         if len(readers) != 1 or readers[0].op_type not in ("Transpose", "Cast", "Mul", "Add", "Sub", "Div"):

@@ -1,6 +1,8 @@
 """Export the teacher as an ONNX file that takes the same input as the student."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -8,7 +10,8 @@ from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
 from edgekd.card import Card, Data
 from edgekd.errors import InputError, one_line
-from edgekd.export.onnx import export, save_model
+from edgekd.export.onnx import export, save_model, taking_any_size
+from edgekd.export.resize import OLDEST_OPSET as OLDEST_FOR_RESIZE
 from edgekd.nets.folding import folded
 from edgekd.nets.outputs import TINY
 from edgekd.nets.teachers import LoadedTeacher, OnnxNet
@@ -18,42 +21,48 @@ from edgekd.tasks.known import task_of
 __all__ = ["export_teacher"]
 
 OLDEST_OPSET, CONVERTED_OPSET = 7, 13
+_NONE: Mapping[str, str] = MappingProxyType({})
 """Preprocessing needs the broadcasting of opset 7; a model with an older opset is converted to the second number."""
 
 
-def export_teacher(teacher: LoadedTeacher, card: Card, target: Target, path: Path) -> None:
+def export_teacher(
+    teacher: LoadedTeacher, card: Card, target: Target, path: Path, notes: Mapping[str, str] = _NONE
+) -> None:
     """Write the teacher with preprocessing in the graph, from uint8 (batch, H, W, C) or int32 ids (batch, length) to
     logits.
 
-    An existing file is kept.
+    An existing file is kept. `notes` are added to the metadata of a file that edgekd exports.
     """
     if path.exists():
         return
     if teacher.net is not None:
-        export(folded(teacher.net, card.data), card, target, path, {"trained": teacher.file.name})
+        export(folded(teacher.net, card.data), card, target, path, {"trained": teacher.file.name, **notes})
         return
     assert isinstance(teacher.module, OnnxNet)  # the only other kind
     module = teacher.module
-    model = _giving_logits(_modern(onnx.load(teacher.file), teacher.file), module)
+    oldest = OLDEST_FOR_RESIZE if card.export.resize else OLDEST_OPSET
+    model = _giving_logits(_modern(onnx.load(teacher.file), teacher.file, oldest), module)
     if task_of(card.data).normalization(card.data) is None:
         save_model(_taking_int32(model), path)
         return
-    save_model(model if module.takes_uint8 else _with_preprocessing(model, card.data, teacher.file), path)
+    model = model if module.takes_uint8 else _with_preprocessing(model, card.data, teacher.file)
+    save_model(taking_any_size(model, card) if card.export.resize else model, path)
 
 
-def _modern(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    """Return `model` with at least IR version 4, where weights are not inputs, and opset 7, which has broadcasting.
+def _modern(model: onnx.ModelProto, path: Path, oldest: int) -> onnx.ModelProto:
+    """Return `model` with at least IR version 4, where weights are not inputs, and opset `oldest`.
 
     Raises InputError for a model that onnx cannot convert.
     """
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), OLDEST_OPSET)
-    if opset < OLDEST_OPSET:
+    if opset < oldest:
+        wanted = max(oldest, CONVERTED_OPSET)
         try:
-            model = version_converter.convert_version(model, CONVERTED_OPSET)
+            model = version_converter.convert_version(model, wanted)
         except Exception as error:  # the converter may raise any exception
             raise InputError(
-                f"{path}: is of opset {opset}, and onnx cannot convert it to opset {CONVERTED_OPSET} "
-                f"({one_line(error, 150)}); export the teacher with opset {OLDEST_OPSET} or a newer one"
+                f"{path}: is of opset {opset}, and onnx cannot convert it to opset {wanted} "
+                f"({one_line(error, 150)}); export the teacher with opset {oldest} or a newer one"
             ) from error
     if model.ir_version < 4:
         weights = {tensor.name for tensor in model.graph.initializer}

@@ -1,6 +1,7 @@
 """Create the files to bench: the teacher, and the student in every precision of the target."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -42,16 +43,23 @@ def calibration_images(train: Split, count: int) -> NDArray[np.uint8]:
 
 
 def export_variants(
-    card: Card, target: Target, teacher: LoadedTeacher, net: nn.Module, calibration: NDArray[np.uint8] | None, run: Run
+    card: Card,
+    target: Target,
+    teacher: LoadedTeacher,
+    net: nn.Module,
+    calibration: NDArray[np.uint8] | None,
+    run: Run,
+    notes: Mapping[str, str],
 ) -> list[Subject]:
     """Export the teacher, the student in fp32, and the student in every other precision; existing files are kept.
 
-    The student's `net` is the network that runs on the device, with its branches folded.
+    The student's `net` is the network that runs on the device, with its branches folded. `notes` are added to the
+    metadata.
     """
     teacher_onnx, fp32 = run.exported / "teacher-fp32.onnx", run.exported / "student-fp32.onnx"
-    export_teacher(teacher, card, target, teacher_onnx)
+    export_teacher(teacher, card, target, teacher_onnx, notes)
     if not fp32.exists():
-        export(net, card, target, fp32, {"trained": "distilled", "teacher": teacher.file.name})
+        export(net, card, target, fp32, {"trained": "distilled", "teacher": teacher.file.name, **notes})
     own = folded(teacher.net, card.data) if teacher.net is not None else None
     subjects = [
         Subject(

@@ -11,7 +11,7 @@ from edgekd.report.run.charts import latency_chart, trade_chart
 from edgekd.report.run.export import budget_rows, entries, overview_rows, remarks
 from edgekd.report.run.gather import Column, Story
 from edgekd.report.tasks.known import CHARTS
-from edgekd.tables import costly_rows, figure_rows, notes
+from edgekd.tables import costly_rows, figure_rows, notes, resize_words
 
 __all__ = ["html_report"]
 
@@ -98,6 +98,8 @@ def _about(story: Story) -> dict[str, str]:
         if parity["same"] is not None:
             words = f"{parity['same_words']} as torch on {units.accuracy(parity['same'])} of {words}"
         about["export"] = words
+    if resized := resize_words(parity):
+        about["resize in the graph"] = resized
     return about
 
 
