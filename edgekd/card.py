@@ -269,7 +269,8 @@ def caller_rule(data: Mapping[str, Any], in_graph: bool = False) -> str:
     given = data.get("source") in ("digits", "import")  # edgekd does not resize these
     colour = "RGB" if data.get("channels", 3) == 3 else "grey"
     if in_graph:
-        return f"none, any height and width, upright; in the graph: {fitted.partition(', ')[2]}; {colour}, uint8, 0 to 255"
+        inside = fitted.removeprefix("upright, ")
+        return f"none, any height and width, upright; in the graph: {inside}; {colour}, uint8, 0 to 255"
     return f"{f'none, {size}x{size} as given' if given else fitted}; {colour}, uint8, 0 to 255"
 
 

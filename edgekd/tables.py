@@ -21,8 +21,8 @@ __all__ = [
     "markdown_report",
     "markdown_table",
     "notes",
-    "resize_words",
     "placement_text",
+    "resize_words",
     "rich_table",
 ]
 

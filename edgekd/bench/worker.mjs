@@ -16,7 +16,9 @@
  *                            memory ends at 4 GB anyway
  *     optimized              is ignored: onnxruntime-web cannot write files
  *     model                  is one file; external data is not read
- *     batch_axes, custom_ops are refused, and so is a .npz file; the batch is the first axis where that is free
+ *     custom_ops             are refused
+ *     batch_axes             several examples of one input can only be along its first axis
+ *     inputs                 in a .npz file are stored without compression, and hold numbers, no texts
  *     values                 are numbers, true, false, or flat lists of them
  *     load_s                 is the time of the model only: the runtime has been compiled and started before
  *     warmup_s               may be longer than in the plan (unless it is 0), see warmUp; a pair warms up each model
@@ -49,6 +51,7 @@ const DEFAULTS = {
   baseline_first: true,
   block_s: 0.005,
   inputs: null,
+  packed: false,
   outputs: null,
   optimized: null,
   shapes: {},
@@ -245,12 +248,7 @@ function complete(plan) {
   if (whole.provider !== 'wasm') {
     throw new WorkerError(`this onnxruntime offers wasm; ${whole.provider} is not among them`);
   }
-  for (const key of ['batch_axes', 'custom_ops']) {
-    if (Object.keys(whole[key]).length) throw new WorkerError(`onnxruntime-web is measured without ${key}; leave them out`);
-  }
-  if (String(whole.inputs ?? '').endsWith('.npz')) {
-    throw new WorkerError('one array for each input cannot be read here; give the arrays inputs and labels');
-  }
+  if (whole.custom_ops.length) throw new WorkerError('onnxruntime-web loads no libraries; leave --custom-ops out');
   if (whole.binding !== 'run') throw new WorkerError('onnxruntime-web cannot bind inputs and outputs: binding "io"');
   if (whole.sessions !== 1) throw new WorkerError('JavaScript calls from one thread: sessions can only be 1');
   return whole;
@@ -336,12 +334,14 @@ function explain(error, what = '') {
 
 /** Rows of a .npy file (C order), which are read when they are needed. */
 class Rows {
-  constructor(file) {
+  /** Read the header of the .npy file, or of the one that begins at byte `at` of `file`. */
+  constructor(file, at = 0) {
     this.name = file;
     this.file = fs.openSync(file, 'r');
-    const start = this.bytes(0, 12);
+    const start = this.bytes(at, 12);
     if (start.toString('latin1', 0, 6) !== '\x93NUMPY') throw new WorkerError(`${file}: not a .npy file`);
-    const [from, size] = start[6] === 1 ? [10, start.readUInt16LE(8)] : [12, start.readUInt32LE(8)];
+    const [skip, size] = start[6] === 1 ? [10, start.readUInt16LE(8)] : [12, start.readUInt32LE(8)];
+    const from = at + skip;
     const header = this.bytes(from, size).toString('latin1');
     const descr = /'descr':\s*'([<>|=]?)(\w+)'/.exec(header);
     const shape = /'shape':\s*\(([^)]*)\)/.exec(header);
@@ -353,7 +353,16 @@ class Rows {
     this.begin = from + size;
     this.length = this.shape[0] ?? 0;
     this.width = product(this.shape.slice(1));
-    if (!this.length) throw new WorkerError(`${file}: has no rows`);
+  }
+
+  /** Return all values. */
+  all() {
+    return new this.Array(this.bytes(this.begin, product(this.shape) * this.Array.BYTES_PER_ELEMENT).buffer);
+  }
+
+  /** Return the shape of `count` rows from row `start` on. */
+  dims(start, count) {
+    return [count, ...this.shape.slice(1)];
   }
 
   bytes(position, size) {
@@ -381,52 +390,174 @@ class Rows {
   }
 }
 
-/** The inputs for the calls: rows of the plan's file in turn, or seeded random arrays. */
+/** Examples of different shapes from a plan's `packed` file, which worker.py describes. */
+class Packed {
+  constructor(file) {
+    this.bytes = new Rows(file);
+    const number = (place) => Number(this.bytes.bytes(this.bytes.begin + 8 * place, 8).readBigInt64LE());
+    const [count, axes] = [number(0), number(1)];
+    const head = this.bytes.bytes(this.bytes.begin + 16, 8 * count * axes);
+    const sizes = [...Array(count * axes).keys()].map((k) => Number(head.readBigInt64LE(8 * k)));
+    this.shapes = [...Array(count).keys()].map((k) => sizes.slice(k * axes, (k + 1) * axes));
+    this.begins = [this.bytes.begin + 16 + head.length];
+    for (const shape of this.shapes) this.begins.push(this.begins.at(-1) + product(shape));
+    const alike = (axis) => (this.shapes.every((shape) => shape[axis] === this.shapes[0][axis]) ? sizes[axis] : null);
+    [this.dtype, this.length, this.shape] = ['uint8', count, [count, ...[...Array(axes).keys()].map(alike)]];
+  }
+
+  take(start) {
+    const [begin, end] = [this.begins[start], this.begins[start + 1]];
+    return new Uint8Array(this.bytes.bytes(begin, end - begin).buffer);
+  }
+
+  dims(start) {
+    return [1, ...this.shapes[start]];
+  }
+}
+
+/**
+ * Return the arrays of a .npz file by name. np.savez stores them without compression, so that each is a .npy file
+ * inside the file; https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT describes the directory at the end.
+ */
+function arraysIn(file) {
+  const [descriptor, { size }] = [fs.openSync(file, 'r'), fs.statSync(file)];
+  const read = (position, count) => {
+    const buffer = Buffer.alloc(count);
+    fs.readSync(descriptor, buffer, 0, count, position);
+    return buffer;
+  };
+  const from = Math.max(0, size - 65_557);
+  const tail = read(from, size - from);
+  const end = tail.lastIndexOf('PK\x05\x06', undefined, 'latin1');
+  if (end < 0) throw new WorkerError(`${file}: not a .npz file`);
+  const directory = read(tail.readUInt32LE(end + 16), tail.readUInt32LE(end + 12));
+  const arrays = {};
+  for (let at = 0; at < directory.length; ) {
+    const [name, extra, comment] = [28, 30, 32].map((offset) => directory.readUInt16LE(at + offset));
+    const entry = directory.toString('utf8', at + 46, at + 46 + name);
+    if (directory.readUInt16LE(at + 10)) throw new WorkerError(`${file}: ${entry} is compressed; np.savez stores it as it is`);
+    const begin = directory.readUInt32LE(at + 42);
+    const local = read(begin, 30);
+    arrays[entry.replace(/\.npy$/, '')] = new Rows(file, begin + 30 + local.readUInt16LE(26) + local.readUInt16LE(28));
+    at += 46 + name + extra + comment;
+  }
+  return arrays;
+}
+
+/** The inputs for the calls: rows of the plan's file in turn, constants, or seeded random arrays. */
 class Feeds {
   constructor(ort, session, plan) {
-    this.ort = ort;
-    this.inputs = session.inputMetadata;
+    [this.ort, this.plan, this.inputs] = [ort, plan, session.inputMetadata];
     this.output = plan.output ?? session.outputNames[0];
     if (!session.outputNames.includes(this.output)) {
       throw new WorkerError(`it has no output '${plan.output}'; its outputs are ${session.outputNames.join(', ')}`);
     }
-    this.random = plan.inputs === null;
     [this.length, this.padding] = [plan.sequence_length, plan.padding];
-    const [first] = this.inputs;
-    if (!first) throw new WorkerError('the model has no inputs');
-    this.fixed = known(first.shape?.[0]);
-    this.batch = this.fixed ? first.shape[0] : plan.batch_size; // a fixed batch comes from the model
+    if (!this.inputs.length) throw new WorkerError('the model has no inputs');
     this.nameKnown(plan);
-    const given = plan.shapes[first.name]?.[0];
-    if (!this.fixed && given !== undefined && plan.mode !== 'throughput') this.batch = given;
-    if (this.random) {
-      const random = generator(1);
-      const shapes = Object.fromEntries(this.inputs.map((input) => [input.name, this.sizes(input, plan)]));
-      const of = (input) =>
-        input.name in plan.values
-          ? constant(ort, input, plan.values[input.name], shapes[input.name])
-          : randomInput(ort, input, shapes[input.name], random);
-      const one = () => this.inputs.map((input) => [input.name, of(input)]);
-      this.ready = Array.from({ length: 8 }, () => Object.fromEntries(one()));
-      this.batch = this.ready[0][first.name].dims[0] ?? 1;
-      return;
+    this.axes = {};
+    for (const input of this.inputs) {
+      const axis = axisOf(input, this.inputs, session.outputMetadata, plan.batch_axes);
+      if (axis !== null) this.axes[input.name] = axis;
     }
-    this.rows = new Rows(plan.inputs);
-    if (!this.fits()) {
-      const takes = this.inputs.map((input) => `${typeName(input)} ${listed(input.shape ?? [])}`).join(', ');
-      throw new WorkerError(`the model takes ${takes}; the data is ${this.rows.dtype} ${listed(this.rows.shape)}`);
+    const batched = this.inputs.filter(({ name }) => name in this.axes);
+    const size = batched.length ? batched[0].shape[this.axes[batched[0].name]] : null;
+    this.fixed = isSize(size); // a fixed batch comes from the model
+    this.batch = batched.length ? (this.fixed ? size : this.batchSize(batched)) : 1;
+    [this.random, this.count, this.rows, this.same] = [false, 0, {}, {}];
+    for (const input of this.inputs.filter(({ name }) => name in plan.values)) {
+      this.same[input.name] = constant(ort, input, plan.values[input.name], this.sizes(input, plan));
     }
+    if (plan.inputs === null) this.draw();
+    else this.takeData();
+  }
+
+  /** Return the number of inputs per call: from a given shape, or else the plan's batch size. */
+  batchSize(batched) {
+    const given = batched.map(({ name }) => this.plan.shapes[name]?.[this.axes[name]]).find((size) => size !== undefined);
+    return given === undefined || ['throughput', 'predict'].includes(this.plan.mode) ? this.plan.batch_size : given;
+  }
+
+  /** Make random inputs for all inputs that have no value. */
+  draw() {
+    const drawn = this.inputs.filter(({ name }) => !(name in this.same));
+    this.random = drawn.length > 0;
+    const random = generator(1);
+    const shapes = Object.fromEntries(drawn.map((input) => [input.name, this.sizes(input, this.plan)]));
+    const of = (input) => this.same[input.name] ?? randomInput(this.ort, input, shapes[input.name], random);
+    const one = () => Object.fromEntries(this.inputs.map((input) => [input.name, of(input)]));
+    this.ready = Array.from({ length: drawn.length ? 8 : 1 }, one);
+  }
+
+  /** Read the plan's file, and prepare the inputs of the timed calls from it. */
+  takeData() {
+    const { plan } = this;
+    if (String(plan.inputs).endsWith('.npz')) this.sortAll(arraysIn(plan.inputs));
+    else this.takeRows(plan.packed ? new Packed(plan.inputs) : new Rows(plan.inputs));
+    const counts = Object.entries(this.rows).map(([name, { length }]) => [name, length]);
+    if (new Set(counts.map(([, count]) => count)).size > 1 || counts.some(([, count]) => !count)) {
+      const told = counts.map((pair) => pair.join(' ')).join(', ');
+      throw new WorkerError(`the data should have equally many examples for all inputs, at least one; got ${told}`);
+    }
+    this.count = counts.length ? counts[0][1] : 1;
+    if (Object.keys(this.rows).some((name) => !(name in this.axes))) this.batch = 1;
     if (plan.mode === 'predict') return;
     const timed = this.timedRows();
     const count = Math.min(Math.max(2, Math.floor(ROTATED / this.batch)), Math.ceil(timed.length / this.batch));
     this.ready = [...Array(count).keys()].map((number) => this.feed(number * this.batch, this.batch, timed));
   }
 
+  /** Take the rows of a .npy file for the only input without a value. */
+  takeRows(rows) {
+    if (!rows.length) throw new WorkerError(`${this.plan.inputs}: has no rows`);
+    const open = this.inputs.filter(({ name }) => !(name in this.same));
+    if (open.length !== 1 || !this.suits(open[0], rows)) {
+      const takes = this.inputs.map((input) => `${typeName(input)} ${listed(input.shape ?? [])}`).join(', ');
+      throw new WorkerError(`the model takes ${takes}; the data is ${rows.dtype} ${listed(rows.shape)}`);
+    }
+    this.rows[open[0].name] = rows;
+  }
+
+  /** Take one array for each input: rows, one for each example, or what is the same for all calls. */
+  sortAll(arrays) {
+    const names = this.inputs.map(({ name }) => name);
+    for (const name of Object.keys(arrays)) {
+      if (!names.includes(name)) throw new WorkerError(`the data hold an array '${name}'; its inputs are ${names.join(', ')}`);
+    }
+    for (const input of this.inputs.filter(({ name }) => !(name in this.same))) {
+      const rows = arrays[input.name];
+      if (!rows) throw new WorkerError(`the data hold no array for input '${input.name}'; add it, or give it by --input`);
+      if (rows.dtype !== input.type) {
+        throw new WorkerError(`input ${input.name} is ${typeName(input).slice(7, -1)}; the data's is ${rows.dtype}`);
+      }
+      this.sort(input, rows);
+    }
+  }
+
+  sort(input, rows) {
+    const declared = input.shape ?? [];
+    const axis = this.axes[input.name] ?? null;
+    const [rank, given] = [declared.length, rows.shape.length];
+    const single = axis !== null && given === rank - 1;
+    const example = axis === null && given === rank + 1;
+    const shape = single ? [...rows.shape.slice(0, axis), 1, ...rows.shape.slice(axis)] : example ? rows.shape.slice(1) : rows.shape;
+    const fits = shape.length === rank && declared.every((size, k) => k === axis || !isSize(size) || size === shape[k]);
+    if (!fits) {
+      throw new WorkerError(`input ${input.name} takes ${declaredAs(declared)}; what is given for it is ${declaredAs(shape)}`);
+    }
+    if (axis && shape[axis] !== 1) {
+      const what = `${shape[axis]} examples of input ${input.name} are along axis ${axis}`;
+      throw new WorkerError(`${what}; here they can only be along the first axis, give one for all calls`);
+    }
+    if (example || (axis === 0 && !single)) this.rows[input.name] = rows;
+    else this.same[input.name] = new this.ort.Tensor(input.type, rows.all(), shape);
+  }
+
   /** Throw if the plan names an input that the model does not have. */
-  nameKnown({ shapes, values }) {
+  nameKnown({ shapes, values, batch_axes }) {
     const names = this.inputs.map((input) => input.name);
-    for (const name of [...Object.keys(shapes), ...Object.keys(values)]) {
-      if (!names.includes(name)) throw new WorkerError(`it has no input '${name}'; its inputs are ${names.join(', ')}`);
+    for (const name of [...Object.keys(shapes), ...Object.keys(values), ...Object.keys(batch_axes)]) {
+      if (name && !names.includes(name)) throw new WorkerError(`it has no input '${name}'; its inputs are ${names.join(', ')}`);
     }
   }
 
@@ -445,14 +576,14 @@ class Feeds {
     const free = [];
     const sizes = declared.map((size, axis) => {
       if (isSize(size)) return size;
-      if (axis === 0) return this.batch;
+      if (this.axes[input.name] === axis) return this.batch;
       const known = given?.[axis] ?? (size ? bound[size] : undefined) ?? this.length;
       if (known === null || known === undefined) free.push(size ? `${axis} (${size})` : `${axis}`);
       return known;
     });
     if (free.length) {
       const which = free.length === 1 ? `the size of axis ${free[0]} is` : `the sizes of axes ${free.join(', ')} are`;
-      const words = declared.map((size, axis) => (isSize(size) ? size : axis === 0 ? 1 : size || 'SIZE'));
+      const words = declared.map((size, axis) => (isSize(size) ? size : this.axes[input.name] === axis ? 1 : size || 'SIZE'));
       const kind = `input ${input.name} is ${typeName(input).slice(7, -1)} ${declaredAs(declared)}`;
       const how = `give its shape, as --shape ${input.name}=${words.join(',').toUpperCase()}, or real inputs, by --data`;
       throw new WorkerError(`${kind}, and ${which} free; ${how}`);
@@ -460,51 +591,108 @@ class Feeds {
     return sizes;
   }
 
-  /** Whether the rows are sequences that are padded at their ends. */
+  /** Return the only array of rows if its rows are sequences that are padded at their ends; else null. */
   get padded() {
-    return this.padding !== null && this.rows.shape.length === 2;
+    const all = Object.values(this.rows);
+    return this.padding !== null && all.length === 1 && all[0].shape.length === 2 ? all[0] : null;
   }
 
   /** Return the indices of the rows to time: all, or the sequences whose length is nearest to the plan's. */
   timedRows() {
-    const places = [...Array(this.rows.length).keys()];
-    if (this.length === null || !this.padded) return places;
-    const lengths = places.map((place) => this.used(this.rows.take(place, 1)));
+    const places = [...Array(this.count).keys()];
+    const rows = this.padded;
+    if (this.length === null || !rows) return places;
+    const lengths = places.map((place) => this.used(rows.take(place, 1), rows.width));
     const away = (length) => Math.abs(length - this.length);
     this.length = lengths.reduce((best, length) => (away(length) < away(best) ? length : best));
     return places.filter((place) => lengths[place] === this.length);
   }
 
   /** Return the columns of the rows up to the last one that is not all padding; at least one column. */
-  used(values) {
-    const { width } = this.rows;
+  used(values, width) {
     let used = 1;
     values.forEach((value, at) => (used = Number(value) === this.padding ? used : Math.max(used, (at % width) + 1)));
     return used;
   }
 
-  fits() {
-    const [input, ...others] = this.inputs;
-    const [wanted, have] = [input.shape?.slice(1) ?? [], this.rows.shape.slice(1)];
+  /** Whether the rows are inputs stacked along the first axis. */
+  suits(input, rows) {
+    if (this.axes[input.name]) return false;
+    const [wanted, have] = [(input.shape ?? []).slice(input.name in this.axes ? 1 : 0), rows.shape.slice(1)];
     const alike = wanted.length === have.length && wanted.every((size, axis) => !known(size) || size === have[axis]);
-    return !others.length && alike && input.type === this.rows.dtype;
+    return alike && input.type === rows.dtype;
   }
 
-  /** Return rows from `start` on, among all rows or those at `places`; after the last row it starts again. */
+  /** Return the inputs of one call, from row `start` on among all rows or those at `places`; after the last one it starts again. */
   feed(start, count, places = null) {
-    let dims = [count, ...this.rows.shape.slice(1)];
-    let values = this.rows.take(start, count);
-    if (places) {
-      const rows = [...Array(count).keys()].map((k) => this.rows.take(places[(start + k) % places.length], 1));
-      rows.forEach((row, k) => values.set(row, k * this.rows.width));
+    const feed = {};
+    for (const { name, shape } of this.inputs) {
+      const rows = this.rows[name];
+      if (rows) feed[name] = this.taken(name, rows, start, count, places);
+      else feed[name] = this.repeated(this.same[name], count, this.axes[name], shape);
     }
-    if (this.padded) {
-      const [used, { width }] = [this.used(values), this.rows];
-      values = values.filter((_, at) => at % width < used);
+    return feed;
+  }
+
+  taken(name, rows, start, count, places) {
+    let dims = rows.dims(places ? places[start % places.length] : start, count);
+    let values = rows.take(places ? places[start % places.length] : start, count);
+    if (places && count > 1) {
+      const each = [...Array(count).keys()].map((k) => rows.take(places[(start + k) % places.length], 1));
+      each.forEach((row, k) => values.set(row, k * rows.width));
+    }
+    if (rows === this.padded) {
+      const used = this.used(values, rows.width);
+      values = values.filter((_, at) => at % rows.width < used);
       dims = [count, used];
     }
-    return { [this.inputs[0].name]: new this.ort.Tensor(this.rows.dtype, values, dims) };
+    return new this.ort.Tensor(rows.dtype, values, name in this.axes ? dims : dims.slice(1));
   }
+
+  /** Return a tensor of one example, repeated along its batch axis if that is free. */
+  repeated(tensor, count, axis, declared) {
+    if (axis === undefined || isSize(declared[axis]) || tensor.dims[axis] !== 1 || count === 1) return tensor;
+    const inner = product(tensor.dims.slice(axis + 1));
+    const data = new tensor.data.constructor(count * tensor.data.length);
+    for (let from = 0; from < tensor.data.length; from += inner) {
+      const part = tensor.data.subarray(from, from + inner);
+      for (let k = 0; k < count; k++) data.set(part, from * count + k * inner);
+    }
+    return new this.ort.Tensor(tensor.type, data, tensor.dims.map((size, k) => (k === axis ? count : size)));
+  }
+}
+
+// The rules by which worker.py finds the batch axis; see `batch_axis` there.
+const BATCH_NAMES = ['n', 'b', 'bs', 'batchsize', 'num_batches'];
+const OTHER_NAMES = ['seq', 'len', 'time', 'height', 'width', 'token', 'frame', 'point', 'sample', 'word'];
+const meansBatch = (size) =>
+  typeof size === 'string' && (BATCH_NAMES.includes(size.toLowerCase()) || size.toLowerCase().startsWith('batch'));
+const nameless = (size) => !isSize(size) && (typeof size !== 'string' || /^(unk__\d+|unk|\?|None|)$/.test(size));
+
+/** Return the batch axis of an input, or null: the plan's, or the one derived from the names of dimensions. */
+function axisOf(input, inputs, outputs, said) {
+  const shape = input.shape ?? [];
+  if (input.name in said || '' in said) {
+    const axis = input.name in said ? said[input.name] : said[''];
+    if (axis !== null && !(axis < shape.length)) {
+      throw new WorkerError(`axis ${axis} of ${input.name} cannot be its batch; it has the axes ${declaredAs(shape)}`);
+    }
+    return axis;
+  }
+  if (!shape.length) return null;
+  const [first, ...others] = shape;
+  const firstsOf = (specs) => specs.map((spec) => spec.shape ?? []).filter((other) => other.length).map((other) => other[0]);
+  if (meansBatch(first)) return 0;
+  const elsewhere = others.findIndex((size) => String(size).toLowerCase().startsWith('batch'));
+  if (elsewhere >= 0) return elsewhere + 1;
+  if (isSize(first)) {
+    const taken = firstsOf(outputs);
+    return shape.length > 1 && (first === 1 || taken.includes(first) || !taken.length) ? 0 : null;
+  }
+  const firsts = firstsOf([...inputs, ...outputs]);
+  if (nameless(first)) return firsts.every(nameless) ? 0 : null;
+  const other = OTHER_NAMES.some((word) => first.toLowerCase().includes(word)) || first.length === 1;
+  return !other && firsts.every((size) => size === first) ? 0 : null;
 }
 
 const isSize = (size) => Number.isInteger(size) && size >= 0;
@@ -782,26 +970,26 @@ function kernelsOf(events) {
 /** Write the first output for every row to plan.outputs (.npy, float32) and return its shape. */
 async function predict(session, feeds, plan) {
   if (feeds.random) throw new WorkerError('mode predict needs `inputs`');
-  const { rows, batch } = feeds;
+  const { count, batch } = feeds;
   const file = fs.openSync(plan.outputs, 'w');
   let [shape, told] = [null, 0];
-  for (let start = 0; start < rows.length; start += batch) {
-    const some = Math.min(batch, rows.length - start);
+  for (let start = 0; start < count; start += batch) {
+    const some = Math.min(batch, count - start);
     // A fixed batch is filled up with the first rows; their answers are dropped.
     const fed = feeds.fixed ? batch : some;
     const call = caller(session, { ready: [feeds.feed(start, fed)], output: feeds.output });
-    const answer = await oneRowEach(call, fed);
+    const answer = await oneRowEach(call, fed, feeds);
     const labels = ['int32', 'int64'].includes(answer.type) && product(answer.dims) === fed; // one class per row
     const width = labels ? 1 : answer.dims[1];
     if (!shape) {
-      shape = labels ? [rows.length] : [rows.length, width];
+      shape = labels ? [count] : [count, width];
       fs.writeFileSync(file, npyHeader(shape));
     }
     const floats = asFloats(answer).subarray(0, some * width);
     fs.writeFileSync(file, new Uint8Array(floats.buffer, floats.byteOffset, floats.byteLength)); // appends to the file
     if (clock() - told > 0.2) {
       told = clock();
-      process.stdout.write(`done ${start + some} ${rows.length}\n`);
+      process.stdout.write(`done ${start + some} ${count}\n`);
     }
   }
   fs.closeSync(file);
@@ -809,7 +997,8 @@ async function predict(session, feeds, plan) {
 }
 
 /** Return the first output, (rows, C) or (rows, C, 1, ...); throw WorkerError if it has another shape. */
-async function oneRowEach(call, rows) {
+async function oneRowEach(call, rows, { axes, plan }) {
+  const which = plan.output ? `output ${plan.output}` : 'the first output';
   const needed = 'accuracy needs one row of logits per input';
   let answer;
   try {
@@ -817,15 +1006,17 @@ async function oneRowEach(call, rows) {
   } catch (error) {
     // onnxruntime-web can run such a model, but it cannot read outputs that are sequences or maps.
     if (!/on index 0\..*non-tensor/.test(error.message)) throw error;
-    throw new WorkerError(`the first output is no tensor; ${needed}`);
+    throw new WorkerError(`${which} is no tensor; ${needed}`);
   }
-  const { type, dims } = answer;
+  const { type } = answer;
+  // A model without a batch returns only one row.
+  const dims = Object.keys(axes).length || answer.dims[0] === 1 ? answer.dims : [1, ...answer.dims];
   const labels = ['int32', 'int64'].includes(type) && dims.length === 1;
   const wide = labels || (dims.length >= 2 && dims.slice(2).every((size) => size === 1));
   if (!wide || dims[0] !== rows || type === 'string') {
-    throw new WorkerError(`the first output is ${type} ${listed(dims)}; ${needed}`);
+    throw new WorkerError(`${which} is ${type} ${listed(dims)}; ${needed}`);
   }
-  return answer;
+  return { type, dims, data: answer.data };
 }
 
 function npyHeader(shape) {
@@ -930,13 +1121,12 @@ function fingerprint(ort, plan, digest, feeds) {
 }
 
 /** Return the shapes, types and batch axes of the inputs. */
-function fedWith({ ready, inputs }) {
+function fedWith({ ready, inputs, axes }) {
   const of = (value) => Object.fromEntries(inputs.map((input) => [input.name, value(input)]));
-  const batched = inputs.filter((input) => input.shape?.length);
   return {
     shapes: of((input) => [...ready[0][input.name].dims]),
     input_types: of((input) => typeName(input).slice(7, -1)),
-    batch_axes: Object.fromEntries(batched.map((input) => [input.name, 0])),
+    batch_axes: axes,
   };
 }
 
