@@ -447,7 +447,9 @@ function arraysIn(file) {
 /** The inputs for the calls: rows of the plan's file in turn, constants, or seeded random arrays. */
 class Feeds {
   constructor(ort, session, plan) {
-    [this.ort, this.plan, this.inputs] = [ort, plan, session.inputMetadata];
+    [this.ort, this.plan] = [ort, plan];
+    const outputs = session.outputMetadata.map(withFreeSizes);
+    this.inputs = session.inputMetadata.map(withFreeSizes);
     this.output = plan.output ?? session.outputNames[0];
     if (!session.outputNames.includes(this.output)) {
       throw new WorkerError(`it has no output '${plan.output}'; its outputs are ${session.outputNames.join(', ')}`);
@@ -457,7 +459,7 @@ class Feeds {
     this.nameKnown(plan);
     this.axes = {};
     for (const input of this.inputs) {
-      const axis = axisOf(input, this.inputs, session.outputMetadata, plan.batch_axes);
+      const axis = axisOf(input, this.inputs, outputs, plan.batch_axes);
       if (axis !== null) this.axes[input.name] = axis;
     }
     const batched = this.inputs.filter(({ name }) => name in this.axes);
@@ -695,6 +697,8 @@ function axisOf(input, inputs, outputs, said) {
   return !other && firsts.every((size) => size === first) ? 0 : null;
 }
 
+const UNNAMED = 2 ** 32 - 1; // what onnxruntime-web tells for a dynamic size without a name, the 32 bits of -1
+const withFreeSizes = (spec) => ({ ...spec, shape: spec.shape?.map((size) => (size === UNNAMED ? null : size)) });
 const isSize = (size) => Number.isInteger(size) && size >= 0;
 const declaredAs = (shape) => `[${shape.map((size) => (isSize(size) ? size : size || '?')).join(',')}]`;
 const product = (sizes) => sizes.reduce((a, b) => a * b, 1);

@@ -1,5 +1,6 @@
 """The worker in Node, for real: onnxruntime-web; its results are those of the Python worker."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -15,7 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.bench import worker
 from edgekd.bench.records import Plan, Record
+from edgekd.card import Export
+from edgekd.data.images import in_memory
+from edgekd.data.originals import keep_originals, keep_timed
 from edgekd.devices.environments import environment_folder
+from edgekd.tasks.known import load_card
 
 FILE = Path(worker.__file__).with_name("worker.mjs")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -615,3 +620,145 @@ def test_sequences_of_the_nearest_length_are_timed(
     for fingerprint in (measure(shaped, model)["fingerprint"], of_python(shaped, model)["fingerprint"]):
         assert fingerprint["shapes"] == {"ids": [2, 3]}
         assert "sequence_length" not in fingerprint
+
+
+# --- several inputs, arrays by name, images of several sizes ---
+
+
+def write_sum(path: Path, batch: str | int = "n") -> Path:
+    """a (batch, 3), b (batch, 3) and a scalar k: the outputs `sum` = a + k b and `difference` = a - b."""
+    nodes = [
+        helper.make_node("Mul", ["b", "k"], ["scaled"]),
+        helper.make_node("Add", ["a", "scaled"], ["sum"]),
+        helper.make_node("Sub", ["a", "b"], ["difference"]),
+    ]
+    given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 3]) for name in "ab"]
+    given.append(helper.make_tensor_value_info("k", TensorProto.FLOAT, []))
+    taken = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 3]) for name in ("sum", "difference")]
+    graph = helper.make_graph(nodes, "sum", given, taken)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def both(measured: Callable[..., dict[str, Any]], plan: dict[str, Any], model: Path) -> list[NDArray[np.float32]]:
+    """The answers of this worker and of Python's."""
+    found = []
+    for call in (measured, of_python):
+        call(plan, model)
+        found.append(np.load(plan["outputs"]))
+    return found
+
+
+@pytest.mark.parametrize("output", [None, "difference"])
+def test_arrays_by_name_are_fed_as_by_the_python_worker(
+    measure: Callable[..., dict[str, Any]], tmp_path: Path, output: str | None
+) -> None:
+    rng, model = np.random.default_rng(0), write_sum(tmp_path / "m.onnx")
+    a, b = rng.standard_normal((2, 7, 3)).astype(np.float32)
+    np.savez(tmp_path / "inputs.npz", a=a, b=b[0], k=np.float32(2))  # b is one example for all calls
+    files = {"inputs": str(tmp_path / "inputs.npz"), "outputs": str(tmp_path / "o.npy")}
+    plan = make_plan(mode="predict", batch_size=3, output=output, **files)
+    own, pythons = both(measure, plan, model)
+    assert np.allclose(own, a - b[0] if output else a + 2 * b[0], atol=1e-6)
+    assert np.array_equal(own, pythons)
+    mark = measure(make_plan(inputs=files["inputs"]), model)["fingerprint"]
+    assert mark["shapes"] == {"a": [1, 3], "b": [1, 3], "k": []}
+    assert mark["batch_axes"] == {"a": 0, "b": 0}
+
+
+def test_a_constant_completes_the_data(measure: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    model = write_sum(tmp_path / "m.onnx")
+    np.savez(tmp_path / "inputs.npz", a=np.ones((2, 3), np.float32), b=np.ones((2, 3), np.float32))
+    files = {"inputs": str(tmp_path / "inputs.npz"), "outputs": str(tmp_path / "o.npy")}
+    own, pythons = both(measure, make_plan(mode="predict", values={"k": 4}, **files), model)
+    assert np.array_equal(own, np.full((2, 3), 5)) and np.array_equal(own, pythons)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "error"),
+    [
+        (
+            {"a": (2, 3), "b": (3, 3), "k": ()},
+            "the data should have equally many examples for all inputs, at least one",
+        ),
+        ({"a": (2, 3), "k": ()}, "the data hold no array for input 'b'; add it, or give it by --input"),
+        ({"a": (2, 3), "b": (2, 3), "k": (), "c": (1,)}, "the data hold an array 'c'; its inputs are a, b, k"),
+        ({"a": (2, 4), "b": (2, 3), "k": ()}, "input a takes [n,3]; what is given for it is [2,4]"),
+    ],
+    ids=["counts", "missing", "unknown", "shape"],
+)
+def test_arrays_that_do_not_fit_are_told(
+    failure: Callable[..., str], tmp_path: Path, arrays: dict[str, tuple[int, ...]], error: str
+) -> None:
+    given: dict[str, Any] = {name: np.zeros(shape, np.float32) for name, shape in arrays.items()}
+    np.savez(tmp_path / "inputs.npz", **given)
+    plan = make_plan(inputs=str(tmp_path / "inputs.npz"))
+    assert failure(plan, write_sum(tmp_path / "m.onnx")).startswith(error)
+
+
+def test_libraries_are_refused(failure: Callable[..., str], tmp_path: Path) -> None:
+    plan = make_plan(custom_ops=("ops.so",))
+    assert (
+        failure(plan, write_model(tmp_path / "m.onnx")) == "onnxruntime-web loads no libraries; leave --custom-ops out"
+    )
+
+
+def write_state(path: Path) -> Path:
+    """x (batch, 2) and a state (2, batch, 2), as recurrent networks have it: x + the sum of the state."""
+    nodes = [
+        helper.make_node("ReduceSum", ["state", "axis"], ["total"], keepdims=0),
+        helper.make_node("Add", ["x", "total"], ["logits"]),
+    ]
+    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 2])]
+    given.append(helper.make_tensor_value_info("state", TensorProto.FLOAT, [2, "batch", 2]))
+    taken = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])]
+    axis = numpy_helper.from_array(np.array([0]), "axis")
+    graph = helper.make_graph(nodes, "state", given, taken, [axis])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_a_batch_along_another_axis(run: Run, measure: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    model, path = write_state(tmp_path / "m.onnx"), tmp_path / "inputs.npz"
+    assert measure(make_plan(batch_size=3), model)["fingerprint"]["shapes"] == {"x": [3, 2], "state": [2, 3, 2]}
+    x, state = np.arange(10, dtype=np.float32).reshape(5, 2), np.arange(4, dtype=np.float32).reshape(2, 1, 2)
+    np.savez(path, x=x, state=state)
+    plan = make_plan(mode="predict", inputs=str(path), outputs=str(tmp_path / "o.npy"), batch_size=4)
+    own, pythons = both(measure, plan, model)
+    assert np.array_equal(own, x + np.array([2, 4])) and np.array_equal(own, pythons)
+    np.savez(path, x=x, state=np.repeat(state, 5, axis=1))
+    assert run(plan, model).returncode == 1
+    error = json.loads((tmp_path / "out.json").read_text())["error"]
+    assert error.startswith("5 examples of input state are along axis 1; here they can only be along the first axis")
+
+
+def test_sizes_without_a_name_are_free(measure: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    given, taken = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None]) for name in ("x", "y"))
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "free", [given], [taken])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    mark = measure(make_plan(shapes={"x": (1, 5)}), tmp_path / "m.onnx")["fingerprint"]
+    assert (mark["shapes"], mark["batch_axes"]) == ({"x": [1, 5]}, {"x": 0})
+
+
+def test_examples_of_different_shapes(measure: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float"], ["logits"], axes=[1, 2], keepdims=0),
+    ]
+    given = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", "height", "width", 3])
+    taken = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
+    graph = helper.make_graph(nodes, "means", [given], [taken])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (height, 9, 3), dtype=np.uint8) for height in (4, 7, 5)]
+    card = dataclasses.replace(load_card("cifar10"), export=Export(resize=True, timed_size=(8, 8)))
+    split = in_memory(np.zeros((3, 32, 32, 3), np.uint8), np.zeros(3, np.int64), lambda i: images[i])
+    keep_originals(split, tmp_path / "packed.npy")
+    keep_timed(split, card, tmp_path / "timed.npy")
+    files = {"inputs": str(tmp_path / "packed.npy"), "outputs": str(tmp_path / "o.npy")}
+    own, pythons = both(measure, make_plan(mode="predict", packed=True, batch_size=1, **files), tmp_path / "m.onnx")
+    assert np.allclose(own, [image.mean(axis=(0, 1)) for image in images], atol=1e-3)
+    assert np.allclose(own, pythons, atol=1e-3)
+    assert np.load(tmp_path / "timed.npy").shape == (3, 8, 8, 3)
