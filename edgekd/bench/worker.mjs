@@ -466,7 +466,7 @@ class Feeds {
     const size = batched.length ? batched[0].shape[this.axes[batched[0].name]] : null;
     this.fixed = isSize(size); // a fixed batch comes from the model
     this.batch = batched.length ? (this.fixed ? size : this.batchSize(batched)) : 1;
-    [this.random, this.count, this.rows, this.same] = [false, 0, {}, {}];
+    [this.random, this.count, this.rows, this.same, this.ones] = [false, 0, {}, {}, []];
     for (const input of this.inputs.filter(({ name }) => name in plan.values)) {
       this.same[input.name] = constant(ort, input, plan.values[input.name], this.sizes(input, plan));
     }
@@ -496,7 +496,7 @@ class Feeds {
     const { plan } = this;
     if (String(plan.inputs).endsWith('.npz')) this.sortAll(arraysIn(plan.inputs));
     else this.takeRows(plan.packed ? new Packed(plan.inputs) : new Rows(plan.inputs));
-    const counts = Object.entries(this.rows).map(([name, { length }]) => [name, length]);
+    const counts = [...Object.entries(this.rows).map(([name, { length }]) => [name, length]), ...this.ones];
     if (new Set(counts.map(([, count]) => count)).size > 1 || counts.some(([, count]) => !count)) {
       const told = counts.map((pair) => pair.join(' ')).join(', ');
       throw new WorkerError(`the data should have equally many examples for all inputs, at least one; got ${told}`);
@@ -551,6 +551,7 @@ class Feeds {
       const what = `${shape[axis]} examples of input ${input.name} are along axis ${axis}`;
       throw new WorkerError(`${what}; here they can only be along the first axis, give one for all calls`);
     }
+    if (axis && !single) this.ones.push([input.name, 1]); // an example that counts, as the rows do
     if (example || (axis === 0 && !single)) this.rows[input.name] = rows;
     else this.same[input.name] = new this.ort.Tensor(input.type, rows.all(), shape);
   }
