@@ -10,6 +10,7 @@ would not round between the passes, and would differ more.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -108,7 +109,7 @@ def _steps(image: str, result: str, data: Data) -> tuple[list[onnx.NodeProto], l
         constants.append(numpy_helper.from_array(np.array(value, dtype), PREFIX + name))
         return PREFIX + name
 
-    def step(op: str, inputs: Sequence[str], name: str, **attributes: object) -> str:
+    def step(op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
         output = result if name == "image" else PREFIX + name
         nodes.append(helper.make_node(op, list(inputs), [output], name=PREFIX + name, **attributes))
         return output

@@ -16,8 +16,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
 
+from edgekd.bench.records import Effort, Feeding
+from edgekd.bench.runner import measure_process, predict
+from edgekd.bench.sequences import timed_shape_of
 from edgekd.card import Card, Data, Student
+from edgekd.data.arrays import keep_split
 from edgekd.data.images import Split, decode, in_memory
+from edgekd.data.originals import keep_originals, keep_timed
+from edgekd.devices.device import Site
+from edgekd.devices.local import Local
 from edgekd.errors import ConfigError, ModelError
 from edgekd.export.onnx import export
 from edgekd.export.quantize import quantize
@@ -109,7 +116,7 @@ def resizer(card: Card) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "resize", ends[:1], ends[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     session = onnxruntime.InferenceSession(with_resize(model, card).SerializeToString())
-    return lambda images: session.run(None, {"x": images})[0]  # type: ignore[no-any-return]
+    return lambda images: session.run(None, {"x": images})[0]
 
 
 SIDES = [(48, 64), (64, 48), (100, 37), (16, 16), (17, 16), (20, 20), (31, 300), (480, 640), (333, 500), (1000, 997)]
@@ -244,13 +251,14 @@ def test_the_difference_is_measured(card: Card, tmp_path: Path) -> None:
     found = fidelity(split, card)
     resized = [resizer(card)(split.original(i)[None])[0] for i in range(6)]  # type: ignore[misc]
     away = np.abs(np.stack(resized).astype(int) - split.read(np.arange(6)))
-    assert (found.images, found.max_levels, found.mean_levels) == (6, away.max(), pytest.approx(away.mean()))
+    assert (found.images, found.max_levels) == (6, away.max())
+    assert found.mean_levels == pytest.approx(away.mean())
     assert "255 grey levels" in found.words and "on 6 validation images" in found.words
 
 
 def test_a_resize_that_differs_is_not_shipped(card: Card) -> None:
     split = split_of(card, [picture(50, 60)])
-    other = in_memory(split.read(np.arange(1)) ^ 8, split.labels, split.original)
+    other = in_memory(split.read(np.arange(1)) ^ np.uint8(8), split.labels, split.original)
     with pytest.raises(ModelError, match=r"the resize in the graph differs from Pillow .* by at most 8 of 255 .*leave"):
         fidelity(other, card)
 
@@ -258,6 +266,39 @@ def test_a_resize_that_differs_is_not_shipped(card: Card) -> None:
 def test_answers_are_compared(card: Card, exported: Path) -> None:
     split = split_of(card, [picture(50, 60 + k) for k in range(4)])
     assert same_answers(exported, split) == 1.0
+
+
+# --- measurements ---
+
+SITE = Site(load_target("cpu-x86"), Local())
+EFFORT = Effort(processes=1, min_processes=1, warmup_s=0.0, min_calls=2, max_calls=2, max_s=0.0)
+
+
+def fed(exported: Path, inputs: Path | None, effort: Effort = EFFORT) -> tuple[Any, str]:
+    """The shape with which the file is timed, and whether it is fed data or random numbers."""
+    mark = measure_process(exported, SITE, inputs, effort).fingerprint
+    return mark["shapes"]["image"], mark["inputs"]
+
+
+def test_a_single_file_is_timed_at_the_size_that_it_tells(exported: Path) -> None:
+    assert timed_shape_of(exported) == {"image": (1, 30, 40, 3)}
+    assert fed(exported, None) == ([1, 30, 40, 3], "random")
+    effort = dataclasses.replace(EFFORT, feeding=Feeding(shapes={"image": (1, 50, 20, 3)}))
+    assert fed(exported, None, effort) == ([1, 50, 20, 3], "random")
+
+
+def test_a_run_is_timed_at_the_cards_size_and_answers_for_the_originals(
+    card: Card, exported: Path, tmp_path: Path
+) -> None:
+    images = [picture(30, 25), picture(18, 70), picture(41, 20)]
+    split = split_of(card, images)
+    inputs = keep_split(split, tmp_path / "test")
+    keep_originals(split, tmp_path / "test.originals.npy")
+    keep_timed(split, card, tmp_path / "timed.npy")
+    assert fed(exported, inputs) == ([1, 30, 40, 3], "data")
+    predict(exported, SITE, inputs, tmp_path / "logits.npy")
+    expected = np.concatenate([answers(exported, image) for image in images])
+    assert np.array_equal(np.load(tmp_path / "logits.npy"), expected)
 
 
 # --- the card ---
