@@ -257,18 +257,20 @@ class Card:
         return Path(self.file).parent / path
 
 
-def caller_rule(data: Mapping[str, Any], in_graph: bool = False) -> str:
-    """Describe in one line how the caller of a model must prepare an image, given the values of a card's `[data]`.
+def caller_rule(card: Mapping[str, Any]) -> str:
+    """Describe in one line how the caller of a model must prepare an image, given the values of a card's tables `data`
+    and `export`.
 
-    With `in_graph` the model resizes and crops the image itself. The text is empty if the data are not images.
+    The text is empty if the data are not images.
     """
+    data = card.get("data", {})
     if "size" not in data:
         return ""
     size = data["size"]
     fitted = f"upright, shorter side to {data.get('resize') or size} (bilinear), centre {size}x{size} cut out"
     given = data.get("source") in ("digits", "import")  # edgekd does not resize these
     colour = "RGB" if data.get("channels", 3) == 3 else "grey"
-    if in_graph:
+    if card.get("export", {}).get("resize"):
         inside = fitted.removeprefix("upright, ")
         return f"none, any height and width, upright; in the graph: {inside}; {colour}, uint8, 0 to 255"
     return f"{f'none, {size}x{size} as given' if given else fitted}; {colour}, uint8, 0 to 255"

@@ -380,12 +380,12 @@ def test_class_names_are_composed(tmp_path: Path) -> None:
 
 def test_what_the_caller_must_do_to_an_image(tmp_path: Path) -> None:
     def rule(*changes: tuple[str, str]) -> str:
-        return caller_rule(vars(load(tmp_path, *changes).data))
+        return caller_rule({"data": vars(load(tmp_path, *changes).data)})
 
     assert rule() == "none, 8x8 as given; grey, uint8, 0 to 255"
     assert rule(FILES) == "upright, shorter side to 8 (bilinear), centre 8x8 cut out; grey, uint8, 0 to 255"
     assert rule(FILES, ("size = 8", "size = 8\nresize = 10")).startswith(
         "upright, shorter side to 10 (bilinear), centre 8x8 cut out; "
     )
-    assert caller_rule(vars(load_card("imagenet").data)).endswith("; RGB, uint8, 0 to 255")
-    assert caller_rule(vars(load_card("sst2").data)) == caller_rule({}) == ""
+    assert caller_rule({"data": vars(load_card("imagenet").data)}).endswith("; RGB, uint8, 0 to 255")
+    assert caller_rule({"data": vars(load_card("sst2").data)}) == caller_rule({}) == ""

@@ -143,7 +143,7 @@ def _resizing(card: Card) -> dict[str, str]:
     colour = "RGB" if card.data.channels == 3 else "grey"
     return {
         "input": f"uint8 (batch, height, width, {card.data.channels}), {colour}",
-        "resize": caller_rule(dataclasses.asdict(card.data), in_graph=True),
+        "resize": caller_rule(dataclasses.asdict(card)),
         SHAPE_KEY: ",".join(map(str, shape)),
     }
 

@@ -30,7 +30,7 @@ def _describe(data: Data) -> dict[str, str]:
     normalization = {"mean": data.mean, "std": data.std, "scale": "pixel / 255", "in_graph": True}
     color = "RGB" if data.channels == 3 else "grey"
     what = f"uint8 (batch, {data.size}, {data.size}, {data.channels}), {color}"
-    resize = caller_rule(dataclasses.asdict(data))
+    resize = caller_rule({"data": dataclasses.asdict(data)})
     return {
         "labels": json.dumps(data.classes),
         "normalization": json.dumps(normalization),

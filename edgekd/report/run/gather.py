@@ -218,7 +218,7 @@ def _story(run: Run, content: dict[str, Any], models: Sequence[ModelFigures]) ->
         chosen=content["chosen"],
         why_chosen=content["why_chosen"],
         shape=_shape(content["shape"]),
-        input=_prepared(snapshot.get("card", {})),
+        input=caller_rule(snapshot.get("card", {})),
         candidate_count=content["candidates"],
         candidates=candidates,
         data=snapshot.get("card", {}).get("data", {}),
@@ -250,11 +250,6 @@ def _verb(kind: ScoreKind, worse: float) -> str:
 def _times(ratio: float, above: str, below: str) -> str:
     word, factor = (above, ratio) if ratio >= 1 else (below, 1 / ratio)
     return f"{factor:.1f} × {word}" if factor < 9.95 else f"{factor:.0f} × {word}"
-
-
-def _prepared(card: dict[str, Any]) -> str:
-    """How the caller must prepare an image, from the card as `run.json` keeps it."""
-    return caller_rule(card.get("data", {}), bool(card.get("export", {}).get("resize")))
 
 
 def _shape(shape: dict[str, Any]) -> str:
