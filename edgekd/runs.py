@@ -157,7 +157,8 @@ def targets_of(inputs: Inputs, task: Task) -> Inputs:
     none = not inputs.given and inputs.targets.shape == (0,)
     problem = "" if none else task.targets_problem(inputs.targets)
     if problem:
-        raise InputError(f"{inputs.about}: {problem}{f' for inputs {inputs.given}' if inputs.given else ''}")
+        beside = f" for inputs {inputs.given}" if inputs.given and ", got " in problem else ""
+        raise InputError(f"{inputs.about}: {problem}{beside}")
     whole = inputs.targets.dtype.kind in "iu"
     return dataclasses.replace(inputs, targets=inputs.targets.astype(np.int64)) if whole else inputs
 

@@ -120,6 +120,7 @@ def test_arrays_that_do_not_fit_are_told(tmp_path: Path, arrays: dict[str, NDArr
     assert str(caught.value).startswith(f"{path}: ")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "class numbers from 0 for inputs" not in str(caught.value)
 
 
 def test_files_of_another_kind_are_told(tmp_path: Path) -> None:

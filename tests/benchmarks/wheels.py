@@ -5,7 +5,8 @@
 
 Both get the same arrays, of the shapes for which each model is documented, with batch 1 and one thread. In each round a
 bare loop runs in a process of its own before `edgekd bench --quick`, and another one after it; their mean is compared
-with what the command says. The table has the median of the rounds.
+with what the command says. The table has the median of the rounds. On a machine that is busy with other work, put
+`chrt -r 1 taskset -c 1` before the second command, as root, and say so with `--note`.
 """
 
 import argparse
@@ -118,12 +119,13 @@ def main() -> None:
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("wheels", type=Path, nargs="?")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--note", default="", help="what a reader must know about the machine")
     parser.add_argument("--requirements", action="store_true")
     asked = parser.parse_args()
     if asked.requirements:
         print(*(f"{name}=={version}" for name, version in VERSIONS.items()))
         return
-    known = {"edgekd": __version__, "onnxruntime": onnxruntime.__version__, "cpu": machine().model}
+    known = {"edgekd": __version__, "onnxruntime": onnxruntime.__version__, "cpu": machine().model, "note": asked.note}
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for wheel, inside, shapes, values in MODELS:
