@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ CENTRE, SCALE = 152.0, 77.0
 def part(first: int, step: int = 3) -> Split:
     """Every third patient: 0 for training, 1 for validation, 2 for the test."""
     inputs, targets = (array.astype(np.float32) for array in load_diabetes(return_X_y=True))
-    return Split(targets[first::step], lambda chosen: inputs[first::step][chosen])  # type: ignore[arg-type, return-value]
+    return Split(targets[first::step], lambda chosen: inputs[first::step][chosen])
 
 
 def examples(card: Card, split: Split) -> Examples:
@@ -62,7 +61,8 @@ class Regressor(nn.Sequential):
         super().__init__(nn.Linear(features, shape.hidden), nn.ReLU(), nn.Linear(shape.hidden, outputs))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return CENTRE + SCALE * super().forward(inputs)
+        found: Tensor = super().forward(inputs)
+        return CENTRE + SCALE * found
 
 
 def both(card: Card, folder: Path | None) -> tuple[Split, Split]:
@@ -70,12 +70,8 @@ def both(card: Card, folder: Path | None) -> tuple[Split, Split]:
     return part(0), part(1)
 
 
-def no_weights(*asked: Any) -> None:
-    """The loss has no weights."""
-
-
 NUMBERS = Learning(
     load=both, examine=both, require_test=lambda card, folder: None, load_test=lambda card, folder, kept: part(2),
-    keep=nothing_kept, settle=as_it_is, examples=examples, weights=no_weights, score=score,
+    keep=nothing_kept, settle=as_it_is, examples=examples, weights=lambda *asked: None, score=score,
     loss=lambda outputs, targets, smoothing, weights: squared(outputs, targets), soft=squared,
 )  # fmt: skip

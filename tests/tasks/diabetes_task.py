@@ -30,7 +30,7 @@ def problem_of(targets: NDArray[Any]) -> str:
 
 def errors(outputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
     """The absolute error of each example."""
-    return np.abs(outputs[:, 0].astype(np.float64) - targets)
+    return np.asarray(np.abs(outputs[:, 0].astype(np.float64) - targets))
 
 
 def scores(outputs: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
