@@ -63,7 +63,8 @@ def sources_of(card: Card) -> dict[str, str]:
     """
     owners = (card.student, card.teacher, *card.assistants, *card.more_teachers, card.data)
     found: dict[str, str] = {}
-    for path in sorted({owner.function for owner in owners if owner.function}):
+    named = {function for owner in owners if (function := getattr(owner, "function", None))}
+    for path in sorted(named):
         module = path.partition(":")[0]
         folder = Path(card.file).parent.resolve()
         inside = ""  # include any module in the card's folder

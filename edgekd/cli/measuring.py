@@ -231,12 +231,12 @@ def _second_set(path: Path, run: Run, scratch: Path) -> Inputs:
     require("PIL", "train", f"--data {path}: reading image files")
     from edgekd.data.arrays import keep_split
     from edgekd.distill.tasks.known import learning_of
-    from edgekd.tasks.known import build_card
+    from edgekd.tasks.known import build_card, task_of
 
     snapshot = read_json(run.folder / "run.json")["card"]
     plain = {"title": snapshot["name"], "file": str(run.folder), "budgets": {"": {}}}
     card = build_card(snapshot | plain, f"{run.folder / 'run.json'}: card")
-    if card.data.source == "digits":
+    if card.data.source in task_of(card.data).embedded:
         raise InputError(f"--data {path}: the data of card {card.name} are embedded; give an .npz file instead")
     split = learning_of(card.data).load_test(card, path, run.tokenizer)
     return Inputs(keep_split(split, scratch / "second"), split.labels, f"the test data in {path}")

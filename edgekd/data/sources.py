@@ -181,9 +181,10 @@ def _read(card: Card, folder: Path | None, part: str) -> Split:
 
 
 def place_of(card: Card, folder: Path | None) -> Path | None:
-    """The folder of the data: `folder` (the value of `--data`), else the card's; None for the embedded data set."""
+    """The folder of the data: `folder` (the value of `--data`), else the card's; None for data that come with
+    a package."""
     data = card.data
-    if data.source == "digits":
+    if data.source in task_of(data).embedded:
         return None
     if folder is None and not data.path:
         raise InputError(f"{card.file}: data.path: the card names no folder for its data; give one with --data DIR")

@@ -17,6 +17,7 @@ from edgekd.errors import ConfigError
 from edgekd.nets.families import UnbuildableError, make, make_shapes
 from edgekd.nets.teachers import make_teacher_net
 from edgekd.run import Run
+from edgekd.tasks.known import task_of
 
 __all__ = ["refuse_changes", "structure", "structures"]
 
@@ -59,7 +60,7 @@ def refuse_changes(card: Card, run: Run, folder: Path | None, teacher_given: boo
     """
     run.refuse_other_networks(structures(card, teacher_given))
     learning = learning_of(card.data)
-    named = folder is not None or card.data.path or card.data.source == "digits"
+    named = folder is not None or card.data.path or card.data.source in task_of(card.data).embedded
     if named and run.other_marks(data_marks(card, folder)):
         train, validation = learning.load(card, folder)
         run.refuse_other_data(digest(train) + digest(validation))

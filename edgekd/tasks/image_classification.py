@@ -46,6 +46,7 @@ IMAGE_CLASSIFICATION = Task(
     data=Data,
     augment=frozenset({"crop_padding", "flip", "policy", "rand_operations", "rand_magnitude", "mixup", "cutmix"}),
     problem=_problem,
+    embedded=frozenset({"digits"}),
     input="image",
     free={0: "batch"},
     calibration="static",

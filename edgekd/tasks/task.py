@@ -45,6 +45,8 @@ class Task:
     """The keys of `[augment]` that the task supports, in addition to `seed`."""
     problem: Callable[[Any, Augment], str]
     """Describes why the card's `[data]` and `[augment]` do not fit together; empty if they do."""
+    embedded: frozenset[str] = frozenset()
+    """The values of `source` in `[data]` whose data come with a package, so that they need no folder."""
     input: str
     """The name of the exported file's input."""
     free: Mapping[int, str]

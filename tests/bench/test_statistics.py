@@ -8,6 +8,7 @@ from scipy import stats as scipy_stats
 
 from edgekd.bench.statistics import (
     between,
+    bootstrap,
     latency_of,
     min_calls_for,
     order_statistics,
@@ -190,3 +191,17 @@ def test_the_interval_of_a_share_is_scipys(hits: int, total: int) -> None:
     found = wilson(hits, total)
     assert found.value == hits / total
     assert [found.low, found.high] == pytest.approx([expected.low, expected.high], abs=1e-12)
+
+
+def test_the_bootstrap_interval_is_that_of_scipy() -> None:
+    each = np.random.default_rng(3).gamma(2.0, 20.0, 150)
+    found = bootstrap(each)
+    scipy = scipy_stats.bootstrap(
+        (each,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
+    )
+    assert found.value == pytest.approx(each.mean())
+    assert found.low == pytest.approx(scipy.confidence_interval.low, rel=0.01)
+    assert found.high == pytest.approx(scipy.confidence_interval.high, rel=0.01)
+    assert bootstrap(each) == found  # equal figures give equal intervals
+    moved = bootstrap(each, 100.0)  # a score that is not the mean
+    assert (moved.high - moved.low, moved.value) == (pytest.approx(found.high - found.low), 100.0)

@@ -10,11 +10,11 @@ from scipy import stats
 
 from edgekd.bench.records import Record
 from edgekd.check.compare import compared_lines, steadiness
-from edgekd.check.record import Checked, Sample
+from edgekd.check.record import Answers, Checked, Sample
 from edgekd.check.tolerance import Tolerance, tolerance_keys
 from edgekd.figures import Placement, Provenance, compared
 from edgekd.judge import Line
-from edgekd.scores import ACCURACY
+from edgekd.scores import ACCURACY, ScoreKind
 
 OFF = Tolerance().with_values(dict.fromkeys(tolerance_keys([ACCURACY]), "off"))
 
@@ -474,3 +474,54 @@ def test_against_a_record_a_machine_that_lets_processes_wait_finds_nothing(
     assert line.outcome == outcome
     if waited == 0.5:
         assert line.reason == "the machine was too busy: waiting for a CPU took 50 % of the time"
+
+
+# --- scores that are no share of examples ---
+
+MAE = ScoreKind(name="mae", words="mean absolute error", better="lower", unit="mm", tolerance=2.0)
+
+
+def missing(make: Any, errors: Any, name: str) -> Sample:
+    """A sample with these absolute errors."""
+    each = tuple(map(float, errors))
+    answers = Answers(data="d" * 64, about="set.npz", score=sum(each) / len(each), each=each, paired="bootstrap")
+    return make.sample(name, kind=MAE, answers=answers)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("shift", "spread", "outcome", "reason"),
+    [
+        (1.9, 0.1, "pass", ""),
+        (3.0, 0.5, "fail", ""),  # every example is worse by about 3 mm
+        (3.0, 60.0, "inconclusive", "the increase may be chance"),
+        (-5.0, 0.5, "pass", ""),
+    ],
+)
+def test_errors_are_compared_by_the_paired_bootstrap(
+    make: Any, shift: float, spread: float, outcome: str, reason: str
+) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 1, 100)
+    old = rng.gamma(2, 20, 100)
+    new = old + shift + spread * (noise - noise.mean())
+    checked = Checked(sample=missing(make, new, "new.onnx"), baseline=missing(make, old, "old.onnx"))
+    (line,) = lines_of(checked, OFF.with_values({"max_accuracy_loss": "off", "max_mae_increase": 2.0})).values()
+    assert (line.key, line.outcome, line.reason) == ("max_mae_increase", outcome, reason)
+    assert line.figure.value == pytest.approx(shift, abs=1e-6)
+    test = stats.bootstrap((new - old,), np.mean, method="percentile", rng=np.random.default_rng(1))
+    assert line.figure.low == pytest.approx(test.confidence_interval.low, abs=0.05 * spread)
+    assert line.text.startswith(f"mean absolute error increase {MAE.show_change(line.figure.value)} ≤ 2 mm: ")
+
+
+def test_another_score_than_that_of_the_baseline_is_not_compared(old: Sample, make: Any) -> None:
+    old = dataclasses.replace(old, answers=make.answers([0] * 100, [0] * 100))
+    checked = Checked(sample=missing(make, [1.0] * 100, "new.onnx"), baseline=old)
+    (line,) = lines_of(checked, OFF.with_values({"max_mae_increase": 2.0})).values()
+    assert (line.outcome, line.figure.value) == ("inconclusive", None)
+
+
+def test_numbers_are_never_the_same_answers(make: Any) -> None:
+    both = [missing(make, [1.0] * 10, name) for name in ("new.onnx", "old.onnx")]
+    tolerance = OFF.with_values({"max_mae_increase": "off", "min_same_answers": 0.5})
+    (line,) = lines_of(Checked(sample=both[0], baseline=both[1]), tolerance).values()
+    assert (line.key, line.outcome) == ("min_same_answers", "inconclusive")

@@ -12,8 +12,8 @@ from edgekd.data.examples import Examples
 from edgekd.distill.distributed import World, device, summed
 from edgekd.distill.optimise import autocast
 from edgekd.distill.tasks.learning import Learning, as_it_is, nothing_kept, shares
+from edgekd.distill.tasks.weighing import class_weights
 from edgekd.distill.terms.losses import cross_entropy
-from edgekd.distill.weighing import class_weights
 from edgekd.recipe import Training
 
 __all__ = ["IMAGES", "SENTENCES", "accuracy"]

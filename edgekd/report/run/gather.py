@@ -341,7 +341,8 @@ def _commands(run: Run, content: dict[str, Any], snapshot: dict[str, Any], bench
     source = snapshot.get("card", {})
     if snapshot.get("files", {}).get("teacher_sha256") and not source.get("teacher", {}).get("weights"):
         words += ["--teacher", "FILE"]
-    if source.get("data", {}).get("source", "digits") != "digits" and not source["data"].get("path"):
+    known = {*_task(snapshot).embedded, ""}
+    if source.get("data", {}).get("source", "") not in known and not source["data"].get("path"):
         words += ["--data", "DIR"]
     words += _overridden(card, target, snapshot.get("budget", {}))
     if _place(run) != f"runs/{card}@{target}":

@@ -5,7 +5,7 @@ import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
 from edgekd.card import Training
-from edgekd.distill.weighing import class_weights
+from edgekd.distill.tasks.weighing import class_weights
 from edgekd.errors import ConfigError
 
 LABELS = np.array([0, 0, 0, 1, 2, 2, 0, 2])
