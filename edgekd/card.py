@@ -174,8 +174,8 @@ class Teacher:
     shape: dict[str, Any] = field(default_factory=dict)
     weights: str = ""
     """Weights file relative to the card (safetensors, a state dict for torch.load, or an ONNX model);
-    `--teacher` overrides it. Without a file the teacher is trained. Further teachers need a file; assistants must not
-    have one."""
+    `--teacher` overrides it. Without a file the teacher is trained. With a file and `training` it is fine-tuned; its
+    last layer may then be of another size. Further teachers need a file; assistants must not have one."""
     function: ImportPath | None = None
     """family = "import" only: `package.module:function`, called with the shape's values and `classes`."""
     output: str = ""
@@ -196,6 +196,9 @@ class Student:
     function: ImportPath | None = None
     output: str = ""
     """See `Teacher.output`."""
+    weights: str = ""
+    """Weights file relative to the card, from which every candidate starts: the layers whose names and sizes fit are
+    loaded before the training."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -277,7 +280,7 @@ def check_card(card: Card) -> Card:
             raise ConfigError(f"{card.file}: {where}.{problem}")
     for problem in card.recipe.unused_settings(_learnt_by_others(card)):
         raise ConfigError(f"{card.file}: recipe.{problem}")
-    for problem in _unused_teacher_settings(card):
+    for problem in (*_unused_teacher_settings(card), *_unused_weights_settings(card)):
         raise ConfigError(f"{card.file}: {problem}")
     return card
 
@@ -307,3 +310,23 @@ def _unused_teacher_settings(card: Card) -> Iterator[str]:
                 yield f"{where}.{number}.attempts: has no effect; it is for [teacher]"
     if card.recipe.combine != "mean" and not card.more_teachers:
         yield "recipe.combine: has no effect here; it needs [[more_teachers]]"
+
+
+def _unused_weights_settings(card: Card) -> Iterator[str]:
+    """Yield each setting about weights to start from that has no effect or contradicts another one, with the reason."""
+    factor = "loaded_learning_rate_factor"
+    trainings: list[tuple[str, Training | None]] = [("recipe", card.recipe if not card.student.weights else None)]
+    trainings += [(f"assistants.{number}.training", one.training) for number, one in enumerate(card.assistants)]
+    for where, training in trainings:
+        if training is not None and getattr(training, factor) != getattr(Training, factor):
+            needs = "it needs student.weights" if where == "recipe" else "assistants are trained from new"
+            yield f"{where}.{factor}: has no effect; {needs}"
+    if card.teacher.weights.lower().endswith(".onnx") and card.teacher.training is not None:
+        yield "teacher.training: has no effect; an ONNX model is used as it is and cannot be fine-tuned"
+    if card.student.weights and card.recipe.init_from_teacher:
+        yield "recipe.init_from_teacher: cannot be combined with student.weights; both say where the student starts"
+    if card.student.weights and card.teacher.family == "self":
+        yield (
+            'student.weights: cannot be combined with teacher.family = "self"; name the same family, shape and weights '
+            "in [teacher], with [teacher.training]"
+        )

@@ -124,6 +124,7 @@ def distill_each(card: Card, targets: Sequence[Target], asked: DistillRequest) -
         sites = [stack.enter_context(contextlib.closing(connect(target, asked.device))) for target in targets]
         _require_training(asked.track)
         from edgekd.distill.identity import refuse_changes
+        from edgekd.distill.teacher import teacher_start
 
         files = named_files(card, asked.teacher, asked.data)
         done: list[Distilled | None] = []
@@ -132,7 +133,8 @@ def distill_each(card: Card, targets: Sequence[Target], asked: DistillRequest) -
             folder, limits = _folder(card, site.target, asked, len(sites)), card.budget(site.target.name, asked.budget)
             run = stack.enter_context(open_run(folder, card, site.target, limits, files, asked.fresh))
             if run.result.exists() and run.model.exists():
-                refuse_changes(card, run, asked.data, weights_of(card, asked.teacher) is not None)
+                given = weights_of(card, asked.teacher) is not None and teacher_start(card, asked.teacher) is None
+                refuse_changes(card, run, asked.data, given)
                 done.append(Distilled(run=run, outcome=read_result(run.result), before=True))
             else:
                 waiting.append((site, run))
@@ -182,13 +184,13 @@ def weights_of(card: Card, teacher: Path | None) -> Path | None:
 
 
 def digests_of_more(card: Card) -> dict[str, str]:
-    """SHA-256 of the weights of each of the card's further teachers. It is empty for a missing file, because the code
-    that loads the file reports the problem."""
-    paths = [card.resolve(further.weights) if further.weights else None for further in card.more_teachers]
-    return {
-        f"more_teachers[{number}]": file_digest(path) if path and path.is_file() else ""
-        for number, path in enumerate(paths)
-    }
+    """SHA-256 of the weights of each of the card's further teachers, and of those from which the student starts, if the
+    card names any. It is empty for a missing file, because the code that loads the file reports the problem."""
+    named = {f"more_teachers[{number}]": further.weights for number, further in enumerate(card.more_teachers)}
+    if card.student.weights:
+        named["student"] = card.student.weights
+    paths = {name: card.resolve(weights) if weights else None for name, weights in named.items()}
+    return {name: file_digest(path) if path and path.is_file() else "" for name, path in paths.items()}
 
 
 def _folder(card: Card, target: Target, asked: DistillRequest, targets: int) -> Path:
