@@ -139,7 +139,7 @@ def _fitting(net: nn.Module, state: State, path: Path) -> Start:
         loaded=loaded,
         new=new,
         outputs={layer: len(weight) for layer, weight in weights.items() if weight.dim()},
-        unused=tuple(_join(layer, name) for layer in theirs if layer not in own for name in theirs[layer]),
+        unused=tuple(sorted(_join(layer, name) for layer in theirs if layer not in own for name in theirs[layer])),
     )
 
 
@@ -154,8 +154,9 @@ def _why_nothing(net: nn.Module, state: State) -> str:
             f"which is {cut(str(tuple(state[name].shape)))}, wanted {tuple(own[name].shape)}; choose a shape of the "
             "student (student.knobs) with the file's width, or other weights"
         )
+    names = tuple(name for name in state if not name.endswith(_COUNTER))
     return (
-        f"no layer fits the network: the file's names ({_some(tuple(state))}) are of another family than the "
+        f"no layer fits the network: the file's names ({_some(names)}) are of another family than the "
         f"network's ({_some(tuple(own))})"
     )
 
