@@ -28,6 +28,7 @@ __all__ = [
     "Training",
     "caller_rule",
     "check_card",
+    "is_published",
     "read_tables",
 ]
 
@@ -175,7 +176,10 @@ class Teacher:
     weights: str = ""
     """Weights file relative to the card (safetensors, a state dict for torch.load, or an ONNX model);
     `--teacher` overrides it. Without a file the teacher is trained. With a file and `training` it is fine-tuned; its
-    last layer may then be of another size. Further teachers need a file; assistants must not have one."""
+    last layer may then be of another size. Further teachers need a file; assistants must not have one. For torchvision
+    and timm, `pretrained` or `pretrained:NAME` are published weights."""
+    download: bool = False
+    """Whether published weights may be fetched if they are not on this machine."""
     function: ImportPath | None = None
     """family = "import" only: `package.module:function`, called with the shape's values and `classes`."""
     output: str = ""
@@ -197,8 +201,10 @@ class Student:
     output: str = ""
     """See `Teacher.output`."""
     weights: str = ""
-    """Weights file relative to the card, from which every candidate starts: the layers whose names and sizes fit are
-    loaded before the training."""
+    """Weights file relative to the card, or published weights, from which every candidate starts: the layers whose
+    names and sizes fit are loaded before the training."""
+    download: bool = False
+    """See `Teacher.download`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -312,6 +318,11 @@ def _unused_teacher_settings(card: Card) -> Iterator[str]:
         yield "recipe.combine: has no effect here; it needs [[more_teachers]]"
 
 
+def is_published(weights: str) -> bool:
+    """Whether `weights` of a card means published weights of torchvision or timm, and not a file."""
+    return weights.partition(":")[0] == "pretrained"
+
+
 def _unused_weights_settings(card: Card) -> Iterator[str]:
     """Yield each setting about weights to start from that has no effect or contradicts another one, with the reason."""
     factor = "loaded_learning_rate_factor"
@@ -323,6 +334,14 @@ def _unused_weights_settings(card: Card) -> Iterator[str]:
             yield f"{where}.{factor}: has no effect; {needs}"
     if card.teacher.weights.lower().endswith(".onnx") and card.teacher.training is not None:
         yield "teacher.training: has no effect; an ONNX model is used as it is and cannot be fine-tuned"
+    owners: list[tuple[str, Teacher | Student]] = [("teacher", card.teacher), ("student", card.student)]
+    owners += [(f"more_teachers.{number}", one) for number, one in enumerate(card.more_teachers)]
+    owners += [(f"assistants.{number}", one) for number, one in enumerate(card.assistants)]
+    for where, owner in owners:
+        if is_published(owner.weights) and owner.family not in ("torchvision", "timm"):
+            yield f'{where}.weights: only the families torchvision and timm have published weights ("pretrained")'
+        elif owner.download and not is_published(owner.weights):
+            yield f'{where}.download: has no effect; it is for weights = "pretrained"'
     if card.student.weights and card.recipe.init_from_teacher:
         yield "recipe.init_from_teacher: cannot be combined with student.weights; both say where the student starts"
     if card.student.weights and card.teacher.family == "self":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.budget import Budget, read_budget, refuse_others
-from edgekd.card import Card
+from edgekd.card import Card, is_published
 from edgekd.devices.device import Site
 from edgekd.devices.local import connect
 from edgekd.distill.cache.files import require_cache
@@ -16,6 +16,7 @@ from edgekd.external import file_digest
 from edgekd.figures import ModelFigures
 from edgekd.imports import require
 from edgekd.judge import Judged
+from edgekd.nets.published import weights_file
 from edgekd.result import Result, read_result
 from edgekd.run import Run, open_run
 from edgekd.scratch import require_scratch
@@ -180,16 +181,23 @@ def named_files(card: Card, teacher: Path | None, data: Path | None) -> dict[str
 
 def weights_of(card: Card, teacher: Path | None) -> Path | None:
     """The file of the teacher that the user or else the card names; None if neither names a file."""
-    return teacher or (card.resolve(card.teacher.weights) if card.teacher.weights else None)
+    return teacher or weights_file(card, card.teacher, card.teacher.shape)
 
 
 def digests_of_more(card: Card) -> dict[str, str]:
     """SHA-256 of the weights of each of the card's further teachers, and of those from which the student starts, if the
     card names any. It is empty for a missing file, because the code that loads the file reports the problem."""
-    named = {f"more_teachers[{number}]": further.weights for number, further in enumerate(card.more_teachers)}
+    paths = {
+        f"more_teachers[{number}]": weights_file(card, further, further.shape)
+        for number, further in enumerate(card.more_teachers)
+    }
     if card.student.weights:
-        named["student"] = card.student.weights
-    paths = {name: card.resolve(weights) if weights else None for name, weights in named.items()}
+        models = card.student.knobs.get("model", [""]) if is_published(card.student.weights) else [""]
+        several = len(models) > 1
+        paths |= {
+            f"student {model}" if several else "student": weights_file(card, card.student, {"model": model})
+            for model in models
+        }
     return {name: file_digest(path) if path and path.is_file() else "" for name, path in paths.items()}
 
 

@@ -306,8 +306,8 @@ def _as_before(key: str, value: Any) -> bool:
         defaults = {field_.name: field_.default for field_ in dataclasses.fields(Data)}
         return name in defaults and bool(json.loads(json.dumps(defaults[name], default=str)) == value)
     makers: dict[str, Any] = {"card.recipe": Recipe(epochs=1), "card.augment": Augment()}
-    if name == "output" or key == "card.student.weights":  # `output` is an option of teachers and of the student
-        return bool(value == "")
+    if name in ("output", "download") or key == "card.student.weights":  # options of teachers and of the student
+        return not value
     if part.endswith(".training"):
         makers[part] = Training(epochs=1)
     if part not in makers:

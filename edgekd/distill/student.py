@@ -26,6 +26,7 @@ from edgekd.errors import ConfigError
 from edgekd.files import move, read_json, write_json
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import make
+from edgekd.nets.published import weights_file
 from edgekd.nets.start import Start, describe, load_fitting
 from edgekd.nets.teachers import LoadedTeacher, load_teacher_file
 from edgekd.nets.weights import load_into, read_state, save_state
@@ -117,10 +118,11 @@ def new_student(card: Card, shape: Shape, teacher: LoadedTeacher) -> tuple[nn.Mo
 
 def _load_start(card: Card, shape: Shape, net: nn.Module) -> Start | None:
     """Load what fits of the card's `student.weights` into the student. Raises ConfigError if nothing fits."""
-    if not card.student.weights:
+    path = weights_file(card, card.student, shape)
+    if path is None:
         return None
     try:
-        return load_fitting(net, card.resolve(card.student.weights))
+        return load_fitting(net, path)
     except ConfigError as error:
         raise ConfigError(f"{_student(card, shape)}: weights: {error}") from error
 

@@ -17,6 +17,7 @@ from edgekd.distill.tasks.known import learning_of
 from edgekd.errors import BudgetError, InputError
 from edgekd.files import write_json
 from edgekd.nets.deployed import Deployed, count_macs
+from edgekd.nets.published import weights_file
 from edgekd.nets.start import describe, load_all_but_head
 from edgekd.nets.teachers import LoadedTeacher, load_teacher_file, make_teacher_net
 from edgekd.nets.weights import save_state
@@ -40,7 +41,7 @@ forward and a backward pass together count as three forward passes."""
 
 def given_teacher(card: Card, file: Path | None) -> LoadedTeacher | None:
     """The teacher loaded from `file` (`--teacher`) or from the card's weights file; None if neither is given."""
-    path = file or (card.resolve(card.teacher.weights) if card.teacher.weights else None)
+    path = file or weights_file(card, card.teacher, card.teacher.shape)
     if path and card.teacher.family == "self":
         raise InputError(
             f'{card.file}: teacher.family = "self" is trained here, as the student\'s own network; drop {path}, or say '
@@ -61,7 +62,7 @@ def teacher_start(card: Card, file: Path | None) -> Path | None:
     Raises InputError if the weights do not fit apart from their head, or if a head must be replaced and the card does
     not say how to train the teacher.
     """
-    path = file or (card.resolve(card.teacher.weights) if card.teacher.weights else None)
+    path = file or weights_file(card, card.teacher, card.teacher.shape)
     if path is None or card.teacher.family in ("self", "onnx") or path.suffix == ".onnx":
         return None
     start = load_all_but_head(make_teacher_net(card), card, path)
@@ -98,9 +99,10 @@ def more_teachers(card: Card) -> list[LoadedTeacher]:
     """The card's additional teachers, each loaded from its weights file."""
     found = []
     for number, further in enumerate(card.more_teachers):
-        if not further.weights:
+        path = weights_file(card, further, further.shape)
+        if path is None:
             raise InputError(f"{card.file}: more_teachers[{number}].weights: is missing; name its weights file")
-        found.append(load_teacher_file(dataclasses.replace(card, teacher=further), card.resolve(further.weights)))
+        found.append(load_teacher_file(dataclasses.replace(card, teacher=further), path))
     return found
 
 

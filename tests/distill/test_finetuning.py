@@ -2,6 +2,7 @@
 nothing."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ def file_of(tmp_path: Path, classes: int = 10, **shape: Any) -> Path:
 def untrained(card: Card) -> LoadedTeacher:
     torch.manual_seed(9)
     return LoadedTeacher(Deployed(make_teacher_net(card), card.data).eval(), Path("untrained.safetensors"))
+
+
+def after(epochs: int) -> Callable[[list[dict[str, Any]]], bool]:
+    """Ends a training after that many epochs, as a kill between two of them would."""
+    return lambda history: len(history) >= epochs
 
 
 # --- when a teacher is fine-tuned ---
@@ -132,7 +138,7 @@ def test_a_resumed_fine_tuning_equals_an_undisturbed_one(digits: Digits, tmp_pat
     def trained(folder: Path, *ends: int) -> dict[str, Tensor]:
         for end in ends:  # each begins as a new process would: with a new student from the file
             net, start = new_student(card, SHAPE, teacher)
-            learn(card, SHAPE, net, [teacher], digits, folder, start=start, stop=lambda seen, end=end: len(seen) >= end)
+            learn(card, SHAPE, net, [teacher], digits, folder, start=start, stop=after(end))
         return net.state_dict()
 
     undisturbed, resumed = trained(tmp_path / "one", 4), trained(tmp_path / "two", 1, 3, 4)
@@ -148,7 +154,7 @@ def test_a_training_does_not_go_on_from_other_weights(digits: Digits, tmp_path: 
     card = card_of(tmp_path, student=first.name, epochs=2)
     teacher = untrained(card)
     net, start = new_student(card, SHAPE, teacher)
-    learn(card, SHAPE, net, [teacher], digits, tmp_path / "folder", start=start, stop=lambda seen: True)
+    learn(card, SHAPE, net, [teacher], digits, tmp_path / "folder", start=start, stop=after(1))
     other = dataclasses.replace(card, student=dataclasses.replace(card.student, weights=second.name))
     net, start = new_student(other, SHAPE, teacher)
     with pytest.raises(ConfigError, match="was written with SHA-256 of the weights to start from = "):

@@ -88,9 +88,10 @@ def test_arithmetic(precision: Literal["fp32", "bf16", "auto"]) -> None:
 
 def test_loaded_parameters_learn_at_a_share_of_the_rate() -> None:
     """Two steps of SGD by hand: w ← w − rate · share · gradient."""
-    net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
-    nn.init.ones_(net[0].weight)
-    nn.init.ones_(net[1].weight)
+    layers = [nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)]
+    for layer in layers:
+        nn.init.ones_(layer.weight)
+    net = nn.Sequential(*layers)
     training = Training(epochs=1, learning_rate=0.5, momentum=0.0, weight_decay=0.0, loaded_learning_rate_factor=0.25)
     optimizer = make_optimizer(net, training, {"0.weight"})
     values = [1.0, 1.0]
@@ -100,7 +101,7 @@ def test_loaded_parameters_learn_at_a_share_of_the_rate() -> None:
         set_rate(optimizer, rate)
         optimizer.step()
         values = [values[0] - rate * 0.25 * values[1], values[1] - rate * values[0]]
-        assert [float(layer.weight.detach()) for layer in net] == pytest.approx(values)
+        assert [float(layer.weight.detach()) for layer in layers] == pytest.approx(values)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.025])
 
 

@@ -99,7 +99,8 @@ def test_a_head_behind_which_a_layer_runs_is_not_found(tmp_path: Path) -> None:
             self.classes = nn.Parameter(torch.zeros(7, classes))
 
         def forward(self, images: Tensor) -> Tensor:
-            return self.body(images.flatten(1)) @ self.classes
+            found: Tensor = self.body(images.flatten(1)) @ self.classes
+            return found
 
     save_state(Odd(10), tmp_path / "odd.safetensors", {})
     with pytest.raises(InputError) as caught:
