@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from edgekd.budget import Budget
 from edgekd.errors import ConfigError, did_you_mean, shown
+from edgekd.files import at_home
 from edgekd.recipe import Augment, Positive, Recipe, Seed, Term, Training
 from edgekd.spec import locate, read_toml
 
@@ -239,8 +240,8 @@ class Card:
         return budget.with_values(override) if override else budget
 
     def resolve(self, path: str) -> Path:
-        """Resolve a path in the card: a relative path starts at the card's folder."""
-        return Path(self.file).parent / path
+        """Resolve a path in the card: a relative path starts at the card's folder, `~` is the user's home folder."""
+        return Path(self.file).parent / at_home(path)
 
 
 def caller_rule(data: Mapping[str, Any]) -> str:

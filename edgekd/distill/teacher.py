@@ -122,9 +122,10 @@ def refuse_long_teaching(card: Card, images: int, start: Path | None = None) -> 
     macs = 3 * count_macs(net, card.data) * images * training.epochs
     if macs > SMALL_TRAINING_MACS:
         what = "fine-tuning" if start else "the card has no weights and training"
+        named = f" (with teacher.weights = {str(start)!r} in the card)" if start and not card.teacher.weights else ""
         raise InputError(
-            f"{card.file}: {what} its teacher takes long ({macs:.1g} multiply-accumulates); run `edgekd teach` "
-            "once and give its file, or your own, with --teacher FILE"
+            f"{card.file}: {what} its teacher takes long ({macs:.1g} multiply-accumulates); run `edgekd teach`"
+            f"{named} once and give its file, or your own, with --teacher FILE"
         )
 
 
