@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from edgekd.budget import Budget
 from edgekd.errors import ConfigError, did_you_mean, shown
+from edgekd.files import at_home
 from edgekd.recipe import Augment, Positive, Recipe, Seed, Term, Training
 from edgekd.spec import locate, read_toml
 
@@ -29,6 +30,7 @@ __all__ = [
     "Training",
     "caller_rule",
     "check_card",
+    "is_published",
     "read_tables",
 ]
 
@@ -175,8 +177,11 @@ class Teacher:
     shape: dict[str, Any] = field(default_factory=dict)
     weights: str = ""
     """Weights file relative to the card (safetensors, a state dict for torch.load, or an ONNX model);
-    `--teacher` overrides it. Without a file the teacher is trained. Further teachers need a file; assistants must not
-    have one."""
+    `--teacher` overrides it. Without a file the teacher is trained. With a file and `training` it is fine-tuned; its
+    last layer may then be of another size. Further teachers need a file; assistants must not have one. For torchvision
+    and timm, `pretrained` or `pretrained:NAME` are published weights."""
+    download: bool = False
+    """Whether published weights may be fetched if they are not on this machine."""
     function: ImportPath | None = None
     """family = "import" only: `package.module:function`, called with the shape's values and `classes`."""
     output: str = ""
@@ -197,6 +202,11 @@ class Student:
     function: ImportPath | None = None
     output: str = ""
     """See `Teacher.output`."""
+    weights: str = ""
+    """Weights file relative to the card, or published weights, from which every candidate starts: the layers whose
+    names and sizes fit are loaded before the training."""
+    download: bool = False
+    """See `Teacher.download`."""
 
 
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
@@ -253,8 +263,8 @@ class Card:
         return budget.with_values(override) if override else budget
 
     def resolve(self, path: str) -> Path:
-        """Resolve a path in the card: a relative path starts at the card's folder."""
-        return Path(self.file).parent / path
+        """Resolve a path in the card: a relative path starts at the card's folder, `~` is the user's home folder."""
+        return Path(self.file).parent / at_home(path)
 
 
 def caller_rule(card: Mapping[str, Any]) -> str:
@@ -308,7 +318,7 @@ def check_card(card: Card) -> Card:
     if card.export.resize and (not isinstance(card.data, Data) or card.data.source in ("digits", "import")):
         given = f'with source = "{card.data.source}"' if isinstance(card.data, Data) else "for text"
         raise ConfigError(f"{card.file}: export.resize: has no effect {given}; it is for image files of any size")
-    for problem in _unused_teacher_settings(card):
+    for problem in (*_unused_teacher_settings(card), *_unused_weights_settings(card)):
         raise ConfigError(f"{card.file}: {problem}")
     return card
 
@@ -338,3 +348,36 @@ def _unused_teacher_settings(card: Card) -> Iterator[str]:
                 yield f"{where}.{number}.attempts: has no effect; it is for [teacher]"
     if card.recipe.combine != "mean" and not card.more_teachers:
         yield "recipe.combine: has no effect here; it needs [[more_teachers]]"
+
+
+def is_published(weights: str) -> bool:
+    """Whether `weights` of a card means published weights of torchvision or timm, and not a file."""
+    return weights.partition(":")[0] == "pretrained"
+
+
+def _unused_weights_settings(card: Card) -> Iterator[str]:
+    """Yield each setting about weights to start from that has no effect or contradicts another one, with the reason."""
+    factor = "loaded_learning_rate_factor"
+    trainings: list[tuple[str, Training | None]] = [("recipe", card.recipe if not card.student.weights else None)]
+    trainings += [(f"assistants.{number}.training", one.training) for number, one in enumerate(card.assistants)]
+    for where, training in trainings:
+        if training is not None and getattr(training, factor) != getattr(Training, factor):
+            needs = "it needs student.weights" if where == "recipe" else "assistants are trained from new"
+            yield f"{where}.{factor}: has no effect; {needs}"
+    if card.teacher.weights.lower().endswith(".onnx") and card.teacher.training is not None:
+        yield "teacher.training: has no effect; an ONNX model is used as it is and cannot be fine-tuned"
+    owners: list[tuple[str, Teacher | Student]] = [("teacher", card.teacher), ("student", card.student)]
+    owners += [(f"more_teachers.{number}", one) for number, one in enumerate(card.more_teachers)]
+    owners += [(f"assistants.{number}", one) for number, one in enumerate(card.assistants)]
+    for where, owner in owners:
+        if is_published(owner.weights) and owner.family not in ("torchvision", "timm"):
+            yield f'{where}.weights: only the families torchvision and timm have published weights ("pretrained")'
+        elif owner.download and not is_published(owner.weights):
+            yield f'{where}.download: has no effect; it is for weights = "pretrained"'
+    if card.student.weights and card.recipe.init_from_teacher:
+        yield "recipe.init_from_teacher: cannot be combined with student.weights; both say where the student starts"
+    if card.student.weights and card.teacher.family == "self":
+        yield (
+            'student.weights: cannot be combined with teacher.family = "self"; name the same family, shape and weights '
+            "in [teacher], with [teacher.training]"
+        )

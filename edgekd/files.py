@@ -16,6 +16,7 @@ from edgekd.units import json_text
 
 __all__ = [
     "FileLock",
+    "at_home",
     "atomic",
     "file_sha256",
     "held",
@@ -80,6 +81,11 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON: {one_line(error)}; delete it to have it made again") from error
+
+
+def at_home(path: str) -> str:
+    """Replace `~` (or `~USER`) at the start of a path by the user's home folder; unchanged if there is no such user."""
+    return os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser raises an error if there is no such user
 
 
 def real(path: Path) -> Path:

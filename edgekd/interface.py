@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.budget import Budget, read_budget, refuse_others
-from edgekd.card import Card
+from edgekd.card import Card, is_published
 from edgekd.devices.device import Site
 from edgekd.devices.local import connect
 from edgekd.distill.cache.files import require_cache
@@ -16,6 +16,7 @@ from edgekd.external import file_digest
 from edgekd.figures import ModelFigures
 from edgekd.imports import require
 from edgekd.judge import Judged
+from edgekd.nets.published import weights_file
 from edgekd.result import Result, read_result
 from edgekd.run import Run, open_run
 from edgekd.scratch import require_scratch
@@ -124,6 +125,7 @@ def distill_each(card: Card, targets: Sequence[Target], asked: DistillRequest) -
         sites = [stack.enter_context(contextlib.closing(connect(target, asked.device))) for target in targets]
         _require_training(asked.track)
         from edgekd.distill.identity import refuse_changes
+        from edgekd.distill.teacher import teacher_start
 
         files = named_files(card, asked.teacher, asked.data)
         done: list[Distilled | None] = []
@@ -132,7 +134,8 @@ def distill_each(card: Card, targets: Sequence[Target], asked: DistillRequest) -
             folder, limits = _folder(card, site.target, asked, len(sites)), card.budget(site.target.name, asked.budget)
             run = stack.enter_context(open_run(folder, card, site.target, limits, files, asked.fresh))
             if run.result.exists() and run.model.exists():
-                refuse_changes(card, run, asked.data, weights_of(card, asked.teacher) is not None)
+                given = weights_of(card, asked.teacher) is not None and teacher_start(card, asked.teacher) is None
+                refuse_changes(card, run, asked.data, given)
                 done.append(Distilled(run=run, outcome=read_result(run.result), before=True))
             else:
                 waiting.append((site, run))
@@ -178,17 +181,24 @@ def named_files(card: Card, teacher: Path | None, data: Path | None) -> dict[str
 
 def weights_of(card: Card, teacher: Path | None) -> Path | None:
     """The file of the teacher that the user or else the card names; None if neither names a file."""
-    return teacher or (card.resolve(card.teacher.weights) if card.teacher.weights else None)
+    return teacher or weights_file(card, card.teacher, card.teacher.shape)
 
 
 def digests_of_more(card: Card) -> dict[str, str]:
-    """SHA-256 of the weights of each of the card's further teachers. It is empty for a missing file, because the code
-    that loads the file reports the problem."""
-    paths = [card.resolve(further.weights) if further.weights else None for further in card.more_teachers]
-    return {
-        f"more_teachers[{number}]": file_digest(path) if path and path.is_file() else ""
-        for number, path in enumerate(paths)
+    """SHA-256 of the weights of each of the card's further teachers, and of those from which the student starts, if the
+    card names any. It is empty for a missing file, because the code that loads the file reports the problem."""
+    paths = {
+        f"more_teachers[{number}]": weights_file(card, further, further.shape)
+        for number, further in enumerate(card.more_teachers)
     }
+    if card.student.weights:
+        models = card.student.knobs.get("model", [""]) if is_published(card.student.weights) else [""]
+        several = len(models) > 1
+        paths |= {
+            f"student {model}" if several else "student": weights_file(card, card.student, {"model": model})
+            for model in models
+        }
+    return {name: file_digest(path) if path and path.is_file() else "" for name, path in paths.items()}
 
 
 def _folder(card: Card, target: Target, asked: DistillRequest, targets: int) -> Path:

@@ -26,7 +26,13 @@ from edgekd.devices.device import Site
 from edgekd.distill.identity import structures
 from edgekd.distill.student import TrainingOptions, check_networks, training_summary
 from edgekd.distill.tasks.known import examples_of, learning_of
-from edgekd.distill.teacher import given_teacher, more_teachers, refuse_long_teaching, with_own_teacher
+from edgekd.distill.teacher import (
+    given_teacher,
+    more_teachers,
+    refuse_long_teaching,
+    teacher_start,
+    with_own_teacher,
+)
 from edgekd.distill.training import StudentTraining, train_student
 from edgekd.errors import EdgekdError
 from edgekd.export.onnx import cpu_logits, keep_torch_logits, parity
@@ -77,6 +83,8 @@ class Setup:
     """The card, completed with the settings that depend on the data."""
     given: LoadedTeacher | None
     """The teacher, if its weights are given; None if it is to be trained."""
+    start: Path | None
+    """The weights from which the teacher is fine-tuned; None if it is given, or trained from new."""
     further: list[LoadedTeacher]
     train: Split
     validation: Split
@@ -145,18 +153,20 @@ def _tried(stage: Callable[[], T]) -> T | EdgekdError:
 def prepare(asked: Request, runs: Sequence[Run]) -> Setup:
     """Load and check the data and the teachers. All errors in them are raised here, before anything is measured."""
     card, learning = asked.card, learning_of(asked.card.data)
-    given, further = given_teacher(card, asked.teacher), more_teachers(card)
+    start = teacher_start(card, asked.teacher)
+    given, further = None if start else given_teacher(card, asked.teacher), more_teachers(card)
     learning.require_test(card, asked.data)
     train, validation = learning.examine(card, asked.data)
     card = learning.settle(card, validation)
     taught = any(run.teacher_weights.exists() for run in runs)
     if given is None and not taught and card.teacher.family != "self":
-        refuse_long_teaching(card, len(train))
+        refuse_long_teaching(card, len(train), start)
     check_networks(card, make_shapes(card, card.student), given, further, examples_of(card, train))
     return Setup(
         asked=asked,
         card=card,
         given=given,
+        start=start,
         further=further,
         train=train,
         validation=validation,
@@ -225,6 +235,7 @@ def learn(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan]) -> Trai
         folder=plan.run.folder,
         data=asked.data,
         teacher_file=asked.teacher,
+        start=setup.start,
         options=dataclasses.replace(asked.options, minimum=limits[0], teacher_minimum=limits[1]),
     )
     teacher, net = train_student(told, setup.given, setup.further, setup.examples, plan.run)

@@ -61,6 +61,9 @@ class Training:
     """Number of parts into which each batch is split. Their gradients are accumulated before each step."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Positive = 0.1
+    loaded_learning_rate_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """The learning rate of the parameters that were loaded from a weights file before the training, as a share of the
+    learning rate of those that are trained from new."""
     schedule: Literal["cosine", "one-cycle", "constant"] = "cosine"
     """After the warm-up: half a cosine down to zero, or no change. `one-cycle` rises for 30 % of the steps and falls
     for the rest, both along cosines (Smith and Topin 2018)."""

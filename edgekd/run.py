@@ -14,7 +14,7 @@ from typing import Any
 from edgekd import __version__
 from edgekd.artefacts import LIST, Digests, keeping, write_list
 from edgekd.budget import Budget
-from edgekd.card import Augment, Card, Data, Export, Recipe
+from edgekd.card import Augment, Card, Data, Export, Recipe, Training
 from edgekd.console import say
 from edgekd.errors import ConfigError, shown
 from edgekd.files import atomic, file_sha256, read_json, write_json
@@ -306,8 +306,10 @@ def _as_before(key: str, value: Any) -> bool:
         defaults = {field_.name: field_.default for field_ in dataclasses.fields(Data)}
         return name in defaults and bool(json.loads(json.dumps(defaults[name], default=str)) == value)
     makers: dict[str, Any] = {"card.recipe": Recipe(epochs=1), "card.augment": Augment(), "card.export": Export()}
-    if name == "output":  # an option of teachers and of the student
-        return bool(value == "")
+    if name in ("output", "download") or key == "card.student.weights":  # options of teachers and of the student
+        return not value
+    if part.endswith(".training"):
+        makers[part] = Training(epochs=1)
     if part not in makers:
         return key.startswith("target.session.")
     defaults = _plain(makers[part])

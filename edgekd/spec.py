@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from edgekd.errors import ConfigError, cut, did_you_mean, one_line, shown
+from edgekd.files import at_home
 
 __all__ = ["build", "bundled_names", "locate", "read_toml"]
 
@@ -47,7 +48,7 @@ def locate(kind: str, name: str) -> Path:
 
     If there is no such file, raises ConfigError with the most similar names.
     """
-    word = {"targets": "target", "models": "card"}[kind]
+    word, name = {"targets": "target", "models": "card"}[kind], at_home(name)
     if not name.isascii() and "\\ud" in ascii(name):  # Python represents bytes that are not UTF-8 in this way
         raise ConfigError(f"{word} {shown(name)}: its path is not UTF-8 text; rename it")
     if name.endswith(".toml") or "/" in name or "\\" in name:

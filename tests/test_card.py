@@ -230,6 +230,10 @@ def test_an_unknown_budget_of_the_command_line() -> None:
         ('[[assistants]]\nfamily = "mlp"\nattempts = 3', "assistants.0.attempts: has no effect; it is for [teacher]"),
         ('[[more_teachers]]\nfamily = "mlp"\ntraining = { epochs = 1 }', "more_teachers.0.training: has no effect; a"),
         ("dkd_beta = 2.0", "recipe.dkd_beta: has no effect here; it needs the term dkd"),
+        ("loaded_learning_rate_factor = 0.2", "recipe.loaded_learning_rate_factor: has no effect; it needs student.w"),
+        ('[[assistants]]\nfamily = "mlp"\ntraining = { epochs = 1, loaded_learning_rate_factor = 0.2 }',
+         "assistants.0.training.loaded_learning_rate_factor: has no effect; assistants are trained from new"),
+        ("loaded_learning_rate_factor = 1.5", "loaded_learning_rate_factor: got 1.5; it should be less than"),
         ('losses = { mse = 1.0 }\nsampling = "points"', "sampling: "),
         ("sampling_strength = 2.0", "recipe.sampling_strength: has no effect here; it needs sampling"),
         ('[[recipe.features]]\nterm = "hint"\nnegatives = 5', "recipe.features: hint: negatives: has no effect "),
@@ -244,6 +248,25 @@ def test_an_unknown_budget_of_the_command_line() -> None:
 )  # fmt: skip
 def test_settings_that_would_do_nothing_are_refused(tmp_path: Path, recipe: str, said: str) -> None:
     assert said in problem(tmp_path, ("[recipe]\nepochs = 3", f"[recipe]\nepochs = 3\n{recipe}"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([("[student]", '[student]\nweights = "a.pt"'), ("[recipe]", "[recipe]\ninit_from_teacher = true")],
+         "recipe.init_from_teacher: cannot be combined with student.weights; both say where the student starts"),
+        ([("[student]", '[student]\nweights = "a.pt"'), ('[teacher]\nfamily = "mlp"', '[teacher]\nfamily = "self"')],
+         'student.weights: cannot be combined with teacher.family = "self"; name the same family, shape and weights'),
+        ([("[student]", '[student]\nweights = "pretrained"')],
+         'student.weights: only the families torchvision and timm have published weights ("pretrained")'),
+        ([("[teacher]", '[teacher]\nweights = "a.pt"\ndownload = true')],
+         'teacher.download: has no effect; it is for weights = "pretrained"'),
+        ([("[teacher]", '[teacher]\nweights = "a.onnx"\ntraining = { epochs = 1 }')],
+         "teacher.training: has no effect; an ONNX model is used as it is and cannot be fine-tuned"),
+    ],
+)  # fmt: skip
+def test_weights_to_start_from_that_contradict(tmp_path: Path, changes: list[tuple[str, str]], said: str) -> None:
+    assert problem(tmp_path, *changes).startswith(said)
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,11 @@ def test_a_run_of_an_edgekd_that_knew_fewer_options_goes_on(tmp_path: Path, card
         train_a_little(run)
     content = read_json(folder / "run.json")
     del content["card"]["recipe"]["standardize"], content["target"]["session"]["arena"]
+    for key in ("weights", "download"):
+        del content["card"]["student"][key]
+    del content["card"]["teacher"]["download"]
+    for training in (content["card"]["recipe"], content["card"]["teacher"]["training"]):
+        del training["loaded_learning_rate_factor"]
     for key in ("background", "skip_broken", "image_column", "label_column"):
         del content["card"]["data"][key]
     write_json(folder / "run.json", content | {"schema_version": 1})

@@ -30,6 +30,7 @@ from edgekd.cli.options import (
 )
 from edgekd.console import open_streams, speaks, stdout_error
 from edgekd.errors import EdgekdError, ExitCode, one_line
+from edgekd.files import at_home
 from edgekd.units import flat
 
 __all__ = ["app", "main"]
@@ -296,7 +297,7 @@ def _options(
 
 def main() -> None:
     """Entry point. Every error that a user can cause is shown as one line on stderr and gives an exit code."""
-    arguments = sys.argv[1:]
+    arguments = [_at_home(argument) for argument in sys.argv[1:]]
     open_streams()
     for stream in (sys.stdout, sys.stderr):  # → or ✓ must not raise an error if the terminal cannot show them
         if isinstance(stream, io.TextIOWrapper):
@@ -324,6 +325,15 @@ def main() -> None:
             sys.exit(ExitCode.USAGE)
         _complain(f"internal error, please report it: {type(error).__name__}: {one_line(error)}", debug)
         sys.exit(ExitCode.INTERNAL)
+
+
+def _at_home(argument: str) -> str:
+    """Replace `~` at the start of an argument, or of the value in `--option=VALUE`, by the user's home folder. Shells
+    do this only for words that begin with `~` and are not quoted."""
+    option, equals, value = argument.partition("=")
+    if option.startswith("--") and equals:
+        return f"{option}={at_home(value)}"
+    return at_home(argument)
 
 
 def _run(arguments: list[str]) -> object:

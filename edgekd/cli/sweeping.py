@@ -129,29 +129,32 @@ def _sweep(
         more_teachers,
         refuse_long_teaching,
         teach,
+        teacher_start,
         with_own_teacher,
     )
     from edgekd.sweep.sweep import TrialSetup, begin, sweep
 
-    given = given_teacher(card, teacher)
+    start = teacher_start(card, teacher)
+    given = None if start else given_teacher(card, teacher)
     learning = learning_of(card.data)
     train, validation = learning.load(card, data)
     card = learning.settle(card, validation)
     minimum, weights = card.budget("").teacher_minimum, folder / "teacher" / "teacher.safetensors"
     if given is None and not weights.exists() and card.teacher.family != "self":
-        refuse_long_teaching(card, len(train))
+        refuse_long_teaching(card, len(train), start)
     examples = (examples_of(card, train), examples_of(card, validation))
     further = more_teachers(card)
     check_networks(card, [shape], given, further, examples[0])
     card = with_own_teacher(card, shape)
+    begins = given.file if given else start
     digests = {
         "SHA-256 of the data": f"{digest(train)[:12]}, {digest(validation)[:12]}",
-        "SHA-256 of the teacher": file_digest(given.file)[:12] if given else "none given",
+        "SHA-256 of the teacher": file_digest(begins)[:12] if begins else "none given",
     } | {f"SHA-256 of {name}": content[:12] for name, content in digests_of_more(card).items()}
     # This is done before a teacher is trained, so that a teacher in the folder always belongs to this card and data.
     study = begin(card, shape, digests, plan, folder)
     with locked(folder / "teacher.lock", "teacher: another process is at it; waiting"):
-        first = given or teach(card, examples, minimum, weights)
+        first = given or teach(card, examples, minimum, weights, start=start)
         check_teacher(card, first, examples[1], minimum)
         last = assist(card, first, examples, weights.parent, TrainingOptions())
     setup = TrialSetup(card=card, shape=shape, teachers=[*last, *further], data=examples)

@@ -175,11 +175,14 @@ def keep(
 
 def _conditions(training: Training) -> dict[str, Any]:
     """The machine and the recipe: they must not change, or a resumed training gives another result."""
+    recipe = dataclasses.asdict(training)
+    if training.loaded_learning_rate_factor == Training.loaded_learning_rate_factor:
+        del recipe["loaded_learning_rate_factor"]  # checkpoints of earlier versions lack it
     return {
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "device": device().type,
         "cpu": Local().facts().model,
         "bf16": computes_bf16(training.precision),
-        **{f"recipe.{key}": value for key, value in dataclasses.asdict(training).items()},
+        **{f"recipe.{key}": value for key, value in recipe.items()},
     }

@@ -33,12 +33,14 @@ from edgekd.data.views import permutation
 from edgekd.distill.checkpoint import Progress, begin, keep
 from edgekd.distill.distributed import averaged, device, reaches_all, world
 from edgekd.distill.objective import Objective
-from edgekd.distill.optimise import clip, learning_rate, make_optimizer
+from edgekd.distill.optimise import clip, learning_rate, make_optimizer, set_rate
 from edgekd.distill.step import TrainingStep
 from edgekd.distill.tasks.learning import Score
 from edgekd.distill.tracking import open_trackers
 from edgekd.distill.watch import Watch, check_epoch
 from edgekd.errors import ConfigError
+from edgekd.files import file_sha256
+from edgekd.nets.start import Start
 from edgekd.recipe import Training
 from edgekd.scores import ACCURACY, ScoreKind
 
@@ -68,6 +70,8 @@ class TrainingJob:
     """Folder of `training.jsonl`; by default the folder of the checkpoint."""
     track: tuple[str, ...] = ()
     """Trackers that get the same values: tensorboard, mlflow, wandb."""
+    start: Start | None = None
+    """What was loaded into the network before the training; these parameters learn at a lower rate."""
     stop: Callable[[list[dict[str, Any]]], bool] | None = None
     """Called with the history before each further epoch; the training ends if it returns true."""
 
@@ -84,7 +88,8 @@ def train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
     parts = parts_of(job.name, training, len(job.train))
     # channels_last makes convolutions 15 % faster on a CPU.
     step_of = TrainingStep(net, job.objective, training).to(where).to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(step_of, training)
+    loaded = frozenset(f"net.net.{name}" for name in job.start.parameters) if job.start else frozenset[str]()
+    optimizer = make_optimizer(step_of, training, loaded)
     about = _about(job)
     state = begin(step_of, optimizer, job.name, job.checkpoint, training, about)
     run: nn.Module = step_of
@@ -101,7 +106,7 @@ def train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
             started, k = time.perf_counter(), epoch % job.views
             part, first = job.objective.part(epoch)
             if epoch == first and epoch:  # a new part starts with a new optimiser
-                optimizer = make_optimizer(step_of, training)
+                optimizer = make_optimizer(step_of, training, loaded)
             torch.manual_seed((training.seed * 1_000_003 + epoch) * 1_009 + among.rank)  # for dropout and the like
             order = permutation(training.seed, epoch, len(job.train))
             watch = Watch(job.name, job.checkpoint, training.learning_rate, epoch)
@@ -124,8 +129,7 @@ def train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
                         watch.add(step, terms, share / among.size)
                     clip(step_of, training)
                     rate = learning_rate(training, (epoch - first) * steps + step, steps, part.epochs)
-                    for group in optimizer.param_groups:
-                        group["lr"] = rate
+                    set_rate(optimizer, rate)
                     optimizer.step()
                     state.average(net)
                     bar.advance(task)
@@ -169,10 +173,12 @@ def batches(count: int, size: int, order: NDArray[np.int64]) -> Iterator[NDArray
 
 
 def _about(job: TrainingJob) -> dict[str, Any]:
-    """Further conditions that must not change when a training is resumed: views, and the data."""
+    """Further conditions that must not change when a training is resumed: views, the data, and the weights it starts
+    from."""
     keys = {"training data": job.train.key, "validation data": job.validation.key}
     digests = {name: sha256(json.dumps(dict(key), sort_keys=True).encode()) for name, key in keys.items()}
-    return {"views": job.views} | {name: digest.hexdigest()[:12] for name, digest in digests.items()}
+    about = {"views": job.views} | {name: digest.hexdigest()[:12] for name, digest in digests.items()}
+    return about | ({"SHA-256 of the weights to start from": file_sha256(job.start.file)[:12]} if job.start else {})
 
 
 def parts_of(where: str, training: Training, count: int) -> int:

@@ -1,6 +1,7 @@
 """Optimiser, gradient clipping, learning rate and autocast precision of a training."""
 
 import math
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from edgekd.distill.distributed import device
 from edgekd.recipe import Training
 
-__all__ = ["autocast", "clip", "computes_bf16", "learning_rate", "make_optimizer"]
+__all__ = ["autocast", "clip", "computes_bf16", "learning_rate", "make_optimizer", "set_rate"]
 
 RISE = 0.3
 """Share of the steps during which the learning rate of `one-cycle` rises."""
@@ -18,12 +19,23 @@ START, END = 1 / 25, 1 / 10_000
 """First and last learning rate of `one-cycle`, relative to the highest one (the defaults of torch's OneCycleLR)."""
 
 
-def make_optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
+def make_optimizer(
+    module: nn.Module, training: Training, loaded: AbstractSet[str] = frozenset()
+) -> torch.optim.Optimizer:
     """A new optimiser for the training; SGD uses Nesterov momentum. The learned temperature (`theta`) has no weight
-    decay, which would pull it to the middle of its range for no reason."""
-    theta = [value for name, value in module.named_parameters() if name == THETA]
-    others = [value for name, value in module.named_parameters() if name != THETA]
-    groups: list[dict[str, Any]] = [{"params": others}, *({"params": [value], "weight_decay": 0.0} for value in theta)]
+    decay, which would pull it to the middle of its range for no reason.
+
+    `loaded` are the names of the parameters that were loaded from a weights file. They are a group of their own, whose
+    learning rate `set_rate` multiplies by `loaded_learning_rate_factor`.
+    """
+    named = dict(module.named_parameters())
+    others = [value for name, value in named.items() if name != THETA and name not in loaded]
+    slow = [value for name, value in named.items() if name in loaded]
+    groups: list[dict[str, Any]] = [{"params": others}] if others or not slow else []
+    if slow:
+        groups.append({"params": slow, "factor": training.loaded_learning_rate_factor})
+    if THETA in named:
+        groups.append({"params": [named[THETA]], "weight_decay": 0.0})
     if training.optimizer == "adamw":
         return torch.optim.AdamW(groups, training.learning_rate, weight_decay=training.weight_decay)
     return torch.optim.SGD(
@@ -33,6 +45,12 @@ def make_optimizer(module: nn.Module, training: Training) -> torch.optim.Optimiz
         weight_decay=training.weight_decay,
         nesterov=training.momentum > 0,
     )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group: `rate`, or the group's share of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("factor", 1.0)
 
 
 def clip(module: nn.Module, training: Training) -> None:

@@ -26,6 +26,8 @@ from edgekd.errors import ConfigError
 from edgekd.files import move, read_json, write_json
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import make
+from edgekd.nets.published import weights_file
+from edgekd.nets.start import Start, describe, load_fitting
 from edgekd.nets.teachers import LoadedTeacher, load_teacher_file
 from edgekd.nets.weights import load_into, read_state, save_state
 from edgekd.recipe import Recipe, Term
@@ -75,9 +77,9 @@ def distill_student(
         best, kind = None, task_of(card.data).scores[0]
         for attempt in range(card.recipe.attempts):
             longer = dataclasses.replace(card, recipe=_longer(card.recipe, 2**attempt))
-            net = new_student(card, shape, chain[0])
+            net, start = new_student(card, shape, chain[0])
             folder = out.parent / f"attempt-{attempt + 1}"
-            history = learn(longer, shape, net, chain, data, folder, options)
+            history = learn(longer, shape, net, chain, data, folder, options, start=start)
             reached = best_score(longer.recipe, history, kind)
             if best is None or kind.improves(reached, best):
                 best, chosen = reached, folder
@@ -99,15 +101,30 @@ def distill_student(
     return net.eval()
 
 
-def new_student(card: Card, shape: Shape, teacher: LoadedTeacher) -> nn.Module:
-    """The untrained student of that shape, initialised with the recipe's seed. With `init_from_teacher`, the teacher's
-    tensors of equal name and shape are copied into it."""
+def new_student(card: Card, shape: Shape, teacher: LoadedTeacher) -> tuple[nn.Module, Start | None]:
+    """The untrained student of that shape, initialised with the recipe's seed, and what was loaded from the card's
+    `student.weights`, if it names a file. With `init_from_teacher`, the teacher's tensors of equal name and shape are
+    copied into it."""
     net = _new(card, shape, card.recipe.seed)
+    start = _load_start(card, shape, net)
+    if start:
+        say(describe("student", start, task_of(card.data).outputs(card.data)))
     if card.recipe.init_from_teacher:
         assert teacher.net is not None  # check_recipe has refused an ONNX teacher
         copied = copy_matching(teacher.net, net)
         say(f"student: {copied} of {len(net.state_dict())} tensors copied from the teacher")
-    return net
+    return net, start
+
+
+def _load_start(card: Card, shape: Shape, net: nn.Module) -> Start | None:
+    """Load what fits of the card's `student.weights` into the student. Raises ConfigError if nothing fits."""
+    path = weights_file(card, card.student, shape)
+    if path is None:
+        return None
+    try:
+        return load_fitting(net, path)
+    except ConfigError as error:
+        raise ConfigError(f"{_student(card, shape)}: weights: {error}") from error
 
 
 def learn(
@@ -121,11 +138,12 @@ def learn(
     name: str = "student",
     stop: Callable[[list[dict[str, Any]]], bool] | None = None,
     log: Path | None = None,
+    start: Start | None = None,
 ) -> list[dict[str, Any]]:
     """Train `net`, which has the student's family and `shape`, in place with the card's recipe; return its history.
 
-    The checkpoint is written to `folder`, the log to `log`, by default a folder beside `folder`. Raises ConfigError if
-    the recipe does not fit the networks.
+    `start` says what was loaded into `net` before. The checkpoint is written to `folder`, the log to `log`, by default
+    a folder beside `folder`. Raises ConfigError if the recipe does not fit the networks.
     """
     recipe, (examples, validation) = card.recipe, data
     whole = Deployed(net, card.data)
@@ -145,6 +163,7 @@ def learn(
             checkpoint=folder / "checkpoint.pt",
             log=log or folder.parent / "log",
             track=options.track,
+            start=start,
             stop=stop,
         )
         return train(whole, job)
@@ -187,9 +206,16 @@ def _first_usable(card: Card, shapes: Sequence[Shape], examples: Examples) -> Sh
 
 
 def check_student(card: Card, shape: Shape, examples: Examples) -> None:
-    """Raise ConfigError if the student of that shape cannot be built, or cannot be trained on the examples."""
-    named = f": {shape_name(shape)}" if shape else ""
-    check_learning(_new(card, shape, card.recipe.seed), card, _first_two(examples), f"{card.file}: student{named}")
+    """Raise ConfigError if the student of that shape cannot be built, takes nothing from the card's `student.weights`,
+    or cannot be trained on the examples. Raises InputError if these weights cannot be read."""
+    net = _new(card, shape, card.recipe.seed)
+    _load_start(card, shape, net)
+    check_learning(net, card, _first_two(examples), _student(card, shape))
+
+
+def _student(card: Card, shape: Shape) -> str:
+    """The beginning of messages about the student of that shape."""
+    return f"{card.file}: student{f': {shape_name(shape)}' if shape else ''}"
 
 
 def check_recipe(

@@ -17,6 +17,8 @@ from edgekd.distill.tasks.known import learning_of
 from edgekd.errors import BudgetError, InputError
 from edgekd.files import write_json
 from edgekd.nets.deployed import Deployed, count_macs
+from edgekd.nets.published import weights_file
+from edgekd.nets.start import describe, load_all_but_head
 from edgekd.nets.teachers import LoadedTeacher, load_teacher_file, make_teacher_net
 from edgekd.nets.weights import save_state
 from edgekd.tasks.known import task_of
@@ -27,6 +29,7 @@ __all__ = [
     "more_teachers",
     "refuse_long_teaching",
     "teach",
+    "teacher_start",
     "validation_score",
     "with_own_teacher",
 ]
@@ -38,7 +41,7 @@ forward and a backward pass together count as three forward passes."""
 
 def given_teacher(card: Card, file: Path | None) -> LoadedTeacher | None:
     """The teacher loaded from `file` (`--teacher`) or from the card's weights file; None if neither is given."""
-    path = file or (card.resolve(card.teacher.weights) if card.teacher.weights else None)
+    path = file or weights_file(card, card.teacher, card.teacher.shape)
     if path and card.teacher.family == "self":
         raise InputError(
             f'{card.file}: teacher.family = "self" is trained here, as the student\'s own network; drop {path}, or say '
@@ -47,6 +50,29 @@ def given_teacher(card: Card, file: Path | None) -> LoadedTeacher | None:
     if path is None and card.teacher.family == "onnx":
         raise InputError(f"{card.file}: teacher.weights: is missing; name the ONNX file there or with --teacher FILE")
     return load_teacher_file(card, path) if path else None
+
+
+def teacher_start(card: Card, file: Path | None) -> Path | None:
+    """The weights file from which the card's teacher is fine-tuned; None if no file is given or if the file holds a
+    teacher that is used as it is.
+
+    A teacher is fine-tuned if the card has both weights and [teacher.training], or if the head of the weights (also
+    those of `file`, `--teacher`) must be replaced. A `file` that fits whole is used as it is.
+
+    Raises InputError if the weights do not fit apart from their head, or if a head must be replaced and the card does
+    not say how to train the teacher.
+    """
+    path = file or weights_file(card, card.teacher, card.teacher.shape)
+    if path is None or card.teacher.family in ("self", "onnx") or path.suffix == ".onnx":
+        return None
+    start = load_all_but_head(make_teacher_net(card), card, path)
+    if start.new and card.teacher.training is None:
+        words = describe("teacher", start, task_of(card.data).outputs(card.data)).partition("; ")[0]
+        raise InputError(
+            f"{path}: {words.removeprefix('teacher: ')}, but the card does not say how: add [teacher.training] to "
+            f"{card.file}, with epochs"
+        )
+    return path if start.new or (file is None and card.teacher.training) else None
 
 
 def with_own_teacher(card: Card, shape: Shape) -> Card:
@@ -73,9 +99,10 @@ def more_teachers(card: Card) -> list[LoadedTeacher]:
     """The card's additional teachers, each loaded from its weights file."""
     found = []
     for number, further in enumerate(card.more_teachers):
-        if not further.weights:
+        path = weights_file(card, further, further.shape)
+        if path is None:
             raise InputError(f"{card.file}: more_teachers[{number}].weights: is missing; name its weights file")
-        found.append(load_teacher_file(dataclasses.replace(card, teacher=further), card.resolve(further.weights)))
+        found.append(load_teacher_file(dataclasses.replace(card, teacher=further), path))
     return found
 
 
@@ -88,21 +115,30 @@ def _training(card: Card) -> Training:
     return card.teacher.training
 
 
-def refuse_long_teaching(card: Card, images: int) -> None:
-    """Raise InputError, which names the command to run, if training the card's teacher would take too long."""
+def refuse_long_teaching(card: Card, images: int, start: Path | None = None) -> None:
+    """Raise InputError, which names the command to run, if training the card's teacher would take too long. `start`
+    are the weights from which it is fine-tuned."""
     net, training = make_teacher_net(card), _training(card)
     macs = 3 * count_macs(net, card.data) * images * training.epochs
     if macs > SMALL_TRAINING_MACS:
+        what = "fine-tuning" if start else "the card has no weights and training"
+        named = f" (with teacher.weights = {str(start)!r} in the card)" if start and not card.teacher.weights else ""
         raise InputError(
-            f"{card.file}: the card has no weights and training its teacher takes long ({macs:.1g} multiply-"
-            "accumulates); run `edgekd teach` once and give its file, or your own, with --teacher FILE"
+            f"{card.file}: {what} its teacher takes long ({macs:.1g} multiply-accumulates); run `edgekd teach`"
+            f"{named} once and give its file, or your own, with --teacher FILE"
         )
 
 
 def teach(
-    card: Card, data: tuple[Examples, Examples], minimum: float | None, out: Path, track: tuple[str, ...] = ()
+    card: Card,
+    data: tuple[Examples, Examples],
+    minimum: float | None,
+    out: Path,
+    track: tuple[str, ...] = (),
+    start: Path | None = None,
 ) -> LoadedTeacher:
-    """Train the card's teacher and save it to `out` (safetensors); if `out` exists, only load it.
+    """Train the card's teacher, from the weights `start` if they are given (see `teacher_start`), and save it to `out`
+    (safetensors); if `out` exists, only load it.
 
     If its score on validation data does not reach `minimum`, it is trained again with twice the epochs, up to
     `teacher.attempts` times in all. Raises BudgetError if no attempt reaches `minimum`, InputError if the card does not
@@ -119,7 +155,7 @@ def teach(
         epochs = training.epochs * 2**attempt
         longer = dataclasses.replace(training, epochs=epochs)
         scratch = out.parent / f"{out.stem}-attempt-{attempt + 1}"
-        reached = _attempt(card, data, longer, out, scratch, minimum, track)
+        reached = _attempt(card, data, longer, out, scratch, minimum, track, start)
         if minimum is None or kind.reaches(reached, minimum):
             barrier()
             return teach(card, data, minimum, out)
@@ -141,12 +177,16 @@ def _attempt(
     scratch: Path,
     minimum: float | None,
     track: tuple[str, ...],
+    file: Path | None,
 ) -> float:
     where = f"{card.file}: teacher.training.class_weights"
     learning, kind = learning_of(card.data), task_of(card.data).scores[0]
     weights = learning.weights(training, data[0].labels, card.data, where)
     torch.manual_seed(training.seed)
     net = make_teacher_net(card)
+    start = load_all_but_head(net, card, file) if file else None
+    if start:
+        say(describe("teacher", start, task_of(card.data).outputs(card.data)))
     job = TrainingJob(
         name="teacher",
         train=data[0],
@@ -159,6 +199,7 @@ def _attempt(
         checkpoint=scratch / "checkpoint.pt",
         log=out.parent / "log",
         track=track,
+        start=start,
     )
     history = train(Deployed(net, card.data), job)
     reached = best_score(training, history, kind)

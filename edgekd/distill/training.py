@@ -11,7 +11,7 @@ from edgekd.data.examples import Examples
 from edgekd.distill.distributed import broadcast, fail_together, receive
 from edgekd.distill.student import TrainingOptions, check_recipe, distill_student
 from edgekd.distill.tasks.known import examples_of, learning_of
-from edgekd.distill.teacher import check_teacher, given_teacher, more_teachers, teach
+from edgekd.distill.teacher import check_teacher, given_teacher, more_teachers, teach, teacher_start
 from edgekd.errors import EdgekdError
 from edgekd.nets.teachers import LoadedTeacher
 from edgekd.run import Run
@@ -28,6 +28,8 @@ class StudentTraining:
     folder: Path
     data: Path | None
     teacher_file: Path | None
+    start: Path | None
+    """The weights from which the teacher is fine-tuned."""
     options: TrainingOptions
 
 
@@ -39,6 +41,8 @@ class TeacherTraining:
     data: Path | None
     minimum: float | None
     out: Path
+    start: Path | None
+    """The weights from which the teacher is fine-tuned."""
 
 
 def train_student(
@@ -64,9 +68,10 @@ def train_teacher(
     """On rank 0: train the card's teacher and save it to `out`, or load it; return it and the validation data."""
     train, validation = learning_of(card.data).load(card, data)
     examples = (examples_of(card, train), examples_of(card, validation))
-    broadcast(TeacherTraining(card=card, data=data, minimum=minimum, out=out))
+    start = teacher_start(card, None)
+    broadcast(TeacherTraining(card=card, data=data, minimum=minimum, out=out, start=start))
     with fail_together():
-        teacher = teach(card, examples, minimum, out, track)
+        teacher = teach(card, examples, minimum, out, track, start)
     return teacher, examples[1]
 
 
@@ -88,9 +93,9 @@ def _take_part(task: StudentTraining | TeacherTraining) -> None:
     train, validation = learning_of(task.card.data).load(task.card, task.data)
     examples = (examples_of(task.card, train), examples_of(task.card, validation))
     if isinstance(task, TeacherTraining):
-        teach(task.card, examples, task.minimum, task.out)
+        teach(task.card, examples, task.minimum, task.out, start=task.start)
         return
-    given = given_teacher(task.card, task.teacher_file)
+    given = None if task.start else given_teacher(task.card, task.teacher_file)
     _train_both(task, given, more_teachers(task.card), examples, Run(task.folder))
 
 
@@ -103,6 +108,6 @@ def _train_both(
 ) -> tuple[LoadedTeacher, nn.Module]:
     card, options = task.card, task.options
     check_recipe(card, task.shape, given, further, examples[0])
-    teacher = given or teach(card, examples, options.teacher_minimum, run.teacher_weights, options.track)
+    teacher = given or teach(card, examples, options.teacher_minimum, run.teacher_weights, options.track, task.start)
     check_teacher(card, teacher, examples[1], options.teacher_minimum)
     return teacher, distill_student(card, task.shape, [teacher, *further], examples, run, options)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from edgekd.errors import InputError, cut, one_line
 from edgekd.files import atomic
 
-__all__ = ["load_file", "load_into", "read_state", "read_states", "save_state"]
+__all__ = ["alike", "load_file", "load_into", "load_part", "read_state", "read_states", "save_state", "spelled_states"]
 
 State = dict[str, Tensor]
 """Tensors by name."""
@@ -185,6 +185,19 @@ def load_file(net: nn.Module, path: Path) -> None:
     load_into(net, nearest, path, f"; tried: {'; '.join(variants)}" if variants else "")
 
 
+def spelled_states(path: Path) -> list[State]:
+    """Every state dict in a weights file, unchanged and without the prefixes of wrappers, in order of preference.
+
+    Raises InputError as `read_state` does.
+    """
+    return [spelled for state in read_states(path).values() for _, spelled in _spellings(state)]
+
+
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same shape and the same kind of number."""
+    return one.shape == other.shape and _kind(one) == _kind(other)
+
+
 def _spellings(state: State, prefix: str = "", depth: int = 3) -> Iterator[tuple[str, State]]:
     """The state dict unchanged, and with the prefixes of wrappers removed; each with the prefix that was removed.
 
@@ -210,6 +223,12 @@ def load_into(net: nn.Module, state: State, path: Path, tried: str = "") -> None
     ]
     if problems:
         raise InputError(f"{path}: weights of another architecture: {'; '.join(problems)}{tried}")
+    load_part(net, state, path)
+
+
+def load_part(net: nn.Module, state: State, path: Path) -> None:
+    """Load these tensors into the network, whose other tensors do not change. Raises InputError if a module of the
+    network refuses them."""
     try:
         net.load_state_dict(state, strict=False)
     except Exception as error:  # a module's own hooks failed, or torch cannot copy a value

@@ -116,10 +116,12 @@ def _train(setup: TrialSetup, plan: SweepPlan, study: "Study", trial: "Trial", f
         hopeless = trial.should_prune()
         return hopeless
 
-    net = new_student(card, setup.shape, setup.teachers[0])
+    net, start = new_student(card, setup.shape, setup.teachers[0])
     values = ", ".join(f"{key} {value:.3g}" for key, value in trial.params.items())
     try:
-        history = learn(card, setup.shape, net, setup.teachers, setup.data, scratch / "net", name=name, stop=stop)
+        history = learn(
+            card, setup.shape, net, setup.teachers, setup.data, scratch / "net", name=name, stop=stop, start=start
+        )
     except BudgetError as error:  # the loss is no longer finite, but it may be with other values
         trial.set_user_attr("failed", str(error))
         study.tell(trial, state=TrialState.FAIL)

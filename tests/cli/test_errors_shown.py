@@ -334,3 +334,24 @@ def test_what_torchrun_would_not_set(
             distributed.join()
     else:
         assert_refused(cli("distill", "-t", "cpu-x86"), said)
+
+
+def test_the_users_home_folder_in_arguments_and_cards(
+    cli: Cli, tiny_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--option=~/…` reaches a program as it is written, and so does what a card says."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    tiny_card.write_text(tiny_card.read_text().replace("[student]", '[student]\nweights = "~/my.pt"', 1))
+    (home / "card.toml").write_text(tiny_card.read_text())
+    done = cli("distill", "~/card.toml", "--target=~/gone.toml")
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"edgekd: target '{home / 'gone.toml'}': no such file; give a TOML file or a bundled name\n",
+    )
+    done = cli("distill", "~/card.toml", "--target", "cpu-x86", "--teacher=~/gone.pt")
+    assert f"--teacher {home / 'gone.pt'}: no such weights file" in done.stderr
+    done = cli("distill", "~/card.toml", "--target", "cpu-x86")
+    assert (done.returncode, done.stderr) == (2, f"edgekd: {home / 'my.pt'}: no such weights file\n")
+    assert not (tmp_path / "~").exists()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from edgekd.card import Training
-from edgekd.distill.optimise import autocast, computes_bf16, learning_rate, make_optimizer
+from edgekd.distill.optimise import autocast, computes_bf16, learning_rate, make_optimizer, set_rate
 
 
 def rates(training: Training, steps_per_epoch: int) -> list[float]:
@@ -84,3 +84,43 @@ def test_arithmetic(precision: Literal["fp32", "bf16", "auto"]) -> None:
     assert dtype == (torch.bfloat16 if computes_bf16(precision) else torch.float32)
     if precision != "auto":
         assert computes_bf16(precision) == (precision == "bf16")
+
+
+def test_loaded_parameters_learn_at_a_share_of_the_rate() -> None:
+    """Two steps of SGD by hand: w ← w − rate · share · gradient."""
+    layers = [nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)]
+    for layer in layers:
+        nn.init.ones_(layer.weight)
+    net = nn.Sequential(*layers)
+    training = Training(epochs=1, learning_rate=0.5, momentum=0.0, weight_decay=0.0, loaded_learning_rate_factor=0.25)
+    optimizer = make_optimizer(net, training, {"0.weight"})
+    values = [1.0, 1.0]
+    for rate in (0.5, 0.1):
+        optimizer.zero_grad()
+        net(torch.ones(1, 1)).sum().backward()
+        set_rate(optimizer, rate)
+        optimizer.step()
+        values = [values[0] - rate * 0.25 * values[1], values[1] - rate * values[0]]
+        assert [float(layer.weight.detach()) for layer in layers] == pytest.approx(values)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.025])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_groups_without_loaded_parameters_and_with_nothing_else(optimizer: Literal["sgd", "adamw"]) -> None:
+    net = nn.Linear(2, 2)
+    training = Training(epochs=1, optimizer=optimizer, learning_rate=0.5)
+    (alone,) = make_optimizer(net, training).param_groups
+    assert len(alone["params"]) == 2 and "factor" not in alone
+    whole = make_optimizer(net, training, {"weight", "bias"})
+    set_rate(whole, 0.5)
+    (group,) = whole.param_groups
+    assert len(group["params"]) == 2 and group["lr"] == pytest.approx(0.05)
+
+
+def test_the_share_of_a_group_survives_a_checkpoint() -> None:
+    net = nn.Linear(2, 2)
+    before = make_optimizer(net, Training(epochs=1, loaded_learning_rate_factor=0.5), {"bias"}).state_dict()
+    after = make_optimizer(net, Training(epochs=1), {"bias"})
+    after.load_state_dict(before)
+    set_rate(after, 1.0)
+    assert [group["lr"] for group in after.param_groups] == [1.0, 0.5]
