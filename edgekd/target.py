@@ -127,6 +127,9 @@ class Quantization:
     """Whether weights have 7 bits, which avoids the saturation of vpmaddubsw on x86 CPUs without VNNI."""
     symmetric_activation: bool = False
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
+    form: Literal["qdq", "qoperator"] = "qdq"
+    """How int8 is written: with QuantizeLinear and DequantizeLinear around float operators, which every provider
+    understands, or with int8 operators, which make a smaller file for the CPU provider."""
     calibration_images: Annotated[int, Field(ge=1, le=1_000_000)] = 256
 
 

@@ -22,6 +22,7 @@ import edgekd
 from edgekd import __version__
 from edgekd.card import Card
 from edgekd.errors import ModelError, one_line
+from edgekd.export.shrink import save_model
 from edgekd.files import atomic
 from edgekd.nets.deployed import Deployed, example_inputs
 from edgekd.target import Target
@@ -119,23 +120,6 @@ def _describe(model: onnx.ModelProto, card: Card, target: Target, provenance: di
     del model.metadata_props[:]
     for key, value in values.items():
         model.metadata_props.add(key=key, value=value)
-
-
-def save_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write the model atomically, without the exporter's notes on every node (16 kB in a small network)."""
-    for node in model.graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
-    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
-        value.doc_string = ""
-        del value.metadata_props[:]
-    del model.graph.metadata_props[:]
-    # The exporter writes its newest IR version, which older runtimes refuse, although the opset needs less. Below IR
-    # version 4 every weight would have to be an input.
-    oldest = max(4, onnx.helper.find_min_ir_version_for(model.opset_import, True))
-    model.ir_version = min(model.ir_version, oldest)
-    with atomic(path) as temporary:
-        onnx.save_model(model, temporary)
 
 
 @contextlib.contextmanager
