@@ -2,10 +2,11 @@
 no torch."""
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from edgekd.export.shrink import save_model, shrink
 from edgekd.scratch import scratch
 from edgekd.target import Quantization
 
-__all__ = ["prepare", "quantize", "quantize_weights"]
+__all__ = ["Examples", "prepare", "quantize", "quantize_prepared", "quantize_weights"]
 
 TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 FORMS = {"qdq": QuantFormat.QDQ, "qoperator": QuantFormat.QOperator}
@@ -78,12 +79,25 @@ def prepare(source: Path, path: Path) -> None:
             quant_pre_process(source, path, skip_symbolic_shape=True)
     except Exception as error:  # the quantisation tool may raise any exception
         raise ModelError(f"{source}: ONNX Runtime cannot quantise it: {one_line(error)}") from error
+    model = onnx.load(path)
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{number}"  # nodes are kept in float by their names
+    onnx.save_model(model, path)
 
 
 def quantize_prepared(
-    prepared: Path, path: Path, scheme: Quantization, examples: Examples | NDArray[Any], source: Path
+    prepared: Path,
+    path: Path,
+    scheme: Quantization,
+    examples: Examples | NDArray[Any],
+    source: Path,
+    in_float: Collection[str] = (),
 ) -> None:
-    """Do the second half of `quantize`, for a file that `prepare` made of `source`."""
+    """Do the second half of `quantize`, for a file that `prepare` made of `source`.
+
+    The nodes of `prepared` named in `in_float` are not quantised. The ranges of a calibration are kept beside
+    `prepared` and used again, where this onnxruntime can do that.
+    """
     original = onnx.load(source)
     if not isinstance(examples, Mapping):
         examples = {original.graph.input[0].name: examples}
@@ -100,13 +114,20 @@ def quantize_prepared(
                 per_channel=scheme.per_channel,
                 reduce_range=scheme.reduce_range,
                 calibrate_method=METHODS[scheme.calibration],
-                nodes_to_exclude=_preprocessing(onnx.load(prepared)),
+                nodes_to_exclude=[*_preprocessing(onnx.load(prepared)), *in_float],
                 extra_options={"ActivationSymmetric": scheme.symmetric_activation},
+                **_kept_ranges(prepared, scheme),
             )
             model = onnx.load(quantized)
         except Exception as error:  # the quantisation tool may raise any exception
             raise ModelError(f"{source}: ONNX Runtime cannot quantise it: {one_line(error)}") from error
     _keep(model, original, path)
+
+
+def _kept_ranges(prepared: Path, scheme: Quantization) -> dict[str, Path]:
+    if "calibration_cache_path" not in inspect.signature(quantize_static).parameters:
+        return {}  # onnxruntime before 1.32
+    return {"calibration_cache_path": prepared.with_suffix(f".{scheme.calibration}.json")}
 
 
 def _fixed_batch(model: onnx.ModelProto) -> int | None:

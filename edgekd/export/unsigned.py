@@ -120,7 +120,7 @@ class _Rewrite:
         """Whether a QuantizeLinear gives int8: its zero point says so, or since opset 21 `output_dtype`."""
         for attribute in node.attribute:
             if attribute.name == "output_dtype" and attribute.i:
-                return attribute.i == TensorProto.INT8
+                return bool(attribute.i == TensorProto.INT8)
         if len(node.input) < 3 or not node.input[2]:
             return False  # then it gives uint8
         point = self.constants.get(node.input[2])
