@@ -63,6 +63,7 @@ class Trial:
 
     scheme: Quantization
     file: Path
+    size_bytes: int
     right: NDArray[np.bool_]
     """For each validation input (n,), whether the answer is right."""
     ratio: Interval
@@ -74,11 +75,6 @@ class Trial:
     def accuracy(self) -> float:
         """The share of right answers."""
         return float(self.right.mean())
-
-    @property
-    def size_bytes(self) -> int:
-        """The size of the file."""
-        return self.file.stat().st_size
 
     def as_json(self) -> dict[str, Any]:
         """The trial in the form in which a run keeps it."""
@@ -180,12 +176,18 @@ class _Bench:
         quantize_prepared(self.prepared, file, scheme, known.calibration, known.fp32)
         right = right_answers(file, known)
         if best and scheme == dataclasses.replace(best.scheme, calibration=scheme.calibration):
-            trial = dataclasses.replace(best, scheme=scheme, file=file, right=right)
+            trial = dataclasses.replace(best, scheme=scheme, file=file, size_bytes=file.stat().st_size, right=right)
         else:
             ratio = self._ratio(scheme, file, best)
             placed = measure_placement(file, known.site, known.inputs, EFFORT)
             trial = Trial(
-                scheme=scheme, file=file, right=right, ratio=ratio, fused=placed.fused, unfused=placed.unfused
+                scheme=scheme,
+                file=file,
+                size_bytes=file.stat().st_size,
+                right=right,
+                ratio=ratio,
+                fused=placed.fused,
+                unfused=placed.unfused,
             )
         self.trials.append(trial)
         return trial
