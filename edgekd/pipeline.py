@@ -43,7 +43,7 @@ from edgekd.search.candidates import measure_candidates
 from edgekd.search.choose import choose_shape, choose_variant
 from edgekd.search.estimate import with_estimates
 from edgekd.search.int8 import settle_int8
-from edgekd.search.schemes import Material
+from edgekd.search.schemes import Material, figures_of
 from edgekd.tasks.known import task_of
 
 __all__ = ["Request", "distill_all"]
@@ -212,19 +212,19 @@ def quantize_best(setup: Setup, plan: TargetPlan, subjects: list[Subject]) -> di
     int8 = [subject.file for subject in others if subject.precision == "int8"]
     if not int8 or plan.calibration is None or not plan.site.measurable:
         return {}
-    labels = np.load(plan.inputs.with_suffix(".labels.npy"))
-    own = None
-    if setup.given is None:  # a given teacher may have been trained on the validation data
-        logits = logits_of(teacher, plan.site, plan.inputs, plan.run.records)
-        own = float((logits.argmax(axis=1) == labels).mean())
     material = Material(
         fp32=fp32.file,
         calibration=plan.calibration,
         inputs=plan.inputs,
-        labels=labels,
+        targets=np.load(plan.inputs.with_suffix(".labels.npy")),
+        task=task_of(setup.card.data),
         site=plan.site,
         folder=plan.run.scratch / "int8",
     )
+    own = None
+    if setup.given is None:  # a given teacher may have been trained on the validation data
+        kept = dataclasses.replace(material, folder=plan.run.records)
+        own = float(figures_of(teacher.file, kept, teacher.name).mean())
     return settle_int8(material, int8[0], plan.budget, own)
 
 

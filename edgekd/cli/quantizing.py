@@ -123,9 +123,7 @@ def _numbers(option: str, text: str) -> list[float]:
 
 def _show_layers(layers: list[Any], path: Path) -> None:
     """Print a table of the layers, the most damaged first, and write it as a bar chart."""
-    rows = [
-        [one.name, f"{one.sqnr_db:.1f} dB", units.accuracy(one.accuracy), f"{100 * one.drop:+.2f}"] for one in layers
-    ]
+    rows = [[one.name, f"{one.sqnr_db:.1f} dB", units.accuracy(one.score), f"{100 * one.drop:+.2f}"] for one in layers]
     header = ["layer", "SQNR of the outputs", "accuracy", "points lost"]
     out(rich_table(header, rows, "int8 in one layer at a time, the rest in float"))
     require("matplotlib", "report", "--sensitivity")

@@ -26,6 +26,7 @@ from edgekd.files import atomic
 from edgekd.judge import Outcome
 from edgekd.search.layers import Fallback, LayerDamage, fall_back, sensitivity
 from edgekd.search.schemes import Choice, Material, choose_scheme, scheme_words, time_ratio
+from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION as TASK
 
 __all__ = ["Asked", "Comparison", "Quantized", "layer_damage", "quantize_file"]
 
@@ -137,8 +138,8 @@ def quantize_file(asked: Asked) -> Quantized:
         material = _material(asked, parts.choosing, parts.calibration)
         choice = choose_scheme(material)
         best, how = choice.best.file, choice.why
-        top = float((_logits(asked.model, asked, material.inputs).argmax(axis=1) == material.labels).mean())
-        if choice.best.accuracy < top - asked.max_drop / 100:
+        top = float((_logits(asked.model, asked, material.inputs).argmax(axis=1) == material.targets).mean())
+        if choice.best.score < top - asked.max_drop / 100:
             fallback = fall_back(material, choice.best.scheme, top - asked.max_drop / 100, asked.limit_s)
             best, how = (fallback.file if fallback.enough else best), f"{how}; {fallback.why}"
         shutil.copyfile(best, made)
@@ -203,14 +204,15 @@ def _material(asked: Asked, choosing: Ready, calibration: Ready) -> Material:
         fp32=asked.model,
         calibration=calibration.inputs,
         inputs=inputs,
-        labels=labels,
+        targets=labels,
+        task=TASK,
         site=asked.site,
         folder=asked.folder,
     )
 
 
 def _logits(file: Path, asked: Asked, inputs: Path) -> NDArray[Any]:
-    return logits_of(Subject(name=file.stem, file=file, precision="as it is"), asked.site, inputs, asked.folder)
+    return logits_of(Subject(name=file.stem, file=file, precision="as it is"), asked.site, inputs, asked.folder, TASK)
 
 
 def _shifted(asked: Asked, model: onnx.ModelProto, made: Path, part: Ready) -> str:
@@ -248,7 +250,13 @@ def _compared(asked: Asked, made: Path, part: Ready) -> Comparison:
     ratio = None
     if asked.site.measurable:
         material = Material(
-            fp32=asked.model, calibration={}, inputs=inputs, labels=labels, site=asked.site, folder=asked.folder
+            fp32=asked.model,
+            calibration={},
+            inputs=inputs,
+            targets=labels,
+            task=TASK,
+            site=asked.site,
+            folder=asked.folder,
         )
         ratio = time_ratio(made, asked.model, material)
     return Comparison(

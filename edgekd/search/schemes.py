@@ -17,13 +17,14 @@ from edgekd import units
 from edgekd.bench.measure import Subject, logits_of
 from edgekd.bench.records import Effort
 from edgekd.bench.runner import measure_pair, measure_placement
-from edgekd.bench.statistics import Interval, between, ratios_of
+from edgekd.bench.statistics import Interval, between, bootstrap, ratios_of
 from edgekd.console import progress, say
 from edgekd.devices.device import Site
 from edgekd.distributions import mcnemar
 from edgekd.errors import EdgekdError
 from edgekd.export.quantize import Examples, prepare, quantize_prepared
 from edgekd.target import Quantization
+from edgekd.tasks.task import Targets, Task
 
 __all__ = ["Choice", "Material", "Trial", "choose_scheme", "scheme_words"]
 
@@ -50,8 +51,9 @@ class Material:
     calibration: Examples | NDArray[Any]
     inputs: Path
     """Validation inputs, which workers map into memory."""
-    labels: NDArray[np.int64]
-    """The classes (n,) of these inputs; where none are known, the classes that the fp32 file gives."""
+    targets: Targets
+    """What is right for each of these inputs; where that is not known, the answers of the fp32 file."""
+    task: Task
     site: Site
     folder: Path
     """Where files and logits of the trials are written."""
@@ -64,17 +66,17 @@ class Trial:
     scheme: Quantization
     file: Path
     size_bytes: int
-    right: NDArray[np.bool_]
-    """For each validation input (n,), whether the answer is right."""
+    each: NDArray[np.float64]
+    """The task's figure (n,) of each validation input, in which higher is better: 1 for a right answer, else 0."""
     ratio: Interval
     """Its time divided by the time of the fp32 file, in the same processes."""
     fused: int | None
     unfused: int | None
 
     @property
-    def accuracy(self) -> float:
-        """The share of right answers."""
-        return float(self.right.mean())
+    def score(self) -> float:
+        """The mean of these figures: the accuracy, or a deciding score in which higher is better."""
+        return float(self.each.mean())
 
     def as_json(self) -> dict[str, Any]:
         """The trial in the form in which a run keeps it."""
@@ -84,7 +86,7 @@ class Trial:
             **named,
             "form": self.scheme.form,
             "size_bytes": self.size_bytes,
-            "validation_accuracy": self.accuracy,
+            "validation_score": self.score,
             "time_ratio_to_fp32": list(dataclasses.astuple(self.ratio)),
             "fused": self.fused,
             "unfused": self.unfused,
@@ -131,13 +133,13 @@ def choose_scheme(material: Material) -> Choice:
     for rule, changes in stages:
         tried = bench.attempts(best, changes)
         if tried:
-            best, reason = rule(best, tried)
+            best, reason = rule(best, tried, material.task)
             reasons.append(reason)
     why = "; ".join(reasons) or "the target's own settings, and nothing else may be tried"
     return Choice(best=best, trials=tuple(bench.trials), failed=bench.failed, why=f"{scheme_words(best.scheme)}: {why}")
 
 
-_Rule = Callable[[Trial, Sequence[Trial]], tuple[Trial, str]]
+_Rule = Callable[[Trial, Sequence[Trial], Task], tuple[Trial, str]]
 
 
 @dataclass
@@ -174,9 +176,9 @@ class _Bench:
         known = self.material
         file = known.folder / f"trial-{len(self.trials) + len(self.failed)}.onnx"
         quantize_prepared(self.prepared, file, scheme, known.calibration, known.fp32)
-        right = right_answers(file, known)
+        each = figures_of(file, known)
         if best and scheme == dataclasses.replace(best.scheme, calibration=scheme.calibration):
-            trial = dataclasses.replace(best, scheme=scheme, file=file, size_bytes=file.stat().st_size, right=right)
+            trial = dataclasses.replace(best, scheme=scheme, file=file, size_bytes=file.stat().st_size, each=each)
         else:
             ratio = self._ratio(scheme, file, best)
             placed = measure_placement(file, known.site, known.inputs, EFFORT)
@@ -184,7 +186,7 @@ class _Bench:
                 scheme=scheme,
                 file=file,
                 size_bytes=file.stat().st_size,
-                right=right,
+                each=each,
                 ratio=ratio,
                 fused=placed.fused,
                 unfused=placed.unfused,
@@ -203,11 +205,21 @@ def _settings(scheme: Quantization) -> tuple[object, ...]:
     return scheme.activation, scheme.weight, scheme.reduce_range, scheme.calibration, scheme.form
 
 
-def right_answers(file: Path, material: Material) -> NDArray[np.bool_]:
-    """For each validation input (n,), whether the file's answer on the target's provider is right."""
-    subject = Subject(name=file.stem, file=file, precision="int8")
-    logits = logits_of(subject, material.site, material.inputs, material.folder)
-    return np.asarray(logits.argmax(axis=1) == material.labels)
+def figures_of(file: Path, material: Material, name: str = "") -> NDArray[np.float64]:
+    """The task's figure (n,) of each validation input on the target's provider, in which higher is better.
+
+    The answers are kept in the material's folder under `name`, by default the file's.
+    """
+    subject = Subject(name=name or file.stem, file=file, precision="int8")
+    outputs = logits_of(subject, material.site, material.inputs, material.folder, material.task)
+    figures = material.task.each(outputs, material.targets)
+    return figures if material.task.scores[0].better == "higher" else -figures
+
+
+def shown(score: float, task: Task) -> str:
+    """A score in which higher is better as text, in the task's own direction."""
+    kind = task.scores[0]
+    return kind.show(score if kind.better == "higher" else -score)
 
 
 def time_ratio(file: Path, baseline: Path, material: Material) -> Interval:
@@ -222,46 +234,47 @@ def time_ratio(file: Path, baseline: Path, material: Material) -> Interval:
     return between(ratios)
 
 
-def surely_worse(one: Trial, other: Trial) -> bool:
-    """Whether `one` gives fewer right answers than `other` beyond chance, by McNemar's test."""
-    lost, won = int((other.right & ~one.right).sum()), int((one.right & ~other.right).sum())
-    return lost > won and mcnemar(lost, won) <= LEVEL
+def surely_worse(one: Trial, other: Trial, task: Task) -> bool:
+    """Whether `one` scores less than `other` beyond chance, by the task's paired test."""
+    change = one.each - other.each
+    if task.paired == "mcnemar":
+        lost, won = int((change < 0).sum()), int((change > 0).sum())
+        return lost > won and mcnemar(lost, won) <= LEVEL
+    return bootstrap(change.tolist(), float(change.mean())).high < 0
 
 
-def _fastest_accurate(best: Trial, tried: Sequence[Trial]) -> tuple[Trial, str]:
+def _fastest_accurate(best: Trial, tried: Sequence[Trial], task: Task) -> tuple[Trial, str]:
     trials = [best, *tried]
     useful = [trial for trial in trials if trial.ratio.low < 1] or trials
-    top = max(useful, key=lambda trial: trial.accuracy)
-    accurate = [trial for trial in useful if not surely_worse(trial, top)]
+    top = max(useful, key=lambda trial: trial.score)
+    accurate = [trial for trial in useful if not surely_worse(trial, top, task)]
     chosen = accurate[0]
     for trial in accurate:
         if trial.ratio.high < chosen.ratio.low:
             chosen = trial
-    return chosen, f"{_figures(chosen)} against {', '.join(_named(t) for t in trials if t is not chosen)}"
+    return chosen, f"{_figures(chosen, task)} against {', '.join(_named(t, task) for t in trials if t is not chosen)}"
 
 
-def _more_accurate(best: Trial, tried: Sequence[Trial]) -> tuple[Trial, str]:
-    top = max(tried, key=lambda trial: trial.accuracy)
-    chosen = top if surely_worse(best, top) else best
-    others = ", ".join(
-        f"{t.scheme.calibration} {units.accuracy(t.accuracy)}" for t in (best, *tried) if t is not chosen
-    )
-    return chosen, f"{chosen.scheme.calibration} {units.accuracy(chosen.accuracy)}, {others}"
+def _more_accurate(best: Trial, tried: Sequence[Trial], task: Task) -> tuple[Trial, str]:
+    top = max(tried, key=lambda trial: trial.score)
+    chosen = top if surely_worse(best, top, task) else best
+    others = ", ".join(f"{t.scheme.calibration} {shown(t.score, task)}" for t in (best, *tried) if t is not chosen)
+    return chosen, f"{chosen.scheme.calibration} {shown(chosen.score, task)}, {others}"
 
 
-def _smallest(best: Trial, tried: Sequence[Trial]) -> tuple[Trial, str]:
-    fit = [t for t in tried if t.ratio.value <= SLOWER * best.ratio.value and not surely_worse(t, best)]
+def _smallest(best: Trial, tried: Sequence[Trial], task: Task) -> tuple[Trial, str]:
+    fit = [t for t in tried if t.ratio.value <= SLOWER * best.ratio.value and not surely_worse(t, best, task)]
     chosen = min((best, *fit), key=lambda trial: trial.size_bytes)
     others = ", ".join(units.bytes_(t.size_bytes) for t in (best, *tried) if t is not chosen)
     return chosen, f"{units.bytes_(chosen.size_bytes)} instead of {others}"
 
 
-def _figures(trial: Trial) -> str:
+def _figures(trial: Trial, task: Task) -> str:
     layers = "" if trial.fused is None else f", {trial.fused} int8 kernels"
-    return f"{units.accuracy(trial.accuracy)} on validation data, {trial.ratio.value:.2f} of fp32's time{layers}"
+    return f"{shown(trial.score, task)} on validation data, {trial.ratio.value:.2f} of fp32's time{layers}"
 
 
-def _named(trial: Trial) -> str:
+def _named(trial: Trial, task: Task) -> str:
     bits = " 7-bit" if trial.scheme.reduce_range else ""
     name = scheme_words(trial.scheme).partition(",")[0]
-    return f"{name}{bits} {units.accuracy(trial.accuracy)}, {trial.ratio.value:.2f}"
+    return f"{name}{bits} {shown(trial.score, task)}, {trial.ratio.value:.2f}"

@@ -16,14 +16,15 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from edgekd.bench.records import Plan, Record
-from edgekd.card import Budget
+from edgekd.budget import Budget
 from edgekd.devices.device import OnProgress, Site
 from edgekd.errors import InputError, ModelError
 from edgekd.machine import Machine
-from edgekd.search.int8 import accuracy_floor, settle_int8
+from edgekd.search.int8 import score_floor, settle_int8
 from edgekd.search.layers import sensitivity, sqnr_db
 from edgekd.search.schemes import Material, choose_scheme, scheme_words
 from edgekd.target import Quantization, Target, load_target
+from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION
 
 RNG = np.random.default_rng(0)
 VNNI = Machine("x86_64", "a server", frozenset({"avx2", "avx512_vnni"}), "")
@@ -207,7 +208,8 @@ def material(tmp_path: Path, place: Callable[..., Site]) -> Callable[..., Materi
             fp32=tmp_path / "fp32.onnx",
             calibration=x[:64],
             inputs=tmp_path / "inputs.npy",
-            labels=labels,
+            targets=labels,
+            task=IMAGE_CLASSIFICATION,
             site=place(target, machine, answer=answer),
             folder=folder,
         )
@@ -229,7 +231,7 @@ def test_with_vnni_the_fastest_is_u8s8_with_8_bits(material: Callable[..., Mater
         "U8S8, minmax, QOperator",
     ]
     assert [round(trial.ratio.value, 3) for trial in choice.trials] == [0.5, 0.5, 1.2, 1.01, 0.5]
-    assert choice.trials[0].accuracy > 0.97
+    assert choice.trials[0].score > 0.97
     assert choice.best.size_bytes < choice.trials[0].size_bytes
     assert choice.failed == {}
 
@@ -239,10 +241,10 @@ def test_without_vnni_the_weights_get_7_bits(
 ) -> None:
     choice = choose_scheme(material(TRIED, AVX2, answering(vnni=False)))
     eight, seven = choice.trials[:2]
-    assert eight.accuracy < 0.85 < 0.97 < seven.accuracy  # it saturates, and 7 bits do not
+    assert eight.score < 0.85 < 0.97 < seven.score  # it saturates, and 7 bits do not
     assert choice.best.scheme.reduce_range
     assert choice.why.startswith("U8S8, 7-bit weights, minmax, QOperator: ")
-    assert f"against U8S8 {100 * eight.accuracy:.2f} %, 0.50" in choice.why
+    assert f"against U8S8 {100 * eight.score:.2f} %, 0.50" in choice.why
 
 
 def test_where_signed_activations_are_fast_they_may_win(material: Callable[..., Material]) -> None:
@@ -301,8 +303,8 @@ def test_layers_that_saturate_return_to_float(material: Callable[..., Material],
     kept = settle_int8(known, file, Budget(max_accuracy_drop=3.0), None)
     fallback = kept["fallback"]
     assert fallback["used"] is True
-    assert kept["trials"][0]["validation_accuracy"] < 0.85
-    assert fallback["validation_accuracy"] >= 0.97
+    assert kept["trials"][0]["validation_score"] < 0.85
+    assert fallback["validation_score"] >= 0.97
     returned = fallback["returned_to_float"]
     assert 0 < len(returned) < 3
     assert {layer["name"] for layer in fallback["layers"]} == {"first", "second", "head"}
@@ -310,7 +312,7 @@ def test_layers_that_saturate_return_to_float(material: Callable[..., Material],
     graph = onnx.load(file).graph
     weights = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 4}
     assert weights == {TensorProto.FLOAT, TensorProto.INT8} or returned == ["head"] or len(returned) == 2
-    assert (exactly(file, np.load(known.inputs)).argmax(axis=1) == known.labels).mean() > 0.97
+    assert (exactly(file, np.load(known.inputs)).argmax(axis=1) == known.targets).mean() > 0.97
 
 
 def test_a_fallback_that_saves_no_time_is_not_used(material: Callable[..., Material], tmp_path: Path) -> None:
@@ -355,7 +357,7 @@ def test_sqnr() -> None:
 def test_the_accuracy_that_int8_needs(
     budget: Budget, fp32: float, teacher: float | None, expected: float | None
 ) -> None:
-    assert accuracy_floor(budget, fp32, teacher) == (None if expected is None else pytest.approx(expected))
+    assert score_floor(budget, fp32, teacher) == (None if expected is None else pytest.approx(expected))
 
 
 def test_the_simulation_saturates_as_the_instruction_does() -> None:
