@@ -50,6 +50,8 @@ from edgekd.run import Run, take_over
 from edgekd.search.candidates import measure_candidates
 from edgekd.search.choose import choose_shape, choose_variant
 from edgekd.search.estimate import with_estimates
+from edgekd.search.int8 import settle_int8
+from edgekd.search.schemes import Material, figures_of
 from edgekd.tasks.known import task_of
 
 __all__ = ["Request", "distill_all"]
@@ -204,6 +206,7 @@ def finish(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = ()) -
     notes = {"resize_parity": resizing.words} if resizing else {}
     kept: Any = (student.teacher, student.net, plan.calibration, plan.run, notes)
     subjects = export_variants(student.card, plan.site.target, *kept)
+    int8 = quantize_best(setup, plan, subjects)
     some = np.load(plan.inputs)[:512]
     answers = cpu_logits(subjects[1].file, task_of(student.card.data), some)
     agreement = dataclasses.asdict(parity(student.net, student.card, some, answers))
@@ -215,9 +218,35 @@ def finish(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = ()) -
     known = scored(plan, student, subjects, figures, plan.inputs)
     chosen, why = choose(setup, plan, known)
     models = scored(plan, student, subjects, figures, read_test_data(setup, plan))
-    result = judged(plan, student, chosen, why, models, agreement)
+    result = judged(plan, student, chosen, why, models, agreement, int8)
     write_reports(result, plan.candidates, plan.run)
     return result
+
+
+def quantize_best(setup: Setup, plan: TargetPlan, subjects: list[Subject]) -> dict[str, Any]:
+    """Choose how the student is quantised by measuring, and replace its int8 file; returns what was tried.
+
+    Nothing is tried, and the target's own settings hold, if the target cannot be measured here, or if int8 needs no
+    calibration.
+    """
+    teacher, fp32, *others = subjects
+    int8 = [subject.file for subject in others if subject.precision == "int8"]
+    if not int8 or plan.calibration is None or not plan.site.measurable:
+        return {}
+    material = Material(
+        fp32=fp32.file,
+        calibration=plan.calibration,
+        inputs=plan.inputs,
+        targets=np.load(plan.inputs.with_suffix(".labels.npy")),
+        task=task_of(setup.card.data),
+        site=plan.site,
+        folder=plan.run.scratch / "int8",
+    )
+    own = None
+    if setup.given is None:  # a given teacher may have been trained on the validation data
+        kept = dataclasses.replace(material, folder=plan.run.records)
+        own = float(figures_of(teacher.file, kept, teacher.name).mean())
+    return settle_int8(material, int8[0], plan.budget, own)
 
 
 def learn(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan]) -> TrainedStudent:
@@ -284,6 +313,7 @@ def judged(
     why: str,
     models: list[ModelFigures],
     agreement: dict[str, Any],
+    int8: dict[str, Any],
 ) -> Result:
     """Judge the chosen model by its figures on test data."""
     card, run = student.card, plan.run
@@ -303,5 +333,17 @@ def judged(
         test_reads=run.test_reads(),
         parity=agreement,
         training=training_summary(card, run),
-        notes=plan.site.remarks,
+        notes=notes(plan, int8),
+        int8=int8,
     )
+
+
+def notes(plan: TargetPlan, int8: dict[str, Any]) -> tuple[str, ...]:
+    """What readers of the result should know of the device's arithmetic, and why int8 is as it is."""
+    if not int8:
+        return plan.site.remarks
+    target = plan.site.target
+    as_chosen = dataclasses.replace(target.quantization, reduce_range=int8["reduce_range"])
+    remarks = dataclasses.replace(target, quantization=as_chosen).remarks(plan.site.device.facts())
+    fallback = [f"int8: {int8['fallback']['why']}"] if int8["fallback"] else []
+    return (*remarks, f"int8: {int8['why']}", *fallback)

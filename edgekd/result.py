@@ -66,6 +66,9 @@ class Result:
     """The word for the examples, in the plural: images or sentences."""
     notes: tuple[str, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
+    int8: dict[str, Any] = field(default_factory=dict)
+    """How the student was quantised: what was tried, the reason, and the layers that stay in float. Empty if nothing
+    was tried."""
 
 
 def write_result(result: Result, path: Path) -> None:
@@ -102,6 +105,7 @@ def write_result(result: Result, path: Path) -> None:
         "parity": result.parity,
         "training": result.training,
         "notes": list(result.notes),
+        "int8": result.int8,
         "models": [model_json(model) for model in result.models],
     }
     write_json(path, content)
@@ -159,6 +163,7 @@ def read_result(path: Path) -> Result:
             examples=content["examples"],
             notes=tuple(content["notes"]),
             training=content.get("training", {}),
+            int8=content.get("int8", {}),
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: cannot be read ({error!r}); was it edited?") from error

@@ -20,7 +20,7 @@ from edgekd.errors import ConfigError, shown
 from edgekd.files import atomic, file_sha256, read_json, write_json
 from edgekd.imports import sources_of
 from edgekd.mend import adopted, expected, mend, refuse_lost_settings, remove_derived
-from edgekd.target import Target
+from edgekd.target import Quantization, Target
 
 __all__ = ["Run", "open_run", "take_over"]
 
@@ -305,7 +305,12 @@ def _as_before(key: str, value: Any) -> bool:
     if part == "card.data":
         defaults = {field_.name: field_.default for field_ in dataclasses.fields(Data)}
         return name in defaults and bool(json.loads(json.dumps(defaults[name], default=str)) == value)
-    makers: dict[str, Any] = {"card.recipe": Recipe(epochs=1), "card.augment": Augment(), "card.export": Export()}
+    makers: dict[str, Any] = {
+        "card.recipe": Recipe(epochs=1),
+        "card.augment": Augment(),
+        "card.export": Export(),
+        "target.quantization": Quantization(),
+    }
     if name in ("output", "download") or key == "card.student.weights":  # options of teachers and of the student
         return not value
     if part.endswith(".training"):

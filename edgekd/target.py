@@ -26,6 +26,9 @@ __all__ = [
 ]
 
 Precision = Literal["fp32", "fp16", "int8"]
+Calibration = Literal["minmax", "entropy", "percentile"]
+Form = Literal["qdq", "qoperator"]
+Scheme = Literal["u8s8", "u8s8-7bit", "s8s8", "u8u8"]
 Threads = Annotated[int, Field(ge=1, le=1024)]
 Cpu = Annotated[int, Field(ge=0, lt=8192)]
 """The number of a CPU; Linux supports up to 8,192 CPUs."""
@@ -126,8 +129,18 @@ class Quantization:
     reduce_range: bool = False
     """Whether weights have 7 bits, which avoids the saturation of vpmaddubsw on x86 CPUs without VNNI."""
     symmetric_activation: bool = False
-    calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
+    calibration: Calibration = "minmax"
+    form: Form = "qdq"
+    """How int8 is written: with QuantizeLinear and DequantizeLinear around float operators, which every provider
+    understands, or with int8 operators, which make a smaller file for the CPU provider."""
     calibration_images: Annotated[int, Field(ge=1, le=1_000_000)] = 256
+    schemes: tuple[Scheme, ...] = ()
+    """What else may be tried if the target can be measured: activations and weights of 8 bits, unsigned (u) or signed
+    (s), with weights of 8 or 7 bits. The choice is made by speed and by accuracy on validation data."""
+    calibrations: tuple[Calibration, ...] = ()
+    """Other calibrations that may be tried then."""
+    forms: tuple[Form, ...] = ()
+    """Other forms that may be tried then."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -181,6 +181,43 @@ def bench(
     end(bench_models(models, target, asked, save))
 
 
+@app.command()
+def quantize(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")],
+    target: Annotated[str, typer.Option("--target", "-t", metavar="NAME|FILE", help="Bundled target or a TOML file.")],
+    data: Annotated[
+        Path, typer.Option(metavar="DIR|NPZ", help="A folder of images, or ready `inputs` and perhaps `labels`.")
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default MODEL-int8.onnx.")] = None,
+    mean: Annotated[str, typer.Option(metavar="R,G,B", help="Of pixels 0 to 1, for float inputs; default 0.")] = "",
+    std: Annotated[str, typer.Option(metavar="R,G,B", help="Likewise; default 1.")] = "",
+    size: Annotated[int | None, typer.Option(min=1, max=8192, metavar="N", help="Where the model's is free.")] = None,
+    max_drop: Annotated[float, typer.Option(min=0, max=100, metavar="POINTS", help="Allowed loss of accuracy.")] = 1.0,
+    limit: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="For finding layers that stay float.")] = 300,
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="Scale activations at run time: Gemm, LSTM.")] = False,
+    sensitivity: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Show what int8 costs in each layer, and draw it.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything as JSON, too.")] = None,
+) -> None:
+    """Make an int8 file of any ONNX model, and say what that costs and gains on the target."""
+    from edgekd.cli.quantizing import QuantizeOptions, quantize_model
+
+    options = QuantizeOptions(
+        data=data,
+        out=out,
+        mean=mean,
+        std=std,
+        size=size,
+        max_drop=max_drop,
+        limit_s=limit,
+        dynamic=dynamic,
+        sensitivity=sensitivity,
+        save=save,
+    )
+    end([quantize_model(model, target, options)])
+
+
 app.command()(check)
 baseline_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Keep what was measured, for later checks."

@@ -24,6 +24,7 @@ from edgekd import __version__
 from edgekd.card import Card, caller_rule
 from edgekd.errors import ModelError, one_line
 from edgekd.export.resize import SHAPE_KEY, with_resize
+from edgekd.export.shrink import save_model
 from edgekd.files import atomic
 from edgekd.nets.deployed import Deployed, example_inputs
 from edgekd.target import Target
@@ -146,23 +147,6 @@ def _resizing(card: Card) -> dict[str, str]:
         "resize": caller_rule(dataclasses.asdict(card)),
         SHAPE_KEY: ",".join(map(str, shape)),
     }
-
-
-def save_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write the model atomically, without the exporter's notes on every node (16 kB in a small network)."""
-    for node in model.graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
-    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
-        value.doc_string = ""
-        del value.metadata_props[:]
-    del model.graph.metadata_props[:]
-    # The exporter writes its newest IR version, which older runtimes refuse, although the opset needs less. Below IR
-    # version 4 every weight would have to be an input.
-    oldest = max(4, onnx.helper.find_min_ir_version_for(model.opset_import, True))
-    model.ir_version = min(model.ir_version, oldest)
-    with atomic(path) as temporary:
-        onnx.save_model(model, temporary)
 
 
 @contextlib.contextmanager

@@ -1,13 +1,15 @@
-"""Quantise to int8 with ONNX Runtime's own tool and the target's scheme: static QDQ for images, dynamic for text."""
+"""Quantise to int8 with ONNX Runtime's own tool and a target's scheme: static, or dynamic for text. This module needs
+no torch."""
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import (
@@ -21,14 +23,15 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgekd.errors import ModelError, one_line
-from edgekd.export.onnx import save_model
 from edgekd.export.resize import PREFIX
+from edgekd.export.shrink import save_model, shrink
 from edgekd.scratch import scratch
 from edgekd.target import Quantization
 
-__all__ = ["quantize", "quantize_weights"]
+__all__ = ["Examples", "prepare", "quantize", "quantize_prepared", "quantize_weights"]
 
 TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
+FORMS = {"qdq": QuantFormat.QDQ, "qoperator": QuantFormat.QOperator}
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "entropy": CalibrationMethod.Entropy,
@@ -36,47 +39,102 @@ METHODS = {
 }
 BATCH = 32
 
+Examples = Mapping[str, NDArray[Any]]
+"""Arrays by the name of the input that they are for; the first axis counts the examples."""
 
-class _Images(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
-    def __init__(self, name: str, images: NDArray[np.uint8]) -> None:
-        self.batches: Iterator[NDArray[np.uint8]] = iter(
+
+class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
+    def __init__(self, examples: Examples, size: int) -> None:
+        count = min(map(len, examples.values()))
+        self.batches: Iterator[dict[str, NDArray[Any]]] = iter(
             # All batches have the same size: two of the calibration methods cannot take a smaller last batch.
-            [images[start : start + BATCH] for start in range(0, max(1, len(images) - BATCH + 1), BATCH)]
+            [
+                {name: array[start : start + size] for name, array in examples.items()}
+                for start in range(0, max(1, count - size + 1), size)
+            ]
         )
-        self.name = name
 
-    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        batch = next(self.batches, None)
-        return None if batch is None else {self.name: batch}
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        return next(self.batches, None)
 
 
-def quantize(source: Path, path: Path, scheme: Quantization, images: NDArray[np.uint8]) -> None:
-    """Write `source` (fp32 ONNX) as int8 QDQ, calibrated on `images` (n, H, W, C).
+def quantize(source: Path, path: Path, scheme: Quantization, examples: Examples | NDArray[Any]) -> None:
+    """Write `source` (fp32 ONNX) as static int8, calibrated on `examples`; a single array is for the first input.
 
-    The file's metadata is kept. Raises ModelError if ONNX Runtime cannot quantise it.
+    The file's metadata is kept, and everything else in it is made small. Raises ModelError if ONNX Runtime cannot
+    quantise it.
+    """
+    with scratch() as folder:
+        prepared = Path(folder, "prepared.onnx")
+        prepare(source, prepared)
+        quantize_prepared(prepared, path, scheme, examples, source)
+
+
+def prepare(source: Path, path: Path) -> None:
+    """Write `source` with shapes inferred and constants folded, as the quantization needs it.
+
+    Raises ModelError if ONNX Runtime cannot do that.
+    """
+    try:
+        with _quiet():
+            quant_pre_process(source, path, skip_symbolic_shape=True)
+    except Exception as error:  # the quantisation tool may raise any exception
+        raise ModelError(f"{source}: ONNX Runtime cannot quantise it: {one_line(error)}") from error
+    model = onnx.load(path)
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{number}"  # nodes are kept in float by their names
+    onnx.save_model(model, path)
+
+
+def quantize_prepared(
+    prepared: Path,
+    path: Path,
+    scheme: Quantization,
+    examples: Examples | NDArray[Any],
+    source: Path,
+    in_float: Collection[str] = (),
+) -> None:
+    """Do the second half of `quantize`, for a file that `prepare` made of `source`.
+
+    The nodes of `prepared` named in `in_float` are not quantised. The ranges of a calibration are kept beside
+    `prepared` and used again, where this onnxruntime can do that.
     """
     original = onnx.load(source)
+    if not isinstance(examples, Mapping):
+        examples = {original.graph.input[0].name: examples}
     with scratch() as folder, _quiet():
-        prepared, quantized = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
+        quantized = Path(folder, "int8.onnx")
         try:
-            quant_pre_process(source, prepared, skip_symbolic_shape=True)
             quantize_static(
                 prepared,
                 quantized,
-                _Images(original.graph.input[0].name, images),
-                quant_format=QuantFormat.QDQ,
+                _Batches(examples, _fixed_batch(original) or BATCH),
+                quant_format=FORMS[scheme.form],
                 activation_type=TYPES[scheme.activation],
                 weight_type=TYPES[scheme.weight],
                 per_channel=scheme.per_channel,
                 reduce_range=scheme.reduce_range,
                 calibrate_method=METHODS[scheme.calibration],
-                nodes_to_exclude=_preprocessing(onnx.load(prepared)),
+                nodes_to_exclude=[*_preprocessing(onnx.load(prepared)), *in_float],
                 extra_options={"ActivationSymmetric": scheme.symmetric_activation},
+                **_kept_ranges(prepared, scheme),
             )
+            model = onnx.load(quantized)
         except Exception as error:  # the quantisation tool may raise any exception
             raise ModelError(f"{source}: ONNX Runtime cannot quantise it: {one_line(error)}") from error
-        model = onnx.load(quantized)
     _keep(model, original, path)
+
+
+def _kept_ranges(prepared: Path, scheme: Quantization) -> dict[str, Path]:
+    if "calibration_cache_path" not in inspect.signature(quantize_static).parameters:
+        return {}  # onnxruntime before 1.32
+    return {"calibration_cache_path": prepared.with_suffix(f".{scheme.calibration}.json")}
+
+
+def _fixed_batch(model: onnx.ModelProto) -> int | None:
+    """The number of examples that each call must have; None if it is free."""
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    return dims[0].dim_value or None if dims else None
 
 
 def quantize_weights(source: Path, path: Path, scheme: Quantization) -> None:
@@ -108,8 +166,10 @@ def quantize_weights(source: Path, path: Path, scheme: Quantization) -> None:
 
 
 def _keep(model: onnx.ModelProto, original: onnx.ModelProto, path: Path) -> None:
+    """Save the small form of `model` with the metadata of the `original`."""
     del model.graph.value_info[:], model.metadata_props[:]  # shapes of inner values are not needed to run the model
     model.metadata_props.extend(original.metadata_props)
+    shrink(model)
     save_model(model, path)
 
 

@@ -10,8 +10,9 @@ from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
 from edgekd.card import Card, Data
 from edgekd.errors import InputError, one_line
-from edgekd.export.onnx import export, save_model, taking_any_size
+from edgekd.export.onnx import export, taking_any_size
 from edgekd.export.resize import OLDEST_OPSET as OLDEST_FOR_RESIZE
+from edgekd.export.shrink import save_model
 from edgekd.nets.folding import folded
 from edgekd.nets.outputs import TINY
 from edgekd.nets.teachers import LoadedTeacher, OnnxNet

@@ -13,8 +13,9 @@ from edgekd.bench.measure import Subject
 from edgekd.card import Card
 from edgekd.data.images import Split
 from edgekd.errors import ModelError, one_line
-from edgekd.export.onnx import export, save_model
+from edgekd.export.onnx import export
 from edgekd.export.quantize import quantize, quantize_weights
+from edgekd.export.shrink import save_model, shrink
 from edgekd.export.teacher import export_teacher
 from edgekd.nets.deployed import count_macs, count_params
 from edgekd.nets.folding import folded
@@ -116,4 +117,5 @@ def _half(fp32: Path, path: Path) -> None:
             model = convert_float_to_float16(onnx.load(fp32), keep_io_types=True)
     except Exception as error:  # the converter may raise any exception
         raise ModelError(f"{fp32}: ONNX Runtime's converter cannot make it fp16: {one_line(error)}") from error
+    shrink(model)
     save_model(model, path)

@@ -1,0 +1,134 @@
+"""`quantize`: make an int8 file of a model that edgekd did not train, and print what it costs and gains."""
+
+import dataclasses
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from edgekd import units
+from edgekd.console import out, say
+from edgekd.devices.local import connect
+from edgekd.errors import ConfigError, ExitCode, InputError
+from edgekd.files import atomic, real, write_json
+from edgekd.imports import require
+from edgekd.judge import EXIT_CODES
+from edgekd.scratch import scratch
+from edgekd.tables import rich_table
+from edgekd.target import load_target
+
+__all__ = ["QuantizeOptions", "quantize_model"]
+
+# quantize.json history:
+# 1 - model, out, target, how, comparison, trials, failed, fallback, layers
+SCHEMA_VERSION = 1
+MOST_IMAGES = 3_000
+"""Images of a folder that are read at most."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantizeOptions:
+    """The options of `quantize`."""
+
+    data: Path
+    out: Path | None = None
+    mean: str = ""
+    std: str = ""
+    size: int | None = None
+    max_drop: float = 1.0
+    limit_s: float = 300.0
+    dynamic: bool = False
+    sensitivity: Path | None = None
+    save: Path | None = None
+
+
+def quantize_model(model: Path, target: str, options: QuantizeOptions) -> int:
+    """Quantise, measure before and after, and return the exit code of the verdict on the loss of accuracy."""
+    if not model.is_file():
+        raise InputError(f"{model}: no such model file")
+    path = options.out or model.with_name(f"{model.stem}-int8.onnx")
+    if real(path) == real(model):
+        raise ConfigError(f"--out {path}: is the model itself; name another file")
+    for module in ("onnx", "onnxruntime"):
+        require(module, "cpu", "quantizing")
+    from edgekd.search.quantizing import Asked, layer_damage, quantize_file
+
+    with closing(connect(load_target(target))) as site, scratch() as folder:
+        examples = _examples(model, options)
+        asked = Asked(
+            model=model,
+            out=path,
+            site=site,
+            examples=examples,
+            folder=Path(folder),
+            max_drop=options.max_drop,
+            limit_s=options.limit_s,
+            dynamic=options.dynamic,
+        )
+        layers = []
+        if options.sensitivity:
+            layers = layer_damage(asked)
+            _show_layers(layers, options.sensitivity)
+        done = quantize_file(asked)
+    found = done.comparison
+    outcome = found.outcome(options.max_drop)
+    out(f"{path}: {done.how}")
+    out(f"  {found.words}")
+    out(f"  a loss of {found.loss_points:.2f} points, {options.max_drop:g} allowed: {outcome}")
+    if options.save:
+        content: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "model": model.name,
+            "out": path.name,
+            "target": target,
+            "how": done.how,
+            "outcome": outcome,
+            "comparison": dataclasses.asdict(found) | {"loss_points": found.loss_points, "mcnemar_p": found.p},
+            "trials": [trial.as_json() for trial in done.choice.trials] if done.choice else [],
+            "failed": done.choice.failed if done.choice else {},
+            "fallback": done.fallback.as_json() if done.fallback else None,
+            "layers": [dataclasses.asdict(layer) for layer in layers],
+        }
+        write_json(options.save, content)
+    return EXIT_CODES.get(outcome, ExitCode.INCONCLUSIVE)
+
+
+def _examples(model: Path, options: QuantizeOptions) -> Any:
+    import onnx
+
+    from edgekd.data.ready import ready_images, ready_npz
+
+    try:
+        loaded = onnx.load(model, load_external_data=False)
+    except Exception as error:  # onnx passes on any exception of protobuf
+        raise InputError(f"{model}: cannot be read as ONNX") from error
+    if options.data.is_dir():
+        require("PIL", "train", f"--data {options.data}: reading image files")
+        mean, std = _numbers("--mean", options.mean), _numbers("--std", options.std)
+        return ready_images(options.data, loaded, mean, std, options.size, MOST_IMAGES)
+    if not options.data.is_file():
+        raise InputError(f"--data {options.data}: no such folder or .npz file")
+    if options.mean or options.std or options.size:
+        raise ConfigError("--mean, --std, --size: are for a folder of images; an .npz file holds ready inputs")
+    return ready_npz(options.data, loaded)
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise ConfigError(
+            f"{option} {text}: should be numbers with commas between, such as 0.485,0.456,0.406"
+        ) from None
+
+
+def _show_layers(layers: list[Any], path: Path) -> None:
+    """Print a table of the layers, the most damaged first, and write it as a bar chart."""
+    rows = [[one.name, f"{one.sqnr_db:.1f} dB", units.accuracy(one.score), f"{100 * one.drop:+.2f}"] for one in layers]
+    header = ["layer", "SQNR of the outputs", "accuracy", "points lost"]
+    out(rich_table(header, rows, "int8 in one layer at a time, the rest in float"))
+    require("matplotlib", "report", "--sensitivity")
+    from edgekd.report.layers import draw_layers
+
+    with atomic(path) as temporary:
+        draw_layers([(one.name, one.sqnr_db, 100 * one.drop) for one in layers], temporary)
+    say(f"{path}: the bar chart")

@@ -1,0 +1,272 @@
+"""Quantise an ONNX file that edgekd did not train, and measure what that costs and gains."""
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgekd import units
+from edgekd.bench.measure import Subject, logits_of
+from edgekd.bench.statistics import Interval
+from edgekd.data.ready import Ready
+from edgekd.devices.device import Site
+from edgekd.distributions import mcnemar
+from edgekd.errors import InputError, ModelError
+from edgekd.export.quantize import prepare, quantize, quantize_weights
+from edgekd.export.shrink import save_model, shrink
+from edgekd.export.unsigned import to_unsigned
+from edgekd.external import model_bytes
+from edgekd.files import atomic
+from edgekd.judge import Outcome
+from edgekd.search.layers import Fallback, LayerDamage, fall_back, sensitivity
+from edgekd.search.schemes import Choice, Material, choose_scheme, scheme_words, time_ratio
+from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION as TASK
+
+__all__ = ["Asked", "Comparison", "Quantized", "layer_damage", "quantize_file"]
+
+LEAST = 30
+"""Fewer examples than this cannot be divided into calibration, choice and judgement."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is to be quantised, for which target, with which examples."""
+
+    model: Path
+    out: Path
+    site: Site
+    examples: Ready
+    folder: Path
+    """Where temporary files are written."""
+    max_drop: float = 1.0
+    """The loss of accuracy that is allowed, in percentage points."""
+    limit_s: float = 300.0
+    """The time for returning layers to float."""
+    dynamic: bool = False
+    """Whether activations are scaled at run time, and only the weights are quantised before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Answers of the file before and after, on examples that no choice has seen."""
+
+    count: int
+    labelled: bool
+    """Whether labels are known. Otherwise an answer is right if it is the one of the file before."""
+    before: float
+    after: float
+    lost: int
+    """The number of examples that only the file before answers right."""
+    won: int
+    ratio: Interval | None
+    """The time after divided by the time before, in the same processes; None if the target cannot be measured here."""
+    bytes_before: int
+    bytes_after: int
+
+    @property
+    def loss_points(self) -> float:
+        """The loss in percentage points."""
+        return 100 * (self.lost - self.won) / self.count
+
+    @property
+    def p(self) -> float:
+        """McNemar's exact p of that loss."""
+        return mcnemar(self.lost, self.won)
+
+    def outcome(self, max_drop: float) -> Outcome:
+        """The verdict on the loss: inconclusive if it is larger than allowed and may be chance."""
+        if self.loss_points <= max_drop:
+            return "pass"
+        return "fail" if self.p <= 0.05 else "inconclusive"
+
+    @property
+    def words(self) -> str:
+        """What int8 cost and gained, in one sentence."""
+        what = "accuracy" if self.labelled else "agreement with the file before"
+        cost = (
+            f"{what} {units.accuracy(self.before)} → {units.accuracy(self.after)} on {self.count} examples that no "
+            f"choice has seen ({self.lost} answers lost, {self.won} won, McNemar p {self.p:.2g})"
+        )
+        size = f"size {units.bytes_(self.bytes_before)} → {units.bytes_(self.bytes_after)}"
+        if self.ratio is None:
+            return f"{size}; {cost}; time not measured"
+        slower = ": int8 is not faster here, keep the file before" if self.ratio.low > 1 else ""
+        time = f"time × {self.ratio.value:.2f} ({self.ratio.low:.2f} … {self.ratio.high:.2f})"
+        return f"{time}, {size}; {cost}{slower}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """The written file, how it was made, and what it costs and gains."""
+
+    comparison: Comparison
+    how: str
+    choice: Choice | None
+    fallback: Fallback | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    calibration: Ready
+    choosing: Ready
+    judging: Ready
+
+
+def quantize_file(asked: Asked) -> Quantized:
+    """Write `asked.out`, quantised as the target allows; the metadata of the model is kept.
+
+    A float model is calibrated on a part of the examples; scheme and layers are chosen by another part, and the figures
+    are of the rest. A model that is int8 already gets uint8 activations where the target's kernels want these; its
+    outputs must stay the same bit for bit. Raises InputError or ModelError if that is not possible.
+    """
+    parts = _parts(asked)
+    model = _load(asked.model)
+    made = asked.folder / "made.onnx"
+    choice = fallback = None
+    if any(node.op_type in ("QuantizeLinear", "QLinearConv") for node in model.graph.node):
+        how = _shifted(asked, model, made, parts.judging)
+    elif asked.dynamic:
+        quantize_weights(asked.model, made, asked.site.target.quantization)
+        how = "weights in 8 bits, activations scaled at run time"
+    elif asked.site.measurable:
+        material = _material(asked, parts.choosing, parts.calibration)
+        choice = choose_scheme(material)
+        best, how = choice.best.file, choice.why
+        top = float((_logits(asked.model, asked, material.inputs).argmax(axis=1) == material.targets).mean())
+        if choice.best.score < top - asked.max_drop / 100:
+            fallback = fall_back(material, choice.best.scheme, top - asked.max_drop / 100, asked.limit_s)
+            best, how = (fallback.file if fallback.enough else best), f"{how}; {fallback.why}"
+        shutil.copyfile(best, made)
+    else:
+        scheme = asked.site.target.quantization
+        quantize(asked.model, made, scheme, parts.calibration.inputs)
+        how = f"{scheme_words(scheme)}: the target's own settings, for it cannot be measured here"
+    compared = _compared(asked, made, parts.judging)
+    with atomic(asked.out) as temporary:
+        shutil.copyfile(made, temporary)
+    return Quantized(comparison=compared, how=how, choice=choice, fallback=fallback)
+
+
+def layer_damage(asked: Asked) -> list[LayerDamage]:
+    """The damage of int8 in each layer alone, on the examples by which choices are made; the worst first."""
+    parts = _parts(asked)
+    material = _material(asked, parts.choosing, parts.calibration)
+    scheme = dataclasses.replace(asked.site.target.quantization, form="qdq")
+    prepare(asked.model, asked.folder / "prepared.onnx")
+    return sensitivity(material, scheme, asked.limit_s)
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(path)
+    except Exception as error:  # onnx passes on any exception of protobuf
+        raise InputError(f"{path}: cannot be read as ONNX") from error
+
+
+def _parts(asked: Asked) -> _Parts:
+    """A third of the examples at most for the calibration, then every second one to choose by and to judge by."""
+    count = len(asked.examples)
+    if count < LEAST:
+        raise InputError(f"{asked.examples.about}: holds {count} examples; at least {LEAST} are needed")
+    wanted = min(asked.site.target.quantization.calibration_images, count // 3)
+    first = np.linspace(0, count - 1, wanted).astype(np.int64)
+    rest = np.setdiff1d(np.arange(count), first)
+    return _Parts(
+        calibration=asked.examples.part(first),
+        choosing=asked.examples.part(rest[::2]),
+        judging=asked.examples.part(rest[1::2]),
+    )
+
+
+def _written(asked: Asked, part: Ready, name: str) -> Path:
+    """Write a part of the examples for the workers: .npy for a single input, else .npz."""
+    if len(part.inputs) == 1:
+        path = asked.folder / f"{name}.npy"
+        np.save(path, next(iter(part.inputs.values())))
+        return path
+    path = asked.folder / f"{name}.npz"
+    np.savez(path, **part.inputs)  # type: ignore[arg-type]
+    return path
+
+
+def _material(asked: Asked, choosing: Ready, calibration: Ready) -> Material:
+    inputs = _written(asked, choosing, "choosing")
+    labels = choosing.labels
+    if labels is None:
+        labels = _logits(asked.model, asked, inputs).argmax(axis=1)
+    return Material(
+        fp32=asked.model,
+        calibration=calibration.inputs,
+        inputs=inputs,
+        targets=labels,
+        task=TASK,
+        site=asked.site,
+        folder=asked.folder,
+    )
+
+
+def _logits(file: Path, asked: Asked, inputs: Path) -> NDArray[Any]:
+    return logits_of(Subject(name=file.stem, file=file, precision="as it is"), asked.site, inputs, asked.folder, TASK)
+
+
+def _shifted(asked: Asked, model: onnx.ModelProto, made: Path, part: Ready) -> str:
+    """Write the int8 model with uint8 activations, and compare its outputs on real inputs without optimization."""
+    if asked.site.target.quantization.activation != "uint8":
+        raise InputError(f"{asked.model}: is int8 already, and target {asked.site.target.name} wants int8 activations")
+    try:
+        changed = to_unsigned(model)
+    except ModelError as error:
+        raise InputError(f"{asked.model}: is int8 already, and {error}") from error
+    if not changed:
+        raise InputError(f"{asked.model}: is int8 already, and has no int8 activations that could become uint8")
+    shrink(model)
+    save_model(model, made)
+    few = {name: array[: min(32, len(array))] for name, array in part.inputs.items()}
+    before, after = (_unoptimized(file, few) for file in (asked.model, made))
+    if not all(np.array_equal(one, other) for one, other in zip(before, after, strict=True)):
+        raise ModelError(f"{asked.model}: its outputs change when its activations become uint8; nothing was written")
+    return f"{changed} int8 activations are uint8 now; without optimization the outputs are the same bit for bit"
+
+
+def _unoptimized(file: Path, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    fixed = isinstance(session.get_inputs()[0].shape[0], int)
+    size = session.get_inputs()[0].shape[0] if fixed else len(next(iter(inputs.values())))
+    return [np.asarray(array) for array in session.run(None, {n: array[:size] for n, array in inputs.items()})]
+
+
+def _compared(asked: Asked, made: Path, part: Ready) -> Comparison:
+    inputs = _written(asked, part, "judging")
+    before, after = (_logits(file, asked, inputs).argmax(axis=1) for file in (asked.model, made))
+    labels = before if part.labels is None else part.labels
+    ratio = None
+    if asked.site.measurable:
+        material = Material(
+            fp32=asked.model,
+            calibration={},
+            inputs=inputs,
+            targets=labels,
+            task=TASK,
+            site=asked.site,
+            folder=asked.folder,
+        )
+        ratio = time_ratio(made, asked.model, material)
+    return Comparison(
+        count=len(labels),
+        labelled=part.labels is not None,
+        before=float((before == labels).mean()),
+        after=float((after == labels).mean()),
+        lost=int(((before == labels) & (after != labels)).sum()),
+        won=int(((before != labels) & (after == labels)).sum()),
+        ratio=ratio,
+        bytes_before=model_bytes(asked.model),
+        bytes_after=made.stat().st_size,
+    )

@@ -1,0 +1,280 @@
+"""Choose how a network is quantised to int8 by measuring on the target: scheme, calibration and form of the file.
+
+Which scheme is fast and accurate depends on the network, the provider and the CPU: U8S8 with 8-bit weights is the
+fastest on an x86 CPU with VNNI, and saturates on one without. This module needs no torch.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd import units
+from edgekd.bench.measure import Subject, logits_of
+from edgekd.bench.records import Effort
+from edgekd.bench.runner import measure_pair, measure_placement
+from edgekd.bench.statistics import Interval, between, bootstrap, ratios_of
+from edgekd.console import progress, say
+from edgekd.devices.device import Site
+from edgekd.distributions import mcnemar
+from edgekd.errors import EdgekdError
+from edgekd.export.quantize import Examples, prepare, quantize_prepared
+from edgekd.target import Quantization
+from edgekd.tasks.task import Targets, Task
+
+__all__ = ["Choice", "Material", "Trial", "choose_scheme", "scheme_words"]
+
+EFFORT = Effort(processes=3, warmup_s=0.1, min_calls=30, max_calls=1_500, max_s=0.4)
+"""The effort for each trial: so many pairs of processes."""
+
+SCHEMES: dict[str, dict[str, Any]] = {
+    "u8s8": {"activation": "uint8", "weight": "int8", "reduce_range": False},
+    "u8s8-7bit": {"activation": "uint8", "weight": "int8", "reduce_range": True},
+    "s8s8": {"activation": "int8", "weight": "int8", "reduce_range": False},
+    "u8u8": {"activation": "uint8", "weight": "uint8", "reduce_range": False},
+}
+LEVEL = 0.05
+"""A difference of accuracy counts if McNemar's exact p is at most this."""
+SLOWER = 1.02
+"""A smaller file may take this multiple of the time, which is what pairs of a few processes can tell apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What the trials need: the network, the data, and where to measure."""
+
+    fp32: Path
+    calibration: Examples | NDArray[Any]
+    inputs: Path
+    """Validation inputs, which workers map into memory."""
+    targets: Targets
+    """What is right for each of these inputs; where that is not known, the answers of the fp32 file."""
+    task: Task
+    site: Site
+    folder: Path
+    """Where files and logits of the trials are written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One way to quantise the network, and what was measured of it."""
+
+    scheme: Quantization
+    file: Path
+    size_bytes: int
+    each: NDArray[np.float64]
+    """The task's figure (n,) of each validation input, in which higher is better: 1 for a right answer, else 0."""
+    ratio: Interval
+    """Its time divided by the time of the fp32 file, in the same processes."""
+    fused: int | None
+    unfused: int | None
+
+    @property
+    def score(self) -> float:
+        """The mean of these figures: the accuracy, or a deciding score in which higher is better."""
+        return float(self.each.mean())
+
+    def as_json(self) -> dict[str, Any]:
+        """The trial in the form in which a run keeps it."""
+        named = {key: getattr(self.scheme, key) for key in ("activation", "weight", "reduce_range", "calibration")}
+        return {
+            "name": scheme_words(self.scheme),
+            **named,
+            "form": self.scheme.form,
+            "size_bytes": self.size_bytes,
+            "validation_score": self.score,
+            "time_ratio_to_fp32": list(dataclasses.astuple(self.ratio)),
+            "fused": self.fused,
+            "unfused": self.unfused,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The chosen trial, all trials, and the reason."""
+
+    best: Trial
+    trials: tuple[Trial, ...]
+    failed: dict[str, str]
+    """What could not be tried, with the reason."""
+    why: str
+
+
+def scheme_words(scheme: Quantization) -> str:
+    """A scheme in words: `U8S8, 7-bit weights, minmax, QDQ`."""
+    kinds = {"uint8": "U8", "int8": "S8"}
+    bits = ", 7-bit weights" if scheme.reduce_range else ""
+    form = {"qdq": "QDQ", "qoperator": "QOperator"}[scheme.form]
+    return f"{kinds[scheme.activation]}{kinds[scheme.weight]}{bits}, {scheme.calibration}, {form}"
+
+
+def choose_scheme(material: Material) -> Choice:
+    """Try what the target allows, on a target that can be measured, and choose.
+
+    First the schemes are compared: of those that are not slower than fp32 and whose accuracy McNemar's test does not
+    tell apart from the best, the fastest is taken. Then calibrations, by accuracy alone. Then forms: the smallest file
+    that is not slower and not less accurate. The target's own settings win where nothing is better. Raises the
+    EdgekdError of the target's own scheme; what else fails is left out.
+    """
+    settings = material.site.target.quantization
+    bench = _Bench(material)
+    prepare(material.fp32, bench.prepared)
+    best = bench.trial(settings)
+    stages: list[tuple[_Rule, list[dict[str, Any]]]] = [
+        (_fastest_accurate, [SCHEMES[name] for name in settings.schemes]),
+        (_more_accurate, [{"calibration": name} for name in settings.calibrations]),
+        (_smallest, [{"form": form} for form in settings.forms]),
+    ]
+    reasons: list[str] = []
+    for rule, changes in stages:
+        tried = bench.attempts(best, changes)
+        if tried:
+            best, reason = rule(best, tried, material.task)
+            reasons.append(reason)
+    why = "; ".join(reasons) or "the target's own settings, and nothing else may be tried"
+    return Choice(best=best, trials=tuple(bench.trials), failed=bench.failed, why=f"{scheme_words(best.scheme)}: {why}")
+
+
+_Rule = Callable[[Trial, Sequence[Trial], Task], tuple[Trial, str]]
+
+
+@dataclass
+class _Bench:
+    material: Material
+    trials: list[Trial] = dataclasses.field(default_factory=list)
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def prepared(self) -> Path:
+        return self.material.folder / "prepared.onnx"
+
+    def attempts(self, best: Trial, changes: Sequence[dict[str, Any]]) -> list[Trial]:
+        """Try the best scheme with each of the changes, unless it was tried before or the target cannot run it."""
+        tried = []
+        with progress() as bar:
+            for change in bar.track(changes, description="trying int8 schemes"):
+                scheme = dataclasses.replace(best.scheme, **change)
+                if any(_settings(scheme) == _settings(known.scheme) for known in self.trials):
+                    continue
+                try:
+                    tried.append(self.trial(scheme, best))
+                except EdgekdError as error:
+                    self.failed[scheme_words(scheme)] = str(error)
+                    say(f"int8: {scheme_words(scheme)} is left out: {error}")
+        return tried
+
+    def trial(self, scheme: Quantization, best: Trial | None = None) -> Trial:
+        """Quantise the network, and measure accuracy, time and fusion.
+
+        The time is measured by turns with fp32 or, for another form of the best file, by turns with that. A
+        calibration changes no time.
+        """
+        known = self.material
+        file = known.folder / f"trial-{len(self.trials) + len(self.failed)}.onnx"
+        quantize_prepared(self.prepared, file, scheme, known.calibration, known.fp32)
+        each = figures_of(file, known)
+        if best and scheme == dataclasses.replace(best.scheme, calibration=scheme.calibration):
+            trial = dataclasses.replace(best, scheme=scheme, file=file, size_bytes=file.stat().st_size, each=each)
+        else:
+            ratio = self._ratio(scheme, file, best)
+            placed = measure_placement(file, known.site, known.inputs, EFFORT)
+            trial = Trial(
+                scheme=scheme,
+                file=file,
+                size_bytes=file.stat().st_size,
+                each=each,
+                ratio=ratio,
+                fused=placed.fused,
+                unfused=placed.unfused,
+            )
+        self.trials.append(trial)
+        return trial
+
+    def _ratio(self, scheme: Quantization, file: Path, best: Trial | None) -> Interval:
+        if best is None or scheme != dataclasses.replace(best.scheme, form=scheme.form):
+            return time_ratio(file, self.material.fp32, self.material)
+        beside = time_ratio(file, best.file, self.material)
+        return Interval(*(best.ratio.value * value for value in dataclasses.astuple(beside)))
+
+
+def _settings(scheme: Quantization) -> tuple[object, ...]:
+    return scheme.activation, scheme.weight, scheme.reduce_range, scheme.calibration, scheme.form
+
+
+def figures_of(file: Path, material: Material, name: str = "") -> NDArray[np.float64]:
+    """The task's figure (n,) of each validation input on the target's provider, in which higher is better.
+
+    The answers are kept in the material's folder under `name`, by default the file's.
+    """
+    subject = Subject(name=name or file.stem, file=file, precision="int8")
+    outputs = logits_of(subject, material.site, material.inputs, material.folder, material.task)
+    figures = material.task.each(outputs, material.targets)
+    return figures if material.task.scores[0].better == "higher" else -figures
+
+
+def shown(score: float, task: Task) -> str:
+    """A score in which higher is better as text, in the task's own direction."""
+    kind = task.scores[0]
+    return kind.show(score if kind.better == "higher" else -score)
+
+
+def time_ratio(file: Path, baseline: Path, material: Material) -> Interval:
+    """The time of `file` divided by that of `baseline`, measured by turns in a few processes."""
+    ratios = []
+    for turn in range(EFFORT.processes):
+        record = measure_pair(file, baseline, material.site, material.inputs, EFFORT, turn)
+        other = record.baseline
+        assert other is not None  # a pair has two sides
+        loads = record.load_s, other["load_s"]
+        ratios.append(ratios_of(record.latency_s, other["latency_s"], record.block_calls, *loads).p50)
+    return between(ratios)
+
+
+def surely_worse(one: Trial, other: Trial, task: Task) -> bool:
+    """Whether `one` scores less than `other` beyond chance, by the task's paired test."""
+    change = one.each - other.each
+    if task.paired == "mcnemar":
+        lost, won = int((change < 0).sum()), int((change > 0).sum())
+        return lost > won and mcnemar(lost, won) <= LEVEL
+    return bootstrap(change.tolist(), float(change.mean())).high < 0
+
+
+def _fastest_accurate(best: Trial, tried: Sequence[Trial], task: Task) -> tuple[Trial, str]:
+    trials = [best, *tried]
+    useful = [trial for trial in trials if trial.ratio.low < 1] or trials
+    top = max(useful, key=lambda trial: trial.score)
+    accurate = [trial for trial in useful if not surely_worse(trial, top, task)]
+    chosen = accurate[0]
+    for trial in accurate:
+        if trial.ratio.high < chosen.ratio.low:
+            chosen = trial
+    return chosen, f"{_figures(chosen, task)} against {', '.join(_named(t, task) for t in trials if t is not chosen)}"
+
+
+def _more_accurate(best: Trial, tried: Sequence[Trial], task: Task) -> tuple[Trial, str]:
+    top = max(tried, key=lambda trial: trial.score)
+    chosen = top if surely_worse(best, top, task) else best
+    others = ", ".join(f"{t.scheme.calibration} {shown(t.score, task)}" for t in (best, *tried) if t is not chosen)
+    return chosen, f"{chosen.scheme.calibration} {shown(chosen.score, task)}, {others}"
+
+
+def _smallest(best: Trial, tried: Sequence[Trial], task: Task) -> tuple[Trial, str]:
+    fit = [t for t in tried if t.ratio.value <= SLOWER * best.ratio.value and not surely_worse(t, best, task)]
+    chosen = min((best, *fit), key=lambda trial: trial.size_bytes)
+    others = ", ".join(units.bytes_(t.size_bytes) for t in (best, *tried) if t is not chosen)
+    return chosen, f"{units.bytes_(chosen.size_bytes)} instead of {others}"
+
+
+def _figures(trial: Trial, task: Task) -> str:
+    layers = "" if trial.fused is None else f", {trial.fused} int8 kernels"
+    return f"{shown(trial.score, task)} on validation data, {trial.ratio.value:.2f} of fp32's time{layers}"
+
+
+def _named(trial: Trial, task: Task) -> str:
+    bits = " 7-bit" if trial.scheme.reduce_range else ""
+    name = scheme_words(trial.scheme).partition(",")[0]
+    return f"{name}{bits} {shown(trial.score, task)}, {trial.ratio.value:.2f}"

@@ -1,0 +1,242 @@
+"""`edgekd quantize` on files that edgekd did not make, as a user calls it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from edgekd.data.ready import ready_images, ready_npz
+from edgekd.export.quantize import quantize
+from edgekd.search.quantizing import Comparison
+from edgekd.spec import locate
+from edgekd.target import Quantization
+
+Cli = Callable[..., Any]
+RNG = np.random.default_rng(0)
+CLASSES, SIDE = 3, 8
+NAMES = ("blue", "green", "red")
+
+
+def bright(count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Pixels (n, 8, 8, 3) in which the channel of the label is the brightest."""
+    labels = RNG.integers(0, CLASSES, count)
+    pixels = RNG.integers(20, 120, (count, SIDE, SIDE, 3)) + 90 * np.eye(CLASSES, dtype=int)[labels][:, None, None]
+    return pixels.astype(np.uint8), labels.astype(np.int64)
+
+
+def float_model(path: Path, batch: int | str = "n") -> Path:
+    """A network that takes normalised float NCHW images, as most files do; its weights are set by hand."""
+    kernel = np.zeros((6, CLASSES, 3, 3), np.float32)
+    for channel in range(CLASSES):
+        kernel[channel, channel], kernel[channel + 3, channel] = 0.1, 0.05
+    constants = {
+        "body.conv.weight": kernel + RNG.normal(0, 0.002, kernel.shape).astype(np.float32),
+        "head.weight": np.hstack([np.eye(CLASSES), 0.5 * np.eye(CLASSES)]).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "body.conv.weight"], ["c"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"], name="relu"),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["f"], name="flatten"),
+        helper.make_node("Gemm", ["f", "head.weight"], ["classes"], name="head", transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, CLASSES, SIDE, SIDE])],
+        [helper.make_tensor_value_info("classes", TensorProto.FLOAT, [batch, CLASSES])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model.metadata_props.add(key="licence", value="mine")
+    onnx.save(model, path)
+    return path
+
+
+def normalized(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return ((pixels / 255 - 0.4) / 0.25).astype(np.float32).transpose(0, 3, 1, 2)
+
+
+def answers(path: Path, x: NDArray[Any]) -> NDArray[Any]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return np.concatenate([np.asarray(session.run(None, {"image": x[n : n + 1]})[0]) for n in range(len(x))])
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """The target cpu-x86, for which nothing else may be tried."""
+    text = locate("targets", "cpu-x86").read_text(encoding="utf-8")
+    kept = [line for line in text.splitlines() if not line.startswith(("schemes", "calibrations", "forms"))]
+    path = tmp_path / "here.toml"
+    path.write_text("\n".join(kept), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def elsewhere(here: Path, tmp_path: Path) -> Path:
+    """A target that is no machine's."""
+    path = tmp_path / "elsewhere.toml"
+    path.write_text(here.read_text(encoding="utf-8").replace('"avx2"', '"no_such_feature"'), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return float_model(tmp_path / "model.onnx")
+
+
+@pytest.fixture
+def arrays(tmp_path: Path) -> Path:
+    pixels, labels = bright(240)
+    np.savez(tmp_path / "arrays.npz", inputs=normalized(pixels), labels=labels)
+    return tmp_path / "arrays.npz"
+
+
+def test_ready_inputs_with_labels(cli: Cli, model: Path, arrays: Path, here: Path, tmp_path: Path) -> None:
+    picture, record = tmp_path / "layers.png", tmp_path / "record.json"
+    done = cli("quantize", model, "--target", here, "--data", arrays, "--sensitivity", picture, "--json", record)
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "model-int8.onnx"
+    made = onnx.load(path)
+    onnx.checker.check_model(made, full_check=True)
+    assert [(entry.key, entry.value) for entry in made.metadata_props] == [("licence", "mine")]
+    assert (made.graph.input[0].name, made.graph.output[0].name) == ("image", "classes")
+    assert any(tensor.data_type == TensorProto.INT8 for tensor in made.graph.initializer)
+    assert "model-int8.onnx: U8S8, minmax, QDQ: " in done.stdout
+    assert "→ 100.00 % on 80 examples that no choice has seen (0 answers lost, 0 won, McNemar p 1)" in done.stdout
+    assert "a loss of 0.00 points, 1 allowed: pass" in done.stdout
+    assert "body.conv" in done.stdout
+    assert "SQNR of the outputs" in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    told = json.loads(record.read_text(encoding="utf-8"))
+    assert told["comparison"]["count"] == 80
+    assert told["comparison"]["bytes_after"] == path.stat().st_size
+    assert {layer["name"] for layer in told["layers"]} == {"body.conv", "head"}
+    x, labels = np.load(arrays)["inputs"], np.load(arrays)["labels"]
+    assert (answers(path, x).argmax(axis=1) == labels).all()
+
+
+def test_a_folder_of_images(cli: Cli, elsewhere: Path, tmp_path: Path) -> None:
+    """Also with a fixed batch of one, and a target that is not here: its own settings, and no time."""
+    fixed = float_model(tmp_path / "fixed.onnx", batch=1)
+    for number, (image, label) in enumerate(zip(*bright(90), strict=True)):
+        folder = tmp_path / "images" / NAMES[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number}.png")
+    normal = ["--mean", "0.4,0.4,0.4", "--std", "0.25,0.25,0.25"]
+    done = cli("quantize", fixed, "-t", elsewhere, "--data", tmp_path / "images", *normal, "--out", tmp_path / "q.onnx")
+    assert done.returncode == 0, done.stderr
+    assert "accuracy 100.00 % → 100.00 % on 30 examples" in done.stdout
+    assert "time not measured" in done.stdout
+    assert "the target's own settings, for it cannot be measured here" in done.stdout
+    pixels, labels = bright(50)
+    assert (answers(tmp_path / "q.onnx", normalized(pixels)).argmax(axis=1) == labels).all()
+
+
+def test_a_signed_file_becomes_unsigned(cli: Cli, model: Path, elsewhere: Path, tmp_path: Path) -> None:
+    pixels, _ = bright(60)
+    x = normalized(pixels)
+    np.savez(tmp_path / "unlabelled.npz", image=x)
+    signed, path = tmp_path / "signed.onnx", tmp_path / "unsigned.onnx"
+    quantize(model, signed, Quantization(activation="int8"), x)
+    call = ["quantize", signed, "-t", elsewhere, "--data", tmp_path / "unlabelled.npz", "--out", path]
+    done = cli(*call)
+    assert done.returncode == 0, done.stderr
+    assert "int8 activations are uint8 now; without optimization the outputs are the same bit for bit" in done.stdout
+    assert "agreement with the file before 100.00 % → 100.00 %" in done.stdout
+    kinds = {t.data_type for t in onnx.load(path).graph.initializer if not t.dims}
+    assert TensorProto.UINT8 in kinds
+    assert TensorProto.INT8 not in kinds
+    again = cli(*call[:1], path, *call[2:-1], tmp_path / "again.onnx")
+    assert again.returncode == 2
+    assert "is int8 already, and has no int8 activations that could become uint8" in again.stderr
+    assert not (tmp_path / "again.onnx").exists()
+
+
+def test_weights_alone(cli: Cli, model: Path, arrays: Path, elsewhere: Path, tmp_path: Path) -> None:
+    done = cli("quantize", model, "-t", elsewhere, "--data", arrays, "--dynamic", "--out", tmp_path / "d.onnx")
+    assert done.returncode == 0, done.stderr
+    kinds = {node.op_type for node in onnx.load(tmp_path / "d.onnx").graph.node}
+    assert "DynamicQuantizeLinear" in kinds
+    assert "weights in 8 bits, activations scaled at run time" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--data", "nowhere"], "--data nowhere: no such folder or .npz file"),
+        (["--data", "arrays.npz", "--mean", "1"], "--mean, --std, --size: are for a folder of images"),
+        (["--data", "arrays.npz", "--out", "model.onnx"], "--out model.onnx: is the model itself"),
+        (["--data", "few.npz"], "few.npz: holds 6 examples; at least 30 are needed"),
+        (["--data", "double.npz"], "double.npz: image is float64, and the model takes float32"),
+        (["--data", "other.npz"], "holds the arrays pixels; it should hold `inputs`, or one for each input"),
+        (["--data", "uneven.npz"], "its arrays hold different numbers of examples (5, 6)"),
+        (["--data", "text.npz"], "text.npz: cannot be read as .npz"),
+        (["--data", "empty"], "--data empty: holds no images"),
+        (["--data", "pictures", "--mean", "0.5"], "--mean: got 1 numbers; the model takes 3 channels"),
+        (["--data", "pictures", "--std", "1,1,0"], "--std: should be numbers above 0"),
+        (["--data", "pictures", "--mean", "a"], "--mean a: should be numbers with commas between"),
+    ],
+)
+def test_what_does_not_suit_is_told_in_one_line(
+    cli: Cli, model: Path, arrays: Path, here: Path, tmp_path: Path, options: list[str], expected: str
+) -> None:
+    x = np.load(arrays)["inputs"]
+    np.savez(tmp_path / "few.npz", inputs=x[:6])
+    np.savez(tmp_path / "double.npz", inputs=x.astype(np.float64))
+    np.savez(tmp_path / "other.npz", pixels=x)
+    np.savez(tmp_path / "uneven.npz", inputs=x[:6], labels=np.zeros(5, np.int64))
+    (tmp_path / "text.npz").write_text("no archive", encoding="utf-8")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(bright(1)[0][0]).save(tmp_path / "pictures" / "one.png")
+    done = cli("quantize", "model.onnx", "--target", here, *options)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "model-int8.onnx").exists()
+
+
+def test_images_become_what_the_model_takes(model: Path, tmp_path: Path) -> None:
+    pixels, _ = bright(3)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    loaded = onnx.load(model)
+    found = ready_images(tmp_path, loaded, [0.4] * 3, [0.25] * 3, None, 10)
+    assert np.allclose(found.inputs["image"], normalized(pixels), atol=1e-6)
+    assert found.labels is None
+    assert len(ready_images(tmp_path, loaded, [], [], None, 2)) == 2
+
+
+def test_an_array_for_each_input_and_labels(model: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", image=np.zeros((4, 3, 8, 8), np.float32), labels=np.array([0, 1, 2, 0], np.uint8))
+    found = ready_npz(tmp_path / "a.npz", onnx.load(model))
+    assert list(found.inputs) == ["image"]
+    assert found.labels is not None
+    assert found.labels.tolist() == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "outcome"), [(5, 3, "pass"), (40, 2, "fail"), (14, 9, "inconclusive"), (0, 50, "pass")]
+)
+def test_a_loss_that_may_be_chance_is_inconclusive(lost: int, won: int, outcome: str) -> None:
+    compared = Comparison(
+        count=400,
+        labelled=True,
+        before=0.9,
+        after=0.9 - (lost - won) / 400,
+        lost=lost,
+        won=won,
+        ratio=None,
+        bytes_before=2_000,
+        bytes_after=700,
+    )
+    assert compared.outcome(1.0) == outcome
