@@ -43,7 +43,10 @@ def test_result_holds_what_it_promises(run: Path) -> None:
     for model in result["models"]:
         file = run / "exported" / model["file"]
         assert model["size_bytes"] == file.stat().st_size
-        for figure in ("accuracy", "macro_f1", "agreement", "latency_p50_ms", "latency_p95_ms", "load_ms"):
+        accuracy, _, macro_f1, _ = model["scores"]
+        assert accuracy["value"] > 0 and macro_f1["value"] > 0
+        assert accuracy["provenance"] == macro_f1["provenance"] == "measured"
+        for figure in ("agreement", "latency_p50_ms", "latency_p95_ms", "load_ms"):
             assert model[figure] > 0
             assert model["provenance"][figure] == "measured"
         assert model["provenance"]["size_bytes"] == "exact"
@@ -63,7 +66,7 @@ def test_the_shipped_file_runs_in_onnxruntime_alone(run: Path) -> None:
     assert session.get_inputs()[0].shape == ["batch", 8, 8, 1]
     images, labels = np.load(run / "data" / "test.npy"), np.load(run / "data" / "test.labels.npy")
     (logits,) = session.run(None, {"image": images})
-    assert np.mean(logits.argmax(1) == labels) == pytest.approx(chosen["accuracy"])
+    assert np.mean(logits.argmax(1) == labels) == pytest.approx(chosen["scores"][0]["value"])
 
 
 def test_the_shipped_file_describes_itself(run: Path) -> None:
@@ -142,8 +145,11 @@ def test_bench_of_a_run_and_of_a_file(run: Path, cli: Cli, tmp_path: Path) -> No
     assert "gone.onnx: no such model file" in done.stderr
     models = json.loads((tmp_path / "bench.json").read_text())["models"]
     assert [model["name"] for model in models] == ["teacher", "student fp32", "student int8", "model.onnx"]
-    assert models[0]["accuracy"] == json.loads((run / "result.json").read_text())["models"][0]["accuracy"]
-    assert models[3]["accuracy"] is None
+    assert (
+        models[0]["scores"][0]["value"]
+        == json.loads((run / "result.json").read_text())["models"][0]["scores"][0]["value"]
+    )
+    assert "value" not in models[3]["scores"][0]
     assert models[3]["latency_p50_ms"] > 0
     assert "seeded random inputs" in done.stdout
 
@@ -154,7 +160,7 @@ def test_bench_of_a_run_is_kept_in_it(run: Path, cli: Cli) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     content, models = read_bench(run / "bench" / "cpu-x86" / "bench.json")
     labels = np.load(run / "data" / "test.labels.npy")
-    assert (content["split"], content["images"], content["target"]) == ("test", len(labels), "cpu-x86")
+    assert (content["split"], content["examples"], content["target"]) == ("test", len(labels), "cpu-x86")
     assert content["command"].endswith("-t cpu-x86 --quick")
     assert f"accuracy on the run's test data, {len(labels)} inputs" in done.stdout
     teacher, student, int8 = models
@@ -189,7 +195,7 @@ def test_bench_on_validation_data_is_shown_and_not_kept(run: Path, cli: Cli, tmp
     models = json.loads((tmp_path / "val.json").read_text())["models"]
     session = onnxruntime.InferenceSession(run / "exported" / models[1]["file"], providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"image": np.load(run / "data" / "validation.npy")})
-    assert models[1]["accuracy"] == pytest.approx(np.mean(logits.argmax(1) == labels))
+    assert models[1]["scores"][0]["value"] == pytest.approx(np.mean(logits.argmax(1) == labels))
     # The report compares figures of the same data.
     assert {path: path.read_bytes() for path in (run / "bench").rglob("*") if path.is_file()} == kept
     done = cli("bench", run / "model.onnx", "-t", "cpu-x86", "--quick", "--split", "val")
@@ -207,7 +213,7 @@ def test_bench_of_a_run_with_other_data(run: Path, cli: Cli, tmp_path: Path) -> 
     models = json.loads((tmp_path / "dark.json").read_text())["models"]
     session = onnxruntime.InferenceSession(run / "exported" / "teacher-fp32.onnx", providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"image": images[:40] // 4})
-    assert models[0]["accuracy"] == pytest.approx(np.mean(logits.argmax(1) == labels[:40]))
+    assert models[0]["scores"][0]["value"] == pytest.approx(np.mean(logits.argmax(1) == labels[:40]))
     now = (run / "bench" / "cpu-x86" / "bench.json").read_bytes() if (run / "bench").exists() else None
     assert now == kept  # what `edgekd report` shows is about the run's own data
 
@@ -307,7 +313,7 @@ def test_a_latency_asked_of_a_device_that_is_not_here_is_inconclusive(
     assert result["chosen"] == "student int8"  # the target's first precision, by declaration
     assert student["latency_p50_ms"] is None
     assert student["provenance"]["latency_p50_ms"] == "unknown"
-    assert student["provenance"]["accuracy"] == "proxy"
+    assert student["scores"][0]["provenance"] == "proxy"
 
 
 def test_an_onnx_teacher_teaches(run: Path, cli: Cli, tiny_card: Path, tmp_path: Path) -> None:
@@ -316,7 +322,7 @@ def test_an_onnx_teacher_teaches(run: Path, cli: Cli, tiny_card: Path, tmp_path:
     assert done.returncode == 0, done.stderr
     mine = json.loads((tmp_path / "onnx-taught" / "result.json").read_text())["models"][0]
     theirs = json.loads((run / "result.json").read_text())["models"][0]
-    assert mine["accuracy"] == theirs["accuracy"]
+    assert mine["scores"][0]["value"] == theirs["scores"][0]["value"]
     assert mine["params"] is None
 
 

@@ -116,9 +116,9 @@ def test_the_shipped_file_and_its_tokenizer_are_all_a_user_needs(run: Path, plac
         ids = np.array([tokenizer.encode(sentence).ids], dtype=np.int32)
         (logits,) = session.run(None, {"ids": ids})
         right += labels[logits.argmax()] == label
-    assert right / len(lines) == pytest.approx(chosen["accuracy"])
+    assert right / len(lines) == pytest.approx(chosen["scores"][0]["value"])
     assert (result["test_examples"], result["test_reads"]) == (80, 1)
-    assert chosen["accuracy"] > 0.9  # words that tell the class are never those of the other
+    assert chosen["scores"][0]["value"] > 0.9  # words that tell the class are never those of the other
 
 
 def test_the_reports_speak_of_sentences(run: Path, cli: Cli, tmp_path: Path) -> None:
@@ -156,8 +156,8 @@ def test_bench_and_check_take_the_run_and_the_file(run: Path, place: Path, cli: 
     assert "timed with sequences of" in done.stdout
     models = json.loads((tmp_path / "bench.json").read_text())["models"]
     result = json.loads((run / "result.json").read_text())
-    assert [m["accuracy"] for m in models[:3]] == [m["accuracy"] for m in result["models"]]
-    assert models[3]["accuracy"] is None
+    assert [m["scores"][0]["value"] for m in models[:3]] == [m["scores"][0]["value"] for m in result["models"]]
+    assert "value" not in models[3]["scores"][0]
     assert models[3]["fingerprint"]["sequence_length"] == models[0]["fingerprint"]["sequence_length"]
     done = cli("check", run, "-t", place / "here.toml", "--budget", "size_kb=20", "--budget", "min_accuracy=0.5")
     assert done.returncode == 0, done.stdout
@@ -170,7 +170,7 @@ def test_bench_on_other_sentences_uses_the_runs_tokenizer(run: Path, cli: Cli, t
     arguments = ("bench", run, "-t", place / "here.toml", "--quick", "--data", other)
     done = cli(*arguments, "--json", "other.json")
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads((tmp_path / "other.json").read_text())["models"][1]["accuracy"] == 1.0
+    assert json.loads((tmp_path / "other.json").read_text())["models"][1]["scores"][0]["value"] == 1.0
     kept = (run / "tokenizer.json").read_bytes()
     try:
         (run / "tokenizer.json").unlink()
@@ -187,7 +187,7 @@ def test_another_machine_gets_int8_by_declaration(place: Path, cli: Cli, tmp_pat
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "arm" / "result.json").read_text())
     assert result["chosen"] == "student int8"
-    assert result["models"][2]["provenance"]["accuracy"] == "proxy"
+    assert result["models"][2]["scores"][0]["provenance"] == "proxy"
     assert result["models"][2]["latency_p50_ms"] is None
 
 

@@ -88,7 +88,7 @@ def make(model: str, size: tuple[int, int], more: int, path: Path) -> None:
     save_model(program.model_proto, path)
     if "int8" in model:
         images = np.random.default_rng(0).standard_normal((64, 3, *size)).astype(np.float32)
-        quantize(path, path, Quantization(reduce_range=True), images)  # type: ignore[arg-type]
+        quantize(path, path, Quantization(reduce_range=True), images)
     if size in ((32, 32), (224, 224)) and not more:  # another file that computes the same
         again = onnx.load(path)
         again.doc_string = "the same network, saved again"

@@ -510,7 +510,7 @@ def test_errors_are_compared_by_the_paired_bootstrap(
     assert line.figure.value == pytest.approx(shift, abs=1e-6)
     test = stats.bootstrap((new - old,), np.mean, method="percentile", rng=np.random.default_rng(1))
     assert line.figure.low == pytest.approx(test.confidence_interval.low, abs=0.05 * spread)
-    assert line.text.startswith(f"mean absolute error increase {MAE.show_change(line.figure.value)} ≤ 2 mm: ")
+    assert line.text.startswith(f"mean absolute error increase {MAE.show_change(line.figure.value or 0.0)} ≤ 2 mm: ")
 
 
 def test_another_score_than_that_of_the_baseline_is_not_compared(old: Sample, make: Any) -> None:

@@ -299,7 +299,7 @@ MERGED = """
 pytestmark = budget(target="from-module", size_kb=1, p50_ms=1, data="module.npz")
 
 def limits(job):
-    return {key: value for key, value in vars(job.budget).items() if value is not None}
+    return job.budget.limits()
 
 def test_module(edgekd_check, jobs):
     edgekd_check("fast.onnx")

@@ -103,7 +103,7 @@ def test_class_labels_and_another_output_answer(cli: Cli, here: str, tmp_path: P
         done = cli("bench", "m.onnx", "-t", here, "--quick", "--data", "d.npz", "--json", "f.json", *option)
         assert (done.returncode, done.stderr) == (0, "")
         (model,) = json.loads((tmp_path / "f.json").read_text())["models"]
-        assert (model["accuracy"], model["fingerprint"]["shapes"]) == (0.75, {"x": [1, 3, 5, 5]})
+        assert (model["scores"][0]["value"], model["fingerprint"]["shapes"]) == (0.75, {"x": [1, 3, 5, 5]})
         assert (model["ece"] is None) is (not option)
     done = cli("check", "m.onnx", "-t", here, "--budget", "min_accuracy=0.6", "--data", "d.npz")
     assert (done.returncode, done.stderr) == (0, "")

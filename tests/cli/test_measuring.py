@@ -105,7 +105,7 @@ def test_a_bare_file_with_data(cli: Cli, here: Path, tmp_path: Path) -> None:
     assert "accuracy on set.npz, 4 inputs" in done.stdout
     assert "random" not in done.stdout
     (model,) = figures(tmp_path / "figures.json")
-    assert (model["accuracy"], model["recall"]) == (0.75, [1.0, 1.0, 0.5, None])
+    assert (model["scores"][0]["value"], model["details"]["recall"]) == (0.75, [1.0, 1.0, 0.5, None])
 
     np.savez(tmp_path / "set.npz", inputs=images([0, 1]), labels=np.array([0, 9]))
     done = cli("bench", "tiny.onnx", "-t", here, "--quick", "--data", "set.npz")
