@@ -45,6 +45,8 @@ LARGE_BYTES = 64_000_000
 KEYS = {
     "run.json": ("card", "target", "budget", "files"),
     "candidates.json": ("candidates",),
+    "pruning.json": ("ratio", "tried"),
+    "student/pruned.json": ("widths",),
     "history.json": ("epochs",),
     "test_reads.json": ("test_reads",),
     "result.json": ("schema_version", "models"),
@@ -168,7 +170,10 @@ def own_files(folder: Path) -> list[Path]:
     """Every file that the run wrote and will read again, including checkpoints."""
     places = ("teacher", "student", "exported", "data", "records")
     inside = [path for place in places for path in sorted((folder / place).rglob("*"))]
-    top = [folder / name for name in ("run.json", "candidates.json", "tokenizer.json", "model.onnx", "result.json")]
+    top = [
+        folder / name
+        for name in ("run.json", "candidates.json", "pruning.json", "tokenizer.json", "model.onnx", "result.json")
+    ]
     return [path for path in [*top, *inside] if path.is_file() and path.name[0] != "."]
 
 

@@ -13,13 +13,20 @@ __all__ = ["adopted", "expected", "mend", "refuse_lost_settings", "refuse_tamper
 
 ADVICE = "use --fresh to start this run again, or --out for another folder"
 
-TOGETHER = {"student/history.json": ("student/student.safetensors", "result.json")}
+TOGETHER = {
+    "student/history.json": ("student/student.safetensors", "result.json"),
+    "student/pruned-history.json": ("student/pruned.safetensors", "result.json"),
+    "student/int8-qat-history.json": ("student/int8-qat.safetensors", "result.json"),
+}
 """Files that are removed together with a damaged file, because they can only be made again together."""
 
 DERIVED = {
     "teacher/teacher.safetensors": ("teacher/assistant-*", "student/*.*", "exported/*"),
     "teacher/assistant-": ("student/*.*", "exported/student-*"),
-    "student/student.safetensors": ("exported/student-*",),
+    "student/student.safetensors": ("student/int8-qat*", "exported/student-*"),
+    "student/int8-qat.safetensors": ("exported/student-int8-qat.onnx",),
+    "pruning.json": ("student/pruned*", "exported/pruned-*"),
+    "student/pruned.": ("exported/pruned-*",),
     "exported/student-fp32.onnx": ("exported/student-*",),
     "data/validation.": ("records/*.validation.*.npy",),
     "data/test.": ("records/*.test.*.npy",),

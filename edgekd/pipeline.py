@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
+from torch.fx import GraphModule
 
 from edgekd import units
 from edgekd.bench.measure import References, Subject, evaluate, logits_of, measure_speed
@@ -24,6 +25,7 @@ from edgekd.data.originals import keep_originals, keep_timed
 from edgekd.data.sources import data_marks
 from edgekd.devices.device import Site
 from edgekd.distill.identity import structures
+from edgekd.distill.pruned import check_pruning
 from edgekd.distill.student import TrainingOptions, check_networks, training_summary
 from edgekd.distill.tasks.known import examples_of, learning_of
 from edgekd.distill.teacher import (
@@ -38,19 +40,20 @@ from edgekd.errors import EdgekdError
 from edgekd.export.onnx import cpu_logits, keep_torch_logits, parity
 from edgekd.export.resize import fidelity, same_answers
 from edgekd.export.trial import try_teacher
-from edgekd.export.variants import calibration_of, export_variants
+from edgekd.export.variants import INT8_TRAINED, calibration_of, export_variants
 from edgekd.figures import ModelFigures
 from edgekd.judge import budget_figures, effective_budget, judge
 from edgekd.nets.families import make_shapes
 from edgekd.nets.folding import folded
-from edgekd.nets.teachers import LoadedTeacher
+from edgekd.nets.teachers import LoadedTeacher, make_teacher_net
 from edgekd.report.run.write import write_reports
 from edgekd.result import Result
 from edgekd.run import Run, take_over
 from edgekd.search.candidates import measure_candidates
-from edgekd.search.choose import choose_shape, choose_variant
+from edgekd.search.choose import choose_network, choose_shape
 from edgekd.search.estimate import with_estimates
 from edgekd.search.int8 import settle_int8
+from edgekd.search.pruning import fitting_ratio
 from edgekd.search.schemes import Material, figures_of
 from edgekd.tasks.known import task_of
 
@@ -115,6 +118,8 @@ class TargetPlan:
     calibration: NDArray[np.uint8] | None
     candidates: list[Candidate]
     choice: Candidate
+    pruning: float | None = None
+    """The share of the teacher's channels that are removed, so that it meets the budget; None if it is not pruned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +130,16 @@ class TrainedStudent:
     """The card, in which a teacher of family `self` is replaced by a network of the student's shape."""
     net: nn.Module
     teacher: LoadedTeacher
+    int8: GraphModule | None = None
+    """The student after its training for int8, which computes with rounded values; None if there was none."""
+    pruned: nn.Module | None = None
+    """The pruned teacher; None if there is none."""
+
+    def net_of(self, variant: str) -> nn.Module:
+        """The PyTorch network from which the variant of that name was exported."""
+        if variant == INT8_TRAINED and self.int8 is not None:
+            return self.int8
+        return self.pruned if variant.startswith("pruned") and self.pruned is not None else self.net
 
 
 def distill_all(asked: Request, places: Sequence[tuple[Site, Run]]) -> list[Result | EdgekdError]:
@@ -163,6 +178,8 @@ def prepare(asked: Request, runs: Sequence[Run]) -> Setup:
     taught = any(run.teacher_weights.exists() for run in runs)
     if given is None and not taught and card.teacher.family != "self":
         refuse_long_teaching(card, len(train), start)
+    if card.recipe.prune:
+        check_pruning(card, given)
     check_networks(card, make_shapes(card, card.student), given, further, examples_of(card, train))
     return Setup(
         asked=asked,
@@ -195,8 +212,13 @@ def search(setup: Setup, site: Site, run: Run) -> TargetPlan:
     found = measure_candidates(card, site, setup.examples[0], inputs, calibration, run)
     choice = choose_shape(found, budget)
     say(f"search: {choice.name} of {len(found)} candidates, {units.count(choice.macs)} multiply-accumulates")
+    ratio = None
+    if card.recipe.prune:
+        whole = setup.given.net if setup.given else make_teacher_net(card)
+        assert whole is not None  # prepare has refused an ONNX teacher
+        ratio = fitting_ratio(card, whole, site, budget, inputs, calibration, run)
     kept: dict[str, Any] = {"inputs": inputs, "calibration": calibration, "candidates": found, "choice": choice}
-    return TargetPlan(site=site, run=run, budget=budget, **kept)
+    return TargetPlan(site=site, run=run, budget=budget, pruning=ratio, **kept)
 
 
 def finish(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = ()) -> Result:
@@ -204,7 +226,7 @@ def finish(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = ()) -
     student = learn(setup, plan, earlier)
     resizing = fidelity(setup.validation, student.card) if student.card.export.resize else None
     notes = {"resize_parity": resizing.words} if resizing else {}
-    kept: Any = (student.teacher, student.net, plan.calibration, plan.run, notes)
+    kept: Any = (student.teacher, student.net, plan.calibration, plan.run, notes, student.int8, student.pruned)
     subjects = export_variants(student.card, plan.site.target, *kept)
     int8 = quantize_best(setup, plan, subjects)
     some = np.load(plan.inputs)[:512]
@@ -257,7 +279,9 @@ def learn(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan]) -> Trai
         same_shape = other.choice.shape == plan.choice.shape
         same = (other.budget.minimum, other.budget.teacher_minimum) == limits and same_shape
         if limits[1] == other.budget.teacher_minimum and (same_shape or setup.card.teacher.family != "self"):
-            take_over(other.run, plan.run, with_student=same)
+            alike = other.site.target.quantization == plan.site.target.quantization
+            without = (*(() if alike else ("int8-qat",)), *(() if other.pruning == plan.pruning else ("pruned",)))
+            take_over(other.run, plan.run, with_student=same, without=without)
     told = StudentTraining(
         card=card,
         shape=plan.choice.shape,
@@ -266,9 +290,13 @@ def learn(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan]) -> Trai
         teacher_file=asked.teacher,
         start=setup.start,
         options=dataclasses.replace(asked.options, minimum=limits[0], teacher_minimum=limits[1]),
+        scheme=plan.site.target.quantization if card.recipe.qat and "int8" in plan.site.target.precisions else None,
+        pruning=plan.pruning,
     )
-    teacher, net = train_student(told, setup.given, setup.further, setup.examples, plan.run)
-    return TrainedStudent(card=card, net=folded(net, card.data), teacher=teacher)
+    done = train_student(told, setup.given, setup.further, setup.examples, plan.run)
+    pruned = folded(done.pruned, card.data) if done.pruned is not None else None
+    net = folded(done.student, card.data)
+    return TrainedStudent(card=card, net=net, teacher=done.teacher, int8=done.int8, pruned=pruned)
 
 
 def scored(
@@ -277,10 +305,18 @@ def scored(
     """The figures of all models with their scores on `inputs` (.npy), whose targets lie beside them."""
     task = task_of(student.card.data)
     outputs = [logits_of(subject, plan.site, inputs, plan.run.records, task) for subject in subjects]
-    torch_outputs = keep_torch_logits(student.net, student.card, inputs)
     targets = np.load(inputs.with_suffix(".labels.npy"))
-    references = References(task=task, targets=targets, teacher=outputs[0], torch=torch_outputs)
-    return evaluate(figures, outputs, references, plan.site)
+    by_net = {
+        net: keep_torch_logits(net, student.card, inputs, name)
+        for name, net in (("student", student.net), ("int8-qat", student.int8), ("pruned", student.pruned))
+        if net is not None
+    }
+    found = []
+    for model, answers in zip(figures, outputs, strict=True):
+        mine = by_net[student.net_of(model.name)]
+        references = References(task=task, targets=targets, teacher=outputs[0], torch=mine)
+        found += evaluate([model], [answers], references, plan.site)
+    return found
 
 
 def choose(setup: Setup, plan: TargetPlan, known: list[ModelFigures]) -> tuple[str, str]:
@@ -288,7 +324,7 @@ def choose(setup: Setup, plan: TargetPlan, known: list[ModelFigures]) -> tuple[s
     teacher, *variants = known
     fitting = [model for model in variants if model.precision in plan.site.target.precisions]
     # A given teacher may have been trained on the validation data, so its score on them is not used.
-    chosen, why = choose_variant(fitting, None if setup.given else teacher.score, plan.budget, plan.site)
+    chosen, why = choose_network(fitting, None if setup.given else teacher.score, plan.budget, plan.site)
     return chosen.name, why
 
 

@@ -1,5 +1,6 @@
 """Settings of a training: views, optimiser and schedule, and the losses by which a student learns from its teachers."""
 
+import dataclasses
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import field
@@ -8,7 +9,19 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-__all__ = ["TEMPERED", "Augment", "Feature", "Recipe", "Seed", "Stage", "Term", "Training"]
+__all__ = [
+    "TEMPERED",
+    "Augment",
+    "Feature",
+    "Importance",
+    "Prune",
+    "Qat",
+    "Recipe",
+    "Seed",
+    "Stage",
+    "Term",
+    "Training",
+]
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Positive = Annotated[float, Field(gt=0)]
@@ -91,10 +104,39 @@ class Training:
         """Yield a message for each setting that cannot have its documented effect, with the reason."""
         if self.schedule != "one-cycle" and self.warmup_epochs > self.epochs:
             yield f"warmup_epochs: should be at most the {self.epochs} epochs, got {self.warmup_epochs:g}"
-        if self.schedule == "one-cycle" and self.warmup_epochs != Training.warmup_epochs:
+        if self.schedule == "one-cycle" and self.warmup_epochs != type(self).warmup_epochs:
             yield 'warmup_epochs: has no effect here; schedule = "one-cycle" rises by itself'
         if self.optimizer != "sgd" and self.momentum != Training.momentum:
             yield 'momentum: has no effect here; it needs optimizer = "sgd"'
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Qat(Training):
+    """Settings of the training for int8, which follows the distillation and continues with its network (quantization-
+    aware training). It has the recipe's terms on logits, views and temperature."""
+
+    learning_rate: Positive = 1e-3
+    """A network whose batch normalisation is folded needs a smaller rate than one that has it."""
+    weight_decay: NotNegative = 0.0
+    warmup_epochs: NotNegative = 0.0
+    clip_norm: Positive | None = 1.0
+
+
+Importance = Literal["magnitude", "taylor", "bn-scale"]
+"""How the channels that pruning removes are chosen; edgekd/nets/pruning.py has the sources."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Prune(Training):
+    """Settings of the pruned teacher, which competes with the student: channels of the teacher are removed in several
+    rounds until it meets the budget, and after each round it learns from the whole teacher for `epochs` epochs, by the
+    recipe's terms on logits."""
+
+    rounds: Annotated[int, Field(ge=1, le=100)] = 3
+    importance: Importance = "magnitude"
+    multiple: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Numbers of channels are rounded to multiples of this number, which the int8 kernels of most CPUs fill."""
+    learning_rate: Positive = 0.02
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -197,6 +239,10 @@ class Recipe(Training):
     init_from_teacher: bool = False
     """Whether the teacher's tensors are copied into the student's tensors of the same name and shape before
     training."""
+    qat: Qat | None = None
+    """The training for int8 after the distillation; without this table there is none."""
+    prune: Prune | None = None
+    """The pruning of the teacher; without this table it is not pruned."""
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
@@ -219,6 +265,9 @@ class Recipe(Training):
         `also` are terms by which other networks learn with the same settings.
         """
         yield from Training.unused_settings(self)
+        for name, further in (("qat", self.qat), ("prune", self.prune)):
+            for problem in further.unused_settings() if further else ():
+                yield f"{name}.{problem}"
         shortest = min(part.epochs for part in self.parts())
         if self.schedule != "one-cycle" and shortest < min(self.warmup_epochs, self.epochs):
             yield f"warmup_epochs: should be at most the {shortest} epochs of the shortest stage"
@@ -256,6 +305,19 @@ class Recipe(Training):
         """The weight of each term on logits that has an effect."""
         named: dict[Term, float] = dict(self.losses) or {"kd": self.alpha, "ce": 1 - self.alpha}
         return {name: weight for name, weight in named.items() if weight > 0}
+
+    def on_logits(self, training: Training) -> "Recipe":
+        """This recipe for another training of the same student: with the settings of `training`, and the terms on
+        logits of the last stage. `mutual` is dropped, and plain KD replaces terms that use no teacher."""
+        losses: dict[Term, float] = {
+            name: weight for name, weight in self.parts()[-1].losses.items() if name != "mutual"
+        }
+        if not losses.keys() - {"ce"}:
+            losses = {"kd": Recipe.alpha, "ce": 1 - Recipe.alpha}
+        settings = {field_.name: getattr(training, field_.name) for field_ in dataclasses.fields(Training)}
+        return dataclasses.replace(
+            self, losses=losses, features=(), stages=(), peers=1, attempts=1, qat=None, prune=None, **settings
+        )
 
     def parts(self) -> tuple[Stage, ...]:
         """The stages; a recipe without stages is a single one."""

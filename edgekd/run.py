@@ -103,6 +103,21 @@ class Run:
         return self.folder / "student" / "student.safetensors"
 
     @property
+    def int8_weights(self) -> Path:
+        """The weights of the student after its training for int8 (safetensors)."""
+        return self.folder / "student" / "int8-qat.safetensors"
+
+    @property
+    def pruned_weights(self) -> Path:
+        """The weights of the pruned teacher (safetensors); the sizes of its layers are in the JSON file beside it."""
+        return self.folder / "student" / "pruned.safetensors"
+
+    @property
+    def pruning(self) -> Path:
+        """File of the pruning ratios that were measured, and of the chosen one."""
+        return self.folder / "pruning.json"
+
+    @property
     def exported(self) -> Path:
         """Folder of the exported ONNX files."""
         return self.folder / "exported"
@@ -150,22 +165,23 @@ class Run:
         return reads
 
 
-def take_over(source: Run, run: Run, with_student: bool) -> None:
+def take_over(source: Run, run: Run, with_student: bool, without: tuple[str, ...] = ()) -> None:
     """Copy the teacher and the assistants that were trained in `source`. `with_student` copies the student, too, if it
-    learnt from the teacher that `run` has.
+    learnt from the teacher that `run` has, and the networks that were trained beside it, except for those whose names
+    begin with one of `without`.
 
     Files that already exist in `run` are not replaced.
     """
     _copy_networks(source, run, source.teacher_weights.parent)
     weights = [one.teacher_weights for one in (source, run) if one.teacher_weights.exists()]
     if with_student and len({file_sha256(path) for path in weights}) <= 1:
-        _copy_networks(source, run, source.student_weights.parent)
+        _copy_networks(source, run, source.student_weights.parent, without)
 
 
-def _copy_networks(source: Run, run: Run, folder: Path) -> None:
+def _copy_networks(source: Run, run: Run, folder: Path, without: tuple[str, ...] = ()) -> None:
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         copy = run.folder / path.relative_to(source.folder)
-        if path.suffix in (".safetensors", ".json") and not copy.exists():
+        if not path.name.startswith(without) and path.suffix in (".safetensors", ".json") and not copy.exists():
             with atomic(copy) as temporary:
                 shutil.copyfile(path, temporary)
 
@@ -348,6 +364,7 @@ def _empty(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     files = (
         "candidates.json",
+        "pruning.json",
         "tokenizer.json",
         "model.onnx",
         "result.json",

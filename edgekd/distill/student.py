@@ -22,9 +22,10 @@ from edgekd.distill.tasks.known import learning_of
 from edgekd.distill.teacher import with_own_teacher
 from edgekd.distill.terms.layers import probe
 from edgekd.distill.trial import check_learning
-from edgekd.errors import ConfigError
+from edgekd.errors import ConfigError, ModelError
 from edgekd.files import move, read_json, write_json
 from edgekd.nets.deployed import Deployed
+from edgekd.nets.fakequant import fake_quantized
 from edgekd.nets.families import make
 from edgekd.nets.published import weights_file
 from edgekd.nets.start import Start, describe, load_fitting
@@ -32,6 +33,7 @@ from edgekd.nets.teachers import LoadedTeacher, load_teacher_file
 from edgekd.nets.weights import load_into, read_state, save_state
 from edgekd.recipe import Recipe, Term
 from edgekd.run import Run
+from edgekd.target import Quantization
 from edgekd.tasks.known import task_of
 
 __all__ = [
@@ -207,10 +209,23 @@ def _first_usable(card: Card, shapes: Sequence[Shape], examples: Examples) -> Sh
 
 def check_student(card: Card, shape: Shape, examples: Examples) -> None:
     """Raise ConfigError if the student of that shape cannot be built, takes nothing from the card's `student.weights`,
-    or cannot be trained on the examples. Raises InputError if these weights cannot be read."""
+    cannot be trained on the examples, or, with `[recipe.qat]`, cannot be trained for int8. Raises InputError if these
+    weights cannot be read."""
     net = _new(card, shape, card.recipe.seed)
     _load_start(card, shape, net)
     check_learning(net, card, _first_two(examples), _student(card, shape))
+    if card.recipe.qat:
+        _refuse_float(card, shape, net)
+
+
+def _refuse_float(card: Card, shape: Shape, net: nn.Module) -> None:
+    """Raise ConfigError if the student cannot be trained for int8: an operation of it would stay in float."""
+    if task_of(card.data).calibration != "static":
+        raise ConfigError(f"{card.file}: recipe.qat: has no effect with task = {card.task!r}, whose int8 is dynamic")
+    try:
+        fake_quantized(net, card.data, Quantization())
+    except ModelError as error:
+        raise ConfigError(f"{_student(card, shape)}: recipe.qat: {error}") from error
 
 
 def _student(card: Card, shape: Shape) -> str:

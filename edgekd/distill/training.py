@@ -4,19 +4,23 @@ import dataclasses
 from pathlib import Path
 
 from torch import nn
+from torch.fx import GraphModule
 
 from edgekd.candidate import Shape
 from edgekd.card import Card
 from edgekd.data.examples import Examples
 from edgekd.distill.distributed import broadcast, fail_together, receive
+from edgekd.distill.pruned import distill_pruned
+from edgekd.distill.qat import train_for_int8
 from edgekd.distill.student import TrainingOptions, check_recipe, distill_student
 from edgekd.distill.tasks.known import examples_of, learning_of
 from edgekd.distill.teacher import check_teacher, given_teacher, more_teachers, teach, teacher_start
 from edgekd.errors import EdgekdError
 from edgekd.nets.teachers import LoadedTeacher
 from edgekd.run import Run
+from edgekd.target import Quantization
 
-__all__ = ["StudentTraining", "TeacherTraining", "follow", "train_student", "train_teacher"]
+__all__ = ["StudentTraining", "TeacherTraining", "Trained", "follow", "train_student", "train_teacher"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,22 @@ class StudentTraining:
     start: Path | None
     """The weights from which the teacher is fine-tuned."""
     options: TrainingOptions
+    scheme: Quantization | None = None
+    """The scheme for which the student is trained after the distillation; None if it is not."""
+    pruning: float | None = None
+    """The share of the teacher's channels that are removed; None if it is not pruned."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The networks of a run after its trainings."""
+
+    teacher: LoadedTeacher
+    student: nn.Module
+    int8: GraphModule | None
+    """The student after its training for int8, which computes with rounded values; None if there was none."""
+    pruned: nn.Module | None
+    """The pruned teacher; None if there is none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,9 +71,9 @@ def train_student(
     further: list[LoadedTeacher],
     examples: tuple[Examples, Examples],
     run: Run,
-) -> tuple[LoadedTeacher, nn.Module]:
-    """Train a student from the teacher `given`, or from one that is trained first, and from `further` teachers; return
-    the teacher and the student.
+) -> Trained:
+    """Train a student from the teacher `given`, or from one that is trained first, and from `further` teachers, and the
+    networks that compete with it.
 
     Call this on rank 0 only: it broadcasts the training. Raises BudgetError if the teacher is below its minimum.
     """
@@ -105,9 +125,15 @@ def _train_both(
     further: list[LoadedTeacher],
     examples: tuple[Examples, Examples],
     run: Run,
-) -> tuple[LoadedTeacher, nn.Module]:
+) -> Trained:
     card, options = task.card, task.options
     check_recipe(card, task.shape, given, further, examples[0])
     teacher = given or teach(card, examples, options.teacher_minimum, run.teacher_weights, options.track, task.start)
     check_teacher(card, teacher, examples[1], options.teacher_minimum)
-    return teacher, distill_student(card, task.shape, [teacher, *further], examples, run, options)
+    teachers = [teacher, *further]
+    net, int8, pruned = distill_student(card, task.shape, teachers, examples, run, options), None, None
+    if task.scheme is not None:
+        int8 = train_for_int8(card, task.shape, net, teachers, examples, run, task.scheme, options)
+    if task.pruning is not None:
+        pruned = distill_pruned(card, teachers, examples, run, task.pruning, options)
+    return Trained(teacher=teacher, student=net, int8=int8, pruned=pruned)

@@ -172,16 +172,16 @@ def cpu_logits(file: Path, task: Task, images: NDArray[Any]) -> NDArray[np.float
     return logits
 
 
-def keep_torch_logits(net: nn.Module, card: Card, inputs: Path) -> NDArray[np.float32]:
+def keep_torch_logits(net: nn.Module, card: Card, inputs: Path, name: str = "student") -> NDArray[np.float32]:
     """Compute the student's logits (n, C) in torch for all `inputs` (.npy), and save them beside these as
-    `STEM.student.npy`.
+    `STEM.NAME.npy`.
     """
     images = np.load(inputs, mmap_mode="r")
     deployed = Deployed(net, card.data).eval()
     with torch.no_grad():
         parts = [deployed(torch.from_numpy(images[n : n + 256].copy())).numpy() for n in range(0, len(images), 256)]
     logits: NDArray[np.float32] = np.concatenate(parts)
-    with atomic(inputs.with_suffix(".student.npy")) as temporary:
+    with atomic(inputs.with_suffix(f".{name}.npy")) as temporary:
         np.save(temporary, logits)
     return logits
 

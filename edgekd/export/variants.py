@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from torch import nn
+from torch.fx import GraphModule
 
 from edgekd.bench.measure import Subject
 from edgekd.card import Card
@@ -18,13 +19,20 @@ from edgekd.export.quantize import quantize, quantize_weights
 from edgekd.export.shrink import save_model, shrink
 from edgekd.export.teacher import export_teacher
 from edgekd.nets.deployed import count_macs, count_params
+from edgekd.nets.fakequant import deployable
 from edgekd.nets.folding import folded
 from edgekd.nets.teachers import LoadedTeacher
 from edgekd.run import Run
 from edgekd.target import Precision, Target
 from edgekd.tasks.known import task_of
 
-__all__ = ["calibration_images", "calibration_of", "export_variants", "make_variant", "precision_of"]
+__all__ = ["INT8_TRAINED", "calibration_images", "calibration_of", "export_variants", "make_variant", "precision_of"]
+
+INT8_TRAINED = "student int8-qat"
+"""The name of the variant that was trained for int8."""
+
+TRAINED = {"student": "distilled", "pruned": "pruned, then distilled"}
+"""How the networks were made, as the metadata of their files say."""
 
 INT8 = ("DequantizeLinear", "QLinearConv", "QLinearMatMul", "DynamicQuantizeLinear", "DynamicQuantizeLSTM")
 """Op types of which at least one is present in every quantised file, and none in others."""
@@ -51,16 +59,18 @@ def export_variants(
     calibration: NDArray[np.uint8] | None,
     run: Run,
     notes: Mapping[str, str],
+    trained_int8: GraphModule | None = None,
+    pruned: nn.Module | None = None,
 ) -> list[Subject]:
     """Export the teacher, the student in fp32, and the student in every other precision; existing files are kept.
 
     The student's `net` is the network that runs on the device, with its branches folded. `notes` are added to the
-    metadata.
+    metadata. `trained_int8` is the student after its training for int8, which is exported as a further int8 file, and
+    `pruned` the pruned teacher, which is exported in every precision.
     """
-    teacher_onnx, fp32 = run.exported / "teacher-fp32.onnx", run.exported / "student-fp32.onnx"
+    teacher_onnx = run.exported / "teacher-fp32.onnx"
     export_teacher(teacher, card, target, teacher_onnx, notes)
-    if not fp32.exists():
-        export(net, card, target, fp32, {"trained": "distilled", "teacher": teacher.file.name, **notes})
+    provenance = {"teacher": teacher.file.name, **notes}
     own = folded(teacher.net, card.data) if teacher.net is not None else None
     subjects = [
         Subject(
@@ -71,14 +81,52 @@ def export_variants(
             macs=count_macs(own, card.data) if own else None,
         )
     ]
+    subjects += _precisions("student", net, card, target, calibration, run, provenance)
+    if trained_int8 is not None:
+        file = run.exported / "student-int8-qat.onnx"
+        if not file.exists():
+            trained = {"trained": "distilled, then trained for int8", **provenance}
+            _export_int8(trained_int8, card, target, file, trained, run)
+        params, macs = subjects[-1].params, subjects[-1].macs
+        subjects.append(Subject(name=INT8_TRAINED, file=file, precision="int8", params=params, macs=macs))
+    if pruned is not None:
+        subjects += _precisions("pruned", pruned, card, target, calibration, run, provenance)
+    return subjects
+
+
+def _export_int8(
+    net: GraphModule, card: Card, target: Target, file: Path, provenance: dict[str, str], run: Run
+) -> None:
+    """Write a network that was trained for int8, in the small form of quantised files."""
+    written = run.scratch / "int8-qat.onnx"
+    export(deployable(net), card, target, written, provenance)
+    model = onnx.load(written)
+    shrink(model)
+    save_model(model, file)
+
+
+def _precisions(
+    name: str,
+    net: nn.Module,
+    card: Card,
+    target: Target,
+    calibration: NDArray[np.uint8] | None,
+    run: Run,
+    provenance: dict[str, str],
+) -> list[Subject]:
+    """Export one network in fp32 and in every other precision of the target."""
+    fp32 = run.exported / f"{name}-fp32.onnx"
+    if not fp32.exists():
+        export(net, card, target, fp32, {"trained": TRAINED[name], **provenance})
     others: list[Precision] = [precision for precision in target.precisions if precision != "fp32"]
     precisions: list[Precision] = ["fp32", *others]
+    params, macs = count_params(net), count_macs(net, card.data)
+    subjects = []
     for precision in precisions:
-        file = run.exported / f"student-{precision}.onnx"
+        file = run.exported / f"{name}-{precision}.onnx"
         if not file.exists():
             make_variant(fp32, precision, target, calibration, file)
-        params, macs = count_params(net), count_macs(net, card.data)
-        subjects.append(Subject(name=f"student {precision}", file=file, precision=precision, params=params, macs=macs))
+        subjects.append(Subject(name=f"{name} {precision}", file=file, precision=precision, params=params, macs=macs))
     return subjects
 
 

@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+import torch
 import torch.nn.functional as F
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -32,15 +33,28 @@ class _Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(outside)
         self.stride = stride
         self.padding = (outside - inside) // 2
+        self.shortcut: nn.Conv2d | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        if self.stride != 1 or self.padding:
+        if self.shortcut is not None:
+            x = self.shortcut(x)
+        elif self.stride != 1 or self.padding:
             # Option A has no parameters: it takes every second pixel, and adds zero channels on both sides.
             x = x[:, :, :: self.stride, :: self.stride]
             x = F.pad(x, (0, 0, 0, 0, self.padding, self.padding))
         return F.relu(y + x)
+
+    def with_convolution(self) -> None:
+        """Compute the shortcut by a 1×1 convolution of zeros and ones, which gives the same values."""
+        inside, outside = self.conv1.in_channels, self.conv2.out_channels
+        if self.stride != 1 or self.padding:
+            self.shortcut = nn.Conv2d(inside, outside, 1, self.stride, bias=False)
+            with torch.no_grad():
+                self.shortcut.weight.zero_()
+                for channel in range(inside):
+                    self.shortcut.weight[channel + self.padding, channel] = 1.0
 
 
 class CifarResNet(nn.Module):
@@ -65,6 +79,13 @@ class CifarResNet(nn.Module):
         x = F.adaptive_avg_pool2d(x, 1).flatten(1)
         logits: Tensor = self.linear(x)
         return logits
+
+    def with_convolutions(self) -> None:
+        """Replace the shortcuts of option A, whose slices and zeros fix the number of channels, by 1×1 convolutions of
+        zeros and ones; the outputs stay the same."""
+        for module in self.modules():
+            if isinstance(module, _Block):
+                module.with_convolution()
 
 
 def _stage(inside: int, outside: int, blocks: int, stride: int) -> nn.Sequential:

@@ -10,7 +10,7 @@ from edgekd.errors import BudgetError
 from edgekd.figures import Figure, ModelFigures, metric_of
 from edgekd.judge import Verdict, budget_figures, judge, show_limit, show_value
 
-__all__ = ["choose_shape", "choose_variant"]
+__all__ = ["BEFORE_TRAINING", "choose_network", "choose_shape", "choose_variant", "meets_early"]
 
 BEFORE_TRAINING = ("latency_p50_ms", "size_kb", "peak_memory_mb")
 """Budget keys that an untrained network already meets or misses."""
@@ -22,14 +22,24 @@ def choose_shape(candidates: list[Candidate], budget: Budget) -> Candidate:
     Within a family, more multiply-accumulates, then more parameters, count as more capable. An unknown latency excludes
     no candidate. Raises BudgetError with the limiting budget and the nearest candidates.
     """
+    fitting = [candidate for candidate in candidates if meets_early(candidate, budget)]
+    if not fitting:
+        raise BudgetError(_infeasible(candidates, _early(budget)))
+    return max(fitting, key=lambda c: (c.macs, c.params))
+
+
+def meets_early(candidate: Candidate, budget: Budget) -> bool:
+    """Whether the candidate meets, in at least one precision, all limits that can be judged before training."""
+    return any(not _missed(figures, _early(budget)) for figures in candidate.precisions.values())
+
+
+def _early(budget: Budget) -> Budget:
+    """The limits that an untrained network already meets or misses."""
     early = Budget(budget.kind, **{key: budget.limit(key) for key in BEFORE_TRAINING})
     p95 = budget.limit("latency_p95_ms")
     if p95 is not None:  # p50 is at most p95, so it must meet this limit too
         early = early.with_values(Budget(latency_p50_ms=min(p95, early.limit("latency_p50_ms") or 1e9)))
-    fitting = [c for c in candidates if any(not _missed(f, early) for f in c.precisions.values())]
-    if not fitting:
-        raise BudgetError(_infeasible(candidates, early))
-    return max(fitting, key=lambda c: (c.macs, c.params))
+    return early
 
 
 def _missed(figures: dict[str, Figure], budget: Budget) -> list[str]:
@@ -70,6 +80,41 @@ def _infeasible(candidates: list[Candidate], budget: Budget) -> str:
     )
 
 
+def choose_network(
+    variants: list[ModelFigures], teacher_score: Figure | None, budget: Budget, site: Site
+) -> tuple[ModelFigures, str]:
+    """Return the file to ship and the reason, where the variants may be of several networks, named by the first word of
+    the variant: the student, and the pruned teacher.
+
+    `choose_variant` chooses among the variants of each network. Of these, the one with the best score on
+    validation data is shipped, among those that miss the fewest limits.
+    """
+    networks = list(dict.fromkeys(_network(variant) for variant in variants))
+    best = [
+        choose_variant([v for v in variants if _network(v) == name], teacher_score, budget, site) for name in networks
+    ]
+    if len(best) == 1:
+        return best[0]
+    chosen, why = min(best, key=lambda one: (len(_fails(_verdict(one[0], teacher_score, budget))), -_merit(one[0])))
+    kind = chosen.kinds[0]
+    others = ", ".join(f"{v.name} {kind.show(v.score.value or 0.0)}" for v, _ in best if v is not chosen)
+    reached = kind.show(chosen.score.value or 0.0)
+    return chosen, f"{chosen.name} has {reached} on validation data ({others}); {why}"
+
+
+def _network(variant: ModelFigures) -> str:
+    return variant.name.partition(" ")[0]
+
+
+def _verdict(variant: ModelFigures, teacher_score: Figure | None, budget: Budget) -> Verdict:
+    """The verdict on the figures without their intervals. The teacher's own limit is left out, which is the same for
+    all variants, and so is the drop from a teacher that may have been trained on the validation data."""
+    budget = budget.without(budget.kind.teacher_key)
+    if teacher_score is None:
+        budget = budget.without(budget.kind.change_key)
+    return judge(_points(budget_figures(variant, teacher_score)), budget, True)
+
+
 def choose_variant(
     variants: list[ModelFigures], teacher_score: Figure | None, budget: Budget, site: Site
 ) -> tuple[ModelFigures, str]:
@@ -78,35 +123,54 @@ def choose_variant(
     `teacher_score` is None if the teacher may have been trained on the validation data. If the target's time is
     measured, int8 (or fp16) is chosen only if it is faster beyond the spread of its processes, or if a budget needs it.
     Otherwise the first of the target's precisions that meets the budget is chosen. If none does, the variant that
-    misses the fewest limits is chosen.
+    misses the fewest limits is chosen. Of several files of one precision, such as int8 and int8-qat, the one with the
+    best score that is not surely slower is compared with the other precisions.
     """
-    budget = budget.without(budget.kind.teacher_key)  # the same for all variants
-    if teacher_score is None:
-        budget = budget.without(budget.kind.change_key)
-    verdicts = {v.precision: judge(_points(budget_figures(v, teacher_score)), budget, True) for v in variants}
+    verdicts = {v.name: _verdict(v, teacher_score, budget) for v in variants}
     fewest = min(len(_fails(verdict)) for verdict in verdicts.values())
-    fitting = [v for v in variants if len(_fails(verdicts[v.precision])) == fewest]
+    fitting = _best_of_each([v for v in variants if len(_fails(verdicts[v.name])) == fewest])
     word = "that fits" if fewest == 0 else "of those that miss least"
     if not site.measurable:
         chosen = min(fitting, key=lambda v: site.target.precisions.index(v.precision))
-        return chosen, f"{chosen.precision} is the first precision of target {site.target.name} {word}"
-    if len(fitting) == 1 and len(variants) > 1:
-        return fitting[0], _misses_less(fitting[0], verdicts)
+        return chosen, f"{_label(chosen)} is the first precision of target {site.target.name} {word}"
+    if len(fitting) == 1 and len({v.precision for v in variants}) > 1:
+        return fitting[0], _misses_less(fitting[0], variants, verdicts)
     chosen = max(fitting, key=lambda v: v.precision == "fp32")
     for other in fitting:
         if _surely_faster(other, chosen):
             chosen = other
-    times = ", ".join(f"{v.precision} {units.milliseconds(v.latency_p50_ms.value or 0)}" for v in fitting)
+    times = ", ".join(f"{_label(v)} {units.milliseconds(v.latency_p50_ms.value or 0)}" for v in fitting)
     fastest = all(v is chosen or _surely_faster(chosen, v) for v in fitting)
-    return chosen, f"{chosen.precision} is {'the fastest' if fastest else 'as fast as any'} {word} ({times})"
+    return chosen, f"{_label(chosen)} is {'the fastest' if fastest else 'as fast as any'} {word} ({times})"
 
 
-def _misses_less(chosen: ModelFigures, verdicts: dict[str, Verdict]) -> str:
+def _label(variant: ModelFigures) -> str:
+    """How a variant differs from the others of the same network: `int8-qat`."""
+    return variant.name.partition(" ")[2] or variant.name
+
+
+def _best_of_each(fitting: list[ModelFigures]) -> list[ModelFigures]:
+    """One variant of each precision: the one with the best score, unless it is surely slower than one before it."""
+    best: dict[str, ModelFigures] = {}
+    for variant in fitting:
+        before = best.get(variant.precision)
+        if before is None or (_merit(variant) > _merit(before) and not _surely_faster(before, variant)):
+            best[variant.precision] = variant
+    return list(best.values())
+
+
+def _merit(variant: ModelFigures) -> float:
+    """The score that decides, with the sign with which higher is better."""
+    value = variant.score.value or 0.0
+    return value if variant.kinds[0].better == "higher" else -value
+
+
+def _misses_less(chosen: ModelFigures, variants: list[ModelFigures], verdicts: dict[str, Verdict]) -> str:
     """Explain why the only remaining variant is shipped, and which limits it misses itself."""
-    own = _fails(verdicts[chosen.precision])
-    lines = [line for precision, verdict in verdicts.items() if precision != chosen.precision for line in verdict.lines]
+    own = _fails(verdicts[chosen.name])
+    lines = [line for v in variants if v.precision != chosen.precision for line in verdicts[v.name].lines]
     missed = "; ".join(line.text for line in lines if line.outcome == "fail" and line.key not in own)
-    reason = f"on validation data {chosen.precision} meets what another precision misses ({missed})"
+    reason = f"on validation data {_label(chosen)} meets what another precision misses ({missed})"
     return (
         f"{reason}, though not {' and '.join(metric_of(key, chosen.kinds[0]).limit_words for key in own)}"
         if own

@@ -12,7 +12,7 @@ from edgekd.errors import BudgetError
 from edgekd.figures import Figure, ModelFigures
 from edgekd.judge import effective_budget
 from edgekd.machine import Machine
-from edgekd.search.choose import choose_shape, choose_variant
+from edgekd.search.choose import choose_network, choose_shape, choose_variant
 from edgekd.target import Limits, load_target
 
 
@@ -107,6 +107,35 @@ def test_int8_is_shipped_when_faster_or_needed(site, int8, budget, shipped, why)
     chosen, reason = choose_variant(variants, TEACHER, budget, site)
     assert chosen.precision == shipped
     assert why in reason
+
+
+@pytest.mark.parametrize(
+    ("qat", "shipped"),
+    [
+        ((0.5, 31, 0.935), "int8-qat"),
+        ((0.5, 31, 0.925), "int8"),
+        ((0.5, 31, 0.93), "int8"),  # as accurate: the one before it
+        ((0.9, 31, 0.935), "int8"),  # surely slower
+    ],
+)
+def test_int8_that_was_trained_competes_with_int8(site: Site, qat: tuple[float, float, float], shipped: str) -> None:
+    trained = dataclasses.replace(variant("int8", *qat), name="student int8-qat")
+    variants = [variant("fp32", 1.0, 100, 0.94), variant("int8", 0.5, 30, 0.93), trained]
+    chosen, why = choose_variant(variants, TEACHER, Budget(), site)
+    assert chosen.name.removeprefix("student ") == shipped
+    assert why.startswith(f"{shipped} is the fastest")
+
+
+def test_the_more_accurate_network_is_shipped(site: Site) -> None:
+    students = [variant("fp32", 1.0, 100, 0.94), variant("int8", 0.5, 30, 0.93)]
+    pruned = [dataclasses.replace(one, name=one.name.replace("student", "pruned")) for one in students]
+    better = [dataclasses.replace(one, scores={"accuracy": Figure(0.945, "measured")}) for one in pruned]
+    chosen, why = choose_network([*students, *better], TEACHER, Budget(), site)
+    assert chosen.name == "pruned int8"
+    assert why.startswith("pruned int8 has 94.50 % on validation data (student int8 93.00 %); int8 is the fastest")
+    slow = [dataclasses.replace(one, latency_p50_ms=Figure(2.0, "measured")) for one in better]
+    assert choose_network([*students, *slow], TEACHER, Budget(latency_p50_ms=1), site)[0].name == "student int8"
+    assert choose_network(students, TEACHER, Budget(), site) == choose_variant(students, TEACHER, Budget(), site)
 
 
 def test_where_time_is_not_measured_the_declared_order_decides(place: Callable[..., Site]) -> None:

@@ -1,0 +1,112 @@
+"""How much of the teacher must be pruned: the smallest ratio with which it meets the budget, found by measuring."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from edgekd.bench.measure import Subject, measure_speed
+from edgekd.budget import Budget
+from edgekd.candidate import Candidate
+from edgekd.card import Card
+from edgekd.console import say
+from edgekd.devices.device import Site
+from edgekd.export.onnx import export
+from edgekd.export.variants import make_variant
+from edgekd.figures import Figure
+from edgekd.files import read_json, write_json
+from edgekd.nets.deployed import count_macs, count_params
+from edgekd.nets.folding import folded
+from edgekd.nets.pruning import prunable, pruned, widths_of
+from edgekd.run import Run
+from edgekd.search.candidates import EFFORT
+from edgekd.search.choose import BEFORE_TRAINING, meets_early
+from edgekd.search.estimate import with_estimates
+
+__all__ = ["fitting_ratio"]
+
+# History of the format of pruning.json:
+# 1 - ratio (null if none fits); tried: ratio, and the candidate as in candidates.json
+SCHEMA_VERSION = 1
+
+STEPS = 16
+"""The ratios that can be chosen are the multiples of 1 / STEPS."""
+
+
+def fitting_ratio(
+    card: Card,
+    teacher: nn.Module,
+    site: Site,
+    budget: Budget,
+    inputs: Path,
+    calibration: NDArray[np.uint8] | None,
+    run: Run,
+) -> float | None:
+    """The smallest share of the teacher's channels that must be removed to meet the early limits of `budget` (latency,
+    size, memory) in one of the target's precisions; None if there is no such limit, or if no share is enough.
+
+    Untrained networks are exported and measured on the target, by bisection: their figures do not depend on the
+    weights. The result is kept in `run.pruning`.
+    """
+    assert card.recipe.prune is not None
+    if run.pruning.exists():
+        return _ratio(read_json(run.pruning)["ratio"])
+    if not any(budget.limit(key) for key in (*BEFORE_TRAINING, "latency_p95_ms")):
+        say("pruning: the budget limits neither latency nor size, so the teacher is not pruned")
+        return None
+    net, tried = _unequal(prunable(teacher)), list[dict[str, Any]]()
+    sizes, low, high = widths_of(net), 0, STEPS  # low is not enough (or not tried), high is enough (or not tried)
+    while high - low > 1:
+        step = (low + high) // 2
+        smaller = pruned(net, card.data, sizes, step / STEPS, multiple=card.recipe.prune.multiple)
+        found = _measured(card, smaller, site, inputs, calibration, run)
+        enough = meets_early(found, budget)
+        tried.append({"ratio": step / STEPS, "enough": enough, **dataclasses.asdict(found)})
+        low, high = (low, step) if enough else (step, high)
+    ratio = high / STEPS if high < STEPS else None
+    write_json(run.pruning, {"schema_version": SCHEMA_VERSION, "ratio": ratio, "tried": tried})
+    say(
+        f"pruning: {ratio:.0%} of the teacher's channels must be removed to meet the budget"
+        if ratio
+        else "pruning: the teacher does not meet the budget however much is removed, so it is not pruned"
+    )
+    return ratio
+
+
+def _unequal(net: nn.Module) -> nn.Module:
+    """Change the biases and the factors of normalisations a little: those of an untrained network are all equal, and
+    equal tensors would be stored only once, so that the file would be smaller than that of the trained network."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in (*net.parameters(), *net.buffers()):
+            if tensor.dim() == 1 and tensor.dtype.is_floating_point:
+                tensor += 0.1 * torch.rand(tensor.shape, generator=generator)
+    return net
+
+
+def _ratio(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _measured(
+    card: Card, net: nn.Module, site: Site, inputs: Path, calibration: NDArray[np.uint8] | None, run: Run
+) -> Candidate:
+    fp32 = run.scratch / "pruned-fp32.onnx"
+    net = folded(net.eval(), card.data)
+    export(net, card, site.target, fp32, {"trained": "no"})
+    params, macs = count_params(net), count_macs(net, card.data)
+    subjects = []
+    for precision in site.target.precisions:
+        file = run.scratch / f"pruned-{precision}.onnx"
+        if precision != "fp32":
+            make_variant(fp32, precision, site.target, calibration, file)
+        subjects.append(Subject(name=precision, file=file, precision=precision, params=params, macs=macs))
+    figures = with_estimates(measure_speed(subjects, site, inputs, None, EFFORT), subjects, site)
+    precisions: dict[str, dict[str, Figure]] = {
+        model.precision: {key: getattr(model, key) for key in BEFORE_TRAINING} for model in figures
+    }
+    return Candidate(shape={}, params=params, macs=macs, precisions=precisions)
