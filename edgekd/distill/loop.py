@@ -36,6 +36,7 @@ from edgekd.distill.objective import Objective
 from edgekd.distill.optimise import clip, learning_rate, make_optimizer, set_rate
 from edgekd.distill.step import TrainingStep
 from edgekd.distill.tasks.learning import Score
+from edgekd.distill.threads import threads_for
 from edgekd.distill.tracking import open_trackers
 from edgekd.distill.watch import Watch, check_epoch
 from edgekd.errors import ConfigError
@@ -85,6 +86,12 @@ def train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
     grows tenfold. Raises ConfigError if a batch is too small for its parts, or if the checkpoint was written under
     other conditions.
     """
+    parts_of(job.name, job.training, len(job.train))
+    with threads_for(job.name, net, job.train, job.training, job.checkpoint):
+        return _train(net, job)
+
+
+def _train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
     training, where, among = job.training, device(), world()
     parts = parts_of(job.name, training, len(job.train))
     # channels_last makes convolutions 15 % faster on a CPU.
