@@ -60,7 +60,7 @@ def with_presets(tables: Mapping[str, Any]) -> dict[str, Any]:
         card["recipe"] = _completed(card["recipe"], "student", images)
         augment = _table(card, "augment")
         if images and not augment.keys() & {"mixup", "cutmix"}:
-            card["augment"] = PRESETS[preset].get("augment", {}) | augment
+            card["augment"] = {**PRESETS[preset].get("augment", {}), **augment}
     if _table(_table(card, "teacher"), "training").get("preset") in PRESETS:
         card["teacher"] = card["teacher"] | {"training": _completed(card["teacher"]["training"], "teacher", images)}
     if isinstance(given := card.get("assistants"), list | tuple):

@@ -96,7 +96,7 @@ class _Norm(nn.BatchNorm2d):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, momentum=0.4)
         self.weight.requires_grad_(False)
-        self.bias.register_hook(lambda gradient: gradient * BIAS_RATE)
+        self.bias.register_hook(lambda gradient: gradient * BIAS_RATE)  # type: ignore[no-untyped-call]
 
 
 class _Block(nn.Module):
@@ -135,10 +135,14 @@ class _Group(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
-        # BatchNorm without a scale commutes with max-pooling. Before it, it can be folded into the convolution; after
-        # it, training has a quarter of the values to normalise.
-        x = self.norm(self.pool(x)) if self.training else self.pool(self.norm(x))
-        x = self.act(x)
+        # BatchNorm without a scale commutes with max-pooling, and so does ReLU. Before it, both can be joined with the
+        # convolution; after it, training has a quarter of the values to compute.
+        if self.training:
+            x = self.act(self.norm(self.pool(x)))
+        elif isinstance(self.act, nn.ReLU):
+            x = self.pool(self.act(self.norm(x)))
+        else:
+            x = self.act(self.pool(self.norm(x)))
         after: Tensor = self.blocks(x)
         return after
 
