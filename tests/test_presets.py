@@ -43,7 +43,8 @@ def test_fast_sets_the_schedule_and_the_card_overrides_it() -> None:
 )
 def test_the_rate_follows_the_batch_size(given: str, batch: int, rate: float) -> None:
     recipe = card(f'preset = "fast"\n{given}').recipe
-    assert (recipe.batch_size, recipe.learning_rate) == (batch, pytest.approx(rate))
+    assert recipe.batch_size == batch
+    assert recipe.learning_rate == pytest.approx(rate)
 
 
 def test_a_teacher_has_label_smoothing() -> None:

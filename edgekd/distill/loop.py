@@ -169,12 +169,13 @@ def _train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
     return state.history
 
 
-def whiten(step_of: TrainingStep, net: nn.Module, examples: Examples) -> None:
-    """Compute the filters of the whitening layers that have none yet, from up to 5,000 training images."""
-    stems = [module for module in step_of.modules() if isinstance(module, WhiteningConv)]
+def whiten(trained: nn.Module, whole: nn.Module, examples: Examples) -> None:
+    """Compute the filters of the whitening layers in `trained` that have none yet, from up to 5,000 training images
+    with the preprocessing of `whole`."""
+    stems = [module for module in trained.modules() if isinstance(module, WhiteningConv)]
     if stems := [stem for stem in stems if not stem.get_buffer("whitened")]:
         images = examples.batch(np.arange(min(5_000, len(examples))), None).inputs
-        normalised = net.get_submodule("preprocess")(images.to(device()))
+        normalised = whole.get_submodule("preprocess")(images.to(device()))
         for stem in stems:
             stem.whiten(normalised)
 

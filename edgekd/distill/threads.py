@@ -79,16 +79,22 @@ def fastest(rates: dict[int, float]) -> int:
 
 
 def _rates(net: nn.Module, examples: Examples, training: Training, most: int) -> dict[int, float]:
-    """Examples per second of forward and backward passes with 1, 2, 4, … and `most` threads."""
+    """Examples per second of forward and backward passes with 1, 2, 4, … and `most` threads, up to the first number
+    that is half as fast as the fastest one: threads that wait for each other can be 30 times slower."""
     counts = [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
     kept = copy.deepcopy(net.state_dict())
     net.to(memory_format=torch.channels_last).train()
     step = _step(net, examples, training)
     try:
         with torch.random.fork_rng(devices=[]):
-            once = _seconds(lambda: step(2), most, 0)
+            once = _seconds(lambda: step(2), 1, 0)
             size = max(2, min(training.batch_size // training.accumulate, len(examples), int(2 * SECONDS / once)))
-            return {count: size / _seconds(lambda: step(size), count, SECONDS) for count in counts}
+            rates: dict[int, float] = {}
+            for count in counts:
+                rates[count] = size / _seconds(lambda: step(size), count, SECONDS)
+                if rates[count] < max(rates.values()) / 2:
+                    break
+            return rates
     finally:
         net.zero_grad()
         net.load_state_dict(kept)

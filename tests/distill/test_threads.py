@@ -60,7 +60,7 @@ def test_a_trial_chooses_and_says_it_and_changes_nothing(tmp_path: Path, capsys:
     said = capsys.readouterr().err
     words = "1 thread" if chosen == 1 else f"{chosen} threads"
     assert said.startswith(f"student: {words}; a trial gave examples/s: 1 → ")
-    assert said.count("→") == 3  # 1, 2 and 3
+    assert said.count("→") in (2, 3)  # of 1, 2 and 3; the last one is left out if two threads are far slower
     assert all(torch.equal(net.state_dict()[key], value) for key, value in state.items())
     assert all(parameter.grad is None for parameter in net.parameters())
     assert torch.equal(torch.get_rng_state(), random)

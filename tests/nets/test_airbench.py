@@ -1,7 +1,7 @@
 """The networks after airbench: sizes as published, the whitening, what is trained, and the order of layers."""
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -126,7 +126,7 @@ def test_a_mirror_gives_the_same_answer_for_an_image_and_its_mirror_image() -> N
 
 
 @pytest.mark.parametrize(("patch", "stride"), [(2, 1), (2, 2), (4, 2), (6, 2)])
-def test_smaller_images_and_other_stems(patch: int, stride: int) -> None:
+def test_smaller_images_and_other_stems(patch: int, stride: Literal[1, 2]) -> None:
     shape = AirbenchShape(channels=(6, 8), stem=8, patch=patch, stride=stride, pool="mean")
     net = Airbench(shape, 3, 32, 7).eval()
     with torch.no_grad():
