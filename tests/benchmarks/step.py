@@ -55,7 +55,7 @@ def step_of(
             optimizer.zero_grad()
             with autocast(precision):
                 logits = run(images)
-            F.cross_entropy(logits.float(), wanted).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(logits.float(), wanted).backward()
             optimizer.step()
         finally:
             F.relu = plain
