@@ -14,6 +14,7 @@ __all__ = [
     "Augment",
     "Feature",
     "Importance",
+    "Preset",
     "Prune",
     "Qat",
     "Recipe",
@@ -28,6 +29,7 @@ Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Preset = Literal["fast", "long"]
 Term = Literal["ce", "kd", "soft_ce", "mse", "dkd", "dist", "mutual"]
 TEMPERED: frozenset[Term] = frozenset({"kd", "soft_ce", "dkd", "dist"})
 """The terms that depend on softmax outputs at the temperature T; they have the factor T²."""
@@ -39,8 +41,9 @@ class Augment:
 
     crop_padding: Annotated[int, Field(ge=0)] = 0
     """Zero pixels put around the image before a random crop of the original size."""
-    flip: bool = False
-    """Horizontal mirror with probability one half."""
+    flip: bool | Literal["alternate"] = False
+    """Horizontal mirror with probability one half. With `alternate`, an image that is mirrored in one view is not in
+    the next one (Jordan 2024, section 3.6)."""
     policy: Literal["none", "trivial", "rand"] = "none"
     """Colour and shape operations: TrivialAugment (Müller and Hutter 2021) or RandAugment (Cubuk et al. 2020)."""
     rand_operations: Annotated[int, Field(ge=1, le=8)] = 2
@@ -51,6 +54,9 @@ class Augment:
     cutmix: NotNegative = 0.0
     """α of λ ~ Beta(α, α); a rectangle of 1 − λ of the image comes from the partner (Yun et al. 2019); 0 turns it off.
     If `mixup` is set as well, each is applied to half of the images."""
+    cutout: Annotated[int, Field(ge=0)] = 0
+    """Side in pixels of a grey square at a random place of the image, after all other operations (DeVries and Taylor
+    2017); 0 turns it off."""
     word_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Sentences only: share of the tokens that are replaced by the unknown token, which must have id 1."""
     seed: Seed = 0
@@ -68,6 +74,9 @@ class Augment:
 class Training:
     """Settings of the optimiser and its schedule, and of the training in general."""
 
+    preset: Preset | None = None
+    """The set of settings that replaces the defaults of the card: see edgekd/presets.py. Settings that the card gives
+    override it."""
     epochs: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=2)] = 128
     accumulate: Annotated[int, Field(ge=1)] = 1
@@ -77,9 +86,9 @@ class Training:
     loaded_learning_rate_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
     """The learning rate of the parameters that were loaded from a weights file before the training, as a share of the
     learning rate of those that are trained from new."""
-    schedule: Literal["cosine", "one-cycle", "constant"] = "cosine"
-    """After the warm-up: half a cosine down to zero, or no change. `one-cycle` rises for 30 % of the steps and falls
-    for the rest, both along cosines (Smith and Topin 2018)."""
+    schedule: Literal["cosine", "linear", "one-cycle", "constant"] = "cosine"
+    """After the warm-up: half a cosine or a straight line down to zero, or no change. `one-cycle` rises for 30 % of the
+    steps and falls for the rest, both along cosines (Smith and Topin 2018)."""
     momentum: Fraction = 0.9
     weight_decay: NotNegative = 5e-4
     warmup_epochs: NotNegative = 1.0
@@ -89,16 +98,31 @@ class Training:
     clip_norm: Positive | None = None
     """Largest norm of the gradient; a larger gradient is scaled down to it."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay per step of the moving average of the weights. The average is validated and kept; 0 turns it off."""
+    """Decay per step of the moving average of the weights, which rises to this value at the beginning. The average is
+    validated and kept; 0 turns it off."""
     patience: Annotated[int, Field(ge=0)] = 0
     """Stop after this number of epochs without a better validation accuracy, and keep the best weights; 0 turns it
     off."""
     compile: bool = False
     """Whether the network is compiled with torch.compile. This takes minutes at first, and makes steps faster on most
     GPUs."""
+    small_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Images only: share of the epochs, at the beginning, in which the trained network sees the images smaller, which
+    makes these epochs cheaper (progressive resizing). A teacher always sees them in full size."""
+    small_scale: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    """Size of the small images relative to the full ones."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """Arithmetic of the forward pass; `auto` is bf16 if this machine has it in hardware."""
     seed: Seed = 0
+
+    def words(self) -> str:
+        """The settings that have no default or differ from it, such as `epochs 15, ema 0.995`."""
+        changed = [
+            (one.name, getattr(self, one.name))
+            for one in dataclasses.fields(self)
+            if one.name != "preset" and getattr(self, one.name) not in (one.default, {}, ())
+        ]
+        return ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in changed)
 
     def unused_settings(self) -> Iterator[str]:
         """Yield a message for each setting that cannot have its documented effect, with the reason."""
@@ -108,6 +132,8 @@ class Training:
             yield 'warmup_epochs: has no effect here; schedule = "one-cycle" rises by itself'
         if self.optimizer != "sgd" and self.momentum != Training.momentum:
             yield 'momentum: has no effect here; it needs optimizer = "sgd"'
+        if not self.small_share and self.small_scale != Training.small_scale:
+            yield "small_scale: has no effect here; it needs small_share"
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

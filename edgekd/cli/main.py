@@ -25,6 +25,7 @@ from edgekd.cli.options import (
     Output,
     Shapes,
     Targets,
+    Threads,
     Trackers,
     end,
 )
@@ -70,16 +71,19 @@ def distill(
     fresh: Annotated[bool, typer.Option("--fresh", help="Empty the run folder and start again.")] = False,
     online: Annotated[bool, typer.Option("--online", help="Run the teacher at every step, without the cache.")] = False,
     track: Trackers = [],  # noqa: B006
+    threads: Threads = None,
     on_inconclusive: OnInconclusive = None,
 ) -> None:
     """The whole road: teacher, search, distillation, export, quantization, bench, verdict."""
     from edgekd.budget import parse_budget
     from edgekd.cli.road import distill_on, several_processes
+    from edgekd.devices.host import use_threads
     from edgekd.interface import DistillRequest
     from edgekd.judge import COUNTED, read_counted
     from edgekd.tasks.known import deciding
 
     read_counted(on_inconclusive)
+    use_threads(threads)
 
     limits = parse_budget(budget, deciding())
     asked = DistillRequest(
@@ -96,10 +100,13 @@ def teach(
     data: DataFolder = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default teachers/CARD.safetensors.")] = None,
     track: Trackers = [],  # noqa: B006
+    threads: Threads = None,
 ) -> None:
     """Train the card's teacher."""
     from edgekd.cli.road import several_processes, teach_card
+    from edgekd.devices.host import use_threads
 
+    use_threads(threads)
     with several_processes() as first:
         codes = [teach_card(card, data, out, tuple(track))] if first else []
     end(codes)
@@ -131,10 +138,13 @@ def sweep(
     no_pruning: Annotated[
         bool, typer.Option("--no-pruning", help="Train hopeless trials to the end, too; with --seeds always.")
     ] = False,
+    threads: Threads = None,
 ) -> None:
     """Try temperatures and weights on validation data; start it several times to share the trials."""
     from edgekd.cli.sweeping import SweepOptions, sweep_card
+    from edgekd.devices.host import use_threads
 
+    use_threads(threads)
     wanted = SweepOptions(
         temperatures=temperatures,
         alphas=alphas,

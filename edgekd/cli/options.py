@@ -19,6 +19,7 @@ __all__ = [
     "Output",
     "Shapes",
     "Targets",
+    "Threads",
     "Trackers",
     "end",
 ]
@@ -43,6 +44,9 @@ OnInconclusive = Annotated[
 Trackers = Annotated[
     list[str],
     typer.Option("--track", metavar="NAME", help="tensorboard, mlflow or wandb, beside training.jsonl; repeatable."),
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Threads of a training; default OMP_NUM_THREADS, or a trial.")
 ]
 Shapes = Annotated[
     list[str],

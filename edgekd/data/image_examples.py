@@ -27,10 +27,13 @@ def examples(split: Split, data: Data, augment: Augment) -> Examples:
             return Batch(torch.from_numpy(split.read(indices)), torch.from_numpy(split.labels[indices]))
         return Batch(*mixed(split, indices, k, augment.seed, augment, len(data.classes)))
 
+    augmented = dataclasses.asdict(augment)
+    if not augment.cutout:  # so that outputs cached by earlier versions are still found
+        del augmented["cutout"]
     key = {
         "data": digest(split),
         "preprocess": data.preprocessing(),
-        "augment": dataclasses.asdict(augment),
+        "augment": augmented,
         "views": VIEWS_VERSION,
     }
     return Examples(split.labels, batch, key)

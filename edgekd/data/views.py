@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -9,13 +10,16 @@ from edgekd.card import Augment
 from edgekd.data.augment import rand_augment, trivial_augment
 from edgekd.data.images import Images, Split
 
-__all__ = ["VIEWS_VERSION", "draws", "mixed", "permutation", "view"]
+__all__ = ["VIEWS_VERSION", "draws", "mixed", "permutation", "shrunk", "view"]
 
 VIEWS_VERSION = 1
 """Part of the key of cached teacher outputs. Increase it whenever the views of images or sentences change."""
 
+GREY = 128
+"""The level of the pixels that cutout covers."""
+
 # Columns of the draws: 0–2 are for crop and flip; 3–7 for the choice of mixup or CutMix, the partner, λ, and the centre
-# of the rectangle; 8 and above for the policy.
+# of the rectangle; 8 and above for the policy, and the last two for the centre of the cutout.
 _MIX, _POLICY = 3, 8
 
 
@@ -47,20 +51,39 @@ def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 def view(images: Tensor, indices: NDArray[np.int64], k: int, seed: int, augment: Augment) -> Tensor:
     """View k, without mixing, of images (B, H, W, C) uint8 whose positions in the data set are `indices` (B,).
 
-    Crop and flip come first, then the operations of the policy. Returns (B, H, W, C) uint8.
+    Crop and flip come first, then the operations of the policy, then the cutout. Returns (B, H, W, C) uint8.
     """
     if augment.policy == "trivial":
         columns = _POLICY + 3
     else:
         columns = _POLICY + 2 * augment.rand_operations if augment.policy == "rand" else _MIX
-    u = draws(seed, indices, k, columns)
+    u = draws(seed, indices, k, columns + 2 * (augment.cutout > 0))
+    if augment.flip == "alternate":  # the draw of view 0, or its opposite
+        first = draws(seed, indices, 0, _MIX)[:, 2]
+        u[:, 2] = 1 - first if k % 2 else first
     if augment.crop_padding or augment.flip:
         images = _crop_and_flip(images, u[:, :_MIX], augment)
     if augment.policy == "trivial":
-        return trivial_augment(images, u[:, _POLICY:])
+        images = trivial_augment(images, u[:, _POLICY:columns])
     if augment.policy == "rand":
-        return rand_augment(images, u[:, _POLICY:].reshape(len(u), -1, 2), augment.rand_magnitude)
-    return images
+        images = rand_augment(images, u[:, _POLICY:columns].reshape(len(u), -1, 2), augment.rand_magnitude)
+    return _cut_out(images, u[:, columns:], augment.cutout) if augment.cutout else images
+
+
+def _cut_out(images: Tensor, u: NDArray[np.float64], side: int) -> Tensor:
+    """A copy of the images (B, H, W, C) with a grey square of `side` pixels each, whose centre u (B, 2) is anywhere in
+    the image, so that part of the square may lie outside."""
+    out = images.clone()
+    for image, (top, left) in zip(out.numpy(), (u * images.shape[1:3]).astype(np.int64) - side // 2, strict=True):
+        image[max(top, 0) : top + side, max(left, 0) : left + side] = GREY
+    return out
+
+
+def shrunk(images: Tensor, scale: float) -> Tensor:
+    """Images (B, H, W, C) uint8 with `scale` times the height and width, by antialiased bilinear interpolation."""
+    size = [max(1, round(side * scale)) for side in images.shape[1:3]]
+    smaller = F.interpolate(images.permute(0, 3, 1, 2), size, mode="bilinear", antialias=True)
+    return smaller.permute(0, 2, 3, 1)
 
 
 def _crop_and_flip(images: Tensor, u: NDArray[np.float64], augment: Augment) -> Tensor:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +16,7 @@ __all__ = [
     "number_of",
     "parse_cpuinfo",
     "processes",
+    "use_threads",
     "user_folder",
 ]
 
@@ -71,6 +73,14 @@ def number_of(variable: str, default: int, least: int) -> int:
 def processes() -> int:
     """Return the number of processes that torchrun started for this training; 1 without torchrun."""
     return number_of("WORLD_SIZE", default=1, least=1)
+
+
+def use_threads(count: int | None) -> None:
+    """Set the number of torch's threads in this process and in those that it starts; None changes nothing."""
+    if count is not None:
+        os.environ["OMP_NUM_THREADS"] = str(count)  # torch reads it at its import
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(count)
 
 
 def user_folder(text: str, variable: str) -> Path:

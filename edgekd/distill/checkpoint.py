@@ -2,7 +2,7 @@
 
 import dataclasses
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from edgekd.console import say
 from edgekd.devices.local import Local
@@ -96,9 +96,8 @@ def begin(
     """
     progress = Progress()
     if training.ema:
-        decay = get_ema_multi_avg_fn(training.ema)  # type: ignore[no-untyped-call]
         net = module.get_submodule("net")  # on the network's device, since its buffers are broadcast, too
-        progress.averaged = AveragedModel(net, device=device(), multi_avg_fn=decay, use_buffers=True)
+        progress.averaged = AveragedModel(net, device=device(), multi_avg_fn=_moving(training.ema), use_buffers=True)
     if not checkpoint.exists():
         return progress
     state = _read(checkpoint)
@@ -123,6 +122,21 @@ def begin(
     if processes != world().size:
         say(f"{name}: begun with {processes} processes, goes on with {world().size}; not the same bit for bit")
     return progress
+
+
+def _moving(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Update of a moving average. Its decay rises to `decay`, so that the random weights of the beginning are forgotten
+    in a short training, too: after n steps it is at most (1 + n) / (10 + n), as in TensorFlow's average."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
+        share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, values, share)
+        else:  # counters
+            torch._foreach_copy_(averaged, values)
+
+    return update
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:

@@ -36,10 +36,12 @@ from edgekd.distill.objective import Objective
 from edgekd.distill.optimise import clip, learning_rate, make_optimizer, set_rate
 from edgekd.distill.step import TrainingStep
 from edgekd.distill.tasks.learning import Score
+from edgekd.distill.threads import threads_for
 from edgekd.distill.tracking import open_trackers
 from edgekd.distill.watch import Watch, check_epoch
 from edgekd.errors import ConfigError
 from edgekd.files import file_sha256
+from edgekd.nets.airbench import WhiteningConv
 from edgekd.nets.start import Start
 from edgekd.recipe import Training
 from edgekd.scores import ACCURACY, ScoreKind
@@ -84,10 +86,17 @@ def train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
     grows tenfold. Raises ConfigError if a batch is too small for its parts, or if the checkpoint was written under
     other conditions.
     """
+    parts_of(job.name, job.training, len(job.train))
+    with threads_for(job.name, net, job.train, job.training, job.checkpoint):
+        return _train(net, job)
+
+
+def _train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
     training, where, among = job.training, device(), world()
     parts = parts_of(job.name, training, len(job.train))
     # channels_last makes convolutions 15 % faster on a CPU.
     step_of = TrainingStep(net, job.objective, training).to(where).to(memory_format=torch.channels_last)
+    whiten(step_of, net, job.train)
     loaded = frozenset(f"net.net.{name}" for name in job.start.parameters) if job.start else frozenset[str]()
     optimizer = make_optimizer(step_of, training, loaded)
     about = _about(job)
@@ -96,6 +105,8 @@ def train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
     if among.size > 1:
         run = averaged(step_of, _all_used(step_of.net, job))
     steps = len(list(batches(len(job.train), training.batch_size, np.arange(len(job.train)))))
+    if training.preset and not state.history and among.first:
+        say(f"{job.name}: preset {training.preset}: {training.words()}")
     recipe = {"training": job.name, "seed": training.seed, "epochs": training.epochs, "batch_size": training.batch_size}
     goes_on = not state.finished and len(state.history) < training.epochs
     kinds, log = (job.track, job.log or job.checkpoint.parent) if among.first and goes_on else ((), None)
@@ -156,6 +167,17 @@ def train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
     step_of.release()
     net.to("cpu").to(memory_format=torch.contiguous_format).eval()
     return state.history
+
+
+def whiten(trained: nn.Module, whole: nn.Module, examples: Examples) -> None:
+    """Compute the filters of the whitening layers in `trained` that have none yet, from up to 5,000 training images
+    with the preprocessing of `whole`."""
+    stems = [module for module in trained.modules() if isinstance(module, WhiteningConv)]
+    if stems := [stem for stem in stems if not stem.get_buffer("whitened")]:
+        images = examples.batch(np.arange(min(5_000, len(examples))), None).inputs
+        normalised = whole.get_submodule("preprocess")(images.to(device()))
+        for stem in stems:
+            stem.whiten(normalised)
 
 
 def best_score(training: Training, history: list[dict[str, Any]], kind: ScoreKind) -> float:

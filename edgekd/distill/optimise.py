@@ -65,7 +65,8 @@ def clip(module: nn.Module, training: Training) -> None:
 def learning_rate(training: Training, step: int, steps_per_epoch: int, epochs: int) -> float:
     """The learning rate at `step` (counted from 0) of a part that has `epochs` epochs.
 
-    `cosine`: a linear warm-up, then half a cosine down to zero. `constant`: the warm-up, then a constant rate.
+    `cosine`, `linear`: a linear warm-up, then half a cosine or a straight line down to zero. `constant`: the warm-up,
+    then a constant rate.
     `one-cycle`: half a cosine up over the first 30 % of the steps, then half a cosine down; no separate warm-up.
     """
     top, total = training.learning_rate, epochs * steps_per_epoch
@@ -79,7 +80,8 @@ def learning_rate(training: Training, step: int, steps_per_epoch: int, epochs: i
         return top * (step + 1) / (warmup + 1)
     if training.schedule == "constant":
         return top
-    return top * _between(1.0, 0.0, (step - warmup) / max(1.0, total - warmup))
+    share = (step - warmup) / max(1.0, total - warmup)
+    return top * ((1 - share) if training.schedule == "linear" else _between(1.0, 0.0, share))
 
 
 def _between(first: float, last: float, share: float) -> float:

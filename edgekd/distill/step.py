@@ -5,6 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgekd.data.views import shrunk
 from edgekd.distill.objective import Objective, Seen
 from edgekd.distill.optimise import autocast
 from edgekd.distill.terms.layers import Taps, core
@@ -21,6 +22,7 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.net, self.learned = net, objective.learned
         self._objective, self._precision = objective, training.precision
+        self._small_epochs, self._small_scale = round(training.small_share * training.epochs), training.small_scale
         self._taps = Taps(core(net), objective.layers, "recipe.features")
         # In a list, so that the compiled network is not registered as a second submodule with the same parameters.
         self._forward = [torch.compile(net) if training.compile else net]
@@ -38,8 +40,9 @@ class TrainingStep(nn.Module):
         """The weighted terms of a batch after the fraction `share` of `epoch` (counted from 0); `step` counts over the
         whole training."""
         part, _ = self._objective.part(epoch)
+        small = epoch < self._small_epochs
         with autocast(self._precision):
-            logits = self._forward[0](inputs)
+            logits = self._forward[0](shrunk(inputs, self._small_scale) if small else inputs)
             if not isinstance(logits, Tensor):  # some torchvision networks return a named tuple in training mode
                 raise ConfigError(f"the network gives a {type(logits).__name__} in training; it should give its logits")
             peers = tuple(peer(inputs).float() for peer in self._peers())

@@ -21,7 +21,7 @@ from edgekd.distill.objective import Objective, distillation, student_layers, te
 from edgekd.distill.tasks.known import learning_of
 from edgekd.distill.teacher import with_own_teacher
 from edgekd.distill.terms.layers import probe
-from edgekd.distill.trial import check_learning
+from edgekd.distill.trial import check_learning, check_small
 from edgekd.errors import ConfigError, ModelError
 from edgekd.files import move, read_json, write_json
 from edgekd.nets.deployed import Deployed
@@ -191,6 +191,7 @@ def check_networks(
             where = f"{card.file}: {name}.training"
             learning_of(card.data).weights(network.training, examples.labels, card.data, f"{where}.class_weights")
             parts_of(where, network.training, len(examples))
+            check_small(net, card, _first_two(examples), network.training, f"{name}.training")
     check_recipe(card, shape, given, further, examples)
     parts_of(f"{card.file}: recipe", card.recipe, len(examples))
 
@@ -213,7 +214,9 @@ def check_student(card: Card, shape: Shape, examples: Examples) -> None:
     weights cannot be read."""
     net = _new(card, shape, card.recipe.seed)
     _load_start(card, shape, net)
-    check_learning(net, card, _first_two(examples), _student(card, shape))
+    inputs = _first_two(examples)
+    check_small(net, card, inputs, card.recipe, "recipe")
+    check_learning(net, card, inputs, _student(card, shape))
     if card.recipe.qat:
         _refuse_float(card, shape, net)
 

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from edgekd.candidate import Shape
@@ -14,6 +15,7 @@ from edgekd.distill.distributed import World, barrier, device, world
 from edgekd.distill.loop import TrainingJob, best_score, train
 from edgekd.distill.objective import plain
 from edgekd.distill.tasks.known import learning_of
+from edgekd.distill.trial import check_small
 from edgekd.errors import BudgetError, InputError
 from edgekd.files import write_json
 from edgekd.nets.deployed import Deployed, count_macs
@@ -187,6 +189,7 @@ def _attempt(
     start = load_all_but_head(net, card, file) if file else None
     if start:
         say(describe("teacher", start, task_of(card.data).outputs(card.data)))
+    check_small(net, card, data[0].batch(np.arange(min(2, len(data[0]))), 0).inputs, training, "teacher.training")
     job = TrainingJob(
         name="teacher",
         train=data[0],
@@ -204,7 +207,8 @@ def _attempt(
     history = train(Deployed(net, card.data), job)
     reached = best_score(training, history, kind)
     if world().first and (minimum is None or kind.reaches(reached, minimum)):
-        write_json(out.with_name(f"{out.stem}-history.json"), {"schema_version": 1, "epochs": history})
+        kept = {"schema_version": 1, "training": dataclasses.asdict(training), "epochs": history}
+        write_json(out.with_name(f"{out.stem}-history.json"), kept)
         save_state(net, out, {"card": card.name})
     return reached
 

@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from edgekd.card import Card
+from edgekd.card import Card, Training
+from edgekd.data.views import shrunk
 from edgekd.distill.terms.layers import as_config_error
-from edgekd.errors import ConfigError
+from edgekd.errors import ConfigError, one_line
 from edgekd.nets.deployed import Deployed
 from edgekd.tasks.known import task_of
 
-__all__ = ["check_learning", "check_steady"]
+__all__ = ["check_learning", "check_small", "check_steady"]
 
 
 def check_steady(module: nn.Module, inputs: Tensor, where: str) -> Tensor:
@@ -56,6 +57,28 @@ def check_learning(net: nn.Module, card: Card, inputs: Tensor, where: str) -> No
             f"{where}: no gradient reaches the network's parameters, so it cannot learn; does it detach its outputs, "
             "compute them under no_grad, or freeze all its layers?"
         )
+
+
+def check_small(net: nn.Module, card: Card, inputs: Tensor, training: Training, where: str) -> None:
+    """Raise ConfigError if the training has `small_share`, and the network cannot take smaller images than `inputs`.
+
+    `where` is the training's key in the card.
+    """
+    if not training.small_share:
+        return
+    if inputs.dim() != 4:
+        raise ConfigError(f"{card.file}: {where}.small_share: is for images; set small_share = 0")
+    smaller = shrunk(inputs, training.small_scale)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            Deployed(net, card.data).eval()(smaller)
+    except Exception as error:  # the network's own code
+        raise ConfigError(
+            f"{card.file}: {where}.small_share: the network cannot take smaller images, of {smaller.shape[1]}×"
+            f"{smaller.shape[2]} ({one_line(error, 100)}); set small_share = 0"
+        ) from error
+    finally:
+        net.train()
 
 
 def _require_logits(logits: object, count: int, where: str) -> None:

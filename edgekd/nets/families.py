@@ -15,6 +15,7 @@ from edgekd.candidate import Shape
 from edgekd.card import Card, Student, Teacher
 from edgekd.errors import ConfigError, did_you_mean, one_line, shown
 from edgekd.imports import import_function, require
+from edgekd.nets.airbench import Airbench, AirbenchShape
 from edgekd.nets.cifar_resnet import CifarResNet, CifarResNetShape
 from edgekd.nets.deployed import Deployed, noise_inputs
 from edgekd.nets.outputs import Head, add_head, settle_head
@@ -129,6 +130,7 @@ IMAGE_FAMILIES: dict[str, tuple[type, Any]] = {
         CifarResNetShape,
         lambda shape, channels, size, classes: CifarResNet(shape, channels, classes),
     ),
+    "airbench": (AirbenchShape, Airbench),
     "mobilenet-v2": (MobileNetV2Shape, _mobilenet_v2),
     "torchvision": (NamedShape, _torchvision),
     "timm": (NamedShape, _timm),

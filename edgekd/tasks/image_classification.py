@@ -44,7 +44,9 @@ IMAGE_CLASSIFICATION = Task(
     unit="image",
     units="images",
     data=Data,
-    augment=frozenset({"crop_padding", "flip", "policy", "rand_operations", "rand_magnitude", "mixup", "cutmix"}),
+    augment=frozenset(
+        {"crop_padding", "flip", "policy", "rand_operations", "rand_magnitude", "mixup", "cutmix", "cutout"}
+    ),
     problem=_problem,
     embedded=frozenset({"digits"}),
     input="image",

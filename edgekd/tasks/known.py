@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 from edgekd.budget import read_budget
 from edgekd.card import Augment, Card, check_card, read_tables
 from edgekd.errors import ConfigError, did_you_mean, shown
+from edgekd.presets import with_presets
 from edgekd.scores import ScoreKind
 from edgekd.spec import build
 from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION
@@ -59,7 +60,7 @@ def build_card(tables: dict[str, Any], where: str) -> Card:
         target: read_budget(limits, f"{where}: [budget.{target}]" if target else f"{where}: [budget]", kinds)
         for target, limits in tables["budgets"].items()
     }
-    card = build(_card_type(TASKS[task]), tables, where)
+    card = build(_card_type(TASKS[task]), with_presets(tables), where)
     # A plain Card: processes send it to one another, and a class that is made here cannot be pickled.
     plain = {field.name: getattr(card, field.name) for field in dataclasses.fields(Card)}
     return Card(**plain | {"budgets": budgets})

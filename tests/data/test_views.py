@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgekd.card import Augment
 from edgekd.data.augment import rand_augment, trivial_augment
 from edgekd.data.images import Split, in_memory
-from edgekd.data.views import VIEWS_VERSION, draws, mixed, permutation, view
+from edgekd.data.views import VIEWS_VERSION, draws, mixed, permutation, shrunk, view
 
 CROP_AND_FLIP = Augment(crop_padding=4, flip=True)
 EVERYTHING = {
@@ -22,6 +22,7 @@ EVERYTHING = {
     "rand": Augment(policy="rand", crop_padding=1),
     "mixup": Augment(mixup=0.8),
     "cutmix": Augment(cutmix=1.0),
+    "cutout": Augment(policy="rand", cutout=5, flip="alternate"),
     "all": Augment(crop_padding=2, flip=True, policy="trivial", mixup=0.4, cutmix=1.0),
 }
 MASK = 2**64 - 1
@@ -143,6 +144,42 @@ def test_views_differ_by_k_and_by_seed() -> None:
         other = view(images, np.arange(50), k, seed, CROP_AND_FLIP)
         differing = (first != other).flatten(1).any(1).sum()
         assert differing > 40, (k, seed)
+
+
+def test_the_cutout_is_a_grey_square_anywhere() -> None:
+    found = random_images(300)
+    found[found == 128] = 127
+    places = np.arange(300)
+    out = view(found, places, 2, 0, Augment(cutout=4))
+    u = draws(0, places, 2, 5)[:, 3:]
+    for number in range(300):
+        top, left = (int(share * 12) - 2 for share in u[number])
+        grey = np.zeros((12, 12), dtype=bool)
+        grey[max(top, 0) : top + 4, max(left, 0) : left + 4] = True
+        assert bool((out[number].numpy()[grey] == 128).all())
+        assert np.array_equal(out[number].numpy()[~grey], found[number].numpy()[~grey])
+    assert not torch.equal(out, view(found, places, 3, 0, Augment(cutout=4)))
+
+
+def test_alternating_mirroring() -> None:
+    found, places = random_images(200), np.arange(200)
+    shown = [view(found, places, k, 5, Augment(flip="alternate")) for k in range(4)]
+    assert torch.equal(shown[0], view(found, places, 0, 5, Augment(flip=True)))
+    assert torch.equal(shown[1], shown[0].flip(2))
+    assert torch.equal(shown[2], shown[0])
+    assert torch.equal(shown[3], shown[1])
+
+
+def test_smaller_images_are_means_of_larger_ones() -> None:
+    found = random_images(3)
+    half = shrunk(found, 0.5)
+    assert half.dtype == torch.uint8
+    assert half.shape == (3, 6, 6, 3)
+    flat = torch.full((1, 12, 12, 1), 77, dtype=torch.uint8)
+    assert torch.equal(shrunk(flat, 0.75), flat[:, :9, :9])
+    ramp = torch.arange(0, 240, 20, dtype=torch.uint8).view(1, 1, 12, 1).expand(1, 12, 12, 1)
+    inner = shrunk(ramp, 0.5)[0, 3, 1:-1, 0]
+    assert inner.tolist() == [50, 90, 130, 170]  # the middles of 40 and 60, of 80 and 100, …
 
 
 def test_no_augmentation_changes_nothing() -> None:

@@ -74,12 +74,15 @@ def test_the_moving_average_by_hand(tmp_path: Path) -> None:
     whole = Whole()
     progress, optimizer = begun(whole, tmp_path, training)
     expected: dict[str, Tensor] = {}
-    for step in range(4):
-        whole.move(optimizer, step)
+    for step in range(29):
+        whole.move(optimizer, step % 3)
         progress.average(whole.net)
         now = tensors(whole.net)
-        # The first step's weights as they are, then 3/4 of what there is and 1/4 of each step's; running means too.
-        expected = {n: 0.75 * expected[n] + 0.25 * now[n] for n in now} if expected else now
+        # The first step's weights as they are. Then a share d of what there is and 1 - d of each step's, where d rises
+        # to 3/4, which it has after 26 steps: 27 / 36. Running means too.
+        d = min(0.75, (1 + step) / (10 + step))
+        expected = {n: d * expected[n] + (1 - d) * now[n] for n in now} if expected else now
+    assert d == 0.75
     kept = progress.kept(whole.net, World())
     assert kept is not whole.net
     for name, tensor in kept.state_dict().items():

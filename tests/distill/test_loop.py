@@ -361,7 +361,8 @@ def test_the_moving_average_is_validated_and_kept(digits: Digits, tmp_path: Path
     assert len(steps) == 3 * STEPS
     average, expected = steps[0], list[dict[str, Tensor]]()
     for number, now in enumerate(steps[1:], 2):
-        average = {name: 0.8 * average[name] + 0.2 * now[name] for name in now}
+        decay = min(0.8, number / (9 + number))
+        average = {name: decay * average[name] + (1 - decay) * now[name] for name in now}
         if number % STEPS == 0:
             expected.append(average)
 

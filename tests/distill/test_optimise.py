@@ -43,6 +43,13 @@ def test_a_part_has_the_rates_of_a_training_as_long() -> None:
     assert part == rates(dataclasses.replace(training, epochs=3), 4)
 
 
+def test_a_straight_line_after_the_warm_up() -> None:
+    training = Training(epochs=3, learning_rate=0.6, schedule="linear", warmup_epochs=1)
+    rates = [learning_rate(training, step, 4, 3) for step in range(12)]
+    assert rates[:4] == pytest.approx([0.12, 0.24, 0.36, 0.48])
+    assert rates[4:] == pytest.approx([0.6, 0.525, 0.45, 0.375, 0.3, 0.225, 0.15, 0.075])
+
+
 def test_a_constant_rate_after_the_warm_up() -> None:
     training = Training(epochs=3, learning_rate=0.6, schedule="constant", warmup_epochs=0.5)
     assert rates(training, 4) == pytest.approx([0.2, 0.4] + [0.6] * 10)

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgekd.distill.trial import check_learning, check_steady
+from edgekd.card import Training
+from edgekd.distill.trial import check_learning, check_small, check_steady
 from edgekd.errors import ConfigError
 from edgekd.nets.deployed import Deployed, noise_inputs
+from edgekd.nets.families import make
 from edgekd.tasks.known import load_card
 
 CARD = load_card("digits")
@@ -60,3 +62,16 @@ def test_a_network_that_gives_several_outputs_in_training_alone() -> None:
 def test_the_answers_of_a_teacher() -> None:
     inputs, net = noise_inputs(CARD.data, 3), Net(lambda x: x)
     assert torch.equal(check_steady(Deployed(net, CARD.data), inputs, "t.pt"), Deployed(net, CARD.data)(inputs))
+
+
+def test_small_images_need_images_and_a_network_that_takes_them() -> None:
+    training = Training(epochs=4, small_share=0.5)
+    inputs, net = noise_inputs(CARD.data, 2), Net(lambda x: x)
+    check_small(net, CARD, inputs, Training(epochs=4), "recipe")
+    check_small(make(CARD, CARD.student, {"channels": [4, 6]}, "student.knobs"), CARD, inputs, training, "recipe")
+    with pytest.raises(
+        ConfigError, match=r"recipe\.small_share: the network cannot take smaller images, of 6×6 \(.*0$"
+    ):
+        check_small(net, CARD, inputs, training, "recipe")
+    with pytest.raises(ConfigError, match=r"recipe\.small_share: is for images; set small_share = 0"):
+        check_small(net, CARD, inputs[:, :, 0, 0], training, "recipe")
