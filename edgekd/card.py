@@ -29,6 +29,7 @@ __all__ = [
     "TextData",
     "Training",
     "caller_rule",
+    "card_tables",
     "check_card",
     "is_published",
     "read_tables",
@@ -287,22 +288,30 @@ def caller_rule(card: Mapping[str, Any]) -> str:
 
 
 def read_tables(name: str) -> tuple[dict[str, Any], str]:
-    """Read the bundled card `name`, or the card file at that path. Returns its tables, from which a `Card` can be
-    built, and the file.
+    """Read the bundled card `name`, or the card file at that path. Returns its tables as they are written, and the
+    file.
 
-    Raises ConfigError for a file that is not TOML, or a key that no card may have.
+    Raises ConfigError for a file that is not TOML.
     """
     path = locate("models", name)
-    data = read_toml(path)
+    return read_toml(path), str(path)
+
+
+def card_tables(data: dict[str, Any], path: str) -> dict[str, Any]:
+    """The tables from which a `Card` can be built, from those of a card's file; the limits are checked.
+
+    Raises ConfigError for a key that no card may have, and for a mistake in `[budget]`.
+    """
     for key in ("name", "file", "budgets"):
         if key in data:
             raise ConfigError(f"{path}: {key}: unknown key; {did_you_mean(key, ['budget', 'title', 'data'])}")
-    table = data.pop("budget", {})
+    table = data.get("budget", {})
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: budget: got {shown(table)}; it should be a table of limits")
     budgets = {"": {key: value for key, value in table.items() if not isinstance(value, dict)}}
     budgets |= {target: limits for target, limits in table.items() if isinstance(limits, dict)}
-    return data | {"budgets": budgets, "name": path.stem, "file": str(path)}, str(path)
+    others = {key: value for key, value in data.items() if key != "budget"}
+    return others | {"budgets": budgets, "name": Path(path).stem, "file": path}
 
 
 def check_card(card: Card) -> Card:

@@ -15,7 +15,7 @@ import pydantic
 from edgekd.errors import ConfigError, cut, did_you_mean, one_line, shown
 from edgekd.files import at_home
 
-__all__ = ["build", "bundled_names", "locate", "read_toml"]
+__all__ = ["build", "bundled_names", "locate", "read_toml", "unusable"]
 
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {_TOO_DEEP}") from None
     except ValueError:  # Python limits the number of digits of an integer
         raise ConfigError(f"{path}: {_TOO_LARGE}") from None
-    for key, problem in _unusable(tables):
+    for key, problem in unusable(tables):
         raise ConfigError(f"{path}: {_key(key)}: {problem}")
     return tables
 
@@ -97,7 +97,7 @@ _LONG_PATH = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){200}""")
 _TOO_LARGE = "holds an integer of more than 64 bits; integers go from -9223372036854775808 to 9223372036854775807"
 
 
-def _unusable(tables: dict[str, Any]) -> Iterator[tuple[tuple[int | str, ...], str]]:
+def unusable(tables: dict[str, Any]) -> Iterator[tuple[tuple[int | str, ...], str]]:
     """Yield key and problem of each value that TOML allows and edgekd does not. The walk is not recursive, so the
     tables may have any depth."""
     left: list[tuple[tuple[int | str, ...], Any]] = [((), tables)]

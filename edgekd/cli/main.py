@@ -23,6 +23,7 @@ from edgekd.cli.options import (
     InputValues,
     OnInconclusive,
     Output,
+    Settings,
     Shapes,
     Targets,
     Trackers,
@@ -67,6 +68,7 @@ def distill(
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default runs/CARD@TARGET.")] = None,
     budget: Budgets = [],  # noqa: B006 - typer copies it
+    settings: Settings = [],  # noqa: B006
     fresh: Annotated[bool, typer.Option("--fresh", help="Empty the run folder and start again.")] = False,
     online: Annotated[bool, typer.Option("--online", help="Run the teacher at every step, without the cache.")] = False,
     track: Trackers = [],  # noqa: B006
@@ -86,7 +88,7 @@ def distill(
         data=data, teacher=teacher, out=out, budget=limits, fresh=fresh, online=online, track=tuple(track)
     )
     with several_processes() as first:
-        codes = distill_on(card, target, asked) if first else []
+        codes = distill_on(card, target, asked, settings) if first else []
     end([COUNTED[on_inconclusive] if code == ExitCode.INCONCLUSIVE else code for code in codes])
 
 
@@ -96,12 +98,13 @@ def teach(
     data: DataFolder = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default teachers/CARD.safetensors.")] = None,
     track: Trackers = [],  # noqa: B006
+    settings: Settings = [],  # noqa: B006
 ) -> None:
     """Train the card's teacher."""
     from edgekd.cli.road import several_processes, teach_card
 
     with several_processes() as first:
-        codes = [teach_card(card, data, out, tuple(track))] if first else []
+        codes = [teach_card(card, data, out, tuple(track), settings)] if first else []
     end(codes)
 
 

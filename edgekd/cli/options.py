@@ -17,6 +17,7 @@ __all__ = [
     "OnInconclusive",
     "OptionalTargets",
     "Output",
+    "Settings",
     "Shapes",
     "Targets",
     "Trackers",
@@ -34,6 +35,10 @@ OptionalTargets = Annotated[
 Budgets = Annotated[
     list[str],
     typer.Option("--budget", metavar="KEY=VALUE", help="Override one limit of the card; repeatable."),
+]
+Settings = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the card or target.…, as TOML; repeatable."),
 ]
 DataFolder = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder of the data.")]
 OnInconclusive = Annotated[
