@@ -23,6 +23,7 @@ __all__ = [
     "Card",
     "Data",
     "Export",
+    "Family",
     "Recipe",
     "Student",
     "Teacher",
@@ -194,8 +195,8 @@ class Teacher:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Student:
-    """The network family from which the student is chosen."""
+class Family:
+    """A network family and the shapes of it that are candidates."""
 
     family: str
     knobs: dict[str, Annotated[list[Any], Field(min_length=1)]] = field(default_factory=dict)
@@ -232,6 +233,33 @@ class Export:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Student(Family):
+    """The network family, or the families, from which the student is chosen."""
+
+    family: str = ""
+    families: tuple[Family, ...] = ()
+    """Several families, in place of `family` and `knobs`. A shape then names its family under the key `family`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Student":
+        if not self.family and not self.families:
+            raise ValueError("family: is missing; add it, or [[student.families]]")
+        if self.families and (self.family or self.knobs or self.function or self.output):
+            raise ValueError("families: has no effect beside family, knobs, function or output; drop these")
+        names = [one.family for one in self.families]
+        if twice := next((name for place, name in enumerate(names) if name in names[:place]), ""):
+            raise ValueError(f"families: should name each family once, got {shown(twice)} twice")
+        return self
+
+    def family_of(self, shape: dict[str, Any]) -> tuple[Family, dict[str, Any]]:
+        """The family of a shape, and the shape's values without the key `family`."""
+        if not self.families:
+            return self, shape
+        wanted = shape.get("family")
+        others = {key: value for key, value in shape.items() if key != "family"}
+        return next((one for one in self.families if one.family == wanted), self.families[0]), others
+
+
 class Card:
     """A model card. `name` and `file` come from the path of the file, the other fields from its content."""
 

@@ -315,6 +315,8 @@ def _as_before(key: str, value: Any) -> bool:
         return not value
     if part.endswith(".training"):
         makers[part] = Training(epochs=1)
+    if key == "card.student.families":
+        return not value
     if part not in makers:
         return key.startswith("target.session.")
     defaults = _plain(makers[part])
