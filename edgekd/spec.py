@@ -1,6 +1,7 @@
 """Read TOML files (targets, cards) into frozen, typed objects. Every mistake in a file is reported in one line."""
 
 import dataclasses
+import functools
 import json
 import re
 import tomllib
@@ -131,11 +132,18 @@ def build(cls: type[T], data: dict[str, Any], where: str) -> T:
     """
     try:
         # JSON mode is strict about types, but still accepts arrays for tuples.
-        return pydantic.TypeAdapter(cls).validate_json(json.dumps(data, default=str), strict=True)
+        built: T = _adapter(cls).validate_json(json.dumps(data, default=str), strict=True)
+        return built
     except pydantic.ValidationError as error:
         raise ConfigError(f"{where}: {_explain(cls, error)}") from None
     except RecursionError:
         raise ConfigError(f"{where}: {_TOO_DEEP}") from None
+
+
+@functools.cache
+def _adapter(cls: Any) -> pydantic.TypeAdapter[Any]:
+    """The validator of a type; making one takes a hundred times as long as using it."""
+    return pydantic.TypeAdapter(cls)
 
 
 def _explain(cls: type, error: pydantic.ValidationError) -> str:
