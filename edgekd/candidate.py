@@ -13,13 +13,15 @@ Shape = dict[str, Any]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A shape and the figures measured with it on the target, for each precision."""
+    """A shape and its figures on the target, for each precision."""
 
     shape: Shape
     params: int
     macs: int
     precisions: dict[str, dict[str, Figure]]
     """Maps each precision to its figures by budget key (latency_p50_ms, size_kb, peak_memory_mb)."""
+    predicted: bool = False
+    """Whether the figures are predicted from those of other shapes, and not measured."""
 
     @property
     def name(self) -> str:

@@ -47,7 +47,7 @@ from edgekd.nets.teachers import LoadedTeacher
 from edgekd.report.run.write import write_reports
 from edgekd.result import Result
 from edgekd.run import Run, take_over
-from edgekd.search.candidates import measure_candidates
+from edgekd.search.candidates import Search, measure_candidates, measure_shape
 from edgekd.search.choose import choose_shape, choose_variant
 from edgekd.search.estimate import with_estimates
 from edgekd.search.int8 import settle_int8
@@ -192,11 +192,21 @@ def search(setup: Setup, site: Site, run: Run) -> TargetPlan:
         keep_originals(setup.validation, run.data / "validation.originals.npy")
         keep_timed(setup.validation, card, run.data / "timed.npy")
     calibration = calibration_of(card, site.target, setup.train)
-    found = measure_candidates(card, site, setup.examples[0], inputs, calibration, run)
-    choice = choose_shape(found, budget)
-    say(f"search: {choice.name} of {len(found)} candidates, {units.count(choice.macs)} multiply-accumulates")
-    kept: dict[str, Any] = {"inputs": inputs, "calibration": calibration, "candidates": found, "choice": choice}
-    return TargetPlan(site=site, run=run, budget=budget, **kept)
+    trial = Search(
+        card=card,
+        site=site,
+        examples=setup.examples[0],
+        inputs=inputs,
+        calibration=calibration,
+        memory=budget.peak_memory_mb is not None,
+        run=run,
+    )
+    found = measure_candidates(trial)
+    while (choice := choose_shape(found.candidates, budget)).predicted:  # what is chosen is always measured
+        found = measure_shape(trial, found, choice.shape)
+    say(f"search: {choice.name} of {len(found.candidates)} candidates, {units.count(choice.macs)} multiply-accumulates")
+    kept: dict[str, Any] = {"inputs": inputs, "calibration": calibration, "candidates": found.candidates}
+    return TargetPlan(site=site, run=run, budget=budget, choice=choice, **kept)
 
 
 def finish(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = ()) -> Result:

@@ -132,7 +132,7 @@ def build(cls: type[T], data: dict[str, Any], where: str) -> T:
     """
     try:
         # JSON mode is strict about types, but still accepts arrays for tuples.
-        built: T = _adapter(cls).validate_json(json.dumps(data, default=str), strict=True)
+        built: T = _adapter(typing.cast(Any, cls)).validate_json(json.dumps(data, default=str), strict=True)
         return built
     except pydantic.ValidationError as error:
         raise ConfigError(f"{where}: {_explain(cls, error)}") from None

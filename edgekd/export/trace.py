@@ -44,9 +44,9 @@ class Traced:
     output: str
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, net: nn.Module, inputs: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self.constants: dict[str, Tensor] = {}
         self.shapes: dict[str, tuple[int, ...]] = {"input": tuple(inputs.shape)}

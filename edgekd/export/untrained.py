@@ -52,7 +52,7 @@ def write_precisions(fp32: Path, target: Target, calibration: NDArray[np.uint8] 
 
     `calibration` (n, H, W, C) holds images for int8, of which a few are used; None for int8 that needs none.
     """
-    files = {}
+    files: dict[str, Path] = {}
     few = None if calibration is None else calibration[:CALIBRATION]
     for precision in target.precisions:
         files[precision] = fp32

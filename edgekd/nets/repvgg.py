@@ -36,7 +36,8 @@ class RepVggBlock(nn.Module):
             identity = torch.eye(count, device=weight.device).view(count, count, 1, 1)
             middle, more = _scaled(identity, self.bn0)
             weight, bias = weight + nn.functional.pad(middle, (1, 1, 1, 1)), bias + more
-        conv = nn.Conv2d(self.conv3.in_channels, self.conv3.out_channels, 3, self.conv3.stride, 1).to(weight.device)
+        stride = self.conv3.stride[0]
+        conv = nn.Conv2d(self.conv3.in_channels, self.conv3.out_channels, 3, stride, 1).to(weight.device)
         conv.weight.data, conv.bias = weight.float(), nn.Parameter(bias.float())
         return nn.Sequential(conv, nn.ReLU())
 

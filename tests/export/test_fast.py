@@ -100,7 +100,7 @@ def test_what_the_fast_exporter_does_not_know_the_full_one_writes(tmp_path: Path
             super().__init__()
             self.last = nn.Linear(64, 10)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             return self.last(torch.erf(x.flatten(1)))
 
     assert not export_untrained(Odd(), GREY, TARGET, images, tmp_path / "odd.onnx")
@@ -114,7 +114,7 @@ class Branching(nn.Module):
         super().__init__()
         self.one, self.other = nn.Linear(64, 10), nn.Linear(64, 10)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.one(x.flatten(1)) if float(x.mean()) > 0 else self.other(x.flatten(1))
 
 

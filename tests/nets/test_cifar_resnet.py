@@ -91,7 +91,8 @@ def test_option_b_has_a_convolution_in_its_shortcuts() -> None:
         "layer2.0.shortcut.0.weight",
         "layer3.0.shortcut.0.weight",
     ]
-    block, x = net.layer2[0], torch.rand(2, 16, 8, 8)
+    block: Any = net.layer2[0]
+    x = torch.rand(2, 16, 8, 8)
     with torch.no_grad():
         y = block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x)))))
         theirs = F.conv2d(x, block.shortcut[0].weight, stride=2) / (1 + 1e-5) ** 0.5
@@ -100,7 +101,8 @@ def test_option_b_has_a_convolution_in_its_shortcuts() -> None:
 
 def test_stages_may_have_widths_of_their_own() -> None:
     net = CifarResNet(CifarResNetShape(depth=8, widths=(32, 48, 48), stem_stride=2), 3, 10)
-    assert [stage[0].conv1.out_channels for stage in (net.layer1, net.layer2, net.layer3)] == [32, 48, 48]
+    stages: list[Any] = [net.layer1, net.layer2, net.layer3]
+    assert [stage[0].conv1.out_channels for stage in stages] == [32, 48, 48]
     assert net.layer1(net.conv1(torch.rand(2, 3, 32, 32))).shape == (2, 32, 16, 16)
     assert net(torch.rand(2, 3, 32, 32)).shape == (2, 10)
     narrower = CifarResNet(CifarResNetShape(depth=8, widths=(32, 16, 48), shortcut="B"), 3, 10)

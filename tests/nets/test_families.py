@@ -40,7 +40,8 @@ def test_several_families_are_one_list() -> None:
         {"family": "vgg", "width": 16},
         {"family": "mlp", "hidden": [16]},
     ]
-    assert [type(make(COLOUR, several, shape, "student.knobs")[0]) for shape in shapes] == [
+    nets = [make(COLOUR, several, shape, "student.knobs") for shape in shapes]
+    assert [type(next(net.children())) for net in nets] == [
         torch.nn.Conv2d,
         torch.nn.Conv2d,
         torch.nn.Flatten,
@@ -63,9 +64,9 @@ def test_families_that_cannot_be_read_are_told(student: dict[str, Any], said: st
 
 
 def test_of_several_families_all_candidates_count() -> None:
-    many = [[width] for width in range(1, 1001)]
+    many = [[width] for width in range(1, 5001)]
     families = [{"family": "vgg"}, {"family": "mlp", "knobs": {"hidden": many}}]
-    with pytest.raises(ConfigError, match=r"here 1,001; at most 1,000 .* first of 'hidden' of family 'mlp', which has"):
+    with pytest.raises(ConfigError, match=r"here 5,001; at most 5,000 .* first of 'hidden' of family 'mlp', which has"):
         make_shapes(COLOUR, build(Student, {"families": families}, "card"))
 
 
@@ -79,7 +80,7 @@ def test_more_candidates_than_can_be_tried_are_counted_and_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         make_shapes(COLOUR, Student(family="cifar-resnet", knobs=knobs))
     assert str(caught.value) == (
-        f"{COLOUR.file}: student.knobs: every combination of values is a candidate, here 200,000,000; at most 1,000 "
+        f"{COLOUR.file}: student.knobs: every combination of values is a candidate, here 200,000,000; at most 5,000 "
         "are tried; give fewer values, first of 'width', which has 100,000"
     )
     hundred = make_shapes(GREY, Student(family="mlp", knobs={"hidden": [[width] for width in range(1, 101)]}))
