@@ -5,7 +5,7 @@ from typing import Any
 
 from edgekd.figures import Figure
 
-__all__ = ["Candidate", "Shape", "shape_name"]
+__all__ = ["Candidate", "Score", "Shape", "shape_name"]
 
 Shape = dict[str, Any]
 """The values of a shape as they are written in a card. The typed shape is built from them and checked."""
@@ -27,6 +27,17 @@ class Candidate:
     def name(self) -> str:
         """The shape as text: `depth=20 width=16`."""
         return shape_name(self.shape)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a shape learnt in a short distillation."""
+
+    shape: Shape
+    epochs: int
+    value: float | None
+    """The score that decides, on validation data; None if the training failed."""
+    seconds: float
 
 
 def shape_name(shape: Shape) -> str:

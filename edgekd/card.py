@@ -239,6 +239,9 @@ class Student(Family):
     family: str = ""
     families: tuple[Family, ...] = ()
     """Several families, in place of `family` and `knobs`. A shape then names its family under the key `family`."""
+    rank: Literal["capacity", "learning"] = "capacity"
+    """How one of the candidates that fit is chosen: the one with the most multiply-accumulates, or the one that learns
+    best in short distillations."""
 
     @model_validator(mode="after")
     def _check(self) -> "Student":
@@ -260,6 +263,7 @@ class Student(Family):
         return next((one for one in self.families if one.family == wanted), self.families[0]), others
 
 
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Card:
     """A model card. `name` and `file` come from the path of the file, the other fields from its content."""
 

@@ -140,7 +140,7 @@ def build(cls: type[T], data: dict[str, Any], where: str) -> T:
         raise ConfigError(f"{where}: {_TOO_DEEP}") from None
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _adapter(cls: Any) -> pydantic.TypeAdapter[Any]:
     """The validator of a type; making one takes a hundred times as long as using it."""
     return pydantic.TypeAdapter(cls)

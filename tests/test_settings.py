@@ -27,7 +27,7 @@ def test_values_of_every_type_are_replaced() -> None:
     assert (card.recipe.epochs, card.recipe.temperature, card.augment.flip) == (3, 2.5, True)
     assert card.student.knobs == {"channels": [[8, 16]], "hidden": plain.student.knobs["hidden"]}
     assert (card.student.family, card.teacher.shape) == ("mlp", {"hidden": [8]})
-    assert (card.budget("cpu-arm").size_kb, card.budget("cpu-arm").latency_p50_ms) == (50, 1)
+    assert card.budget("cpu-arm").limits().items() >= {"size_kb": 50, "latency_p50_ms": 1}.items()
     assert card.recipe.batch_size == plain.recipe.batch_size
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "OnInconclusive",
     "OptionalTargets",
     "Output",
+    "Rank",
     "Settings",
     "Shapes",
     "Targets",
@@ -35,6 +36,10 @@ OptionalTargets = Annotated[
 Budgets = Annotated[
     list[str],
     typer.Option("--budget", metavar="KEY=VALUE", help="Override one limit of the card; repeatable."),
+]
+Rank = Annotated[
+    str | None,
+    typer.Option(metavar="capacity|learning", help="Choose the largest that fits, or the one that learns best."),
 ]
 Settings = Annotated[
     list[str],

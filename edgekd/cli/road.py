@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgekd import units
 from edgekd.card import Card
+from edgekd.cli.searching import rank_setting
 from edgekd.console import out as show
 from edgekd.console import say
 from edgekd.devices.host import processes
@@ -27,15 +28,20 @@ __all__ = ["distill_on", "several_processes", "teach_card"]
 
 
 def distill_on(
-    card_name: str, target_names: Sequence[str], asked: DistillRequest, settings: Sequence[str] = ()
+    card_name: str,
+    target_names: Sequence[str],
+    asked: DistillRequest,
+    settings: Sequence[str] = (),
+    rank: str | None = None,
 ) -> list[int]:
     """Run all stages for each target and show the results; returns the exit codes.
 
-    `settings` are values `KEY=VALUE` that replace values of the card or, with `target.KEY=VALUE`, of each target.
+    `settings` are values `KEY=VALUE` that replace values of the card or, with `target.KEY=VALUE`, of each target;
+    `rank` replaces the card's `student.rank`.
     """
     begin = time.perf_counter()
     for_card, on_targets = for_target(parse_settings(settings))
-    card = load_card(card_name, for_card)
+    card = load_card(card_name, (*for_card, *rank_setting(rank)))
     if not target_names:
         target_names = [fitting_target(Local().facts())]
         say(f"target: {target_names[0]}, which describes this machine; --target NAME takes another one")

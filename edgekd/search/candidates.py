@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgekd.bench.measure import Subject, measure_speed
 from edgekd.bench.records import Effort
-from edgekd.candidate import Candidate, Shape, shape_name
+from edgekd.candidate import Candidate, Score, Shape, shape_name
 from edgekd.card import Card
 from edgekd.console import progress, say
 from edgekd.data.examples import Examples
@@ -31,12 +31,12 @@ from edgekd.search.features import Counts, count
 from edgekd.search.latency import MIN_MEASURED
 from edgekd.search.predict import Fitted, predict, spread_out
 
-__all__ = ["Found", "LeftOut", "Search", "measure_candidates", "measure_shape"]
+__all__ = ["Found", "LeftOut", "Search", "add_score", "measure_candidates", "measure_shape"]
 
 # History of the format of candidates.json:
 # 1 - shape, params, macs, and per precision size_bytes, latency_p50_ms, peak_memory_mb
 # 2 - left_out: shape and reason of each candidate that cannot be used
-# 3 - candidates may be predicted; fitted: how well their figures are predicted
+# 3 - candidates may be predicted; fitted: how well their figures are predicted; scores: of short distillations
 SCHEMA_VERSION = 3
 
 EFFORT = Effort(processes=2, min_processes=2, warmup_s=0.05, max_calls=300, max_s=0.15, budget_s=4.0, placement=False)
@@ -79,6 +79,8 @@ class Found:
     left_out: list[LeftOut]
     fitted: list[Fitted] = dataclasses.field(default_factory=list)
     """How well each figure is predicted; empty if all candidates are measured."""
+    scores: list[Score] = dataclasses.field(default_factory=list)
+    """What candidates learnt in short distillations."""
 
     @property
     def measured(self) -> list[Candidate]:
@@ -96,7 +98,7 @@ def measure_candidates(search: Search) -> Found:
     """
     card, run = search.card, search.run
     shapes = make_shapes(card, card.student)
-    done, left_out = _read(run.candidates)
+    done, left_out, scores = _read(run.candidates)
     if not run.student_weights.parent.exists():
         left_out = []
     shapes, counts = _counted(card, shapes, left_out)
@@ -105,11 +107,11 @@ def measure_candidates(search: Search) -> Found:
         for shape in bar.track(wanted, description="measuring candidates"):
             if shape not in [one.shape for one in done] + [one.shape for one in left_out]:
                 _try(search, shape, done, left_out, alone=len(shapes) == 1)
-                _write(search, Found(done, left_out))
+                _write(search, Found(done, left_out, scores=scores))
     shutil.rmtree(run.scratch, ignore_errors=True)
     if not done:
         raise ConfigError(_none_left(card, left_out))
-    found = _with_predictions(search, Found(done, left_out), shapes, counts)
+    found = _with_predictions(Found(done, left_out, scores=scores), shapes, counts)
     _write(search, found)
     return found
 
@@ -121,7 +123,14 @@ def measure_shape(search: Search, found: Found, shape: Shape) -> Found:
     _try(search, shape, done, left_out, alone=False)
     shutil.rmtree(search.run.scratch, ignore_errors=True)
     others = [one for one in found.candidates if one.shape != shape]
-    found = Found([*done, *others], left_out, found.fitted)
+    found = Found([*done, *others], left_out, found.fitted, found.scores)
+    _write(search, found)
+    return found
+
+
+def add_score(search: Search, found: Found, score: Score) -> Found:
+    """Add a score and write it to `run.candidates` at once."""
+    found = dataclasses.replace(found, scores=[*found.scores, score])
     _write(search, found)
     return found
 
@@ -163,7 +172,7 @@ def _counted(card: Card, shapes: list[Shape], left_out: list[LeftOut]) -> tuple[
     return kept, counts
 
 
-def _with_predictions(search: Search, found: Found, shapes: Sequence[Shape], counts: Sequence[Counts]) -> Found:
+def _with_predictions(found: Found, shapes: Sequence[Shape], counts: Sequence[Counts]) -> Found:
     """Add the shapes that were not measured, with the figures that the measured ones make likely."""
     by_name = {shape_name(shape): one for shape, one in zip(shapes, counts, strict=bool(counts))} if counts else {}
     known = [(candidate, by_name[candidate.name]) for candidate in found.candidates if candidate.name in by_name]
@@ -183,7 +192,7 @@ def _with_predictions(search: Search, found: Found, shapes: Sequence[Shape], cou
                 f"search: {len(known)} of {len(shapes):,} shapes are measured; {one.precision} latency is predicted "
                 f"within {100 * one.error_95:.2g} % for 95 % of shapes, median error {100 * one.median_error:.2g} %"
             )
-    return Found([*found.candidates, *predicted], found.left_out, fitted)
+    return Found([*found.candidates, *predicted], found.left_out, fitted, found.scores)
 
 
 def _reason(error: EdgekdError, card: Card, shape: Shape) -> str:
@@ -244,14 +253,15 @@ def _write(search: Search, found: Found) -> None:
         "candidates": [dataclasses.asdict(candidate) for candidate in found.candidates],
         "left_out": [dataclasses.asdict(one) for one in found.left_out],
         "fitted": [dataclasses.asdict(one) for one in found.fitted],
+        "scores": [dataclasses.asdict(one) for one in found.scores],
     }
     write_json(search.run.candidates, content)
 
 
-def _read(path: Path) -> tuple[list[Candidate], list[LeftOut]]:
-    """The measured candidates and those left out, as far as an earlier call got."""
+def _read(path: Path) -> tuple[list[Candidate], list[LeftOut], list[Score]]:
+    """The measured candidates, those left out and the scores, as far as an earlier call got."""
     if not path.exists():
-        return [], []
+        return [], [], []
     content = read_json(path)
     left_out = [LeftOut(entry["shape"], entry["reason"]) for entry in content.get("left_out", [])]
     candidates = [
@@ -267,4 +277,4 @@ def _read(path: Path) -> tuple[list[Candidate], list[LeftOut]]:
         for entry in content["candidates"]
         if not entry.get("predicted")
     ]
-    return candidates, left_out
+    return candidates, left_out, [Score(**entry) for entry in content.get("scores", [])]

@@ -10,7 +10,7 @@ from edgekd.errors import BudgetError
 from edgekd.figures import Figure, ModelFigures, metric_of
 from edgekd.judge import Verdict, budget_figures, judge, show_limit, show_value
 
-__all__ = ["choose_shape", "choose_variant"]
+__all__ = ["before_training", "choose_shape", "choose_variant", "fitting", "widened"]
 
 BEFORE_TRAINING = ("latency_p50_ms", "size_kb", "peak_memory_mb")
 """Budget keys that an untrained network already meets or misses."""
@@ -22,14 +22,34 @@ def choose_shape(candidates: list[Candidate], budget: Budget) -> Candidate:
     Within a family, more multiply-accumulates, then more parameters, count as more capable. An unknown latency excludes
     no candidate. Raises BudgetError with the limiting budget and the nearest candidates.
     """
+    return max(fitting(candidates, budget), key=lambda c: (c.macs, c.params))
+
+
+def fitting(candidates: list[Candidate], budget: Budget) -> list[Candidate]:
+    """The candidates that meet every budget in at least one precision, as far as is known before training.
+
+    Raises BudgetError with the limiting budget and the nearest candidates if there are none.
+    """
+    early = before_training(budget)
+    found = [c for c in candidates if any(not _missed(f, early) for f in c.precisions.values())]
+    if not found:
+        raise BudgetError(_infeasible(candidates, early))
+    return found
+
+
+def widened(budget: Budget, factor: float) -> Budget:
+    """The budget with each limit of BEFORE_TRAINING multiplied by `factor`."""
+    early = before_training(budget).limits()
+    return budget.with_values(Budget(budget.kind, **{key: factor * limit for key, limit in early.items()}))
+
+
+def before_training(budget: Budget) -> Budget:
+    """The limits that an untrained network already meets or misses."""
     early = Budget(budget.kind, **{key: budget.limit(key) for key in BEFORE_TRAINING})
     p95 = budget.limit("latency_p95_ms")
     if p95 is not None:  # p50 is at most p95, so it must meet this limit too
         early = early.with_values(Budget(latency_p50_ms=min(p95, early.limit("latency_p50_ms") or 1e9)))
-    fitting = [c for c in candidates if any(not _missed(f, early) for f in c.precisions.values())]
-    if not fitting:
-        raise BudgetError(_infeasible(candidates, early))
-    return max(fitting, key=lambda c: (c.macs, c.params))
+    return early
 
 
 def _missed(figures: dict[str, Figure], budget: Budget) -> list[str]:

@@ -113,7 +113,9 @@ def test_what_was_not_measured_stays_unknown() -> None:
 
 
 def test_every_family_is_measured_from_its_smallest_to_its_largest() -> None:
-    shapes = [{"family": "vgg", "n": n} for n in range(90)] + [{"family": "mlp", "n": n} for n in range(10)]
+    shapes: list[Shape] = [{"family": "vgg", "n": n} for n in range(90)] + [
+        {"family": "mlp", "n": n} for n in range(10)
+    ]
     counts = [{"macs": float(shape["n"]), "params": 1.0} for shape in shapes]
     chosen = [shapes[place] for place in spread_out(shapes, counts, 20)]
     vgg = [shape["n"] for shape in chosen if shape["family"] == "vgg"]
