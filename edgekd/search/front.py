@@ -87,8 +87,8 @@ def what_more_buys(points: Sequence[Point], limits: Mapping[str, float]) -> dict
 
 
 def what_to_relax(points: Sequence[Point], limits: Mapping[str, float]) -> list[tuple[Point, dict[str, float]]]:
-    """Where no point fits: the nearest points, each with the limits that it needs and their new values. The nearest is
-    the one whose largest excess is the smallest; the nearest for each single limit comes along, too."""
+    """Where no point fits: the nearest points, each with the limits that it needs and their new values. The nearest are
+    those whose largest excess is the smallest; the nearest for each single limit comes along, too."""
 
     def missed(one: Point) -> dict[str, float]:
         return {key: one.costs[key] for key, limit in limits.items() if one.costs.get(key, 0.0) > limit}
@@ -97,7 +97,7 @@ def what_to_relax(points: Sequence[Point], limits: Mapping[str, float]) -> list[
         return max(value / limits[key] for key, value in missed(one).items())
 
     ordered = sorted((one for one in points if missed(one)), key=excess)
-    chosen = ordered[:1]
+    chosen = ordered[:3]
     for key in limits:
         chosen += [one for one in ordered if set(missed(one)) == {key}][:1]
     return [(one, missed(one)) for place, one in enumerate(chosen) if one not in chosen[:place]]

@@ -46,6 +46,8 @@ def plot_front(
 
 
 def _draw(axes: "Axes", points: Sequence[Point], front: Sequence[Point], key: str, factor: float) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     known = [one for one in points if key in one.costs]
     for number, precision in enumerate(dict.fromkeys(one.precision for one in known)):
         for predicted, marker in ((False, "o"), (True, ".")):
@@ -59,4 +61,7 @@ def _draw(axes: "Axes", points: Sequence[Point], front: Sequence[Point], key: st
     if steps:
         axes.step(*zip(*steps, strict=True), where="post", color="black", linewidth=1, label="front")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(True, which="both", alpha=0.25)
