@@ -5,7 +5,7 @@ from typing import Any
 
 from edgekd.figures import Figure
 
-__all__ = ["Candidate", "Shape", "shape_name"]
+__all__ = ["Candidate", "Score", "Shape", "shape_name"]
 
 Shape = dict[str, Any]
 """The values of a shape as they are written in a card. The typed shape is built from them and checked."""
@@ -13,18 +13,31 @@ Shape = dict[str, Any]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A shape and the figures measured with it on the target, for each precision."""
+    """A shape and its figures on the target, for each precision."""
 
     shape: Shape
     params: int
     macs: int
     precisions: dict[str, dict[str, Figure]]
     """Maps each precision to its figures by budget key (latency_p50_ms, size_kb, peak_memory_mb)."""
+    predicted: bool = False
+    """Whether the figures are predicted from those of other shapes, and not measured."""
 
     @property
     def name(self) -> str:
         """The shape as text: `depth=20 width=16`."""
         return shape_name(self.shape)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a shape learnt in a short distillation."""
+
+    shape: Shape
+    epochs: int
+    value: float | None
+    """The score that decides, on validation data; None if the training failed."""
+    seconds: float
 
 
 def shape_name(shape: Shape) -> str:

@@ -23,12 +23,14 @@ __all__ = [
     "Card",
     "Data",
     "Export",
+    "Family",
     "Recipe",
     "Student",
     "Teacher",
     "TextData",
     "Training",
     "caller_rule",
+    "card_tables",
     "check_card",
     "is_published",
     "read_tables",
@@ -193,8 +195,8 @@ class Teacher:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Student:
-    """The network family from which the student is chosen."""
+class Family:
+    """A network family and the shapes of it that are candidates."""
 
     family: str
     knobs: dict[str, Annotated[list[Any], Field(min_length=1)]] = field(default_factory=dict)
@@ -228,6 +230,37 @@ class Export:
         if self.timed_size is not None and not self.resize:
             raise ValueError("timed_size: has no effect without resize = true")
         return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Student(Family):
+    """The network family, or the families, from which the student is chosen."""
+
+    family: str = ""
+    families: tuple[Family, ...] = ()
+    """Several families, in place of `family` and `knobs`. A shape then names its family under the key `family`."""
+    rank: Literal["capacity", "learning"] = "capacity"
+    """How one of the candidates that fit is chosen: the one with the most multiply-accumulates, or the one that learns
+    best in short distillations."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Student":
+        if not self.family and not self.families:
+            raise ValueError("family: is missing; add it, or [[student.families]]")
+        if self.families and (self.family or self.knobs or self.function or self.output):
+            raise ValueError("families: has no effect beside family, knobs, function or output; drop these")
+        names = [one.family for one in self.families]
+        if twice := next((name for place, name in enumerate(names) if name in names[:place]), ""):
+            raise ValueError(f"families: should name each family once, got {shown(twice)} twice")
+        return self
+
+    def family_of(self, shape: dict[str, Any]) -> tuple[Family, dict[str, Any]]:
+        """The family of a shape, and the shape's values without the key `family`."""
+        if not self.families:
+            return self, shape
+        wanted = shape.get("family")
+        others = {key: value for key, value in shape.items() if key != "family"}
+        return next((one for one in self.families if one.family == wanted), self.families[0]), others
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -287,22 +320,30 @@ def caller_rule(card: Mapping[str, Any]) -> str:
 
 
 def read_tables(name: str) -> tuple[dict[str, Any], str]:
-    """Read the bundled card `name`, or the card file at that path. Returns its tables, from which a `Card` can be
-    built, and the file.
+    """Read the bundled card `name`, or the card file at that path. Returns its tables as they are written, and the
+    file.
 
-    Raises ConfigError for a file that is not TOML, or a key that no card may have.
+    Raises ConfigError for a file that is not TOML.
     """
     path = locate("models", name)
-    data = read_toml(path)
+    return read_toml(path), str(path)
+
+
+def card_tables(data: dict[str, Any], path: str) -> dict[str, Any]:
+    """The tables from which a `Card` can be built, from those of a card's file; the limits are checked.
+
+    Raises ConfigError for a key that no card may have, and for a mistake in `[budget]`.
+    """
     for key in ("name", "file", "budgets"):
         if key in data:
             raise ConfigError(f"{path}: {key}: unknown key; {did_you_mean(key, ['budget', 'title', 'data'])}")
-    table = data.pop("budget", {})
+    table = data.get("budget", {})
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: budget: got {shown(table)}; it should be a table of limits")
     budgets = {"": {key: value for key, value in table.items() if not isinstance(value, dict)}}
     budgets |= {target: limits for target, limits in table.items() if isinstance(limits, dict)}
-    return data | {"budgets": budgets, "name": path.stem, "file": str(path)}, str(path)
+    others = {key: value for key, value in data.items() if key != "budget"}
+    return others | {"budgets": budgets, "name": Path(path).stem, "file": path}
 
 
 def check_card(card: Card) -> Card:

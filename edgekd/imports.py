@@ -61,7 +61,7 @@ def sources_of(card: Card) -> dict[str, str]:
 
     Nothing is imported. A module that is not found is left out; importing it later reports the problem.
     """
-    owners = (card.student, card.teacher, *card.assistants, *card.more_teachers, card.data)
+    owners = (card.student, *card.student.families, card.teacher, *card.assistants, *card.more_teachers, card.data)
     found: dict[str, str] = {}
     named = {function for owner in owners if (function := getattr(owner, "function", None))}
     for path in sorted(named):

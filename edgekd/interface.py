@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgekd.budget import Budget, read_budget, refuse_others
 from edgekd.card import Card, is_published
@@ -23,6 +24,10 @@ from edgekd.scratch import require_scratch
 from edgekd.target import Target, load_target
 from edgekd.tasks.known import deciding, load_card, task_of
 
+if TYPE_CHECKING:
+    from edgekd.candidate import Candidate
+    from edgekd.search.candidates import Found
+
 __all__ = [
     "TRAINING",
     "DistillRequest",
@@ -35,6 +40,7 @@ __all__ = [
     "load_card",
     "load_result",
     "load_target",
+    "search_candidates",
 ]
 
 Name = str | Path
@@ -142,6 +148,30 @@ def distill_each(card: Card, targets: Sequence[Target], asked: DistillRequest) -
                 done.append(None)
         made = iter(_distill_waiting(card, waiting, asked) if waiting else [])
         return [one or next(made) for one in done]
+
+
+def search_candidates(
+    card: Card, target: Target, asked: DistillRequest
+) -> "tuple[Path, Found, Budget, Candidate | None]":
+    """Measure and rank the card's candidates on the target, in the run folder of `distill`, which goes on with them;
+    return the folder, the candidates, the limits and the candidate that `distill` would train.
+
+    Raises EdgekdError for whatever prevents the search.
+    """
+    asked = dataclasses.replace(asked, budget=refuse_others(asked.budget, task_of(card.data).scores[0], "--budget"))
+    with contextlib.ExitStack() as stack:
+        site = stack.enter_context(contextlib.closing(connect(target, asked.device)))
+        _require_training(asked.track)
+        from edgekd.distill.student import TrainingOptions
+        from edgekd.pipeline import Request, survey
+
+        limits, files = card.budget(target.name, asked.budget), named_files(card, asked.teacher, asked.data)
+        run = stack.enter_context(open_run(_folder(card, target, asked, 1), card, target, limits, files, asked.fresh))
+        require_scratch()
+        require_cache(", or use --online")
+        options = TrainingOptions(online=asked.online, track=asked.track)
+        request = Request(card=card, data=asked.data, teacher=asked.teacher, budget=asked.budget, options=options)
+        return run.folder, *survey(request, site, run)
 
 
 def _distill_waiting(card: Card, waiting: Sequence[tuple[Site, Run]], asked: DistillRequest) -> list[Distilled]:

@@ -15,7 +15,7 @@ from edgekd import units
 from edgekd.bench.measure import References, Subject, evaluate, logits_of, measure_speed
 from edgekd.bench.records import Effort
 from edgekd.budget import Budget
-from edgekd.candidate import Candidate
+from edgekd.candidate import Candidate, Score
 from edgekd.card import Card
 from edgekd.console import say
 from edgekd.data.arrays import digest, keep_split
@@ -24,19 +24,22 @@ from edgekd.data.images import Split
 from edgekd.data.originals import keep_originals, keep_timed
 from edgekd.data.sources import data_marks
 from edgekd.devices.device import Site
+from edgekd.devices.host import processes
 from edgekd.distill.identity import structures
 from edgekd.distill.pruned import check_pruning
-from edgekd.distill.student import TrainingOptions, check_networks, training_summary
+from edgekd.distill.student import TrainingOptions, assist, check_networks, training_summary
 from edgekd.distill.tasks.known import examples_of, learning_of
 from edgekd.distill.teacher import (
+    check_teacher,
     given_teacher,
     more_teachers,
     refuse_long_teaching,
+    teach,
     teacher_start,
     with_own_teacher,
 )
 from edgekd.distill.training import StudentTraining, train_student
-from edgekd.errors import EdgekdError
+from edgekd.errors import BudgetError, ConfigError, EdgekdError
 from edgekd.export.onnx import cpu_logits, keep_torch_logits, parity
 from edgekd.export.resize import fidelity, same_answers
 from edgekd.export.trial import try_teacher
@@ -49,15 +52,17 @@ from edgekd.nets.teachers import LoadedTeacher, make_teacher_net
 from edgekd.report.run.write import write_reports
 from edgekd.result import Result
 from edgekd.run import Run, take_over
-from edgekd.search.candidates import measure_candidates
-from edgekd.search.choose import choose_network, choose_shape
+from edgekd.search.candidates import Found, Search, add_score, measure_candidates, measure_shape
+from edgekd.search.choose import before_training, choose_network, choose_shape, fitting, widened
 from edgekd.search.estimate import with_estimates
+from edgekd.search.front import MORE
 from edgekd.search.int8 import settle_int8
 from edgekd.search.pruning import fitting_ratio
+from edgekd.search.rank import Lessons, halve, shortlist
 from edgekd.search.schemes import Material, figures_of
 from edgekd.tasks.known import task_of
 
-__all__ = ["Request", "distill_all"]
+__all__ = ["Request", "distill_all", "survey"]
 
 EFFORT = Effort()
 """The effort with which each file is measured."""
@@ -116,10 +121,17 @@ class TargetPlan:
     inputs: Path
     """Validation inputs (.npy), which workers map into memory."""
     calibration: NDArray[np.uint8] | None
-    candidates: list[Candidate]
+    trial: Search
+    """What the candidates are tried with."""
+    found: Found
     choice: Candidate
     pruning: float | None = None
     """The share of the teacher's channels that are removed, so that it meets the budget; None if it is not pruned."""
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """The measured and the predicted candidates."""
+        return self.found.candidates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +164,10 @@ def distill_all(asked: Request, places: Sequence[tuple[Site, Run]]) -> list[Resu
     setup = prepare(asked, [run for _, run in places])
     plans = [_tried(lambda site=site, run=run: search(setup, site, run)) for site, run in places]  # type: ignore[misc]
     results: list[Result | EdgekdError] = []
-    for number, plan in enumerate(plans):
+    for number, first in enumerate(plans):
         done = [other for other in plans[:number] if isinstance(other, TargetPlan)]
+        plan = first if isinstance(first, EdgekdError) else _tried(lambda: rank(setup, first, done))  # noqa: B023
+        plans[number] = plan
         results.append(plan if isinstance(plan, EdgekdError) else _tried(lambda: finish(setup, plan, done)))  # noqa: B023
     return results
 
@@ -175,6 +189,7 @@ def prepare(asked: Request, runs: Sequence[Run]) -> Setup:
     learning.require_test(card, asked.data)
     train, validation = learning.examine(card, asked.data)
     card = learning.settle(card, validation)
+    _check_rank(card)
     taught = any(run.teacher_weights.exists() for run in runs)
     if given is None and not taught and card.teacher.family != "self":
         refuse_long_teaching(card, len(train), start)
@@ -195,8 +210,19 @@ def prepare(asked: Request, runs: Sequence[Run]) -> Setup:
     )
 
 
-def search(setup: Setup, site: Site, run: Run) -> TargetPlan:
-    """Measure the untrained candidates on the target, and choose one that meets the budget."""
+def _check_rank(card: Card) -> None:
+    """Raise ConfigError if the candidates cannot be ranked by learning."""
+    if card.student.rank == "learning" and card.teacher.family == "self":
+        raise ConfigError(
+            f'{card.file}: student.rank: "learning" needs one teacher for all shapes, not family = "self"'
+        )
+    if card.student.rank == "learning" and processes() > 1:
+        raise ConfigError(f'{card.file}: student.rank: "learning" runs in one process; run without torchrun')
+
+
+def explore(setup: Setup, site: Site, run: Run) -> tuple[Search, Found, Budget]:
+    """Measure or predict the untrained candidates on the target; return them with what they were tried with, and the
+    limits on this target."""
     card = setup.card
     budget = effective_budget(card.budget(site.target.name, setup.asked.budget), site.target)
     if card.teacher.family != "self" and not run.exported.exists():
@@ -209,16 +235,81 @@ def search(setup: Setup, site: Site, run: Run) -> TargetPlan:
         keep_originals(setup.validation, run.data / "validation.originals.npy")
         keep_timed(setup.validation, card, run.data / "timed.npy")
     calibration = calibration_of(card, site.target, setup.train)
-    found = measure_candidates(card, site, setup.examples[0], inputs, calibration, run)
-    choice = choose_shape(found, budget)
-    say(f"search: {choice.name} of {len(found)} candidates, {units.count(choice.macs)} multiply-accumulates")
-    ratio = None
-    if card.recipe.prune:
-        whole = setup.given.net if setup.given else make_teacher_net(card)
-        assert whole is not None  # prepare has refused an ONNX teacher
-        ratio = fitting_ratio(card, whole, site, budget, inputs, calibration, run)
-    kept: dict[str, Any] = {"inputs": inputs, "calibration": calibration, "candidates": found, "choice": choice}
-    return TargetPlan(site=site, run=run, budget=budget, pruning=ratio, **kept)
+    trial = Search(
+        card=card,
+        site=site,
+        examples=setup.examples[0],
+        inputs=inputs,
+        calibration=calibration,
+        memory=budget.limit("peak_memory_mb") is not None,
+        run=run,
+    )
+    return trial, measure_candidates(trial), budget
+
+
+def search(setup: Setup, site: Site, run: Run) -> TargetPlan:
+    """Measure the untrained candidates on the target, and choose the most capable one that meets the budget."""
+    plan = _choose_capable(*explore(setup, site, run))
+    return dataclasses.replace(plan, pruning=_pruning(setup, plan)) if setup.card.recipe.prune else plan
+
+
+def _pruning(setup: Setup, plan: TargetPlan) -> float | None:
+    """The share of the teacher's channels that must be removed to meet the budget; None if none is enough."""
+    whole = setup.given.net if setup.given else make_teacher_net(setup.card)
+    assert whole is not None  # prepare has refused an ONNX teacher
+    return fitting_ratio(setup.card, whole, plan.site, plan.budget, plan.inputs, plan.calibration, plan.run)
+
+
+def survey(asked: Request, site: Site, run: Run) -> tuple[Found, Budget, Candidate | None]:
+    """Search without training a student to the end: return the candidates with their figures and scores, the limits on
+    this target, and the candidate that `distill` would train; None if none meets the limits."""
+    setup = prepare(asked, [run])
+    trial, found, budget = explore(setup, site, run)
+    try:
+        plan = _choose_capable(trial, found, budget)
+    except BudgetError:
+        return found, before_training(budget), None
+    plan = rank(setup, plan, wider=MORE)
+    return plan.found, before_training(budget), plan.choice
+
+
+def _choose_capable(trial: Search, found: Found, budget: Budget) -> TargetPlan:
+    while (choice := choose_shape(found.candidates, budget)).predicted:  # what is chosen is always measured
+        found = measure_shape(trial, found, choice.shape)
+    say(f"search: {choice.name} of {len(found.candidates)} candidates, {units.count(choice.macs)} multiply-accumulates")
+    kept: dict[str, Any] = {"inputs": trial.inputs, "calibration": trial.calibration, "trial": trial, "found": found}
+    return TargetPlan(site=trial.site, run=trial.run, budget=budget, choice=choice, **kept)
+
+
+def rank(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = (), wider: float = 1.0) -> TargetPlan:
+    """Choose among the candidates that meet the budget by what they learn in short distillations, if the card says so;
+    otherwise return the plan unchanged. Candidates that meet limits `wider` times as large learn, too."""
+    card, asked, run = setup.card, setup.asked, plan.run
+    if card.student.rank == "capacity" or (run.student_weights.parent.exists() and plan.found.scores == []):
+        return plan
+    for other in earlier:
+        if other.budget.teacher_minimum == plan.budget.teacher_minimum:
+            take_over(other.run, run, with_student=False)
+    minimum, options = plan.budget.teacher_minimum, dataclasses.replace(asked.options, track=())
+    teacher = setup.given or teach(card, setup.examples, minimum, run.teacher_weights, asked.options.track)
+    check_teacher(card, teacher, setup.examples[1], minimum)
+    chain = [*assist(card, teacher, setup.examples, run.teacher_weights.parent, options), *setup.further]
+    found, limits = plan.found, widened(plan.budget, wider)
+    while predicted := [one for one in shortlist(fitting(found.candidates, limits)) if one.predicted]:
+        found = measure_shape(plan.trial, found, predicted[0].shape)
+    allowed = [one.shape for one in fitting(found.candidates, plan.budget)]
+    starters = shortlist(fitting(found.candidates, limits))
+
+    def keep(score: Score) -> None:
+        nonlocal found
+        found = add_score(plan.trial, found, score)
+
+    lessons = Lessons(card=card, teachers=chain, data=setup.examples, options=options, folder=run.scratch / "ranking")
+    shapes = [one.shape for one in starters]
+    best = [one for one in halve(shapes, lessons, found.scores, keep) if one.shape in allowed]
+    choice = next((one for one in starters if best and one.shape == best[-1].shape), plan.choice)
+    say(f"search: {choice.name} learns best of {len(starters)} that fit; capacity alone would take {plan.choice.name}")
+    return dataclasses.replace(plan, found=found, choice=choice)
 
 
 def finish(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = ()) -> Result:

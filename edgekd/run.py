@@ -331,6 +331,8 @@ def _as_before(key: str, value: Any) -> bool:
         return not value
     if part.endswith(".training"):
         makers[part] = Training(epochs=1)
+    if part == "card.student" and name in ("families", "rank"):
+        return value in ([], "capacity")
     if part not in makers:
         return key.startswith("target.session.")
     defaults = _plain(makers[part])
@@ -370,6 +372,8 @@ def _empty(folder: Path) -> None:
         "result.json",
         "report.md",
         "figures.png",
+        "front.png",
+        "front.svg",
         "run.json",
         LIST,
     )

@@ -1,6 +1,7 @@
 """Read TOML files (targets, cards) into frozen, typed objects. Every mistake in a file is reported in one line."""
 
 import dataclasses
+import functools
 import json
 import re
 import tomllib
@@ -15,7 +16,7 @@ import pydantic
 from edgekd.errors import ConfigError, cut, did_you_mean, one_line, shown
 from edgekd.files import at_home
 
-__all__ = ["build", "bundled_names", "locate", "read_toml"]
+__all__ = ["build", "bundled_names", "locate", "read_toml", "unusable"]
 
 T = TypeVar("T")
 
@@ -86,7 +87,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {_TOO_DEEP}") from None
     except ValueError:  # Python limits the number of digits of an integer
         raise ConfigError(f"{path}: {_TOO_LARGE}") from None
-    for key, problem in _unusable(tables):
+    for key, problem in unusable(tables):
         raise ConfigError(f"{path}: {_key(key)}: {problem}")
     return tables
 
@@ -97,7 +98,7 @@ _LONG_PATH = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){200}""")
 _TOO_LARGE = "holds an integer of more than 64 bits; integers go from -9223372036854775808 to 9223372036854775807"
 
 
-def _unusable(tables: dict[str, Any]) -> Iterator[tuple[tuple[int | str, ...], str]]:
+def unusable(tables: dict[str, Any]) -> Iterator[tuple[tuple[int | str, ...], str]]:
     """Yield key and problem of each value that TOML allows and edgekd does not. The walk is not recursive, so the
     tables may have any depth."""
     left: list[tuple[tuple[int | str, ...], Any]] = [((), tables)]
@@ -131,11 +132,18 @@ def build(cls: type[T], data: dict[str, Any], where: str) -> T:
     """
     try:
         # JSON mode is strict about types, but still accepts arrays for tuples.
-        return pydantic.TypeAdapter(cls).validate_json(json.dumps(data, default=str), strict=True)
+        built: T = _adapter(typing.cast(Any, cls)).validate_json(json.dumps(data, default=str), strict=True)
+        return built
     except pydantic.ValidationError as error:
         raise ConfigError(f"{where}: {_explain(cls, error)}") from None
     except RecursionError:
         raise ConfigError(f"{where}: {_TOO_DEEP}") from None
+
+
+@functools.lru_cache(maxsize=64)
+def _adapter(cls: Any) -> pydantic.TypeAdapter[Any]:
+    """The validator of a type; making one takes a hundred times as long as using it."""
+    return pydantic.TypeAdapter(cls)
 
 
 def _explain(cls: type, error: pydantic.ValidationError) -> str:

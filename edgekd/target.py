@@ -1,8 +1,10 @@
 """A target: one device, one execution provider, read from `targets/NAME.toml`."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import field
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -10,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from edgekd.errors import ConfigError, UnavailableError, shown
 from edgekd.machine import Machine
 from edgekd.providers import PROVIDERS, option_error
+from edgekd.settings import Setting, built_with
 from edgekd.spec import build, bundled_names, locate, read_toml
 
 __all__ = [
@@ -240,14 +243,17 @@ class Target:
         return self.name if self.name in bundled_names("targets") else self.file
 
 
-def load_target(name: str) -> Target:
-    """Load the bundled target `name`, or the target file at that path.
+def load_target(name: str, settings: Sequence[Setting] = ()) -> Target:
+    """Load the bundled target `name`, or the target file at that path, with the values that `settings` replace.
 
-    Raises ConfigError for any mistake in it, with file, key, value, rule and the most similar name.
+    Raises ConfigError for any mistake in it, with file (or option), key, value, rule and the most similar name.
     """
     path = locate("targets", name)
-    data = read_toml(path)
+    return built_with(settings, read_toml(path), str(path), _read_target)
+
+
+def _read_target(data: dict[str, Any], path: str) -> Target:
     for key in ("name", "file"):
         if key in data:
             raise ConfigError(f"{path}: {key}: unknown key; a target is named by its file")
-    return build(Target, data | {"name": path.stem, "file": str(path)}, str(path))
+    return build(Target, data | {"name": Path(path).stem, "file": path}, path)

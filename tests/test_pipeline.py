@@ -119,8 +119,8 @@ def test_a_changed_further_teacher_is_said(
     cli: Cli, tiny_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def enough(*given: Any) -> None:
-        given[-1].student_weights.parent.mkdir(exist_ok=True)
-        given[-1].student_weights.touch()  # as if it were trained
+        given[-1].run.student_weights.parent.mkdir(exist_ok=True)
+        given[-1].run.student_weights.touch()  # as if it were trained
         raise BudgetError("enough")
 
     monkeypatch.setattr("edgekd.pipeline.measure_candidates", enough)

@@ -110,7 +110,9 @@ def _measure_one(
 ) -> ModelFigures:
     if isinstance(records, EdgekdError):
         raise records
-    memory = _memory_record(subject, site, folder, sampled(effort, inputs))
+    memory = None
+    if effort.memory or not records:
+        memory = _memory_record(subject, site, folder, sampled(effort, inputs))
     placement = _placement(subject, site, inputs, folder, effort) if effort.placement else None
     figures = _figures(subject, site, records, memory, placement)
     if not (records and effort.placement):
@@ -221,9 +223,10 @@ def _batches(
 
 
 def _figures(
-    subject: Subject, site: Site, latency: Sequence[Record], memory: Record, placement: Placement | None
+    subject: Subject, site: Site, latency: Sequence[Record], memory: Record | None, placement: Placement | None
 ) -> ModelFigures:
     elsewhere = site.elsewhere
+    first = memory if memory is not None and not latency else latency[0]
     figures = ModelFigures(
         name=subject.name,
         file=subject.file.name,
@@ -232,9 +235,9 @@ def _figures(
         precision=subject.precision,
         params=subject.params,
         macs=subject.macs,
-        peak_memory_mb=_memory(memory, elsewhere),
+        peak_memory_mb=_memory(memory, elsewhere) if memory is not None else Figure(why="not measured, no limit"),
         placement=placement,
-        fingerprint=(latency[0] if latency else memory).fingerprint,
+        fingerprint=first.fingerprint,
         notes=(*remarks(latency), *steering_remarks(latency[0], steering_of(subject.file))) if latency else (),
     )
     if not latency:

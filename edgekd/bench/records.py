@@ -39,6 +39,8 @@ class Effort:
     max_s: float = 0.8
     placement: bool = True
     """Whether to find with a profiled session which kernels ran where, and to time batches."""
+    memory: bool = True
+    """Whether to measure peak memory, with a process of its own. Where no time is measured, it always is."""
     costliest: int = 0
     """How many of the costliest nodes to report."""
     sessions: int = 1

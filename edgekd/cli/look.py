@@ -48,7 +48,7 @@ def list_cards() -> int:
     rows = []
     for name in bundled_names("models"):
         card = load_card(name)
-        rows.append([name, card.title, card.data.source, f"{card.teacher.family} → {card.student.family}"])
+        rows.append([name, card.title, card.data.source, f"{card.teacher.family} → {card.student.family or 'several'}"])
     out(rich_table(["card", "what", "data", "teacher → student"], rows, "Bundled model cards"))
     out("edgekd models NAME shows one; copy its file to describe your own model")
     return ExitCode.PASS
@@ -76,7 +76,11 @@ def show_layers(name: str | None) -> int:
         found = outputs_of(net, example_inputs(card.data, 2), f"{card.file}: {where}")
         rows = [[path, kind, " × ".join(map(str, size))] for path, kind, size in found]
         told = ", ".join(f"{key}={value}" for key, value in its_shape.items())
-        out(rich_table(["layer", "kind", "output of one example"], rows, f"{who}: {owner.family} {told}"))
+        out(
+            rich_table(
+                ["layer", "kind", "output of one example"], rows, f"{who}: {owner.family} {told}".replace("  ", " ")
+            )
+        )
     out("name a layer of each in [[recipe.features]]; without one the term is on the logits")
     return ExitCode.PASS
 

@@ -23,6 +23,8 @@ from edgekd.cli.options import (
     InputValues,
     OnInconclusive,
     Output,
+    Rank,
+    Settings,
     Shapes,
     Targets,
     Threads,
@@ -68,6 +70,8 @@ def distill(
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default runs/CARD@TARGET.")] = None,
     budget: Budgets = [],  # noqa: B006 - typer copies it
+    settings: Settings = [],  # noqa: B006
+    rank: Rank = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Empty the run folder and start again.")] = False,
     online: Annotated[bool, typer.Option("--online", help="Run the teacher at every step, without the cache.")] = False,
     track: Trackers = [],  # noqa: B006
@@ -90,8 +94,35 @@ def distill(
         data=data, teacher=teacher, out=out, budget=limits, fresh=fresh, online=online, track=tuple(track)
     )
     with several_processes() as first:
-        codes = distill_on(card, target, asked) if first else []
+        codes = distill_on(card, target, asked, settings, rank) if first else []
     end([COUNTED[on_inconclusive] if code == ExitCode.INCONCLUSIVE else code for code in codes])
+
+
+@app.command()
+def search(
+    card: CardName = "digits",
+    target: Annotated[
+        str | None,
+        typer.Option("--target", "-t", metavar="NAME|FILE", help="A target or a TOML file; default this machine's."),
+    ] = None,
+    data: DataFolder = None,
+    teacher: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Teacher: safetensors, state dict or ONNX.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default runs/CARD@TARGET.")] = None,
+    budget: Budgets = [],  # noqa: B006 - typer copies it
+    settings: Settings = [],  # noqa: B006
+    rank: Rank = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Empty the run folder and start again.")] = False,
+) -> None:
+    """Draw the front of size, latency and score, and say what a wider limit would buy; trains no student to the end."""
+    from edgekd.budget import parse_budget
+    from edgekd.cli.searching import search_card
+    from edgekd.interface import DistillRequest
+    from edgekd.tasks.known import deciding
+
+    asked = DistillRequest(data=data, teacher=teacher, out=out, budget=parse_budget(budget, deciding()), fresh=fresh)
+    end([search_card(card, target, asked, settings, rank)])
 
 
 @app.command()
@@ -101,6 +132,7 @@ def teach(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default teachers/CARD.safetensors.")] = None,
     track: Trackers = [],  # noqa: B006
     threads: Threads = None,
+    settings: Settings = [],  # noqa: B006
 ) -> None:
     """Train the card's teacher."""
     from edgekd.cli.road import several_processes, teach_card
@@ -108,7 +140,7 @@ def teach(
 
     use_threads(threads)
     with several_processes() as first:
-        codes = [teach_card(card, data, out, tuple(track))] if first else []
+        codes = [teach_card(card, data, out, tuple(track), settings)] if first else []
     end(codes)
 
 

@@ -17,6 +17,8 @@ __all__ = [
     "OnInconclusive",
     "OptionalTargets",
     "Output",
+    "Rank",
+    "Settings",
     "Shapes",
     "Targets",
     "Threads",
@@ -35,6 +37,14 @@ OptionalTargets = Annotated[
 Budgets = Annotated[
     list[str],
     typer.Option("--budget", metavar="KEY=VALUE", help="Override one limit of the card; repeatable."),
+]
+Rank = Annotated[
+    str | None,
+    typer.Option(metavar="capacity|learning", help="Choose the largest that fits, or the one that learns best."),
+]
+Settings = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the card or target.…, as TOML; repeatable."),
 ]
 DataFolder = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder of the data.")]
 OnInconclusive = Annotated[

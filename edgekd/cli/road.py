@@ -7,16 +7,18 @@ from pathlib import Path
 
 from edgekd import units
 from edgekd.card import Card
+from edgekd.cli.searching import rank_setting
 from edgekd.console import out as show
 from edgekd.console import say
 from edgekd.devices.host import processes
 from edgekd.devices.local import Local, fitting_target
-from edgekd.errors import EdgekdError, ExitCode, InputError, did_you_mean
+from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, did_you_mean
 from edgekd.files import atomic
 from edgekd.imports import require
 from edgekd.interface import TRAINING, DistillRequest, distill_each
 from edgekd.result import Result
 from edgekd.run import Run
+from edgekd.settings import for_target, parse_settings
 from edgekd.spec import bundled_names
 from edgekd.tables import budget_lines, comparison_rows, figure_rows, headline, markdown_table, notes, rich_table
 from edgekd.target import Target, load_target
@@ -25,14 +27,25 @@ from edgekd.tasks.known import load_card, task_of
 __all__ = ["distill_on", "several_processes", "teach_card"]
 
 
-def distill_on(card_name: str, target_names: Sequence[str], asked: DistillRequest) -> list[int]:
-    """Run all stages for each target and show the results; returns the exit codes."""
+def distill_on(
+    card_name: str,
+    target_names: Sequence[str],
+    asked: DistillRequest,
+    settings: Sequence[str] = (),
+    rank: str | None = None,
+) -> list[int]:
+    """Run all stages for each target and show the results; returns the exit codes.
+
+    `settings` are values `KEY=VALUE` that replace values of the card or, with `target.KEY=VALUE`, of each target;
+    `rank` replaces the card's `student.rank`.
+    """
     begin = time.perf_counter()
-    card = load_card(card_name)
+    for_card, on_targets = for_target(parse_settings(settings))
+    card = load_card(card_name, (*for_card, *rank_setting(rank)))
     if not target_names:
         target_names = [fitting_target(Local().facts())]
         say(f"target: {target_names[0]}, which describes this machine; --target NAME takes another one")
-    targets = [load_target(name) for name in target_names]
+    targets = [load_target(name, on_targets) for name in target_names]
     for target in targets:
         _mention_unknown_budgets(card, target)
     done = distill_each(card, targets, asked)
@@ -106,9 +119,18 @@ def _release(first: bool) -> None:
     distributed.leave()
 
 
-def teach_card(card_name: str, data: Path | None, out: Path | None, track: tuple[str, ...] = ()) -> int:
-    """Train the card's teacher; returns the exit code."""
-    card = load_card(card_name)
+def teach_card(
+    card_name: str,
+    data: Path | None,
+    out: Path | None,
+    track: tuple[str, ...] = (),
+    settings: Sequence[str] = (),
+) -> int:
+    """Train the card's teacher; returns the exit code. `settings` are values `KEY=VALUE` that replace the card's."""
+    for_card, on_targets = for_target(parse_settings(settings))
+    if on_targets:
+        raise ConfigError(f"{on_targets[0].option}: has no effect; a teacher is trained for all targets")
+    card = load_card(card_name, for_card)
     _need_training()
     _need_trackers(track)
     from edgekd.distill.teacher import validation_score

@@ -5,7 +5,7 @@ import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgekd.card import Card
 from edgekd.console import out as show
@@ -106,7 +106,7 @@ def chosen_shape(card: Card, given: tuple[str, ...]) -> "Shape":
             shape[key.strip()] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
             raise ConfigError(f"--shape {text!r}: it should be KEY=VALUE, such as depth=8 or channels=[8,16]") from None
-    for key, values in card.student.knobs.items():
+    for key, values in _knobs(card, shape).items():
         if key not in shape and len(values) > 1:
             options = " or ".join(f"'{key}={json.dumps(value, separators=(',', ':'))}'" for value in values)
             raise ConfigError(
@@ -115,6 +115,14 @@ def chosen_shape(card: Card, given: tuple[str, ...]) -> "Shape":
         shape.setdefault(key, values[0])
     make(card, card.student, shape, "--shape")
     return shape
+
+
+def _knobs(card: Card, shape: "Shape") -> dict[str, list[Any]]:
+    """The knobs of the student; of several families, those of the family that the shape names."""
+    names = [one.family for one in card.student.families]
+    if len(names) > 1 and shape.get("family") not in names:
+        return {"family": names}
+    return card.student.family_of(shape)[0].knobs
 
 
 def _sweep(

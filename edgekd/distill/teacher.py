@@ -86,12 +86,13 @@ def with_own_teacher(card: Card, shape: Shape) -> Card:
     if card.teacher.family != "self":
         return card
     recipe = {field.name: getattr(card.recipe, field.name) for field in dataclasses.fields(Training)}
+    family, its_shape = card.student.family_of(shape)
     own = dataclasses.replace(
         card.teacher,
-        family=card.student.family,
-        function=card.student.function,
-        output=card.student.output,
-        shape=shape,
+        family=family.family,
+        function=family.function,
+        output=family.output,
+        shape=its_shape,
         training=card.teacher.training or Training(**recipe),
     )
     return dataclasses.replace(card, teacher=own)

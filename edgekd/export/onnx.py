@@ -31,7 +31,7 @@ from edgekd.target import Target
 from edgekd.tasks.known import task_of
 from edgekd.tasks.task import Task
 
-__all__ = ["Parity", "cpu_logits", "export", "parity", "quiet_export", "save_model", "taking_any_size"]
+__all__ = ["Parity", "cpu_logits", "describe", "export", "parity", "quiet_export", "save_model", "taking_any_size"]
 
 MAX_RELATIVE_DIFFERENCE = 1e-3
 """Largest allowed |torch − ONNX Runtime|, relative to the largest |torch| logit; 5e-7 is usual for fp32."""
@@ -87,7 +87,7 @@ def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: d
             f"torch wrote opset {written}, target {target.name} wants opset.export = {target.opset.export}; "
             f"set it to {written} if the device can load that"
         )
-    _describe(model, card, target, provenance)
+    describe(model, card, target, provenance)
     save_model(with_resize(model, card) if card.export.resize else model, path)
 
 
@@ -112,7 +112,8 @@ def _of_library(file: str) -> bool:
     return file.startswith("<") or any(Path(file).is_relative_to(folder) for folder in own)
 
 
-def _describe(model: onnx.ModelProto, card: Card, target: Target, provenance: dict[str, str]) -> None:
+def describe(model: onnx.ModelProto, card: Card, target: Target, provenance: dict[str, str]) -> None:
+    """Write card, target, preprocessing and `provenance` into the model's metadata, in place of what is there."""
     values = {
         "edgekd": __version__,
         "card": card.name,

@@ -1,6 +1,6 @@
-"""The CIFAR ResNets of He et al. 2015 (arXiv 1512.03385, section 4.2), with shortcuts of option A."""
+"""The CIFAR ResNets of He et al. 2015 (arXiv 1512.03385, section 4.2), with shortcuts of option A or B."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 __all__ = ["CifarResNet", "CifarResNetShape"]
 
+Width = Annotated[int, Field(ge=2, le=65_536, multiple_of=2)]
+
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class CifarResNetShape:
@@ -17,15 +19,32 @@ class CifarResNetShape:
     as many channels."""
 
     depth: Annotated[int, Field(ge=8, le=1202, multiple_of=2)] = 20
-    width: Annotated[int, Field(ge=2, le=65_536, multiple_of=2)] = 16
+    width: Width = 16
+    widths: tuple[Width, Width, Width] | None = None
+    """The channels of the three stages, in place of `width`. With option A no stage may be narrower than the one before
+    it."""
+    shortcut: Literal["A", "B"] = "A"
+    """Where a block changes the size: A takes every second pixel and adds zero channels, without parameters; B is a
+    1×1 convolution with batch normalisation."""
+    stem_stride: Literal[1, 2] = 1
+    """Stride of the first convolution; 2 halves the resolution of all stages."""
 
     def __post_init__(self) -> None:
         if (self.depth - 2) % 6:
             raise ValueError(f"should be a depth of 6 n + 2 (8, 14, 20, 26, …), got {self.depth}")
+        if self.widths and self.width != 16:
+            raise ValueError("should give width or widths, not both")
+        if self.shortcut == "A" and self.widths and list(self.widths) != sorted(self.widths):
+            raise ValueError(f'widths: should not decrease with shortcut = "A", got {list(self.widths)}')
+
+    @property
+    def stages(self) -> tuple[int, int, int]:
+        """The channels of the three stages."""
+        return self.widths or (self.width, 2 * self.width, 4 * self.width)
 
 
 class _Block(nn.Module):
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
+    def __init__(self, inside: int, outside: int, stride: int, shortcut: str) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outside)
@@ -33,7 +52,10 @@ class _Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(outside)
         self.stride = stride
         self.padding = (outside - inside) // 2
-        self.shortcut: nn.Conv2d | None = None
+        changes = stride != 1 or inside != outside
+        self.shortcut: nn.Module | None = None
+        if shortcut == "B" and changes:
+            self.shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
@@ -49,12 +71,12 @@ class _Block(nn.Module):
     def with_convolution(self) -> None:
         """Compute the shortcut by a 1×1 convolution of zeros and ones, which gives the same values."""
         inside, outside = self.conv1.in_channels, self.conv2.out_channels
-        if self.stride != 1 or self.padding:
-            self.shortcut = nn.Conv2d(inside, outside, 1, self.stride, bias=False)
+        if self.shortcut is None and (self.stride != 1 or self.padding):
+            self.shortcut = projection = nn.Conv2d(inside, outside, 1, self.stride, bias=False)
             with torch.no_grad():
-                self.shortcut.weight.zero_()
+                projection.weight.zero_()
                 for channel in range(inside):
-                    self.shortcut.weight[channel + self.padding, channel] = 1.0
+                    projection.weight[channel + self.padding, channel] = 1.0
 
 
 class CifarResNet(nn.Module):
@@ -62,13 +84,13 @@ class CifarResNet(nn.Module):
 
     def __init__(self, shape: CifarResNetShape, channels: int, classes: int) -> None:
         super().__init__()
-        width, blocks = shape.width, (shape.depth - 2) // 6
-        self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = _stage(width, width, blocks, 1)
-        self.layer2 = _stage(width, 2 * width, blocks, 2)
-        self.layer3 = _stage(2 * width, 4 * width, blocks, 2)
-        self.linear = nn.Linear(4 * width, classes)
+        (first, second, third), blocks = shape.stages, (shape.depth - 2) // 6
+        self.conv1 = nn.Conv2d(channels, first, 3, shape.stem_stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.layer1 = _stage(first, first, blocks, 1, shape.shortcut)
+        self.layer2 = _stage(first, second, blocks, 2, shape.shortcut)
+        self.layer3 = _stage(second, third, blocks, 2, shape.shortcut)
+        self.linear = nn.Linear(third, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
@@ -88,6 +110,6 @@ class CifarResNet(nn.Module):
                 module.with_convolution()
 
 
-def _stage(inside: int, outside: int, blocks: int, stride: int) -> nn.Sequential:
-    first = _Block(inside, outside, stride)
-    return nn.Sequential(first, *(_Block(outside, outside, 1) for _ in range(blocks - 1)))
+def _stage(inside: int, outside: int, blocks: int, stride: int, shortcut: str) -> nn.Sequential:
+    first = _Block(inside, outside, stride, shortcut)
+    return nn.Sequential(first, *(_Block(outside, outside, 1, shortcut) for _ in range(blocks - 1)))

@@ -2,24 +2,30 @@
 
 import itertools
 import math
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torchvision.models
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from torch import nn
 
 from edgekd.candidate import Shape
-from edgekd.card import Card, Student, Teacher
+from edgekd.card import Card, Family, Student, Teacher
 from edgekd.errors import ConfigError, did_you_mean, one_line, shown
 from edgekd.imports import import_function, require
 from edgekd.nets.airbench import Airbench, AirbenchShape
 from edgekd.nets.cifar_resnet import CifarResNet, CifarResNetShape
 from edgekd.nets.deployed import Deployed, noise_inputs
+from edgekd.nets.inverted import InvertedShape, inverted_residual
+from edgekd.nets.mobile import MobileNetV2Shape, MobileNetV3Shape, for_channels, mobilenet_v2, mobilenet_v3
 from edgekd.nets.outputs import Head, add_head, settle_head
+from edgekd.nets.repvgg import repvgg
+from edgekd.nets.separable import separable
 from edgekd.nets.small import ConvNetShape, MlpShape, convnet, mlp
+from edgekd.nets.stages import StagedShape
 from edgekd.nets.text import (
     BagOfWords,
     BagOfWordsShape,
@@ -30,6 +36,7 @@ from edgekd.nets.text import (
     Transformer,
     TransformerShape,
 )
+from edgekd.nets.vgg import vgg
 from edgekd.spec import build
 from edgekd.tasks.known import task_of
 
@@ -37,8 +44,12 @@ __all__ = ["FAMILIES", "FOREIGN", "IMAGE_FAMILIES", "TEXT_FAMILIES", "Unbuildabl
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-MAX_CANDIDATES = 1_000
-"""Largest number of candidates. Measuring one takes about three seconds, and far fewer suffice for a good choice."""
+MAX_CANDIDATES = 5_000
+"""Largest number of candidates. A few dozen are measured, at about a second each; the others are counted, at a tenth of
+a second each, and their figures predicted."""
+
+MAX_BUILT = 200
+"""If there are more shapes, all are checked, but only the first ones are built for the check."""
 
 MAX_PARAMS = 1_000_000_000
 """Largest number of parameters of a network; its weights then take 4 GB."""
@@ -53,22 +64,10 @@ class UnbuildableError(ConfigError):
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class MobileNetV2Shape:
-    """torchvision's MobileNetV2 (Sandler et al. 2018); `width` multiplies every number of channels."""
-
-    width: Annotated[float, Field(gt=0, le=100)] = 1.0
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class NamedShape:
     """A network that torchvision or timm makes by its name."""
 
     model: str
-
-
-def _mobilenet_v2(shape: MobileNetV2Shape, channels: int, size: int, classes: int) -> nn.Module:
-    net: nn.Module = torchvision.models.mobilenet_v2(num_classes=classes, width_mult=shape.width)
-    return _for_channels(net, channels)
 
 
 def _torchvision(shape: NamedShape, channels: int, size: int, classes: int) -> nn.Module:
@@ -77,7 +76,7 @@ def _torchvision(shape: NamedShape, channels: int, size: int, classes: int) -> n
         raise UnknownModelError(f"torchvision has no model {shown(shape.model)}; {_nearest(shape.model, known)}")
     options = next((make(size) for start, make in _TORCHVISION.items() if shape.model.startswith(start)), {})
     net: nn.Module = torchvision.models.get_model(shape.model, weights=None, num_classes=classes, **options)
-    return _for_channels(net, channels)
+    return for_channels(net, channels)
 
 
 _TORCHVISION: dict[str, Callable[[int], dict[str, Any]]] = {
@@ -115,14 +114,6 @@ def _nearest(name: str, known: list[str]) -> str:
     return did_you_mean(name, known).split("Known:")[0].strip() or "see its documentation for the names"
 
 
-def _for_channels(net: nn.Module, channels: int) -> nn.Module:
-    if channels != 3:
-        raise ValueError(
-            f"torchvision's networks take 3 channels, the card's data has {channels}; set data.channels = 3"
-        )
-    return net
-
-
 IMAGE_FAMILIES: dict[str, tuple[type, Any]] = {
     "convnet": (ConvNetShape, convnet),
     "mlp": (MlpShape, mlp),
@@ -131,7 +122,12 @@ IMAGE_FAMILIES: dict[str, tuple[type, Any]] = {
         lambda shape, channels, size, classes: CifarResNet(shape, channels, classes),
     ),
     "airbench": (AirbenchShape, Airbench),
-    "mobilenet-v2": (MobileNetV2Shape, _mobilenet_v2),
+    "vgg": (StagedShape, vgg),
+    "repvgg": (StagedShape, repvgg),
+    "inverted-residual": (InvertedShape, inverted_residual),
+    "separable": (StagedShape, separable),
+    "mobilenet-v2": (MobileNetV2Shape, mobilenet_v2),
+    "mobilenet-v3": (MobileNetV3Shape, mobilenet_v3),
     "torchvision": (NamedShape, _torchvision),
     "timm": (NamedShape, _timm),
 }
@@ -156,30 +152,54 @@ FAMILIES: dict[str, dict[str, tuple[type, Any]]] = {
 
 
 def make_shapes(card: Card, student: Student) -> list[Shape]:
-    """Every combination of the student's knobs, each checked by building its network.
+    """Every combination of the knobs of each of the student's families, each checked, the first ones by building their
+    networks. With several families, each shape names its own under the key `family`.
 
     A shape whose network cannot be built stays in the list, because the search reports why it is left out. Raises
     ConfigError if no network can be built, and, before it builds any, if there are more than MAX_CANDIDATES shapes.
     """
-    names = list(student.knobs)
-    count = math.prod(len(values) for values in student.knobs.values())
-    if count > MAX_CANDIDATES:
-        longest = max(names, key=lambda name: len(student.knobs[name]))
-        raise ConfigError(
-            f"{card.file}: student.knobs: every combination of values is a candidate, here {count:,}; at most "
-            f"{MAX_CANDIDATES:,} are tried; give fewer values, first of {shown(longest)}, which has "
-            f"{len(student.knobs[longest]):,}"
-        )
-    shapes = [dict(zip(names, values, strict=True)) for values in itertools.product(*student.knobs.values())]
+    families = student.families or (student,)
+    _refuse_many(card, families)
+    shapes: list[Shape] = []
+    for family in families:
+        named = {"family": family.family} if student.families else {}
+        values = itertools.product(*family.knobs.values())
+        shapes += [named | dict(zip(family.knobs, one, strict=True)) for one in values]
     broken: list[UnbuildableError] = []
-    for shape in shapes:
+    for place, shape in enumerate(shapes):
         try:
-            make(card, student, shape, "student.knobs")
+            if place < MAX_BUILT or len(broken) == place:
+                make(card, student, shape, "student.knobs")
+            else:
+                _check_values(card, student, shape)
         except UnbuildableError as error:
             broken.append(error)
     if len(broken) == len(shapes):
         raise broken[0]
     return shapes
+
+
+def _check_values(card: Card, student: Student, shape: Shape) -> None:
+    """Raise ConfigError if a value of the shape is wrong by itself, without building the network."""
+    family, values = student.family_of(shape)
+    if family.family in FAMILIES.get(card.task, {}):
+        values, _ = _without_resolution(card, values, "student.knobs")
+        build(FAMILIES[card.task][family.family][0], values, f"{card.file}: student.knobs")
+
+
+def _refuse_many(card: Card, families: Sequence[Family]) -> None:
+    """Raise ConfigError if there are more than MAX_CANDIDATES shapes."""
+    counts = [math.prod(len(values) for values in family.knobs.values()) for family in families]
+    if sum(counts) <= MAX_CANDIDATES:
+        return
+    family = families[counts.index(max(counts))]
+    longest = max(family.knobs, key=lambda name: len(family.knobs[name]))
+    of = f" of family {shown(family.family)}" if len(families) > 1 else ""
+    raise ConfigError(
+        f"{card.file}: student.knobs: every combination of values is a candidate, here {sum(counts):,}; at most "
+        f"{MAX_CANDIDATES:,} are tried; give fewer values, first of {shown(longest)}{of}, which has "
+        f"{len(family.knobs[longest]):,}"
+    )
 
 
 def make(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.Module:
@@ -188,16 +208,19 @@ def make(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.M
     Raises ConfigError, with card, key, value and the known names, for an unknown family or a wrong shape. Raises
     ConfigError also for a network that ends in sigmoids.
     """
-    net = _imported(card, owner, shape, where) if owner.family == "import" else _made(card, owner, shape, where)
-    if owner.family in FOREIGN:
-        head = Head(task_of(card.data).outputs(card.data), owner.output, f"{card.file}: {where.split('.')[0]}")
+    family: Teacher | Family = owner
+    if isinstance(owner, Student):
+        family, shape = owner.family_of(shape)
+    net = _imported(card, family, shape, where) if family.family == "import" else _made(card, family, shape, where)
+    if family.family in FOREIGN:
+        head = Head(task_of(card.data).outputs(card.data), family.output, f"{card.file}: {where.split('.')[0]}")
         add_head(net, head)
-    if owner.family == "import":
+    if family.family == "import":
         settle_head(net, Deployed(net, card.data), noise_inputs(card.data, 8))
     return net
 
 
-def _made(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.Module:
+def _made(card: Card, owner: Teacher | Family, shape: Shape, where: str) -> nn.Module:
     """A network of a family in FAMILIES."""
     task, families = task_of(card.data), FAMILIES.get(card.task, {})
     if owner.family not in families:
@@ -206,9 +229,11 @@ def _made(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.
         what = f"{shown(owner.family)} is not for {card.task}" if elsewhere else f"unknown family {shown(owner.family)}"
         raise ConfigError(f"{card.file}: {key}: {what}; {did_you_mean(owner.family, [*families, 'import'])}")
     cls, function = families[owner.family]
+    shape, factor = _without_resolution(card, shape, where)
     typed: Any = build(cls, shape, f"{card.file}: {where}")
     try:
         sizes, outputs = task.sizes(card.data), task.outputs(card.data)
+        sizes = (sizes[0], sizes[1] // factor) if factor > 1 else sizes
         if owner.family != "timm":  # not all of timm's networks can be built on the meta device
             _refuse_giant(function, typed, *sizes, outputs)
         net: nn.Module = function(typed, *sizes, outputs)
@@ -216,7 +241,23 @@ def _made(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.
         raise ConfigError(f"{card.file}: {where}: {one_line(error)}") from error
     except (ValueError, RuntimeError, AssertionError, TypeError, OverflowError) as error:  # also raised by torch
         raise UnbuildableError(f"{card.file}: {where}: {one_line(error)}") from error
-    return net
+    return nn.Sequential(OrderedDict(shrink=nn.AvgPool2d(factor), net=net)) if factor > 1 else net
+
+
+def _without_resolution(card: Card, shape: Shape, where: str) -> tuple[Shape, int]:
+    """The shape without its key `resolution`, which image families have in addition to their own keys, and the factor
+    by which images are made smaller in the network: they are averaged, so the resolution must divide their size.
+
+    Raises ConfigError for a resolution that does not.
+    """
+    if "resolution" not in shape or card.task != "image-classification":
+        return shape, 1
+    size, wanted = task_of(card.data).sizes(card.data)[1], shape["resolution"]
+    if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1 or size % wanted:
+        raise ConfigError(
+            f"{card.file}: {where}: resolution: got {shown(wanted)}; it should divide the images' size, {size}"
+        )
+    return {key: value for key, value in shape.items() if key != "resolution"}, size // wanted
 
 
 def _refuse_giant(function: Callable[..., nn.Module], *arguments: Any) -> None:
@@ -227,7 +268,7 @@ def _refuse_giant(function: Callable[..., nn.Module], *arguments: Any) -> None:
         raise ValueError(f"the network has {count:,} parameters; at most {MAX_PARAMS:,} are built; make it smaller")
 
 
-def _imported(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.Module:
+def _imported(card: Card, owner: Teacher | Family, shape: Shape, where: str) -> nn.Module:
     if owner.function is None:
         raise ConfigError(f'{card.file}: {where.split(".")[0]}.function: is missing; family = "import" needs it')
     function = import_function(card, owner.function)

@@ -11,7 +11,7 @@ from edgekd.errors import ModelError, one_line
 from edgekd.nets.deployed import Deployed, noise_inputs
 from edgekd.nets.outputs import head_of
 
-__all__ = ["folded"]
+__all__ = ["folded", "folded_structure"]
 
 METHODS = ("fuse", "reparameterize", "switch_to_deploy", "reparameterize_unireplknet", "structural_reparam")
 """Names of methods with which modules fold their branches. They take no arguments; `fuse` returns a new module."""
@@ -44,6 +44,11 @@ def folded(net: nn.Module, data: Data | TextData) -> nn.Module:
             f"largest logit, {MAX_RELATIVE_DIFFERENCE:g} is allowed ({_names(net)})"
         )
     return copied
+
+
+def folded_structure(net: nn.Module) -> nn.Module:
+    """Like `folded`, without the comparison of the logits: for networks that have no values, on the meta device."""
+    return _attempt(net) if any(_method(module) for module in net.modules()) else net
 
 
 def _attempt(net: nn.Module) -> nn.Module:

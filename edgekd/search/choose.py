@@ -10,7 +10,16 @@ from edgekd.errors import BudgetError
 from edgekd.figures import Figure, ModelFigures, metric_of
 from edgekd.judge import Verdict, budget_figures, judge, show_limit, show_value
 
-__all__ = ["BEFORE_TRAINING", "choose_network", "choose_shape", "choose_variant", "meets_early"]
+__all__ = [
+    "BEFORE_TRAINING",
+    "before_training",
+    "choose_network",
+    "choose_shape",
+    "choose_variant",
+    "fitting",
+    "meets_early",
+    "widened",
+]
 
 BEFORE_TRAINING = ("latency_p50_ms", "size_kb", "peak_memory_mb")
 """Budget keys that an untrained network already meets or misses."""
@@ -22,18 +31,32 @@ def choose_shape(candidates: list[Candidate], budget: Budget) -> Candidate:
     Within a family, more multiply-accumulates, then more parameters, count as more capable. An unknown latency excludes
     no candidate. Raises BudgetError with the limiting budget and the nearest candidates.
     """
-    fitting = [candidate for candidate in candidates if meets_early(candidate, budget)]
-    if not fitting:
-        raise BudgetError(_infeasible(candidates, _early(budget)))
-    return max(fitting, key=lambda c: (c.macs, c.params))
+    return max(fitting(candidates, budget), key=lambda c: (c.macs, c.params))
+
+
+def fitting(candidates: list[Candidate], budget: Budget) -> list[Candidate]:
+    """The candidates that meet every budget in at least one precision, as far as is known before training.
+
+    Raises BudgetError with the limiting budget and the nearest candidates if there are none.
+    """
+    found = [candidate for candidate in candidates if meets_early(candidate, budget)]
+    if not found:
+        raise BudgetError(_infeasible(candidates, before_training(budget)))
+    return found
 
 
 def meets_early(candidate: Candidate, budget: Budget) -> bool:
     """Whether the candidate meets, in at least one precision, all limits that can be judged before training."""
-    return any(not _missed(figures, _early(budget)) for figures in candidate.precisions.values())
+    return any(not _missed(figures, before_training(budget)) for figures in candidate.precisions.values())
 
 
-def _early(budget: Budget) -> Budget:
+def widened(budget: Budget, factor: float) -> Budget:
+    """The budget with each limit of BEFORE_TRAINING multiplied by `factor`."""
+    early = before_training(budget).limits()
+    return budget.with_values(Budget(budget.kind, **{key: factor * limit for key, limit in early.items()}))
+
+
+def before_training(budget: Budget) -> Budget:
     """The limits that an untrained network already meets or misses."""
     early = Budget(budget.kind, **{key: budget.limit(key) for key in BEFORE_TRAINING})
     p95 = budget.limit("latency_p95_ms")

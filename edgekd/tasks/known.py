@@ -1,16 +1,18 @@
 """The tasks that edgekd supports, and the card type of each."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 
 from edgekd.budget import read_budget
-from edgekd.card import Augment, Card, check_card, read_tables
+from edgekd.card import Augment, Card, card_tables, check_card, read_tables
 from edgekd.errors import ConfigError, did_you_mean, shown
 from edgekd.presets import with_presets
 from edgekd.scores import ScoreKind
+from edgekd.settings import Setting, built_with
 from edgekd.spec import build
 from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION
 from edgekd.tasks.task import Task
@@ -40,12 +42,16 @@ def deciding() -> tuple[ScoreKind, ...]:
     return tuple(dict.fromkeys(task.scores[0] for task in first))
 
 
-def load_card(name: str) -> Card:
-    """Load the bundled card `name`, or the card file at that path.
+def load_card(name: str, settings: Sequence[Setting] = ()) -> Card:
+    """Load the bundled card `name`, or the card file at that path, with the values that `settings` replace.
 
-    Raises ConfigError for any mistake in it, with file, key, value, rule and nearest name.
+    Raises ConfigError for any mistake in it, with file (or option), key, value, rule and nearest name.
     """
-    return check_card(build_card(*read_tables(name)))
+    return built_with(settings, *read_tables(name), lambda tables, path: check_card(_read_card(tables, path)))
+
+
+def _read_card(tables: dict[str, Any], path: str) -> Card:
+    return build_card(card_tables(tables, path), path)
 
 
 def build_card(tables: dict[str, Any], where: str) -> Card:

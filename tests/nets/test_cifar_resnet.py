@@ -2,9 +2,11 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from edgekd.card import Teacher
@@ -80,3 +82,50 @@ def test_the_published_resnet20_on_cifar10(data_folder: Path) -> None:
     accuracy = float((logits.argmax(1).numpy() == test.labels).mean())
     # 91.73 % on all 10,000; on a thousand the standard error is 0.9 points.
     assert abs(accuracy - 0.9173) < 0.027
+
+
+def test_option_b_has_a_convolution_in_its_shortcuts() -> None:
+    net = CifarResNet(CifarResNetShape(depth=20, shortcut="B"), 3, 10).eval()
+    assert count_params(net) == 269_722 + (16 * 32 + 2 * 32) + (32 * 64 + 2 * 64)
+    assert [name for name in net.state_dict() if "shortcut" in name and name.endswith("0.weight")] == [
+        "layer2.0.shortcut.0.weight",
+        "layer3.0.shortcut.0.weight",
+    ]
+    block: Any = net.layer2[0]
+    x = torch.rand(2, 16, 8, 8)
+    with torch.no_grad():
+        y = block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x)))))
+        theirs = F.conv2d(x, block.shortcut[0].weight, stride=2) / (1 + 1e-5) ** 0.5
+        torch.testing.assert_close(block(x), F.relu(y + theirs))
+
+
+def test_stages_may_have_widths_of_their_own() -> None:
+    net = CifarResNet(CifarResNetShape(depth=8, widths=(32, 48, 48), stem_stride=2), 3, 10)
+    stages: list[Any] = [net.layer1, net.layer2, net.layer3]
+    assert [stage[0].conv1.out_channels for stage in stages] == [32, 48, 48]
+    assert net.layer1(net.conv1(torch.rand(2, 3, 32, 32))).shape == (2, 32, 16, 16)
+    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    narrower = CifarResNet(CifarResNetShape(depth=8, widths=(32, 16, 48), shortcut="B"), 3, 10)
+    assert narrower(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_the_plain_shape_keeps_its_names_and_its_weights() -> None:
+    torch.manual_seed(0)
+    net = CifarResNet(CifarResNetShape(depth=8, width=8), 3, 10)
+    names = [f"layer{stage}.0.{part}" for stage in (1, 2, 3) for part in ("conv1", "bn1", "conv2", "bn2")]
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in net.state_dict())
+    assert list(modules) == ["conv1", "bn1", *names, "linear"]
+    total = sum(float(value.double().sum()) for value in net.state_dict().values())
+    assert total == pytest.approx(229.20528, abs=1e-3)  # what version 0.1 drew
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ({"width": 8, "widths": (8, 16, 32)}, "should give width or widths, not both"),
+        ({"widths": (32, 16, 32)}, 'widths: should not decrease with shortcut = "A"'),
+    ],
+)
+def test_widths_that_do_not_fit_are_told(shape: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        CifarResNetShape(**shape)

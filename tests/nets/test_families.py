@@ -13,6 +13,7 @@ from edgekd.card import Card, Student, TextData
 from edgekd.errors import ConfigError, UnavailableError
 from edgekd.nets.deployed import count_params
 from edgekd.nets.families import IMAGE_FAMILIES, TEXT_FAMILIES, UnbuildableError, make, make_shapes
+from edgekd.spec import build
 from edgekd.tasks.known import load_card
 
 COLOUR = load_card("cifar10")
@@ -30,6 +31,45 @@ def test_shapes_are_every_combination_of_the_knobs() -> None:
     assert make_shapes(GREY, Student(family="convnet")) == [{}]
 
 
+def test_several_families_are_one_list() -> None:
+    families = [{"family": "vgg", "knobs": {"width": [8, 16]}}, {"family": "mlp", "knobs": {"hidden": [[16]]}}]
+    several = build(Student, {"families": families}, "card")
+    shapes = make_shapes(COLOUR, several)
+    assert shapes == [
+        {"family": "vgg", "width": 8},
+        {"family": "vgg", "width": 16},
+        {"family": "mlp", "hidden": [16]},
+    ]
+    nets = [make(COLOUR, several, shape, "student.knobs") for shape in shapes]
+    assert [type(next(net.children())) for net in nets] == [
+        torch.nn.Conv2d,
+        torch.nn.Conv2d,
+        torch.nn.Flatten,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        ({}, "family: is missing; add it, or [[student.families]]"),
+        ({"family": "mlp", "families": [{"family": "vgg"}]}, "families: has no effect beside family, knobs"),
+        ({"families": [{"family": "vgg"}, {"family": "vgg"}]}, "families: should name each family once, got 'vgg'"),
+        ({"families": [{"knobs": {}}]}, "families.0.family: is missing; add it"),
+    ],
+)
+def test_families_that_cannot_be_read_are_told(student: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(Student, student, "card: student")
+    assert str(caught.value).startswith(f"card: student: {said}")
+
+
+def test_of_several_families_all_candidates_count() -> None:
+    many = [[width] for width in range(1, 5001)]
+    families = [{"family": "vgg"}, {"family": "mlp", "knobs": {"hidden": many}}]
+    with pytest.raises(ConfigError, match=r"here 5,001; at most 5,000 .* first of 'hidden' of family 'mlp', which has"):
+        make_shapes(COLOUR, build(Student, {"families": families}, "card"))
+
+
 def test_one_wrong_value_of_a_knob_is_told() -> None:
     with pytest.raises(ConfigError, match=r"cifar10\.toml: student\.knobs: width: got 3; it should be a multiple of 2"):
         make_shapes(COLOUR, Student(family="cifar-resnet", knobs={"width": [2, 3]}))
@@ -40,7 +80,7 @@ def test_more_candidates_than_can_be_tried_are_counted_and_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         make_shapes(COLOUR, Student(family="cifar-resnet", knobs=knobs))
     assert str(caught.value) == (
-        f"{COLOUR.file}: student.knobs: every combination of values is a candidate, here 200,000,000; at most 1,000 "
+        f"{COLOUR.file}: student.knobs: every combination of values is a candidate, here 200,000,000; at most 5,000 "
         "are tried; give fewer values, first of 'width', which has 100,000"
     )
     hundred = make_shapes(GREY, Student(family="mlp", knobs={"hidden": [[width] for width in range(1, 101)]}))

@@ -262,7 +262,7 @@ def _candidates(path: Path) -> tuple[Untrained, ...]:
         return ()
     return tuple(
         Untrained(
-            _shape(entry["shape"]),
+            f"{_shape(entry['shape'])}{', predicted' if entry.get('predicted') else ''}",
             entry["params"],
             entry["macs"],
             {

@@ -72,20 +72,18 @@ def _draw(axes: "Axes", models: Sequence[ModelFigures], candidates: Sequence[Siz
             textcoords="offset points",
             ha="center",
         )
-    shown = False
-    for candidate in candidates:
-        for figures in candidate.precisions.values():
-            if (value := figures[key].value) is not None:
-                axes.plot(
-                    [value],
-                    [0.02],
-                    "|",
-                    color="0.5",
-                    transform=axes.get_xaxis_transform(),
-                    markersize=12,
-                    label=None if shown else "candidates, untrained",
-                )
-                shown = True
+    values = [figures[key].value for candidate in candidates for figures in candidate.precisions.values()]
+    known = [value for value in values if value is not None]
+    if known:
+        axes.plot(
+            known,
+            [0.02] * len(known),
+            "|",
+            color="0.5",
+            transform=axes.get_xaxis_transform(),
+            markersize=12,
+            label="candidates, untrained",
+        )
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")

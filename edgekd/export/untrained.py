@@ -1,0 +1,62 @@
+"""Write an untrained network in the precisions of a target, as fast as its operations allow."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from edgekd.card import Card
+from edgekd.errors import ModelError
+from edgekd.export.fast import UnknownOperationError, convert
+from edgekd.export.onnx import describe, export, save_model
+from edgekd.export.resize import with_resize
+from edgekd.export.trial import check_answers
+from edgekd.export.variants import make_variant
+from edgekd.nets.deployed import Deployed, example_inputs
+from edgekd.target import Target
+from edgekd.tasks.known import task_of
+
+__all__ = ["export_untrained", "write_precisions"]
+
+CALIBRATION = 8
+"""Number of images for the calibration of an untrained network: its scales do not change its latency or size."""
+
+
+def export_untrained(net: nn.Module, card: Card, target: Target, inputs: NDArray[Any], path: Path) -> bool:
+    """Write `net` as ONNX and compare its answers on the first of the real `inputs` with torch's; return whether the
+    fast exporter could do it. Otherwise the full exporter does.
+
+    Raises ModelError if torch cannot export it either, or if the answers differ.
+    """
+    module = Deployed(net, card.data).eval()
+    task = task_of(card.data)
+    provenance = {"trained": "no"}
+    try:
+        names = task.input, "logits"
+        axis = task.free[0]
+        model = convert(module, example_inputs(card.data, 2), target.opset.export, names, axis)
+        describe(model, card, target, provenance)
+        save_model(with_resize(model, card) if card.export.resize else model, path)
+        check_answers(module, card, inputs, path)
+        return True
+    except (UnknownOperationError, ModelError):
+        export(net, card, target, path, provenance)
+        check_answers(module, card, inputs, path)
+        return False
+
+
+def write_precisions(fp32: Path, target: Target, calibration: NDArray[np.uint8] | None) -> dict[str, Path]:
+    """Write an untrained fp32 file in each other precision of the target beside it; return the file of each precision.
+
+    `calibration` (n, H, W, C) holds images for int8, of which a few are used; None for int8 that needs none.
+    """
+    files: dict[str, Path] = {}
+    few = None if calibration is None else calibration[:CALIBRATION]
+    for precision in target.precisions:
+        files[precision] = fp32
+        if precision != "fp32":
+            files[precision] = fp32.with_name(f"{fp32.stem}-{precision}.onnx")
+            make_variant(fp32, precision, target, few, files[precision])
+    return files

@@ -1,0 +1,88 @@
+"""`edgekd search`: the front as a table and pictures, what a wider limit buys, a run that `distill` goes on with."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekd.bench.records import Effort
+from edgekd.devices.local import Local, fitting_target
+
+TINY = Effort(processes=1, min_processes=1, warmup_s=0.0, min_calls=5, max_calls=20, max_s=0.02, placement=False)
+KNOBS = '--set=student.families=[{family="mlp",knobs={hidden=[[8],[16],[24],[32],[48],[64],[80],[96],[112],[128]]}}]'
+FEW = '--set=student.families=[{family="mlp",knobs={hidden=[[8],[64]]}},{family="vgg",knobs={widths=[[8]]}}]'
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture
+def search(cli: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Calls `edgekd search` on this machine, with little effort and few measured shapes."""
+    monkeypatch.setattr("edgekd.search.candidates.EFFORT", TINY)
+    monkeypatch.setattr("edgekd.search.candidates.MEASURED", 8)
+    return lambda *arguments: cli("search", *arguments, "--target", fitting_target(Local().facts()), "--out", "run")
+
+
+@pytest.fixture
+def card(tmp_path: Path, tiny_card: Path) -> str:
+    """The tiny card with several families, which each call replaces."""
+    text = tiny_card.read_text(encoding="utf-8")
+    begin, end = text.index("[student]"), text.index("[recipe]")
+    file = tmp_path / "several.toml"
+    file.write_text(text[:begin] + '[[student.families]]\nfamily = "mlp"\n\n' + text[end:], encoding="utf-8")
+    return str(file)
+
+
+def test_many_shapes_are_predicted_and_the_chosen_one_is_measured(card: str, search: Command) -> None:
+    done = search(card, KNOBS, "--rank", "capacity", "--budget", "size_kb=20")
+    assert done.returncode == 0
+    content = json.loads(Path("run/candidates.json").read_text(encoding="utf-8"))
+    predicted = {str(one["shape"]["hidden"]): one["predicted"] for one in content["candidates"]}
+    assert len(predicted) == 10
+    assert 0 < sum(predicted.values()) <= 2
+    name = done.stdout.rpartition("would train family=mlp hidden=")[2].splitlines()[0]
+    assert not predicted[name]
+    sizes = [one for one in content["fitted"] if one["key"] == "size_kb"]
+    assert {one["precision"] for one in sizes} == {"fp32", "int8"}
+    assert all(one["error_95"] < 0.1 for one in sizes)  # the size of an MLP is nearly a line
+    assert Path("run/front.png").stat().st_size > 1000
+    assert Path("run/front.svg").exists()
+
+
+def test_what_ten_percent_more_would_buy(card: str, search: Command) -> None:
+    done = search(card, FEW, "--rank", "capacity", "--budget", "size_kb=60")
+    assert done.returncode == 0
+    assert "10 % more file size than 60.0 kB would buy nothing better" in done.stdout
+
+
+def test_where_nothing_fits_the_limit_to_relax_is_told(card: str, search: Command) -> None:
+    done = search(card, FEW, "--budget", "size_kb=1")
+    assert done.returncode == 1
+    assert "no candidate fits; nearest:" in done.stdout
+    assert "family=vgg widths=[8] fp32 needs file size ≤" in done.stdout
+    assert "family=mlp hidden=[8] fp32 needs file size ≤" in done.stdout
+    assert not Path("run/teacher").exists()  # nothing is trained, although ranking by learning is the default
+
+
+def test_an_unknown_rank_is_told(card: str, search: Command) -> None:
+    done = search(card, "--rank", "size")
+    assert done.returncode == 2
+    said = "--rank size: student.rank: got \"size\"; it should be 'capacity' or 'learning'"
+    assert done.stderr == f"edgekd: {said}\n"
+
+
+@pytest.mark.slow
+def test_distill_goes_on_with_what_search_found(card: str, search: Command, cli: Command) -> None:
+    options = [card, FEW, "--set=recipe.epochs=8", "--budget=size_kb=60", "--budget=min_accuracy=0.1"]
+    done = search(*options)
+    assert done.returncode == 0
+    assert "`edgekd distill --rank learning` with the same options would train" in done.stdout
+    before = json.loads(Path("run/candidates.json").read_text(encoding="utf-8"))
+    assert {one["epochs"] for one in before["scores"]} == {1, 2}
+    cli("distill", *options, "--rank", "learning", "--target", fitting_target(Local().facts()), "--out", "run")
+    assert json.loads(Path("run/candidates.json").read_text(encoding="utf-8")) == before
+    result = json.loads(Path("run/result.json").read_text(encoding="utf-8"))
+    name = " ".join(f"{key}={value}" for key, value in result["shape"].items())
+    assert f"would train {name}" in done.stdout

@@ -1,0 +1,69 @@
+"""Ranking by learning: who starts, who is kept, what is not trained twice."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edgekd.candidate import Candidate, Score
+from edgekd.card import Student
+from edgekd.distill.student import TrainingOptions
+from edgekd.distill.tasks.known import examples_of, learning_of
+from edgekd.nets.deployed import Deployed
+from edgekd.nets.families import make
+from edgekd.nets.teachers import LoadedTeacher
+from edgekd.scores import ACCURACY
+from edgekd.search.rank import Lessons, halve, quality, shortlist
+from edgekd.tasks.known import load_card
+
+
+def candidate(macs: int, **shape: Any) -> Candidate:
+    return Candidate({**shape, "macs": macs}, 1, macs, {})
+
+
+def test_the_most_capable_of_each_family_start() -> None:
+    some = [candidate(n, family="vgg") for n in (1, 2, 3, 4)] + [candidate(n, family="mlp") for n in (10, 20)]
+    assert [one.macs for one in shortlist(some, 4)] == [20, 4, 10, 3]
+    assert [one.macs for one in shortlist(some, 9)] == [20, 4, 10, 3, 2, 1]
+    assert [one.macs for one in shortlist([candidate(1), candidate(5)])] == [5, 1]
+
+
+def test_a_training_that_failed_is_the_worst() -> None:
+    lower = dataclasses.replace(ACCURACY, better="lower")
+    assert quality(Score({}, 1, None, 0.0), ACCURACY) < quality(Score({}, 1, 0.0, 0.0), ACCURACY)
+    assert quality(Score({}, 1, 0.2, 0.0), lower) > quality(Score({}, 1, 0.3, 0.0), lower)
+
+
+@pytest.fixture(scope="module")
+def lessons(tmp_path_factory: pytest.TempPathFactory) -> Lessons:
+    """Digits, an untrained teacher, and a recipe of 16 epochs with the labels alone."""
+    card = load_card("digits")
+    recipe = dataclasses.replace(card.recipe, epochs=16, losses={"ce": 1.0}, views=1, learning_rate=0.02)
+    card = dataclasses.replace(card, student=Student(family="mlp"), recipe=recipe)
+    torch.manual_seed(0)
+    net = make(card, card.teacher, card.teacher.shape, "teacher.shape")
+    train, validation = learning_of(card.data).load(card, None)
+    return Lessons(
+        card=card,
+        teachers=[LoadedTeacher(Deployed(net, card.data).eval(), Path("none"))],
+        data=(examples_of(card, train), examples_of(card, validation)),
+        options=TrainingOptions(),
+        folder=tmp_path_factory.mktemp("ranking") / "net",
+    )
+
+
+def test_the_better_half_goes_on_with_twice_the_epochs(lessons: Lessons) -> None:
+    shapes = [{"hidden": [1]}, {"hidden": [64]}, {"hidden": [32]}, {"hidden": [2]}]
+    kept: list[Score] = []
+    scores = halve(shapes, lessons, [], kept.append)
+    assert [one.epochs for one in scores] == [2, 2, 2, 2, 4, 4]
+    assert {one.shape["hidden"][0] for one in scores[4:]} == {64, 32}  # one and two neurons cannot tell ten digits
+    assert scores[-1].value == max(one.value or 0.0 for one in scores[4:])
+    assert sorted(kept, key=str) == sorted(scores, key=str)
+    assert not lessons.folder.exists()
+    again = halve(shapes, lessons, kept, lambda score: pytest.fail("a known score is not trained again"))
+    assert again == scores
+    assert np.all([one.seconds > 0 for one in scores])
