@@ -6,10 +6,12 @@ from typing import Annotated
 import typer
 
 from edgekd.cli.options import (
+    AccuracyOn,
     BatchAxes,
     Budgets,
     CheckedModels,
     CustomOps,
+    DevicePlace,
     InputValues,
     LabelledData,
     OnInconclusive,
@@ -25,6 +27,8 @@ __all__ = ["baseline_accept", "check"]
 def check(
     models: CheckedModels = None,
     target: OptionalTargets = None,
+    device: DevicePlace = "",
+    accuracy_on: AccuracyOn = "",
     baseline: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Model or run to measure by turns with it, or a stored record."),
@@ -91,6 +95,8 @@ def check(
         on_inconclusive=on_inconclusive,
         ratchet=ratchet,
         timeout_s=timeout,
+        device=device,
+        accuracy_on=accuracy_on,
         outputs=Outputs(
             junit=junit, markdown=markdown, gitlab_metrics=gitlab_metrics, json=save, records=records, history=history
         ),
@@ -101,6 +107,8 @@ def check(
 def baseline_accept(
     models: CheckedModels = None,
     target: OptionalTargets = None,
+    device: DevicePlace = "",
+    accuracy_on: AccuracyOn = "",
     manifest: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write every record that this manifest names.")
     ] = None,
@@ -114,7 +122,9 @@ def baseline_accept(
 ) -> None:
     """Measure models and keep the records as the baselines of later checks."""
     from edgekd.bench.feeding import feedings
+    from edgekd.check.asked import JobOptions
     from edgekd.cli.baselines import accept
 
     fed = feedings(shape, value, batch_axis, output, custom_ops)
-    end(accept(models or [], target or [], manifest, to, data, fed))
+    options = JobOptions(device=device, accuracy_on=accuracy_on)
+    end(accept(models or [], target or [], manifest, to, data, fed, options))

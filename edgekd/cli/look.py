@@ -104,7 +104,7 @@ def _seen(target: Target) -> str:
 def _here(target: Target) -> str:
     """Describe whether this machine can run the target, and which provenance its figures would have."""
     try:
-        connect(target).close()
+        connect(target, "local").close()
     except EdgekdError as error:
         return str(error).removeprefix(f"target {target.name}: ")
     return _figures(target)

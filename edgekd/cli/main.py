@@ -16,10 +16,12 @@ import typer
 from edgekd import __version__
 from edgekd.cli.check_commands import baseline_accept, check
 from edgekd.cli.options import (
+    AccuracyOn,
     BatchAxes,
     Budgets,
     CustomOps,
     DataFolder,
+    DevicePlace,
     InputValues,
     OnInconclusive,
     Output,
@@ -67,6 +69,8 @@ def distill(
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default runs/CARD@TARGET.")] = None,
     budget: Budgets = [],  # noqa: B006 - typer copies it
+    device: DevicePlace = "",
+    accuracy_on: AccuracyOn = "",
     fresh: Annotated[bool, typer.Option("--fresh", help="Empty the run folder and start again.")] = False,
     online: Annotated[bool, typer.Option("--online", help="Run the teacher at every step, without the cache.")] = False,
     track: Trackers = [],  # noqa: B006
@@ -83,7 +87,15 @@ def distill(
 
     limits = parse_budget(budget, deciding())
     asked = DistillRequest(
-        data=data, teacher=teacher, out=out, budget=limits, fresh=fresh, online=online, track=tuple(track)
+        data=data,
+        teacher=teacher,
+        out=out,
+        budget=limits,
+        device=device,
+        accuracy_on=accuracy_on,
+        fresh=fresh,
+        online=online,
+        track=tuple(track),
     )
     with several_processes() as first:
         codes = distill_on(card, target, asked) if first else []
@@ -152,6 +164,11 @@ def sweep(
 def bench(
     models: Models,
     target: Targets,
+    device: DevicePlace = "",
+    accuracy_on: AccuracyOn = "",
+    sustained: Annotated[
+        float, typer.Option(min=0, max=600, metavar="MINUTES", help="Keep the device busy so long before timing.")
+    ] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Less time, less certainty.")] = False,
     thorough: Annotated[bool, typer.Option("--thorough", help="More time, more certainty.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Show the ten costliest nodes.")] = False,
@@ -174,10 +191,11 @@ def bench(
 ) -> None:
     """Measure latency, size, memory, placement and accuracy on the target's provider."""
     from edgekd.bench.feeding import feedings
-    from edgekd.cli.measuring import bench_models, make_asked
+    from edgekd.cli.measuring import bench_models, make_asked, on_device
 
     fed = feedings(shape, value, batch_axis, output, custom_ops)
     asked = make_asked(quick, thorough, profile, split, data, parallel, timeout, memory_limit, fed)
+    asked = on_device(asked, device, accuracy_on, sustained)
     end(bench_models(models, target, asked, save))
 
 

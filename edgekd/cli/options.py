@@ -9,10 +9,12 @@ import typer
 from edgekd.errors import worst
 
 __all__ = [
+    "AccuracyOn",
     "BatchAxes",
     "Budgets",
     "CustomOps",
     "DataFolder",
+    "DevicePlace",
     "InputValues",
     "OnInconclusive",
     "OptionalTargets",
@@ -36,6 +38,14 @@ Budgets = Annotated[
     typer.Option("--budget", metavar="KEY=VALUE", help="Override one limit of the card; repeatable."),
 ]
 DataFolder = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder of the data.")]
+DevicePlace = Annotated[
+    str,
+    typer.Option("--device", metavar="PLACE", help="Where to measure: local, ssh://[user@]host[:port]."),
+]
+AccuracyOn = Annotated[
+    str,
+    typer.Option(metavar="device|host", help="Where answers are computed; on the host they are a proxy."),
+]
 OnInconclusive = Annotated[
     str | None,
     typer.Option(metavar="pass|fail", help="What an inconclusive verdict counts as; default exit 3."),
