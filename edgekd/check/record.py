@@ -93,9 +93,9 @@ class Sample:
     edgekd: str
     elsewhere: str = ""
     """The reasons why this machine is not the target, so that times do not apply; empty if it is the target."""
-    how: Literal["", "measured", "emulated", "proxy"] = ""
+    how: Provenance | Literal[""] = ""
     """How memory and placement were obtained; empty in records that tell it by `elsewhere` alone."""
-    answered: Literal["", "measured", "emulated", "proxy"] = ""
+    answered: Provenance | Literal[""] = ""
     """How the answers were obtained, if not as the rest."""
     signature: str = ""
     """The inputs with type and shape."""

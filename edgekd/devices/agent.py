@@ -273,7 +273,7 @@ def put(session: Session, request: dict[str, Any]) -> dict[str, Any]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _make_room(session, size, int(request.get("limit") or 0))
-            file = stack.enter_context(part.open("wb"))
+            file = stack.enter_context(part.open("wb", buffering=0))
         except OSError as error:
             failed = error
         while rest:
@@ -285,8 +285,8 @@ def put(session: Session, request: dict[str, Any]) -> dict[str, Any]:
             whole.update(chunk)
             if failed is None:
                 try:
-                    file.write(chunk)
-                    file.flush()
+                    if file.write(chunk) != len(chunk):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part))
                 except OSError as error:  # read the rest all the same, so that the next request is found
                     failed = error
     if failed is not None or whole.hexdigest() != path.name:
@@ -304,7 +304,7 @@ def _make_room(session: Session, size: int, limit: int) -> None:
     kept = []
     for path in (session.root / "files").iterdir():
         if path.name.startswith("."):
-            if time.time() - path.stat().st_mtime > 3600:  # of a transfer that was cut
+            if time.time() - path.lstat().st_mtime > 3600:  # of a transfer that was cut
                 path.unlink()
             continue
         kept.append((path.stat().st_mtime, path.stat().st_size, path))
@@ -357,32 +357,37 @@ def clean(session: Session, request: dict[str, Any]) -> dict[str, Any]:
 def take_lock(session: Session, request: dict[str, Any]) -> dict[str, Any]:
     """Take the lock of this device, or tell who holds it and since when.
 
-    If the holder is an earlier session of the same owner, whose connection dropped, it gets LINGER_S to finish and is
-    then ended.
+    If the holder is an earlier session of the same owner, whose connection dropped, it gets LINGER_S to finish its
+    worker and is then ended.
     """
     if session.lock is not None:
         return {"held": True}
     descriptor = _open_lock()
-    owner, until, ended = str(request["owner"]), time.monotonic() + LINGER_S + 5, False
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except OSError:
-            holder = _holder(descriptor)
-            if holder.get("owner") != owner or (ended and time.monotonic() > until):
-                os.close(descriptor)
-                return {"held": False, "by": holder.get("who", "another program"), "since": holder.get("since", "")}
-            if time.monotonic() > until or not holder.get("running"):
-                with contextlib.suppress(OSError, ValueError, TypeError):
-                    os.kill(int(holder["pid"]), signal.SIGTERM)
-                ended, until = True, time.monotonic() + 5
-            time.sleep(0.1)
-            session.tell({"beat": 1})
+    owner, until = str(request["owner"]), time.monotonic() + LINGER_S + 5
+    signals = [signal.SIGTERM, signal.SIGKILL]
+    while not _locked(descriptor):
+        holder, late = _holder(descriptor), time.monotonic() > until
+        if holder.get("owner") != owner or (late and not signals):
+            os.close(descriptor)
+            return {"held": False, "by": holder.get("who", "another program"), "since": holder.get("since", "")}
+        if late or (len(signals) == 2 and not holder.get("running")):
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                os.kill(int(holder["pid"]), signals.pop(0))
+            until = time.monotonic() + 2
+        time.sleep(0.1)
+        session.tell({"beat": 1})
     session.lock, session.owner = descriptor, owner
     _note(session, {"who": request["who"], "since": time.strftime("%Y-%m-%d %H:%M:%S")})
     _clear_jobs(session)
     return {"held": True}
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _open_lock() -> int:

@@ -102,10 +102,16 @@ class Link:
             self.close()
             raise
 
-    def request(self, message: dict[str, Any], payload: Path | None = None, told: Told | None = None) -> dict[str, Any]:
+    def request(
+        self,
+        message: dict[str, Any],
+        payload: Path | None = None,
+        told: Told | None = None,
+        patience_s: float = 0.0,
+    ) -> dict[str, Any]:
         """Send one request, with a file after it if there is one, and return its answer.
 
-        `told` is called with each answer in between. Raises Dropped, or InputError with the agent's reason.
+        `told` is called with each answer in between; `patience_s` is the longest silence, by default SILENT_S. Raises Dropped, or InputError with the agent's reason.
         """
         size = payload.stat().st_size if payload else 0
         self._send(json.dumps({**message, "bytes": size} if payload else message).encode() + b"\n")
@@ -115,7 +121,7 @@ class Link:
                     self._send(chunk)
             self.sent_bytes += size
         while True:
-            answer = self._answer()
+            answer = self._answer(patience_s or SILENT_S)
             if "refused" in answer:
                 raise InputError(f"device {self.address.text}: {flat(str(answer['refused']))}")
             if not {"beat", "progress"} & answer.keys():
@@ -129,11 +135,11 @@ class Link:
         with path.open("wb") as file:
             while rest:
                 if not self._rest:
-                    self._read()
+                    self._read(SILENT_S)
                 chunk, self._rest = self._rest[:rest], self._rest[rest:]
                 file.write(chunk)
                 rest -= len(chunk)
-        self._answer()
+        self._answer(SILENT_S)
 
     def close(self) -> None:
         """Tell the agent to stop, which ends its worker, and close the connection."""
@@ -172,8 +178,8 @@ class Link:
                     return
         raise UnavailableError(f"device {self.address.text}: prints much text and does not start Python")
 
-    def _answer(self) -> dict[str, Any]:
-        line = self._line(SILENT_S)
+    def _answer(self, seconds: float) -> dict[str, Any]:
+        line = self._line(seconds)
         try:
             answer: dict[str, Any] = json.loads(line)
         except ValueError:
@@ -186,7 +192,7 @@ class Link:
         line, _, self._rest = self._rest.partition(b"\n")
         return line
 
-    def _read(self, seconds: float = SILENT_S) -> None:
+    def _read(self, seconds: float) -> None:
         assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()
         ready, _, _ = select.select([descriptor], [], [], seconds)

@@ -63,7 +63,7 @@ def _by_ssh(target: Target, place: str, cool: bool) -> Device:
 
 
 SCHEMES = {"ssh": _by_ssh}
-PLACES = ("ssh://[user@]host[:port]",)
+PLACES = ("ssh://[user@]host[:port]", "qemu://cortex-a72", "qemu://cortex-a76")
 """How devices are written that are not this machine."""
 
 

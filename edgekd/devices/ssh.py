@@ -33,6 +33,8 @@ LIMIT_BYTES = 2_000_000_000
 """Bytes of files that edgekd keeps on a device; those used longest ago are removed first."""
 RECONNECT_S = 120.0
 """Seconds in which a lost device may come back: enough to restart a small board."""
+ASKING_S = 150.0
+"""Seconds that a slow device may take to import onnxruntime, when it is asked what it has."""
 CUTS = 50
 """A worker that was cut off more often than this is given up."""
 TIMED = ("latency", "pair", "throughput")
@@ -61,12 +63,13 @@ class Ssh:
         self._jobs = 0
         self._received: list[str] = []
         self._digests: dict[tuple[Any, ...], str] = {}
-        self._slices = tempfile.TemporaryDirectory(prefix="edgekd-slices-")
+        self._slices: tempfile.TemporaryDirectory[str] | None = None
 
     def describe(self) -> dict[str, Any]:
         """Return what the agent tells of the device: see `facts` in edgekd/devices/agent.py."""
         if not self._told:
-            self._told = self.ask({"do": "facts", "python": self.python})
+            request = {"do": "facts", "python": self.python}
+            self._told = self._persist(lambda link: link.request(request, patience_s=ASKING_S))
             self._state = self._told["state"]
         return self._told
 
@@ -136,7 +139,9 @@ class Ssh:
         if self._link is not None:
             self._link.close()
             self._link = None
-        self._slices.cleanup()
+        if self._slices is not None:
+            self._slices.cleanup()
+            self._slices = None
 
     # --- the connection ---
 
@@ -285,6 +290,7 @@ class Ssh:
             return whole
         status = whole.stat()
         name = hashlib.sha256(f"{whole} {status.st_mtime_ns} {status.st_size} {count}".encode()).hexdigest()
+        self._slices = self._slices or tempfile.TemporaryDirectory(prefix="edgekd-slices-")
         part = Path(self._slices.name, f"{name}.npy")
         if not part.exists():
             temporary = part.with_suffix(".part")

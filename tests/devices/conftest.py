@@ -73,12 +73,8 @@ class Board:
         """Start sshd and wait until it answers."""
         sshd = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:" + os.environ["PATH"])
         assert sshd is not None
-        self.server = subprocess.Popen(
-            [sshd, "-D", "-e", "-f", str(self.folder / "sshd_config")],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=(self.folder / "sshd.log").open("ab"),
-        )
+        command = [sshd, "-D", "-E", str(self.folder / "sshd.log"), "-f", str(self.folder / "sshd_config")]
+        self.server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         for _ in range(200):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
@@ -164,6 +160,7 @@ def board(sshd: Board, monkeypatch: pytest.MonkeyPatch) -> Iterator[Board]:
     for device in sshd.opened:
         device.close()
     sshd.opened.clear()
+    sshd.python = sys.executable
 
 
 Waiting = Callable[[Callable[[], object]], None]
