@@ -313,6 +313,32 @@ def cache(
 
 
 @app.command()
+def devices(
+    place: Annotated[
+        str, typer.Argument(metavar="[PLACE]", help="ssh://[user@]host[:port]; without one, this machine.")
+    ] = "local",
+    target: Targets = [],  # noqa: B006 - typer copies it
+    write: Annotated[
+        Path | None, typer.Option("--write", metavar="FILE.toml", help="Write a target file for this device.")
+    ] = None,
+    setup: Annotated[
+        bool, typer.Option("--setup", help="Make an environment with numpy and onnxruntime there.")
+    ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="With --setup: download here what the device needs, and copy it.")
+    ] = False,
+    clean: Annotated[bool, typer.Option("--clean", help="Remove the files that edgekd keeps there.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="With --clean: the environment, too.")] = False,
+) -> None:
+    """Say what a device is, whether it is a target, and write a target file for it."""
+    from edgekd.cli.devices import clean_device, set_up_device, show_device
+
+    if setup or clean:
+        end([set_up_device(place, offline) if setup else clean_device(place, everything)])
+    end([show_device(place, target, write)])
+
+
+@app.command()
 def doctor(
     install: Annotated[
         str | None, typer.Option(metavar="TARGET", help="Make the environment that this target names.")

@@ -340,6 +340,12 @@ def _safe(name: Any) -> str:
 
 def clean(session: Session, request: dict[str, Any]) -> dict[str, Any]:
     """Remove the stored files and jobs, and with "all" the environment, too. Returns the bytes that were freed."""
+    if session.lock is None:
+        descriptor = _open_lock()
+        free, holder = _locked(descriptor), _holder(descriptor)
+        os.close(descriptor)
+        if not free:
+            raise Refused(str(holder.get("who", "another program")) + " measures there; clean it later")
     names = ["files", "jobs", *(["venv", "wheels"] if request.get("all") else [])]
     freed = 0
     for name in names:

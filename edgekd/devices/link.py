@@ -111,7 +111,8 @@ class Link:
     ) -> dict[str, Any]:
         """Send one request, with a file after it if there is one, and return its answer.
 
-        `told` is called with each answer in between; `patience_s` is the longest silence, by default SILENT_S. Raises Dropped, or InputError with the agent's reason.
+        `told` is called with each answer in between; `patience_s` is the longest silence, by default SILENT_S. Raises
+        Dropped, or InputError with the agent's reason.
         """
         size = payload.stat().st_size if payload else 0
         self._send(json.dumps({**message, "bytes": size} if payload else message).encode() + b"\n")

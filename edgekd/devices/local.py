@@ -11,6 +11,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgekd.bench.records import Effort, Plan, Record
 from edgekd.devices import host
@@ -24,7 +25,17 @@ from edgekd.scratch import scratch
 from edgekd.spec import bundled_names
 from edgekd.target import Target, load_target
 
-__all__ = ["Local", "connect", "fitting_target", "look_for_runtime", "require_runtime", "run_worker", "runtime_of"]
+__all__ = [
+    "WORKERS",
+    "Local",
+    "connect",
+    "describe_here",
+    "fitting_target",
+    "look_for_runtime",
+    "require_runtime",
+    "run_worker",
+    "runtime_of",
+]
 
 NEEDS_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 WORKERS = Path(__file__).parents[1] / "bench"
@@ -62,7 +73,13 @@ def _by_ssh(target: Target, place: str, cool: bool) -> Device:
     return Ssh(place, target.python, cool)
 
 
-SCHEMES = {"ssh": _by_ssh}
+def _emulated(target: Target, place: str, cool: bool) -> Device:
+    from edgekd.devices.emulated import Emulated  # it imports this module
+
+    return Emulated(place)
+
+
+SCHEMES = {"ssh": _by_ssh, "qemu": _emulated}
 PLACES = ("ssh://[user@]host[:port]", "qemu://cortex-a72", "qemu://cortex-a76")
 """How devices are written that are not this machine."""
 
@@ -95,6 +112,14 @@ def connect(target: Target, where: str = "", accuracy_on: str = "", cool: bool =
         site.close()
         raise
     return site
+
+
+def describe_here() -> dict[str, Any]:
+    """Describe this machine in the words of the agent, which describes devices: see `facts` in agent.py."""
+    from edgekd.devices import agent
+
+    session = agent.Session(None, None)
+    return agent.facts(session, {"python": sys.executable})
 
 
 def fitting_target(here: Machine) -> str:
