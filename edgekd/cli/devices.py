@@ -74,10 +74,7 @@ def _lines(told: dict[str, Any], here: Machine) -> list[tuple[str, str]]:
         ("memory", f"{told['memory'] / 1e9:.1f} GB" if told["memory"] else "not reported"),
         ("governor", state.get("governor") or "not reported"),
         ("frequency", ", ".join(mhz) or "not reported"),
-        (
-            "temperature",
-            f"{state['temperature_c']:.0f} °C" if state.get("temperature_c") is not None else "not reported",
-        ),
+        ("temperature", "not reported" if degrees is None else f"{degrees:.0f} °C"),
         ("throttled", "not reported" if throttled is None else f"{throttled:#x}" if throttled else "no"),
         ("system", told["release"]),
         ("free disk", f"{told['free_disk'] / 1e9:.1f} GB at {told['folder']}"),

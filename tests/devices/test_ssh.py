@@ -250,8 +250,8 @@ def test_a_killed_worker_is_told_and_the_next_one_runs(board: Any, model: Path, 
     until(lambda: workers(board))
     os.kill(workers(board)[0], 9)
     thread.join(20)
-    assert failed == [f"{model}: on device ssh://board, the worker was killed while it ran the model, as the system does "
-                      "when memory runs out (no message)"]  # fmt: skip
+    killed = "the worker was killed while it ran the model, as the system does when memory runs out (no message)"
+    assert failed == [f"{model}: on device ssh://board, {killed}"]
     assert device.run(plan(device), model, HERE, 60).latency_s
 
 
