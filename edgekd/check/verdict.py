@@ -17,7 +17,7 @@ from edgekd.check.looks import BUDGET_LOOKS, ERROR, Decision, below_limit
 from edgekd.check.record import Answers, Checked, Sample
 from edgekd.check.tolerance import Tolerance
 from edgekd.distributions import Interval
-from edgekd.figures import Figure, Provenance, compared
+from edgekd.figures import Figure, compared
 from edgekd.judge import Judged, Line, Verdict, judge
 from edgekd.scores import ScoreKind
 from edgekd.target import Target

@@ -22,6 +22,7 @@ from edgekd.devices import ssh
 from edgekd.devices.device import Site
 from edgekd.devices.link import Address, parse_address
 from edgekd.devices.local import Local
+from edgekd.devices.orders import WORKER
 from edgekd.devices.ssh import Ssh
 from edgekd.errors import ConfigError, InputError, ModelError, UnavailableError
 from edgekd.files import file_sha256
@@ -124,7 +125,7 @@ def test_a_file_goes_over_once_and_of_the_data_only_what_is_timed(board: Any, mo
     device = board.device()
     device.run(plan(device, inputs=str(rows)), model, HERE, 60)
     first = device.sent_bytes
-    worker = Path(ssh.WORKER).stat().st_size
+    worker = WORKER.stat().st_size
     assert 256 * 32 < first - worker - model.stat().st_size < 256 * 32 + 200  # 256 of 3,000 rows, and a header
     device.run(plan(device, inputs=str(rows)), model, HERE, 60)
     assert device.sent_bytes == first
