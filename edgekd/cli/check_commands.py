@@ -29,6 +29,9 @@ def check(
     target: OptionalTargets = None,
     device: DevicePlace = "",
     accuracy_on: AccuracyOn = "",
+    results: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="Read results.json, which a bundle wrote.")
+    ] = None,
     baseline: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Model or run to measure by turns with it, or a stored record."),
@@ -77,6 +80,7 @@ def check(
 ) -> None:
     """Judge budgets and regressions: exit 0 pass, 1 fail, 2 error, 3 inconclusive."""
     from edgekd.bench.feeding import feedings
+    from edgekd.cli.bundling import place_of
     from edgekd.cli.checking import CheckOptions, check_models, write_manifest
     from edgekd.cli.outputs import Outputs
 
@@ -95,7 +99,7 @@ def check(
         on_inconclusive=on_inconclusive,
         ratchet=ratchet,
         timeout_s=timeout,
-        device=device,
+        device=place_of(device, results),
         accuracy_on=accuracy_on,
         outputs=Outputs(
             junit=junit, markdown=markdown, gitlab_metrics=gitlab_metrics, json=save, records=records, history=history

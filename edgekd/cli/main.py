@@ -166,6 +166,9 @@ def bench(
     target: Targets,
     device: DevicePlace = "",
     accuracy_on: AccuracyOn = "",
+    results: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="Read results.json, which a bundle wrote.")
+    ] = None,
     sustained: Annotated[
         float, typer.Option(min=0, max=600, metavar="MINUTES", help="Keep the device busy so long before timing.")
     ] = 0,
@@ -191,11 +194,12 @@ def bench(
 ) -> None:
     """Measure latency, size, memory, placement and accuracy on the target's provider."""
     from edgekd.bench.feeding import feedings
+    from edgekd.cli.bundling import place_of
     from edgekd.cli.measuring import bench_models, make_asked, on_device
 
     fed = feedings(shape, value, batch_axis, output, custom_ops)
     asked = make_asked(quick, thorough, profile, split, data, parallel, timeout, memory_limit, fed)
-    asked = on_device(asked, device, accuracy_on, sustained)
+    asked = on_device(asked, place_of(device, results), accuracy_on, sustained)
     end(bench_models(models, target, asked, save))
 
 
@@ -237,6 +241,33 @@ def quantize(
 
 
 app.command()(check)
+
+
+@app.command()
+def bundle(
+    models: Models,
+    target: Annotated[str, typer.Option("--target", "-t", metavar="NAME|FILE", help="Bundled target or a TOML file.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.tar.gz", help="Where to write the bundle.")] = Path(
+        "bundle.tar.gz"
+    ),
+    processes: Annotated[int, typer.Option(min=3, max=100, metavar="N", help="Workers that time each model.")] = 16,
+    split: Annotated[str, typer.Option(metavar="val|test", help="Which of a run's data.")] = "test",
+    data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help="Inputs and labels (.npz).")] = None,
+    shape: Shapes = [],  # noqa: B006
+    value: InputValues = [],  # noqa: B006
+    batch_axis: BatchAxes = [],  # noqa: B006
+    output: Output = None,
+    custom_ops: CustomOps = [],  # noqa: B006
+) -> None:
+    """Pack models and inputs for a device that nothing can reach; `sh run.sh` there writes results.json."""
+    from edgekd.bench.feeding import feedings
+    from edgekd.cli.bundling import pack
+    from edgekd.cli.measuring import make_asked
+
+    fed = feedings(shape, value, batch_axis, output, custom_ops)
+    end([pack(models, target, make_asked(False, False, False, split, data, 1, 300, None, fed), processes, out)])
+
+
 baseline_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Keep what was measured, for later checks."
 )

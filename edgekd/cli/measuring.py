@@ -110,7 +110,7 @@ def bench_models(paths: list[Path], targets: list[str], asked: BenchOptions, sav
             absent.append((Path(name).stem, str(error)))
             continue
         with closing(site):
-            for measured, problems in _bench_on(site, paths, asked):
+            for measured, problems in _bench_on(site, paths, _as_brought(asked, site)):
                 for problem in problems:
                     say(f"edgekd: {problem}")
                     codes.append(problem.exit_code)
@@ -122,6 +122,17 @@ def bench_models(paths: list[Path], targets: list[str], asked: BenchOptions, sav
         reasons = [{"target": name, "reason": reason} for name, reason in absent]
         write_json(save, {"schema_version": 1, "command": asked.command, "models": models, "absent": reasons})
     return codes or [ExitCode.PASS]
+
+
+def _as_brought(asked: BenchOptions, site: Site) -> BenchOptions:
+    """The options with as many processes as ran, if the device only answers with results that were brought."""
+    from edgekd.devices.bundle import Brought
+
+    if not isinstance(site.device, Brought):
+        return asked
+    count = site.device.processes
+    effort = dataclasses.replace(asked.effort, processes=count, min_processes=count, sustained_s=0.0)
+    return dataclasses.replace(asked, effort=effort)
 
 
 def _refuse_namesakes(targets: Sequence[str]) -> None:

@@ -5,6 +5,8 @@ It needs Python 3.9 and the standard library, and it does not import edgekd. It 
 answers to stdout until it is told to stop or stdin ends. Both are lines of JSON; a line whose key "bytes" is above 0
 is followed by so many bytes of a file. Every request has the key "do", which names a function of HANDLERS below.
 
+With a folder as its argument it carries out the orders of a bundle, which edgekd packed, without any connection.
+
 All files lie in one folder, `edgekd` in the user's cache folder:
 
     files/SHA256         worker, models and inputs, under the digest of their content; the oldest are removed first
@@ -18,6 +20,7 @@ that the next session of the same owner finds its result.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import fcntl
@@ -77,6 +80,8 @@ class Session:
 
     def tell(self, answer: dict[str, Any]) -> None:
         """Write one answer. A broken connection is noted and not raised, because a worker may still be running."""
+        if self.answers is None:
+            return
         try:
             self.answers.write(json.dumps(answer).encode() + b"\n")
             self.answers.flush()
@@ -107,6 +112,37 @@ def main() -> int:
             _serve(session)
     except (Ended, KeyboardInterrupt):
         return 0
+
+
+def run_bundle(folder: Path) -> int:
+    """Run the orders of a bundle that was copied here by hand, and write results.json beside it.
+
+    What has been run before is not repeated, so that an interrupted bundle goes on where it stopped.
+    """
+    session = Session(None, None)
+    session.root = folder
+    bundle = json.loads((folder / "orders.json").read_text(encoding="utf-8"))
+    held = take_lock(session, {"owner": bundle["bundle"], "who": _user() + "@" + platform.node()})
+    if not held["held"]:
+        print(f"edgekd: {held['by']} measures here since {held['since']}; try again later", file=sys.stderr)
+        return 2
+    told = facts(session, {"python": os.environ.get("PYTHON", "python3")})
+    if told["runtime"].get("problem"):
+        print(f"edgekd: {told['command']} cannot run models ({told['runtime']['problem']})", file=sys.stderr)
+        return 2
+    answers = []
+    for number, order in enumerate(bundle["orders"], start=1):
+        print(f"{number} of {len(bundle['orders'])}: {order['plan']['mode']}", file=sys.stderr, flush=True)
+        answer = run(session, {**order, "python": told["command"]})
+        out = session.job(order["job"]) / "out"
+        files = {name: base64.b64encode((out / name).read_bytes()).decode() for name in answer["outputs"]}
+        answers.append({**answer, "job": order["job"], "files": files})
+    part = folder / "results.json.part"
+    content = {"schema_version": 1, "kind": "edgekd results", "facts": told, "orders": bundle["orders"]}
+    part.write_text(json.dumps({**content, "answers": answers}), encoding="utf-8")
+    part.replace(folder / "results.json")
+    print("wrote results.json; bring it back: edgekd bench … --from results.json", file=sys.stderr)
+    return 0
 
 
 def _interrupt(number: int, frame: Any) -> None:
@@ -524,38 +560,42 @@ def _watch(session: Session, worker: Any, until: float) -> int | None:
 
     Raises Ended if the request to stop arrives, or if the connection has dropped and LINGER_S have passed.
     """
-    requests, lines = session.requests.fileno(), worker.stdout.fileno()
-    watched, told, rest = [requests, lines], time.monotonic(), b""
-    while True:
-        ready, _, _ = select.select(watched, [], [], 0.05)
-        if lines in ready:
-            chunk = os.read(lines, 65536)
-            if not chunk:
-                watched.remove(lines)
-            rest = _pass_on(session, rest + chunk)
-        if requests in ready:
-            _heed(session)
-            watched.remove(requests)
+    watched, told, rest = [worker.stdout.fileno()], time.monotonic(), [b""]
+    if session.requests is not None:
+        watched.append(session.requests.fileno())
+    while worker.poll() is None:
+        _listen(session, worker, watched, rest)
         if session.lost:
             until = min(until, told + LINGER_S)
         elif time.monotonic() - told > BEAT_S:
             told = time.monotonic()
             session.tell({"beat": 1})
-        code = worker.poll()
-        if code is not None:
-            return int(code)
         if time.monotonic() > until:
             if session.lost:
                 raise Ended
             return None
+    return int(worker.returncode)
 
 
-def _heed(session: Session) -> None:
+def _listen(session: Session, worker: Any, watched: list[int], rest: list[bytes]) -> None:
+    """Wait a moment for the worker's progress or a request; a stream that has ended is not watched any more."""
+    for stream in select.select(watched, [], [], 0.05)[0]:  # with no stream left it only waits
+        if stream == worker.stdout.fileno():
+            chunk = os.read(stream, 65536)
+            rest[0] = _pass_on(session, rest[0] + chunk)
+        else:
+            chunk = _heed(session)
+        if not chunk:
+            watched.remove(stream)
+
+
+def _heed(session: Session) -> bytes:
     """Read what arrives while a worker runs. Raises Ended for the request to stop; otherwise stdin has ended."""
-    line = session.requests.readline()
+    line: bytes = session.requests.readline()
     if line and json.loads(line).get("do") == "stop":
         raise Ended
     session.lost = True
+    return b""
 
 
 def _pass_on(session: Session, text: bytes) -> bytes:
@@ -645,4 +685,4 @@ if __name__ == "__main__":
     if sys.version_info < OLDEST_PYTHON:
         print(json.dumps({"refused": "python3 is " + platform.python_version() + ", and 3.9 is needed"}), flush=True)
         sys.exit(1)
-    sys.exit(main())
+    sys.exit(run_bundle(Path(sys.argv[1]).resolve()) if len(sys.argv) > 1 else main())

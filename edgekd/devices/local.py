@@ -79,7 +79,13 @@ def _emulated(target: Target, place: str, cool: bool) -> Device:
     return Emulated(place)
 
 
-SCHEMES = {"ssh": _by_ssh, "qemu": _emulated}
+def _brought(target: Target, place: str, cool: bool) -> Device:
+    from edgekd.devices.bundle import Brought  # not needed for most commands
+
+    return Brought(Path(place.partition("://")[2]))
+
+
+SCHEMES = {"ssh": _by_ssh, "qemu": _emulated, "results": _brought}
 PLACES = ("ssh://[user@]host[:port]", "qemu://cortex-a72", "qemu://cortex-a76")
 """How devices are written that are not this machine."""
 

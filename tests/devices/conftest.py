@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgekd.devices.ssh import Ssh
@@ -178,3 +179,24 @@ def until() -> Waiting:
         pytest.fail("it did not come true within ten seconds")
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[[Path, int], Path]:
+    """Write a network of one matrix product: rows of eight numbers to three, with weights drawn by a seed."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    def write(file: Path, seed: int) -> Path:
+        weights = np.random.Generator(np.random.PCG64(seed)).standard_normal((8, 3)).astype(np.float32)
+        graph = helper.make_graph(
+            [helper.make_node("MatMul", ["x", "w"], ["y"])],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])],
+            [numpy_helper.from_array(weights, "w")],
+        )
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), file)
+        return file
+
+    return write

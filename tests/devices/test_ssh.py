@@ -30,30 +30,14 @@ from edgekd.target import Hardware, Target, load_target
 
 Waiting = Callable[[Callable[[], object]], None]
 QUICK = Effort(processes=2, min_processes=2, warmup_s=0.02, min_calls=20, max_calls=40, max_s=0.05, placement=False)
-HERE = dataclasses.replace(
-    load_target("cpu-x86"),
-    hardware=Hardware(architecture=Local().facts().architecture),
-    name="here",  # type: ignore[arg-type]
-)
+ARCHITECTURE: Any = Local().facts().architecture
+HERE = dataclasses.replace(load_target("cpu-x86"), hardware=Hardware(architecture=ARCHITECTURE), name="here")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def model(tmp_path: Path, tiny_model: Callable[[Path, int], Path]) -> Path:
     """A network of one matrix product that takes rows of eight numbers."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    weights = np.random.Generator(np.random.PCG64(1)).standard_normal((8, 3)).astype(np.float32)
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])],
-        [numpy_helper.from_array(weights, "w")],
-    )
-    file = tmp_path_factory.mktemp("model") / "a model's file.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), file)
-    return file
+    return tiny_model(tmp_path / "a model's file.onnx", 1)
 
 
 @pytest.fixture
@@ -114,11 +98,13 @@ def test_a_worker_there_measures_and_answers_as_one_here(board: Any, model: Path
     predict(model, site, rows, tmp_path / "there.npy", on_progress=lambda *numbers: told.append(numbers))
     predict(model, Site(HERE, Local()), rows, tmp_path / "here.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "there.npy"), np.load(tmp_path / "here.npy"))
-    ((first, second),) = measure_latency([model], site, rows, QUICK)
-    assert len(first.latency_s) >= 20 and first.fingerprint == second.fingerprint  # type: ignore[union-attr]
+    (taken,) = measure_latency([model], site, rows, QUICK)
+    assert isinstance(taken, list)
+    first, second = taken
+    assert len(first.latency_s) >= 20 and first.fingerprint == second.fingerprint
     here = Local().run(plan(device, inputs=str(rows)), model, HERE, 60)
     alike = {"model_sha256", "shapes", "onnxruntime", "cpu", "architecture", "inputs"}
-    assert all(first.fingerprint[key] == here.fingerprint[key] for key in alike)  # type: ignore[union-attr]
+    assert all(first.fingerprint[key] == here.fingerprint[key] for key in alike)
 
 
 def test_a_file_goes_over_once_and_of_the_data_only_what_is_timed(board: Any, model: Path, rows: Path) -> None:
@@ -323,7 +309,13 @@ def test_a_connection_that_drops_between_two_workers_is_taken_up_again(board: An
 def test_what_was_measured_during_a_cut_is_kept(board: Any, model: Path, until: Waiting) -> None:
     device = board.device()
     device.facts()
-    cutter = threading.Thread(target=lambda: (until(lambda: workers(board)), time.sleep(0.3), board.cut()))
+
+    def cut() -> None:
+        until(lambda: workers(board))
+        time.sleep(0.3)
+        board.cut()
+
+    cutter = threading.Thread(target=cut)
     cutter.start()
     before = time.monotonic()
     record = device.run(long(device, 2.5), model, HERE, 60)
