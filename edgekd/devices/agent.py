@@ -38,6 +38,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+__all__ = ["Session", "facts", "main", "run_bundle"]
+
 LOCK = os.environ.get("EDGEKD_DEVICE_LOCK", "/tmp/edgekd-device.lock")
 LINGER_S = 30.0
 BEAT_S = 2.0
