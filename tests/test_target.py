@@ -193,7 +193,7 @@ def changed(old: str, new: str) -> str:
         # unknown keys, at each level
         (
             "titel = 'x'\n" + MINIMAL,
-            re.compile(r"titel: unknown key; did you mean 'title'\? Known: about, environment, .+, title\.$"),
+            re.compile(r"titel: unknown key; did you mean 'title'\? Known: about, accuracy_on, device, .+, title\.$"),
         ),
         (
             changed("architecture", "arch"),

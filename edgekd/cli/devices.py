@@ -130,6 +130,9 @@ reduce_range = {reduce}       # 7-bit weights, where 8-bit ones saturate: x86 CP
 symmetric_activation = false
 calibration = "minmax"     # or "entropy", "percentile"
 calibration_images = 256   # taken from the training images
+schemes = {schemes} # what may be tried where the target is measured: the fastest accurate one
+calibrations = ["minmax", "percentile"] # is taken by its time and its accuracy on validation data
+forms = ["qdq", "qoperator"] # int8 operators make a smaller file
 """
 
 
@@ -171,7 +174,15 @@ def target_text(place: str, told: dict[str, Any], here: Machine) -> str:
         cores=told["cores"],
         memory=memory,
         reduce="true" if here.saturates_int8 else "false",
+        schemes=_list(_schemes(here)),
     )
+
+
+def _schemes(here: Machine) -> list[str]:
+    """The int8 schemes to try on such a CPU, as the bundled targets of its kind list them."""
+    if here.architecture == "aarch64":
+        return ["u8s8", "s8s8"]
+    return ["u8s8-7bit", "u8s8"] if here.saturates_int8 else ["u8s8", "u8s8-7bit"]
 
 
 def _list(names: list[str]) -> str:

@@ -65,7 +65,7 @@ def test_what_a_bundle_measured_is_read_as_if_by_ssh(files: Path, cli: Callable[
     by_hand = cli("bench", "a.onnx", "--target", "here.toml", "--data", "set.npz", "--quick", "--json", "g.json")
     (here,) = json.loads((files / "g.json").read_text())["models"]
     assert by_hand.returncode == 0
-    assert figures["accuracy"] == here["accuracy"]
+    assert figures["scores"] == here["scores"]
     assert figures["provenance"]["latency_p50_ms"] == "measured"
     raw = [json.loads(one["result"]) for one in json.loads((files / "m/results.json").read_text())["answers"]]
     seconds = [record["latency_s"] for record in raw if record["mode"] == "latency"]
