@@ -1,13 +1,14 @@
 """An emulated Arm board; the tests that start it are skipped where qemu or its system is not installed."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from edgekd.bench.records import Effort
-from edgekd.bench.runner import predict
+from edgekd.bench.runner import make_plan, predict
 from edgekd.devices.device import Site
 from edgekd.devices.emulated import CPUS, Emulated
 from edgekd.devices.local import Local, connect
@@ -56,7 +57,33 @@ def test_a_float_model_answers_as_here(emulated: Site, tmp_path: Path, tiny_mode
     model = tiny_model(tmp_path / "m.onnx", 1)
     rows = np.random.Generator(np.random.PCG64(4)).standard_normal((20, 8)).astype(np.float32)
     np.save(tmp_path / "rows.npy", rows)
-    record = predict(model, emulated, tmp_path / "rows.npy", tmp_path / "arm.npy", Effort())
-    predict(model, Site(load_target("cpu-x86"), Local()), tmp_path / "rows.npy", tmp_path / "here.npy", Effort())
+    record = predict(model, emulated, tmp_path / "rows.npy", tmp_path / "arm.npy")
+    predict(model, Site(load_target("cpu-x86"), Local()), tmp_path / "rows.npy", tmp_path / "here.npy")
     np.testing.assert_allclose(np.load(tmp_path / "arm.npy"), np.load(tmp_path / "here.npy"), atol=1e-5)
     assert record.fingerprint["architecture"] == "aarch64"
+
+
+@pytest.mark.slow
+def test_by_ssh_a_board_of_another_architecture_is_measured(
+    board: Any, tmp_path: Path, tiny_model: Callable[[Path, int], Path]
+) -> None:
+    """The board's Python is an emulated one, so that agent and worker run on another architecture than this test."""
+    core = Emulated("qemu://cortex-a72")
+    try:
+        core.require(load_target("cpu-arm"))
+    except EdgekdError as error:
+        pytest.skip(str(error))
+    python = board.home / "python"
+    command = " ".join(shlex.quote(word) for word in core.command() if word != "-I")
+    python.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    python.chmod(0o755)
+    board.python = str(python)
+    device = board.device()
+    site = Site(load_target("cpu-arm"), device)
+    assert (device.facts().architecture, site.differences) == ("aarch64", [])
+    device.require(site.target)
+    model = tiny_model(tmp_path / "m.onnx", 1)
+    plan = make_plan(site, mode="latency", warmup_s=0.0, min_calls=20, max_calls=20, max_s=0.0)
+    record = device.run(plan, model, site.target, 300)
+    assert len(record.latency_s) == 20
+    assert (record.fingerprint["architecture"], record.fingerprint["system"]) == ("aarch64", "Linux")
