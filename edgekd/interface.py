@@ -66,7 +66,8 @@ def distill(
 
     `card` and `target` may be names of bundled ones or paths of files. `data` and `teacher` replace the card's own;
     `budget` maps budget keys to limits that replace the card's limits. The run folder is `out`, by default
-    `runs/CARD@TARGET`. `online` runs the teacher at every step instead of reading its outputs from the cache.
+    `runs/CARD@TARGET`. `device` is where figures are measured, such as `ssh://pi@board`. `online` runs the teacher at
+    every step instead of reading its outputs from the cache.
 
     Raises EdgekdError, whose text is one line, for any problem that the caller can correct, and BudgetError if no
     candidate fits the budget. A failed or inconclusive verdict raises no error: see `Result.verdict`.
@@ -105,6 +106,7 @@ class DistillRequest:
     """The run folder; with several targets the folder that contains the run folders."""
     budget: Budget = Budget()  # noqa: RUF009 - frozen
     device: str = ""
+    accuracy_on: str = ""
     fresh: bool = False
     online: bool = False
     track: tuple[str, ...] = ()
@@ -128,7 +130,10 @@ def distill_each(card: Card, targets: Sequence[Target], asked: DistillRequest) -
     """
     asked = dataclasses.replace(asked, budget=refuse_others(asked.budget, task_of(card.data).scores[0], "--budget"))
     with contextlib.ExitStack() as stack:
-        sites = [stack.enter_context(contextlib.closing(connect(target, asked.device))) for target in targets]
+        sites = [
+            stack.enter_context(contextlib.closing(connect(target, asked.device, asked.accuracy_on)))
+            for target in targets
+        ]
         _require_training(asked.track)
         from edgekd.distill.identity import refuse_changes
         from edgekd.distill.teacher import teacher_start
@@ -238,7 +243,7 @@ def _folder(card: Card, target: Target, asked: DistillRequest, targets: int) -> 
     return asked.out / own if targets > 1 else asked.out
 
 
-def bench(models: Sequence[Name], target: Target | str, *, quick: bool = False) -> list[ModelFigures]:
+def bench(models: Sequence[Name], target: Target | str, *, quick: bool = False, device: str = "") -> list[ModelFigures]:
     """Measure latency, size, memory and placement of model files on the target, as `edgekd bench` does. The models are
     measured by turns.
 
@@ -249,7 +254,7 @@ def bench(models: Sequence[Name], target: Target | str, *, quick: bool = False) 
     from edgekd.search.estimating import estimate
 
     target = load_target(target) if isinstance(target, str) else target
-    with contextlib.closing(connect(target)) as site:
+    with contextlib.closing(connect(target, device)) as site:
         measured, problems = measure_files(
             [Path(model) for model in models], site, QUICK if quick else Effort(), estimate
         )
@@ -266,6 +271,7 @@ def check(
     budget: Mapping[str, float] | None = None,
     tolerance: Mapping[str, float | str] | None = None,
     data: Name | None = None,
+    device: str = "",
 ) -> Judged:
     """Judge a model file, a run folder or a record by `budget` and against `baseline`, as `edgekd check` does.
 
@@ -284,7 +290,7 @@ def check(
         baseline=Path(baseline) if baseline is not None else None,
         data=Path(data) if data is not None else None,
     )
-    judged, _ = run_job(job, JobOptions(), estimate, lambda text: None)
+    judged, _ = run_job(job, JobOptions(device=device), estimate, lambda text: None)
     return judged
 
 

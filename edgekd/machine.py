@@ -17,6 +17,8 @@ class Machine:
     """Arm: the part number of the first core, such as 0xd08; empty elsewhere."""
     system: str = "Linux"
     """Linux, Darwin or Windows."""
+    emulator: str = ""
+    """The emulator that plays this machine, in words; empty for real hardware."""
 
     @property
     def saturates_int8(self) -> bool:

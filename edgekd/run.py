@@ -292,7 +292,9 @@ def _change(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
     if (folder / "student").exists():  # before a student exists, the budget may change, because no choice was kept
         parts.append("budget")
     for part in parts:
-        for key, old, new in _differences(before.get(part), now[part], part):
+        # Earlier runs name the place "machine"; it could only be this one.
+        old_part = {key: value for key, value in (before.get(part) or {}).items() if (part, key) != _EARLIER}
+        for key, old, new in _differences(old_part, now[part], part):
             return f"{key} was {shown(old)} when this run began and is {shown(new)} now"
     return ""
 
@@ -333,10 +335,15 @@ def _as_before(key: str, value: Any) -> bool:
         makers[part] = Training(epochs=1)
     if part == "card.student" and name in ("families", "rank"):
         return value in ([], "capacity")
+    if part == "target" and name in ("device", "python", "accuracy_on"):
+        return value in ("", "device")
     if part not in makers:
         return key.startswith("target.session.")
     defaults = _plain(makers[part])
     return name in defaults and bool(defaults[name] == value)
+
+
+_EARLIER = ("target", "machine")
 
 
 def _tables(value: Any) -> bool:

@@ -179,8 +179,14 @@ class Target:
     """Precisions that may be tried. If speed cannot be measured, the first precision that is accurate enough is
     shipped."""
     quantization: Quantization = field(default_factory=Quantization)
-    machine: str = "local"
-    """Where the target is measured: `local`, or (planned, refused for now) `ssh://host` or `qemu-aarch64`."""
+    device: str = ""
+    """Where the target is measured: `local`, `ssh://[user@]host[:port]`, `qemu://cortex-a72`; if empty, the environment
+    variable EDGEKD_DEVICE says it, or else it is this machine. See docs/devices.md."""
+    python: str = ""
+    """On a device that is reached by ssh: its Python with numpy and onnxruntime; if empty, the one that
+    `edgekd devices … --setup` made there, or `python3`."""
+    accuracy_on: Literal["device", "host"] = "device"
+    """Where answers are computed, from which accuracy is scored; on another machine than the device it is a proxy."""
     environment: str = ""
     """The environment of the target's runtime, if it is not edgekd's own Python: a name that `edgekd doctor --install`
     knows, or the path of a folder with `bin/python` or `node_modules`. See edgekd/devices/environments.py."""
@@ -219,11 +225,6 @@ class Target:
 
     def require_provider(self, available: list[str]) -> None:
         """Raise UnavailableError unless the target's provider is among the `available` ones."""
-        if self.machine != "local":
-            raise UnavailableError(
-                f"{self.file}: machine: got {shown(self.machine)}; measuring on another machine is not built yet; "
-                "use 'local'"
-            )
         if self.provider.name not in available:
             info = PROVIDERS[self.provider.name]
             raise UnavailableError(

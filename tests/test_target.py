@@ -105,7 +105,7 @@ def test_a_bundled_target_loads_and_needs_only_what_its_provider_documents(name)
     assert target.title
     assert target.about.strip()
     assert set(target.provider.options) <= PROVIDERS[target.provider.name].options
-    assert target.machine == "local"
+    assert (target.device, target.python, target.accuracy_on) == ("", "", "device")
     assert target.environment == {"openvino-cpu": "openvino", "cuda": "cuda", "wasm": "wasm"}.get(name, "")
     assert target.opset.min <= 20 <= target.opset.max
 
@@ -193,7 +193,7 @@ def changed(old: str, new: str) -> str:
         # unknown keys, at each level
         (
             "titel = 'x'\n" + MINIMAL,
-            re.compile(r"titel: unknown key; did you mean 'title'\? Known: about, environment, .+, title\.$"),
+            re.compile(r"titel: unknown key; did you mean 'title'\? Known: about, accuracy_on, device, .+, title\.$"),
         ),
         (
             changed("architecture", "arch"),
@@ -431,14 +431,10 @@ def test_without_an_environment_the_providers_own_way_is_told(tmp_path):
         load(tmp_path, 'environment = "openvino"\n' + text).require_provider(["CPUExecutionProvider"])
 
 
-def test_another_machine_is_refused_rather_than_ignored(tmp_path):
-    target = load(tmp_path, 'machine = "ssh://board"\n' + MINIMAL)
-    with pytest.raises(UnavailableError) as caught:
-        target.require_provider(["CPUExecutionProvider"])
-    assert str(caught.value) == (
-        f"{tmp_path / 'board.toml'}: machine: got 'ssh://board'; "
-        "measuring on another machine is not built yet; use 'local'"
-    )
+def test_a_target_names_the_device_on_which_it_is_measured(tmp_path):
+    text = 'device = "ssh://pi@board"\npython = "/opt/py/bin/python"\naccuracy_on = "host"\n' + MINIMAL
+    target = load(tmp_path, text)
+    assert (target.device, target.python, target.accuracy_on) == ("ssh://pi@board", "/opt/py/bin/python", "host")
 
 
 def test_a_session_is_read_as_it_is_written(tmp_path):

@@ -17,9 +17,9 @@ from edgekd.bench.runner import measure_latency, measure_memory, measure_placeme
 from edgekd.bench.sequences import steering_of
 from edgekd.bench.statistics import Interval, Latency, between, bootstrap, latency_of, min_calls_for
 from edgekd.devices.device import OnProgress, Site
-from edgekd.errors import EdgekdError, InputError, ModelError
+from edgekd.errors import EdgekdError, InputError, ModelError, UnavailableError
 from edgekd.external import file_digest, model_bytes, model_files
-from edgekd.figures import Figure, ModelFigures, Placement, Provenance
+from edgekd.figures import Figure, ModelFigures, Placement
 from edgekd.files import read_json, write_json
 from edgekd.target import Target
 from edgekd.tasks.task import Outputs, Targets, Task
@@ -212,6 +212,8 @@ def _batches(
         try:
             while len(records) < 3:
                 records.append(measure_throughput(subject.file, site, inputs, effort, size, sessions))
+        except UnavailableError:  # the device is gone, and with it all other figures
+            raise
         except EdgekdError as error:  # an error here does not affect the other figures
             rates[name] = Figure(why=str(error).removeprefix(f"{subject.file}: "))
             continue
@@ -235,7 +237,7 @@ def _figures(
         precision=subject.precision,
         params=subject.params,
         macs=subject.macs,
-        peak_memory_mb=_memory(memory, elsewhere) if memory is not None else Figure(why="not measured, no limit"),
+        peak_memory_mb=_memory(memory, site) if memory is not None else Figure(why="not measured, no limit"),
         placement=placement,
         fingerprint=first.fingerprint,
         notes=(*remarks(latency), *steering_remarks(latency[0], steering_of(subject.file))) if latency else (),
@@ -285,12 +287,13 @@ def _energy(latency: Sequence[Record]) -> Figure:
     return Figure(energy.value, "measured", energy.low, energy.high, "of the whole package, other programs included")
 
 
-def _memory(record: Record, elsewhere: str) -> Figure:
+def _memory(record: Record, site: Site) -> Figure:
     peak = record.memory.get("run_bytes")
     if peak is None:
         return Figure(why="this system does not tell a process's peak memory")
-    provenance: Provenance = "proxy" if elsewhere else "measured"
-    return Figure(peak / 1e6, provenance, why=elsewhere)
+    if site.provenance == "emulated":
+        return Figure(why=f"{site.elsewhere}, nor the memory of a process")
+    return Figure(peak / 1e6, site.provenance, why=site.elsewhere)
 
 
 def logits_of(
@@ -345,8 +348,8 @@ def evaluate(
 
 
 def _scored(model: ModelFigures, outputs: Outputs, references: References, site: Site) -> ModelFigures:
-    elsewhere, task, targets = site.elsewhere, references.task, references.targets
-    provenance: Provenance = "proxy" if elsewhere else "measured"
+    place, task, targets = site.answering, references.task, references.targets
+    provenance, elsewhere = place.provenance, "; ".join(place.differences)
 
     def figure(value: float) -> Figure:
         return Figure(value, provenance, why=elsewhere)

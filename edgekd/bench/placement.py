@@ -73,7 +73,7 @@ def placement_of(record: Record, optimized: Path | None, site: Site, costliest: 
     return Placement(
         nodes=_by_provider(record),
         time_share=dict(spent),
-        provenance="measured" if site.measurable else "proxy",
+        provenance=site.provenance,
         qdq=pairs if fused is not None else None,
         fell_back=_elsewhere(record, site.target),
         fused=fused,

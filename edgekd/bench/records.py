@@ -43,6 +43,8 @@ class Effort:
     """Whether to measure peak memory, with a process of its own. Where no time is measured, it always is."""
     costliest: int = 0
     """How many of the costliest nodes to report."""
+    sustained_s: float = 0.0
+    """Seconds for which the device is kept busy before times are measured, so that it is as warm as in long use."""
     sessions: int = 1
     """If above 1, also measure the throughput of this many parallel sessions."""
     timeout_s: float = 300.0

@@ -8,8 +8,8 @@ from edgekd.bench.records import Record
 
 __all__ = ["fed", "remarks", "steering_remarks"]
 
-WAITED, STEAL, OTHERS = 0.02, 0.02, 0.2
-"""Shares of the time (OTHERS: a number of busy cores) above which a remark is made."""
+WAITED, STEAL, OTHERS, HOT_C = 0.02, 0.02, 0.2, 70.0
+"""Shares of the time (OTHERS: a number of busy cores, HOT_C: °C) above which a remark is made."""
 
 
 def remarks(records: Sequence[Record]) -> list[str]:
@@ -29,7 +29,18 @@ def _disturbances(records: Sequence[Record]) -> list[str]:
     speeds = [mhz for record in records if (mhz := record.disturbance.get("mhz"))]
     if speeds and min(speeds) < 0.9 * max(speeds):
         found.append(f"the CPU's frequency lay between {min(speeds):.0f} and {max(speeds):.0f} MHz")
-    return [f"loaded machine: {'; '.join(found)}; times may be too long"] if found else []
+    loaded = [f"loaded machine: {'; '.join(found)}; times may be too long"] if found else []
+    return [*_heat(records), *loaded]
+
+
+def _heat(records: Sequence[Record]) -> list[str]:
+    """Return a line if a device was throttled or hot around a process, as devices that are reached by ssh report it."""
+    found = []
+    if throttled := _beyond(records, "throttled", 0):
+        found.append(f"the device was throttled ({_of(throttled, records)})")
+    if degrees := _beyond(records, "temperature_c", HOT_C):
+        found.append(f"the device had up to {max(degrees):.0f} °C ({_of(degrees, records)})")
+    return [f"hot device: {'; '.join(found)}; times may be too long"] if found else []
 
 
 def _beyond(records: Sequence[Record], key: str, limit: float) -> list[float]:

@@ -30,6 +30,9 @@ class JobOptions:
     allow_estimated: bool = False
     allow_difference: tuple[str, ...] = ()
     """Keys of a fingerprint in which a stored record may differ from this machine."""
+    device: str = ""
+    """Where to measure; if empty, the target or the environment says it."""
+    accuracy_on: str = ""
     write_baseline: bool = False
     """Whether to write a stored baseline that does not exist yet, after the budgets passed."""
     effort: Effort = field(default_factory=Effort)

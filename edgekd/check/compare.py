@@ -280,7 +280,7 @@ def _memory(new: Sample, old: Sample, tolerance: Tolerance) -> Line | None:
     low = min(new.memory_bytes) / max(old.memory_bytes) - 1
     high = max(new.memory_bytes) / min(old.memory_bytes) - 1
     outcome: Outcome = "pass" if high <= limit else "fail" if low > limit else "inconclusive"
-    figure = Figure(value, "proxy" if new.elsewhere else "measured", low, high)
+    figure = Figure(value, new.provenance, low, high)
     return Line("max_memory_growth", limit, figure, outcome, "", f"range of {len(new.memory_bytes)} processes each")
 
 
@@ -314,7 +314,7 @@ def _answers(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line | None
             Line(k, x, Figure(why=why), outcome, why, kind=new.kind) for k, x in asked.items() if not isinstance(x, str)
         ]
     lines: list[Line | None] = []
-    provenance: Provenance = "proxy" if new.elsewhere else "measured"
+    provenance: Provenance = new.answers_provenance
     if not isinstance(limit, str):
         test = _by_mcnemar if new.answers.paired == "mcnemar" else _by_bootstrap
         line = Line(key, limit, Figure(provenance=provenance), "inconclusive", kind=new.kind)

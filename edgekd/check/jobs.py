@@ -80,7 +80,7 @@ def _measured(
     from edgekd.devices.local import connect
     from edgekd.runs import read_arrays
 
-    with closing(connect(target)) as site, new_scratch() as scratch:
+    with closing(connect(target, options.device, options.accuracy_on)) as site, new_scratch() as scratch:
         inputs = read_arrays(job.data, scratch) if job.data else None
         source = source_of(job.path, target, inputs)
         if options.write_baseline and job.baseline and is_record(job.baseline) and not job.baseline.exists():
@@ -143,7 +143,7 @@ def _criteria(job: CheckJob, own: Budget, target: Target, options: JobOptions, c
     )
 
 
-def sample_of(job: CheckJob, estimate: "Estimate") -> Sample:
+def sample_of(job: CheckJob, estimate: "Estimate", options: JobOptions | None = None) -> Sample:
     """Return all values of one model for a baseline, measured now or taken from a record.
 
     Raises InputError for a record that was made only for a comparison, because it contains too little.
@@ -155,10 +155,10 @@ def sample_of(job: CheckJob, estimate: "Estimate") -> Sample:
     from edgekd.devices.local import connect
     from edgekd.runs import read_arrays
 
-    target = load_target(job.target)
-    with closing(connect(target)) as site, new_scratch() as scratch:
+    target, options = load_target(job.target), options or JobOptions()
+    with closing(connect(target, options.device, options.accuracy_on)) as site, new_scratch() as scratch:
         inputs = read_arrays(job.data, scratch) if job.data else None
-        effort = dataclasses.replace(JobOptions().effort, feeding=job.feeding)
+        effort = dataclasses.replace(options.effort, feeding=job.feeding)
         return measure_all(source_of(job.path, target, inputs), site, effort, estimate)
 
 

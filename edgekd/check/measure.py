@@ -175,7 +175,7 @@ def _sample(
     inputs, effort = source.inputs.file if source.inputs else None, criteria.effort
     if not any(dataclasses.astuple(needs)) and digest != loaded:  # a file that cannot be loaded meets no budget
         measure_load(source.file, site, effort)
-    processes = range(MEMORY_PROCESSES) if needs.memory else ()
+    processes = range(MEMORY_PROCESSES) if needs.memory and site.provenance != "emulated" else ()
     memory = [measure_memory(source.file, site, sampled(effort, inputs)) for _ in processes]
     placement = measure_placement(source.file, site, inputs, effort) if needs.placement else None
     peaks = [peak for record in memory if (peak := record.memory.get("run_bytes")) is not None]
@@ -188,6 +188,8 @@ def _sample(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         edgekd=__version__,
         elsewhere=site.elsewhere,
+        how=site.provenance,
+        answered=site.answering.provenance,
         signature=signature or "",
         memory_bytes=tuple(peaks),
         placement=placement,

@@ -13,7 +13,7 @@ from pydantic import Field
 from edgekd.bench.records import RECORD_VERSION, Record
 from edgekd.budget import read_budget
 from edgekd.errors import ConfigError, InputError, did_you_mean, one_line
-from edgekd.figures import Figure, Placement
+from edgekd.figures import Figure, Placement, Provenance
 from edgekd.files import atomic
 from edgekd.scores import ACCURACY, ScoreKind
 from edgekd.spec import build
@@ -93,6 +93,10 @@ class Sample:
     edgekd: str
     elsewhere: str = ""
     """The reasons why this machine is not the target, so that times do not apply; empty if it is the target."""
+    how: Provenance | Literal[""] = ""
+    """How memory and placement were obtained; empty in records that tell it by `elsewhere` alone."""
+    answered: Provenance | Literal[""] = ""
+    """How the answers were obtained, if not as the rest."""
     signature: str = ""
     """The inputs with type and shape."""
     latency: tuple[Record, ...] = ()
@@ -105,6 +109,16 @@ class Sample:
     estimate: Figure | None = None
     """Estimate of the median latency in ms, for a target that is not this machine."""
     fingerprint: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def provenance(self) -> Provenance:
+        """How memory and placement were obtained."""
+        return self.how or ("proxy" if self.elsewhere else "measured")
+
+    @property
+    def answers_provenance(self) -> Provenance:
+        """How the answers were obtained."""
+        return self.answered or self.provenance
 
     @property
     def stem(self) -> str:

@@ -17,7 +17,7 @@ from edgekd.check.looks import BUDGET_LOOKS, ERROR, Decision, below_limit
 from edgekd.check.record import Answers, Checked, Sample
 from edgekd.check.tolerance import Tolerance
 from edgekd.distributions import Interval
-from edgekd.figures import Figure, Provenance, compared
+from edgekd.figures import Figure, compared
 from edgekd.judge import Judged, Line, Verdict, judge
 from edgekd.scores import ScoreKind
 from edgekd.target import Target
@@ -123,7 +123,7 @@ def figures_of(sample: Sample) -> dict[str, Figure]:
     figures = {"size_kb": Figure(sample.size_bytes / 1e3, "exact"), **_times(sample), **_answered(sample)}
     if sample.memory_bytes:
         low, middle, high = (f(sample.memory_bytes) / 1e6 for f in (min, median, max))
-        figures["peak_memory_mb"] = Figure(middle, "proxy" if sample.elsewhere else "measured", low, high)
+        figures["peak_memory_mb"] = Figure(middle, sample.provenance, low, high)
     placement = sample.placement
     if placement is not None and any(placement.nodes.values()):
         figures["min_coverage"] = placement.coverage
@@ -154,12 +154,13 @@ def _answered(sample: Sample) -> dict[str, Figure]:
     answers, kind = sample.answers, sample.kind
     if answers is None:
         return {kind.limit_key: Figure(why="no data: --data FILE.npz brings inputs and labels")}
-    provenance: Provenance = "proxy" if sample.elsewhere else "measured"
+    provenance = sample.answers_provenance
+    elsewhere = sample.elsewhere or ("computed on another machine than the device" if provenance == "proxy" else "")
     low, high = answers.interval or (None, None)
-    figures = {kind.limit_key: Figure(answers.score, provenance, low, high, sample.elsewhere)}
+    figures = {kind.limit_key: Figure(answers.score, provenance, low, high, elsewhere)}
     if answers.teacher_score is not None:
         change = kind.worsening(answers.score, answers.teacher_score)
-        figures[kind.change_key] = Figure(change, provenance, why=sample.elsewhere)
+        figures[kind.change_key] = Figure(change, provenance, why=elsewhere)
     if answers.agreement is not None:
         figures["min_agreement"] = Figure(answers.agreement, provenance)
     return figures

@@ -8,7 +8,7 @@ from pathlib import Path
 from edgekd.bench.feeding import merged
 from edgekd.bench.records import Feeding
 from edgekd.budget import Budget
-from edgekd.check.asked import CheckJob
+from edgekd.check.asked import CheckJob, JobOptions
 from edgekd.check.jobs import sample_of
 from edgekd.check.manifest import read_manifest
 from edgekd.check.record import Sample, as_baseline, is_record, may_be_replaced, read_record, write_record
@@ -33,6 +33,7 @@ def accept(
     to: Path | None,
     data: Path | None,
     feedings: Sequence[Feeding] = (Feeding(),),
+    options: JobOptions | None = None,
 ) -> Iterator[int]:
     """Measure each model, or use its existing record, and keep the record as the baseline; yields the exit codes."""
     _refuse(paths, targets, manifest, to, data, feedings)
@@ -45,7 +46,7 @@ def accept(
     taken: set[Path] = set()
     for job in jobs:
         try:
-            sample = sample_of(job, estimate)
+            sample = sample_of(job, estimate, options)
             place = _place(job, sample, to)
             if place in taken:
                 raise ConfigError(f"{place}: {job.path} would replace the baseline just written; use --to")

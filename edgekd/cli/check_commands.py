@@ -6,10 +6,12 @@ from typing import Annotated
 import typer
 
 from edgekd.cli.options import (
+    AccuracyOn,
     BatchAxes,
     Budgets,
     CheckedModels,
     CustomOps,
+    DevicePlace,
     InputValues,
     LabelledData,
     OnInconclusive,
@@ -25,6 +27,11 @@ __all__ = ["baseline_accept", "check"]
 def check(
     models: CheckedModels = None,
     target: OptionalTargets = None,
+    device: DevicePlace = "",
+    accuracy_on: AccuracyOn = "",
+    results: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="Read results.json, which a bundle wrote.")
+    ] = None,
     baseline: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Model or run to measure by turns with it, or a stored record."),
@@ -73,6 +80,7 @@ def check(
 ) -> None:
     """Judge budgets and regressions: exit 0 pass, 1 fail, 2 error, 3 inconclusive."""
     from edgekd.bench.feeding import feedings
+    from edgekd.cli.bundling import place_of
     from edgekd.cli.checking import CheckOptions, check_models, write_manifest
     from edgekd.cli.outputs import Outputs
 
@@ -91,6 +99,8 @@ def check(
         on_inconclusive=on_inconclusive,
         ratchet=ratchet,
         timeout_s=timeout,
+        device=place_of(device, results),
+        accuracy_on=accuracy_on,
         outputs=Outputs(
             junit=junit, markdown=markdown, gitlab_metrics=gitlab_metrics, json=save, records=records, history=history
         ),
@@ -101,6 +111,8 @@ def check(
 def baseline_accept(
     models: CheckedModels = None,
     target: OptionalTargets = None,
+    device: DevicePlace = "",
+    accuracy_on: AccuracyOn = "",
     manifest: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write every record that this manifest names.")
     ] = None,
@@ -114,7 +126,9 @@ def baseline_accept(
 ) -> None:
     """Measure models and keep the records as the baselines of later checks."""
     from edgekd.bench.feeding import feedings
+    from edgekd.check.asked import JobOptions
     from edgekd.cli.baselines import accept
 
     fed = feedings(shape, value, batch_axis, output, custom_ops)
-    end(accept(models or [], target or [], manifest, to, data, fed))
+    options = JobOptions(device=device, accuracy_on=accuracy_on)
+    end(accept(models or [], target or [], manifest, to, data, fed, options))

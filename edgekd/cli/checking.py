@@ -48,6 +48,8 @@ class CheckOptions:
     on_inconclusive: str | None = None
     ratchet: bool = False
     timeout_s: float = 300.0
+    device: str = ""
+    accuracy_on: str = ""
     outputs: Outputs = field(default_factory=Outputs)
 
 
@@ -61,6 +63,8 @@ def check_models(paths: list[Path], targets: list[str], options: CheckOptions) -
         allow_difference=options.allow_difference,
         write_baseline=options.write_baseline,
         effort=Effort(timeout_s=options.timeout_s),
+        device=options.device,
+        accuracy_on=options.accuracy_on,
     )
     if not all(is_record(job.path) for job in jobs):
         require_scratch()

@@ -11,6 +11,7 @@ from edgekd.bench.plugins import installed_plugins, try_plugin
 from edgekd.card import Student, Teacher
 from edgekd.console import out, say
 from edgekd.devices.device import Site
+from edgekd.devices.emulated import CPUS, ENVIRONMENT, install_system
 from edgekd.devices.environments import RECIPES, available_providers, environment_folder, install
 from edgekd.devices.local import Local, connect, look_for_runtime, require_runtime
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, UnavailableError
@@ -108,7 +109,7 @@ def _seen(target: Target) -> str:
 def _here(target: Target) -> str:
     """Describe whether this machine can run the target, and which provenance its figures would have."""
     try:
-        connect(target).close()
+        connect(target, "local").close()
     except EdgekdError as error:
         return str(error).removeprefix(f"target {target.name}: ")
     return _figures(target)
@@ -130,7 +131,11 @@ def _short(target: Target) -> str:
 
 
 def install_environment(name: str) -> int:
-    """Create the environment of a target."""
+    """Create the environment of a target, or the system of emulated boards."""
+    if name == ENVIRONMENT:
+        say(f"{environment_folder(name)}: installing, this may take minutes")
+        out(f"{install_system()}: ready; edgekd bench … --target cpu-arm --device qemu://{next(iter(CPUS))}")
+        return ExitCode.PASS
     target = load_target(name)
     if target.environment in RECIPES:
         say(f"{environment_folder(target.environment)}: installing, this may take minutes")

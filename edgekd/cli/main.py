@@ -15,11 +15,14 @@ import typer
 
 from edgekd import __version__
 from edgekd.cli.check_commands import baseline_accept, check
+from edgekd.cli.device_commands import bundle, devices
 from edgekd.cli.options import (
+    AccuracyOn,
     BatchAxes,
     Budgets,
     CustomOps,
     DataFolder,
+    DevicePlace,
     InputValues,
     OnInconclusive,
     Output,
@@ -72,6 +75,8 @@ def distill(
     budget: Budgets = [],  # noqa: B006 - typer copies it
     settings: Settings = [],  # noqa: B006
     rank: Rank = None,
+    device: DevicePlace = "",
+    accuracy_on: AccuracyOn = "",
     fresh: Annotated[bool, typer.Option("--fresh", help="Empty the run folder and start again.")] = False,
     online: Annotated[bool, typer.Option("--online", help="Run the teacher at every step, without the cache.")] = False,
     track: Trackers = [],  # noqa: B006
@@ -91,7 +96,15 @@ def distill(
 
     limits = parse_budget(budget, deciding())
     asked = DistillRequest(
-        data=data, teacher=teacher, out=out, budget=limits, fresh=fresh, online=online, track=tuple(track)
+        data=data,
+        teacher=teacher,
+        out=out,
+        budget=limits,
+        device=device,
+        accuracy_on=accuracy_on,
+        fresh=fresh,
+        online=online,
+        track=tuple(track),
     )
     with several_processes() as first:
         codes = distill_on(card, target, asked, settings, rank) if first else []
@@ -194,6 +207,14 @@ def sweep(
 def bench(
     models: Models,
     target: Targets,
+    device: DevicePlace = "",
+    accuracy_on: AccuracyOn = "",
+    results: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="Read results.json, which a bundle wrote.")
+    ] = None,
+    sustained: Annotated[
+        float, typer.Option(min=0, max=600, metavar="MINUTES", help="Keep the device busy so long before timing.")
+    ] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Less time, less certainty.")] = False,
     thorough: Annotated[bool, typer.Option("--thorough", help="More time, more certainty.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Show the ten costliest nodes.")] = False,
@@ -216,10 +237,12 @@ def bench(
 ) -> None:
     """Measure latency, size, memory, placement and accuracy on the target's provider."""
     from edgekd.bench.feeding import feedings
-    from edgekd.cli.measuring import bench_models, make_asked
+    from edgekd.cli.bundling import place_of
+    from edgekd.cli.measuring import bench_models, make_asked, on_device
 
     fed = feedings(shape, value, batch_axis, output, custom_ops)
     asked = make_asked(quick, thorough, profile, split, data, parallel, timeout, memory_limit, fed)
+    asked = on_device(asked, place_of(device, results), accuracy_on, sustained)
     end(bench_models(models, target, asked, save))
 
 
@@ -261,6 +284,9 @@ def quantize(
 
 
 app.command()(check)
+
+
+app.command()(bundle)
 baseline_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Keep what was measured, for later checks."
 )
@@ -334,6 +360,9 @@ def cache(
     from edgekd.cli.caching import clear_cache, show_cache
 
     end([clear_cache(keys or []) if clear else show_cache(keys or [])])
+
+
+app.command()(devices)
 
 
 @app.command()

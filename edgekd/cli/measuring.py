@@ -44,7 +44,7 @@ from edgekd.target import Target, load_target
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["BenchOptions", "bench_models", "make_asked"]
+__all__ = ["BenchOptions", "bench_models", "make_asked", "on_device"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,8 @@ class BenchOptions:
     split: Split = "test"
     data: Path | None = None
     command: str = ""
+    device: str = ""
+    accuracy_on: str = ""
 
 
 def make_asked(
@@ -83,6 +85,12 @@ def make_asked(
     )
 
 
+def on_device(asked: BenchOptions, device: str, accuracy_on: str, sustained_minutes: float) -> BenchOptions:
+    """The options with the device on which they are to be carried out, and the minutes of load before timing."""
+    effort = dataclasses.replace(asked.effort, sustained_s=60 * sustained_minutes)
+    return dataclasses.replace(asked, effort=effort, device=device, accuracy_on=accuracy_on)
+
+
 def bench_models(paths: list[Path], targets: list[str], asked: BenchOptions, save: Path | None) -> list[int]:
     """Measure and print a table of figures. Models that cannot be measured are reported, and the other figures are
     kept."""
@@ -95,14 +103,14 @@ def bench_models(paths: list[Path], targets: list[str], asked: BenchOptions, sav
     absent: list[tuple[str, str]] = []
     for name in targets:
         try:
-            site = connect(load_target(name))
+            site = connect(load_target(name), asked.device, asked.accuracy_on, cool=not asked.effort.sustained_s)
         except EdgekdError as error:
             say(f"edgekd: {error}")
             codes.append(error.exit_code)
             absent.append((Path(name).stem, str(error)))
             continue
         with closing(site):
-            for measured, problems in _bench_on(site, paths, asked):
+            for measured, problems in _bench_on(site, paths, _as_brought(asked, site)):
                 for problem in problems:
                     say(f"edgekd: {problem}")
                     codes.append(problem.exit_code)
@@ -114,6 +122,17 @@ def bench_models(paths: list[Path], targets: list[str], asked: BenchOptions, sav
         reasons = [{"target": name, "reason": reason} for name, reason in absent]
         write_json(save, {"schema_version": 1, "command": asked.command, "models": models, "absent": reasons})
     return codes or [ExitCode.PASS]
+
+
+def _as_brought(asked: BenchOptions, site: Site) -> BenchOptions:
+    """The options with as many processes as ran, if the device only answers with results that were brought."""
+    from edgekd.devices.bundle import Brought
+
+    if not isinstance(site.device, Brought):
+        return asked
+    count = site.device.processes
+    effort = dataclasses.replace(asked.effort, processes=count, min_processes=count, sustained_s=0.0)
+    return dataclasses.replace(asked, effort=effort)
 
 
 def _refuse_namesakes(targets: Sequence[str]) -> None:

@@ -9,10 +9,12 @@ import typer
 from edgekd.errors import worst
 
 __all__ = [
+    "AccuracyOn",
     "BatchAxes",
     "Budgets",
     "CustomOps",
     "DataFolder",
+    "DevicePlace",
     "InputValues",
     "OnInconclusive",
     "OptionalTargets",
@@ -47,6 +49,14 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the card or target.…, as TOML; repeatable."),
 ]
 DataFolder = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Folder of the data.")]
+DevicePlace = Annotated[
+    str,
+    typer.Option("--device", metavar="PLACE", help="Where to measure: local, ssh://[user@]host[:port]."),
+]
+AccuracyOn = Annotated[
+    str,
+    typer.Option(metavar="device|host", help="Where answers are computed; on the host they are a proxy."),
+]
 OnInconclusive = Annotated[
     str | None,
     typer.Option(metavar="pass|fail", help="What an inconclusive verdict counts as; default exit 3."),

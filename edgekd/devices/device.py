@@ -1,11 +1,13 @@
 """Interfaces for devices on which workers run, and the pair of a target with the device that measures its figures."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from edgekd.bench.records import Plan, Record
+from edgekd.figures import Provenance
 from edgekd.machine import Machine
 from edgekd.target import Target
 
@@ -55,14 +57,33 @@ class Site:
         return self.target.differences(self.device.facts())
 
     @property
+    def answering(self) -> "Site":
+        """The target on the device that computes the answers from which accuracy is scored: this one, or this
+        machine.
+        """
+        if self.target.accuracy_on == "device":
+            return self
+        from edgekd.devices.local import Local
+
+        return Site(dataclasses.replace(self.target, accuracy_on="device"), Local())
+
+    @property
+    def provenance(self) -> Provenance:
+        """How figures other than time were obtained on this device: measured, emulated or proxy."""
+        if self.differences:
+            return "proxy"
+        return "emulated" if self.device.facts().emulator else "measured"
+
+    @property
     def measurable(self) -> bool:
         """Whether time measured on the device counts as the target's time."""
-        return not self.differences
+        return not self.elsewhere
 
     @property
     def elsewhere(self) -> str:
-        """The differences as one text; empty if the device is the target's hardware."""
-        return "; ".join(self.differences)
+        """The reasons why times on this device are not the target's, as one text; empty if they are."""
+        emulator = self.device.facts().emulator
+        return "; ".join([*self.differences, *([f"{emulator} tells no time"] if emulator else [])])
 
     @property
     def remarks(self) -> tuple[str, ...]:

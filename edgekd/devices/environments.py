@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = [
     "available_providers",
     "environment_folder",
     "install",
+    "pip_download",
     "providers_of",
 ]
 
@@ -127,6 +129,21 @@ def install(target: Target) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         made.rename(folder)
     return folder
+
+
+def pip_download(folder: Path, architecture: str, version: str, packages: Sequence[str]) -> None:
+    """Download wheels for another machine: Linux on `architecture` with CPython `version`, such as 3.11.
+
+    Raises UnavailableError with pip's last line if there are none.
+    """
+    platforms = [f"manylinux_2_{minor}_{architecture}" for minor in range(17, 36)]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--dest", str(folder)]
+    command += ["--python-version", version, "--implementation", "cp"]
+    command += [part for name in (*platforms, f"manylinux2014_{architecture}") for part in ("--platform", name)]
+    done = subprocess.run([*command, *packages], capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UnavailableError(f"no wheels for {architecture} and Python {version}: {last[:300]}")
 
 
 def _step(command: list[str], folder: Path | None = None) -> None:

@@ -10,6 +10,7 @@ from edgekd.errors import ConfigError, shown
 from edgekd.machine import Machine
 
 __all__ = [
+    "described",
     "free_memory",
     "has_cuda_device",
     "machine",
@@ -34,17 +35,19 @@ def parse_cpuinfo(text: str) -> tuple[str, frozenset[str], str]:
 @cache
 def machine() -> Machine:
     """Describe this machine; the features are empty if /proc/cpuinfo does not exist."""
-    names = {"amd64": "x86_64", "arm64": "aarch64"}
-    architecture = platform.machine().lower()
     cpuinfo = Path("/proc/cpuinfo")
-    model, features, part = parse_cpuinfo(cpuinfo.read_text() if cpuinfo.is_file() else "")
-    return Machine(
-        names.get(architecture, architecture),
-        model or platform.processor(),
-        features,
-        part,
-        platform.system(),
-    )
+    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    return described(platform.machine(), platform.system(), text, platform.processor())
+
+
+def described(architecture: str, system: str, cpuinfo: str, processor: str = "") -> Machine:
+    """Describe a machine by what `uname -m`, `uname -s` and /proc/cpuinfo say; `processor` replaces a missing model
+    name.
+    """
+    names = {"amd64": "x86_64", "arm64": "aarch64"}
+    architecture = architecture.lower()
+    model, features, part = parse_cpuinfo(cpuinfo)
+    return Machine(names.get(architecture, architecture), model or processor, features, part, system)
 
 
 def has_cuda_device(devices: Path = Path("/dev")) -> bool:

@@ -1,6 +1,7 @@
 """This machine as a device: start workers here and interpret how they end."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -10,11 +11,13 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgekd.bench.records import Effort, Plan, Record
 from edgekd.devices import host
-from edgekd.devices.device import OnProgress, Site
+from edgekd.devices.device import Device, OnProgress, Site
 from edgekd.devices.environments import RECIPES, Runtime, available_providers, environment_folder, providers_of
+from edgekd.devices.outcome import ending, last_line, record_of, timed_out
 from edgekd.errors import ConfigError, EdgekdError, InputError, ModelError, UnavailableError, did_you_mean, shown
 from edgekd.files import real
 from edgekd.machine import Machine
@@ -22,12 +25,20 @@ from edgekd.scratch import scratch
 from edgekd.spec import bundled_names
 from edgekd.target import Target, load_target
 
-__all__ = ["Local", "connect", "fitting_target", "look_for_runtime", "require_runtime", "run_worker", "runtime_of"]
+__all__ = [
+    "WORKERS",
+    "Local",
+    "connect",
+    "describe_here",
+    "fitting_target",
+    "look_for_runtime",
+    "require_runtime",
+    "run_worker",
+    "runtime_of",
+]
 
 NEEDS_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 WORKERS = Path(__file__).parents[1] / "bench"
-TIMEOUT_EXIT = 124
-"""The exit code of `timeout(1)`, and of a worker that was stopped because it ran too long."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +67,65 @@ class Local:
         """Do nothing, because this device holds no resources."""
 
 
-DEVICES = {"local": Local}
+def _by_ssh(target: Target, place: str, cool: bool) -> Device:
+    from edgekd.devices.ssh import Ssh  # not needed for most commands
+
+    return Ssh(place, target.python, cool)
 
 
-def connect(target: Target, where: str = "") -> Site:
-    """Connect the target with the device `where`; an empty name means this machine.
+def _emulated(target: Target, place: str, cool: bool) -> Device:
+    from edgekd.devices.emulated import Emulated  # it imports this module
 
-    Raises ConfigError for an unknown device, UnavailableError if the device cannot run the target.
+    return Emulated(place)
+
+
+def _brought(target: Target, place: str, cool: bool) -> Device:
+    from edgekd.devices.bundle import Brought  # not needed for most commands
+
+    return Brought(Path(place.partition("://")[2]))
+
+
+SCHEMES = {"ssh": _by_ssh, "qemu": _emulated, "results": _brought}
+PLACES = ("ssh://[user@]host[:port]", "qemu://cortex-a72", "qemu://cortex-a76")
+"""How devices are written that are not this machine."""
+
+
+def connect(target: Target, where: str = "", accuracy_on: str = "", cool: bool = True) -> Site:
+    """Connect the target with a device: `where`, or the one that the target's file names, or else the environment
+    variable EDGEKD_DEVICE; without any of them, this machine.
+
+    `accuracy_on` ("device" or "host") replaces the target's. With `cool`, a hot device may cool down before times are
+    measured. Raises ConfigError for an unknown device, UnavailableError if the device cannot run the target.
     """
-    name = where or "local"
-    if name not in DEVICES:
-        raise ConfigError(f"device {where!r}: {did_you_mean(where, DEVICES)}")
-    site = Site(target, DEVICES[name]())
+    place = where or target.device or os.environ.get("EDGEKD_DEVICE", "") or "local"
+    if accuracy_on not in ("", "device", "host"):
+        raise ConfigError(f"--accuracy-on {shown(accuracy_on)}: {did_you_mean(accuracy_on, ('device', 'host'))}")
+    scheme, slashes, _ = place.partition("://")
+    if place == "local":
+        site = Site(target, Local())
+    elif slashes and scheme in SCHEMES:
+        # The run folder keeps the target, and with it where its figures are from.
+        answers = accuracy_on or target.accuracy_on
+        target = dataclasses.replace(target, device=place, accuracy_on=answers)  # type: ignore[arg-type]
+        site = Site(target, SCHEMES[scheme](target, place, cool))
+    else:
+        raise ConfigError(f"device {shown(place)}: {did_you_mean(place, ('local', *PLACES))}")
     try:
         site.device.require(target)
+        if target.accuracy_on == "host":
+            require_runtime(target)
     except EdgekdError:
         site.close()
         raise
     return site
+
+
+def describe_here() -> dict[str, Any]:
+    """Describe this machine in the words of the agent, which describes devices: see `facts` in agent.py."""
+    from edgekd.devices import agent
+
+    session = agent.Session(None, None)
+    return agent.facts(session, {"python": sys.executable})
 
 
 def fitting_target(here: Machine) -> str:
@@ -193,10 +245,12 @@ def run_worker(
             command.append("--die-with-parent")
         code = _wait(command, errors, timeout_s, on_progress)
         if code is None:
-            raise ModelError(f"{culprit}: still running after {timeout_s:g} s (exit {TIMEOUT_EXIT}); stopped")
+            raise timed_out(culprit, timeout_s)
         if not out.exists():
-            raise ModelError(f"{culprit}: the worker {_ending(code, errors)}")
-        return _read(out, model, f"baseline {baseline}: ", f"baseline {plan.baseline}: ")
+            last = last_line(errors.read_text(encoding="utf-8", errors="replace"))
+            raise ModelError(f"{culprit}: the worker {ending(code, last)}")
+        text = out.read_text(encoding="utf-8", errors="replace")
+        return record_of(text, model, f"baseline {baseline}: ", f"baseline {plan.baseline}: ")
 
 
 def _as_text(file: Path, link: Path) -> str:
@@ -247,27 +301,3 @@ def _listen(worker: "subprocess.Popen[bytes]", on_progress: OnProgress | None) -
             words = line.split()
             if on_progress and len(words) == 3 and words[0] == b"done" and words[1].isdigit() and words[2].isdigit():
                 on_progress(int(words[1]), int(words[2]))
-
-
-def _ending(code: int, errors: Path) -> str:
-    text = errors.read_text(encoding="utf-8", errors="replace").strip()
-    last = (text.splitlines()[-1:] or ["no message"])[0][:200]
-    if code == -signal.SIGKILL:
-        return f"was killed while it ran the model, as the system does when memory runs out ({last})"
-    if code < 0:
-        return f"crashed with {signal.Signals(-code).name} while it ran the model ({last})"
-    return f"ended with exit code {code} and no result ({last})"
-
-
-def _read(out: Path, model: Path, blamed: str, baseline: str) -> Record:
-    """Read the record. Raises the worker's error for the model, or for `baseline` if the error begins with `blamed`."""
-    try:
-        data = json.loads(out.read_text(encoding="utf-8"))
-        if "error" in data:
-            text = str(data["error"])
-            whose, what = (baseline, text.removeprefix(blamed)) if text.startswith(blamed) else (f"{model}: ", text)
-            kind = ModelError if what.startswith(("out of memory", "gives NaN")) else InputError
-            raise kind(whose + what)
-        return Record.from_json(data)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ModelError(f"{model}: the worker's result cannot be read: {error}") from error

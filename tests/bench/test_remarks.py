@@ -38,6 +38,14 @@ def test_a_loaded_machine(disturbance: dict[str, float | None], said: str) -> No
     assert told == [f"loaded machine: {said}; times may be too long"]
 
 
+def test_a_hot_device() -> None:
+    given: list[dict[str, float | None]] = [{"throttled": 4.0, "temperature_c": 81.0}, {"temperature_c": 60.0}]
+    assert remarks([record(one) for one in given]) == [
+        "hot device: the device was throttled (in 1 of 2 processes); the device had up to 81 °C (in 1 of 2 processes); "
+        "times may be too long"
+    ]
+
+
 def test_the_worst_process_is_told_and_all_reasons_in_one_line() -> None:
     given: list[dict[str, float | None]] = [{"waited": 0.04, "steal": 0.3}, {"waited": 0.5}, {"waited": 0.0}]
     assert remarks([record(one) for one in given]) == [

@@ -252,7 +252,7 @@ def test_an_input_is_never_code(job: Job, name: str) -> None:
     (job.workspace / "a file").touch()
     everything = {key: name for key in ACTION["inputs"] if key not in ("onnxruntime", "python-version")}
     arguments = recorded(job, **{key.replace("-", "_"): text for key, text in everything.items()})
-    options = ("target", "baseline", "budget", "tolerance", "manifest", "data", "on-inconclusive", "junit")
+    options = ("target", "device", "baseline", "budget", "tolerance", "manifest", "data", "on-inconclusive", "junit")
     assert arguments == ["check", *(word for option in options for word in (f"--{option}", name)), "--", name]
     assert [path.name for path in job.workspace.iterdir()] == ["a file"]
 

@@ -42,12 +42,33 @@ def test_without_a_name_it_is_this_machine(where: str) -> None:
 def test_an_unknown_device_is_told_with_what_is_known() -> None:
     with pytest.raises(ConfigError) as caught:
         connect(load_target("cpu-x86"), "locl")
-    assert str(caught.value) == "device 'locl': did you mean 'local'? Known: local."
+    known = "local, qemu://cortex-a72, qemu://cortex-a76, ssh://[user@]host[:port]"
+    assert str(caught.value) == f"device 'locl': did you mean 'local'? Known: {known}."
 
 
-def test_a_device_that_cannot_run_the_target_is_told() -> None:
-    with pytest.raises(UnavailableError, match=r"measuring on another machine is not built yet; use 'local'$"):
-        connect(dataclasses.replace(load_target("cpu-x86"), machine="ssh://board"))
+def test_the_option_goes_before_the_file_and_the_file_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = load_target("cpu-x86")
+    monkeypatch.setenv("EDGEKD_DEVICE", "from://environment")
+    with pytest.raises(ConfigError, match="from://environment"):
+        connect(target)
+    named = dataclasses.replace(target, device="from://file")
+    with pytest.raises(ConfigError, match="from://file"):
+        connect(named)
+    assert connect(named, "local").target == named
+
+
+def test_accuracy_is_computed_on_the_device_or_on_the_host() -> None:
+    with pytest.raises(ConfigError, match=r"^--accuracy-on 'hos': did you mean 'host'\? Known: device, host\.$"):
+        connect(load_target("cpu-x86"), accuracy_on="hos")
+
+
+def test_an_emulated_device_tells_no_time_and_its_figures_say_how_they_were_obtained(place: Place) -> None:
+    a72 = Machine("aarch64", "", frozenset({"asimd"}), "0xd08", emulator="qemu-aarch64 (cortex-a72)")
+    site = place(load_target("cpu-arm"), a72)
+    assert (site.differences, site.measurable, site.provenance) == ([], False, "emulated")
+    assert site.elsewhere == "qemu-aarch64 (cortex-a72) tells no time"
+    assert place(load_target("cpu-arm-dotprod"), a72).provenance == "proxy"
+    assert place(load_target("cpu-arm")).provenance == "measured"
 
 
 # --- a target on a device ---

@@ -1,0 +1,109 @@
+"""Measuring by hand: a bundle, its run on this machine as if it were the device, and reading the results."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgekd.devices.bundle import Brought
+from edgekd.devices.local import Local
+from edgekd.errors import InputError
+
+HERE = """
+title = "This machine"
+precisions = ["fp32"]
+[hardware]
+architecture = "{architecture}"
+[provider]
+name = "CPUExecutionProvider"
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path, tiny_model: Callable[[Path, int], Path]) -> Path:
+    """A folder with a target for this machine, two models, and labelled inputs."""
+    (tmp_path / "here.toml").write_text(HERE.format(architecture=Local().facts().architecture))
+    tiny_model(tmp_path / "a.onnx", 1)
+    tiny_model(tmp_path / "b.onnx", 2)
+    rows = np.random.Generator(np.random.PCG64(3)).standard_normal((300, 8)).astype(np.float32)
+    np.savez(tmp_path / "set.npz", inputs=rows, labels=rows.argmax(axis=1) % 3)
+    return tmp_path
+
+
+def unpacked(archive: Path) -> Path:
+    """The folder of a bundle, unpacked beside it."""
+    with tarfile.open(archive) as content:
+        content.extractall(archive.parent, filter="data")
+    return archive.parent / archive.name.removesuffix(".tar.gz")
+
+
+def measure(folder: Path, python: str = sys.executable) -> "subprocess.CompletedProcess[str]":
+    """Run the bundle as its user does."""
+    environment = {**os.environ, "PYTHON": python, "EDGEKD_DEVICE_LOCK": str(folder / "lock")}
+    return subprocess.run(["sh", str(folder / "run.sh")], capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.slow
+def test_what_a_bundle_measured_is_read_as_if_by_ssh(files: Path, cli: Callable[..., Any]) -> None:
+    made = cli("bundle", "a.onnx", "--target", "here.toml", "--data", "set.npz", "--processes", 3, "--out", "m.tar.gz")
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.startswith("wrote m.tar.gz: 8 workers, 0.0 MB; on the device: tar xzf m.tar.gz && sh m/run.sh")
+    done = measure(unpacked(files / "m.tar.gz"))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[0] == "1 of 8: latency"
+    same = ("a.onnx", "--target", "here.toml", "--data", "set.npz")
+    shown = cli("bench", *same, "--from", "m/results.json", "--json", "f.json")
+    assert shown.returncode == 0, shown.stderr
+    (figures,) = json.loads((files / "f.json").read_text())["models"]
+    by_hand = cli("bench", "a.onnx", "--target", "here.toml", "--data", "set.npz", "--quick", "--json", "g.json")
+    (here,) = json.loads((files / "g.json").read_text())["models"]
+    assert by_hand.returncode == 0
+    assert figures["scores"] == here["scores"]
+    assert figures["provenance"]["latency_p50_ms"] == "measured"
+    raw = [json.loads(one["result"]) for one in json.loads((files / "m/results.json").read_text())["answers"]]
+    seconds = [record["latency_s"] for record in raw if record["mode"] == "latency"]
+    assert min(map(min, seconds)) <= figures["latency_p50_ms"] / 1e3 <= max(map(max, seconds))
+    again = measure(files / "m")  # what ran is not repeated
+    assert again.returncode == 0
+    assert [json.loads(one["result"]) for one in json.loads((files / "m/results.json").read_text())["answers"]] == raw
+
+    limited = ("--target", "here.toml", "--from", "m/results.json", "--budget", "latency_p50_ms=50")
+    judged = cli("check", "a.onnx", *limited)
+    assert judged.returncode == 2
+    assert "m/results.json holds no latency of exactly this file on target here with these inputs" in judged.stderr
+    other = cli("bench", "b.onnx", "--target", "here.toml", "--data", "set.npz", "--from", "m/results.json")
+    assert other.returncode == 2
+    assert "b.onnx: m/results.json holds no latency of exactly this file" in other.stderr
+    few = cli("check", "a.onnx", *limited, "--data", "set.npz")
+    assert few.returncode == 2
+    assert "holds 3 processes in mode latency, and more are needed; `edgekd bundle --processes 6`" in few.stderr
+
+
+def test_python_without_onnxruntime_is_told_on_the_device(files: Path, cli: Callable[..., Any]) -> None:
+    cli("bundle", "a.onnx", "--target", "here.toml", "--processes", 3)
+    bare = files / "bare"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    done = measure(unpacked(files / "bundle.tar.gz"), str(bare))
+    assert (done.returncode, done.stderr) == (2, f"edgekd: {bare} cannot run models (No module named 'numpy')\n")
+
+
+def test_what_is_no_bundle_or_holds_no_results_is_told(files: Path, cli: Callable[..., Any]) -> None:
+    with pytest.raises(InputError, match=r"^--from .*: no such file$"):
+        Brought(files / "none.json")
+    (files / "x.json").write_text('{"kind": "other"}')
+    with pytest.raises(InputError, match=r"holds no results; `sh run\.sh` of a bundle writes them$"):
+        Brought(files / "x.json")
+    missing = cli("bundle", "none.onnx", "--target", "here.toml")
+    assert (missing.returncode, missing.stderr) == (2, "edgekd: none.onnx: no such model file or run folder\n")
+    named = cli("bundle", "a.onnx", "--target", "here.toml", "--out", "x.zip")
+    assert (named.returncode, "give a name that ends in .tar.gz" in named.stderr) == (2, True)
+    both = cli("bench", "a.onnx", "--target", "here.toml", "--from", "x.json", "--device", "local")
+    assert (both.returncode, "leave --device out" in both.stderr) == (2, True)

@@ -1,0 +1,89 @@
+"""An emulated Arm board; the tests that start it are skipped where qemu or its system is not installed."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgekd.bench.runner import make_plan, predict
+from edgekd.devices.device import Site
+from edgekd.devices.emulated import CPUS, Emulated
+from edgekd.devices.local import Local, connect
+from edgekd.errors import ConfigError, EdgekdError, UnavailableError
+from edgekd.target import load_target
+
+TARGETS = {"cortex-a72": "cpu-arm", "cortex-a76": "cpu-arm-dotprod"}
+
+
+def test_an_emulated_core_is_the_target_that_it_plays() -> None:
+    for name, target in TARGETS.items():
+        board = Emulated(f"qemu://{name}")
+        assert load_target(target).differences(board.facts()) == []
+        assert Site(load_target(target), board).provenance == "emulated"
+        assert not Site(load_target(target), board).measurable
+    assert set(TARGETS) == set(CPUS)
+
+
+def test_an_unknown_core_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"^device 'qemu://cortex-a27': did you mean 'cortex-a76' or 'cortex-a72'\?"):
+        Emulated("qemu://cortex-a27")
+
+
+def test_without_the_system_the_command_that_makes_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UnavailableError, match=r"needs qemu-user; `apt-get install qemu-user`"):
+        connect(load_target("cpu-arm"), "qemu://cortex-a72")
+    (tmp_path / "qemu-aarch64").write_text("#!/bin/sh\n")
+    (tmp_path / "qemu-aarch64").chmod(0o755)
+    with pytest.raises(UnavailableError, match=r"needs an aarch64 system; edgekd doctor --install qemu-aarch64$"):
+        connect(load_target("cpu-arm"), "qemu://cortex-a72")
+
+
+@pytest.fixture(params=sorted(CPUS))
+def emulated(request: pytest.FixtureRequest) -> Site:
+    """A target on the emulated core that it describes."""
+    try:
+        return connect(load_target(TARGETS[request.param]), f"qemu://{request.param}")
+    except EdgekdError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
+def test_a_float_model_answers_as_here(emulated: Site, tmp_path: Path, tiny_model: Callable[[Path, int], Path]) -> None:
+    model = tiny_model(tmp_path / "m.onnx", 1)
+    rows = np.random.Generator(np.random.PCG64(4)).standard_normal((20, 8)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    record = predict(model, emulated, tmp_path / "rows.npy", tmp_path / "arm.npy")
+    predict(model, Site(load_target("cpu-x86"), Local()), tmp_path / "rows.npy", tmp_path / "here.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "arm.npy"), np.load(tmp_path / "here.npy"), atol=1e-5)
+    assert record.fingerprint["architecture"] == "aarch64"
+
+
+@pytest.mark.slow
+def test_by_ssh_a_board_of_another_architecture_is_measured(
+    board: Any, tmp_path: Path, tiny_model: Callable[[Path, int], Path]
+) -> None:
+    """The board's Python is an emulated one, so that agent and worker run on another architecture than this test."""
+    core = Emulated("qemu://cortex-a72")
+    try:
+        core.require(load_target("cpu-arm"))
+    except EdgekdError as error:
+        pytest.skip(str(error))
+    python = board.home / "python"
+    command = " ".join(shlex.quote(word) for word in core.command() if word != "-I")
+    python.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    python.chmod(0o755)
+    board.python = str(python)
+    device = board.device()
+    site = Site(load_target("cpu-arm"), device)
+    assert (device.facts().architecture, site.differences) == ("aarch64", [])
+    device.require(site.target)
+    model = tiny_model(tmp_path / "m.onnx", 1)
+    plan = make_plan(site, mode="latency", warmup_s=0.0, min_calls=20, max_calls=20, max_s=0.0)
+    record = device.run(plan, model, site.target, 300)
+    assert len(record.latency_s) == 20
+    assert (record.fingerprint["architecture"], record.fingerprint["system"]) == ("aarch64", "Linux")
