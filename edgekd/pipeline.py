@@ -343,7 +343,7 @@ def quantize_best(setup: Setup, plan: TargetPlan, subjects: list[Subject]) -> di
     calibration.
     """
     teacher, fp32, *others = subjects
-    int8 = [subject.file for subject in others if subject.precision == "int8"]
+    int8 = [subject.file for subject in others if subject.file.name == "student-int8.onnx"]
     if not int8 or plan.calibration is None or not plan.site.measurable:
         return {}
     material = Material(

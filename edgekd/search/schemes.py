@@ -21,7 +21,7 @@ from edgekd.bench.statistics import Interval, between, bootstrap, ratios_of
 from edgekd.console import progress, say
 from edgekd.devices.device import Site
 from edgekd.distributions import mcnemar
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, cut
 from edgekd.export.quantize import Examples, prepare, quantize_prepared
 from edgekd.target import Quantization
 from edgekd.tasks.task import Targets, Task
@@ -163,8 +163,9 @@ class _Bench:
                 try:
                     tried.append(self.trial(scheme, best))
                 except EdgekdError as error:
-                    self.failed[scheme_words(scheme)] = str(error)
-                    say(f"int8: {scheme_words(scheme)} is left out: {error}")
+                    reason = cut(str(error).replace(f"{self.material.folder}/", ""), 200)
+                    self.failed[scheme_words(scheme)] = reason
+                    say(f"int8: {scheme_words(scheme)} is left out: {reason}")
         return tried
 
     def trial(self, scheme: Quantization, best: Trial | None = None) -> Trial:
