@@ -62,6 +62,20 @@ def test_both_compete_and_a_second_run_finds_them(card: Path, cli: Cli, tmp_path
     assert np.load(out / "data" / "test.int8-qat.npy").shape == (359, 10)
 
 
+def test_a_target_with_uint8_weights_is_refused_before_anything_is_measured(
+    card: Path, cli: Cli, tmp_path: Path
+) -> None:
+    target = tmp_path / "board.toml"
+    target.write_text(
+        'title = "a board"\n[hardware]\narchitecture = "aarch64"\n[provider]\nname = "CPUExecutionProvider"\n'
+        '[quantization]\nweight = "uint8"\n'
+    )
+    done = cli("distill", card, "-t", target, "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert "board.toml: quantization.weight: got 'uint8'; [recipe.qat] of the card trains for 'int8'" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_changed_table_is_said(card: Path, cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert cli("distill", card, "-t", "cpu-arm", "--out", out).returncode in (0, 1)
