@@ -46,6 +46,7 @@ from edgekd.export.trial import try_teacher
 from edgekd.export.variants import INT8_TRAINED, calibration_of, export_variants
 from edgekd.figures import ModelFigures
 from edgekd.judge import budget_figures, effective_budget, judge
+from edgekd.nets.fakequant import refuse_scheme
 from edgekd.nets.families import make_shapes
 from edgekd.nets.folding import folded
 from edgekd.nets.teachers import LoadedTeacher, make_teacher_net
@@ -225,6 +226,8 @@ def explore(setup: Setup, site: Site, run: Run) -> tuple[Search, Found, Budget]:
     limits on this target."""
     card = setup.card
     budget = effective_budget(card.budget(site.target.name, setup.asked.budget), site.target)
+    if card.recipe.qat and "int8" in site.target.precisions:
+        refuse_scheme(site.target.quantization, site.target.file)
     if card.teacher.family != "self" and not run.exported.exists():
         some = setup.validation.read(np.arange(min(64, len(setup.validation))))
         try_teacher(setup.given, card, site.target, some, run.scratch)

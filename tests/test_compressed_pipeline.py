@@ -31,7 +31,7 @@ warmup_epochs = 0
 def card(tiny_card: Path) -> Path:
     """The tiny card with both tables, fewer epochs and one shape."""
     text = tiny_card.read_text().replace("[budget]", TABLES.strip())
-    text = text.replace("epochs = 12", "epochs = 4").replace("size_kb = 60", "size_kb = 16")
+    text = text.replace("epochs = 12", "epochs = 4").replace("size_kb = 60", "size_kb = 8")
     tiny_card.write_text(text.replace("[[8, 8], [8, 16]]", "[[8, 8]]"))
     return tiny_card
 
@@ -46,7 +46,7 @@ def test_both_compete_and_a_second_run_finds_them(card: Path, cli: Cli, tmp_path
     by_name = {model["name"]: model for model in result["models"]}
     assert by_name["student int8-qat"]["torch_agreement"] >= 0.99  # against the network that rounds
     assert by_name["pruned fp32"]["torch_agreement"] == 1.0
-    assert by_name["pruned int8"]["size_bytes"] < 16_500 < by_name["teacher"]["size_bytes"]  # names in it count, too
+    assert by_name["pruned int8"]["size_bytes"] < 8_500 < by_name["teacher"]["size_bytes"]  # names in it count, too
     assert by_name["pruned fp32"]["params"] < by_name["teacher"]["params"]
     assert "on validation data (" in result["why_chosen"]
     ratio = json.loads((out / "pruning.json").read_text())["ratio"]
@@ -60,6 +60,20 @@ def test_both_compete_and_a_second_run_finds_them(card: Path, cli: Cli, tmp_path
     assert again.returncode == done.returncode, again.stderr
     assert before == {path: path.read_bytes() for path in out.rglob("*.safetensors")}
     assert np.load(out / "data" / "test.int8-qat.npy").shape == (359, 10)
+
+
+def test_a_target_with_uint8_weights_is_refused_before_anything_is_measured(
+    card: Path, cli: Cli, tmp_path: Path
+) -> None:
+    target = tmp_path / "board.toml"
+    target.write_text(
+        'title = "a board"\n[hardware]\narchitecture = "aarch64"\n[provider]\nname = "CPUExecutionProvider"\n'
+        '[quantization]\nweight = "uint8"\n'
+    )
+    done = cli("distill", card, "-t", target, "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert "board.toml: quantization.weight: got 'uint8'; [recipe.qat] of the card trains for 'int8'" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_changed_table_is_said(card: Path, cli: Cli, tmp_path: Path) -> None:

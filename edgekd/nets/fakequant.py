@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from edgekd.card import Data, TextData
-from edgekd.errors import ModelError
+from edgekd.errors import ConfigError, ModelError
 from edgekd.nets.graph import folded_graph, kind_of, moved_activations
 from edgekd.target import Quantization
 
@@ -212,11 +212,11 @@ def _dequantized(numbers: Tensor, scale: Tensor) -> Tensor:
     )
 
 
-def refuse_scheme(scheme: Quantization) -> None:
-    """Raise ModelError if the target's scheme asks for weights other than symmetric int8."""
+def refuse_scheme(scheme: Quantization, where: str) -> None:
+    """Raise ConfigError, which begins with `where`, if the scheme asks for weights other than symmetric int8."""
     if scheme.weight != "int8":
-        raise ModelError(
-            f"quantization.weight: training for int8 needs int8 weights, the target asks for {scheme.weight}"
+        raise ConfigError(
+            f"{where}: quantization.weight: got {scheme.weight!r}; [recipe.qat] of the card trains for 'int8' weights"
         )
 
 
@@ -226,7 +226,6 @@ def fake_quantized(net: nn.Module, data: Data | TextData, scheme: Quantization) 
 
     Raises ModelError for an operation that would stay in float in the int8 file.
     """
-    refuse_scheme(scheme)
     graph = folded_graph(net, data)
     moved_activations(graph)
     return _Placing(graph, scheme).place()

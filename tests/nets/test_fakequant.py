@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.card import Student
-from edgekd.errors import ModelError
+from edgekd.errors import ConfigError, ModelError
 from edgekd.nets.deployed import Deployed, noise_inputs
-from edgekd.nets.fakequant import Quantizer, calibrated, fake_quantized
+from edgekd.nets.fakequant import Quantizer, calibrated, fake_quantized, refuse_scheme
 from edgekd.nets.families import make
 from edgekd.nets.graph import folded_graph, moved_activations
 from edgekd.target import Quantization
@@ -157,6 +157,5 @@ def test_what_would_stay_in_float_is_refused(net: nn.Module, said: str) -> None:
 
 
 def test_uint8_weights_are_refused() -> None:
-    net = make(CARD, Student(family="mlp"), {"hidden": [8]}, "student.knobs")
-    with pytest.raises(ModelError, match="needs int8 weights, the target asks for uint8"):
-        fake_quantized(net, CARD.data, Quantization(weight="uint8"))
+    with pytest.raises(ConfigError, match=r"^board.toml: quantization.weight: got 'uint8'; \[recipe.qat\] of the card"):
+        refuse_scheme(Quantization(weight="uint8"), "board.toml")
