@@ -88,12 +88,20 @@ def _score(shape: Shape, epochs: int, lessons: Lessons) -> Score:
             recipe, epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs / 4), stages=(), patience=0
         ),
     )
-    net = new_student(short, shape, lessons.teachers[0])
+    net, start = new_student(short, shape, lessons.teachers[0])
     shutil.rmtree(lessons.folder, ignore_errors=True)
     name = f"rank {units.flat(' '.join(f'{key}={value}' for key, value in shape.items()))}"
     try:
         history = learn(
-            short, shape, net, lessons.teachers, lessons.data, lessons.folder / "net", lessons.options, name
+            short,
+            shape,
+            net,
+            lessons.teachers,
+            lessons.data,
+            lessons.folder / "net",
+            lessons.options,
+            name,
+            start=start,
         )
         value, seconds = best_score(short.recipe, history, kind), sum(entry["seconds"] for entry in history)
     except BudgetError:  # its loss is no longer finite, so it learns nothing with this recipe
