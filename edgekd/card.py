@@ -204,11 +204,6 @@ class Family:
     function: ImportPath | None = None
     output: str = ""
     """See `Teacher.output`."""
-    weights: str = ""
-    """Weights file relative to the card, or published weights, from which every candidate starts: the layers whose
-    names and sizes fit are loaded before the training."""
-    download: bool = False
-    """See `Teacher.download`."""
 
 
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
@@ -237,6 +232,11 @@ class Student(Family):
     """The network family, or the families, from which the student is chosen."""
 
     family: str = ""
+    weights: str = ""
+    """Weights file relative to the card, or published weights, from which every candidate starts: the layers whose
+    names and sizes fit are loaded before the training."""
+    download: bool = False
+    """See `Teacher.download`."""
     families: tuple[Family, ...] = ()
     """Several families, in place of `family` and `knobs`. A shape then names its family under the key `family`."""
     rank: Literal["capacity", "learning"] = "capacity"
@@ -247,8 +247,8 @@ class Student(Family):
     def _check(self) -> "Student":
         if not self.family and not self.families:
             raise ValueError("family: is missing; add it, or [[student.families]]")
-        if self.families and (self.family or self.knobs or self.function or self.output):
-            raise ValueError("families: has no effect beside family, knobs, function or output; drop these")
+        if self.families and (self.family or self.knobs or self.function or self.output or self.weights):
+            raise ValueError("families: has no effect beside family, knobs, function, output or weights; drop these")
         names = [one.family for one in self.families]
         if twice := next((name for place, name in enumerate(names) if name in names[:place]), ""):
             raise ValueError(f"families: should name each family once, got {shown(twice)} twice")

@@ -62,7 +62,7 @@ def test_where_nothing_fits_the_limit_to_relax_is_told(card: str, search: Comman
     assert done.returncode == 1
     assert "no candidate fits; nearest:" in done.stdout
     assert "family=vgg widths=[8] fp32 needs file size ≤" in done.stdout
-    assert "family=mlp hidden=[8] fp32 needs file size ≤" in done.stdout
+    assert done.stdout.count(" needs file size ≤ ") == 3
     assert not Path("run/teacher").exists()  # nothing is trained, although ranking by learning is the default
 
 
