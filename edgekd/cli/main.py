@@ -124,6 +124,7 @@ def search(
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default runs/CARD@TARGET.")] = None,
     budget: Budgets = [],  # noqa: B006 - typer copies it
+    device: DevicePlace = "",
     settings: Settings = [],  # noqa: B006
     rank: Rank = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Empty the run folder and start again.")] = False,
@@ -134,7 +135,8 @@ def search(
     from edgekd.interface import DistillRequest
     from edgekd.tasks.known import deciding
 
-    asked = DistillRequest(data=data, teacher=teacher, out=out, budget=parse_budget(budget, deciding()), fresh=fresh)
+    limits = parse_budget(budget, deciding())
+    asked = DistillRequest(data=data, teacher=teacher, out=out, budget=limits, device=device, fresh=fresh)
     end([search_card(card, target, asked, settings, rank)])
 
 

@@ -143,7 +143,7 @@ def test_on_a_device_of_another_architecture_time_is_measured(
     assert [model.score.provenance for model in result.models] == ["measured"] * 3
     assert not {"proxy", "estimated"} & provenances(tmp_path / "run")
     assert "is the first precision of target" not in result.why_chosen  # it was chosen by time
-    assert {plan.mode for plan in plans} == {"latency", "memory", "profile", "predict"}
+    assert {plan.mode for plan in plans} == {"latency", "memory", "profile", "predict", "pair"}
     assert not any(plan.precise_int8 for plan in plans)
 
 
