@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -18,10 +19,24 @@ from edgekd.nets.deployed import Deployed, example_inputs
 from edgekd.target import Target
 from edgekd.tasks.known import task_of
 
-__all__ = ["export_untrained", "write_precisions"]
+__all__ = ["export_untrained", "unequal", "write_precisions"]
 
 CALIBRATION = 8
 """Number of images for the calibration of an untrained network: its scales do not change its latency or size."""
+
+
+def unequal(net: nn.Module) -> nn.Module:
+    """Change the biases and the factors of normalisations of an untrained network a little, in place; return it.
+
+    They are all equal at first, and equal tensors are stored only once, so the file would be smaller than that of the
+    trained network.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in (*net.parameters(), *net.buffers()):
+            if tensor.dim() == 1 and tensor.dtype.is_floating_point:
+                tensor += 0.1 * torch.rand(tensor.shape, generator=generator)
+    return net
 
 
 def export_untrained(net: nn.Module, card: Card, target: Target, inputs: NDArray[Any], path: Path) -> bool:

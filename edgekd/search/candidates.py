@@ -19,7 +19,7 @@ from edgekd.data.examples import Examples
 from edgekd.devices.device import Site
 from edgekd.distill.student import check_student
 from edgekd.errors import ConfigError, EdgekdError, InputError, ModelError
-from edgekd.export.untrained import export_untrained, write_precisions
+from edgekd.export.untrained import export_untrained, unequal, write_precisions
 from edgekd.figures import Figure, ModelFigures
 from edgekd.files import read_json, write_json
 from edgekd.nets.deployed import count_macs, count_params
@@ -215,7 +215,7 @@ def _prepare(search: Search, shape: Shape) -> list[Subject]:
     card, target = search.card, search.site.target
     check_student(card, shape, search.examples)
     torch.manual_seed(card.recipe.seed)
-    net = folded(make(card, card.student, shape, "student.knobs").eval(), card.data)
+    net = folded(unequal(make(card, card.student, shape, "student.knobs")).eval(), card.data)
     fp32 = search.run.scratch / "candidate.onnx"
     export_untrained(net, card, target, np.load(search.inputs, mmap_mode="r")[:2], fp32)
     params, macs = count_params(net), count_macs(net, card.data)

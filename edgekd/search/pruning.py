@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -16,6 +15,7 @@ from edgekd.card import Card
 from edgekd.console import say
 from edgekd.devices.device import Site
 from edgekd.export.onnx import export
+from edgekd.export.untrained import unequal
 from edgekd.export.variants import make_variant
 from edgekd.figures import Figure
 from edgekd.files import read_json, write_json
@@ -58,7 +58,7 @@ def fitting_ratio(
     if not any(budget.limit(key) for key in (*BEFORE_TRAINING, "latency_p95_ms")):
         say("pruning: the budget limits neither latency nor size, so the teacher is not pruned")
         return None
-    net, tried = _unequal(prunable(teacher)), list[dict[str, Any]]()
+    net, tried = unequal(prunable(teacher)), list[dict[str, Any]]()
     sizes, low, high = widths_of(net), 0, STEPS  # low is not enough (or not tried), high is enough (or not tried)
     while high - low > 1:
         step = (low + high) // 2
@@ -75,17 +75,6 @@ def fitting_ratio(
         else "pruning: the teacher does not meet the budget however much is removed, so it is not pruned"
     )
     return ratio
-
-
-def _unequal(net: nn.Module) -> nn.Module:
-    """Change the biases and the factors of normalisations a little: those of an untrained network are all equal, and
-    equal tensors would be stored only once, so that the file would be smaller than that of the trained network."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for tensor in (*net.parameters(), *net.buffers()):
-            if tensor.dim() == 1 and tensor.dtype.is_floating_point:
-                tensor += 0.1 * torch.rand(tensor.shape, generator=generator)
-    return net
 
 
 def _ratio(value: Any) -> float | None:

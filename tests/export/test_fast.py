@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from edgekd.card import Student
 from edgekd.export.fast import UnknownOperationError, convert
 from edgekd.export.onnx import export
-from edgekd.export.untrained import export_untrained, write_precisions
+from edgekd.export.untrained import export_untrained, unequal, write_precisions
 from edgekd.export.variants import make_variant
 from edgekd.nets.deployed import Deployed, example_inputs, noise_inputs
 from edgekd.nets.families import make
@@ -35,7 +35,7 @@ SHAPES = [
 
 
 def network(family: str, shape: dict[str, Any], card: Any = CARD, trained: bool = True) -> nn.Module:
-    """The network as it is deployed; `trained` gives its batch normalisation the statistics of a trained one."""
+    """The network as it is deployed; `trained` gives its batch normalisation and biases other values."""
     torch.manual_seed(0)
     net = make(card, Student(family=family), shape, "student.knobs").eval()
     for module in net.modules():
@@ -44,6 +44,8 @@ def network(family: str, shape: dict[str, Any], card: Any = CARD, trained: bool 
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
             nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+        if trained and isinstance(module, nn.Conv2d) and module.bias is not None:
             nn.init.normal_(module.bias)
     return folded(net, card.data)
 
@@ -77,6 +79,23 @@ def test_the_answers_are_those_of_torch_for_any_batch(family: str, shape: dict[s
         expected = module(inputs).numpy()
     np.testing.assert_allclose(answers(model, inputs), expected, atol=1e-5 * np.abs(expected).max())
     assert model.graph.output[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+@pytest.mark.parametrize(("family", "shape"), SHAPES)
+def test_the_file_of_an_untrained_network_is_as_large_as_the_final_one(
+    family: str, shape: dict[str, Any], tmp_path: Path
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), dtype=np.uint8)
+    full, fast, stored_once = tmp_path / "full.onnx", tmp_path / "fast.onnx", tmp_path / "once.onnx"
+    export(network(family, shape), CARD, TARGET, full, {})
+    make_variant(full, "int8", TARGET, images, tmp_path / "full-int8.onnx")
+    export_untrained(unequal(network(family, shape, trained=False)), CARD, TARGET, images[:2], fast)
+    files = write_precisions(fast, TARGET, images)
+    size = (tmp_path / "full-int8.onnx").stat().st_size
+    # Names and metadata differ by some bytes.
+    assert files["int8"].stat().st_size == pytest.approx(size, rel=0.03, abs=250)
+    export_untrained(network(family, shape, trained=False), CARD, TARGET, images[:2], stored_once)
+    assert write_precisions(stored_once, TARGET, images)["int8"].stat().st_size < size
 
 
 @pytest.mark.parametrize(("family", "shape"), SHAPES)
