@@ -1,6 +1,5 @@
 """What identifies a run in addition to its card: the structure of its networks, and its data."""
 
-import contextlib
 import hashlib
 import re
 from pathlib import Path
@@ -8,18 +7,22 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from edgekd.candidate import shape_name
 from edgekd.card import Card
 from edgekd.data.arrays import digest
 from edgekd.data.images import Split
 from edgekd.data.sources import data_marks
 from edgekd.distill.tasks.known import learning_of
 from edgekd.errors import ConfigError
-from edgekd.nets.families import UnbuildableError, make, make_shapes
+from edgekd.nets.families import UnbuildableError, make, shapes_of
 from edgekd.nets.teachers import make_teacher_net
 from edgekd.run import Run
 from edgekd.tasks.known import task_of
 
 __all__ = ["refuse_changes", "structure", "structures"]
+
+CANNOT_BE_BUILT = "cannot be built"
+"""Stands for the structure of a candidate whose network cannot be built."""
 
 
 def structure(net: nn.Module) -> str:
@@ -33,11 +36,11 @@ def structure(net: nn.Module) -> str:
 
 
 def structures(card: Card, teacher_given: bool) -> dict[str, str]:
-    """The structure of each network that this run trains; for the student, that of its first shape only.
+    """The structure of each network that this run may train, also of each candidate shape of the student.
 
     A teacher that is given (`teacher_given`) is left out: the SHA-256 of its file identifies it.
     """
-    found = {"student": structure(_first_student(card))}
+    found = _students(card)
     if not teacher_given and card.teacher.family not in ("self", "onnx"):
         found["teacher"] = structure(make_teacher_net(card))
     for number, assistant in enumerate(card.assistants):
@@ -45,12 +48,19 @@ def structures(card: Card, teacher_given: bool) -> dict[str, str]:
     return found
 
 
-def _first_student(card: Card) -> nn.Module:
-    """The student with the first shape that can be built; make_shapes guarantees that there is one."""
-    for shape in make_shapes(card, card.student):
-        with contextlib.suppress(UnbuildableError):
-            return make(card, card.student, shape, "student.knobs")
-    raise AssertionError
+def _students(card: Card) -> dict[str, str]:
+    """The structure of each candidate, by its shape; "student" names the first one that can be built, as run.json of
+    earlier versions does."""
+    found: dict[str, str] = {}
+    for shape in shapes_of(card, card.student):
+        name = f"student {shape_name(shape)}" if shape else "student"
+        try:
+            found[name] = structure(make(card, card.student, shape, "student.knobs"))
+        except UnbuildableError:
+            found[name] = CANNOT_BE_BUILT
+        else:
+            found.setdefault("student", found[name])
+    return found
 
 
 def refuse_changes(card: Card, run: Run, folder: Path | None, teacher_given: bool) -> None:

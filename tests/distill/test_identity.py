@@ -1,5 +1,6 @@
 """What a run is made of: networks and data."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,8 +73,47 @@ def test_the_structure_of_a_network_is_its_tensors_and_its_tree() -> None:
 
 
 def test_the_networks_that_are_trained_have_a_structure(pictures: tuple[Card, Path]) -> None:
-    assert structures(pictures[0], teacher_given=False).keys() == {"student", "teacher"}
-    assert structures(pictures[0], teacher_given=True).keys() == {"student"}
+    assert structures(pictures[0], teacher_given=False).keys() == {"student", "student hidden=[4]", "teacher"}
+    assert structures(pictures[0], teacher_given=True).keys() == {"student", "student hidden=[4]"}
+
+
+NETS = """
+from torch import nn
+
+activation = {"wide": nn.ReLU, "narrow": nn.ReLU, "broken": nn.ReLU}
+
+def student(kind, classes):
+    if activation[kind] is None:
+        raise ValueError("there is no such kind")
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes), activation[kind]())
+"""
+
+
+def test_every_candidate_has_a_structure(
+    pictures: tuple[Card, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (tmp_path / "card.toml").read_text()
+    imported = '[student]\nfamily = "import"\nfunction = "candidate_nets:student"'
+    text = text.replace('[student]\nfamily = "mlp"', imported)
+    text = text.replace("hidden = [[4]]", 'kind = ["broken", "wide", "narrow"]')
+    (tmp_path / "imported.toml").write_text(text)
+    (tmp_path / "candidate_nets.py").write_text(NETS)
+    card = load_card(str(tmp_path / "imported.toml"))
+    made = structures(card, True)
+    assert made.keys() == {"student", "student kind=broken", "student kind=wide", "student kind=narrow"}
+    kinds = sys.modules["candidate_nets"].activation
+    with open_run(tmp_path / "run", card, load_target("cpu-x86"), Budget(), {}, False) as run:
+        run.begin("data", made)
+        for kind, other in (("broken", None), ("wide", nn.GELU), ("narrow", nn.GELU), ("narrow", None)):
+            monkeypatch.setitem(kinds, kind, other)
+            with pytest.raises(ConfigError, match=f"the structure of the network 'student kind={kind}' has changed"):
+                run.refuse_other_networks(structures(card, True))
+            monkeypatch.setitem(kinds, kind, nn.ReLU)
+        run.refuse_other_networks(structures(card, True))
+
+    monkeypatch.setitem(kinds, "broken", None)
+    made = structures(card, True)
+    assert made["student"] == made["student kind=wide"] != made["student kind=broken"]  # the first that can be built
 
 
 def test_other_data_or_networks_of_a_finished_run_are_refused(
@@ -106,5 +146,5 @@ def test_other_data_or_networks_of_a_finished_run_are_refused(
             refuse_changes(card, run, folder, False)
 
         monkeypatch.setattr("edgekd.distill.identity.structure", lambda net: "another")
-        with pytest.raises(ConfigError, match=r"the structure of the network 'student' has changed .* use --fresh"):
+        with pytest.raises(ConfigError, match=r"network 'student hidden=\[4\]' has changed .* use --fresh"):
             refuse_changes(card, run, folder, False)
