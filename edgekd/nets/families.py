@@ -44,6 +44,7 @@ __all__ = [
     "FAMILIES",
     "FOREIGN",
     "IMAGE_FAMILIES",
+    "MAX_BUILT",
     "TEXT_FAMILIES",
     "UnbuildableError",
     "make",
