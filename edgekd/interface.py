@@ -146,8 +146,9 @@ def distill_each(card: Card, targets: Sequence[Target], asked: DistillRequest) -
             run = stack.enter_context(open_run(folder, card, site.target, limits, files, asked.fresh))
             if run.result.exists() and run.model.exists():
                 given = weights_of(card, asked.teacher) is not None and teacher_start(card, asked.teacher) is None
-                refuse_changes(card, run, asked.data, given)
-                done.append(Distilled(run=run, outcome=read_result(run.result), before=True))
+                outcome = read_result(run.result)
+                refuse_changes(card, run, asked.data, given, outcome.shape)
+                done.append(Distilled(run=run, outcome=outcome, before=True))
             else:
                 waiting.append((site, run))
                 done.append(None)

@@ -25,7 +25,7 @@ from edgekd.data.originals import keep_originals, keep_timed
 from edgekd.data.sources import data_marks
 from edgekd.devices.device import Site
 from edgekd.devices.host import processes
-from edgekd.distill.identity import structures
+from edgekd.distill.identity import structures, structures_of
 from edgekd.distill.pruned import check_pruning
 from edgekd.distill.student import TrainingOptions, assist, check_networks, training_summary
 from edgekd.distill.tasks.known import examples_of, learning_of
@@ -317,6 +317,7 @@ def rank(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = (), wid
 
 def finish(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = ()) -> Result:
     """Train, export, measure and choose; then judge on test data."""
+    plan.run.hold(structures_of(setup.card, [plan.choice.shape]))
     student = learn(setup, plan, earlier)
     resizing = fidelity(setup.validation, student.card) if student.card.export.resize else None
     notes = {"resize_parity": resizing.words} if resizing else {}

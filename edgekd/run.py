@@ -61,8 +61,17 @@ class Run:
             say(f"{change}; nothing was trained yet, so the run begins anew")
             _empty(self.folder)
             self.artefacts.clear()
-        made_of = {"networks": dict(networks), "data_digest": data_digest, "data_marks": data_marks}
+        known = {**self._begun_with("networks", {}), **networks}
+        made_of = {"networks": known, "data_digest": data_digest, "data_marks": data_marks}
         write_json(self.folder / "run.json", self.snapshot | made_of)
+
+    def hold(self, networks: Mapping[str, str]) -> None:
+        """Add the structure of the network that was chosen to `run.json`. Raises ConfigError if it has changed."""
+        self.refuse_other_networks(networks)
+        content = read_json(self.folder / "run.json")
+        if not networks.items() <= content["networks"].items():
+            content["networks"] |= networks
+            write_json(self.folder / "run.json", content)
 
     def refuse_other_networks(self, networks: Mapping[str, str]) -> None:
         """Raise ConfigError if the structure of a network has changed since the run began."""

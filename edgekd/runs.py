@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.bench.arrays import extract, map_array, names_in
+from edgekd.bench.arrays import extract, map_array, names_in, save_arrays
 from edgekd.bench.measure import References, Subject, evaluate, logits_of, measure_each
 from edgekd.bench.records import Effort
 from edgekd.bench.sequences import task_name_of
@@ -131,8 +131,8 @@ def read_arrays(path: Path, folder: Path) -> Inputs:
         raise InputError(f"{path}: {needs}; it holds no inputs")
     known = np.empty(0, np.int64) if labels is None else labels
     file = folder / "second.npz"
-    np.savez(file, **given)  # type: ignore[arg-type]
-    np.savez(file.with_suffix(".sample.npz"), **_one_example(given))  # type: ignore[arg-type]
+    save_arrays(file, given)
+    save_arrays(file.with_suffix(".sample.npz"), _one_example(given))
     return Inputs(file, known, visible(str(path)))
 
 

@@ -103,3 +103,27 @@ def test_a_name_left_over_on_a_tensor_that_lies_inside_is_no_other_file() -> Non
     tensor = outside()
     tensor.raw_data, tensor.data_location = np.ones(2, np.float32).tobytes(), TensorProto.DEFAULT
     assert external_files(helper.make_model(graph_of([], initializer=[tensor]))) == []
+
+
+@pytest.mark.parametrize("command", ["bench", "check", "quantize"])
+@pytest.mark.parametrize("links", [{"weights": "weights"}, {"weights": "back", "back": "weights"}])
+def test_weights_that_are_a_loop_of_links_are_told_in_one_line(
+    links: dict[str, str], command: str, tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    for name, other in links.items():
+        (tmp_path / name).symlink_to(other)
+    file = tmp_path / "m.onnx"
+    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])]
+    answer = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])]
+    add = helper.make_node("Add", ["x", "w"], ["y"])
+    model = helper.make_model(helper.make_graph([add], "g", given, answer, initializer=[outside()]), ir_version=9)
+    file.write_bytes(model.SerializeToString())
+    options = {"check": ["--budget", "size_kb=1"], "quantize": ["--data", "set.npz"]}.get(command, [])
+    np.savez(tmp_path / "set.npz", inputs=np.zeros((40, 2), np.float32), labels=np.zeros(40, np.int64))
+    done = cli(command, file, "-t", "cpu-x86", *options)
+    assert done.returncode == 2, done.stderr
+    told = [line for line in (done.stderr + done.stdout).splitlines() if "weights" in line]
+    assert len(told) == 1, told
+    assert "keeps weights in 'weights', which cannot be read (Too many levels of symbolic links)" in told[0]
+    with pytest.raises(InputError, match="Too many levels of symbolic links"):
+        whole_model(file)

@@ -5,13 +5,14 @@ size.
 import shutil
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["extract", "map_array", "names_in"]
+__all__ = ["extract", "map_array", "names_in", "save_arrays"]
 
 KINDS = "biufcUS"
 """Kinds of NumPy dtypes that a model may take: booleans, numbers and texts."""
@@ -64,3 +65,11 @@ def map_array(file: Path) -> NDArray[Any]:
     if array.dtype.kind not in KINDS or not array.dtype.isnative:
         raise ValueError(f"has the dtype {array.dtype}; numbers in this machine's byte order are needed")
     return array
+
+
+def save_arrays(archive: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write an uncompressed .npz archive. Unlike `np.savez`, it takes arrays of every name, such as `file`."""
+    with zipfile.ZipFile(archive, "w") as members:
+        for name, array in arrays.items():
+            with members.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)

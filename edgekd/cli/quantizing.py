@@ -1,6 +1,7 @@
 """`quantize`: make an int8 file of a model that edgekd did not train, and print what it costs and gains."""
 
 import dataclasses
+import math
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from edgekd import units
 from edgekd.console import out, say
 from edgekd.devices.local import connect
 from edgekd.errors import ConfigError, ExitCode, InputError
+from edgekd.external import model_files
 from edgekd.files import atomic, real, write_json
 from edgekd.imports import require
 from edgekd.judge import EXIT_CODES
@@ -101,6 +103,7 @@ def _examples(model: Path, options: QuantizeOptions) -> Any:
         loaded = onnx.load(model, load_external_data=False)
     except Exception as error:  # onnx passes on any exception of protobuf
         raise InputError(f"{model}: cannot be read as ONNX") from error
+    model_files(model, loaded)  # raises InputError for weights in other files that cannot be read
     if options.data.is_dir():
         require("PIL", "train", f"--data {options.data}: reading image files")
         mean, std = _numbers("--mean", options.mean), _numbers("--std", options.std)
@@ -114,11 +117,12 @@ def _examples(model: Path, options: QuantizeOptions) -> Any:
 
 def _numbers(option: str, text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")] if text else []
+        numbers = [float(part) for part in text.split(",")] if text else []
     except ValueError:
-        raise ConfigError(
-            f"{option} {text}: should be numbers with commas between, such as 0.485,0.456,0.406"
-        ) from None
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise ConfigError(f"{option} {text}: should be numbers with commas between, such as 0.485,0.456,0.406")
+    return numbers
 
 
 def _show_layers(layers: list[Any], path: Path) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edgekd.errors import InputError, one_line
+from edgekd.errors import InputError, one_line, shown
+from edgekd.tasks.classification import labels_problem
 
 if TYPE_CHECKING:
     from edgekd.card import Data
@@ -65,14 +66,14 @@ def ready_npz(path: Path, model: onnx.ModelProto) -> Ready:
             f"({_listed(wanted)}), and perhaps `labels`"
         )
     for name, array in arrays.items():
-        kind = onnx.helper.tensor_dtype_to_np_dtype(wanted[name].elem_type)
+        kind = _dtype(name, wanted[name])
         if array.dtype != kind:
             raise InputError(f"{path}: {name} is {array.dtype}, and the model takes {kind}; convert it")
     counts = {len(array) if array.ndim else 0 for array in (*arrays.values(), *([] if labels is None else [labels]))}
     if len(counts) != 1:
         raise InputError(f"{path}: its arrays hold different numbers of examples ({_listed(map(str, counts))})")
-    if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0)):
-        raise InputError(f"{path}: labels should be class numbers from 0, got {labels.dtype} {list(labels.shape)}")
+    if labels is not None and (problem := labels_problem(labels)):
+        raise InputError(f"{path}: {problem}")
     known = None if labels is None else labels.astype(np.int64)
     return Ready(inputs=arrays, labels=known, about=str(path))
 
@@ -124,11 +125,20 @@ def _normalized(pixels: NDArray[Any], mean: Sequence[float], std: Sequence[float
     return np.asarray((pixels / 255 - shift) / scale, np.float32)
 
 
+def _dtype(name: str, kind: onnx.TypeProto.Tensor) -> np.dtype[Any]:
+    try:
+        return onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    except KeyError:
+        raise InputError(
+            f"the model's input {shown(name)} is no tensor, or of a type that onnx does not know"
+        ) from None
+
+
 def _image_input(model: onnx.ModelProto) -> tuple[str, np.dtype[Any], list[int]]:
     wanted = model_inputs(model)
-    name, kind = next(iter(wanted.items()))
+    name, kind = next(iter(wanted.items()), ("", onnx.TypeProto.Tensor(elem_type=onnx.TensorProto.FLOAT)))
     shape = [dim.dim_value for dim in kind.shape.dim]
-    known = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    known = _dtype(name, kind)
     if len(wanted) != 1 or len(shape) != 4 or known not in (np.float32, np.uint8):
         raise InputError(
             "--data: a folder of images is for a model with one float or uint8 input of four axes; give "

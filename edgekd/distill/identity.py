@@ -1,25 +1,29 @@
 """What identifies a run in addition to its card: the structure of its networks, and its data."""
 
-import contextlib
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
+from edgekd.candidate import Shape, shape_name
 from edgekd.card import Card
 from edgekd.data.arrays import digest
 from edgekd.data.images import Split
 from edgekd.data.sources import data_marks
 from edgekd.distill.tasks.known import learning_of
 from edgekd.errors import ConfigError
-from edgekd.nets.families import UnbuildableError, make, make_shapes
+from edgekd.nets.families import MAX_BUILT, UnbuildableError, make, shapes_of
 from edgekd.nets.teachers import make_teacher_net
 from edgekd.run import Run
 from edgekd.tasks.known import task_of
 
-__all__ = ["refuse_changes", "structure", "structures"]
+__all__ = ["refuse_changes", "structure", "structures", "structures_of"]
+
+CANNOT_BE_BUILT = "cannot be built"
+"""Stands for the structure of a candidate whose network cannot be built."""
 
 
 def structure(net: nn.Module) -> str:
@@ -33,11 +37,15 @@ def structure(net: nn.Module) -> str:
 
 
 def structures(card: Card, teacher_given: bool) -> dict[str, str]:
-    """The structure of each network that this run trains; for the student, that of its first shape only.
+    """The structure of each network that this run may train, also of the student's shapes, as far as there are not too
+    many to build them all; see `structures_of` for the one that is chosen.
 
     A teacher that is given (`teacher_given`) is left out: the SHA-256 of its file identifies it.
     """
-    found = {"student": structure(_first_student(card))}
+    found = structures_of(card, shapes_of(card, card.student)[:MAX_BUILT])
+    first = next((one for one in found.values() if one != CANNOT_BE_BUILT), None)
+    if first:
+        found["student"] = first  # run.json of earlier versions has the first shape alone, under this name
     if not teacher_given and card.teacher.family not in ("self", "onnx"):
         found["teacher"] = structure(make_teacher_net(card))
     for number, assistant in enumerate(card.assistants):
@@ -45,20 +53,25 @@ def structures(card: Card, teacher_given: bool) -> dict[str, str]:
     return found
 
 
-def _first_student(card: Card) -> nn.Module:
-    """The student with the first shape that can be built; make_shapes guarantees that there is one."""
-    for shape in make_shapes(card, card.student):
-        with contextlib.suppress(UnbuildableError):
-            return make(card, card.student, shape, "student.knobs")
-    raise AssertionError
+def structures_of(card: Card, shapes: Sequence[Shape]) -> dict[str, str]:
+    """The structure of the student in each of the shapes, by the name that it has in run.json."""
+    found = {}
+    for shape in shapes:
+        name = f"student {shape_name(shape)}" if shape else "student"
+        try:
+            found[name] = structure(make(card, card.student, shape, "student.knobs"))
+        except UnbuildableError:
+            found[name] = CANNOT_BE_BUILT
+    return found
 
 
-def refuse_changes(card: Card, run: Run, folder: Path | None, teacher_given: bool) -> None:
-    """Raise ConfigError if the networks or the data of a finished run have changed since.
+def refuse_changes(card: Card, run: Run, folder: Path | None, teacher_given: bool, chosen: Shape) -> None:
+    """Raise ConfigError if the networks or the data of a finished run, whose student has the shape `chosen`, have
+    changed since.
 
     The data are only read if the names, sizes or modification times of their files differ.
     """
-    run.refuse_other_networks(structures(card, teacher_given))
+    run.refuse_other_networks(structures(card, teacher_given) | structures_of(card, [chosen]))
     learning = learning_of(card.data)
     named = folder is not None or card.data.path or card.data.source in task_of(card.data).embedded
     if named and run.other_marks(data_marks(card, folder)):

@@ -40,7 +40,17 @@ from edgekd.nets.vgg import vgg
 from edgekd.spec import build
 from edgekd.tasks.known import task_of
 
-__all__ = ["FAMILIES", "FOREIGN", "IMAGE_FAMILIES", "TEXT_FAMILIES", "UnbuildableError", "make", "make_shapes"]
+__all__ = [
+    "FAMILIES",
+    "FOREIGN",
+    "IMAGE_FAMILIES",
+    "MAX_BUILT",
+    "TEXT_FAMILIES",
+    "UnbuildableError",
+    "make",
+    "make_shapes",
+    "shapes_of",
+]
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -152,19 +162,12 @@ FAMILIES: dict[str, dict[str, tuple[type, Any]]] = {
 
 
 def make_shapes(card: Card, student: Student) -> list[Shape]:
-    """Every combination of the knobs of each of the student's families, each checked, the first ones by building their
-    networks. With several families, each shape names its own under the key `family`.
+    """The shapes of `shapes_of`, each checked, the first ones by building their networks.
 
     A shape whose network cannot be built stays in the list, because the search reports why it is left out. Raises
-    ConfigError if no network can be built, and, before it builds any, if there are more than MAX_CANDIDATES shapes.
+    ConfigError if no network can be built, and as `shapes_of` does before it builds any.
     """
-    families = student.families or (student,)
-    _refuse_many(card, families)
-    shapes: list[Shape] = []
-    for family in families:
-        named = {"family": family.family} if student.families else {}
-        values = itertools.product(*family.knobs.values())
-        shapes += [named | dict(zip(family.knobs, one, strict=True)) for one in values]
+    shapes = shapes_of(card, student)
     broken: list[UnbuildableError] = []
     for place, shape in enumerate(shapes):
         try:
@@ -176,6 +179,19 @@ def make_shapes(card: Card, student: Student) -> list[Shape]:
             broken.append(error)
     if len(broken) == len(shapes):
         raise broken[0]
+    return shapes
+
+
+def shapes_of(card: Card, student: Student) -> list[Shape]:
+    """Every combination of the knobs of each of the student's families. With several families, each shape names its own
+    under the key `family`. Raises ConfigError if there are more than MAX_CANDIDATES."""
+    families = student.families or (student,)
+    _refuse_many(card, families)
+    shapes: list[Shape] = []
+    for family in families:
+        named = {"family": family.family} if student.families else {}
+        values = itertools.product(*family.knobs.values())
+        shapes += [named | dict(zip(family.knobs, one, strict=True)) for one in values]
     return shapes
 
 

@@ -12,6 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgekd import units
+from edgekd.bench.arrays import save_arrays
 from edgekd.bench.measure import Subject, logits_of
 from edgekd.bench.statistics import Interval
 from edgekd.data.ready import Ready
@@ -126,6 +127,7 @@ def quantize_file(asked: Asked) -> Quantized:
     outputs must stay the same bit for bit. Raises InputError or ModelError if that is not possible.
     """
     parts = _parts(asked)
+    _refuse_labels(asked, parts.judging)
     model = _load(asked.model)
     made = asked.folder / "made.onnx"
     choice = fallback = None
@@ -184,6 +186,16 @@ def _parts(asked: Asked) -> _Parts:
     )
 
 
+def _refuse_labels(asked: Asked, part: Ready) -> None:
+    """Raise InputError if the model tells fewer classes apart than the labels name: every answer would be wrong, before
+    and after, and nothing would seem lost."""
+    if asked.examples.labels is None:
+        return
+    outputs = _logits(asked.model, asked, _written(asked, part, "judging"))
+    if problem := TASK.fit_problem(outputs, asked.examples.labels, asked.model.name):
+        raise InputError(f"{asked.examples.about}: {problem}")
+
+
 def _written(asked: Asked, part: Ready, name: str) -> Path:
     """Write a part of the examples for the workers: .npy for a single input, else .npz."""
     if len(part.inputs) == 1:
@@ -191,7 +203,7 @@ def _written(asked: Asked, part: Ready, name: str) -> Path:
         np.save(path, next(iter(part.inputs.values())))
         return path
     path = asked.folder / f"{name}.npz"
-    np.savez(path, **part.inputs)  # type: ignore[arg-type]
+    save_arrays(path, part.inputs)
     return path
 
 

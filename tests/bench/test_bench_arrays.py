@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekd.bench.arrays import extract, map_array
+from edgekd.bench.arrays import extract, map_array, save_arrays
 
 
 def npy(header: str, content: bytes = bytes(64)) -> bytes:
@@ -102,3 +102,11 @@ def test_a_damaged_file_is_taken_or_refused(tmp_path: Path) -> None:
         except ValueError:
             refused += 1
     assert refused > 100
+
+
+def test_arrays_of_any_name_are_written(tmp_path: Path) -> None:
+    given = {name: np.arange(3, dtype=np.float32) for name in ("file", "allow_pickle", "a/b", "inputs")}
+    save_arrays(tmp_path / "a.npz", given)
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as kept:
+        assert sorted(kept.files) == sorted(given)
+        assert all(np.array_equal(kept[name], array) for name, array in given.items())

@@ -184,6 +184,10 @@ def test_weights_alone(cli: Cli, model: Path, arrays: Path, elsewhere: Path, tmp
         (["--data", "pictures", "--mean", "0.5"], "--mean: got 1 numbers; the model takes 3 channels"),
         (["--data", "pictures", "--std", "1,1,0"], "--std: should be numbers above 0"),
         (["--data", "pictures", "--mean", "a"], "--mean a: should be numbers with commas between"),
+        (["--data", "pictures", "--std", "nan,1,1"], "--std nan,1,1: should be numbers with commas between"),
+        (["--data", "strange.npz"], "strange.npz: labels go up to 3, and model.onnx tells 3 classes apart"),
+        (["--data", "large.npz"], "large.npz: label 0 is 18446744073709551615; labels are class numbers from 0"),
+        (["--data", "arrays.npz", "--max-drop", "nan"], "--max-drop': Input should be less than or equal to 100"),
     ],
 )
 def test_what_does_not_suit_is_told_in_one_line(
@@ -194,6 +198,8 @@ def test_what_does_not_suit_is_told_in_one_line(
     np.savez(tmp_path / "double.npz", inputs=x.astype(np.float64))
     np.savez(tmp_path / "other.npz", pixels=x)
     np.savez(tmp_path / "uneven.npz", inputs=x[:6], labels=np.zeros(5, np.int64))
+    np.savez(tmp_path / "strange.npz", inputs=x, labels=np.full(len(x), 3))
+    np.savez(tmp_path / "large.npz", inputs=x, labels=np.full(len(x), 2**64 - 1, np.uint64))
     (tmp_path / "text.npz").write_text("no archive", encoding="utf-8")
     (tmp_path / "empty").mkdir()
     (tmp_path / "pictures").mkdir()
@@ -203,6 +209,22 @@ def test_what_does_not_suit_is_told_in_one_line(
     assert expected in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "model-int8.onnx").exists()
+
+
+def test_a_model_without_a_usable_input_is_told_in_one_line(cli: Cli, arrays: Path, here: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(bright(1)[0][0]).save(tmp_path / "pictures" / "one.png")
+    loaded = onnx.load(float_model(tmp_path / "model.onnx"))
+    loaded.graph.input[0].type.tensor_type.elem_type = 99
+    onnx.save(loaded, tmp_path / "strange.onnx")
+    del loaded.graph.input[:]
+    onnx.save(loaded, tmp_path / "none.onnx")
+    for file in ("strange.onnx", "none.onnx"):
+        for data in ("arrays.npz", "pictures"):
+            done = cli("quantize", file, "--target", here, "--data", data)
+            assert done.returncode == 2, done.stderr
+            assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+            assert "input" in done.stderr
 
 
 def test_images_become_what_the_model_takes(model: Path, tmp_path: Path) -> None:
