@@ -12,6 +12,7 @@ __all__ = [
     "flat",
     "json_text",
     "milliseconds",
+    "natural",
     "percent",
     "ratio",
     "visible",
@@ -49,6 +50,12 @@ def count(number: float) -> str:
 def accuracy(fraction: float) -> str:
     """`0.9173` → `91.73 %`."""
     return f"{100 * fraction:.2f} %"
+
+
+def natural(text: str) -> tuple[tuple[int, int, str], ...]:
+    """A key that sorts the numbers in texts by their value: `class 2` comes before `class 10`."""
+    parts = re.findall(r"[0-9]{1,18}|[^0-9]+", text)
+    return tuple((0, int(part), "") if part.isdecimal() and part.isascii() else (1, 0, part) for part in parts)
 
 
 def percent(fraction: float) -> str:

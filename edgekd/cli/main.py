@@ -56,6 +56,30 @@ Models = Annotated[list[Path], typer.Argument(metavar="RUN|MODEL...", help="Run 
 
 
 @app.command()
+def init(
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of the data.")],
+    teacher: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="ONNX or weights file, torchvision:NAME, timm:NAME or module:function; default: one to train.",
+        ),
+    ] = "",
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target", "-t", metavar="NAME|FILE", help="Bundled target or a TOML file; default this machine's."
+        ),
+    ] = "",
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The card; default DIR's name and .toml.")] = None,
+) -> None:
+    """Write a first card for your data and teacher."""
+    from edgekd.cli.drafting import write_card
+
+    end([write_card(data, teacher, target, out)])
+
+
+@app.command()
 def distill(
     card: CardName = "digits",
     target: Annotated[
