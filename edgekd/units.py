@@ -64,8 +64,13 @@ def percent(fraction: float) -> str:
 
 
 def ratio(value: float) -> str:
-    """`0.4971` → `0.50 ×`."""
-    return f"{value:.3f} ×" if value < 0.1 else f"{value:.2f} ×"
+    """A figure as a factor of another one, never a small fraction: `2` → `×2.0`; `0.0804` → `÷12`.
+
+    The text is empty from 0.95 to 1.05, because that says nothing."""
+    if 0.95 <= value <= 1.05 or value <= 0:
+        return ""
+    sign, factor = ("×", value) if value > 1 else ("÷", 1 / value)
+    return f"{sign}{factor:.1f}" if factor < 9.95 else f"{sign}{factor:.0f}"
 
 
 def duration(seconds: float) -> str:
