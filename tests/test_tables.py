@@ -70,7 +70,7 @@ def test_a_terminal_of_80_columns_shows_whole_figures_and_one_line_for_what_is_n
     assert "85.0 kB (÷12)" in text
     assert "latency p95" not in text
     assert lines == [
-        "  how: measured; exact: file size, parameters; estimated, measured: latency p50",
+        "  how: exact; measured: top-1 accuracy; estimated, measured: latency p50",
         "  not known: latency p95",
     ]
 
