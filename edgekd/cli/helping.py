@@ -11,7 +11,7 @@ GROUPS = {
     "Start": ("init", "distill"),
     "Compress": ("teach", "sweep", "search", "prune", "quantize"),
     "Measure": ("bench", "check", "report"),
-    "Keep": ("baseline", "cache"),
+    "Keep": ("baseline", "bundle", "cache"),
     "Look up": ("targets", "models", "devices", "doctor"),
 }
 """The commands by what they are for, in the order of the help. Others come last."""
@@ -21,6 +21,9 @@ EXAMPLES = {
     "distill": ("edgekd distill", "edgekd distill ./parts.toml --data parts/ --target cpu-arm"),
     "teach": ("edgekd teach ./parts.toml --data parts/",),
     "sweep": ("edgekd sweep digits --temperatures 1:8 --trials 12",),
+    "search": ("edgekd search digits --target cpu-x86",),
+    "bundle": ("edgekd bundle model.onnx --target cpu-arm --out bundle/",),
+    "devices": ("edgekd devices", "edgekd devices ssh://pi@raspberrypi.local --write my-pi.toml"),
     "bench": ("edgekd bench model.onnx --target cpu-x86 --data set.npz",),
     "quantize": ("edgekd quantize model.onnx --target cpu-x86 --data images/",),
     "check": (
@@ -37,9 +40,11 @@ EXAMPLES = {
 """Examples by command. The tests run those that need no data of the user's."""
 
 
-def example(command: str) -> str:
+def _example(command: str) -> str | None:
     """The end of the command's help, as typer's `epilog`. The mark `\\b` keeps the lines as they are."""
-    lines = EXAMPLES[command]
+    lines = EXAMPLES.get(command, ())
+    if not lines:
+        return None
     return "\n".join(["\b", "Example:" if len(lines) == 1 else "Examples:", *(f"  {line}" for line in lines)])
 
 

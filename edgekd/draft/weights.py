@@ -106,21 +106,47 @@ def _text(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
     return Family(family=family, shape=shape, outputs=heads[-1][0], vocabulary=vocabulary)
 
 
+_TELLING = {
+    "layer1.0.conv1.": ("resnet", "resnext", "wide_resnet"),
+    "features.denseblock1.": ("densenet",),
+    "trunk_output.": ("regnet",),
+    "stage2.0.": ("shufflenet",),
+    "encoder.layers.": ("vit",),
+    "features.0.0.": ("mobilenet", "efficientnet", "convnext", "swin"),
+    "features.0.weight": ("alexnet", "squeezenet", "vgg"),
+    "inception3a.": ("googlenet",),
+    "Mixed_5b.": ("inception",),
+    "layers.0.weight": ("mnasnet",),
+}
+"""The beginning of a weight's name, and of the names of torchvision's networks that have such a weight."""
+
+
 def _torchvision(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
     """torchvision's classification network with these names and sizes, where the head may have any number of
     outputs."""
     import torchvision
 
+    starts = tuple(
+        one for key, names in _TELLING.items() if any(name.startswith(key) for name in sizes) for one in names
+    )
     kept = {name: size for name, size in sizes.items() if not name.endswith("num_batches_tracked")}
-    with torch.device("meta"):
-        for name in torchvision.models.list_models(module=torchvision.models):
-            usual = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    for name in torchvision.models.list_models(module=torchvision.models):
+        if not name.startswith(starts or "\0"):
+            continue
+        usual = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        try:
+            with torch.device("meta"):
+                net = torchvision.models.get_model(name, weights=None, **usual)
+        except (
+            NotImplementedError,
+            RuntimeError,
+        ):  # some transformers cannot be built without memory for their weights
             net = torchvision.models.get_model(name, weights=None, **usual)
-            own = {key: tuple(value.shape) for key, value in net.state_dict().items() if not key.endswith("tracked")}
-            if own.keys() != kept.keys():
-                continue
-            other = [key for key in own if own[key] != kept[key]]
-            if all(own[key][0] == 1000 and own[key][1:] == kept[key][1:] for key in other):
-                head = [key for key in own if own[key][0] == 1000]
-                return Family(family="torchvision", shape={"model": name}, outputs=kept[head[-1]][0], channels=3)
+        own = {key: tuple(value.shape) for key, value in net.state_dict().items() if not key.endswith("tracked")}
+        if own.keys() != kept.keys():
+            continue
+        other = [key for key in own if own[key] != kept[key]]
+        if all(own[key][0] == 1000 and own[key][1:] == kept[key][1:] for key in other):
+            head = [key for key in own if own[key][0] == 1000]
+            return Family(family="torchvision", shape={"model": name}, outputs=kept[head[-1]][0], channels=3)
     return None

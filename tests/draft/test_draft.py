@@ -143,6 +143,11 @@ def test_the_family_of_weights_is_found_by_their_names_and_sizes() -> None:
         assert (found.family, found.shape) == (family, shape)
         assert found.outputs == (2 if found.text else 10)
         assert found.vocabulary == (50 if found.text else None)
+    import torchvision
+
+    net = torchvision.models.shufflenet_v2_x0_5(num_classes=10)
+    found = family_of(net.state_dict(), Path("teacher.pt"))
+    assert (found.family, found.shape, found.outputs) == ("torchvision", {"model": "shufflenet_v2_x0_5"}, 10)
     with pytest.raises(EdgekdError, match=r"t\.pt: its names \(a\.weight, …\) are those of no network"):
         family_of({"a.weight": torch.zeros(2, 2)}, Path("t.pt"))
 
