@@ -50,9 +50,10 @@ def _console(stderr: bool) -> "Console":
     from rich.console import Console  # not needed for --help
 
     stream = sys.stderr if stderr else sys.stdout
-    # A pipe or a CI log has no width; tables must not be folded there.
+    # A pipe or a CI log has no width, unless COLUMNS says one; tables must not be folded there.
     # A path such as data:100:x must not become an emoji.
-    width = None if stream.isatty() else 200
+    given = os.environ.get("COLUMNS", "")
+    width = None if stream.isatty() else int(given) if given.isdecimal() and 20 <= int(given) <= 10_000 else 200
     return Console(stderr=stderr, highlight=False, soft_wrap=True, emoji=False, width=width)
 
 

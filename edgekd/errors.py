@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Iterable
 from enum import IntEnum
 
-from edgekd.units import flat
+from edgekd.units import flat, natural
 
 __all__ = [
     "BudgetError",
@@ -81,7 +81,7 @@ def worst(codes: Iterable[int]) -> int:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`did you mean 'x'? Known: a, b.` for an unknown `name`."""
-    names = sorted(known)
+    names = sorted(known, key=natural)
     close = difflib.get_close_matches(name[:200], names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     return f"{hint}Known: {', '.join(names) or 'none'}."

@@ -276,8 +276,8 @@ METRICS: tuple[Metric, ...] = (
     _compared("max_size_growth", "file size growth"),
     _compared("max_memory_growth", "peak memory growth"),
     _compared("min_same_answers", "same answers", units.accuracy, better="higher"),
-    _compared("max_coverage_loss", "fewer nodes on the provider"),
-    _compared("max_fused_loss", "less fused in int8"),
+    _compared("max_coverage_loss", "nodes lost by the provider", units.percent),
+    _compared("max_fused_loss", "int8 fusion lost", units.percent),
 )
 """Every metric but the scores of tasks, in the order in which tables show them. Verdicts, tables, reports and checks
 read it together with the scores of the task."""

@@ -1,6 +1,7 @@
 """Tables of figures: rows of text, drawn in a terminal or as Markdown."""
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgekd import units
@@ -24,6 +25,7 @@ __all__ = [
     "placement_text",
     "resize_words",
     "rich_table",
+    "terminal_table",
 ]
 
 Rows = list[list[str]]
@@ -140,7 +142,8 @@ def _cell(figure: Figure, first: Figure | None, show: Callable[[float], str]) ->
             wider = max(figure.high - figure.value, figure.value - figure.low) / figure.value
             text += f" ±{units.percent(wider)}" if wider <= 1 else " ±>100 %"
     if first is not None and first.value:
-        text += f" ({units.ratio(figure.value / first.value)})"
+        factor = units.ratio(figure.value / first.value)
+        text += f" ({factor})" if factor else ""
     return text
 
 
@@ -154,10 +157,35 @@ def notes(models: Sequence[ModelFigures]) -> list[str]:
                 words = reasons.setdefault(f"{figure.provenance}: {figure.why}", [])
                 if metric.words not in words:
                     words.append(metric.words)
+    remarks: dict[str, tuple[list[str], list[str]]] = {}
     for model in models:
         for remark in model.notes:
-            reasons.setdefault(remark, []).append(model.name)
-    return [f"{', '.join(words)} – {reason}" for reason, words in reasons.items()]
+            key = _NUMBER.sub("0", remark) if "up to" in remark and "between" not in remark else remark
+            names, texts = remarks.setdefault(key, ([], []))
+            names.append(model.name)
+            texts.append(remark)
+    for names, texts in remarks.values():
+        reasons.setdefault(_largest(texts), []).extend(names)
+    return [f"{_some(words)} – {reason}" for reason, words in reasons.items()]
+
+
+def _some(words: Sequence[str]) -> str:
+    """The words, or of more than four the first one and the number of the others."""
+    return ", ".join(words) if len(words) <= 4 else f"{words[0]} and {len(words) - 1} other figures"
+
+
+_NUMBER = re.compile(r"\d+(\.\d+)?")
+
+
+def _largest(texts: Sequence[str]) -> str:
+    """One text for several that differ in their numbers only, with the largest number at each place, for texts that say
+    `up to`."""
+    largest = iter([max(numbers, key=float) for numbers in zip(*(_numbers(text) for text in texts), strict=True)])
+    return _NUMBER.sub(lambda _: next(largest), texts[0])
+
+
+def _numbers(text: str) -> list[str]:
+    return [found[0] for found in _NUMBER.finditer(text)]
 
 
 def budget_lines(verdict: Verdict) -> list[str]:
@@ -171,20 +199,55 @@ def headline(result: Result) -> str:
     return f"{result.card} on {result.target}: {verdict_words(result.verdict, model)}"
 
 
+def terminal_table(models: Sequence[ModelFigures], title: str) -> tuple["Table", list[str]]:
+    """The table of `figure_rows` for a terminal of 80 columns, and the lines to print below it.
+
+    Rows that are unknown for every model are one line; how the figures were obtained is another one.
+    """
+    header, rows = figure_rows(models)
+    known = [row for row in rows if row[-1] != "unknown"]
+    unknown = [row[0] for row in rows if row[-1] == "unknown"]
+    lines = [f"  how: {_how(known)}"] if known else []
+    lines += [f"  not known: {'; '.join(unknown)}"] if unknown else []
+    return rich_table(header[:-1], [row[:-1] for row in known], title), lines
+
+
+def _how(rows: Rows) -> str:
+    """How the rows were obtained: `measured; exact: file size, parameters`. Only rows that differ from most are
+    named."""
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        groups.setdefault(row[-1], []).append(row[0])
+    first, *others = sorted(groups, key=lambda how: -len(groups[how]))
+    return "; ".join([first, *(f"{how}: {', '.join(groups[how])}" for how in others)])
+
+
 def rich_table(header: list[str], rows: Rows, title: str, fold: str = "") -> "Table":
     """The rows as a table for a terminal. The cells of the last column are split at `fold`, with one line per part."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(units.flat(title)), title_justify="left", box=box.SIMPLE, pad_edge=False)
+    look: dict[str, Any] = {"box": box.SIMPLE, "padding": (0, 1, 0, 0), "show_edge": False}
+    table = Table(title=escape(units.flat(title)), title_justify="left", **look)
     for place, name in enumerate(header):
-        table.add_column(escape(units.flat(name)), justify="left" if place in (0, len(header) - 1) else "right")
+        words = place == 0 or _words(row[place] for row in rows)
+        # Words must stay whole, unless they are very long.
+        least = min(20, max((len(word) for row in [header, *rows] for word in row[place].split()), default=0))
+        table.add_column(
+            escape(units.flat(name)), justify="left" if words else "right", min_width=least, overflow="fold"
+        )
     for row in rows:
         cells = [units.flat(cell) for cell in row]
         cells[-1:] = [cell.replace(fold, "\n") if fold else cell for cell in cells[-1:]]
         table.add_row(*map(escape, cells))
     return table
+
+
+def _words(cells: Iterable[str]) -> bool:
+    """Whether a column holds words, which are aligned at the left, and not numbers: most of its cells begin so."""
+    found = [cell[0].isalpha() for cell in cells if cell.strip() not in ("", "–")]
+    return 2 * sum(found) > len(found)
 
 
 def markdown_table(header: list[str], rows: Rows) -> str:
@@ -193,7 +256,8 @@ def markdown_table(header: list[str], rows: Rows) -> str:
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(units.flat(cell).replace("|", "\\|") for cell in cells) + " |"
 
-    ruler = ["---", *("---:" for _ in header[1:-1]), "---"]
+    places = range(len(header))
+    ruler = ["---" if place in (0, places[-1]) or _words(row[place] for row in rows) else "---:" for place in places]
     return "\n".join([line(header), line(ruler), *map(line, rows)])
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "flat",
     "json_text",
     "milliseconds",
+    "natural",
     "percent",
     "ratio",
     "visible",
@@ -51,14 +52,25 @@ def accuracy(fraction: float) -> str:
     return f"{100 * fraction:.2f} %"
 
 
+def natural(text: str) -> tuple[tuple[int, int, str], ...]:
+    """A key that sorts the numbers in texts by their value: `class 2` comes before `class 10`."""
+    parts = re.findall(r"[0-9]{1,18}|[^0-9]+", text)
+    return tuple((0, int(part), "") if part.isdecimal() and part.isascii() else (1, 0, part) for part in parts)
+
+
 def percent(fraction: float) -> str:
     """`0.0123` → `1.2 %`; values from 10 % on have no decimals."""
     return f"{100 * fraction:.1f} %" if fraction < 0.0995 else f"{100 * fraction:.0f} %"
 
 
 def ratio(value: float) -> str:
-    """`0.4971` → `0.50 ×`."""
-    return f"{value:.3f} ×" if value < 0.1 else f"{value:.2f} ×"
+    """A figure as a factor of another one, never a small fraction: `2` → `×2.0`; `0.0804` → `÷12`.
+
+    The text is empty from 0.95 to 1.05, because that says nothing."""
+    if 0.95 <= value <= 1.05 or value <= 0:
+        return ""
+    sign, factor = ("×", value) if value > 1 else ("÷", 1 / value)
+    return f"{sign}{factor:.1f}" if factor < 9.95 else f"{sign}{factor:.0f}"
 
 
 def duration(seconds: float) -> str:

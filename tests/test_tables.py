@@ -1,12 +1,16 @@
 """Tables: ratios to the teacher, provenance of every row, nothing unknown made to look known."""
 
+import dataclasses
+import io
 from typing import Any
+
+from rich.console import Console
 
 from edgekd.card import Budget
 from edgekd.figures import Figure, ModelFigures
 from edgekd.judge import judge
 from edgekd.result import Result, read_models, write_result
-from edgekd.tables import figure_rows, headline, markdown_report, markdown_table
+from edgekd.tables import figure_rows, headline, markdown_report, markdown_table, notes, rich_table, terminal_table
 
 TEACHER = ModelFigures(
     name="teacher",
@@ -46,11 +50,44 @@ def test_rows_show_ratios_to_the_teacher_and_how_each_was_obtained() -> None:
     header, rows = figure_rows([TEACHER, STUDENT])
     cells = {row[0]: row[1:] for row in rows}
     assert header == ["", "teacher", "student int8", "how"]
-    assert cells["file size"] == ["1.0 MB", "85.0 kB (0.085 ×)", "exact"]
+    assert cells["file size"] == ["1.0 MB", "85.0 kB (÷12)", "exact"]
     assert cells["top-1 accuracy"] == ["93.39 %", "88.00 %", "measured"]
-    assert cells["latency p50"] == ["4.00 ms ±2.5 %", "1.00 ms [0.500 ms … 2.00 ms] (0.25 ×)", "estimated, measured"]
+    assert cells["latency p50"] == ["4.00 ms ±2.5 %", "1.00 ms [0.500 ms … 2.00 ms] (÷4.0)", "estimated, measured"]
     assert cells["latency p95"] == ["–", "–", "unknown"]
     assert "load time" not in cells  # nobody asked for it
+
+
+def drawn(table, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_a_terminal_of_80_columns_shows_whole_figures_and_one_line_for_what_is_not_known() -> None:
+    table, lines = terminal_table([TEACHER, STUDENT], "cifar10 on cpu-arm")
+    text = drawn(table)
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "85.0 kB (÷12)" in text
+    assert "latency p95" not in text
+    assert lines == [
+        "  how: exact; measured: top-1 accuracy; estimated, measured: latency p50",
+        "  not known: latency p95",
+    ]
+
+
+def test_columns_of_words_are_aligned_at_the_left_and_numbers_at_the_right() -> None:
+    text = drawn(
+        rich_table(["", "device", "ms", "here"], [["a", "pi", "1.5", "no"], ["b", "board", "10.25", "yes"]], "")
+    )
+    lines = [line for line in text.splitlines() if "pi" in line or "board" in line]
+    assert lines[0].index("pi") == lines[1].index("board")
+    assert lines[0].index("1.5") > lines[1].index("10.25")
+
+
+def test_remarks_that_differ_in_their_numbers_are_one_note_with_the_largest() -> None:
+    busy = [dataclasses.replace(STUDENT, name=name, latency_p95_ms=Figure(), latency_p50_ms=Figure(), notes=(text,))
+            for name, text in (("a", "busy up to 1.4 of 2 CPUs"), ("b", "busy up to 1.8 of 2 CPUs"))]  # fmt: skip
+    assert notes(busy) == ["a, b – busy up to 1.8 of 2 CPUs"]
 
 
 def test_markdown_escapes_what_would_break_the_table() -> None:

@@ -109,7 +109,16 @@ def test_accuracies(fraction: float, text: str) -> None:
     assert units.accuracy(fraction) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.4971, "0.50 ×"), (0.0123, "0.012 ×"), (3.456, "3.46 ×")])
+def test_numbers_in_names_are_sorted_by_their_value() -> None:
+    assert sorted(["10", "2", "0", "part 12", "part 3", "nut"], key=units.natural) == [
+        *("0", "2", "10"),
+        *("nut", "part 3", "part 12"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.4971, "÷2.0"), (0.0123, "÷81"), (3.456, "×3.5"), (0.98, ""), (1.05, ""), (0, "")]
+)
 def test_ratios(value: float, text: str) -> None:
     assert units.ratio(value) == text
 
@@ -169,6 +178,7 @@ def test_every_name_is_tested_and_public() -> None:
         "flat",
         "json_text",
         "milliseconds",
+        "natural",
         "percent",
         "ratio",
         "visible",

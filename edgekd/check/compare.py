@@ -1,6 +1,7 @@
 """Compare a model with its baseline, metric by metric: pure functions of what was measured for both."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
@@ -246,9 +247,14 @@ def steadiness(checked: Checked, tolerance: Tolerance) -> list[str]:
     if checked.stored and checked.baseline is not None:
         notes.append(f"the baseline was measured on {checked.baseline.at}; a machine's pace drifts between days")
     before, now = checked.baseline, checked.sample
-    if before is not None and before.signature != now.signature and before.signature and now.signature:
+    if before is not None and before.signature and now.signature and _sizes(before) != _sizes(now):
         notes.append(f"the baseline takes {before.signature}, this model {now.signature}: are they for the same task?")
     return notes
+
+
+def _sizes(sample: Sample) -> str:
+    """The inputs without their first dimension, because a batch may be fixed in one file and free in another."""
+    return re.sub(r"\[[^\],]+", "[N", sample.signature)
 
 
 def _plain(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line]:

@@ -28,7 +28,15 @@ def list_targets() -> int:
     rows = []
     for name in bundled_names("targets"):
         target = load_target(name)
-        rows.append([name, target.title, target.provider.name, ", ".join(target.precisions), _short(target)])
+        rows.append(
+            [
+                name,
+                target.title,
+                target.provider.name.removesuffix("ExecutionProvider"),
+                ", ".join(target.precisions),
+                _short(target),
+            ]
+        )
     out(rich_table(["target", "device", "provider", "precisions", "here"], rows, "Bundled targets"))
     out("edgekd targets NAME shows one; copy its file to describe your own device")
     return ExitCode.PASS

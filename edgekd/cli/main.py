@@ -16,6 +16,7 @@ import typer
 from edgekd import __version__
 from edgekd.cli.check_commands import baseline_accept, check
 from edgekd.cli.device_commands import bundle, devices
+from edgekd.cli.helping import GroupedCommands
 from edgekd.cli.options import (
     AccuracyOn,
     BatchAxes,
@@ -43,8 +44,10 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="edgekd",
+    cls=GroupedCommands,
     help="From a teacher network to a proven ONNX file that meets an edge device's budget.",
-    epilog="Any command takes --debug: show the traceback of an error.",
+    epilog="Start with `edgekd init --data DIR`, or with `edgekd distill` on embedded data. COMMAND --help shows an "
+    "example. Any command takes --debug: show the traceback of an error.",
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help is fast and looks the same in every terminal
     pretty_exceptions_enable=False,
@@ -53,6 +56,30 @@ app = typer.Typer(
 
 CardName = Annotated[str, typer.Argument(metavar="[CARD]", help="Bundled card or a TOML file.")]
 Models = Annotated[list[Path], typer.Argument(metavar="RUN|MODEL...", help="Run folders or ONNX files.")]
+
+
+@app.command()
+def init(
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of the data.")],
+    teacher: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="ONNX or weights file, torchvision:NAME, timm:NAME or module:function; default: one to train.",
+        ),
+    ] = "",
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target", "-t", metavar="NAME|FILE", help="Bundled target or a TOML file; default this machine's."
+        ),
+    ] = "",
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The card; default DIR's name and .toml.")] = None,
+) -> None:
+    """Write a first card for your data and teacher."""
+    from edgekd.cli.drafting import write_card
+
+    end([write_card(data, teacher, target, out)])
 
 
 @app.command()
@@ -290,7 +317,10 @@ app.command()(check)
 
 app.command()(bundle)
 baseline_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Keep what was measured, for later checks."
+    cls=GroupedCommands,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Keep what was measured, for later checks.",
 )
 app.add_typer(baseline_app, name="baseline")
 baseline_app.command("accept")(baseline_accept)
@@ -303,7 +333,9 @@ def _baseline() -> None:
 
 @app.command()
 def report(
-    runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUN...]", help="Run folders.")] = None,
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN...]", help="Run folders, or folders of runs.")
+    ] = None,
     history: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Instead of runs: what `edgekd check --history` wrote, with its steps."),
@@ -453,7 +485,12 @@ def _run(arguments: list[str]) -> object:
         if isinstance(end.__context__, BrokenPipeError):  # the reader of typer's own output has gone
             return ExitCode.PASS
         raise
-    except OSError as error:
+    except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # `edgekd` or `edgekd baseline` alone
+            typer.echo(str(error))
+            return ExitCode.USAGE
+        if not isinstance(error, OSError):
+            raise
         last = traceback.extract_tb(error.__traceback__)[-1]
         if last.name == "echo":  # typer's own output again
             raise stdout_error(error) from error

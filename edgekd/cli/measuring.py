@@ -38,7 +38,7 @@ from edgekd.runs import (
 from edgekd.scratch import require_scratch
 from edgekd.scratch import scratch as new_scratch
 from edgekd.search.estimating import estimate
-from edgekd.tables import comparison_rows, costly_rows, figure_rows, notes, rich_table
+from edgekd.tables import comparison_rows, costly_rows, notes, rich_table, terminal_table
 from edgekd.target import Target, load_target
 
 if TYPE_CHECKING:
@@ -277,8 +277,9 @@ def _show(
 
 def _show_models(taken: Sequence[Measured], title: str) -> None:
     models = [measured.figures for measured in taken]
-    header, rows = figure_rows(models)
-    out(rich_table(header, rows, title))
+    table, lines = terminal_table(models, title)
+    for item in (table, *lines):
+        out(item)
     for model in models:
         header, rows = costly_rows(model)
         if rows:

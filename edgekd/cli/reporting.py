@@ -16,7 +16,8 @@ from edgekd.report.checks.series import Group, group_series
 from edgekd.report.run.export import as_csv, as_json, as_markdown, overview_rows, remarks
 from edgekd.report.run.gather import Story, blamed, gather
 from edgekd.scratch import scratch as new_scratch
-from edgekd.tables import figure_rows, rich_table
+from edgekd.tables import rich_table, terminal_table
+from edgekd.units import natural
 
 __all__ = ["Forms", "report", "report_history", "report_runs"]
 
@@ -47,7 +48,15 @@ def report(folders: Sequence[Path], history: Path | None, forms: Forms, on_incon
         return _code(outcomes, on_inconclusive)
     if not folders:
         raise ConfigError("report: Missing argument 'RUN...': name run folders, or a history of checks with --history")
-    return _code(report_runs(folders, forms), on_inconclusive)
+    return _code(report_runs([run for folder in folders for run in _runs_in(folder)], forms), on_inconclusive)
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """The folder itself if it is a run, or else the run folders directly in it, such as those in `runs`. A folder that
+    is neither is returned, because reading it explains what is wrong with it."""
+    if (folder / "run.json").exists() or (folder / "result.json").exists() or not folder.is_dir():
+        return [folder]
+    return sorted((one.parent for one in folder.glob("*/result.json")), key=lambda run: natural(run.name)) or [folder]
 
 
 def _code(outcomes: Iterable[str], on_inconclusive: str | None) -> int:
@@ -172,9 +181,9 @@ def _summary(story: Story) -> list[object]:
     told: list[object] = [f"{story.card} on {story.target}: {story.verdict}", f"  {story.sentence}"]
     told += [f"  {line.text}" for line in story.lines]
     for column in story.columns:
-        header, rows = figure_rows(column.models)
         on = f", {column.count:,} {column.split} {column.examples}" if column.count else ""
-        told.append(rich_table(header, rows, f"{story.card} on {column.label}{on}"))
+        table, lines = terminal_table(column.models, f"{story.card} on {column.label}{on}")
+        told += [table, *lines]
     told += [f"  note: {remark}" for remark in remarks(story)]
     told += [f"  resize of an image before the model: {story.input}"] if story.input else []
     return [*told, f"  shipped: {story.chosen}, because {story.why_chosen}"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgekd.errors import InputError, did_you_mean, shown
 
-__all__ = ["class_files", "part_folder", "validation_folder"]
+__all__ = ["class_files", "class_names", "part_folder", "validation_folder"]
 
 VALIDATION_NAMES = ("validation", "val", "valid")
 """Possible names of a folder with validation images."""
@@ -34,6 +34,11 @@ def validation_folder(folder: Path) -> Path | None:
     if not ((folder / "train").is_dir() and (folder / "test").is_dir()):
         return None
     return next((folder / name for name in VALIDATION_NAMES if (folder / name).is_dir()), None)
+
+
+def class_names(root: Path) -> list[str]:
+    """The names of the folders in `root` in Unicode NFC, without hidden ones, as a card's `classes` must name them."""
+    return sorted({_composed(path.name) for path in root.iterdir() if path.is_dir() and not _is_hidden(path.name)})
 
 
 def class_files(root: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]:

@@ -37,6 +37,7 @@ __all__ = [
     "require_test_text",
     "settled",
     "text_examples",
+    "tokenizer_of_words",
     "without_words",
 ]
 
@@ -181,7 +182,10 @@ def _tokenizer(card: Card, folder: Path) -> "Tokenizer":
     if data.tokenizer:
         made, where = _read_tokenizer(card.resolve(data.tokenizer), data.max_length), f"{card.resolve(data.tokenizer)}"
     else:
-        made, where = _of_words(_read(card, folder, "train")[0], data), "the tokenizer of the training sentences"
+        made, where = (
+            tokenizer_of_words(_read(card, folder, "train")[0], data),
+            "the tokenizer of the training sentences",
+        )
     if made.get_vocab_size() != data.vocabulary:
         raise ConfigError(
             f"{card.file}: data.vocabulary: got {data.vocabulary}; {where} has {made.get_vocab_size()} tokens, "
@@ -203,7 +207,7 @@ def _unknown(tokenizer: "Tokenizer") -> int | None:
     return found
 
 
-def _of_words(sentences: Sentences, data: TextData) -> "Tokenizer":
+def tokenizer_of_words(sentences: Sentences, data: TextData) -> "Tokenizer":
     """A tokenizer of words and punctuation in lower case; ids go from frequent to rare words, ties alphabetically.
 
     It uses whole words, because the library's trainers for subwords do not give the same vocabulary each time.

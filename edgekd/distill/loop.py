@@ -163,6 +163,7 @@ def _train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
                 log_values((epoch + 1) * steps - 1, _flat(entry, job.kind))
                 keep(state, step_of, optimizer, job.checkpoint, training, about)
                 _say(job, state)
+                _say_stopped(job, state)
     state.finish(net)
     step_of.release()
     net.to("cpu").to(memory_format=torch.contiguous_format).eval()
@@ -249,6 +250,20 @@ def _flat(entry: dict[str, Any], kind: ScoreKind) -> dict[str, float]:
         {"epoch": entry["epoch"], "loss": entry["loss"]}
         | values
         | {f"loss/{name}": value for name, value in entry["terms"].items()}
+    )
+
+
+def _say_stopped(job: TrainingJob, state: Progress) -> None:
+    """Say that `patience` ended the training before its last epoch."""
+    training, key = job.training, job.kind.history_key
+    if not state.finished or len(state.history) >= training.epochs:
+        return
+    best = best_score(training, state.history, job.kind)
+    last = [entry for entry in state.history if entry.get("last_stage", True)]
+    at = next(entry["epoch"] for entry in last if entry[key] == best)
+    say(
+        f"{job.name}: stopped after epoch {len(state.history)} of {training.epochs}, because {training.patience} "
+        f"epochs (patience) brought nothing better than the {job.kind.show(best)} of epoch {at}, whose weights are kept"
     )
 
 

@@ -199,6 +199,7 @@ def test_other_inputs_and_an_old_record_are_notes(old: Sample, make: Any) -> Non
     assert steadiness(other, Tolerance()) == [
         "the baseline takes uint8 [N,3], this model float [N,3]: are they for the same task?"
     ]
+    assert steadiness(against(old, make, {"signature": "uint8 [1,3]"}), Tolerance()) == []  # only the batch is fixed
     assert steadiness(against(old, make, {"signature": ""}), Tolerance()) == []
     assert steadiness(against(old, make, stored=True), Tolerance()) == [
         "the baseline was measured on 2026-11-02T14:05:09+00:00; a machine's pace drifts between days"

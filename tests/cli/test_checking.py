@@ -212,7 +212,7 @@ def test_a_real_model_against_another(cli: Cli, here: Path) -> None:
     for words in ("p50 slowdown", "p95 slowdown", "load time growth", "file size growth", "peak memory growth"):
         assert f"✓ {words} " in done.stdout
     assert "– accuracy loss unknown ≤ 0.50 points: not judged (no data given)" in done.stdout
-    assert "✓ fewer nodes on the provider +0.0 % ≤ +0.0 %: pass" in done.stdout
+    assert "✓ nodes lost by the provider 0.0 % ≤ 0.0 %: pass" in done.stdout
     assert "(A/A, 6 process pairs)" in done.stdout
     checked = read_record(Path("kept/tiny@here.json"))
     assert (len(checked.pairs), len(checked.same), len(checked.sample.memory_bytes)) == (6, 6, 3)

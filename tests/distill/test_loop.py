@@ -393,7 +393,9 @@ def scripted(accuracies: list[float], validated: list[dict[str, Tensor]]) -> Cal
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.7])
-def test_patience_stops_and_keeps_the_best(digits: Digits, tmp_path: Path, ema: float) -> None:
+def test_patience_stops_and_keeps_the_best(
+    digits: Digits, tmp_path: Path, ema: float, capsys: pytest.CaptureFixture[str]
+) -> None:
     training, reached = recipe_of(epochs=9, patience=2, ema=ema), [0.3, 0.6, 0.5, 0.6, 0.9]
     validated: list[dict[str, Tensor]] = []
     net = small_net()
@@ -404,6 +406,8 @@ def test_patience_stops_and_keeps_the_best(digits: Digits, tmp_path: Path, ema: 
     assert differing(state(net), validated[1]) == []
     assert differing(state(net), validated[3]) != []
     assert best_score(training, history, ACCURACY) == 0.6
+    told = "stopped after epoch 4 of 9, because 2 epochs (patience) brought nothing better than the 60.00 % of epoch 2"
+    assert told in capsys.readouterr().err
     # Once more: it is over, and says the same.
     other = small_net(seed=3)
     assert train(other, make_job(digits, tmp_path, training)) == history

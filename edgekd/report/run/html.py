@@ -154,7 +154,7 @@ def _figures(column: Column, story: Story) -> str:
 
 def _with_ratio(cell: str) -> str:
     """HTML for a figure, followed by the ratio to the teacher in a lighter colour."""
-    parts = re.fullmatch(r"(.*) (\([^()]* ×\))", cell)
+    parts = re.fullmatch(r"(.*) (\([×÷][^()]*\))", cell)
     if not parts:
         return _together(cell)
     return f'{_together(parts[1])} <span class="aside">{_together(parts[2])}</span>'

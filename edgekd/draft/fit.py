@@ -1,0 +1,73 @@
+"""Find how a teacher's input is normalised and how its classes are ordered, by its answers to training images."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgekd.card import Card
+from edgekd.draft.facts import DataFacts, Scale
+from edgekd.draft.limits import teacher_of
+from edgekd.draft.teachers import IMAGENET
+from edgekd.units import accuracy
+
+__all__ = ["Fit", "best_fit"]
+
+Images = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """The normalisation and the order of classes with which the teacher answers best."""
+
+    scale: Scale
+    classes: tuple[str, ...]
+    guess: str
+
+
+def scales(measured: Scale) -> list[Scale]:
+    """The normalisations that are tried."""
+    channels = len(measured.mean)
+    usual = [
+        Scale(words="pixels from 0 to 1", mean=(0.0,) * channels, std=(1.0,) * channels),
+        Scale(words="pixels from -1 to 1", mean=(0.5,) * channels, std=(0.5,) * channels),
+    ]
+    return [measured, *([IMAGENET] if channels == 3 else []), *usual]
+
+
+def best_fit(
+    data: DataFacts, images: Images, measured: Scale, labels: Sequence[str], card_with: Callable[[Scale], Card]
+) -> Fit:
+    """Try each usual normalisation and each order of the classes on `images`, the sample of the training data.
+
+    The order is the one in the teacher's file (`labels`) if it has one with the same names; otherwise the order by
+    number and the order by text are tried, because torchvision's ImageFolder sorts names as text.
+    """
+    tried: list[tuple[float, Scale]] = []
+    orders = [tuple(labels)] if sorted(labels) == sorted(data.classes) else [data.classes, tuple(sorted(data.classes))]
+    names = np.array([data.classes[label] for label in data.labels], dtype=object)
+    best: tuple[float, Scale, tuple[str, ...]] | None = None
+    for scale in scales(measured):
+        module = teacher_of(card_with(scale)).module
+        answers = _answers(module, images)
+        for order in dict.fromkeys(orders):
+            right = float(np.mean(np.array(order, dtype=object)[answers] == names))
+            tried.append((right, scale))
+            if best is None or right > best[0]:
+                best = right, scale, order
+    assert best is not None  # there are several normalisations
+    right, scale, order = best
+    others = sorted({f"{accuracy(share)} with {one.words}" for share, one in tried if one != scale})
+    how = f"mean, std: {scale.words}, with which the teacher knows {accuracy(right)} of {len(images)} training images"
+    if order != data.classes:
+        how += "; its classes are in the order of " + ("its file" if labels else "their names as text")
+    warn = "; that is little: set mean, std and classes as in its training" if right < 2 / len(order) + 0.3 else ""
+    return Fit(scale, order, f"{how} ({', '.join(others)}){warn}")
+
+
+def _answers(module: torch.nn.Module, images: Images) -> np.ndarray[Any, np.dtype[np.int64]]:
+    with torch.no_grad():
+        parts = [module(part).argmax(1) for part in torch.from_numpy(images).split(32)]
+    return torch.cat(parts).numpy()

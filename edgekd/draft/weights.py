@@ -1,0 +1,152 @@
+"""Find the family and the shape of a network by the names and sizes of its weights."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgekd.errors import InputError, cut
+from edgekd.nets.families import TEXT_FAMILIES
+
+__all__ = ["Family", "family_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """The family and shape of a network, and what else its weights show."""
+
+    family: str
+    shape: dict[str, Any]
+    outputs: int | None
+    size: int | None = None
+    channels: int | None = None
+    vocabulary: int | None = None
+
+    @property
+    def text(self) -> bool:
+        """Whether it is a family for sentences."""
+        return self.family in TEXT_FAMILIES
+
+
+def family_of(state: Mapping[str, Tensor], path: Path) -> Family:
+    """The family of these weights, one of edgekd's image families or torchvision's.
+
+    Raises InputError if they belong to none of them.
+    """
+    sizes = {name: tuple(value.shape) for name, value in state.items()}
+    found = _cifar_resnet(sizes) or _sequential(sizes) or _text(sizes) or _torchvision(sizes)
+    if found is None:
+        names = ", ".join(cut(name) for name in list(sizes)[:3])
+        raise InputError(
+            f"--teacher {path}: its names ({names}, …) are those of no network that edgekd or torchvision makes; give "
+            "the network as --teacher module:function and name the file as `weights` in the card, or export it to ONNX"
+        )
+    return found
+
+
+def _cifar_resnet(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
+    blocks = {name.split(".")[1] for name in sizes if name.startswith("layer1.")}
+    if "linear.weight" not in sizes or "layer3.0.conv1.weight" not in sizes or "layer4.0.conv1.weight" in sizes:
+        return None
+    width, channels = sizes["conv1.weight"][:2]
+    shape = {"depth": 6 * len(blocks) + 2, "width": width}
+    return Family(family="cifar-resnet", shape=shape, outputs=sizes["linear.weight"][0], channels=channels)
+
+
+def _sequential(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
+    """An `mlp` or a `convnet`, whose layers are numbered."""
+    if not all(name.partition(".")[0].isdecimal() for name in sizes):
+        return None
+    ordered = [sizes[name] for name in sorted((n for n in sizes if n.endswith(".weight")), key=_number)]
+    convolutions, matrices = [one for one in ordered if len(one) == 4], [one for one in ordered if len(one) == 2]
+    if not matrices:
+        return None
+    outputs, hidden = matrices[-1][0], [one[0] for one in matrices[:-1]]
+    if not convolutions:
+        inside = matrices[0][1]
+        channels = next((c for c in (1, 3) if inside % c == 0 and math.isqrt(inside // c) ** 2 == inside // c), None)
+        if channels is None or not hidden:
+            return None
+        size = math.isqrt(inside // channels)
+        return Family(family="mlp", shape={"hidden": hidden}, outputs=outputs, size=size, channels=channels)
+    if len(hidden) != 1:
+        return None
+    grid = math.isqrt(matrices[0][1] // convolutions[-1][0])
+    shape: dict[str, Any] = {"channels": [one[0] for one in convolutions], "hidden": hidden[0]}
+    shape |= {"grid": grid} if grid > 1 else {}
+    return Family(family="convnet", shape=shape, outputs=outputs, channels=convolutions[0][1])
+
+
+def _number(name: str) -> int:
+    return int(name.partition(".")[0])
+
+
+def _text(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
+    """A `bag-of-words`, a `text-cnn` or an `lstm`; a `transformer` has a number of heads, which no weight shows."""
+    if "embedding.table.weight" not in sizes:
+        return None
+    vocabulary, embedding = sizes["embedding.table.weight"]
+    layers = sum(name.startswith("forwards.") and name.endswith("weight_hh_l0") for name in sizes)
+    filters = [size for name, size in sizes.items() if name.startswith("filters.") and name.endswith("weight")]
+    heads = [size for name, size in sizes.items() if name.startswith("head") and name.endswith("weight")]
+    shape: dict[str, Any] = {"embedding": embedding}
+    if layers:
+        family, shape = "lstm", shape | {"hidden": sizes["forwards.0.weight_hh_l0"][1], "layers": layers}
+    elif filters:
+        family = "text-cnn"
+        shape |= {"filters": filters[0][0], "kernels": [size[1] // embedding for size in filters]}
+    elif heads and not any(name.startswith("layers.") for name in sizes):
+        family, shape = "bag-of-words", shape | {"hidden": heads[0][0] if len(heads) > 1 else 0}
+    else:
+        return None
+    return Family(family=family, shape=shape, outputs=heads[-1][0], vocabulary=vocabulary)
+
+
+_TELLING = {
+    "layer1.0.conv1.": ("resnet", "resnext", "wide_resnet"),
+    "features.denseblock1.": ("densenet",),
+    "trunk_output.": ("regnet",),
+    "stage2.0.": ("shufflenet",),
+    "encoder.layers.": ("vit",),
+    "features.0.0.": ("mobilenet", "efficientnet", "convnext", "swin"),
+    "features.0.weight": ("alexnet", "squeezenet", "vgg"),
+    "inception3a.": ("googlenet",),
+    "Mixed_5b.": ("inception",),
+    "layers.0.weight": ("mnasnet",),
+}
+"""The beginning of a weight's name, and of the names of torchvision's networks that have such a weight."""
+
+
+def _torchvision(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
+    """torchvision's classification network with these names and sizes, where the head may have any number of
+    outputs."""
+    import torchvision
+
+    starts = tuple(
+        one for key, names in _TELLING.items() if any(name.startswith(key) for name in sizes) for one in names
+    )
+    kept = {name: size for name, size in sizes.items() if not name.endswith("num_batches_tracked")}
+    for name in torchvision.models.list_models(module=torchvision.models):
+        if not name.startswith(starts or "\0"):
+            continue
+        usual = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        try:
+            with torch.device("meta"):
+                net = torchvision.models.get_model(name, weights=None, **usual)
+        except (
+            NotImplementedError,
+            RuntimeError,
+        ):  # some transformers cannot be built without memory for their weights
+            net = torchvision.models.get_model(name, weights=None, **usual)
+        own = {key: tuple(value.shape) for key, value in net.state_dict().items() if not key.endswith("tracked")}
+        if own.keys() != kept.keys():
+            continue
+        other = [key for key in own if own[key] != kept[key]]
+        if all(own[key][0] == 1000 and own[key][1:] == kept[key][1:] for key in other):
+            head = [key for key in own if own[key][0] == 1000]
+            return Family(family="torchvision", shape={"model": name}, outputs=kept[head[-1]][0], channels=3)
+    return None
