@@ -169,7 +169,7 @@ def search_candidates(
         site = stack.enter_context(contextlib.closing(connect(target, asked.device)))
         _require_training(asked.track)
         from edgekd.distill.student import TrainingOptions
-        from edgekd.pipeline import Request, survey
+        from edgekd.planning import Request, survey
 
         limits, files = card.budget(target.name, asked.budget), named_files(card, asked.teacher, asked.data)
         run = stack.enter_context(open_run(_folder(card, target, asked, 1), card, target, limits, files, asked.fresh))
@@ -185,7 +185,8 @@ def _distill_waiting(card: Card, waiting: Sequence[tuple[Site, Run]], asked: Dis
     if not asked.online:
         require_cache(", or use --online")
     from edgekd.distill.student import TrainingOptions
-    from edgekd.pipeline import Request, distill_all
+    from edgekd.pipeline import distill_all
+    from edgekd.planning import Request
 
     options = TrainingOptions(online=asked.online, track=asked.track)
     request = Request(card=card, data=asked.data, teacher=asked.teacher, budget=asked.budget, options=options)

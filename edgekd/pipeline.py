@@ -7,132 +7,46 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 from torch.fx import GraphModule
 
-from edgekd import units
 from edgekd.bench.measure import References, Subject, evaluate, logits_of, measure_speed
 from edgekd.bench.records import Effort
-from edgekd.budget import Budget
-from edgekd.candidate import Candidate, Score
 from edgekd.card import Card
-from edgekd.console import say
-from edgekd.data.arrays import digest, keep_split
-from edgekd.data.examples import Examples
-from edgekd.data.images import Split
-from edgekd.data.originals import keep_originals, keep_timed
-from edgekd.data.sources import data_marks
+from edgekd.data.arrays import keep_split
+from edgekd.data.originals import keep_originals
 from edgekd.devices.device import Site
-from edgekd.devices.host import processes
-from edgekd.distill.identity import structures, structures_of
-from edgekd.distill.pruned import check_pruning
-from edgekd.distill.student import TrainingOptions, assist, check_networks, training_summary
-from edgekd.distill.tasks.known import examples_of, learning_of
+from edgekd.distill.identity import structures_of
+from edgekd.distill.student import training_summary
+from edgekd.distill.tasks.known import learning_of
 from edgekd.distill.teacher import (
-    check_teacher,
-    given_teacher,
-    more_teachers,
-    refuse_long_teaching,
-    teach,
-    teacher_start,
     with_own_teacher,
 )
 from edgekd.distill.training import StudentTraining, train_student
-from edgekd.errors import BudgetError, ConfigError, EdgekdError
+from edgekd.errors import EdgekdError
 from edgekd.export.onnx import cpu_logits, keep_torch_logits, parity
 from edgekd.export.resize import fidelity, same_answers
-from edgekd.export.trial import try_teacher
-from edgekd.export.variants import INT8_TRAINED, calibration_of, export_variants
+from edgekd.export.variants import INT8_TRAINED, export_variants
 from edgekd.figures import ModelFigures
-from edgekd.judge import budget_figures, effective_budget, judge
-from edgekd.nets.fakequant import refuse_scheme
-from edgekd.nets.families import make_shapes
+from edgekd.judge import budget_figures, judge
 from edgekd.nets.folding import folded
-from edgekd.nets.teachers import LoadedTeacher, make_teacher_net
+from edgekd.nets.teachers import LoadedTeacher
+from edgekd.planning import Request, Setup, TargetPlan, prepare, rank, search
 from edgekd.report.run.write import write_reports
 from edgekd.result import Result
 from edgekd.run import Run, take_over
-from edgekd.search.candidates import Found, Search, add_score, measure_candidates, measure_shape
-from edgekd.search.choose import before_training, choose_network, choose_shape, fitting, widened
+from edgekd.search.choose import choose_network
 from edgekd.search.estimate import with_estimates
-from edgekd.search.front import MORE
 from edgekd.search.int8 import settle_int8
-from edgekd.search.pruning import fitting_ratio
-from edgekd.search.rank import Lessons, halve, shortlist
 from edgekd.search.schemes import Material, figures_of
 from edgekd.tasks.known import task_of
 
-__all__ = ["Request", "distill_all", "survey"]
+__all__ = ["distill_all"]
 
 EFFORT = Effort()
 """The effort with which each file is measured."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """The user's request, which is the same for every target."""
-
-    card: Card
-    data: Path | None = None
-    """Folder of the data, which replaces the card's."""
-    teacher: Path | None = None
-    """Weights file of the teacher, which replaces the card's."""
-    budget: Budget = Budget()  # noqa: RUF009 - frozen
-    """Limits that replace the card's."""
-    options: TrainingOptions = TrainingOptions()  # noqa: RUF009 - frozen
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """Everything that is the same for every target. It is checked before anything is measured or trained."""
-
-    asked: Request
-    card: Card
-    """The card, completed with the settings that depend on the data."""
-    given: LoadedTeacher | None
-    """The teacher, if its weights are given; None if it is to be trained."""
-    start: Path | None
-    """The weights from which the teacher is fine-tuned; None if it is given, or trained from new."""
-    further: list[LoadedTeacher]
-    train: Split
-    validation: Split
-    digest: str
-    """SHA-256 of the training and validation data."""
-    networks: dict[str, str]
-    """The structure of each network that is trained, as SHA-256."""
-    marks: str
-    """SHA-256 of the names, sizes and times of the data's files."""
-
-    @property
-    def examples(self) -> tuple[Examples, Examples]:
-        """Training and validation data as the training loop takes them."""
-        return examples_of(self.card, self.train), examples_of(self.card, self.validation)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetPlan:
-    """The student's shape chosen for one target, and the measurements on which the choice is based."""
-
-    site: Site
-    run: Run
-    budget: Budget
-    inputs: Path
-    """Validation inputs (.npy), which workers map into memory."""
-    calibration: NDArray[np.uint8] | None
-    trial: Search
-    """What the candidates are tried with."""
-    found: Found
-    choice: Candidate
-    pruning: float | None = None
-    """The share of the teacher's channels that are removed, so that it meets the budget; None if it is not pruned."""
-
-    @property
-    def candidates(self) -> list[Candidate]:
-        """The measured and the predicted candidates."""
-        return self.found.candidates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,139 +94,6 @@ def _tried(stage: Callable[[], T]) -> T | EdgekdError:
         if error.final:
             raise
         return error
-
-
-def prepare(asked: Request, runs: Sequence[Run]) -> Setup:
-    """Load and check the data and the teachers. All errors in them are raised here, before anything is measured."""
-    card, learning = asked.card, learning_of(asked.card.data)
-    start = teacher_start(card, asked.teacher)
-    given, further = None if start else given_teacher(card, asked.teacher), more_teachers(card)
-    learning.require_test(card, asked.data)
-    train, validation = learning.examine(card, asked.data)
-    card = learning.settle(card, validation)
-    _check_rank(card)
-    taught = any(run.teacher_weights.exists() for run in runs)
-    if given is None and not taught and card.teacher.family != "self":
-        refuse_long_teaching(card, len(train), start)
-    if card.recipe.prune:
-        check_pruning(card, given)
-    check_networks(card, make_shapes(card, card.student), given, further, examples_of(card, train))
-    return Setup(
-        asked=asked,
-        card=card,
-        given=given,
-        start=start,
-        further=further,
-        train=train,
-        validation=validation,
-        digest=digest(train) + digest(validation),
-        networks=structures(card, given is not None),
-        marks=data_marks(card, asked.data),
-    )
-
-
-def _check_rank(card: Card) -> None:
-    """Raise ConfigError if the candidates cannot be ranked by learning."""
-    if card.student.rank == "learning" and card.teacher.family == "self":
-        raise ConfigError(
-            f'{card.file}: student.rank: "learning" needs one teacher for all shapes, not family = "self"'
-        )
-    if card.student.rank == "learning" and processes() > 1:
-        raise ConfigError(f'{card.file}: student.rank: "learning" runs in one process; run without torchrun')
-
-
-def explore(setup: Setup, site: Site, run: Run) -> tuple[Search, Found, Budget]:
-    """Measure or predict the untrained candidates on the target; return them with what they were tried with, and the
-    limits on this target."""
-    card = setup.card
-    budget = effective_budget(card.budget(site.target.name, setup.asked.budget), site.target)
-    if card.recipe.qat and "int8" in site.target.precisions:
-        refuse_scheme(site.target.quantization, site.target.file)
-    if card.teacher.family != "self" and not run.exported.exists():
-        some = setup.validation.read(np.arange(min(64, len(setup.validation))))
-        try_teacher(setup.given, card, site.target, some, run.scratch)
-    run.begin(setup.digest, setup.networks, setup.marks)
-    learning_of(card.data).keep(card, setup.asked.data, run.tokenizer)
-    inputs = keep_split(setup.validation, run.data / "validation")
-    if card.export.resize:
-        keep_originals(setup.validation, run.data / "validation.originals.npy")
-        keep_timed(setup.validation, card, run.data / "timed.npy")
-    calibration = calibration_of(card, site.target, setup.train)
-    trial = Search(
-        card=card,
-        site=site,
-        examples=setup.examples[0],
-        inputs=inputs,
-        calibration=calibration,
-        memory=budget.limit("peak_memory_mb") is not None,
-        run=run,
-    )
-    return trial, measure_candidates(trial), budget
-
-
-def search(setup: Setup, site: Site, run: Run) -> TargetPlan:
-    """Measure the untrained candidates on the target, and choose the most capable one that meets the budget."""
-    plan = _choose_capable(*explore(setup, site, run))
-    return dataclasses.replace(plan, pruning=_pruning(setup, plan)) if setup.card.recipe.prune else plan
-
-
-def _pruning(setup: Setup, plan: TargetPlan) -> float | None:
-    """The share of the teacher's channels that must be removed to meet the budget; None if none is enough."""
-    whole = setup.given.net if setup.given else make_teacher_net(setup.card)
-    assert whole is not None  # prepare has refused an ONNX teacher
-    return fitting_ratio(setup.card, whole, plan.site, plan.budget, plan.inputs, plan.calibration, plan.run)
-
-
-def survey(asked: Request, site: Site, run: Run) -> tuple[Found, Budget, Candidate | None]:
-    """Search without training a student to the end: return the candidates with their figures and scores, the limits on
-    this target, and the candidate that `distill` would train; None if none meets the limits."""
-    setup = prepare(asked, [run])
-    trial, found, budget = explore(setup, site, run)
-    try:
-        plan = _choose_capable(trial, found, budget)
-    except BudgetError:
-        return found, before_training(budget), None
-    plan = rank(setup, plan, wider=MORE)
-    return plan.found, before_training(budget), plan.choice
-
-
-def _choose_capable(trial: Search, found: Found, budget: Budget) -> TargetPlan:
-    while (choice := choose_shape(found.candidates, budget)).predicted:  # what is chosen is always measured
-        found = measure_shape(trial, found, choice.shape)
-    say(f"search: {choice.name} of {len(found.candidates)} candidates, {units.count(choice.macs)} multiply-accumulates")
-    kept: dict[str, Any] = {"inputs": trial.inputs, "calibration": trial.calibration, "trial": trial, "found": found}
-    return TargetPlan(site=trial.site, run=trial.run, budget=budget, choice=choice, **kept)
-
-
-def rank(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = (), wider: float = 1.0) -> TargetPlan:
-    """Choose among the candidates that meet the budget by what they learn in short distillations, if the card says so;
-    otherwise return the plan unchanged. Candidates that meet limits `wider` times as large learn, too."""
-    card, asked, run = setup.card, setup.asked, plan.run
-    if card.student.rank == "capacity" or (run.student_weights.parent.exists() and plan.found.scores == []):
-        return plan
-    for other in earlier:
-        if other.budget.teacher_minimum == plan.budget.teacher_minimum:
-            take_over(other.run, run, with_student=False)
-    minimum, options = plan.budget.teacher_minimum, dataclasses.replace(asked.options, track=())
-    teacher = setup.given or teach(card, setup.examples, minimum, run.teacher_weights, asked.options.track)
-    check_teacher(card, teacher, setup.examples[1], minimum)
-    chain = [*assist(card, teacher, setup.examples, run.teacher_weights.parent, options), *setup.further]
-    found, limits = plan.found, widened(plan.budget, wider)
-    while predicted := [one for one in shortlist(fitting(found.candidates, limits)) if one.predicted]:
-        found = measure_shape(plan.trial, found, predicted[0].shape)
-    allowed = [one.shape for one in fitting(found.candidates, plan.budget)]
-    starters = shortlist(fitting(found.candidates, limits))
-
-    def keep(score: Score) -> None:
-        nonlocal found
-        found = add_score(plan.trial, found, score)
-
-    lessons = Lessons(card=card, teachers=chain, data=setup.examples, options=options, folder=run.scratch / "ranking")
-    shapes = [one.shape for one in starters]
-    best = [one for one in halve(shapes, lessons, found.scores, keep) if one.shape in allowed]
-    choice = next((one for one in starters if best and one.shape == best[-1].shape), plan.choice)
-    say(f"search: {choice.name} learns best of {len(starters)} that fit; capacity alone would take {plan.choice.name}")
-    return dataclasses.replace(plan, found=found, choice=choice)
 
 
 def finish(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = ()) -> Result:

@@ -50,7 +50,7 @@ import sys, time
 from edgekd.tasks.known import load_card
 clocks = time.perf_counter, time.process_time
 begin = [clock() for clock in clocks]
-from edgekd.pipeline import Request, prepare
+from edgekd.planning import Request, prepare
 imported = [clock() for clock in clocks]
 setup = prepare(Request(card=load_card(sys.argv[1])), [])
 ended = [clock() for clock in clocks]

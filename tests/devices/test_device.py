@@ -14,7 +14,8 @@ from edgekd.devices.device import Site
 from edgekd.devices.local import Local, connect, fitting_target
 from edgekd.errors import ConfigError, UnavailableError
 from edgekd.machine import Machine
-from edgekd.pipeline import Request, distill_all
+from edgekd.pipeline import distill_all
+from edgekd.planning import Request
 from edgekd.result import Result
 from edgekd.run import open_run
 from edgekd.target import load_target
