@@ -1,4 +1,4 @@
-"""`bundle`: pack what is needed to measure on a device that nothing can reach, and name its results as a device."""
+"""`bundle`: pack what is needed to measure on a device that nothing can reach."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,16 +15,7 @@ from edgekd.runs import all_subjects, finished, measure_files, measure_run, read
 from edgekd.scratch import require_scratch, scratch
 from edgekd.target import load_target
 
-__all__ = ["pack", "place_of"]
-
-
-def place_of(device: str, results: Path | None) -> str:
-    """The device that `--device` or `--from` names. Raises ConfigError if both are given."""
-    if results is None:
-        return device
-    if device:
-        raise ConfigError("--from: the results say where they were measured; leave --device out")
-    return f"results://{results}"
+__all__ = ["pack"]
 
 
 def pack(paths: list[Path], target_name: str, asked: BenchOptions, processes: int, path: Path) -> int:

@@ -19,6 +19,7 @@ from edgekd.cli.options import (
     Output,
     Shapes,
     end,
+    place_of,
 )
 
 __all__ = ["baseline_accept", "check"]
@@ -80,7 +81,6 @@ def check(
 ) -> None:
     """Judge budgets and regressions: exit 0 pass, 1 fail, 2 error, 3 inconclusive."""
     from edgekd.bench.feeding import feedings
-    from edgekd.cli.bundling import place_of
     from edgekd.cli.checking import CheckOptions, check_models, write_manifest
     from edgekd.cli.outputs import Outputs
 

@@ -34,6 +34,7 @@ from edgekd.cli.options import (
     Threads,
     Trackers,
     end,
+    place_of,
 )
 from edgekd.console import open_streams, speaks, stdout_error
 from edgekd.errors import EdgekdError, ExitCode, one_line
@@ -266,7 +267,6 @@ def bench(
 ) -> None:
     """Measure latency, size, memory, placement and accuracy on the target's provider."""
     from edgekd.bench.feeding import feedings
-    from edgekd.cli.bundling import place_of
     from edgekd.cli.measuring import bench_models, make_asked, on_device
 
     fed = feedings(shape, value, batch_axis, output, custom_ops)

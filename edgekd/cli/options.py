@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgekd.errors import worst
+from edgekd.errors import ConfigError, worst
 
 __all__ = [
     "AccuracyOn",
@@ -26,6 +26,7 @@ __all__ = [
     "Threads",
     "Trackers",
     "end",
+    "place_of",
 ]
 
 Targets = Annotated[
@@ -101,3 +102,12 @@ CustomOps = Annotated[
 def end(codes: Iterable[int]) -> None:
     """End the program with the exit code of several results."""
     raise typer.Exit(worst(codes))
+
+
+def place_of(device: str, results: Path | None) -> str:
+    """The device that `--device` or `--from` names. Raises ConfigError if both are given."""
+    if results is None:
+        return device
+    if device:
+        raise ConfigError("--from: the results say where they were measured; leave --device out")
+    return f"results://{results}"
