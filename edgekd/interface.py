@@ -58,6 +58,7 @@ def distill(
     out: Name | None = None,
     budget: Mapping[str, float] | None = None,
     device: str = "",
+    allow_estimated: bool = False,
     fresh: bool = False,
     online: bool = False,
 ) -> Result:
@@ -66,7 +67,8 @@ def distill(
 
     `card` and `target` may be names of bundled ones or paths of files. `data` and `teacher` replace the card's own;
     `budget` maps budget keys to limits that replace the card's limits. The run folder is `out`, by default
-    `runs/CARD@TARGET`. `device` is where figures are measured, such as `ssh://pi@board`. `online` runs the teacher at
+    `runs/CARD@TARGET`. `device` is where figures are measured, such as `ssh://pi@board`. `allow_estimated`
+    lets an estimated latency decide the verdict, which is otherwise inconclusive. `online` runs the teacher at
     every step instead of reading its outputs from the cache.
 
     Raises EdgekdError, whose text is one line, for any problem that the caller can correct, and BudgetError if no
@@ -79,6 +81,7 @@ def distill(
         out=_path(out),
         budget=limits,
         device=device,
+        allow_estimated=allow_estimated,
         fresh=fresh,
         online=online,
     )
@@ -107,6 +110,8 @@ class DistillRequest:
     budget: Budget = Budget()  # noqa: RUF009 - frozen
     device: str = ""
     accuracy_on: str = ""
+    allow_estimated: bool = False
+    """Whether an estimated latency may decide the verdict."""
     fresh: bool = False
     online: bool = False
     track: tuple[str, ...] = ()
@@ -189,7 +194,14 @@ def _distill_waiting(card: Card, waiting: Sequence[tuple[Site, Run]], asked: Dis
     from edgekd.planning import Request
 
     options = TrainingOptions(online=asked.online, track=asked.track)
-    request = Request(card=card, data=asked.data, teacher=asked.teacher, budget=asked.budget, options=options)
+    request = Request(
+        card=card,
+        data=asked.data,
+        teacher=asked.teacher,
+        budget=asked.budget,
+        allow_estimated=asked.allow_estimated,
+        options=options,
+    )
     outcomes = distill_all(request, waiting)
     return [Distilled(run=run, outcome=outcome) for (_, run), outcome in zip(waiting, outcomes, strict=True)]
 

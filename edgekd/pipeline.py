@@ -116,7 +116,7 @@ def finish(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = ()) -
     known = scored(plan, student, subjects, figures, plan.inputs)
     chosen, why = choose(setup, plan, known)
     models = scored(plan, student, subjects, figures, read_test_data(setup, plan))
-    result = judged(plan, student, chosen, why, models, agreement, int8)
+    result = judged(setup, plan, student, chosen, why, models, agreement, int8)
     write_reports(result, plan.candidates, plan.run)
     return result
 
@@ -219,6 +219,7 @@ def read_test_data(setup: Setup, plan: TargetPlan) -> Path:
 
 
 def judged(
+    setup: Setup,
     plan: TargetPlan,
     student: TrainedStudent,
     chosen: str,
@@ -234,7 +235,7 @@ def judged(
     return Result(
         card=card.name,
         target=plan.site.target.name,
-        verdict=judge(figures, plan.budget, allow_estimated=True, examples=count),
+        verdict=judge(figures, plan.budget, allow_estimated=setup.asked.allow_estimated, examples=count),
         chosen=chosen,
         why_chosen=why,
         models=tuple(models),

@@ -61,6 +61,8 @@ class Request:
     """Weights file of the teacher, which replaces the card's."""
     budget: Budget = Budget()  # noqa: RUF009 - frozen
     """Limits that replace the card's."""
+    allow_estimated: bool = False
+    """Whether an estimated latency may decide the verdict."""
     options: TrainingOptions = TrainingOptions()  # noqa: RUF009 - frozen
 
 

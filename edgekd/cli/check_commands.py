@@ -7,6 +7,7 @@ import typer
 
 from edgekd.cli.options import (
     AccuracyOn,
+    AllowEstimated,
     BatchAxes,
     Budgets,
     CheckedModels,
@@ -51,9 +52,7 @@ def check(
     batch_axis: BatchAxes = [],  # noqa: B006
     output: Output = None,
     custom_ops: CustomOps = [],  # noqa: B006
-    allow_estimated: Annotated[
-        bool, typer.Option("--allow-estimated", help="Let an estimated latency pass or fail.")
-    ] = False,
+    allow_estimated: AllowEstimated = False,
     allow_difference: Annotated[
         list[str],
         typer.Option(metavar="KEY", help="Let a stored record be of another cpu, onnxruntime, …; repeatable."),

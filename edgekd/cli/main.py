@@ -19,6 +19,7 @@ from edgekd.cli.device_commands import bundle, devices
 from edgekd.cli.helping import GroupedCommands
 from edgekd.cli.options import (
     AccuracyOn,
+    AllowEstimated,
     BatchAxes,
     Budgets,
     CustomOps,
@@ -105,6 +106,7 @@ def distill(
     rank: Rank = None,
     device: DevicePlace = "",
     accuracy_on: AccuracyOn = "",
+    allow_estimated: AllowEstimated = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Empty the run folder and start again.")] = False,
     online: Annotated[bool, typer.Option("--online", help="Run the teacher at every step, without the cache.")] = False,
     track: Trackers = [],  # noqa: B006
@@ -130,6 +132,7 @@ def distill(
         budget=limits,
         device=device,
         accuracy_on=accuracy_on,
+        allow_estimated=allow_estimated,
         fresh=fresh,
         online=online,
         track=tuple(track),

@@ -10,6 +10,7 @@ from edgekd.errors import ConfigError, worst
 
 __all__ = [
     "AccuracyOn",
+    "AllowEstimated",
     "BatchAxes",
     "Budgets",
     "CustomOps",
@@ -54,6 +55,7 @@ DevicePlace = Annotated[
     str,
     typer.Option("--device", metavar="PLACE", help="Where to measure: local, ssh://[user@]host[:port]."),
 ]
+AllowEstimated = Annotated[bool, typer.Option("--allow-estimated", help="Let an estimated latency pass or fail.")]
 AccuracyOn = Annotated[
     str,
     typer.Option(metavar="device|host", help="Where answers are computed; on the host they are a proxy."),
