@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekd.errors import InputError, one_line
+from edgekd.errors import InputError, one_line, shown
 from edgekd.files import file_sha256, listening, read_json, write_json
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "name_of",
     "own_files",
     "refuse_changed",
+    "refuse_newer",
     "unreadable",
     "write_list",
 ]
@@ -53,6 +54,18 @@ KEYS = {
     "bench.json": ("schema_version", "models"),
 }
 """The keys that a JSON file of this name must contain."""
+
+NEWEST = {
+    "run.json": 2,
+    "candidates.json": 3,
+    "pruning.json": 1,
+    "history.json": 1,
+    "pruned.json": 1,
+    "int8.json": 1,
+    "result.json": 3,
+    "bench.json": 2,
+}
+"""The newest schema_version of a JSON file whose name ends like this that this edgekd can read."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,20 @@ def refuse_changed(folder: Path, files: Digests, advice: str) -> None:
     for damage in damaged(folder, files):
         if damage.what != "is missing":
             raise InputError(f"{folder / damage.name}: {damage.what}; {advice}")
+
+
+def refuse_newer(folder: Path) -> None:
+    """Raise InputError for a JSON file of the run with a schema_version that this edgekd does not know."""
+    for path in own_files(folder):
+        newest = next((version for name, version in NEWEST.items() if path.name.endswith(name)), None)
+        if newest is None or unreadable(path):
+            continue
+        version = read_json(path).get("schema_version")
+        if version is not None and (type(version) is not int or version > newest):
+            raise InputError(
+                f"{path}: schema_version is {shown(version)}, and this edgekd knows {newest} and older; take a newer "
+                "edgekd, or start the run again with --fresh"
+            )
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Find the files in which an ONNX model keeps its weights. All code that needs these files uses this module."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +36,8 @@ def external_files(model: "ModelProto") -> list[str]:
     for training in model.training_info:
         tensors += [*_graph_tensors(training.initialization), *_graph_tensors(training.algorithm)]
     outside = [tensor for tensor in tensors if uses_external_data(tensor)]
-    return sorted({entry.value for tensor in outside for entry in tensor.external_data if entry.key == "location"})
+    entries = [entry for tensor in outside for entry in tensor.external_data if entry.key == "location"]
+    return sorted({os.fsdecode(entry.value) for entry in entries})  # protobuf gives bytes for a text that is not UTF-8
 
 
 def model_files(file: Path, model: "ModelProto | None" = None) -> list[Path]:

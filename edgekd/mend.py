@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgekd.artefacts import LIST, Damage, Digests, damaged, listed, name_of, own_files, refuse_changed
+from edgekd.artefacts import LIST, Damage, Digests, damaged, listed, name_of, own_files, refuse_changed, refuse_newer
 from edgekd.console import say
 from edgekd.errors import EdgekdError, InputError
 from edgekd.files import file_sha256, read_json
@@ -65,8 +65,10 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def refuse_tampered(folder: Path) -> None:
-    """Raise InputError if an existing file of a run has changed. Code that only reads a run calls this function."""
+    """Raise InputError if an existing file of a run has changed, or is of a newer edgekd. Code that only reads a run
+    calls this function."""
     refuse_changed(folder, expected(folder), "run its `edgekd distill` again, which makes it again or says what to do")
+    refuse_newer(folder)
 
 
 def refuse_lost_settings(folder: Path, files: Digests) -> None:
@@ -80,6 +82,7 @@ def mend(folder: Path, files: Digests, trained: bool) -> None:
 
     If a damaged file cannot be made again, raises InputError before anything is removed.
     """
+    refuse_newer(folder)
     found = damaged(folder, files)
     for damage in found:
         if damage.name == "candidates.json" and trained:

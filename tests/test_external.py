@@ -1,5 +1,6 @@
 """Every place of an ONNX model that can name another file for its weights is found, by all who ask."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,18 @@ def test_weights_that_are_a_loop_of_links_are_told_in_one_line(
     assert "keeps weights in 'weights', which cannot be read (Too many levels of symbolic links)" in told[0]
     with pytest.raises(InputError, match="Too many levels of symbolic links"):
         whole_model(file)
+
+
+def test_a_name_that_is_not_utf8_is_told_in_one_line(tmp_path: Path, cli: Callable[..., Any]) -> None:
+    model = helper.make_model(graph_of([constant(value=outside())], initializer=[outside()]))
+    content = model.SerializeToString()
+    first = content.index(b"weights")
+    file = tmp_path / "m.onnx"
+    file.write_bytes(content[:first] + b"w\xff" + content[first + 2 :])  # one name is text, the other one bytes
+    (tmp_path / "weights").write_bytes(bytes(8))
+    done = cli("check", file, "-t", "cpu-x86", "--budget", "size_kb=1")
+    assert done.returncode == 2
+    assert "keeps weights in 'w\\udcffights', which cannot be read" in done.stdout + done.stderr
+    (tmp_path / os.fsdecode(b"w\xffights")).write_bytes(bytes(8))
+    assert model_bytes(file) == file.stat().st_size + 16
+    assert file_digest(file) == whole_model(file)[1]

@@ -7,9 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekd.artefacts import listed, write_list
+import edgekd.result
+import edgekd.run
+import edgekd.search.candidates
+import edgekd.search.int8
+import edgekd.search.pruning
+from edgekd.artefacts import NEWEST, listed, write_list
 from edgekd.errors import InputError
-from edgekd.files import file_sha256, write_json
+from edgekd.files import file_sha256, read_json, write_json
 from edgekd.mend import adopted, expected, mend, refuse_lost_settings, refuse_tampered, remove_derived
 
 SETTINGS: dict[str, Any] = {"schema_version": 2, "card": {}, "target": {}, "budget": {}, "files": {}}
@@ -108,3 +113,32 @@ def test_what_was_made_from_another_file_is_removed(tmp_path: Path, name: str, g
     remove_derived(run, name)
     assert gone <= before - there()
     assert "model.onnx" in there()
+
+
+@pytest.mark.parametrize("version", [99, "3", -1.5, [1], True])
+@pytest.mark.parametrize(
+    "name", ["candidates.json", "student/history.json", "result.json", "exported/student-int8.json"]
+)
+def test_a_file_of_a_newer_version_is_refused(tmp_path: Path, name: str, version: object) -> None:
+    run = a_run(tmp_path)
+    content = read_json(run / name) if (run / name).exists() else {"sha256": ""}
+    write_json(run / name, content | {"schema_version": version})
+    write_list(run)
+    for ask in (refuse_tampered, lambda folder: mend(folder, expected(folder), trained=True)):
+        with pytest.raises(
+            InputError, match=rf"{name}: schema_version is .*, and this edgekd knows \d and older; take"
+        ):
+            ask(run)
+    assert (run / "model.onnx").exists()
+
+
+def test_the_newest_versions_are_those_that_are_written() -> None:
+    written = {
+        "run.json": edgekd.run.SCHEMA_VERSION,
+        "candidates.json": edgekd.search.candidates.SCHEMA_VERSION,
+        "pruning.json": edgekd.search.pruning.SCHEMA_VERSION,
+        "int8.json": edgekd.search.int8.SCHEMA_VERSION,
+        "result.json": edgekd.result.SCHEMA_VERSION,
+        "bench.json": edgekd.result.BENCH_VERSION,
+    }
+    assert written.items() <= NEWEST.items()
