@@ -13,10 +13,11 @@ from types import ModuleType
 from edgekd import card, recipe, target
 from edgekd.budget import budget_keys
 from edgekd.figures import budgeted
-from edgekd.nets import families
 from edgekd.tasks.known import deciding
 
 PAGE = Path(__file__).with_name("reference.md")
+NETS = Path(inspect.getfile(card)).parent / "nets"
+"""The families are read as text, because importing them takes torch."""
 
 TABLES: Mapping[str, str] = {
     "Card": "A model card",
@@ -26,7 +27,12 @@ TABLES: Mapping[str, str] = {
     "Teacher": "`[teacher]`, `[[more_teachers]]`, `[[assistants]]`",
     "Training": "`[teacher.training]`",
     "Student": "`[student]`",
+    "Family": "`[[student.families]]`",
     "Recipe": "`[recipe]`",
+    "Feature": "`[[recipe.features]]`",
+    "Stage": "`[[recipe.stages]]`",
+    "Qat": "`[recipe.qat]`",
+    "Prune": "`[recipe.prune]`",
     "Export": "`[export]`",
     "Target": "A target",
     "Hardware": "`[hardware]`",
@@ -125,8 +131,13 @@ def _word(name: str) -> str:
 def _limit(node: ast.expr) -> str:
     if not isinstance(node, ast.Call) or ast.unparse(node.func) != "Field":
         return ""
-    limits = [f"{_SIGNS[one.arg]} {ast.unparse(one.value)}" for one in node.keywords if one.arg in _SIGNS]
+    limits = [f"{_SIGNS[one.arg]} {_number(one.value)}" for one in node.keywords if one.arg in _SIGNS]
     return "(" + ", ".join(limits) + ")" if limits else ""
+
+
+def _number(node: ast.expr) -> str:
+    """A limit, where a name of the card's module stands for a number."""
+    return str(getattr(card, node.id, node.id)) if isinstance(node, ast.Name) else ast.unparse(node)
 
 
 def _classes(module: ModuleType) -> list[ast.ClassDef]:
@@ -135,8 +146,12 @@ def _classes(module: ModuleType) -> list[ast.ClassDef]:
 
 
 def _aliases(module: ModuleType) -> Iterator[tuple[str, ast.expr]]:
-    """The names that stand for a type in the module."""
-    for node in ast.parse(inspect.getsource(module)).body:
+    return _types_in(ast.parse(inspect.getsource(module)))
+
+
+def _types_in(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
+    """The names that stand for a type in a module."""
+    for node in tree.body:
         if (
             isinstance(node, ast.Assign)
             and isinstance(node.targets[0], ast.Name)
@@ -170,15 +185,30 @@ def _families(aliases: Mapping[str, ast.expr]) -> list[str]:
         'each key has a list of values to try. `family = "import"` takes the network that your own `function` makes; a '
         'teacher may also be `"onnx"` (a file) or `"self"` (the student\'s own network).',
     ]
-    for task, known in families.FAMILIES.items():
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted(NETS.glob("*.py"))]
+    own = dict(aliases) | {name: node for tree in trees for name, node in _types_in(tree)}
+    shapes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
+    tables = {name: node for tree in trees for name, node in _tables_in(tree)}
+    for task, table in _pairs(tables["FAMILIES"]):
         parts.append(f"### Families for {task}")
-        for name, (shape, _) in known.items():
-            module = inspect.getmodule(shape)
-            assert module is not None  # every class is defined in a module
-            own = dict(aliases) | dict(_aliases(module))
-            node = next(one for one in _classes(module) if one.name == shape.__name__)
-            parts += _section(node, own, f"`{name}`", "####") or [f"#### `{name}`", inspect.getdoc(shape) or ""]
+        for name, made in _pairs(tables[ast.unparse(table)]):
+            assert isinstance(made, ast.Tuple)  # of a shape and the function that makes its network
+            node = shapes[ast.unparse(made.elts[0])]
+            parts += _section(node, own, f"`{name}`", "####") or [f"#### `{name}`", ast.get_docstring(node) or ""]
     return parts
+
+
+def _tables_in(tree: ast.Module) -> Iterator[tuple[str, ast.Dict]]:
+    """The dictionaries that a module defines."""
+    for node in tree.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(node.value, ast.Dict):
+            yield node.target.id, node.value
+
+
+def _pairs(table: ast.Dict) -> Iterator[tuple[str, ast.expr]]:
+    for key, value in zip(table.keys, table.values, strict=True):
+        assert key is not None  # no `**` in them
+        yield str(ast.literal_eval(key)), value
 
 
 if __name__ == "__main__":
