@@ -59,7 +59,7 @@ def _draw(axes: "Axes", models: Sequence[ModelFigures], candidates: Sequence[Siz
     from matplotlib.ticker import LogLocator, NullFormatter
 
     kind = models[0].kinds[0]
-    for model, marker in zip(models, "sovD^P", strict=False):
+    for place, (model, marker) in enumerate(zip(models, "sovD^P", strict=False)):
         figure, score = getattr(model, key), model.score.value
         if figure.value is None or score is None:
             continue
@@ -68,7 +68,7 @@ def _draw(axes: "Axes", models: Sequence[ModelFigures], candidates: Sequence[Siz
         axes.annotate(
             kind.show(score),
             (figure.value, height),
-            xytext=(0, 9),
+            xytext=(0, 9 + 12 * (place % 2)),  # neighbours of nearly the same size do not overprint each other
             textcoords="offset points",
             ha="center",
         )
