@@ -5,10 +5,17 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+from PIL import Image
+from typer.main import get_command
+
 import edgekd
 from edgekd.card import Teacher
+from edgekd.cli.helping import EXAMPLES, GROUPS
+from edgekd.cli.main import app
 from edgekd.recipe import Augment, Feature, Recipe
 from edgekd.spec import bundled_names
+from edgekd.target import load_target
 from edgekd.tasks.known import load_card
 
 ROOT = Path(edgekd.__file__).parent.parent
@@ -16,12 +23,44 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_example_card_is_one(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    text = (ROOT / "docs" / "your-own.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     path = tmp_path / "parts.toml"
     path.write_text(example, encoding="utf-8")
     card = load_card(str(path))
     assert card.data.classes == ("bolt", "nut", "washer")
     assert card.budget("cpu-arm").limit("size_kb") == 1500
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    assert len(README.splitlines()) <= 150
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert link.startswith("https://") or (page.parent / link).is_file(), f"{page.name}: {link}"
+
+
+def test_every_command_has_an_example_and_a_group() -> None:
+    commands = set(get_command(app).commands)  # type: ignore[attr-defined]  # typer's group
+    assert commands - {"baseline"} <= EXAMPLES.keys()
+    assert {name for names in GROUPS.values() for name in names} >= commands
+    assert all(f"`edgekd {name}" in README for name in commands)
+
+
+def test_the_deployed_file_is_called_as_the_page_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgekd.export.onnx import export
+    from edgekd.nets.families import make
+
+    card = load_card("digits")
+    export(make(card, card.teacher, card.teacher.shape, "teacher.shape"), card, load_target("cpu-x86"),
+           tmp_path / "model.onnx", {"trained": "no"})  # fmt: skip
+    Image.new("L", (8, 8), 100).save(tmp_path / "example.png")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(block, "deploying.md", "exec"), {})
+    assert capsys.readouterr().out.strip() in card.data.classes
 
 
 def test_every_bundled_target_is_named() -> None:

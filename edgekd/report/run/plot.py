@@ -59,7 +59,7 @@ def _draw(axes: "Axes", models: Sequence[ModelFigures], candidates: Sequence[Siz
     from matplotlib.ticker import LogLocator, NullFormatter
 
     kind = models[0].kinds[0]
-    for model, marker in zip(models, "sovD^P", strict=False):
+    for place, (model, marker) in enumerate(zip(models, "sovD^P", strict=False)):
         figure, score = getattr(model, key), model.score.value
         if figure.value is None or score is None:
             continue
@@ -68,7 +68,7 @@ def _draw(axes: "Axes", models: Sequence[ModelFigures], candidates: Sequence[Siz
         axes.annotate(
             kind.show(score),
             (figure.value, height),
-            xytext=(0, 9),
+            xytext=(0, 9 + 12 * (place % 2)),  # neighbours of nearly the same size do not overprint each other
             textcoords="offset points",
             ha="center",
         )
@@ -85,12 +85,14 @@ def _draw(axes: "Axes", models: Sequence[ModelFigures], candidates: Sequence[Siz
             label="candidates, untrained",
         )
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(label)
     axes.set_ylabel(kind.axis("test"))
     axes.margins(x=0.2, y=0.35)
+    low, high = axes.get_xlim()
+    wide = low > 0 and high / low > 200  # then labels at 1, 2 and 5 would overprint each other
+    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     if kind.share:  # which ends at 100 %
         axes.set_ylim(top=min(axes.get_ylim()[1], 101))
     axes.grid(True, which="both", alpha=0.25)
@@ -100,12 +102,17 @@ def _draw_limits(axes: "Axes", limits: dict[str, float], key: str, kind: ScoreKi
     """Draw the budget as dashed green lines, of which one is labelled."""
     if key in limits:
         axes.axvline(limits[key], color="tab:green", linestyle="--", linewidth=1.2, label="budget")
+    if key == "latency_p50_ms" and "latency_p95_ms" in limits:
+        about = {"linestyle": ":", "linewidth": 1.2, "label": "budget of p95"}
+        axes.axvline(limits["latency_p95_ms"], color="tab:green", **about)
     if kind.limit_key in limits:
         low, high = axes.get_ylim()
         level = kind.factor * limits[kind.limit_key]
         label = None if key in limits else "budget"
         axes.axhline(level, color="tab:green", linestyle="--", linewidth=1.2, label=label)
-        axes.set_ylim(min(low, level - 0.08 * (high - low)), max(high, level + 0.08 * (high - low)))
+        low, high = min(low, level - 0.08 * (high - low)), max(high, level + 0.08 * (high - low))
+        high += 0.08 * (high - low)  # room for the figure above the best model
+        axes.set_ylim(low, min(high, 102) if kind.share else high)
 
 
 def _draw_ring(axes: "Axes", models: Sequence[ModelFigures], shipped: str, key: str) -> None:
