@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from edgekd.card import Card, check_card, read_tables
+from edgekd.card import Card, card_tables, check_card, read_tables
 from edgekd.errors import ConfigError
 from edgekd.presets import with_presets
 from edgekd.recipe import Recipe, Training
@@ -17,7 +17,7 @@ def card(recipe: str, teacher: str = "epochs = 2", augment: str = "", name: str 
     tables, _ = read_tables(name)
     tables["recipe"], tables["augment"] = tomllib.loads(recipe), tomllib.loads(augment)
     tables["teacher"]["training"] = tomllib.loads(teacher)
-    return check_card(build_card(tables, "card.toml"))
+    return check_card(build_card(card_tables(tables, "card.toml"), "card.toml"))
 
 
 def test_fast_sets_the_schedule_and_the_card_overrides_it() -> None:
