@@ -97,3 +97,29 @@ def test_tables_of_other_kinds_are_left_to_the_card(key: str, value: Any) -> Non
 def test_the_words_of_a_training() -> None:
     training = Training(preset="fast", epochs=4, learning_rate=0.25, ema=0.5)
     assert training.words() == "epochs 4, learning_rate 0.25, ema 0.5"
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "value"),
+    [
+        ('preset = "fast"\noptimizer = "adamw"\nlearning_rate = 1e-3', "momentum", 0.9),
+        ('preset = "long"\nlosses = { kd = 1.0 }', "alpha", 0.9),
+        ('preset = "long"\nlosses = { kd = 1.0 }', "temperature", 2.0),
+        ('preset = "long"\nlosses = { mse = 1.0 }', "temperature", 4.0),
+        ('preset = "long"\nalpha = 0.0', "temperature", 4.0),
+        (
+            'preset = "fast"\n[[stages]]\nepochs = 13\nlosses = { kd = 1.0 }\n'
+            "[[stages]]\nepochs = 2\nlosses = { ce = 1.0 }",
+            "warmup_epochs",
+            2,
+        ),
+    ],
+)
+def test_what_the_card_sets_makes_settings_of_the_preset_idle(given: str, key: str, value: float) -> None:
+    assert getattr(card(given).recipe, key) == value
+
+
+@pytest.mark.parametrize("table", ["qat", "prune"])
+def test_the_trainings_after_the_distillation_take_no_preset(table: str) -> None:
+    with pytest.raises(ConfigError, match=f"recipe.{table}.preset: has no effect here; give its settings one by one"):
+        card(f'epochs = 3\n[{table}]\nepochs = 1\npreset = "fast"')
