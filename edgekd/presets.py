@@ -1,9 +1,9 @@
 """Presets of trainings: named sets of settings, as plain data, which the card's own settings override one by one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edgekd.recipe import Preset
+from edgekd.recipe import TEMPERED, Preset
 
 __all__ = ["PRESETS", "with_presets"]
 
@@ -76,15 +76,36 @@ def _assistant(given: Any, images: bool) -> Any:
 
 
 def _completed(given: Mapping[str, Any], role: str, images: bool) -> dict[str, Any]:
-    """The settings `given`, and those of the preset that are not given."""
+    """The settings `given`, and those of the preset that are not given and have an effect beside them."""
     preset = PRESETS[given["preset"]]
     kinds = ["training", role, *(["images"] if images else [])]
-    settings = {key: value for kind in kinds for key, value in preset.get(kind, {}).items()} | dict(given)
+    idle = set(_idle(given))
+    named = {key: value for kind in kinds for key, value in preset.get(kind, {}).items() if key not in idle}
+    settings = named | dict(given)
     if "learning_rate" not in given and _is_number(batch := settings.get("batch_size", 128)):
         settings["learning_rate"] *= batch / RATE_BATCH[given["preset"]]
     if settings.get("schedule") != "one-cycle" and "warmup_epochs" not in given and _is_number(settings["epochs"]):
-        settings["warmup_epochs"] = WARMUP[given["preset"]] * settings["epochs"]
+        stages = [stage["epochs"] for stage in _stages(given) if _is_number(stage.get("epochs"))]
+        settings["warmup_epochs"] = min([WARMUP[given["preset"]] * settings["epochs"], *stages])
     return settings
+
+
+def _idle(given: Mapping[str, Any]) -> Iterator[str]:
+    """The settings of presets that have no effect beside those `given`; the card would refuse them."""
+    if given.get("optimizer", "sgd") != "sgd":
+        yield "momentum"
+    weighted = [_table(given, "losses"), *(_table(stage, "losses") for stage in _stages(given))]
+    if any(weighted) or _stages(given):
+        yield "alpha"
+        if not TEMPERED & {term for losses in weighted for term in losses}:
+            yield "temperature"
+    elif given.get("alpha") == 0:
+        yield "temperature"
+
+
+def _stages(given: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    stages = given.get("stages")
+    return [stage for stage in stages if isinstance(stage, Mapping)] if isinstance(stages, list | tuple) else []
 
 
 def _table(tables: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -292,6 +292,8 @@ class Recipe(Training):
         """
         yield from Training.unused_settings(self)
         for name, further in (("qat", self.qat), ("prune", self.prune)):
+            if further and further.preset:
+                yield f"{name}.preset: has no effect here; give its settings one by one"
             for problem in further.unused_settings() if further else ():
                 yield f"{name}.{problem}"
         shortest = min(part.epochs for part in self.parts())

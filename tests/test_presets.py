@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from edgekd.card import Card, check_card, read_tables
+from edgekd.card import Card, card_tables, check_card, read_tables
 from edgekd.errors import ConfigError
 from edgekd.presets import with_presets
 from edgekd.recipe import Recipe, Training
@@ -17,7 +17,7 @@ def card(recipe: str, teacher: str = "epochs = 2", augment: str = "", name: str 
     tables, _ = read_tables(name)
     tables["recipe"], tables["augment"] = tomllib.loads(recipe), tomllib.loads(augment)
     tables["teacher"]["training"] = tomllib.loads(teacher)
-    return check_card(build_card(tables, "card.toml"))
+    return check_card(build_card(card_tables(tables, "card.toml"), "card.toml"))
 
 
 def test_fast_sets_the_schedule_and_the_card_overrides_it() -> None:
@@ -97,3 +97,29 @@ def test_tables_of_other_kinds_are_left_to_the_card(key: str, value: Any) -> Non
 def test_the_words_of_a_training() -> None:
     training = Training(preset="fast", epochs=4, learning_rate=0.25, ema=0.5)
     assert training.words() == "epochs 4, learning_rate 0.25, ema 0.5"
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "value"),
+    [
+        ('preset = "fast"\noptimizer = "adamw"\nlearning_rate = 1e-3', "momentum", 0.9),
+        ('preset = "long"\nlosses = { kd = 1.0 }', "alpha", 0.9),
+        ('preset = "long"\nlosses = { kd = 1.0 }', "temperature", 2.0),
+        ('preset = "long"\nlosses = { mse = 1.0 }', "temperature", 4.0),
+        ('preset = "long"\nalpha = 0.0', "temperature", 4.0),
+        (
+            'preset = "fast"\n[[stages]]\nepochs = 13\nlosses = { kd = 1.0 }\n'
+            "[[stages]]\nepochs = 2\nlosses = { ce = 1.0 }",
+            "warmup_epochs",
+            2,
+        ),
+    ],
+)
+def test_what_the_card_sets_makes_settings_of_the_preset_idle(given: str, key: str, value: float) -> None:
+    assert getattr(card(given).recipe, key) == value
+
+
+@pytest.mark.parametrize("table", ["qat", "prune"])
+def test_the_trainings_after_the_distillation_take_no_preset(table: str) -> None:
+    with pytest.raises(ConfigError, match=f"recipe.{table}.preset: has no effect here; give its settings one by one"):
+        card(f'epochs = 3\n[{table}]\nepochs = 1\npreset = "fast"')
