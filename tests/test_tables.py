@@ -58,9 +58,9 @@ def test_rows_show_ratios_to_the_teacher_and_how_each_was_obtained() -> None:
 
 
 def drawn(table, width: int = 80) -> str:
-    console = Console(file=io.StringIO(), width=width)
-    console.print(table)
-    return console.file.getvalue()
+    text = io.StringIO()
+    Console(file=text, width=width).print(table)
+    return text.getvalue()
 
 
 def test_a_terminal_of_80_columns_shows_whole_figures_and_one_line_for_what_is_not_known() -> None:

@@ -67,7 +67,8 @@ def draft_card(folder: Path, teacher: str, site: Site, timed: bool, out: Path, t
         require_test_text(card, None)
         train, validation = load_text_training(card, None)
         card = settled(card, validation)
-        inputs = trimmed(train.read(np.arange(min(64, len(train)))))[:, : card.data.timed_length]
+        ids: Any = train.read(np.arange(min(64, len(train))))  # token ids; see load_text
+        inputs = trimmed(ids)[:, : card.data.timed_length]
     else:
         require_test(card, None)
     told(f"measuring the teacher and the smallest student for {site.target.name}, about 20 seconds")

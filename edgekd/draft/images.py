@@ -67,7 +67,7 @@ def look_at_parquet(folder: Path) -> DataFacts:
     image = _column(files[0], schema, _IMAGE_COLUMNS, _holds_images, "images")
     label = _column(files[0], schema, _LABEL_COLUMNS, _holds_labels, "labels")
     classes = _classes(files, schema, label)
-    columns = {key: name for key, name, usual in _named(image, label) if name != usual}
+    columns: dict[str, Any] = {key: name for key, name, usual in _named(image, label) if name != usual}
     data = Data(source="parquet", size=1, classes=classes, mean=(0.0,) * 3, std=(1.0,) * 3, **columns)
     rows = read_rows(files, data)
     chosen = _spread(rows.labels)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgekd.figures import Figure, ModelFigures
 from edgekd.files import atomic
@@ -103,7 +103,7 @@ def _draw_limits(axes: "Axes", limits: dict[str, float], key: str, kind: ScoreKi
     if key in limits:
         axes.axvline(limits[key], color="tab:green", linestyle="--", linewidth=1.2, label="budget")
     if key == "latency_p50_ms" and "latency_p95_ms" in limits:
-        about = {"linestyle": ":", "linewidth": 1.2, "label": "budget of p95"}
+        about: dict[str, Any] = {"linestyle": ":", "linewidth": 1.2, "label": "budget of p95"}
         axes.axvline(limits["latency_p95_ms"], color="tab:green", **about)
     if kind.limit_key in limits:
         low, high = axes.get_ylim()
