@@ -213,6 +213,14 @@ class Stage:
         return self
 
 
+def _unused_further(name: str, further: Training) -> Iterator[str]:
+    """Yield the messages of the further training that the recipe's table `name` describes."""
+    if further.preset:
+        yield f"{name}.preset: has no effect here; give its settings one by one"
+    for problem in further.unused_settings():
+        yield f"{name}.{problem}"
+
+
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Recipe(Training):
     """Settings of the distillation. The loss is L = α T² KL(p_teacher ‖ p_student) + (1 − α) CE (Hinton et al. 2015),
@@ -292,10 +300,7 @@ class Recipe(Training):
         """
         yield from Training.unused_settings(self)
         for name, further in (("qat", self.qat), ("prune", self.prune)):
-            if further and further.preset:
-                yield f"{name}.preset: has no effect here; give its settings one by one"
-            for problem in further.unused_settings() if further else ():
-                yield f"{name}.{problem}"
+            yield from _unused_further(name, further) if further else ()
         shortest = min(part.epochs for part in self.parts())
         if self.schedule != "one-cycle" and shortest < min(self.warmup_epochs, self.epochs):
             yield f"warmup_epochs: should be at most the {shortest} epochs of the shortest stage"
