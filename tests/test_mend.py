@@ -108,3 +108,13 @@ def test_what_was_made_from_another_file_is_removed(tmp_path: Path, name: str, g
     remove_derived(run, name)
     assert gone <= before - there()
     assert "model.onnx" in there()
+
+
+def test_a_pruned_network_whose_sizes_are_lost_is_made_again(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    for name in ("pruned.json", "pruned.safetensors"):
+        (run / "student" / name).write_text('{"widths": {}}')
+    write_list(run)
+    (run / "student" / "pruned.json").unlink()
+    mend(run, expected(run), trained=True)
+    assert not (run / "student" / "pruned.safetensors").exists()
