@@ -16,6 +16,7 @@ ADVICE = "use --fresh to start this run again, or --out for another folder"
 TOGETHER = {
     "student/history.json": ("student/student.safetensors", "result.json"),
     "student/pruned-history.json": ("student/pruned.safetensors", "result.json"),
+    "student/pruned.json": ("student/pruned.safetensors", "result.json"),
     "student/int8-qat-history.json": ("student/int8-qat.safetensors", "result.json"),
 }
 """Files that are removed together with a damaged file, because they can only be made again together."""

@@ -228,7 +228,8 @@ def rank(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = (), wid
         if other.budget.teacher_minimum == plan.budget.teacher_minimum:
             take_over(other.run, run, with_student=False)
     minimum, options = plan.budget.teacher_minimum, dataclasses.replace(asked.options, track=())
-    teacher = setup.given or teach(card, setup.examples, minimum, run.teacher_weights, asked.options.track)
+    track, start = asked.options.track, setup.start
+    teacher = setup.given or teach(card, setup.examples, minimum, run.teacher_weights, track, start)
     check_teacher(card, teacher, setup.examples[1], minimum)
     chain = [*assist(card, teacher, setup.examples, run.teacher_weights.parent, options), *setup.further]
     found, limits = plan.found, widened(plan.budget, wider)

@@ -213,14 +213,6 @@ class Stage:
         return self
 
 
-def _unused_further(name: str, further: Training) -> Iterator[str]:
-    """Yield the messages of the further training that the recipe's table `name` describes."""
-    if further.preset:
-        yield f"{name}.preset: has no effect here; give its settings one by one"
-    for problem in further.unused_settings():
-        yield f"{name}.{problem}"
-
-
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Recipe(Training):
     """Settings of the distillation. The loss is L = α T² KL(p_teacher ‖ p_student) + (1 − α) CE (Hinton et al. 2015),
@@ -300,7 +292,7 @@ class Recipe(Training):
         """
         yield from Training.unused_settings(self)
         for name, further in (("qat", self.qat), ("prune", self.prune)):
-            yield from _unused_further(name, further) if further else ()
+            yield from (f"{name}.{problem}" for problem in _unused_after(further))
         shortest = min(part.epochs for part in self.parts())
         if self.schedule != "one-cycle" and shortest < min(self.warmup_epochs, self.epochs):
             yield f"warmup_epochs: should be at most the {shortest} epochs of the shortest stage"
@@ -355,6 +347,13 @@ class Recipe(Training):
     def parts(self) -> tuple[Stage, ...]:
         """The stages; a recipe without stages is a single one."""
         return self.stages or (Stage(epochs=self.epochs, losses=self.weights(), features=self.features),)
+
+
+def _unused_after(training: Training | None) -> Iterator[str]:
+    """A message for each setting without effect of a training that follows the distillation."""
+    if training and training.preset:
+        yield "preset: has no effect here; give its settings one by one"
+    yield from training.unused_settings() if training else ()
 
 
 def _refuse_double(losses: dict[Term, float]) -> None:

@@ -142,3 +142,13 @@ def test_the_newest_versions_are_those_that_are_written() -> None:
         "bench.json": edgekd.result.BENCH_VERSION,
     }
     assert written.items() <= NEWEST.items()
+
+
+def test_a_pruned_network_whose_sizes_are_lost_is_made_again(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    for name in ("pruned.json", "pruned.safetensors"):
+        (run / "student" / name).write_text('{"widths": {}}')
+    write_list(run)
+    (run / "student" / "pruned.json").unlink()
+    mend(run, expected(run), trained=True)
+    assert not (run / "student" / "pruned.safetensors").exists()

@@ -9,6 +9,9 @@ import pytest
 
 from edgekd.bench.records import Effort
 from edgekd.devices.local import Local, fitting_target
+from edgekd.nets.teachers import make_teacher_net
+from edgekd.nets.weights import save_state
+from edgekd.tasks.known import load_card
 
 TINY = Effort(processes=1, min_processes=1, warmup_s=0.0, min_calls=5, max_calls=20, max_s=0.02, placement=False)
 KNOBS = '--set=student.families=[{family="mlp",knobs={hidden=[[8],[16],[24],[32],[48],[64],[80],[96],[112],[128]]}}]'
@@ -49,6 +52,14 @@ def test_many_shapes_are_predicted_and_the_chosen_one_is_measured(card: str, sea
     assert all(one["error_95"] < 0.1 for one in sizes)  # the size of an MLP is nearly a line
     assert Path("run/front.png").stat().st_size > 1000
     assert Path("run/front.svg").exists()
+
+
+def test_ranking_fine_tunes_a_teacher_that_has_weights(card: str, search: Command, tmp_path: Path) -> None:
+    save_state(make_teacher_net(load_card(card)), tmp_path / "start.safetensors", {})
+    short = ["--set=recipe.epochs=1", "--set=teacher.training.epochs=1", '--set=teacher.weights="start.safetensors"']
+    done = search(card, FEW, *short, "--budget=size_kb=60")
+    assert done.returncode == 0, done.stderr
+    assert "teacher: 6 of 6 layers are loaded from" in done.stderr
 
 
 def test_what_ten_percent_more_would_buy(card: str, search: Command) -> None:
