@@ -21,7 +21,7 @@ from edgekd.devices.local import connect
 from edgekd.files import read_json, write_json
 from edgekd.target import load_target
 
-KEPT = ("name", "precision", "size_bytes", "params", "macs", "accuracy", "agreement")
+KEPT = ("name", "precision", "size_bytes", "params", "macs", "agreement")
 
 
 def ratio(model: Path, rival: Path, target: str, pairs: int) -> dict[str, Any]:
@@ -61,7 +61,10 @@ def record(folder: Path) -> dict[str, Any]:
         "test_reads": result["test_reads"],
         "training": result["training"],
         "validation": [round(epoch["validation_accuracy"], 4) for epoch in history],
-        "models": [{key: model[key] for key in KEPT} for model in result["models"]],
+        "models": [
+            {key: model[key] for key in KEPT} | {score["name"]: score["value"] for score in model["scores"]}
+            for model in result["models"]
+        ],
     }
 
 
