@@ -111,7 +111,7 @@ def measure_candidates(search: Search) -> Found:
     shutil.rmtree(run.scratch, ignore_errors=True)
     if not done:
         raise ConfigError(_none_left(card, left_out))
-    found = _with_predictions(Found(done, left_out, scores=scores), shapes, counts)
+    found = _with_predictions(Found(done, left_out, scores=scores), shapes, counts, wanted)
     _write(search, found)
     return found
 
@@ -157,11 +157,11 @@ def _counted(card: Card, shapes: list[Shape], left_out: list[LeftOut]) -> tuple[
     counts: list[Counts] = []
     with progress() as bar:
         for shape in bar.track(shapes, description="counting candidates"):
-            if shape_name(shape) in known:
-                continue
             try:
                 counts.append(count(card, shape))
             except ConfigError as error:
+                if shape_name(shape) in known:
+                    continue
                 left_out.append(LeftOut(shape, _reason(error, card, shape)))
                 say(f"search: {shape_name(shape)} is left out: {left_out[-1].reason}")
             except (RuntimeError, NotImplementedError, ValueError):  # it has no form without values
@@ -172,10 +172,20 @@ def _counted(card: Card, shapes: list[Shape], left_out: list[LeftOut]) -> tuple[
     return kept, counts
 
 
-def _with_predictions(found: Found, shapes: Sequence[Shape], counts: Sequence[Counts]) -> Found:
-    """Add the shapes that were not measured, with the figures that the measured ones make likely."""
+def _with_predictions(
+    found: Found, shapes: Sequence[Shape], counts: Sequence[Counts], wanted: Sequence[Shape]
+) -> Found:
+    """Add the shapes that were not measured, with the figures that the measured ones of `wanted` make likely.
+
+    Others that were measured later do not count, so that a run that is continued predicts what it predicted before.
+    """
     by_name = {shape_name(shape): one for shape, one in zip(shapes, counts, strict=bool(counts))} if counts else {}
-    known = [(candidate, by_name[candidate.name]) for candidate in found.candidates if candidate.name in by_name]
+    chosen = {shape_name(shape) for shape in wanted}
+    known = [
+        (candidate, by_name[candidate.name])
+        for candidate in found.candidates
+        if candidate.name in chosen and candidate.name in by_name
+    ]
     taken = {candidate.name for candidate in found.candidates} | {shape_name(one.shape) for one in found.left_out}
     rest = [shape for shape in shapes if shape_name(shape) not in taken] if counts else []
     if not rest or len(known) < MIN_MEASURED:

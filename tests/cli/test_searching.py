@@ -54,6 +54,23 @@ def test_many_shapes_are_predicted_and_the_chosen_one_is_measured(card: str, sea
     assert Path("run/front.svg").exists()
 
 
+def test_a_search_that_is_continued_predicts_the_same(card: str, search: Command) -> None:
+    def found(limit: float) -> dict[int, dict[str, Any]]:
+        assert search(card, KNOBS, "--rank", "capacity", "--budget", f"size_kb={limit:.2f}").returncode == 0
+        content = json.loads(Path("run/candidates.json").read_text(encoding="utf-8"))
+        return {one["shape"]["hidden"][0]: one for one in content["candidates"]}
+
+    sizes = {width: one["precisions"]["int8"]["size_kb"]["value"] for width, one in found(20).items()}
+    limit = (sizes[96] + sizes[112]) / 2  # 96 is the largest that fits; it was predicted, and is measured now
+    before = found(limit)
+    assert [width for width, one in before.items() if one["predicted"]] == [24]
+    after = found(limit)
+    for key in ("latency_p50_ms", "size_kb"):
+        one, other = (content[24]["precisions"]["int8"][key] for content in (before, after))
+        assert one["why"] == other["why"] == "predicted from 8 measured shapes"
+        assert one["value"] == pytest.approx(other["value"], rel=1e-9)
+
+
 def test_ranking_fine_tunes_a_teacher_that_has_weights(card: str, search: Command, tmp_path: Path) -> None:
     save_state(make_teacher_net(load_card(card)), tmp_path / "start.safetensors", {})
     short = ["--set=recipe.epochs=1", "--set=teacher.training.epochs=1", '--set=teacher.weights="start.safetensors"']
