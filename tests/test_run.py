@@ -256,7 +256,9 @@ def test_a_change_deep_inside_is_named_there_and_cut(tmp_path: Path, card: Card,
     assert fewer.startswith("card.more_teachers was [{'family': ") and len(fewer) < 200
     assert refusal().endswith("and is [] now")
     untrained = refusal(further, dataclasses.replace(further, training=None))
-    assert untrained.startswith("card.more_teachers.1.training was {'epochs': ") and untrained.endswith("is None now")
+    assert untrained.startswith("card.more_teachers.1.training was {'preset': None, 'epochs': ") and untrained.endswith(
+        "is None now"
+    )
 
 
 def test_a_killed_process_leaves_no_litter(tmp_path: Path, card: Card, target: Target) -> None:

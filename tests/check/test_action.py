@@ -188,7 +188,7 @@ def test_no_script_is_pasted_together() -> None:
     for name, found in workflows():
         for step in found["steps"]:
             assert "${{" not in step.get("run", ""), name
-            assert re.search(r"^\./|@(v\d|main$|REF$|[0-9a-f]{40}$)", step.get("uses", "./")), name
+            assert re.search(r"^\./|@(v\d|main$|COMMIT$|[0-9a-f]{40}$)", step.get("uses", "./")), name
 
 
 def test_workflows_may_only_read() -> None:

@@ -59,7 +59,7 @@ def save(path: Path, doc: str = "") -> Path:
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch, place: Place) -> Site:
     """A target on a device that it describes; so is every target that a job asks for."""
-    monkeypatch.setattr("edgekd.devices.local.connect", place)
+    monkeypatch.setattr("edgekd.devices.local.connect", lambda target, device="", accuracy_on="": place(target))
     return place(load_target("cpu-x86"))
 
 

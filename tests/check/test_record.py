@@ -187,11 +187,11 @@ def edited(path: Path, whole: Checked, edit: Callable[[dict[str, Any]], Any]) ->
 
 
 def test_a_record_of_another_edgekd(path: Path, whole: Checked) -> None:
-    assert edited(path, whole, lambda c: c.update(schema_version=2)) == (
-        "schema_version is 2; this edgekd reads 1; update edgekd, or `edgekd baseline accept` to write it anew"
+    assert edited(path, whole, lambda c: c.update(schema_version=3)) == (
+        "schema_version is 3; this edgekd reads 2; update edgekd, or `edgekd baseline accept` to write it anew"
     )
     assert edited(path, whole, lambda c: c.update(schema_version=0)) == (
-        "schema_version is 0; this edgekd reads 1; run `edgekd baseline accept` to write it anew"
+        "schema_version is 0; this edgekd reads 2; run `edgekd baseline accept` to write it anew"
     )
     assert edited(path, whole, lambda c: c.pop("schema_version")).startswith("schema_version is None; ")
     assert edited(path, whole, lambda c: c.update(records=RECORD_VERSION + 1)) == (
@@ -225,7 +225,10 @@ def test_a_record_of_another_edgekd(path: Path, whole: Checked) -> None:
         (lambda c: c["sample"].update(answers=CLASSES | {"labels": [0]}), "sample: answers: classes, labels and teach"),
         (lambda c: c["sample"].update(answers=CLASSES | {"teacher": [0]}), "sample: answers: classes, labels and teac"),
         (lambda c: c["sample"].update(answers=CLASSES | {"classes": [], "labels": []}), "sample: answers: classes, "),
-        (lambda c: c["sample"]["kind"].update(name="Accuracy!"), "name: got 'Accuracy!'; it should be lower-case "),
+        (
+            lambda c: c["sample"]["kind"].update(name="Accuracy!"),
+            "sample: kind: name: got 'Accuracy!'; it should be lower-case ",
+        ),
         (lambda c: c["sample"]["latency"][0].pop("fingerprint"), "Record.__init__() missing "),
         (lambda c: c["sample"]["latency"][0].update(latency_s=[]), "latency_s holds no call"),
         (lambda c: c["sample"]["latency"][0].update(latency_s=["1"]), "latency_s, load_s and first_call_s should be"),
