@@ -123,8 +123,8 @@ def test_a_changed_further_teacher_is_said(
         given[-1].run.student_weights.touch()  # as if it were trained
         raise BudgetError("enough")
 
-    monkeypatch.setattr("edgekd.pipeline.measure_candidates", enough)
-    monkeypatch.setattr("edgekd.pipeline.more_teachers", lambda card: [])
+    monkeypatch.setattr("edgekd.planning.measure_candidates", enough)
+    monkeypatch.setattr("edgekd.planning.more_teachers", lambda card: [])
     tiny_card.write_text(tiny_card.read_text() + '\n[[more_teachers]]\nfamily = "convnet"\nweights = "further.pt"\n')
     (tmp_path / "further.pt").write_bytes(b"one")
     for _ in range(2):

@@ -229,7 +229,7 @@ def test_what_is_no_finished_run_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"result.json: is not valid JSON"):
         finished(tmp_path)
     (tmp_path / "result.json").write_text(json.dumps({"schema_version": 9, "models": []}))
-    with pytest.raises(InputError, match=r"result.json: schema_version is 9; this edgekd reads 1, 2 and 3$"):
+    with pytest.raises(InputError, match=r"result.json: schema_version is 9, and this edgekd knows 3 and older; take"):
         finished(tmp_path)
 
 

@@ -143,7 +143,7 @@ def _criteria(job: CheckJob, own: Budget, target: Target, options: JobOptions, c
     )
 
 
-def sample_of(job: CheckJob, estimate: "Estimate", options: JobOptions | None = None) -> Sample:
+def sample_of(job: CheckJob, estimate: "Estimate", options: JobOptions = JobOptions()) -> Sample:  # noqa: B008 - frozen
     """Return all values of one model for a baseline, measured now or taken from a record.
 
     Raises InputError for a record that was made only for a comparison, because it contains too little.
@@ -155,7 +155,7 @@ def sample_of(job: CheckJob, estimate: "Estimate", options: JobOptions | None = 
     from edgekd.devices.local import connect
     from edgekd.runs import read_arrays
 
-    target, options = load_target(job.target), options or JobOptions()
+    target = load_target(job.target)
     with closing(connect(target, options.device, options.accuracy_on)) as site, new_scratch() as scratch:
         inputs = read_arrays(job.data, scratch) if job.data else None
         effort = dataclasses.replace(options.effort, feeding=job.feeding)

@@ -498,14 +498,14 @@ def run(session: Session, request: dict[str, Any]) -> dict[str, Any]:
     _note(session, {"running": True})
     try:
         answer = _work(session, request, folder)
+        answer.update(before=before, after=state(), outputs=sorted(path.name for path in (folder / "out").iterdir()))
+        part = folder / "answer.part"
+        part.write_text(json.dumps(answer), encoding="utf-8")
+        part.replace(kept)
     finally:
-        _note(session, {"running": False})
         shutil.rmtree(folder / "in", ignore_errors=True)
         shutil.rmtree(folder / "tmp", ignore_errors=True)
-    answer.update(before=before, after=state(), outputs=sorted(path.name for path in (folder / "out").iterdir()))
-    part = folder / "answer.part"
-    part.write_text(json.dumps(answer), encoding="utf-8")
-    part.replace(kept)
+        _note(session, {"running": False})  # last, because a later session ends this one as soon as nothing runs
     if session.lost:
         raise Ended
     return answer

@@ -156,7 +156,7 @@ def test_a_teacher_of_an_earlier_card_is_not_taken_over(cli: Cli, tiny_card: Pat
     assert (tmp_path / "out" / "teacher" / "teacher.safetensors").exists()
     tiny_card.write_text(tiny_card.read_text().replace("epochs = 8", "epochs = 7"))
     done = cli(*options)
-    assert done.returncode == 2 and "is {'epochs': 7" in done.stderr.replace('"', "'")
+    assert done.returncode == 2 and "is {'preset': None, 'epochs': 7" in done.stderr.replace('"', "'")
 
 
 def test_fewer_epochs_must_suit_the_recipe(sweep: Cli, tiny_card: Path, tmp_path: Path) -> None:
