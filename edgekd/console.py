@@ -45,15 +45,19 @@ def _silence() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-@cache
 def _console(stderr: bool) -> "Console":
-    from rich.console import Console  # not needed for --help
-
     stream = sys.stderr if stderr else sys.stdout
     # A pipe or a CI log has no width, unless COLUMNS says one; tables must not be folded there.
     # A path such as data:100:x must not become an emoji.
     given = os.environ.get("COLUMNS", "")
     width = None if stream.isatty() else int(given) if given.isdecimal() and 20 <= int(given) <= 10_000 else 200
+    return _made(stderr, width)
+
+
+@cache
+def _made(stderr: bool, width: int | None) -> "Console":
+    from rich.console import Console  # not needed for --help
+
     return Console(stderr=stderr, highlight=False, soft_wrap=True, emoji=False, width=width)
 
 

@@ -33,7 +33,7 @@ def accept(
     to: Path | None,
     data: Path | None,
     feedings: Sequence[Feeding] = (Feeding(),),
-    options: JobOptions | None = None,
+    options: JobOptions = JobOptions(),  # noqa: B008 - frozen
 ) -> Iterator[int]:
     """Measure each model, or use its existing record, and keep the record as the baseline; yields the exit codes."""
     _refuse(paths, targets, manifest, to, data, feedings)

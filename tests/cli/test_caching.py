@@ -67,7 +67,7 @@ def test_a_damaged_description_is_no_error(cli: Cli) -> None:
         (cache_folder() / kept / "meta.json").write_text(content)
         done = cli("cache", kept)
         assert done.returncode == 0, done.stderr
-        assert [line.split()[:3] for line in done.stdout.splitlines()][4] == [kept[:8], "?", "?"]
+        assert [line.split()[:3] for line in done.stdout.splitlines()][3] == [kept[:8], "?", "?"]
 
 
 def test_all_is_removed_but_what_is_in_use(cli: Cli) -> None:

@@ -19,7 +19,7 @@ def test_targets_and_models_list_every_bundled_file(cli: Cli) -> None:
     for command in ("targets", "models"):
         done = cli(command)
         assert done.returncode == 0
-        assert all(f"\n {name} " in done.stdout for name in bundled_names(command))
+        assert all(f"\n{name} " in done.stdout for name in bundled_names(command))
 
 
 def test_a_target_is_shown_with_its_comments_and_where_it_stands(cli: Cli) -> None:
