@@ -86,10 +86,11 @@ def test_killed_in_every_stage_the_weights_are_the_same(tmp_path: Path, tiny_car
     print(f"seed {seed}, killed in {', '.join(killed)}; then:\n{output}")
     assert code == 0, output
 
-    for name in ("teacher/teacher.safetensors", "student/student.safetensors", "exported/student-int8.onnx"):
+    # How int8 is quantised is chosen by measured time, which may differ between two runs.
+    for name in ("teacher/teacher.safetensors", "student/student.safetensors", "exported/student-fp32.onnx"):
         assert sha256(disturbed / "run" / name) == sha256(undisturbed / "run" / name), f"{name}, seed {seed}"
     results = [json.loads((place / "run" / "result.json").read_text()) for place in (undisturbed, disturbed)]
-    accuracies = [[model["scores"][0]["value"] for model in result["models"]] for result in results]
+    accuracies = [[model["scores"][0]["value"] for model in result["models"][:2]] for result in results]
     assert accuracies[0] == accuracies[1]
     left = [path.name for path in (disturbed / "run").rglob("*") if path.name.startswith(".") and path.name != ".lock"]
     assert len(left) <= len(killed)  # at most the temporary file each kill left, never under a final name
