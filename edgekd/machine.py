@@ -18,7 +18,7 @@ class Machine:
     system: str = "Linux"
     """Linux, Darwin or Windows."""
     emulator: str = ""
-    """The emulator that plays this machine, in words; empty for real hardware."""
+    """The description of the emulator of this machine; empty for real hardware."""
 
     @property
     def saturates_int8(self) -> bool:

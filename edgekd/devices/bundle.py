@@ -29,7 +29,8 @@ __all__ = ["Brought", "Packing", "write_bundle"]
 
 AGENT = Path(__file__).with_name("agent.py")
 REPEATED = {"memory": 3, "load": 1, "profile": 1, "predict": 1}
-"""How many workers of these modes a bundle holds of each kind: a check takes the range of three processes' memory."""
+"""The number of workers that a bundle holds for each mode: a check needs the memory of three processes, to know its
+range."""
 FREE = ("memory_limit_bytes", "affinity", "precise_int8", "warmup_s", "min_calls", "max_calls", "max_s")
 """Keys of a plan that may differ between the bundle and the bench that reads its results."""
 RUN = """\
@@ -41,14 +42,14 @@ cd "$(dirname "$0")" && exec "${PYTHON:-python3}" agent.py .
 
 
 class Noted(EdgekdError):
-    """An order was noted for which a bench cannot go on, because it needs real answers."""
+    """The bench stops here: an order was noted, and the next step needs its real answer."""
 
 
 class Packing:
-    """A device that notes the orders it is given, and answers them with figures that nobody sees."""
+    """A device that notes the orders it is given, and answers them with placeholder figures, which are not shown."""
 
     def __init__(self, target: Target, folder: Path) -> None:
-        """`folder` takes parts of data sets."""
+        """Parts of data sets are written to `folder`."""
         hw = target.hardware
         architecture = hw.architecture.replace("arm64", "aarch64")
         system = "Linux" if hw.system == "any" else hw.system

@@ -1,6 +1,7 @@
 """An emulated Arm board: workers of an aarch64 system run under qemu-user on this machine.
 
-Answers are those of the emulated core's kernels, and they are repeatable. Time is never told: an emulator has its own.
+Answers are those of the emulated core's kernels, and they are repeatable. Time is not reported, because an emulator
+needs far more time than the core.
 """
 
 import shutil
@@ -23,7 +24,7 @@ __all__ = ["CPUS", "ENVIRONMENT", "Emulated", "install_system"]
 
 ENVIRONMENT = "qemu-aarch64"
 SLOWER = 20
-"""Factor on the time limit of a worker, because an emulator is slower than the machine it plays."""
+"""Factor on the time limit of a worker, because an emulator is slower than the machine that it emulates."""
 PACKAGES = ("python3-minimal", "python3", "libstdc++6", "libgomp1")
 WHEELS = ("numpy>=1.26.4", "onnxruntime>=1.24.1")
 INSTALL_LIMIT_S = 1_800
@@ -54,7 +55,7 @@ CPUS = {
         "0xd0b", "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
     ),
 }
-"""By the names that qemu gives them: the cores of a Raspberry Pi 4 and of a Raspberry Pi 5."""
+"""The cores of a Raspberry Pi 4 and of a Raspberry Pi 5, by the names that qemu gives them."""
 
 
 class Emulated:

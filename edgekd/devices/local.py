@@ -87,7 +87,7 @@ def _brought(target: Target, place: str, cool: bool) -> Device:
 
 SCHEMES = {"ssh": _by_ssh, "qemu": _emulated, "results": _brought}
 PLACES = ("ssh://[user@]host[:port]", "qemu://cortex-a72", "qemu://cortex-a76")
-"""How devices are written that are not this machine."""
+"""The forms of the names of devices other than this machine."""
 
 
 def connect(target: Target, where: str = "", accuracy_on: str = "", cool: bool = True) -> Site:

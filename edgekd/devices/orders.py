@@ -20,7 +20,8 @@ __all__ = ["WORKER", "Order", "disturbed", "order_of", "record_from"]
 
 WORKER = Path(__file__).parents[1] / "bench" / "worker.py"
 ROWS = 256
-"""Rows of a data set that go over for timing, if one batch needs no more; workers time 64 rows in rotation."""
+"""The number of rows of a data set that are sent for timing, unless one batch needs more; workers time 64 rows in
+rotation."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,7 +132,7 @@ def _fitted(
 
 
 def _nested(tables: Tables) -> dict[str, Any]:
-    """The tables with those of dotted names inside one another, without the budget."""
+    """The tables as nested dictionaries, made from their dotted names, without the budget."""
     found: dict[str, Any] = dict(tables[""])
     for name, table in tables.items():
         place, *rest = name.split(".", 1)

@@ -115,7 +115,7 @@ def _without(keys: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _training(data: DataFacts, family: str) -> dict[str, Any]:
-    """Epochs, size of batches and optimiser for so many examples."""
+    """Epochs, batch size and optimiser for that number of examples."""
     batch = max([size for size in (8, 16, 32, 64, 128) if size * 8 <= data.examples], default=4)
     epochs = min(60, max(10, round(STEPS * batch / max(1, data.examples))))
     found: dict[str, Any] = {"epochs": epochs, "batch_size": batch}

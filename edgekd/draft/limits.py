@@ -31,7 +31,8 @@ __all__ = ["Limits", "limits_from", "teacher_of"]
 EFFORT = Effort(processes=4, min_processes=2, warmup_s=0.2, max_s=0.5, budget_s=7.0, placement=False)
 """About 20 seconds for teacher and student together."""
 ROOM = 1.2
-"""How much more than the smallest student a limit allows, if half or a quarter of the teacher is not enough for it."""
+"""The factor between a limit and the smallest student's figure, if half or a quarter of the teacher's figure is too
+little for that student."""
 
 
 @dataclass(frozen=True, kw_only=True)

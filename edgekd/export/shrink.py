@@ -78,7 +78,8 @@ def graphs(model: ModelProto) -> Iterator[GraphProto]:
 def _drop_zero_points(graph: GraphProto) -> None:
     """Leave out the zero points of a convolution's weights and bias that are 0, which is the default.
 
-    ONNX Runtime fuses a Gemm or MatMul only if all zero points are given, and those of activations are single bytes.
+    Other zero points stay: ONNX Runtime fuses a Gemm or MatMul only if all its zero points are given, and those of
+    activations take one byte each.
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     other = {name for node in graph.node if node.op_type != "Conv" for name in node.input}

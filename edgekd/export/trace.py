@@ -51,7 +51,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.constants: dict[str, Tensor] = {}
         self.shapes: dict[str, tuple[int, ...]] = {"input": tuple(inputs.shape)}
         self.names: dict[int, str] = {id(inputs): "input"}
-        self.alive: list[Tensor] = [inputs]  # identities must not be used again while the names hold
+        self.alive: list[Tensor] = [inputs]  # `id` may give the same number again after a tensor is freed
         for name, tensor in (*net.named_parameters(), *net.named_buffers()):
             self._keep_constant(name, tensor)
 

@@ -132,7 +132,8 @@ class Again(nn.Module):
 
 
 class Activation(nn.Module):
-    """ReLU, or ReLU6 with `top` = 6. The exported file leaves it out if the quantizer after it clips alike."""
+    """ReLU, or ReLU6 with `top` = 6. It is left out of the exported file if the quantizer after it clips at the same
+    values."""
 
     def __init__(self, top: float | None, quantizer: Quantizer) -> None:
         super().__init__()

@@ -219,7 +219,7 @@ def _refuse_many(card: Card, families: Sequence[Family]) -> None:
 
 
 def make(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.Module:
-    """A randomly initialised network of that shape for the card's data; its output are logits (B, classes).
+    """A randomly initialised network of that shape for the card's data; its outputs are logits (B, classes).
 
     Raises ConfigError, with card, key, value and the known names, for an unknown family or a wrong shape. Raises
     ConfigError also for a network that ends in sigmoids.

@@ -40,7 +40,7 @@ __all__ = ["Found", "LeftOut", "Search", "add_score", "measure_candidates", "mea
 SCHEMA_VERSION = 3
 
 EFFORT = Effort(processes=2, min_processes=2, warmup_s=0.05, max_calls=300, max_s=0.15, budget_s=4.0, placement=False)
-"""A ranking needs less certainty than a verdict."""
+"""The effort for one candidate. It is small, because a ranking needs less certainty than a verdict."""
 
 MEASURED = 40
 """If there are more shapes, this many are measured and the figures of the others predicted."""
@@ -48,7 +48,7 @@ MEASURED = 40
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Search:
-    """What every candidate is tried with."""
+    """The card, data and device with which every candidate is tried."""
 
     card: Card
     site: Site

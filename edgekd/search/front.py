@@ -75,7 +75,7 @@ def _beats(one: Point, other: Point) -> bool:
 
 
 def what_more_buys(points: Sequence[Point], limits: Mapping[str, float]) -> dict[str, tuple[Point, Point]]:
-    """For each limit, the best point now and the best one with 10 % more of it, if that is a better one."""
+    """For each limit, the best point now and the best point with a limit 10 % wider, if that point is better."""
     now = max((one for one in points if one.fits(limits)), key=lambda one: one.quality, default=None)
     bought = {}
     for key, limit in limits.items():
@@ -88,7 +88,7 @@ def what_more_buys(points: Sequence[Point], limits: Mapping[str, float]) -> dict
 
 def what_to_relax(points: Sequence[Point], limits: Mapping[str, float]) -> list[tuple[Point, dict[str, float]]]:
     """Where no point fits: the nearest points, each with the limits that it needs and their new values. The nearest are
-    those whose largest excess is the smallest; the nearest for each single limit comes along, too."""
+    those whose largest excess is the smallest; the nearest point for each single limit is included, too."""
 
     def missed(one: Point) -> dict[str, float]:
         return {key: one.costs[key] for key, limit in limits.items() if one.costs.get(key, 0.0) > limit}

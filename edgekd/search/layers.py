@@ -35,12 +35,12 @@ class LayerDamage:
     score: float
     """The accuracy, or another deciding score in which higher is better."""
     drop: float
-    """What the fp32 file has more."""
+    """The score of the fp32 file minus this score."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fallback:
-    """The layers that were returned to float, and what that gave."""
+    """The layers that were returned to float, and the result of it."""
 
     damage: tuple[LayerDamage, ...]
     """All layers, the most damaged first."""

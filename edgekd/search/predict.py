@@ -1,4 +1,4 @@
-"""Which shapes of many are measured, and what the others' figures are expected to be."""
+"""Choose the shapes that are measured, and predict the figures of the others."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
