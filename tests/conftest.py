@@ -92,6 +92,12 @@ def own_cache(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEKD_CACHE_HOME", str(caches / str(next(_NUMBERS))))
 
 
+@pytest.fixture(autouse=True)
+def own_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The width of the terminal in which the tests run changes no table."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def tiny_card(tmp_path: Path) -> Path:
     """A card that trains in seconds."""

@@ -82,7 +82,7 @@ def test_one_table_of_two_runtimes(openvino: Site, subject: Subject, cli: Callab
     assert done.returncode == 0, done.stderr
     models = read_json(tmp_path / "out.json")["models"]
     assert [model["target"] for model in models] == ["cpu-x86", "openvino-cpu"]
-    assert models[0]["accuracy"] == models[1]["accuracy"]
+    assert models[0]["scores"][0]["value"] == models[1]["scores"][0]["value"]
     assert "OpenVINO" in done.stdout
 
 
