@@ -5,20 +5,9 @@ from typing import Annotated
 
 import typer
 
-from edgekd.cli.options import (
-    BatchAxes,
-    CustomOps,
-    InputValues,
-    LabelledData,
-    Output,
-    Shapes,
-    Targets,
-    end,
-)
+from edgekd.cli.options import BatchAxes, CustomOps, InputValues, LabelledData, Models, Output, Shapes, Targets, end
 
 __all__ = ["bundle", "devices"]
-
-Models = Annotated[list[Path], typer.Argument(metavar="RUN|MODEL...", help="Run folders or ONNX files.")]
 
 
 def bundle(

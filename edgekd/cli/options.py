@@ -17,6 +17,7 @@ __all__ = [
     "DataFolder",
     "DevicePlace",
     "InputValues",
+    "Models",
     "OnInconclusive",
     "OptionalTargets",
     "Output",
@@ -89,6 +90,7 @@ Output = Annotated[
     str | None,
     typer.Option("--output", metavar="NAME", help="The output that answers, for accuracy; default the first."),
 ]
+Models = Annotated[list[Path], typer.Argument(metavar="RUN|MODEL...", help="Run folders or ONNX files.")]
 CheckedModels = Annotated[
     list[Path] | None, typer.Argument(metavar="[MODEL|RUN|RECORD...]", help="ONNX files, run folders or records.")
 ]
