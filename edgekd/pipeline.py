@@ -109,8 +109,8 @@ def finish(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = ()) -
     answers = cpu_logits(subjects[1].file, task_of(student.card.data), some)
     agreement = dataclasses.asdict(parity(student.net, student.card, some, answers))
     if resizing:
-        same = same_answers(subjects[1].file, setup.validation)
-        agreement["resize"] = dataclasses.asdict(dataclasses.replace(resizing, argmax_agreement=same))
+        same = same_answers(subjects[1].file, setup.validation, task_of(student.card.data))
+        agreement["resize"] = dataclasses.asdict(dataclasses.replace(resizing, same=same))
     figures = measure_speed(subjects, plan.site, plan.inputs, plan.run.records, EFFORT)
     figures = with_estimates(figures, subjects, plan.site)
     known = scored(plan, student, subjects, figures, plan.inputs)

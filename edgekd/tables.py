@@ -283,9 +283,11 @@ def resize_words(parity: Mapping[str, Any]) -> str:
     found = parity.get("resize")
     if not found:
         return ""
+    same = found["same"]
+    of_images = f"{found['images']} images"
     return (
         f"pixels within {found['max_levels']} of 255 grey levels of Pillow's ({found['mean_levels']:.2g} on average), "
-        f"same class as with Pillow on {100 * found['argmax_agreement']:.2f} % of {found['images']} images"
+        + (f"on {of_images}" if same is None else f"same answer as with Pillow on {100 * same:.2f} % of {of_images}")
     )
 
 

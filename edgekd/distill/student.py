@@ -215,7 +215,9 @@ def check_student(card: Card, shape: Shape, examples: Examples) -> None:
     net = _new(card, shape, card.recipe.seed)
     _load_start(card, shape, net)
     inputs = _first_two(examples)
-    check_small(net, card, inputs, card.recipe, "recipe")
+    for training, where in ((card.recipe, "recipe"), (card.recipe.qat, "recipe.qat")):
+        if training:
+            check_small(net, card, inputs, training, where)
     check_learning(net, card, inputs, _student(card, shape))
     if card.recipe.qat:
         _refuse_float(card, shape, net)

@@ -7,7 +7,7 @@ inside the image). Only its scale is a 32-bit float, so that some pixels differ 
 would not round between the passes, and would differ more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from edgekd.card import Card, Data
 from edgekd.data.images import Split
 from edgekd.data.originals import some_originals
 from edgekd.errors import ModelError
+from edgekd.tasks.task import Task
 
 __all__ = ["OLDEST_OPSET", "PREFIX", "SHAPE_KEY", "Fidelity", "fidelity", "same_answers", "with_resize"]
 
@@ -52,8 +53,9 @@ class Fidelity:
     """Largest difference of a pixel, in grey levels of 255."""
     mean_levels: float
     """Mean absolute difference of all pixels."""
-    argmax_agreement: float | None = None
-    """Share of the images that the fp32 model puts into the same class, whichever of the two resized them."""
+    same: float | None = None
+    """Share of the images to which the fp32 model gives the same answer after both ways of resizing; None for a task
+    without equal answers."""
 
     @property
     def words(self) -> str:
@@ -168,19 +170,21 @@ def _resize_alone(card: Card) -> onnx.ModelProto:
     return with_resize(helper.make_model(graph, opset_imports=[opset], ir_version=8), card)
 
 
-def same_answers(file: Path, split: Split) -> float:
-    """The share of at most MEASURED images that the file puts into the same class, whether the graph resizes them or
-    Pillow does. Runs on the CPU provider."""
-    session = _session(str(file))
-    name = session.get_inputs()[0].name
+def same_answers(file: Path, split: Split, task: Task) -> float | None:
+    """The share of at most MEASURED images to which the file gives the same answer, whether the graph resizes them or
+    Pillow does; None for a task without equal answers. Runs on the CPU provider."""
+    if task.same is None:
+        return None
     places = np.linspace(0, len(split) - 1, min(MEASURED, len(split))).astype(np.int64)
-    by_graph = [_class_of(session, name, image) for image in some_originals(split, MEASURED)]
-    by_pillow = [_class_of(session, name, image) for image in split.read(places)]
-    return float(np.mean([one == other for one, other in zip(by_graph, by_pillow, strict=True)]))
+    session = _session(str(file))
+    return task.same(_outputs(session, some_originals(split, MEASURED)), _outputs(session, split.read(places)))
 
 
-def _class_of(session: onnxruntime.InferenceSession, name: str, image: NDArray[np.uint8]) -> int:
-    return int(session.run(None, {name: image[None]})[0].argmax())
+def _outputs(session: onnxruntime.InferenceSession, images: Iterable[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """The outputs (n, C) for images of different sizes, one by one."""
+    name = session.get_inputs()[0].name
+    outputs: NDArray[np.float32] = np.concatenate([session.run(None, {name: image[None]})[0] for image in images])
+    return outputs
 
 
 def _session(model: str | bytes) -> onnxruntime.InferenceSession:

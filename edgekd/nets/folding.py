@@ -4,14 +4,14 @@ import copy
 import inspect
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgekd.card import Data, TextData
 from edgekd.errors import ModelError, one_line
 from edgekd.nets.deployed import Deployed, noise_inputs
 from edgekd.nets.outputs import head_of
 
-__all__ = ["folded", "folded_structure"]
+__all__ = ["folded", "folded_structure", "refuse_change"]
 
 METHODS = ("fuse", "reparameterize", "switch_to_deploy", "reparameterize_unireplknet", "structural_reparam")
 """Names of methods with which modules fold their branches. They take no arguments; `fuse` returns a new module."""
@@ -37,13 +37,18 @@ def folded(net: nn.Module, data: Data | TextData) -> nn.Module:
         net.train(training)
     with torch.no_grad():
         answers = Deployed(copied, data).eval()(inputs)
-    difference = float((answers - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+    refuse_change(expected, answers, "the branches of the network", f" ({_names(net)})")
+    return copied
+
+
+def refuse_change(before: Tensor, after: Tensor, what: str, where: str = "") -> None:
+    """Raise ModelError if the logits (B, classes) before and after folding `what` differ by more than is allowed."""
+    difference = float((after - before).abs().max() / before.abs().max().clamp(min=1e-12))
     if not difference <= MAX_RELATIVE_DIFFERENCE:
         raise ModelError(
-            f"the branches of the network cannot be folded: afterwards its answers differ by {difference:.2g} of the "
-            f"largest logit, {MAX_RELATIVE_DIFFERENCE:g} is allowed ({_names(net)})"
+            f"{what} cannot be folded: afterwards the answers differ by {difference:.2g} of the largest logit, "
+            f"{MAX_RELATIVE_DIFFERENCE:g} is allowed{where}"
         )
-    return copied
 
 
 def folded_structure(net: nn.Module) -> nn.Module:

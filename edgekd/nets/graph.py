@@ -12,12 +12,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from edgekd.card import Data, TextData
 from edgekd.errors import ModelError, one_line
 from edgekd.nets.deployed import Deployed, noise_inputs
-from edgekd.nets.folding import folded
+from edgekd.nets.folding import folded, refuse_change
 
 __all__ = ["folded_graph", "kind_of", "moved_activations"]
-
-MAX_RELATIVE_DIFFERENCE = 1e-4
-"""Largest allowed difference between the logits before and after folding, relative to the largest logit."""
 
 _MODULES: dict[type[nn.Module], str] = {
     nn.Conv2d: "layer",
@@ -82,12 +79,7 @@ def folded_graph(net: nn.Module, data: Data | TextData) -> fx.GraphModule:
             answers = Deployed(graph, data).eval()(inputs)
     except Exception as error:  # the network's own code
         raise ModelError(f"torch.fx cannot trace the network: {one_line(error, 150)}") from error
-    difference = float((answers - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
-    if not difference <= MAX_RELATIVE_DIFFERENCE:
-        raise ModelError(
-            f"batch normalisation cannot be folded: afterwards the answers differ by {difference:.2g} of the largest "
-            f"logit, {MAX_RELATIVE_DIFFERENCE:g} is allowed"
-        )
+    refuse_change(expected, answers, "batch normalisation")
     return graph
 
 

@@ -82,10 +82,11 @@ def halve(
 
 def _score(shape: Shape, epochs: int, lessons: Lessons) -> Score:
     recipe, kind = lessons.card.recipe, task_of(lessons.card.data).scores[0]
+    recipe = recipe.on_logits(recipe) if recipe.stages else recipe  # the terms of the last stage
     short = dataclasses.replace(
         lessons.card,
         recipe=dataclasses.replace(
-            recipe, epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs / 4), stages=(), patience=0
+            recipe, epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs / 4), patience=0
         ),
     )
     net, start = new_student(short, shape, lessons.teachers[0])

@@ -34,6 +34,7 @@ from edgekd.export.variants import make_variant
 from edgekd.nets.families import make
 from edgekd.nets.teachers import LoadedTeacher, OnnxNet
 from edgekd.target import load_target
+from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION
 from edgekd.tasks.known import load_card
 
 TARGET = load_target("cpu-x86")
@@ -265,7 +266,8 @@ def test_a_resize_that_differs_is_not_shipped(card: Card) -> None:
 
 def test_answers_are_compared(card: Card, exported: Path) -> None:
     split = split_of(card, [picture(50, 60 + k) for k in range(4)])
-    assert same_answers(exported, split) == 1.0
+    assert same_answers(exported, split, IMAGE_CLASSIFICATION) == 1.0
+    assert same_answers(exported, split, dataclasses.replace(IMAGE_CLASSIFICATION, same=None)) is None
 
 
 # --- measurements ---
@@ -343,7 +345,7 @@ def test_a_run_is_judged_on_images_of_their_own_sizes(
     result = json.loads((run / "result.json").read_text())
     resize = result["parity"]["resize"]
     assert resize["images"] == 2  # a tenth of the 24 photographs, of each class at least one
-    assert resize["max_levels"] <= MAX_LEVELS and resize["argmax_agreement"] == 1.0
+    assert resize["max_levels"] <= MAX_LEVELS and resize["same"] == 1.0
     for model in result["models"][1:]:
         assert model["torch_agreement"] >= 0.9
     # The answers that were judged are those for the photographs themselves.
