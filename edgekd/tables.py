@@ -148,15 +148,18 @@ def _cell(figure: Figure, first: Figure | None, show: Callable[[float], str]) ->
 
 
 def notes(models: Sequence[ModelFigures]) -> list[str]:
-    """The reasons why figures are unknown, proxies or estimates; each reason appears once."""
+    """The reasons why figures are unknown, proxies or estimates; each reason appears once. It names the models if there
+    is another reason for the same figure of others."""
     reasons: dict[str, list[str]] = {}
     for metric in rows_of(models):
+        found: dict[str, list[str]] = {}
         for model in models:
             figure = metric.figure(model)
             if figure.why:
-                words = reasons.setdefault(f"{figure.provenance}: {figure.why}", [])
-                if metric.words not in words:
-                    words.append(metric.words)
+                found.setdefault(f"{figure.provenance}: {figure.why}", []).append(model.name)
+        for reason, names in found.items():
+            words = metric.words if len(found) == 1 else f"{metric.words} of {', '.join(names)}"
+            reasons.setdefault(reason, []).append(words)
     remarks: dict[str, tuple[list[str], list[str]]] = {}
     for model in models:
         for remark in model.notes:

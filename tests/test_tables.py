@@ -119,3 +119,14 @@ def test_result_json_is_read_back(tmp_path) -> None:
     assert models == [TEACHER, STUDENT]
     assert content["verdict"] == "pass"
     assert content["budget"][0]["outcome"] == "pass"
+
+
+def test_a_note_names_the_models_where_their_reasons_differ() -> None:
+    first = dataclasses.replace(TEACHER, latency_p50_ms=Figure(why="too small"), energy_mj=Figure(why="no counter"))
+    second = dataclasses.replace(STUDENT, latency_p50_ms=Figure(why="no reference"), energy_mj=Figure(why="no counter"))
+    found = notes([first, dataclasses.replace(second, latency_p95_ms=Figure())])
+    assert found == [
+        "latency p50 of teacher – unknown: too small",
+        "latency p50 of student int8 – unknown: no reference",
+        "energy per call – unknown: no counter",
+    ]
