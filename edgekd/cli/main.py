@@ -76,6 +76,9 @@ def report(
     csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="One row a figure.")] = None,
     save: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Everything, for programs.")] = None,
     plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Pictures, PNG.")] = None,
+    open_: Annotated[
+        bool, typer.Option("--open", help="Show the page in a browser; without --html it is RUN/report.html.")
+    ] = False,
     on_inconclusive: Annotated[
         str | None,
         typer.Option(metavar="pass|fail", help="Exit with the verdicts' code, an inconclusive one counted so."),
@@ -84,7 +87,7 @@ def report(
     """Show or write what runs hold: verdict, budget, figures and where each comes from; or the history of checks."""
     from edgekd.cli.reporting import Forms, report
 
-    end([report(runs or [], history, Forms(html, markdown, csv, save, plots), on_inconclusive)])
+    end([report(runs or [], history, Forms(html, markdown, csv, save, plots, open_), on_inconclusive)])
 
 
 @app.command()

@@ -1,8 +1,9 @@
 """`report`: show run folders, or a history of checks, as text, page, picture or data."""
 
+import webbrowser
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekd.console import out, say
@@ -32,6 +33,8 @@ class Forms:
     json: Path | None = None
     plots: Path | None = None
     """A folder."""
+    open: bool = False
+    """Whether the page is then shown in a browser."""
 
 
 def report(folders: Sequence[Path], history: Path | None, forms: Forms, on_inconclusive: str | None = None) -> int:
@@ -41,14 +44,31 @@ def report(folders: Sequence[Path], history: Path | None, forms: Forms, on_incon
     the runs, or of the latest checks in the history.
     """
     read_counted(on_inconclusive)
+    if forms.open:
+        forms = replace(forms, html=forms.html or _page_of(folders))
     if history and folders:
         raise ConfigError(f"report: {folders[0]} and --history {history} are two reports; ask for one after the other")
+    if not history and not folders:
+        raise ConfigError("report: Missing argument 'RUN...': name run folders, or a history of checks with --history")
     if history:
         outcomes = report_history(history, forms)
-        return _code(outcomes, on_inconclusive)
-    if not folders:
-        raise ConfigError("report: Missing argument 'RUN...': name run folders, or a history of checks with --history")
-    return _code(report_runs([run for folder in folders for run in _runs_in(folder)], forms), on_inconclusive)
+    else:
+        outcomes = report_runs([run for folder in folders for run in _runs_in(folder)], forms)
+    if forms.open and forms.html:
+        _show(forms.html)
+    return _code(outcomes, on_inconclusive)
+
+
+def _page_of(folders: Sequence[Path]) -> Path:
+    """The page that `--open` writes if no other file is named: `report.html` in the only folder."""
+    if len(folders) != 1:
+        raise ConfigError("report --open: several runs, or a history, have no folder of their own; name --html FILE")
+    return folders[0] / "report.html"
+
+
+def _show(page: Path) -> None:
+    if not webbrowser.open(page.absolute().as_uri()):
+        say(f"edgekd: no browser can be opened here; open {page} in one")
 
 
 def _runs_in(folder: Path) -> list[Path]:

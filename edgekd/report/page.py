@@ -38,13 +38,14 @@ def section(title: str, content: str) -> str:
 
 def table_of(header: Sequence[str], rows: Sequence[Sequence[str]], texts: set[int], shipped: int = -1) -> str:
     """A table whose cells are already HTML. Columns in `texts` are aligned left, and column `shipped` is
-    highlighted."""
+    highlighted. On a narrow screen each cell is a line of its own after its column's heading, `data-of`."""
 
     def tag(kind: str, place: int, cell: str) -> str:
         names = [name for name, wanted in (("text", place in texts), ("shipped", place == shipped)) if wanted]
         joined = " ".join(names)
         css = f' class="{joined}"' if names else ""
-        return f"<{kind}{css}>{cell}</{kind}>"
+        of = f' data-of="{_words_of(header[place])}"' if kind == "td" and place and header[place] else ""
+        return f"<{kind}{css}{of}>{cell}</{kind}>"
 
     head = "".join(tag("th", place, cell) for place, cell in enumerate(header))
     lines = []
@@ -54,6 +55,11 @@ def table_of(header: Sequence[str], rows: Sequence[Sequence[str]], texts: set[in
         else:
             lines.append(f"<tr>{''.join(tag('td', place, cell) for place, cell in enumerate(row))}</tr>")
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _words_of(heading: str) -> str:
+    """The words of a heading that is HTML, for an attribute."""
+    return re.sub(r"<[^>]*>", "", heading).replace('"', "&quot;")
 
 
 def chart_of(choices: Sequence[Chart], label: str) -> str:

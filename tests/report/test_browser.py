@@ -54,6 +54,7 @@ def opened(chromium, make_run, tmp_path) -> Iterator[tuple[Any, list[str]]]:
     file = tmp_path / "report.html"
     file.write_text(html_report([gather(make_run(benched=("cpu-x86-avx2",)))]), encoding="utf-8")
     page = chromium.new_page(viewport={"width": 1200, "height": 900})
+    page.set_default_timeout(180_000)  # on a busy machine a page of 5 MB takes its time
     trouble: list[str] = []
     page.route("**/*", lambda route: only(route, file, trouble))
     page.on("console", lambda message: trouble.append(f"{message.type}: {message.text}"))
@@ -134,6 +135,20 @@ def test_nothing_overflows_at_900_pixels(opened) -> None:
     page, _ = opened
     page.set_viewport_size({"width": 900, "height": 900})
     page.wait_for_function("() => document.documentElement.scrollWidth <= 900")  # fails where a chart stays too wide
+
+
+def test_a_phone_shows_panels_below_one_another_and_tables_as_lists(opened) -> None:
+    page, _ = opened
+    page.set_viewport_size({"width": 390, "height": 800})
+    panels = "() => ['xaxis', 'xaxis2'].map((axis) => document.querySelector('.chart')._fullLayout[axis].domain)"
+    page.wait_for_function(f"() => JSON.stringify(({panels})()) === '[[0,1],[0,1]]'")
+    tops = page.evaluate("() => ['yaxis', 'yaxis2'].map((a) => document.querySelector('.chart')._fullLayout[a].domain)")
+    assert tops[1][1] < tops[0][0]  # one panel ends where the other has not begun
+    page.wait_for_function("() => document.documentElement.scrollWidth <= 390")
+    wide = "[...document.querySelectorAll('table')].filter((t) => t.getBoundingClientRect().right > 390).length"
+    assert page.evaluate(wide) == 0
+    outcome = page.locator("td[data-of=outcome]").first
+    assert outcome.evaluate("(cell) => getComputedStyle(cell, '::before').content").startswith('"outcome: ')
 
 
 def test_it_prints(opened) -> None:

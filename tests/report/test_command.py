@@ -1,7 +1,9 @@
 """`edgekd report`: a summary, or the files asked for; nothing at all if a folder is no run."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +45,24 @@ def test_without_options_it_prints_a_summary_and_writes_nothing(report, make_run
     assert "digits on cpu-arm, 200 test images" in out
     assert "  shipped: student int8, because fast <script>" in out
     assert files(tmp_path) == before
+
+
+def test_the_page_is_shown_in_the_users_browser(make_run, tmp_path) -> None:
+    run = make_run()
+    browser, asked = tmp_path / "browser", tmp_path / "asked"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {asked}\n')
+    browser.chmod(0o755)
+    command = [sys.executable, "-m", "edgekd", "report", str(run), "--open"]
+    ended = subprocess.run(command, env=os.environ | {"BROWSER": str(browser)}, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert asked.read_text().strip() == (run / "report.html").as_uri()
+    assert "<h2>All figures</h2>" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_without_a_folder_for_the_page_a_name_is_asked_for(report, make_run) -> None:
+    code, out, err = report(make_run(), make_run(name="again"), "--open")
+    assert (code, out) == (2, "")
+    assert err.endswith("have no folder of their own; name --html FILE\n")
 
 
 def test_nothing_in_a_name_is_obeyed(report, make_run, tmp_path, nasty, harmless) -> None:

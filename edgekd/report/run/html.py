@@ -49,17 +49,18 @@ def _overview(stories: Sequence[Story]) -> str:
 
 
 def _run(story: Story, anchor: str, runs: int) -> str:
-    parts = [
-        _head(story),
-        section(f"Cost and {story.kind.limit_words}", _trade(story)),
-        section("Latency, call by call", _latency(story.own, story)),
-        section("All figures", "".join([_across(story), *(_figures(column, story) for column in story.columns)])),
-        section("Where it runs", "".join(_placement(column, story) for column in story.columns)),
-        *(section(*CHARTS[name](story, runs)) for name in story.charts),
-        section("How each figure was obtained", _provenance(story)),
-        section("How to repeat it", _repeat(story)),
+    sections = [
+        (f"Cost and {story.kind.limit_words}", _trade(story)),
+        ("Latency, call by call", _latency(story.own, story)),
+        ("All figures", "".join([_across(story), *(_figures(column, story) for column in story.columns)])),
+        ("Where it runs", "".join(_placement(column, story) for column in story.columns)),
+        *(CHARTS[name](story, runs) for name in story.charts),
+        ("How each figure was obtained", _provenance(story)),
+        ("How to repeat it", _repeat(story)),
     ]
-    return f'<div class="run" id="{anchor}">{"".join(parts)}</div>'
+    # A section of which nothing is known is left out, so that a reader sees only what there is.
+    parts = "".join(section(title, content) for title, content in sections if content)
+    return f'<div class="run" id="{anchor}">{_head(story)}{parts}</div>'
 
 
 def _head(story: Story) -> str:
@@ -107,7 +108,7 @@ def _trade(story: Story) -> str:
     chart = trade_chart(story)
     known = [model for model in story.own.models if model.score.value is not None]
     if not chart["data"]:
-        return _missing(f"neither size nor {story.kind.limit_words} of any model is known")
+        return ""
     hollow = "Hollow points are candidates, measured before training" if story.candidates else "No candidates are kept"
     unknown = [model.name for model in known if model.latency_p50_ms.value is None]
     untimed = f" Latency is not known of {', '.join(unknown)}." if unknown else ""
@@ -121,7 +122,7 @@ def _trade(story: Story) -> str:
 def _latency(column: Column, story: Story) -> str:
     chart = latency_chart(column, story.lines if column is story.own else ())
     if chart is None:
-        return _missing(f"no latency of single calls on {column.target} is kept")
+        return ""
     caption = "Thin lines are single processes, bold ones all of them together; the slowest calls lie further right."
     note = f'<p class="note">{caption}</p>' if column is story.own else ""
     return chart_of([chart], f"latency on {column.label}") + note
@@ -179,7 +180,8 @@ def _placement(column: Column, story: Story) -> str:
     head = f"<h3>{_label(column)}</h3>" if len(story.columns) > 1 else ""
     placed = [(model, model.placement) for model in column.models if model.placement]
     if not placed:
-        return head + _assigned(column)
+        assigned = _assigned(column)
+        return head + assigned if assigned else ""
     header = ["model", "nodes", "share of the time", "fell back", "8-bit kernels", "float between 8-bit nodes", "how"]
     rows = [[safe(model.name), *_placed(placement)] for model, placement in placed]
     costly = [_costly(model) for model, placement in placed if placement.costliest and not _elsewhere(placement)]
@@ -226,7 +228,7 @@ def _assigned(column: Column) -> str:
         if nodes:
             rows.append([safe(model.name), ", ".join(safe(f"{_short(k)}: {n}") for k, n in nodes.items())])
     if not rows:
-        return _missing("no placement of the nodes is kept")
+        return ""
     return table_of(["model", "nodes"], rows, {1}) + _missing("time by provider and 8-bit kernels were not recorded")
 
 

@@ -27,10 +27,11 @@ small."""
 
 
 def class_section(story: Story, runs: int) -> tuple[str, str]:
-    """Title and HTML of the section on classes, in a page that shows this number of runs."""
+    """Title and HTML of the section on classes, in a page that shows this number of runs. The HTML is empty if the
+    answers on test data are not kept."""
     choices = [(column, model) for column in story.columns for model in column.models if model.name in column.details]
     if not choices:
-        return "Classes", '<p class="note">Not shown: the answers on test data are not kept.</p>'
+        return "Classes", ""
     choices.sort(key=lambda choice: choice[1].name != story.chosen)  # the shipped model comes first
     classes = _names(story)
     kept = choices[: max(1, CELLS // runs // len(classes) ** 2)]

@@ -8,4 +8,5 @@ from edgekd.report.tasks.classification import class_section
 __all__ = ["CHARTS"]
 
 CHARTS: dict[str, Callable[[Story, int], tuple[str, str]]] = {"classes": class_section}
-"""Functions of a story and the number of runs in the page that return a section: its title and its HTML."""
+"""Functions of a story and the number of runs in the page that return a section: its title and its HTML. The HTML is
+empty if there is nothing to show."""

@@ -283,6 +283,7 @@ def opened(groups, tmp_path) -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--headless", "--no-sandbox"])
         page = browser.new_page(viewport={"width": 1200, "height": 900})
+        page.set_default_timeout(180_000)  # on a busy machine a page of 5 MB takes its time
         page.on("request", lambda request: trouble.append(request.url) if request.url != file.as_uri() else None)
         page.on("console", lambda message: trouble.append(message.text))
         page.on("pageerror", lambda error: trouble.append(str(error)))
