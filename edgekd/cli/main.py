@@ -209,6 +209,8 @@ def _at_home(argument: str) -> str:
 
 
 def _run(arguments: list[str]) -> object:
+    if "_EDGEKD_COMPLETE" in os.environ:  # a shell asks for its script, or for the words that may follow
+        typer.completion.completion_init()
     try:
         return app(arguments, standalone_mode=False)
     except SystemExit as end:

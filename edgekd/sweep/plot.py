@@ -1,5 +1,6 @@
 """The plot of a sweep: the score on validation data against temperature, or another axis if that is not tried."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ def plot_sweep(
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure as Canvas  # without pyplot: no window system, no global state
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import NullFormatter
 
     shown = [trial for trial in trials if trial.score is not None and trial.state in ("complete", "pruned")]
     canvas = Canvas(figsize=(8, 5), layout="constrained")
@@ -58,9 +59,9 @@ def plot_sweep(
         axes.set_xlim(0.1, 20)
     if along != "seed":  # a seed may be 0
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter("{x:g}")
+    _mark_tried(axes, sorted({trial.point[along] for trial in shown}), along != "seed")
+    axes.xaxis.set_major_formatter("{x:.3g}")
     axes.set_xlabel(along)
     axes.set_ylabel(kind.axis("validation"))
     axes.set_title(literal(title))
@@ -69,6 +70,19 @@ def plot_sweep(
         axes.legend(loc="best", fontsize="small")
     with atomic(path) as temporary:
         canvas.savefig(temporary, format="png", dpi=130)
+
+
+def _mark_tried(axes: "Axes", tried: Sequence[float], log: bool) -> None:
+    """Put a tick with its number at each value that was tried, except where two would be too close to read both."""
+    if not tried:
+        return
+    place = math.log if log else float
+    apart = 0.05 * (place(tried[-1]) - place(tried[0]))
+    kept = [tried[0]]
+    for value in tried[1:]:
+        if place(value) - place(kept[-1]) >= apart:
+            kept.append(value)
+    axes.set_xticks(kept)
 
 
 def _draw_points(

@@ -117,6 +117,7 @@ def test_pruned_trials_are_hollow_and_all_lie_where_they_should(
     first, second = complete.get_facecolors()
     assert first.tolist() != second.tolist()  # alpha 0.5 and 0.75
     assert axes.get_xscale() == "log"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.123", "4", "8"]  # what was tried
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
         "complete: 2",
         "pruned: 1",
