@@ -210,7 +210,7 @@ def _at_home(argument: str) -> str:
 
 def _run(arguments: list[str]) -> object:
     if "_EDGEKD_COMPLETE" in os.environ:  # a shell asks for its script, or for the words that may follow
-        typer.completion.completion_init()
+        typer.completion.completion_init()  # type: ignore[attr-defined]  # typer does not list it in __all__
     try:
         return app(arguments, standalone_mode=False)
     except SystemExit as end:
