@@ -101,12 +101,12 @@ def _unread() -> "Iterator[None]":
 
 
 def progress() -> "Progress":
-    """A progress bar with the time left; it draws nothing if stderr is not a terminal."""
+    """A progress bar with the time left; it draws nothing, and is `disable`d, if stderr is not a terminal."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=16),
         TextColumn("{task.completed}/{task.total}"),
         TimeRemainingColumn(),
         console=_console(True),

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -45,6 +45,10 @@ from edgekd.nets.airbench import WhiteningConv
 from edgekd.nets.start import Start
 from edgekd.recipe import Training
 from edgekd.scores import ACCURACY, ScoreKind
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
 
 __all__ = ["Outputs", "TrainingJob", "batches", "best_score", "parts_of", "train"]
 
@@ -110,7 +114,11 @@ def _train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
     recipe = {"training": job.name, "seed": training.seed, "epochs": training.epochs, "batch_size": training.batch_size}
     goes_on = not state.finished and len(state.history) < training.epochs
     kinds, log = (job.track, job.log or job.checkpoint.parent) if among.first and goes_on else ((), None)
-    with open_trackers(kinds, log, job.name, recipe, len(state.history)) if log else _no_log() as log_values:
+    with (
+        open_trackers(kinds, log, job.name, recipe, len(state.history)) if log else _no_log() as log_values,
+        progress() as bar,
+    ):
+        task = bar.add_task(job.name, total=steps * training.epochs, completed=steps * len(state.history))
         for epoch in range(len(state.history), training.epochs):
             if state.finished or (job.stop and state.history and job.stop(state.history)):
                 break
@@ -122,28 +130,26 @@ def _train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
             order = permutation(training.seed, epoch, len(job.train))
             watch = Watch(job.name, job.checkpoint, training.learning_rate, epoch)
             step_of.train()
-            with progress() as bar:
-                task = bar.add_task(f"{job.name}: epoch {epoch + 1}/{training.epochs}", total=steps)
-                for step, indices in enumerate(batches(len(job.train), training.batch_size, order)):
-                    optimizer.zero_grad()
-                    pieces = np.array_split(indices, parts)
-                    mine = pieces[among.rank * training.accumulate : (among.rank + 1) * training.accumulate]
-                    for number, chosen in enumerate(mine):
-                        batch = job.train.batch(chosen, k)
-                        inputs, targets = batch.inputs.to(where), batch.targets.to(where)
-                        teacher = job.teacher(k, chosen, inputs) if job.teacher else {}
-                        last = number == len(mine) - 1
-                        with contextlib.nullcontext() if last or among.size == 1 else run.no_sync():  # type: ignore[operator]
-                            terms = run(inputs, targets, chosen, teacher, epoch, step / steps, epoch * steps + step)
-                            share = len(chosen) * among.size / len(indices)  # DDP takes the mean over processes
-                            (torch.stack(list(terms.values())).sum() * share).backward()  # type: ignore[no-untyped-call]
-                        watch.add(step, terms, share / among.size)
-                    clip(step_of, training)
-                    rate = learning_rate(training, (epoch - first) * steps + step, steps, part.epochs)
-                    set_rate(optimizer, rate)
-                    optimizer.step()
-                    state.average(net)
-                    bar.advance(task)
+            for step, indices in enumerate(batches(len(job.train), training.batch_size, order)):
+                optimizer.zero_grad()
+                pieces = np.array_split(indices, parts)
+                mine = pieces[among.rank * training.accumulate : (among.rank + 1) * training.accumulate]
+                for number, chosen in enumerate(mine):
+                    batch = job.train.batch(chosen, k)
+                    inputs, targets = batch.inputs.to(where), batch.targets.to(where)
+                    teacher = job.teacher(k, chosen, inputs) if job.teacher else {}
+                    last = number == len(mine) - 1
+                    with contextlib.nullcontext() if last or among.size == 1 else run.no_sync():  # type: ignore[operator]
+                        terms = run(inputs, targets, chosen, teacher, epoch, step / steps, epoch * steps + step)
+                        share = len(chosen) * among.size / len(indices)  # DDP takes the mean over processes
+                        (torch.stack(list(terms.values())).sum() * share).backward()  # type: ignore[no-untyped-call]
+                    watch.add(step, terms, share / among.size)
+                clip(step_of, training)
+                rate = learning_rate(training, (epoch - first) * steps + step, steps, part.epochs)
+                set_rate(optimizer, rate)
+                optimizer.step()
+                state.average(net)
+                bar.advance(task)
             terms_mean = watch.means(steps)
             entry = {
                 "epoch": epoch + 1,
@@ -162,7 +168,7 @@ def _train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
                 # Before the checkpoint: a resumed training removes logged epochs that the checkpoint does not have.
                 log_values((epoch + 1) * steps - 1, _flat(entry, job.kind))
                 keep(state, step_of, optimizer, job.checkpoint, training, about)
-                _say(job, state)
+                _say(job, state, bar, task)
                 _say_stopped(job, state)
     state.finish(net)
     step_of.release()
@@ -267,15 +273,22 @@ def _say_stopped(job: TrainingJob, state: Progress) -> None:
     )
 
 
-def _say(job: TrainingJob, state: Progress) -> None:
+def _say(job: TrainingJob, state: Progress, bar: "Bar", task: "TaskID") -> None:
+    """Tell the epoch that ended: on the one live line of a terminal, which stays only after the last epoch, or else as
+    a line of its own."""
     training = job.training
     last, left = state.history[-1], training.epochs - len(state.history)
-    shown = max(1, training.epochs // 20)  # otherwise short epochs would fill the terminal
-    if left % shown and last["seconds"] < 10:
+    over = not left or state.finished
+    shown = max(1, training.epochs // 20)  # otherwise short epochs would fill a log
+    told = (
+        f"{job.name}: epoch {len(state.history)}/{training.epochs}, loss {last['loss']:.4f}, "
+        f"validation {job.kind.show(last[job.kind.history_key])}"
+    )
+    if not bar.disable and not over:
+        bar.update(task, description=told, refresh=True)
+        return
+    if not over and left % shown and last["seconds"] < 10:
         return
     eta = sum(entry["seconds"] for entry in state.history[-5:]) / len(state.history[-5:]) * left
-    say(
-        f"{job.name}: epoch {len(state.history)}/{training.epochs}, loss {last['loss']:.4f}, "
-        f"validation {job.kind.show(last[job.kind.history_key])}, {last['examples'] / last['seconds']:.0f} examples/s"
-        + (f", {units.duration(eta)} left" if left else "")
-    )
+    rest = f", {units.duration(eta)} left" if left and not over else ""
+    say(f"{told}, {last['examples'] / last['seconds']:.0f} examples/s{rest}")

@@ -4,6 +4,7 @@ Run as a program, this file is a training that is killed; see `everything`.
 """
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -453,6 +454,27 @@ def test_the_log_has_a_line_for_each_epoch(digits: Digits, tmp_path: Path) -> No
     path.write_text(path.read_text() + json.dumps({"step": 15, "epoch": 4}) + "\n")
     train(small_net("linear"), dataclasses.replace(job, objective=taught(recipe, net)))
     assert len(path.read_text().splitlines()) == 4
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_has_one_live_line_and_a_log_one_for_each_epoch(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    shown = {}
+    for name, stream in (("terminal", Terminal()), ("log", io.StringIO())):
+        monkeypatch.setattr(sys, "stderr", stream)
+        train(small_net("linear"), make_job(digits, tmp_path / name, recipe_of(epochs=3)))
+        shown[name] = stream.getvalue()
+    told = [line for line in shown["log"].splitlines() if "epoch" in line]
+    assert [line.partition(",")[0].partition(": ")[2] for line in told] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    kept = [line for line in shown["terminal"].split("\n") if line.rstrip().endswith("examples/s")]
+    assert len(kept) == 1 and "epoch 3/3" in kept[0]  # only the last epoch stays
+    assert "epoch 1/3" in shown["terminal"]  # on the live line
 
 
 def test_a_network_that_gives_no_logits_in_training(digits: Digits, tmp_path: Path) -> None:
