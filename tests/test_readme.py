@@ -2,9 +2,13 @@
 
 import dataclasses
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 from PIL import Image
 from typer.main import get_command
@@ -13,6 +17,7 @@ import edgekd
 from edgekd.card import Teacher
 from edgekd.cli.helping import EXAMPLES, GROUPS
 from edgekd.cli.main import app
+from edgekd.devices.environments import environment_folder
 from edgekd.recipe import Augment, Feature, Recipe
 from edgekd.spec import bundled_names
 from edgekd.target import load_target
@@ -49,18 +54,42 @@ def test_every_command_has_an_example_and_a_group() -> None:
 def test_the_deployed_file_is_called_as_the_page_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    classes = untrained_digits(tmp_path / "model.onnx")
+    Image.new("L", (8, 8), 100).save(tmp_path / "example.png")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(deploying_block("python"), "deploying.md", "exec"), {})
+    assert capsys.readouterr().out.strip() in classes
+
+
+def test_node_calls_the_deployed_file_as_the_page_shows(tmp_path: Path) -> None:
+    modules, node = environment_folder("wasm") / "node_modules", shutil.which("node")
+    if node is None or not modules.is_dir():
+        pytest.skip("no onnxruntime-web here: edgekd doctor --install wasm")
+    untrained_digits(tmp_path / "model.onnx")
+    (tmp_path / "node_modules").symlink_to(modules)
+    (tmp_path / "main.mjs").write_text(deploying_block("js") + "console.log(best);\n", encoding="utf-8")
+    told = subprocess.run([node, "main.mjs"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"image": np.zeros((1, 8, 8, 1), np.uint8)})  # the image that the block makes
+    assert int(told) == logits[0].argmax()
+
+
+def untrained_digits(path: Path) -> tuple[str, ...]:
+    """Write the teacher of `digits`, untrained, and return its classes."""
     from edgekd.export.onnx import export
     from edgekd.nets.families import make
 
     card = load_card("digits")
-    export(make(card, card.teacher, card.teacher.shape, "teacher.shape"), card, load_target("cpu-x86"),
-           tmp_path / "model.onnx", {"trained": "no"})  # fmt: skip
-    Image.new("L", (8, 8), 100).save(tmp_path / "example.png")
-    monkeypatch.chdir(tmp_path)
+    net = make(card, card.teacher, card.teacher.shape, "teacher.shape")
+    export(net, card, load_target("cpu-x86"), path, {"trained": "no"})
+    return tuple(card.data.classes)
+
+
+def deploying_block(language: str) -> str:
+    """The only block of docs/deploying.md in a language."""
     text = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    exec(compile(block, "deploying.md", "exec"), {})
-    assert capsys.readouterr().out.strip() in card.data.classes
+    (block,) = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    return str(block)
 
 
 def test_every_bundled_target_is_named() -> None:
