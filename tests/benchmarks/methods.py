@@ -134,7 +134,8 @@ def card_of(card_name: str, name: str, seed: int, epochs: int) -> Card:
     if name == "kd, fresh views":
         base["views"] = epochs  # each epoch its own, as with --online, but computed once for all seeds
     recipe = build(Recipe, base | row, name)
-    card = dataclasses.replace(card, recipe=recipe)
+    mirrored = dataclasses.replace(card.augment, flip=bool(card.augment.flip))  # at random, in all rows
+    card = dataclasses.replace(card, recipe=recipe, augment=mirrored)
     if name == "assistant":
         assistant = Teacher(family=card.teacher.family, shape=BETWEEN[card_name])
         card = dataclasses.replace(card, assistants=(assistant,))
