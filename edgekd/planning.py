@@ -34,6 +34,7 @@ from edgekd.distill.teacher import (
     teacher_start,
 )
 from edgekd.errors import BudgetError, ConfigError
+from edgekd.export.onnx import refuse_free_shapes
 from edgekd.export.trial import try_teacher
 from edgekd.export.variants import calibration_of
 from edgekd.judge import effective_budget
@@ -160,6 +161,7 @@ def explore(setup: Setup, site: Site, run: Run) -> tuple[Search, Found, Budget]:
     limits on this target."""
     card = setup.card
     budget = effective_budget(card.budget(site.target.name, setup.asked.budget), site.target)
+    refuse_free_shapes(card, site.target)
     if card.recipe.qat and "int8" in site.target.precisions:
         refuse_scheme(site.target.quantization, site.target.file)
     if card.teacher.family != "self" and not run.exported.exists():

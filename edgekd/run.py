@@ -344,8 +344,8 @@ def _as_before(key: str, value: Any) -> bool:
         makers[part] = Training(epochs=1)
     if part == "card.student" and name in ("families", "rank"):
         return value in ([], "capacity")
-    if part == "target" and name in ("device", "python", "accuracy_on"):
-        return value in ("", "device")
+    if part == "target" and name in ("device", "python", "accuracy_on", "fixed_shapes"):
+        return value in ("", "device", False)
     if part not in makers:
         return key.startswith("target.session.")
     defaults = _plain(makers[part])

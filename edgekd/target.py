@@ -187,12 +187,23 @@ class Target:
     `edgekd devices … --setup` made there, or `python3`."""
     accuracy_on: Literal["device", "host"] = "device"
     """Where answers are computed, from which accuracy is scored; on another machine than the device it is a proxy."""
+    fixed_shapes: bool = False
+    """Whether exported files have fixed shapes and take one example a call, which neural processors need; otherwise
+    they take any number of examples."""
     environment: str = ""
     """The environment of the target's runtime, if it is not edgekd's own Python: a name that `edgekd doctor --install`
     knows, or the path of a folder with `bin/python` or `node_modules`. See edgekd/devices/environments.py."""
     reference: tuple[Reference, ...] = ()
     name: str = ""
     file: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Target":
+        if self.fixed_shapes and self.session.batch_sizes:
+            raise ValueError(
+                "session.batch_sizes: has no effect with fixed_shapes = true, where a call has one example"
+            )
+        return self
 
     def differences(self, here: Machine) -> list[str]:
         """The reasons why the machine `here` is not the target's hardware; empty if it is."""

@@ -52,7 +52,7 @@ def quantize_model(model: Path, target: str, options: QuantizeOptions) -> int:
         raise ConfigError(f"--out {path}: is the model itself; name another file")
     for module in ("onnx", "onnxruntime"):
         require(module, "cpu", "quantizing")
-    from edgekd.search.quantizing import Asked, layer_damage, quantize_file
+    from edgekd.search.quantizing import Asked, in_range, layer_damage, quantize_file
 
     with closing(connect(load_target(target))) as site, scratch() as folder:
         examples = _examples(model, options)
@@ -66,11 +66,15 @@ def quantize_model(model: Path, target: str, options: QuantizeOptions) -> int:
             limit_s=options.limit_s,
             dynamic=options.dynamic,
         )
+        asked = in_range(asked)
         layers = []
         if options.sensitivity:
             layers = layer_damage(asked)
             _show_layers(layers, options.sensitivity)
         done = quantize_file(asked)
+    if asked.model != model:
+        wanted = asked.site.target
+        say(f"{model}: its opset became {wanted.opset.min}, the oldest that target {wanted.name} takes")
     found = done.comparison
     outcome = found.outcome(options.max_drop)
     out(f"{path}: {done.how}")

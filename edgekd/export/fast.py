@@ -25,9 +25,9 @@ class UnknownOperationError(Exception):
     """The network calls an operation, or calls it in a way, that this exporter does not know."""
 
 
-def convert(net: nn.Module, inputs: Tensor, opset: int, names: tuple[str, str], axis: str) -> onnx.ModelProto:
+def convert(net: nn.Module, inputs: Tensor, opset: int, names: tuple[str, str], axis: str | int) -> onnx.ModelProto:
     """Convert `net` to ONNX by recording its forward pass on `inputs`, whose first axis becomes free and is called
-    `axis`. `names` are those of the input and the output.
+    `axis`, or has that size. `names` are those of the input and the output.
 
     Raises UnknownOperationError if the network cannot be converted in this way. The result is only as general as one
     forward pass tells, so compare it with the network.
@@ -92,7 +92,7 @@ class _Graph:
         if call.args[0] in self.conv_of:
             self.conv_of[call.output] = self.conv_of[call.args[0]]
 
-    def model(self, inputs: Tensor, opset: int, names: tuple[str, str], axis: str) -> onnx.ModelProto:
+    def model(self, inputs: Tensor, opset: int, names: tuple[str, str], axis: str | int) -> onnx.ModelProto:
         final = {self.traced.input: names[0], self.renamed.get(self.traced.output, self.traced.output): names[1]}
         short = {name: f"v{number}" for number, name in enumerate(self._made())} | final
         for node in self.nodes:

@@ -7,7 +7,7 @@ import logging
 import re
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 import edgekd
 from edgekd import __version__
 from edgekd.card import Card, caller_rule
-from edgekd.errors import ModelError, one_line
+from edgekd.errors import ConfigError, ModelError, one_line
 from edgekd.export.resize import SHAPE_KEY, with_resize
 from edgekd.export.shrink import save_model
 from edgekd.files import atomic
@@ -31,7 +31,18 @@ from edgekd.target import Target
 from edgekd.tasks.known import task_of
 from edgekd.tasks.task import Task
 
-__all__ = ["Parity", "cpu_logits", "describe", "export", "parity", "quiet_export", "save_model", "taking_any_size"]
+__all__ = [
+    "Parity",
+    "converted",
+    "cpu_logits",
+    "describe",
+    "export",
+    "parity",
+    "quiet_export",
+    "refuse_free_shapes",
+    "save_model",
+    "taking_any_size",
+]
 
 MAX_RELATIVE_DIFFERENCE = 1e-3
 """Largest allowed |torch − ONNX Runtime|, relative to the largest |torch| logit; 5e-7 is usual for fp32."""
@@ -58,12 +69,26 @@ def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: d
 
     With the card's `export.resize`, H and W are free, and the graph resizes and crops.
 
-    Raises ModelError if torch cannot export it, or if the opset that torch wrote is not the target's.
+    Raises ModelError as `converted` does.
     """
-    example = example_inputs(card.data, 2)
     task = task_of(card.data)
-    free = {axis: torch.export.Dim(name) for axis, name in task.free.items()}
     module = Deployed(net, card.data).eval()
+    model = converted(module, example_inputs(card.data, 2), target, (task.input, "logits"), task.free)
+    describe(model, card, target, provenance)
+    save_model(with_resize(model, card) if card.export.resize else model, path)
+
+
+def converted(
+    module: nn.Module, example: Tensor, target: Target, names: tuple[str, str], free: Mapping[int, str]
+) -> onnx.ModelProto:
+    """`module` as ONNX, of the target's opset. `names` are those of input and output, `free` the names of the input's
+    dynamic axes by position. If the target wants fixed shapes, a call takes one example and no axis is dynamic.
+
+    Raises ModelError if torch cannot export the network, or if the opset that torch wrote is not the target's.
+    """
+    if target.fixed_shapes:
+        example, free = example[:1], {}
+    dynamic = {axis: torch.export.Dim(name) for axis, name in free.items()}
     try:
         with quiet_export():
             program = torch.onnx.export(
@@ -73,9 +98,9 @@ def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: d
                 verbose=False,
                 external_data=False,
                 opset_version=target.opset.export,
-                input_names=[task.input],
-                output_names=["logits"],
-                dynamic_shapes=(free,),
+                input_names=names[:1],
+                output_names=names[1:],
+                dynamic_shapes=(dynamic,) if dynamic else None,
             )
     except Exception as error:  # the exporter's many passes may raise any exception
         raise ModelError(f"torch cannot export the network to ONNX: {_reason(error)}") from error
@@ -87,8 +112,23 @@ def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: d
             f"torch wrote opset {written}, target {target.name} wants opset.export = {target.opset.export}; "
             f"set it to {written} if the device can load that"
         )
-    describe(model, card, target, provenance)
-    save_model(with_resize(model, card) if card.export.resize else model, path)
+    return model
+
+
+def refuse_free_shapes(card: Card, target: Target) -> None:
+    """Raise ConfigError if the card's files need free shapes, and the target wants fixed ones."""
+    if not target.fixed_shapes:
+        return
+    if card.export.resize:
+        raise ConfigError(
+            f"{card.file}: export.resize: takes images of any size, and target {target.name} has fixed_shapes = true; "
+            "leave export.resize out"
+        )
+    if len(task_of(card.data).free) > 1:
+        raise ConfigError(
+            f"{card.file}: task {card.task}: {task_of(card.data).units} have free lengths, and target {target.name} "
+            "has fixed_shapes = true"
+        )
 
 
 def _reason(error: BaseException) -> str:
@@ -123,6 +163,8 @@ def describe(model: onnx.ModelProto, card: Card, target: Target, provenance: dic
         **_resizing(card),
         **provenance,
     }
+    if target.fixed_shapes and "input" in values:
+        values["input"] = values["input"].replace("(batch,", "(1,")
     del model.metadata_props[:]
     for key, value in values.items():
         model.metadata_props.add(key=key, value=value)
@@ -168,8 +210,11 @@ def cpu_logits(file: Path, task: Task, images: NDArray[Any]) -> NDArray[np.float
     file.
     """
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    logits: NDArray[np.float32] = np.concatenate([session.run(None, {name: part})[0] for part in task.calls(images)])
+    given = session.get_inputs()[0]
+    calls = task.calls(images)
+    if given.shape[0] == 1:  # the target wants fixed shapes
+        calls = [call[number : number + 1] for call in calls for number in range(len(call))]
+    logits: NDArray[np.float32] = np.concatenate([session.run(None, {given.name: call})[0] for call in calls])
     return logits
 
 

@@ -50,7 +50,7 @@ def export_untrained(net: nn.Module, card: Card, target: Target, inputs: NDArray
     provenance = {"trained": "no"}
     try:
         names = task.input, "logits"
-        axis = task.free[0]
+        axis = 1 if target.fixed_shapes else task.free[0]
         model = convert(module, example_inputs(card.data, 2), target.opset.export, names, axis)
         describe(model, card, target, provenance)
         save_model(with_resize(model, card) if card.export.resize else model, path)

@@ -19,6 +19,7 @@ from edgekd.data.ready import Ready
 from edgekd.devices.device import Site
 from edgekd.distributions import mcnemar
 from edgekd.errors import InputError, ModelError
+from edgekd.export.opset import within_range
 from edgekd.export.quantize import prepare, quantize, quantize_weights
 from edgekd.export.shrink import save_model, shrink
 from edgekd.export.unsigned import to_unsigned
@@ -29,7 +30,7 @@ from edgekd.search.layers import Fallback, LayerDamage, fall_back, sensitivity
 from edgekd.search.schemes import Choice, Material, choose_scheme, scheme_words, time_ratio
 from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION as TASK
 
-__all__ = ["Asked", "Comparison", "Quantized", "layer_damage", "quantize_file"]
+__all__ = ["Asked", "Comparison", "Quantized", "in_range", "layer_damage", "quantize_file"]
 
 LEAST = 30
 """Fewer examples than this cannot be divided into calibration, choice and judgement."""
@@ -117,6 +118,20 @@ class _Parts:
     calibration: Ready
     choosing: Ready
     judging: Ready
+
+
+def in_range(asked: Asked) -> Asked:
+    """The same for a model of an opset that the target takes: the given one, or one that was converted to it.
+
+    Raises InputError for a model that cannot be converted.
+    """
+    model = _load(asked.model)
+    converted = within_range(model, asked.model, asked.site.target)
+    if converted is model:
+        return asked
+    path = asked.folder / asked.model.name
+    save_model(converted, path)
+    return dataclasses.replace(asked, model=path)
 
 
 def quantize_file(asked: Asked) -> Quantized:

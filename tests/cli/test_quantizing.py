@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from edgekd.data.ready import ready_images, ready_npz
+from edgekd.export.opset import opset_of
 from edgekd.export.quantize import quantize
 from edgekd.search.quantizing import Comparison
 from edgekd.spec import locate
@@ -167,6 +168,25 @@ def test_weights_alone(cli: Cli, model: Path, arrays: Path, elsewhere: Path, tmp
     kinds = {node.op_type for node in onnx.load(tmp_path / "d.onnx").graph.node}
     assert "DynamicQuantizeLinear" in kinds
     assert "weights in 8 bits, activations scaled at run time" in done.stdout
+
+
+def test_the_opset_comes_into_the_targets_range(
+    cli: Cli, model: Path, arrays: Path, elsewhere: Path, tmp_path: Path
+) -> None:
+    """The model is of opset 17, the oldest of the target is 18."""
+    done = cli("quantize", model, "-t", elsewhere, "--data", arrays)
+    assert done.returncode == 0, done.stderr
+    assert "model.onnx: its opset became 18, the oldest that target elsewhere takes" in done.stderr
+    assert opset_of(onnx.load(tmp_path / "model-int8.onnx")) == 18
+    text = elsewhere.read_text(encoding="utf-8").replace("max = 23", "max = 20")
+    elsewhere.write_text(text, encoding="utf-8")
+    newer = onnx.load(model)
+    newer.opset_import[0].version, newer.ir_version = 21, 10
+    onnx.save(newer, tmp_path / "newer.onnx")
+    done = cli("quantize", "newer.onnx", "-t", elsewhere, "--data", arrays)
+    assert done.returncode == 2
+    assert "newer.onnx: is of opset 21, and target elsewhere has opset.max = 20; export it again" in done.stderr
+    assert not (tmp_path / "newer-int8.onnx").exists()
 
 
 @pytest.mark.parametrize(

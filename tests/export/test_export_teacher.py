@@ -245,3 +245,15 @@ def test_the_logits_among_several_outputs(tmp_path: Path) -> None:
     card = dataclasses.replace(COLOUR, teacher=dataclasses.replace(COLOUR.teacher, output="negativ"))
     with pytest.raises(InputError, match=r"teacher\.output: 'negativ' is unknown; did you mean 'negative'"):
         load_teacher_file(card, tmp_path / "t.onnx")
+
+
+def test_for_fixed_shapes_a_given_model_takes_one_image(tmp_path: Path) -> None:
+    matrix = write_float_teacher(tmp_path / "teacher.onnx")
+    card = dataclasses.replace(COLOUR, teacher=Teacher(family="onnx"))
+    teacher = load_teacher_file(card, tmp_path / "teacher.onnx")
+    export_teacher(teacher, card, dataclasses.replace(TARGET, fixed_shapes=True), tmp_path / "out.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "out.onnx", providers=["CPUExecutionProvider"])
+    (given,), (taken,) = session.get_inputs(), session.get_outputs()
+    assert (given.shape, taken.shape) == ([1, 8, 8, 3], [1, 10])
+    answers = np.concatenate([session.run(None, {given.name: images()[n : n + 1]})[0] for n in range(20)])
+    assert np.allclose(answers, by_hand(matrix), atol=1e-4)

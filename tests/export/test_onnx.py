@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgekd import __version__
-from edgekd.card import Student
+from edgekd.card import Export, Student
 from edgekd.data.sources import load_test
-from edgekd.errors import ModelError
-from edgekd.export.onnx import export, parity, save_model
+from edgekd.errors import ConfigError, ModelError
+from edgekd.export.onnx import cpu_logits, export, parity, refuse_free_shapes, save_model
+from edgekd.export.quantize import quantize
+from edgekd.export.untrained import export_untrained
 from edgekd.nets.families import make
+from edgekd.settings import parse_settings
 from edgekd.target import Opset, load_target
-from edgekd.tasks.known import load_card
+from edgekd.tasks.known import load_card, task_of
 
 CARD = load_card("digits")
 TARGET = load_target("cpu-x86")
@@ -196,3 +199,43 @@ def test_a_network_that_cannot_be_exported_is_told(tmp_path: Path, capfd: pytest
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")
+
+
+FIXED = dataclasses.replace(TARGET, fixed_shapes=True)
+
+
+def test_a_target_can_want_fixed_shapes(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    path = tmp_path / "fixed.onnx"
+    export(network(), CARD, FIXED, path, {})
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (given,), (taken,) = session.get_inputs(), session.get_outputs()
+    assert (given.shape, taken.shape) == ([1, 8, 8, 1], [1, 10])
+    assert session.get_modelmeta().custom_metadata_map["input"] == "uint8 (1, 8, 8, 1), grey"
+    answers = cpu_logits(path, task_of(CARD.data), images)
+    assert np.abs(answers - by_hand(network(), images)).max() < 1e-5 * np.abs(answers).max()
+    assert parity(network(), CARD, images, answers).same == 1
+    fast = tmp_path / "fast.onnx"
+    assert export_untrained(network(), CARD, FIXED, images, fast)
+    assert onnxruntime.InferenceSession(fast, providers=["CPUExecutionProvider"]).get_inputs()[0].shape[0] == 1
+    quantize(path, tmp_path / "int8.onnx", FIXED.quantization, images)
+    made = onnx.load(tmp_path / "int8.onnx").graph
+    assert [dim.dim_value for dim in made.output[0].type.tensor_type.shape.dim] == [1, 10]
+
+
+def test_what_has_free_shapes_is_refused_for_such_a_target() -> None:
+    refuse_free_shapes(CARD, FIXED)
+    resized = dataclasses.replace(CARD, export=Export(resize=True, timed_size=(8, 8)))
+    with pytest.raises(
+        ConfigError, match=r"export\.resize: takes images of any size, and target cpu-x86 has fixed_sha"
+    ):
+        refuse_free_shapes(resized, FIXED)
+    with pytest.raises(ConfigError, match="sentences have free lengths"):
+        refuse_free_shapes(load_card("sst2"), FIXED)
+    refuse_free_shapes(resized, TARGET)
+
+
+@pytest.mark.parametrize("name", ["qnn-npu", "coreml"])
+def test_neural_processors_want_fixed_shapes(name: str) -> None:
+    assert load_target(name).fixed_shapes
+    with pytest.raises(ConfigError, match=r"session\.batch_sizes: has no effect with fixed_shapes = true"):
+        load_target(name, parse_settings(["session.batch_sizes=[4]"]))
