@@ -9,7 +9,7 @@ __all__ = ["EXAMPLES", "GROUPS", "GroupedCommands"]
 
 GROUPS = {
     "Start": ("init", "distill"),
-    "Compress": ("teach", "sweep", "search", "prune", "quantize"),
+    "Compress": ("teach", "sweep", "search", "export", "prune", "quantize"),
     "Measure": ("bench", "check", "report"),
     "Keep": ("baseline", "bundle", "cache"),
     "Look up": ("targets", "models", "devices", "doctor"),
@@ -25,6 +25,10 @@ EXAMPLES = {
     "bundle": ("edgekd bundle model.onnx --target cpu-arm --out bundle/",),
     "devices": ("edgekd devices", "edgekd devices ssh://pi@raspberrypi.local --write my-pi.toml"),
     "bench": ("edgekd bench model.onnx --target cpu-x86 --data set.npz",),
+    "export": (
+        "edgekd export mynets:small --weights small.pt --input 3,64,64 --classes 10 --target cpu-arm",
+        "edgekd export teacher.safetensors --card ./parts.toml --data parts/ --target cpu-arm",
+    ),
     "quantize": ("edgekd quantize model.onnx --target cpu-x86 --data images/",),
     "check": (
         "edgekd check model.onnx --target cpu-x86 --budget latency_p95_ms=2",

@@ -15,6 +15,7 @@ import typer
 
 from edgekd import __version__
 from edgekd.cli.check_commands import baseline_accept, check
+from edgekd.cli.compress_commands import export
 from edgekd.cli.device_commands import bundle, devices
 from edgekd.cli.helping import GroupedCommands
 from edgekd.cli.measure_commands import bench, quantize
@@ -40,7 +41,7 @@ app = typer.Typer(
 )
 
 
-for command in (init, distill, search, teach, sweep, bench, quantize, check, bundle):
+for command in (init, distill, search, teach, sweep, export, bench, quantize, check, bundle):
     app.command()(command)
 
 baseline_app = typer.Typer(

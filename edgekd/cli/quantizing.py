@@ -18,7 +18,7 @@ from edgekd.scratch import scratch
 from edgekd.tables import rich_table
 from edgekd.target import load_target
 
-__all__ = ["QuantizeOptions", "quantize_model"]
+__all__ = ["QuantizeOptions", "numbers", "quantize_model"]
 
 # quantize.json history:
 # 1 - model, out, target, how, comparison, trials, failed, fallback, layers
@@ -110,7 +110,7 @@ def _examples(model: Path, options: QuantizeOptions) -> Any:
     model_files(model, loaded)  # raises InputError for weights in other files that cannot be read
     if options.data.is_dir():
         require("PIL", "train", f"--data {options.data}: reading image files")
-        mean, std = _numbers("--mean", options.mean), _numbers("--std", options.std)
+        mean, std = numbers("--mean", options.mean), numbers("--std", options.std)
         return ready_images(options.data, loaded, mean, std, options.size, MOST_IMAGES)
     if not options.data.is_file():
         raise InputError(f"--data {options.data}: no such folder or .npz file")
@@ -119,7 +119,8 @@ def _examples(model: Path, options: QuantizeOptions) -> Any:
     return ready_npz(options.data, loaded)
 
 
-def _numbers(option: str, text: str) -> list[float]:
+def numbers(option: str, text: str) -> list[float]:
+    """The numbers of an option, such as `0.485,0.456,0.406`. Raises ConfigError for anything else."""
     try:
         numbers = [float(part) for part in text.split(",")] if text else []
     except ValueError:

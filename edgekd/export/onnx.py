@@ -33,6 +33,7 @@ from edgekd.tasks.task import Task
 
 __all__ = [
     "Parity",
+    "compared",
     "converted",
     "cpu_logits",
     "describe",
@@ -237,15 +238,22 @@ def parity(net: nn.Module, card: Card, images: NDArray[Any], logits: NDArray[np.
 
     Raises ModelError if they differ by more than the tolerance, so that such a file is not shipped.
     """
-    task = task_of(card.data)
     with torch.no_grad():
         expected = Deployed(net, card.data).eval()(torch.from_numpy(images)).numpy()
+    return compared(expected, logits, task_of(card.data))
+
+
+def compared(expected: NDArray[np.float32], logits: NDArray[np.float32], task: Task) -> Parity:
+    """Compare ONNX Runtime's outputs (n, …) with those of torch.
+
+    Raises ModelError as `parity` does.
+    """
     difference = float(np.abs(expected - logits).max())
     result = Parity(
-        examples=len(images),
+        examples=len(expected),
         max_abs=difference,
         relative=difference / max(float(np.abs(expected).max()), 1e-12),
-        same=task.same(expected, logits) if task.same else None,
+        same=task.same(expected, logits) if task.same and expected.ndim == 2 else None,
         same_words=task.same_words,
     )
     if not result.relative <= MAX_RELATIVE_DIFFERENCE or (result.same is not None and result.same < MIN_AGREEMENT):

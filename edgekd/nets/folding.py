@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from edgekd.errors import ModelError, one_line
 from edgekd.nets.deployed import Deployed, noise_inputs
 from edgekd.nets.outputs import head_of
 
-__all__ = ["folded", "folded_structure", "refuse_change"]
+__all__ = ["folded", "folded_on", "folded_structure", "refuse_change"]
 
 METHODS = ("fuse", "reparameterize", "switch_to_deploy", "reparameterize_unireplknet", "structural_reparam")
 """Names of methods with which modules fold their branches. They take no arguments; `fuse` returns a new module."""
@@ -25,18 +26,22 @@ def folded(net: nn.Module, data: Data | TextData) -> nn.Module:
 
     Raises ModelError if the folding fails, or if the copy gives different logits.
     """
+    return folded_on(net, lambda: Deployed(net, data).preprocess(noise_inputs(data, 4)))
+
+
+def folded_on(net: nn.Module, inputs: Callable[[], Tensor]) -> nn.Module:
+    """Like `folded`; the logits are compared on `inputs()`, which the network takes."""
     if not any(_method(module) for module in net.modules()):
         return net
-    training = net.training
-    inputs = noise_inputs(data, 4)
+    training, given = net.training, inputs()
     with torch.no_grad():
-        expected = Deployed(net, data).eval()(inputs)
+        expected = net.eval()(given)
     try:
         copied = _attempt(net)
     finally:
         net.train(training)
     with torch.no_grad():
-        answers = Deployed(copied, data).eval()(inputs)
+        answers = copied.eval()(given)
     refuse_change(expected, answers, "the branches of the network", f" ({_names(net)})")
     return copied
 
