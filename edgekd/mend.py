@@ -1,5 +1,6 @@
 """Repair of a run with damaged files: the files are made again, or the run is refused."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,18 @@ TOGETHER = {
 """Files that are removed together with a damaged file, because they can only be made again together."""
 
 DERIVED = {
-    "teacher/teacher.safetensors": ("teacher/assistant-*", "student/*.*", "exported/*"),
-    "teacher/assistant-": ("student/*.*", "exported/student-*"),
+    "teacher/teacher.safetensors": ("teacher/assistant-*", "student/*.*", "student/*attempt-*", "exported/*"),
+    "teacher/assistant-": ("student/*.*", "student/*attempt-*", "exported/student-*"),
     "student/student.safetensors": ("student/int8-qat*", "exported/student-*"),
     "student/int8-qat.safetensors": ("exported/student-int8-qat.onnx",),
-    "pruning.json": ("student/pruned*", "exported/pruned-*"),
-    "student/pruned.": ("exported/pruned-*",),
+    "pruning.json": ("student/pruned*", "exported/pruned*"),
+    "student/pruned.": ("exported/pruned*",),
     "exported/student-fp32.onnx": ("exported/student-*",),
     "data/validation.": ("records/*.validation.*.npy",),
     "data/test.": ("records/*.test.*.npy",),
 }
-"""Maps the beginning of a file's name to the files that are derived from it. These become invalid if the file is made
-again with another content than before."""
+"""Maps the beginning of a file's name to the files, and folders of unfinished trainings, that are derived from it.
+These become invalid if the file is made again with another content than before."""
 
 
 def expected(folder: Path) -> Digests:
@@ -123,10 +124,14 @@ def remove_derived(folder: Path, name: str) -> None:
     """Remove the files that were derived from file `name`, because it was made again with another content."""
     for path in _derived(folder, name):
         say(f"{path}: was made from another {name}; it is made again")
-        path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _derived(folder: Path, name: str) -> Iterator[Path]:
     for begin, patterns in DERIVED.items():
         if name.startswith(begin):
-            yield from (path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file())
+            found = {path for pattern in patterns for path in folder.glob(pattern)}
+            yield from sorted(path for path in found if path.is_file() or "-attempt-" in f"-{path.name}")

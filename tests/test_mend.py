@@ -115,6 +115,25 @@ def test_what_was_made_from_another_file_is_removed(tmp_path: Path, name: str, g
     assert "model.onnx" in there()
 
 
+@pytest.mark.parametrize(
+    ("name", "gone", "kept"),
+    [
+        ("teacher/teacher.safetensors", {"attempt-1", "int8-qat-attempt-1", "pruned-attempt-2"}, set[str]()),
+        ("student/student.safetensors", {"int8-qat-attempt-1"}, {"attempt-1", "pruned-attempt-2"}),
+        ("pruning.json", {"pruned-attempt-2"}, {"attempt-1", "int8-qat-attempt-1"}),
+    ],
+)
+def test_unfinished_trainings_from_another_file_are_removed(
+    tmp_path: Path, name: str, gone: set[str], kept: set[str]
+) -> None:
+    run = a_run(tmp_path)
+    for folder in gone | kept:
+        (run / "student" / folder).mkdir()
+        (run / "student" / folder / "checkpoint.pt").write_bytes(b"begun")
+    remove_derived(run, name)
+    assert {path.name for path in (run / "student").iterdir() if path.is_dir()} == kept
+
+
 @pytest.mark.parametrize("version", [99, "3", -1.5, [1], True])
 @pytest.mark.parametrize(
     "name", ["candidates.json", "student/history.json", "result.json", "exported/student-int8.json"]

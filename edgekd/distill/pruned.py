@@ -15,9 +15,10 @@ from edgekd.data.examples import Examples
 from edgekd.distill.distributed import barrier, world
 from edgekd.distill.student import TrainingOptions, learn
 from edgekd.distill.tasks.known import learning_of
+from edgekd.distill.trial import check_small
 from edgekd.errors import ConfigError, ModelError
 from edgekd.files import read_json, write_json
-from edgekd.nets.deployed import Deployed
+from edgekd.nets.deployed import Deployed, noise_inputs
 from edgekd.nets.pruning import narrowed, prunable, pruned, require_pruning, widths_of
 from edgekd.nets.teachers import LoadedTeacher, make_teacher_net
 from edgekd.nets.weights import load_into, read_state, save_state
@@ -47,6 +48,8 @@ def check_pruning(card: Card, given: LoadedTeacher | None) -> None:
         smaller = pruned(whole, card.data, widths_of(whole), TRIED, multiple=multiple)
     except ModelError as error:
         raise ConfigError(f"{where}: {error}") from error
+    if card.recipe.prune:
+        check_small(smaller, card, noise_inputs(card.data, 2), card.recipe.prune, "recipe.prune")
     if widths_of(smaller) == widths_of(whole):
         raise ConfigError(f"{where}: no layer of the teacher has more than {multiple} channels, so none can be removed")
 

@@ -14,6 +14,7 @@ from edgekd.candidate import Candidate
 from edgekd.card import Card
 from edgekd.console import say
 from edgekd.devices.device import Site
+from edgekd.errors import EdgekdError
 from edgekd.export.onnx import export
 from edgekd.export.untrained import unequal
 from edgekd.export.variants import make_variant
@@ -27,7 +28,7 @@ from edgekd.search.candidates import EFFORT
 from edgekd.search.choose import BEFORE_TRAINING, meets_early
 from edgekd.search.estimate import with_estimates
 
-__all__ = ["fitting_ratio"]
+__all__ = ["fitting_ratio", "measured"]
 
 # History of the format of pruning.json:
 # 1 - ratio (null if none fits); tried: ratio, and the candidate as in candidates.json
@@ -53,8 +54,9 @@ def fitting_ratio(
     weights. The result is kept in `run.pruning`.
     """
     assert card.recipe.prune is not None
-    if run.pruning.exists():
-        return _ratio(read_json(run.pruning)["ratio"])
+    known = _kept(run)
+    if known is not None:
+        return known["ratio"] or None
     if not any(budget.limit(key) for key in (*BEFORE_TRAINING, "latency_p95_ms")):
         say("pruning: the budget limits neither latency nor size, so the teacher is not pruned")
         return None
@@ -63,7 +65,7 @@ def fitting_ratio(
     while high - low > 1:
         step = (low + high) // 2
         smaller = pruned(net, card.data, sizes, step / STEPS, multiple=card.recipe.prune.multiple)
-        found = _measured(card, smaller, site, inputs, calibration, run)
+        found = measured(card, smaller, site, inputs, calibration, run)
         enough = meets_early(found, budget)
         tried.append({"ratio": step / STEPS, "enough": enough, **dataclasses.asdict(found)})
         low, high = (low, step) if enough else (step, high)
@@ -77,13 +79,25 @@ def fitting_ratio(
     return ratio
 
 
-def _ratio(value: Any) -> float | None:
-    return None if value is None else float(value)
+def _kept(run: Run) -> dict[str, Any] | None:
+    """What an earlier call wrote; None if there is nothing, or if it cannot be read, which is told."""
+    if not run.pruning.exists():
+        return None
+    try:
+        content = read_json(run.pruning)
+        ratio = content["ratio"]
+        if ratio is None or (isinstance(ratio, float) and 0 < ratio < 1):
+            return dict(content)
+    except (EdgekdError, LookupError, TypeError, ValueError):
+        pass
+    say(f"{run.pruning}: is damaged; what must be pruned is measured again")
+    return None
 
 
-def _measured(
+def measured(
     card: Card, net: nn.Module, site: Site, inputs: Path, calibration: NDArray[np.uint8] | None, run: Run
 ) -> Candidate:
+    """The network as a candidate, exported and measured in every precision of the target; its weights do not matter."""
     fp32 = run.scratch / "pruned-fp32.onnx"
     net = folded(net.eval(), card.data)
     export(net, card, site.target, fp32, {"trained": "no"})

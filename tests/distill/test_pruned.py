@@ -83,6 +83,9 @@ def test_teachers_that_cannot_be_pruned_are_refused() -> None:
     small = dataclasses.replace(TEACHER, shape={"depth": 8, "width": 2})
     with pytest.raises(ConfigError, match=r"recipe.prune: no layer of the teacher has more than 64 channels"):
         check_pruning(dataclasses.replace(card_of(settings(multiple=64)), teacher=small), None)
+    mlp = Teacher(family="mlp", shape={"hidden": [32]})
+    with pytest.raises(ConfigError, match=r"recipe\.prune\.small_share: the network cannot take smaller images"):
+        check_pruning(dataclasses.replace(card_of(settings(epochs=4, small_share=0.5)), teacher=mlp), None)
     own = dataclasses.replace(card_of(settings()), teacher=Teacher(family="self"))
     with pytest.raises(ConfigError, match=r"has no effect with teacher\.family = 'self'"):
         check_pruning(own, None)

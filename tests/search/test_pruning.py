@@ -57,6 +57,18 @@ def test_the_smallest_share_that_fits_is_found_by_measuring(site: Site, inputs: 
     assert fitting_ratio(CARD, teacher(), site, limit, inputs, None, run) == 0.75
 
 
+@pytest.mark.parametrize("content", ["[]", '{"ratio": 7.5}'])
+def test_a_damaged_file_is_told_and_made_again(
+    site: Site, inputs: Path, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path / "run")
+    run.folder.mkdir()
+    run.pruning.write_text(content)
+    assert fitting_ratio(CARD, teacher(), site, Budget(size_kb=1), inputs, None, run) is None
+    assert "pruning.json: is damaged; what must be pruned is measured again" in capsys.readouterr().err
+    assert json.loads(run.pruning.read_text())["tried"]
+
+
 def test_a_budget_that_no_share_meets(site: Site, inputs: Path, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     assert fitting_ratio(CARD, teacher(), site, Budget(size_kb=1), inputs, None, run) is None
