@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
+    "PARITY_TITLE",
     "budget_lines",
     "comparison_rows",
     "costly_rows",
@@ -22,6 +23,8 @@ __all__ = [
     "markdown_report",
     "markdown_table",
     "notes",
+    "parity_rows",
+    "parity_table",
     "placement_text",
     "resize_words",
     "rich_table",
@@ -264,6 +267,47 @@ def markdown_table(header: list[str], rows: Rows) -> str:
     return "\n".join([line(header), line(ruler), *map(line, rows)])
 
 
+PARITY_TITLE = "agreement with torch, file by file and provider by provider"
+
+
+def parity_rows(
+    parity: Mapping[str, Any], examples: str, columns: Sequence[tuple[str, str, Sequence[ModelFigures]]]
+) -> tuple[list[str], Rows]:
+    """Header and rows of one table: how closely each file answers as the torch network from which it was made.
+
+    The first row is the fp32 export on the CPU provider (`parity` of a result); the others are the files of each of
+    `columns`: the place, the data in words, and the models. Models that were not compared with torch, such as the
+    teacher, are left out; if none was compared, there are no rows.
+    """
+    header = ["file", "where", "compared on", "same answer as torch", "largest difference", "how"]
+    rows: Rows = []
+    if {"examples", "max_abs", "same"} <= parity.keys():
+        same = "–" if parity["same"] is None else units.accuracy(parity["same"])
+        data = f"{parity['examples']} validation {examples}"
+        rows.append(
+            ["fp32, as exported", "CPU, before measuring", data, same, f"{parity['max_abs']:.2g}", "this machine"]
+        )
+    for where, data, models in columns:
+        for model in models:
+            alike, difference = model.torch_agreement, model.max_logit_diff
+            if alike.value is None and difference.value is None:
+                continue
+            cells = [_cell(alike, None, units.accuracy), _cell(difference, None, "{:.2g}".format)]
+            rows.append([model.name, where, data, *cells, difference.provenance])
+    return header, rows
+
+
+def _parity_of(result: Result) -> tuple[list[str], Rows]:
+    data = f"{result.test_examples} test {result.examples}"
+    return parity_rows(result.parity, result.examples, [(result.target, data, result.models)])
+
+
+def parity_table(result: Result) -> list["Table"]:
+    """The table of `parity_rows` for a terminal; empty if nothing was compared."""
+    header, rows = _parity_of(result)
+    return [rich_table(header, rows, PARITY_TITLE)] if rows else []
+
+
 def _parity_text(parity: Mapping[str, Any], examples: str) -> str:
     """How closely the exported file agrees with torch: `… differs by at most 1e-05 (1e-06 of the largest logit)`."""
     text = (
@@ -306,6 +350,9 @@ def markdown_report(result: Result, picture: str | None) -> str:
         markdown_table(header, rows),
         _data_text(result),
     ]
+    compared = _parity_of(result)
+    if compared[1]:
+        parts += [f"{PARITY_TITLE[0].upper()}{PARITY_TITLE[1:]}:", markdown_table(*compared)]
     if resized := resize_words(result.parity):
         parts.append(f"Images are resized in the graph: {resized}.")
     remarks = [*notes(result.models), *result.notes]

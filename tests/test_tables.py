@@ -10,7 +10,16 @@ from edgekd.card import Budget
 from edgekd.figures import Figure, ModelFigures
 from edgekd.judge import judge
 from edgekd.result import Result, read_models, write_result
-from edgekd.tables import figure_rows, headline, markdown_report, markdown_table, notes, rich_table, terminal_table
+from edgekd.tables import (
+    figure_rows,
+    headline,
+    markdown_report,
+    markdown_table,
+    notes,
+    parity_rows,
+    rich_table,
+    terminal_table,
+)
 
 TEACHER = ModelFigures(
     name="teacher",
@@ -111,6 +120,24 @@ def test_the_report_holds_verdict_budget_table_and_remarks() -> None:
     assert "- latency p95 – unknown: 50 calls are too few for p95" in text
     assert "- mind the gap" in text
     assert "![" in text
+
+
+def test_agreement_with_torch_is_one_table_of_every_file_on_every_provider() -> None:
+    compared = dataclasses.replace(
+        STUDENT, torch_agreement=Figure(0.995, "proxy"), max_logit_diff=Figure(0.31, "proxy")
+    )
+    places = [("CPU (cpu-arm)", "9 test images", [TEACHER, compared]), ("Web (wasm)", "8 test images", [compared])]
+    header, rows = parity_rows(a_result().parity, "images", places)
+    assert header[3:5] == ["same answer as torch", "largest difference"]
+    assert rows == [
+        ["fp32, as exported", "CPU, before measuring", "5 validation images", "100.00 %", "1e-06", "this machine"],
+        ["student int8", "CPU (cpu-arm)", "9 test images", "99.50 %", "0.31", "proxy"],
+        ["student int8", "Web (wasm)", "8 test images", "99.50 %", "0.31", "proxy"],
+    ]
+    assert "| student int8 | cpu-arm | 10000 test images | 99.50 % |" in markdown_report(
+        a_result(models=(TEACHER, compared)), None
+    )
+    assert parity_rows({}, "images", [("CPU", "", [TEACHER])])[1] == []
 
 
 def test_result_json_is_read_back(tmp_path) -> None:

@@ -14,10 +14,10 @@ from edgekd.imports import require
 from edgekd.judge import COUNTED, EXIT_CODES, read_counted
 from edgekd.report.checks.history import history_csv, history_json, history_markdown, history_tables
 from edgekd.report.checks.series import Group, group_series
-from edgekd.report.run.export import as_csv, as_json, as_markdown, overview_rows, remarks
+from edgekd.report.run.export import as_csv, as_json, as_markdown, overview_rows, parity_of, remarks
 from edgekd.report.run.gather import Story, blamed, gather
 from edgekd.scratch import scratch as new_scratch
-from edgekd.tables import rich_table, terminal_table
+from edgekd.tables import PARITY_TITLE, rich_table, terminal_table
 from edgekd.units import natural
 
 __all__ = ["Forms", "report", "report_history", "report_runs"]
@@ -204,6 +204,8 @@ def _summary(story: Story) -> list[object]:
         on = f", {column.count:,} {column.split} {column.examples}" if column.count else ""
         table, lines = terminal_table(column.models, f"{story.card} on {column.label}{on}")
         told += [table, *lines]
+    header, rows = parity_of(story)
+    told += [rich_table(header, rows, PARITY_TITLE)] if rows else []
     told += [f"  note: {remark}" for remark in remarks(story)]
     told += [f"  resize of an image before the model: {story.input}"] if story.input else []
     return [*told, f"  shipped: {story.chosen}, because {story.why_chosen}"]

@@ -14,7 +14,7 @@ from edgekd.figures import Figure, ModelFigures, rows_of
 from edgekd.judge import Line
 from edgekd.report.run.gather import Column, Story, interval_of
 from edgekd.result import model_json
-from edgekd.tables import figure_rows, markdown_table, notes
+from edgekd.tables import figure_rows, markdown_table, notes, parity_rows
 
 __all__ = [
     "FigureEntry",
@@ -25,6 +25,7 @@ __all__ = [
     "entries",
     "margin",
     "overview_rows",
+    "parity_of",
     "remarks",
 ]
 
@@ -131,6 +132,17 @@ def overview_rows(stories: Sequence[Story]) -> tuple[list[str], list[list[str]]]
     return header, rows
 
 
+def parity_of(story: Story) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: how closely each file answers as torch does, on the run's own target and on each one of
+    `edgekd bench`."""
+    columns = []
+    for column in story.columns:
+        provider = column.provider.removesuffix("ExecutionProvider")
+        where = f"{provider} ({column.label})" if provider else column.label
+        columns.append((where, f"{column.count:,} {column.split} {column.examples}", column.models))
+    return parity_rows(story.parity, story.own.examples, columns)
+
+
 def remarks(story: Story) -> list[str]:
     """Remarks for the reader, without repetition: on the figures of the run's own target, on the run, and on missing
     files."""
@@ -155,7 +167,10 @@ def _markdown(story: Story) -> str:
     listed = "\n".join(f"- {_safe(text)}" for text in [shipped, chosen, *taken, *_some(remarks(story))])
     commands = "\n".join(["```sh", *_some(story.commands[:-1], "# "), story.commands[-1], "```"])
     versions = _safe(", ".join(f"{key} {value}" for key, value in story.versions.items()))
-    folded = [_own_table(story), *([_other_table(story)] if len(story.columns) > 1 else []), listed, commands, versions]
+    folded = [_own_table(story), *([_other_table(story)] if len(story.columns) > 1 else [])]
+    compared = parity_of(story)
+    folded += [_table(*compared)] if compared[1] else []
+    folded += [listed, commands, versions]
     return "\n\n".join(
         [
             f"### {mark} {_safe(story.card)} on {_safe(story.target)}: {_safe(story.verdict)}",

@@ -8,10 +8,10 @@ from edgekd import units
 from edgekd.figures import ModelFigures, Placement
 from edgekd.report.page import bullets, chart_of, css_class, facts_of, page_of, pill, safe, section, table_of
 from edgekd.report.run.charts import latency_chart, trade_chart
-from edgekd.report.run.export import budget_rows, entries, overview_rows, remarks
+from edgekd.report.run.export import budget_rows, entries, overview_rows, parity_of, remarks
 from edgekd.report.run.gather import Column, Story
 from edgekd.report.tasks.known import CHARTS
-from edgekd.tables import costly_rows, figure_rows, notes, resize_words
+from edgekd.tables import PARITY_TITLE, costly_rows, figure_rows, notes, resize_words
 
 __all__ = ["html_report"]
 
@@ -53,6 +53,7 @@ def _run(story: Story, anchor: str, runs: int) -> str:
         (f"Cost and {story.kind.limit_words}", _trade(story)),
         ("Latency, call by call", _latency(story.own, story)),
         ("All figures", "".join([_across(story), *(_figures(column, story) for column in story.columns)])),
+        ("As torch answers", _parity(story)),
         ("Where it runs", "".join(_placement(column, story) for column in story.columns)),
         *(CHARTS[name](story, runs) for name in story.charts),
         ("How each figure was obtained", _provenance(story)),
@@ -126,6 +127,14 @@ def _latency(column: Column, story: Story) -> str:
     caption = "Thin lines are single processes, bold ones all of them together; the slowest calls lie further right."
     note = f'<p class="note">{caption}</p>' if column is story.own else ""
     return chart_of([chart], f"latency on {column.label}") + note
+
+
+def _parity(story: Story) -> str:
+    """The table that compares every file on every provider with torch."""
+    header, rows = parity_of(story)
+    cells = [[_together(cell) for cell in row] for row in rows]
+    table = table_of(list(map(safe, header)), cells, {1, 2, 5})
+    return f'<p class="note">{safe(PARITY_TITLE)}</p>{table}' if rows else ""
 
 
 def _across(story: Story) -> str:
