@@ -41,7 +41,7 @@ from edgekd.search.int8 import settle_int8
 from edgekd.search.schemes import Material, figures_of
 from edgekd.tasks.known import task_of
 
-__all__ = ["distill_all"]
+__all__ = ["TrainedStudent", "conclude", "distill_all"]
 
 EFFORT = Effort()
 """The effort with which each file is measured."""
@@ -61,6 +61,8 @@ class TrainedStudent:
     """The student after its training for int8, which computes with rounded values; None if there was none."""
     pruned: nn.Module | None = None
     """The pruned teacher; None if there is none."""
+    name: str = "student"
+    """How the variants of `net` are called: `pruned` where there is no student, and the teacher itself was pruned."""
 
     def net_of(self, variant: str) -> nn.Module:
         """The PyTorch network from which the variant of that name was exported."""
@@ -99,12 +101,17 @@ def _tried(stage: Callable[[], T]) -> T | EdgekdError:
 def finish(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = ()) -> Result:
     """Train, export, measure and choose; then judge on test data."""
     plan.run.hold(structures_of(setup.card, [plan.choice.shape]))
-    student = learn(setup, plan, earlier)
+    return conclude(setup, plan, learn(setup, plan, earlier))
+
+
+def conclude(setup: Setup, plan: TargetPlan, student: TrainedStudent) -> Result:
+    """Export, measure and choose; then judge on test data."""
     resizing = fidelity(setup.validation, student.card) if student.card.export.resize else None
     notes = {"resize_parity": resizing.words} if resizing else {}
-    kept: Any = (student.teacher, student.net, plan.calibration, plan.run, notes, student.int8, student.pruned)
-    subjects = export_variants(student.card, plan.site.target, *kept)
-    int8 = quantize_best(setup, plan, subjects)
+    kept: Any = {"calibration": plan.calibration, "run": plan.run, "notes": notes, "name": student.name}
+    nets: Any = {"teacher": student.teacher, "net": student.net, "trained_int8": student.int8, "pruned": student.pruned}
+    subjects = export_variants(student.card, plan.site.target, **nets, **kept)
+    int8 = quantize_best(setup, plan, subjects, student.name)
     some = np.load(plan.inputs)[:512]
     answers = cpu_logits(subjects[1].file, task_of(student.card.data), some)
     agreement = dataclasses.asdict(parity(student.net, student.card, some, answers))
@@ -121,14 +128,14 @@ def finish(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = ()) -
     return result
 
 
-def quantize_best(setup: Setup, plan: TargetPlan, subjects: list[Subject]) -> dict[str, Any]:
-    """Choose how the student is quantised by measuring, and replace its int8 file; returns what was tried.
+def quantize_best(setup: Setup, plan: TargetPlan, subjects: list[Subject], name: str) -> dict[str, Any]:
+    """Choose how the network `name` is quantised by measuring, and replace its int8 file; returns what was tried.
 
     Nothing is tried, and the target's own settings hold, if the target cannot be measured here, or if int8 needs no
     calibration.
     """
     teacher, fp32, *others = subjects
-    int8 = [subject.file for subject in others if subject.file.name == "student-int8.onnx"]
+    int8 = [subject.file for subject in others if subject.file.name == f"{name}-int8.onnx"]
     if not int8 or plan.calibration is None or not plan.site.measurable:
         return {}
     material = Material(
@@ -155,7 +162,8 @@ def learn(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan]) -> Trai
         same_shape = other.choice.shape == plan.choice.shape
         same = (other.budget.minimum, other.budget.teacher_minimum) == limits and same_shape
         if limits[1] == other.budget.teacher_minimum and (same_shape or setup.card.teacher.family != "self"):
-            alike = other.site.target.quantization == plan.site.target.quantization
+            theirs, ours = other.site.target, plan.site.target
+            alike = theirs.quantization == ours.quantization and "int8" in ours.precisions
             without = (*(() if alike else ("int8-qat",)), *(() if other.pruning == plan.pruning else ("pruned",)))
             take_over(other.run, plan.run, with_student=same, without=without)
     told = StudentTraining(
@@ -245,7 +253,7 @@ def judged(
         examples=task_of(card.data).units,
         test_reads=run.test_reads(),
         parity=agreement,
-        training=training_summary(card, run),
+        training=training_summary(card, run, student.name),
         notes=notes(plan, int8),
         int8=int8,
     )

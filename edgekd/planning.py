@@ -48,7 +48,7 @@ from edgekd.search.front import MORE
 from edgekd.search.pruning import fitting_ratio
 from edgekd.search.rank import Lessons, halve, shortlist
 
-__all__ = ["Request", "Setup", "TargetPlan", "prepare", "rank", "search", "survey"]
+__all__ = ["Request", "Setup", "TargetPlan", "begin", "prepare", "rank", "search", "survey"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,23 +167,29 @@ def explore(setup: Setup, site: Site, run: Run) -> tuple[Search, Found, Budget]:
     if card.teacher.family != "self" and not run.exported.exists():
         some = setup.validation.read(np.arange(min(64, len(setup.validation))))
         try_teacher(setup.given, card, site.target, some, run.scratch)
+    trial = begin(setup, site, run, budget)
+    return trial, measure_candidates(trial), budget
+
+
+def begin(setup: Setup, site: Site, run: Run, budget: Budget) -> Search:
+    """Assign the run folder to this run, and keep in it the inputs of measurements; returns what candidates are tried
+    with."""
+    card = setup.card
     run.begin(setup.digest, setup.networks, setup.marks)
     learning_of(card.data).keep(card, setup.asked.data, run.tokenizer)
     inputs = keep_split(setup.validation, run.data / "validation")
     if card.export.resize:
         keep_originals(setup.validation, run.data / "validation.originals.npy")
         keep_timed(setup.validation, card, run.data / "timed.npy")
-    calibration = calibration_of(card, site.target, setup.train)
-    trial = Search(
+    return Search(
         card=card,
         site=site,
         examples=setup.examples[0],
         inputs=inputs,
-        calibration=calibration,
+        calibration=calibration_of(card, site.target, setup.train),
         memory=budget.limit("peak_memory_mb") is not None,
         run=run,
     )
-    return trial, measure_candidates(trial), budget
 
 
 def search(setup: Setup, site: Site, run: Run) -> TargetPlan:

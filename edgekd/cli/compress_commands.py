@@ -1,13 +1,13 @@
-"""`export`: the options of the commands that take a torch network of the user's own."""
+"""`export` and `prune`: the options of the commands that take a torch network of the user's own."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from edgekd.cli.options import end
+from edgekd.cli.options import Budgets, DevicePlace, Threads, end
 
-__all__ = ["export"]
+__all__ = ["export", "prune"]
 
 Source = Annotated[str, typer.Argument(metavar="MODULE:FN|CHECKPOINT", help="Makes the network; or its weights.")]
 OneTarget = Annotated[str, typer.Option("--target", "-t", metavar="NAME|FILE", help="Bundled target or a TOML file.")]
@@ -58,3 +58,56 @@ def export(
         std=std,
     )
     end([export_network(source, target, ExportOptions(network=network, data=data, outside=outside, out=out))])
+
+
+def prune(
+    source: Source,
+    target: OneTarget,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the data, as for `init`.")] = None,
+    budget: Budgets = [],  # noqa: B006
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run folder; default runs/NAME-pruned@TARGET.")
+    ] = None,
+    card: CardName = "",
+    family: FamilyName = "",
+    shape: ShapeValues = [],  # noqa: B006
+    weights: WeightsFile = None,
+    size: InputSize = "",
+    classes: Annotated[str, typer.Option("--classes", metavar="A,B,...|FILE", help="In the network's order.")] = "",
+    mean: Mean = "",
+    std: Std = "",
+    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="After each round; default 8.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, max=100, metavar="N", help="Default 3.")] = None,
+    importance: Annotated[str, typer.Option(metavar="NAME", help="magnitude, taylor or bn-scale.")] = "",
+    device: DevicePlace = "",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start again instead of going on.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Remove channels of a torch network until it meets the measured limits, and let it learn from the whole one."""
+    from edgekd.cli.exporting import NetworkOptions
+    from edgekd.cli.pruning import PruneOptions, prune_model
+    from edgekd.devices.host import use_threads
+
+    use_threads(threads)
+    network = NetworkOptions(
+        card=card,
+        family=family,
+        shape=tuple(shape),
+        weights=weights,
+        size=size,
+        classes=classes,
+        mean=mean,
+        std=std,
+    )
+    options = PruneOptions(
+        network=network,
+        data=data,
+        budget=budget,
+        out=out,
+        epochs=epochs,
+        rounds=rounds,
+        importance=importance,
+        device=device,
+        fresh=fresh,
+    )
+    end([prune_model(source, target, options)])

@@ -254,7 +254,7 @@ def _told(path: Path, key: str) -> str:
     import onnx
 
     known = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
-    return known.get(key, "")
+    return str(known.get(key, ""))
 
 
 def _labels(path: Path) -> str:

@@ -29,6 +29,7 @@ EXAMPLES = {
         "edgekd export mynets:small --weights small.pt --input 3,64,64 --classes 10 --target cpu-arm",
         "edgekd export teacher.safetensors --card ./parts.toml --data parts/ --target cpu-arm",
     ),
+    "prune": ("edgekd prune mynets:small --weights small.pt --data images/ -t cpu-x86 --budget latency_p50_ms=2",),
     "quantize": ("edgekd quantize model.onnx --target cpu-x86 --data images/",),
     "check": (
         "edgekd check model.onnx --target cpu-x86 --budget latency_p95_ms=2",

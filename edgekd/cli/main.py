@@ -15,7 +15,7 @@ import typer
 
 from edgekd import __version__
 from edgekd.cli.check_commands import baseline_accept, check
-from edgekd.cli.compress_commands import export
+from edgekd.cli.compress_commands import export, prune
 from edgekd.cli.device_commands import bundle, devices
 from edgekd.cli.helping import GroupedCommands
 from edgekd.cli.measure_commands import bench, quantize
@@ -41,7 +41,7 @@ app = typer.Typer(
 )
 
 
-for command in (init, distill, search, teach, sweep, export, bench, quantize, check, bundle):
+for command in (init, distill, search, teach, sweep, export, prune, bench, quantize, check, bundle):
     app.command()(command)
 
 baseline_app = typer.Typer(

@@ -352,14 +352,17 @@ def needs_teacher(recipe: Recipe) -> bool:
     return any(part.features or part.losses.keys() - {"ce", "mutual"} for part in recipe.parts())
 
 
-def training_summary(card: Card, run: Run) -> dict[str, Any]:
-    """Number of epochs and seconds of the student's training, and the score of its final weights on validation data."""
+def training_summary(card: Card, run: Run, name: str = "student") -> dict[str, Any]:
+    """Number of epochs and seconds of the training of the student, or of the `pruned` teacher, and the score of its
+    final weights on validation data."""
     kind = task_of(card.data).scores[0]
-    epochs = read_json(run.student_weights.with_name("history.json"))["epochs"]
+    history = "history.json" if name == "student" else f"{name}-history.json"
+    epochs = read_json(run.student_weights.with_name(history))["epochs"]
+    training = card.recipe if name == "student" or card.recipe.prune is None else card.recipe.prune
     return {
         "epochs": len(epochs),
         "seconds": sum(epoch["seconds"] for epoch in epochs),
-        kind.history_key: best_score(card.recipe, epochs, kind),
+        kind.history_key: best_score(training, epochs, kind),
     }
 
 

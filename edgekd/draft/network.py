@@ -1,6 +1,5 @@
 """Find the torch network that a command names: a function of the user's, or a file of weights."""
 
-import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from edgekd.card import Card, Data, Student, Teacher
 from edgekd.draft.weights import Family, family_of
 from edgekd.errors import ConfigError, InputError, one_line, shown
 from edgekd.imports import import_function
-from edgekd.nets.families import make
+from edgekd.nets.families import make, takes
 from edgekd.nets.weights import load_file, read_state
 from edgekd.recipe import Recipe
 
@@ -78,7 +77,7 @@ def _of_function(wanted: Wanted) -> Network:
         raise ConfigError(f"--family {wanted.family}: has no effect for {where}, which makes the network")
     function = import_function(image_card(Path(wanted.source), (1, 1, 1), ("a", "b")), wanted.source)
     named = dict(wanted.shape or {})
-    if wanted.classes and "classes" in _parameters(function):
+    if wanted.classes and takes(function, "classes"):
         named.setdefault("classes", len(wanted.classes))
     try:
         net = function(**named)
@@ -91,15 +90,8 @@ def _of_function(wanted: Wanted) -> Network:
         raise ConfigError(f"{where}: gave a {type(net).__name__}; a torch.nn.Module is needed")
     if wanted.weights:
         load_file(net, wanted.weights)
-    teacher = Teacher(family="import", function=wanted.source, shape=named)
+    teacher = Teacher(family="import", function=wanted.source, shape=wanted.shape or {})
     return Network(net=net.eval(), size=wanted.size, classes=wanted.classes, teacher=teacher)
-
-
-def _parameters(function: Any) -> Sequence[str]:
-    try:
-        return list(inspect.signature(function).parameters)
-    except (TypeError, ValueError):  # built-in functions have no signature
-        return []
 
 
 def _of_weights(wanted: Wanted, path: Path) -> Network:

@@ -61,12 +61,13 @@ def export_variants(
     notes: Mapping[str, str],
     trained_int8: GraphModule | None = None,
     pruned: nn.Module | None = None,
+    name: str = "student",
 ) -> list[Subject]:
     """Export the teacher, the student in fp32, and the student in every other precision; existing files are kept.
 
     The student's `net` is the network that runs on the device, with its branches folded. `notes` are added to the
     metadata. `trained_int8` is the student after its training for int8, which is exported as a further int8 file, and
-    `pruned` the pruned teacher, which is exported in every precision.
+    `pruned` the pruned teacher, which is exported in every precision. `name` is how the variants of `net` are called.
     """
     teacher_onnx = run.exported / "teacher-fp32.onnx"
     export_teacher(teacher, card, target, teacher_onnx, notes)
@@ -81,7 +82,7 @@ def export_variants(
             macs=count_macs(own, card.data) if own else None,
         )
     ]
-    subjects += _precisions("student", net, card, target, calibration, run, provenance)
+    subjects += _precisions(name, net, card, target, calibration, run, provenance)
     if trained_int8 is not None:
         file = run.exported / "student-int8-qat.onnx"
         if not file.exists():

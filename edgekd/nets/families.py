@@ -1,5 +1,6 @@
 """Network families. A family has a name, a shape class, and a function that makes a network of a given shape."""
 
+import inspect
 import itertools
 import math
 from collections import OrderedDict
@@ -50,6 +51,7 @@ __all__ = [
     "make",
     "make_shapes",
     "shapes_of",
+    "takes",
 ]
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -284,12 +286,23 @@ def _refuse_giant(function: Callable[..., nn.Module], *arguments: Any) -> None:
         raise ValueError(f"the network has {count:,} parameters; at most {MAX_PARAMS:,} are built; make it smaller")
 
 
+def takes(function: Callable[..., Any], argument: str) -> bool:
+    """Whether a function has a parameter of that name, or takes any; also if its parameters are not known."""
+    if not argument:
+        return False
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # built-in functions have no signature
+        return True
+    return argument in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+
+
 def _imported(card: Card, owner: Teacher | Family, shape: Shape, where: str) -> nn.Module:
     if owner.function is None:
         raise ConfigError(f'{card.file}: {where.split(".")[0]}.function: is missing; family = "import" needs it')
     function = import_function(card, owner.function)
     task = task_of(card.data)
-    number = {task.argument: task.outputs(card.data)} if task.argument else {}
+    number = {task.argument: task.outputs(card.data)} if takes(function, task.argument) else {}
     try:
         net = function(**shape, **number)
     except Exception as error:  # the user's own code
