@@ -59,20 +59,33 @@ def prune_network(asked: Request, site: Site, run: Run) -> Result | Fits:
     ConfigError for a network that cannot be pruned, or without a limit to prune for, and BudgetError if no share is
     enough.
     """
-    card, recipe = asked.card, asked.card.recipe.prune
-    assert recipe is not None  # the caller adds the table
-    learning = learning_of(card.data)
+    setup = _setup(asked, run)
+    card, given = setup.card, setup.given
+    assert given is not None and given.net is not None  # _setup loads a torch network
+    budget = effective_budget(card.budget(site.target.name, asked.budget), site.target)
+    if not any(budget.limit(key) for key in (*BEFORE_TRAINING, "latency_p95_ms")):
+        known = ", ".join(f"--budget {key}=…" for key in BEFORE_TRAINING)
+        raise ConfigError(f"{card.file}: there is no limit to prune for; give one of {known}")
+    refuse_free_shapes(card, site.target)
+    _check(setup, site, run)
+    trial = begin(setup, site, run, budget)
+    setup = dataclasses.replace(setup, given=_kept(setup, run))
+    if not run.pruning.exists():  # it is written after this
+        whole = measured(card, given.net, site, trial.inputs, trial.calibration, run)
+        if meets_early(whole, budget):
+            return Fits(_limits(budget))
+    return _prune(setup, trial, budget)
+
+
+def _setup(asked: Request, run: Run) -> Setup:
+    """Load the data and the network."""
+    card, learning = asked.card, learning_of(asked.card.data)
     learning.require_test(card, asked.data)
     train, validation = learning.examine(card, asked.data)
     card = learning.settle(card, validation)
-    budget = effective_budget(card.budget(site.target.name, asked.budget), site.target)
-    if not any(budget.limit(key) for key in (*BEFORE_TRAINING, "latency_p95_ms")):
-        known = ", ".join(f"--budget {key}=…" for key in ("latency_p50_ms", "size_kb", "peak_memory_mb"))
-        raise ConfigError(f"{card.file}: there is no limit to prune for; give one of {known}")
-    refuse_free_shapes(card, site.target)
     given = _given(card, asked.teacher, run)
-    assert given.net is not None  # check_pruning refuses ONNX
-    setup = Setup(
+    assert given.net is not None  # the caller refuses ONNX files
+    return Setup(
         asked=asked,
         card=card,
         given=given,
@@ -84,13 +97,6 @@ def prune_network(asked: Request, site: Site, run: Run) -> Result | Fits:
         networks={"teacher": structure(given.net)},
         marks=data_marks(card, asked.data),
     )
-    _check(setup, site, run)
-    trial = begin(setup, site, run, budget)
-    setup = dataclasses.replace(setup, given=_kept(setup, run))
-    whole = measured(card, given.net, site, trial.inputs, trial.calibration, run)
-    if meets_early(whole, budget) and not run.pruned_weights.exists():
-        return Fits(_limits(budget))
-    return _prune(setup, trial, budget)
 
 
 def _limits(budget: Budget) -> str:

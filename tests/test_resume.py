@@ -104,7 +104,7 @@ def test_an_interrupt_exits_130_and_is_resumed(tmp_path: Path, tiny_card: Path) 
     process.send_signal(signal.SIGINT)
     code, output = finish(process)
     assert code == 130, output
-    assert "interrupted; `distill`, `teach` and `sweep` go on where they stopped" in output
+    assert "interrupted; `distill`, `prune`, `teach` and `sweep` go on where they stopped" in output
     assert "Traceback" not in output
     before = (tmp_path / "run" / "candidates.json").read_text()
     code, output = finish(start(tmp_path, tiny_card))

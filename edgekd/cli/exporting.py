@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shlex
+import sys
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,6 +133,7 @@ def card_of(source: str, asked: NetworkOptions) -> "tuple[Card, Any]":
     card, shape = load_card(asked.card), _shape(asked.shape)
     weights = asked.weights if is_function(source) else Path(source)
     if is_function(source):
+        sys.path += [here for here in [str(Path.cwd())] if here not in sys.path]  # the card may lie elsewhere
         card = dataclasses.replace(card, teacher=Teacher(family="import", function=source, shape=shape))
     elif asked.weights:
         raise ConfigError(f"--weights {asked.weights}: is for module:function; {source} holds weights itself")

@@ -184,7 +184,10 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else ExitCode.PASS)
     except (KeyboardInterrupt, typer.Abort):
         if speaks():  # torchrun interrupts all processes, but only one prints
-            _complain("interrupted; `distill`, `teach` and `sweep` go on where they stopped, others begin again", debug)
+            _complain(
+                "interrupted; `distill`, `prune`, `teach` and `sweep` go on where they stopped, others begin again",
+                debug,
+            )
         sys.exit(ExitCode.INTERRUPTED)
     except EdgekdError as error:
         _complain(str(error), debug)
