@@ -1,8 +1,8 @@
 """Run folders and single model files, as `bench` and `check` measure them; this module does not need torch."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +47,8 @@ __all__ = [
 
 Split = Literal["val", "test"]
 SPLITS: dict[Split, str] = {"val": "validation", "test": "test"}
+NETWORKS = ("student", "int8-qat", "pruned")
+"""Networks whose outputs in torch a run keeps beside its inputs."""
 Estimate = Callable[[Sequence[ModelFigures], Sequence[Subject], Site], list[ModelFigures]]
 """Estimates latencies if the device is not the target's hardware. This is `edgekd.search.estimate.with_estimates`,
 which needs torch, or a function that leaves the latencies unknown."""
@@ -61,8 +63,9 @@ class Inputs:
     """What is right for each of n inputs; empty if the data do not say it, so that the scores are unknown."""
     about: str
     """The data in words: `the run's test data`."""
-    torch: Outputs | None = None
-    """Outputs of the student in torch for these inputs, if the run kept them."""
+    torch: Mapping[str, Outputs] = field(default_factory=dict)
+    """Outputs in torch for these inputs of the networks `student`, `int8-qat` and `pruned`, as far as the run kept
+    them."""
     given: str = ""
     """Type and shape of the inputs of a file of the user's, for messages: `uint8 [4, 8, 8, 1]`."""
 
@@ -78,21 +81,25 @@ class Measured:
 def run_inputs(run: Run, split: Split) -> Inputs:
     """The validation or test inputs that the run kept; InputError if they are missing or cannot be read."""
     stem = SPLITS[split]
-    file, labels, logits = (run.data / f"{stem}{end}.npy" for end in ("", ".labels", ".student"))
+    file, labels = (run.data / f"{stem}{end}.npy" for end in ("", ".labels"))
+    kept = {name: run.data / f"{stem}.{name}.npy" for name in NETWORKS}
     if not (file.is_file() and labels.is_file()):
         raise InputError(f"{file}: is missing; run its `edgekd distill` with --fresh")
     try:
         known = np.array(map_array(labels))
         count = len(map_array(file))
-        answers = np.array(map_array(logits)) if logits.is_file() else None
+        answers = {name: np.array(map_array(path)) for name, path in kept.items() if path.is_file()}
     except (ValueError, TypeError) as error:  # TypeError: a single number has no length
         raise InputError(f"{file}: the run's data cannot be read: {one_line(error)}; run it with --fresh") from error
     if problem := task_of_run(run).targets_problem(known):
         raise InputError(f"{labels}: {problem}; run it with --fresh")
     if len(known) != count:
         raise InputError(f"{labels}: should hold one label for each of {count} inputs; run it with --fresh")
-    if answers is not None and (answers.ndim < 2 or answers.dtype != np.float32 or len(answers) != count):
-        raise InputError(f"{logits}: should hold one row of outputs for each of {count} inputs; run it with --fresh")
+    for name, array in answers.items():
+        if array.ndim < 2 or array.dtype != np.float32 or len(array) != count:
+            raise InputError(
+                f"{kept[name]}: should hold one row of outputs for each of {count} inputs; run it with --fresh"
+            )
     return Inputs(file, known, f"the run's {stem} data", answers)
 
 
@@ -295,10 +302,17 @@ def measure_run(
             problems.append(error)
             continue
         teacher = outputs if subject is subjects[0] else teacher
-        references = References(task=task, targets=inputs.targets, teacher=teacher, torch=inputs.torch)
+        references = References(task=task, targets=inputs.targets, teacher=teacher, torch=_torch(inputs, subject))
         (scored,) = evaluate([model], [outputs], references, site)
         measured.append(Measured(scored))
     return measured, problems
+
+
+def _torch(inputs: Inputs, subject: Subject) -> Outputs | None:
+    """The outputs in torch of the network from which the file was made; None if they were not kept."""
+    network, _, variant = subject.name.partition(" ")
+    name = next((one for one in (variant, network) if one in inputs.torch), "student")
+    return inputs.torch.get(name)
 
 
 def all_subjects(run: Run, models: Sequence[ModelFigures]) -> list[Subject]:

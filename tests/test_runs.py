@@ -76,7 +76,7 @@ def test_arrays_are_read(tmp_path: Path, kind: type) -> None:
     assert given.targets.tolist() == [0, 1, 2]
     assert targets_of(given, IMAGE_CLASSIFICATION).targets.dtype == np.int64
     assert given.about == str(tmp_path / "second.npz")
-    assert given.torch is None
+    assert given.torch == {}
 
 
 def test_arrays_by_the_names_of_inputs_are_read(tmp_path: Path) -> None:
@@ -190,9 +190,9 @@ def test_the_runs_own_inputs(run: Run) -> None:
     assert given.file == run.data / "test.npy"
     assert given.targets.tolist() == [0, 1, 2, 2]
     assert given.about == "the run's test data"
-    assert given.torch is not None and given.torch.shape == (4, 4)
+    assert given.torch["student"].shape == (4, 4)
     (run.data / "test.student.npy").unlink()  # runs of an older edgekd did not keep it
-    assert run_inputs(run, "test").torch is None
+    assert run_inputs(run, "test").torch == {}
 
 
 @pytest.mark.parametrize("gone", ["test.npy", "test.labels.npy"])
@@ -284,3 +284,18 @@ def test_an_error_of_one_model_keeps_the_others(
     assert other.figures.score.value == 0.75
     if name == "teacher":  # then there is nothing to agree with
         assert other.figures.agreement.value is None
+
+
+def test_each_network_of_a_run_is_held_against_itself_in_torch(run: Run, tmp_path: Path, site: Site) -> None:
+    for name, last in (("int8-qat", 0), ("pruned", 3)):
+        np.save(run.data / f"test.{name}.npy", images([0, 0, 1, last]).reshape(4, 4).astype(np.float32))
+    subjects = subjects_of(run, ["teacher", "student fp32", "student int8-qat", "pruned fp32"])
+
+    def agreements() -> list[float | None]:
+        given = run_inputs(run, "test")
+        taken, _ = measure_run(run, subjects, site, EFFORT, as_they_are, given, tmp_path / "records")
+        return [one.figures.torch_agreement.value for one in taken]
+
+    assert agreements() == [None, 0.75, 0.25, 0.5]
+    (run.data / "test.pruned.npy").unlink()  # a run of `edgekd prune` has one network, kept under the student's name
+    assert agreements() == [None, 0.75, 0.25, 0.75]
