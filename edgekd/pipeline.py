@@ -39,9 +39,10 @@ from edgekd.search.choose import choose_network
 from edgekd.search.estimate import with_estimates
 from edgekd.search.int8 import settle_int8
 from edgekd.search.schemes import Material, figures_of
+from edgekd.target import Target
 from edgekd.tasks.known import task_of
 
-__all__ = ["TrainedStudent", "conclude", "distill_all"]
+__all__ = ["TrainedStudent", "conclude", "distill_all", "own_networks"]
 
 EFFORT = Effort()
 """The effort with which each file is measured."""
@@ -162,9 +163,8 @@ def learn(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan]) -> Trai
         same_shape = other.choice.shape == plan.choice.shape
         same = (other.budget.minimum, other.budget.teacher_minimum) == limits and same_shape
         if limits[1] == other.budget.teacher_minimum and (same_shape or setup.card.teacher.family != "self"):
-            theirs, ours = other.site.target, plan.site.target
-            alike = theirs.quantization == ours.quantization and "int8" in ours.precisions
-            without = (*(() if alike else ("int8-qat",)), *(() if other.pruning == plan.pruning else ("pruned",)))
+            own = own_networks(other.site.target, plan.site.target)
+            without = (*own, *(() if other.pruning == plan.pruning else ("pruned",)))
             take_over(other.run, plan.run, with_student=same, without=without)
     told = StudentTraining(
         card=card,
@@ -181,6 +181,13 @@ def learn(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan]) -> Trai
     pruned = folded(done.pruned, card.data) if done.pruned is not None else None
     net = folded(done.student, card.data)
     return TrainedStudent(card=card, net=net, teacher=done.teacher, int8=done.int8, pruned=pruned)
+
+
+def own_networks(theirs: Target, ours: Target) -> tuple[str, ...]:
+    """The networks trained for one target that are of no use for another one: `int8-qat`, if that one is quantised
+    otherwise or not at all."""
+    useful = theirs.quantization == ours.quantization and "int8" in ours.precisions
+    return () if useful else ("int8-qat",)
 
 
 def scored(

@@ -1,5 +1,6 @@
 """The whole road with a training for int8 and a pruned teacher: variants, the choice, resuming, repair."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -8,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from edgekd.pipeline import own_networks
+from edgekd.target import load_target
 
 Cli = Callable[..., Any]
 pytest.importorskip("torch_pruning")
@@ -83,3 +87,10 @@ def test_a_changed_table_is_said(card: Path, cli: Cli, tmp_path: Path) -> None:
     done = cli("distill", card, "-t", "cpu-arm", "--out", out)
     assert done.returncode == 2
     assert "card.recipe.prune.rounds was 1 when this run began and is 2 now" in done.stderr
+
+
+def test_the_training_for_int8_is_copied_only_to_targets_that_are_quantized_so() -> None:
+    x86, avx2 = load_target("cpu-x86"), load_target("cpu-x86-avx2")
+    assert own_networks(x86, x86) == ()
+    assert own_networks(x86, avx2) == ("int8-qat",)  # 7-bit weights
+    assert own_networks(x86, dataclasses.replace(x86, precisions=("fp32",))) == ("int8-qat",)
