@@ -17,6 +17,7 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from onnxruntime.tools.onnx_model_utils import fix_output_shapes, make_input_shape_fixed
 from torch import Tensor, nn
 
 import edgekd
@@ -38,6 +39,7 @@ __all__ = [
     "cpu_logits",
     "describe",
     "export",
+    "fix_shapes",
     "parity",
     "quiet_export",
     "refuse_free_shapes",
@@ -87,8 +89,6 @@ def converted(
 
     Raises ModelError if torch cannot export the network, or if the opset that torch wrote is not the target's.
     """
-    if target.fixed_shapes:
-        example, free = example[:1], {}
     dynamic = {axis: torch.export.Dim(name) for axis, name in free.items()}
     try:
         with quiet_export():
@@ -113,7 +113,15 @@ def converted(
             f"torch wrote opset {written}, target {target.name} wants opset.export = {target.opset.export}; "
             f"set it to {written} if the device can load that"
         )
+    if target.fixed_shapes:  # afterwards, because torch writes other operators for a batch of one
+        fix_shapes(model, (1, *example.shape[1:]))
     return model
+
+
+def fix_shapes(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
+    """Give the only input of `model` this shape, and its outputs the shapes that follow from it."""
+    make_input_shape_fixed(model.graph, model.graph.input[0].name, list(shape))
+    fix_output_shapes(model)
 
 
 def refuse_free_shapes(card: Card, target: Target) -> None:

@@ -7,11 +7,10 @@ from types import MappingProxyType
 import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper, version_converter
-from onnxruntime.tools.onnx_model_utils import fix_output_shapes, make_input_shape_fixed
 
 from edgekd.card import Card, Data
 from edgekd.errors import InputError, one_line
-from edgekd.export.onnx import export, taking_any_size
+from edgekd.export.onnx import export, fix_shapes, taking_any_size
 from edgekd.export.resize import OLDEST_OPSET as OLDEST_FOR_RESIZE
 from edgekd.export.shrink import save_model
 from edgekd.nets.deployed import example_inputs
@@ -52,12 +51,6 @@ def export_teacher(
     if target.fixed_shapes:
         fix_shapes(model, tuple(example_inputs(card.data, 1).shape))
     save_model(taking_any_size(model, card) if card.export.resize else model, path)
-
-
-def fix_shapes(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
-    """Give the only input of `model` this shape, and its outputs the shapes that follow from it."""
-    make_input_shape_fixed(model.graph, model.graph.input[0].name, list(shape))
-    fix_output_shapes(model)
 
 
 def _modern(model: onnx.ModelProto, path: Path, oldest: int) -> onnx.ModelProto:

@@ -214,7 +214,10 @@ def test_a_target_can_want_fixed_shapes(images: NDArray[np.uint8], tmp_path: Pat
     answers = cpu_logits(path, task_of(CARD.data), images)
     assert np.abs(answers - by_hand(network(), images)).max() < 1e-5 * np.abs(answers).max()
     assert parity(network(), CARD, images, answers).same == 1
-    fast = tmp_path / "fast.onnx"
+    free, fast = tmp_path / "free.onnx", tmp_path / "fast.onnx"
+    export(network(), CARD, TARGET, free, {})
+    kinds = [[node.op_type for node in onnx.load(file).graph.node] for file in (path, free)]
+    assert kinds[0] == kinds[1]  # so that candidates and final files have the same operators
     assert export_untrained(network(), CARD, FIXED, images, fast)
     assert onnxruntime.InferenceSession(fast, providers=["CPUExecutionProvider"]).get_inputs()[0].shape[0] == 1
     quantize(path, tmp_path / "int8.onnx", FIXED.quantization, images)
