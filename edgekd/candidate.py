@@ -19,7 +19,7 @@ class Candidate:
     params: int
     macs: int
     precisions: dict[str, dict[str, Figure]]
-    """Maps each precision to its figures by budget key (latency_p50_ms, size_kb, peak_memory_mb)."""
+    """Maps each precision to its figures by budget key (latency_p50_ms, size_kb, peak_memory_mb, instructions_m)."""
     predicted: bool = False
     """Whether the figures are predicted from those of other shapes, and not measured."""
 

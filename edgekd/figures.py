@@ -122,6 +122,8 @@ class ModelFigures:
     load_ms: Figure = UNKNOWN
     """Time to create the session."""
     first_call_ms: Figure = UNKNOWN
+    instructions_m: Figure = UNKNOWN
+    """Millions of instructions of one call, counted on an emulated board."""
     peak_memory_mb: Figure = UNKNOWN
     energy_mj: Figure = UNKNOWN
     """Energy of one call, measured for the whole CPU package or GPU."""
@@ -156,7 +158,8 @@ class Metric:
     words: str
     """Its name for people, in tables."""
     unit: str = ""
-    """ms, MB, B, mJ, 1/s; `share` for 0–1; `points` for percentage points; `change` for a share more or less."""
+    """ms, MB, B, M (millions), mJ, 1/s; `share` for 0–1; `points` for percentage points; `change` for a share more or
+    less."""
     show: Callable[[float], str]
     """Its value as text with the unit."""
     better: Literal["lower", "higher"] = "lower"
@@ -216,6 +219,10 @@ def _megabytes(mb: float) -> str:
     return units.bytes_(mb * 1_000_000)
 
 
+def _millions(number: float) -> str:
+    return units.count(number * 1_000_000)
+
+
 def _change(share: float) -> str:
     return f"{100 * share:+.1f} %"
 
@@ -266,6 +273,7 @@ METRICS: tuple[Metric, ...] = (
     _kept("throughput_per_s", "inputs per second, from p50", "1/s", units.count, better="higher", ratio=True),
     _kept("load_ms", "load time", **_MS, ratio=True, budget="load_ms"),
     _kept("first_call_ms", "first call", **_MS, ratio=True),
+    _kept("instructions_m", "instructions per call", "M", _millions, ratio=True, budget="instructions_m"),
     _kept("peak_memory_mb", "peak memory", "MB", _megabytes, ratio=True, budget="peak_memory_mb"),
     _kept("energy_mj", "energy per call", "mJ", "{:.3g} mJ".format, ratio=True),
     _judged("min_coverage", "nodes on the provider", **_SHARE, get=_placed(lambda p: p.coverage)),
@@ -275,6 +283,7 @@ METRICS: tuple[Metric, ...] = (
     _compared("max_load_growth", "load time growth"),
     _compared("max_size_growth", "file size growth"),
     _compared("max_memory_growth", "peak memory growth"),
+    _compared("max_instruction_growth", "instructions growth"),
     _compared("min_same_answers", "same answers", units.accuracy, better="higher"),
     _compared("max_coverage_loss", "nodes lost by the provider", units.percent),
     _compared("max_fused_loss", "int8 fusion lost", units.percent),
@@ -288,6 +297,7 @@ FIGURES = tuple(metric.name for metric in METRICS if metric.kept)
 _BY_BUDGET = {metric.budget: metric for metric in METRICS if metric.budget}
 _BUDGET_ORDER = (
     *("latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "load_ms", "size_kb", "peak_memory_mb"),
+    "instructions_m",
     *("min_agreement", "min_coverage", "min_fused_share"),
 )
 

@@ -119,7 +119,9 @@ def conclude(setup: Setup, plan: TargetPlan, student: TrainedStudent) -> Result:
     if resizing:
         same = same_answers(subjects[1].file, setup.validation, task_of(student.card.data))
         agreement["resize"] = dataclasses.asdict(dataclasses.replace(resizing, same=same))
-    figures = measure_speed(subjects, plan.site, plan.inputs, plan.run.records, EFFORT)
+    counted = plan.budget.limit("instructions_m") is not None
+    effort = dataclasses.replace(EFFORT, instructions="always") if counted else EFFORT
+    figures = measure_speed(subjects, plan.site, plan.inputs, plan.run.records, effort)
     figures = with_estimates(figures, subjects, plan.site)
     known = scored(plan, student, subjects, figures, plan.inputs)
     chosen, why = choose(setup, plan, known)

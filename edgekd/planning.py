@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd import units
+from edgekd.bench.instructions import require_counting
 from edgekd.budget import Budget
 from edgekd.candidate import Candidate, Score
 from edgekd.card import Card
@@ -162,6 +163,7 @@ def explore(setup: Setup, site: Site, run: Run) -> tuple[Search, Found, Budget]:
     card = setup.card
     budget = effective_budget(card.budget(site.target.name, setup.asked.budget), site.target)
     refuse_free_shapes(card, site.target)
+    require_counting(budget, site)
     if card.recipe.qat and "int8" in site.target.precisions:
         refuse_scheme(site.target.quantization, site.target.file)
     if card.teacher.family != "self" and not run.exported.exists():
@@ -188,6 +190,9 @@ def begin(setup: Setup, site: Site, run: Run, budget: Budget) -> Search:
         inputs=inputs,
         calibration=calibration_of(card, site.target, setup.train),
         memory=budget.limit("peak_memory_mb") is not None,
+        # They cost seconds for each file, so a search that limits nothing by them counts them only if an emulated
+        # board was named.
+        instructions=budget.limit("instructions_m") is not None or bool(site.device.facts().emulator),
         run=run,
     )
 

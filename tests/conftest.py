@@ -93,6 +93,12 @@ def own_cache(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def no_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run tells does not depend on whether an emulated board is installed; tests that want one say so."""
+    monkeypatch.setenv("EDGEKD_DEVICE", "local")
+
+
+@pytest.fixture(autouse=True)
 def own_width(monkeypatch: pytest.MonkeyPatch) -> None:
     """The width of the terminal in which the tests run changes no table."""
     monkeypatch.delenv("COLUMNS", raising=False)

@@ -111,8 +111,8 @@ def test_a_card_may_have_no_budget(tmp_path: Path) -> None:
 
 def test_an_unknown_key_in_a_budget(tmp_path: Path) -> None:
     known = (
-        "latency_p50_ms, latency_p95_ms, latency_p99_ms, load_ms, max_accuracy_drop, min_accuracy, min_agreement, "
-        "min_coverage, min_fused_share, peak_memory_mb, size_kb, teacher_min_accuracy"
+        "instructions_m, latency_p50_ms, latency_p95_ms, latency_p99_ms, load_ms, max_accuracy_drop, min_accuracy, "
+        "min_agreement, min_coverage, min_fused_share, peak_memory_mb, size_kb, teacher_min_accuracy"
     )
     assert problem(tmp_path, ("size_kb = 60", "size_mb = 60")) == (
         f"[budget]: size_mb: unknown key; did you mean 'size_kb'? Known: {known}."

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.bench.records import RECORD_VERSION, Effort, Feeding, Record
+from edgekd.bench.instructions import count_instructions
+from edgekd.bench.kept import Subject, is_of, keep_records, kept_records, mark_of, record_file
+from edgekd.bench.records import Effort, Record
 from edgekd.bench.remarks import remarks, steering_remarks
-from edgekd.bench.runner import measure_latency, measure_memory, measure_placement, measure_throughput, predict, sampled
+from edgekd.bench.runner import (
+    measure_latency,
+    measure_memory,
+    measure_placement,
+    measure_throughput,
+    predict,
+    sampled,
+)
 from edgekd.bench.sequences import steering_of
 from edgekd.bench.statistics import Interval, Latency, between, bootstrap, latency_of, min_calls_for
 from edgekd.devices.device import OnProgress, Site
@@ -33,23 +41,6 @@ __all__ = [
     "measure_speed",
     "weights_problem",
 ]
-
-# History of the format of records/*.json:
-# 1 - model, target, latency (one record per process), memory
-# 2 - records of version 2
-#     feeding, if the user set options for the inputs
-SCHEMA_VERSION = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A model file to bench, and what is already known about it."""
-
-    name: str
-    file: Path
-    precision: str
-    params: int | None = None
-    macs: int | None = None
 
 
 def measure_speed(
@@ -115,6 +106,9 @@ def _measure_one(
         memory = _memory_record(subject, site, folder, sampled(effort, inputs))
     placement = _placement(subject, site, inputs, folder, effort) if effort.placement else None
     figures = _figures(subject, site, records, memory, placement)
+    if effort.instructions == "always" or (effort.instructions == "untimed" and not site.measurable):
+        counted = count_instructions(subject, site, inputs, folder, effort)
+        figures = dataclasses.replace(figures, instructions_m=counted)
     if not (records and effort.placement):
         return figures
     return dataclasses.replace(figures, batches=_batches(subject, site, inputs, folder, effort))
@@ -124,7 +118,7 @@ def _latency_records(
     subjects: Sequence[Subject], site: Site, inputs: Path | None, folder: Path | None, effort: Effort
 ) -> list[list[Record] | EdgekdError]:
     kept: list[list[Record] | EdgekdError] = [
-        list(_kept(subject, "latency", site.target, folder, effort)) for subject in subjects
+        list(kept_records(subject, "latency", site.target, folder, effort)) for subject in subjects
     ]
     missing = [place for place, records in enumerate(kept) if not records]
     if missing:
@@ -132,68 +126,29 @@ def _latency_records(
         for place, records in zip(missing, measure_latency(files, site, inputs, effort), strict=True):
             kept[place] = records
             if not isinstance(records, EdgekdError):
-                _keep(subjects[place], "latency", site.target, folder, effort, records)
+                keep_records(subjects[place], "latency", site.target, folder, effort, records)
     return kept
 
 
 def _memory_record(subject: Subject, site: Site, folder: Path | None, effort: Effort) -> Record:
-    kept = _kept(subject, "memory", site.target, folder, effort)
+    kept = kept_records(subject, "memory", site.target, folder, effort)
     if not kept:
         kept = [measure_memory(subject.file, site, effort)]
-        _keep(subject, "memory", site.target, folder, effort, kept)
+        keep_records(subject, "memory", site.target, folder, effort, kept)
     return kept[0]
 
 
 def _placement(subject: Subject, site: Site, inputs: Path | None, folder: Path | None, effort: Effort) -> Placement:
-    path = _record_file(subject, "placement", site.target, folder) if folder else None
-    mark = _mark(subject, effort)
+    path = record_file(subject, "placement", site.target, folder) if folder else None
+    mark = mark_of(subject, effort)
     if path and path.exists():
         kept = read_json(path)
-        if _is_of(kept, mark):
+        if is_of(kept, mark):
             return Placement(**kept["placement"] | {"costliest": tuple(kept["placement"]["costliest"])})
     placement = measure_placement(subject.file, site, inputs, effort)
     if path:
         write_json(path, mark | {"placement": dataclasses.asdict(placement)})
     return placement
-
-
-def _record_file(subject: Subject, kind: str, target: Target, folder: Path) -> Path:
-    return folder / f"{subject.name.replace(' ', '-')}@{target.name}.{kind}.json"
-
-
-def _mark(subject: Subject, effort: Effort) -> dict[str, Any]:
-    """The key of a stored record: the digest of the model file, and how the model is fed."""
-    feeding = dataclasses.replace(effort.feeding, sample=None)
-    mark = {"schema_version": SCHEMA_VERSION, "model_sha256": file_digest(subject.file)}
-    return mark if feeding == Feeding() else mark | {"feeding": json.loads(json.dumps(dataclasses.asdict(feeding)))}
-
-
-def _is_of(kept: object, mark: dict[str, Any]) -> bool:
-    return isinstance(kept, dict) and mark.items() <= kept.items() and kept.get("feeding") == mark.get("feeding")
-
-
-def _kept(subject: Subject, kind: str, target: Target, folder: Path | None, effort: Effort) -> list[Record]:
-    """Return the stored records of exactly this file; none if the file or its inputs have changed since."""
-    path = _record_file(subject, kind, target, folder) if folder else None
-    if path is None or not path.exists():
-        return []
-    data = read_json(path)
-    if not _is_of(data, _mark(subject, effort)):
-        return []
-    return [Record.from_json(entry | {"schema_version": RECORD_VERSION}) for entry in data["records"]]
-
-
-def _keep(
-    subject: Subject, kind: str, target: Target, folder: Path | None, effort: Effort, records: Sequence[Record]
-) -> None:
-    if folder is not None:
-        content: dict[str, Any] = {
-            **_mark(subject, effort),
-            "model": subject.name,
-            "target": target.name,
-            "records": [dataclasses.asdict(record) for record in records],
-        }
-        write_json(_record_file(subject, kind, target, folder), content)
 
 
 def _batches(
@@ -208,7 +163,7 @@ def _batches(
     rates = {}
     for name, (size, sessions) in asked.items():
         kind = f"throughput-{name.replace(' ', '-')}"
-        records = _kept(subject, kind, site.target, folder, effort)
+        records = kept_records(subject, kind, site.target, folder, effort)
         try:
             while len(records) < 3:
                 records.append(measure_throughput(subject.file, site, inputs, effort, size, sessions))
@@ -217,7 +172,7 @@ def _batches(
         except EdgekdError as error:  # an error here does not affect the other figures
             rates[name] = Figure(why=str(error).removeprefix(f"{subject.file}: "))
             continue
-        _keep(subject, kind, site.target, folder, effort, records)
+        keep_records(subject, kind, site.target, folder, effort, records)
         rate = between([record.calls * record.batch_size / record.elapsed_s for record in records])
         fixed = f"the model's batch is fixed to {records[0].batch_size}" if records[0].batch_size != size else ""
         rates[name] = Figure(rate.value, "measured", rate.low, rate.high, fixed)

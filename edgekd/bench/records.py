@@ -39,6 +39,9 @@ class Effort:
     max_s: float = 0.8
     placement: bool = True
     """Whether to find with a profiled session which kernels ran where, and to time batches."""
+    instructions: Literal["never", "untimed", "always"] = "untimed"
+    """Whether to count instructions, in a process of its own, where an emulated board is at hand: never, only where no
+    time is measured, or always."""
     memory: bool = True
     """Whether to measure peak memory, with a process of its own. Where no time is measured, it always is."""
     costliest: int = 0
@@ -66,7 +69,7 @@ PAIR = Effort(warmup_s=0.1, min_calls=30, max_calls=1_500, max_s=0.6)
 class Plan:
     """The instructions for one worker process; edgekd/bench/worker.py explains the fields."""
 
-    mode: Literal["latency", "pair", "throughput", "memory", "profile", "predict", "load"]
+    mode: Literal["latency", "pair", "throughput", "memory", "profile", "predict", "load", "count"]
     provider: str
     provider_options: dict[str, str] = field(default_factory=dict)
     intra_op_threads: int = 1
@@ -123,14 +126,17 @@ class Record:
     latency_s: tuple[float, ...] = ()
     block_calls: int = 0
     """Mode pair: number of entries of `latency_s` in one block; after each block the process switches to the other
-    model.
+    model. Mode count: number of calls in one block.
     """
     baseline: dict[str, Any] | None = None
     """Mode pair: load_s, first_call_s, latency_s and fingerprint of the baseline; its blocks are in the same order."""
     energy_j: float | None = None
     """Joules of all timed calls together; None without an energy counter."""
+    counts: tuple[int, ...] = ()
+    """Mode count: the instructions that all threads have executed until the begin of the first block, and until the end
+    of each; the emulator adds them."""
     calls: int = 0
-    """Mode throughput: number of calls that all sessions finished together."""
+    """Mode throughput: number of calls that all sessions finished together. Mode count: those of all blocks."""
     elapsed_s: float = 0.0
     sessions: int = 1
     kernels: tuple[dict[str, Any], ...] = ()
@@ -150,7 +156,7 @@ class Record:
         if data.get("mode") == "pair":
             _check_pair(data)
         values = {key: value for key, value in data.items() if key != "schema_version"}
-        for key in ("warmup_s", "latency_s", "outputs_shape", "kernels"):
+        for key in ("warmup_s", "latency_s", "outputs_shape", "kernels", "counts"):
             values[key] = tuple(values.get(key, ()))
         values["assigned"] = tuple((p, op, name) for p, op, name in values.get("assigned", ()))
         return cls(**values)
@@ -178,7 +184,9 @@ def _check(data: dict[str, Any]) -> None:
         raise ValueError("inner_calls and batch_size should be whole numbers above 0")
     if data.get("mode") == "latency" and not data.get("latency_s"):
         raise ValueError("latency_s holds no call")
-    if data.get("mode") == "throughput" and not (data.get("calls", 0) > 0 and data.get("elapsed_s", 0) > 0):
+    if data.get("mode") == "count" and not (isinstance(data.get("block_calls"), int) and data["block_calls"] > 0):
+        raise ValueError("block_calls should be a whole number above 0")
+    if data.get("mode") in ("throughput", "count") and not (data.get("calls", 0) > 0 and data.get("elapsed_s", 0) > 0):
         raise ValueError("calls and elapsed_s should be above 0")
     _check_objects(data)
     for kernel in data.get("kernels", ()):

@@ -20,6 +20,7 @@ from edgekd.scratch import scratch
 
 __all__ = [
     "make_plan",
+    "measure_instructions",
     "measure_latency",
     "measure_load",
     "measure_memory",
@@ -35,6 +36,8 @@ RESERVED_BYTES = 1_000_000_000
 """Address space that runtimes and their threads reserve without using it."""
 PAIR_TIMES = 4
 """Factor on the time limit of a worker in mode pair, which loads two models several times and calls both."""
+COUNTED: dict[str, Any] = {"max_calls": 200, "max_s": 5.0}
+"""Bounds for counting instructions: the calls of a block, and the emulator's seconds for all blocks."""
 PREDICT_TIMES = 12
 """Factor on the time limit of a worker that runs the model on a whole data set."""
 
@@ -181,6 +184,15 @@ def measure_throughput(
     source = str(inputs) if inputs else None
     plan = make_plan(site, effort, mode="throughput", inputs=source, warmup_s=effort.warmup_s, **sizes)
     return _measured(plan, model, site, effort)
+
+
+def measure_instructions(model: Path, board: Site, inputs: Path | None, effort: Effort) -> Record:
+    """Count the instructions of calls in a worker on an emulated board, with one thread: threads that wait would be
+    counted, too.
+    """
+    source = str(inputs) if inputs else None
+    plan = make_plan(board, effort, mode="count", inputs=source, **COUNTED)
+    return _measured(dataclasses.replace(plan, intra_op_threads=1, inter_op_threads=1), model, board, effort)
 
 
 def measure_placement(model: Path, site: Site, inputs: Path | None, effort: Effort) -> Placement:

@@ -8,7 +8,8 @@ it omits have the values of DEFAULTS below:
     mode      "latency": time single calls; "pair": time the model and `baseline` by turns, in short blocks;
               "throughput": time many calls, in one session or several parallel ones; "memory": measure peak memory
               without a data set; "profile": find which kernels ran where, and for how long; "predict": write the
-              outputs for all inputs to `outputs` (.npy); "load": create the session without a call
+              outputs for all inputs to `outputs` (.npy); "load": create the session without a call; "count": make
+              blocks of equally many calls and mark their ends, for an emulator that counts instructions
     provider, provider_options, intra_op_threads, inter_op_threads, allow_spinning, graph_level, arena,
     affinity, precise_int8, binding          settings of the session; all of them are part of the fingerprint;
               binding "run": session.run with numpy arrays; "io": inputs and outputs are bound before the call
@@ -71,7 +72,8 @@ __all__ = ["DEFAULTS", "Feeds", "energy_counter", "main", "measure"]
 # 1 - latency_s, first_call_s, load_s, memory, fingerprint
 # 2 - binding, arena, inner_calls, warm, disturbance, energy_j, throughput, nodes; DEFAULTS fill missing plan keys
 # 3 - mode pair: baseline, block_calls, later also mode load, without calls
-# 4 - fingerprint: shapes, input_types, batch_axes, values, custom_ops; predict: class labels, which have one axis
+# 4 - fingerprint: shapes, input_types, batch_axes, values, custom_ops; predict: class labels, which have one axis;
+#     later also mode count: calls, block_calls, elapsed_s
 SCHEMA_VERSION = 4
 
 DEFAULTS: dict[str, Any] = {
@@ -128,7 +130,7 @@ LEVELS = {
     "all": "ORT_ENABLE_ALL",
 }
 CHOICES = {
-    "mode": ("latency", "pair", "throughput", "memory", "profile", "predict", "load"),
+    "mode": ("latency", "pair", "throughput", "memory", "profile", "predict", "load", "count"),
     "binding": ("run", "io"),
     "graph_level": tuple(LEVELS),
 }
@@ -159,6 +161,11 @@ SHORTEST_S = (
 )
 LOADS = 5  # pair: number of timed loads of each model
 SLOW_LOAD_S = 0.5
+MARK = (
+    0x45444B44  # count: closing this file descriptor, which is not open, marks a moment; see edgekd/devices/counter.c
+)
+BLOCKS = 5  # count: number of blocks
+UNCOUNTED = 20  # count: calls before the first block
 ROTATED = 64  # rows that are prepared for the timed calls (at least two batches)
 Clock = Callable[[], float]
 
@@ -229,6 +236,8 @@ def measure(plan: dict[str, Any], model: str, clock: Clock = time.perf_counter) 
         others = [make_session(onnxruntime, plan, model) for _ in range(plan["sessions"] - 1)]
         callers = [call, *(Caller(onnxruntime, other, feeds, plan) for other in others)]
         result.update(throughput(callers, plan, clock))
+    elif plan["mode"] == "count":
+        result.update(count(call, plan, clock))
     elif baseline is not None:
         result.update(pair(onnxruntime, call, baseline, plan, clock))
     else:
@@ -1046,6 +1055,34 @@ def throughput(callers: list[Caller], plan: dict[str, Any], clock: Clock) -> dic
     if failures:
         raise failures[0]
     return {"calls": sum(counts), "elapsed_s": clock() - begin, "sessions": len(callers)}
+
+
+def count(call: Caller, plan: dict[str, Any], clock: Clock) -> dict[str, Any]:
+    """Make BLOCKS blocks of equally many calls, and mark the begin of the first block and the end of each.
+
+    A block has `max_calls` calls, or fewer if all blocks would take longer than `max_s`.
+    """
+    begin, first = clock(), 0
+    while first < UNCOUNTED and (first < 2 or clock() - begin < plan["max_s"] / BLOCKS):
+        call(first)
+        first += 1
+    each = max((clock() - begin) / first, 1e-9)
+    size = max(1, min(plan["max_calls"], int(plan["max_s"] / (BLOCKS * each))))
+    begin = clock()
+    mark()
+    for _ in range(BLOCKS):
+        for number in range(size):
+            call(number)
+        mark()
+    return {"calls": BLOCKS * size, "block_calls": size, "elapsed_s": clock() - begin}
+
+
+def mark() -> None:
+    """Close a file descriptor that is not open, which an emulator sees and which has no other effect."""
+    try:
+        os.close(MARK)
+    except OSError:
+        pass  # this is what always happens
 
 
 def _timed(caller: Caller, number: int, clock: Clock) -> float:

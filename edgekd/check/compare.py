@@ -262,6 +262,7 @@ def _plain(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line]:
     lines = [
         _exact("max_size_growth", tolerance.max_size_growth, new.size_bytes / old.size_bytes - 1),
         _memory(new, old, tolerance),
+        _instructions(new, old, tolerance),
         *_placed(new, old, tolerance),
         *_answers(new, old, tolerance),
     ]
@@ -288,6 +289,27 @@ def _memory(new: Sample, old: Sample, tolerance: Tolerance) -> Line | None:
     outcome: Outcome = "pass" if high <= limit else "fail" if low > limit else "inconclusive"
     figure = Figure(value, new.provenance, low, high)
     return Line("max_memory_growth", limit, figure, outcome, "", f"range of {len(new.memory_bytes)} processes each")
+
+
+def _instructions(new: Sample, old: Sample, tolerance: Tolerance) -> Line | None:
+    key, limit = "max_instruction_growth", tolerance.max_instruction_growth
+    now, before = new.instructions or Figure(), old.instructions or Figure()
+    if isinstance(limit, str):
+        return None
+    if not (now.value and before.value):
+        why = now.why or before.why or "instructions were not counted of both"
+        return Line(key, limit, Figure(why=why), "inconclusive", why)
+    growth = now.value / before.value - 1
+    low, high = _end(now.low, now) / _end(before.high, before) - 1, _end(now.high, now) / _end(before.low, before) - 1
+    outcome: Outcome = "pass" if growth <= limit else "fail" if low > limit else "inconclusive"
+    return Line(
+        key, limit, Figure(growth, now.provenance, low, high), outcome, "", "range of the middle blocks of calls"
+    )
+
+
+def _end(end: float | None, figure: Figure) -> float:
+    """The end of a figure's interval; its value if it has none."""
+    return (figure.value or 0.0) if end is None else end
 
 
 def _placed(new: Sample, old: Sample, tolerance: Tolerance) -> list[Line | None]:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from edgekd import __version__
+from edgekd.bench.instructions import count_instructions, require_counting
 from edgekd.bench.measure import Subject, logits_of, weights_problem
 from edgekd.bench.records import PAIR, Effort, Record, comparable
 from edgekd.bench.remarks import steering_remarks
@@ -52,6 +53,7 @@ class _Needs:
     pairs: bool
     memory: bool
     placement: bool
+    instructions: bool
     answers: bool
 
 
@@ -72,6 +74,7 @@ def check(
     called with the progress. Raises EdgekdError if the model or the baseline cannot be measured.
     """
     begin = time.monotonic()
+    require_counting(criteria.budget, site)
     needs = _needs(source, site, criteria, baseline)
     checked = _first(source, site, criteria, baseline, needs, estimate)
     allowed = _refuse_others(checked, criteria)
@@ -95,7 +98,14 @@ def check(
 
 def measure_all(source: Source, site: Site, effort: Effort, estimate: Estimate) -> Sample:
     """Measure all values of one model that a baseline contains."""
-    needs = _Needs(site.measurable, False, True, True, source.inputs is not None)
+    needs = _Needs(
+        latency=site.measurable,
+        pairs=False,
+        memory=True,
+        placement=True,
+        instructions=site.board is not None,
+        answers=source.inputs is not None,
+    )
     criteria = Criteria(budget=Budget(source.task.scores[0]), effort=effort)
     sample = _sample(source, site, criteria, needs, estimate)
     if not site.measurable:
@@ -135,6 +145,7 @@ def _needs(source: Source, site: Site, criteria: Criteria, baseline: Source | Ch
         placement=not (budget | tolerance).isdisjoint(
             {"min_coverage", "min_fused_share", "max_coverage_loss", "max_fused_loss"}
         ),
+        instructions="instructions_m" in budget or "max_instruction_growth" in tolerance,
         answers=source.inputs is not None
         and len(source.inputs.targets) > 0
         and not (budget | tolerance).isdisjoint(
@@ -178,6 +189,8 @@ def _sample(
     processes = range(MEMORY_PROCESSES) if needs.memory and site.provenance != "emulated" else ()
     memory = [measure_memory(source.file, site, sampled(effort, inputs)) for _ in processes]
     placement = measure_placement(source.file, site, inputs, effort) if needs.placement else None
+    subject = Subject(name=source.name, file=source.file, precision=source.precision)
+    counted = count_instructions(subject, site, inputs, None, effort) if needs.instructions else None
     peaks = [peak for record in memory if (peak := record.memory.get("run_bytes")) is not None]
     sample = Sample(
         name=source.name,
@@ -193,13 +206,13 @@ def _sample(
         signature=signature or "",
         memory_bytes=tuple(peaks),
         placement=placement,
+        instructions=counted,
         kind=source.task.scores[0],
         answers=_answers(source, site, criteria) if needs.answers else None,
         fingerprint=memory[0].fingerprint if memory else {},
     )
     if site.measurable or criteria.budget.limit("latency_p50_ms") is None:
         return sample
-    subject = Subject(name=source.name, file=source.file, precision=source.precision)
     bare = ModelFigures(sample.name, source.file.name, sample.sha256, sample.size_bytes, source.precision)
     (known,) = estimate([bare], [subject], site)
     return dataclasses.replace(sample, estimate=known.latency_p50_ms if known.latency_p50_ms.why else None)

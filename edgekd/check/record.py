@@ -37,6 +37,7 @@ __all__ = [
 # 1 - sample, baseline, pairs, same, budget
 # 2 - sample: kind, the score that decides; answers: score, each, answers, teacher_score, agreement and paired in place
 #     of classes, labels and teacher
+#     sample: instructions, if they were counted
 SCHEMA_VERSION = 2
 KIND = "edgekd check record"
 KEPT_CALLS = 400
@@ -103,6 +104,8 @@ class Sample:
     memory_bytes: tuple[Count, ...] = ()
     """Peak memory of several processes, in bytes."""
     placement: Placement | None = None
+    instructions: Figure | None = None
+    """Millions of instructions of one call, counted on an emulated board; None if that was not asked."""
     kind: ScoreKind = ACCURACY
     """The score that decides for the model's task."""
     answers: Answers | None = None

@@ -39,6 +39,8 @@ class Tolerance:
     """Time to create the session."""
     max_size_growth: Growth | Off = 0.01
     max_memory_growth: Growth | Off = 0.05
+    max_instruction_growth: Growth | Off = "off"
+    """Instructions of a call, which an emulated board counts."""
     min_same_answers: Share | Off = "off"
     """Share of the inputs that both models answer alike."""
     max_coverage_loss: Share | Off = 0.0

@@ -112,6 +112,8 @@ def _explained(line: Line, sample: Sample, decision: Decision | None) -> Line:
         return dataclasses.replace(line, confidence=_sure_of(answers, line.kind))
     if line.key == "peak_memory_mb" and sample.memory_bytes:
         return dataclasses.replace(line, confidence=f"range of {len(sample.memory_bytes)} processes")
+    if line.key == "instructions_m" and line.figure.value is not None:
+        return dataclasses.replace(line, confidence="range of the middle blocks of calls")
     if line.key == "latency_p99_ms" and sample.latency:
         return dataclasses.replace(line, confidence=f"95 %, {len(sample.latency)} processes")
     counted = line.figure.value is not None and line.figure.provenance != "estimated"
@@ -124,6 +126,8 @@ def figures_of(sample: Sample) -> dict[str, Figure]:
     if sample.memory_bytes:
         low, middle, high = (f(sample.memory_bytes) / 1e6 for f in (min, median, max))
         figures["peak_memory_mb"] = Figure(middle, sample.provenance, low, high)
+    if sample.instructions is not None:
+        figures["instructions_m"] = sample.instructions
     placement = sample.placement
     if placement is not None and any(placement.nodes.values()):
         figures["min_coverage"] = placement.coverage

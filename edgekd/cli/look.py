@@ -11,7 +11,7 @@ from edgekd.bench.plugins import installed_plugins, try_plugin
 from edgekd.card import Student, Teacher
 from edgekd.console import out, say
 from edgekd.devices.device import Site
-from edgekd.devices.emulated import CPUS, ENVIRONMENT, install_system
+from edgekd.devices.emulated import CPUS, ENVIRONMENT, install_counter, install_system
 from edgekd.devices.environments import RECIPES, available_providers, environment_folder, install
 from edgekd.devices.local import Local, connect, look_for_runtime, require_runtime
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, UnavailableError
@@ -143,6 +143,10 @@ def install_environment(name: str) -> int:
     if name == ENVIRONMENT:
         say(f"{environment_folder(name)}: installing, this may take minutes")
         out(f"{install_system()}: ready; edgekd bench … --target cpu-arm --device qemu://{next(iter(CPUS))}")
+        try:
+            install_counter()
+        except UnavailableError as error:
+            out(str(error))
         return ExitCode.PASS
     target = load_target(name)
     if target.environment in RECIPES:

@@ -75,23 +75,24 @@ def _show_table(
     step = max(1, -(-len(front) // ROWS))
     chosen = choice.shape if choice is not None else None
     shown = [one for place, one in enumerate(front) if place % step == 0 or one.shape == chosen]
+    counted = any("instructions_m" in one.costs for one in front)
+    keys = ["latency_p50_ms", "size_kb", *(["instructions_m"] if counted else [])]
     rows = []
     for one in shown:
-        size, time = one.costs.get("size_kb"), one.costs.get("latency_p50_ms")
+        cells = [show_limit(key, one.costs[key]) if key in one.costs else "not known" for key in keys]
         notes = [*(["predicted"] if one.predicted else []), *([] if one.fits(limits) else ["over a limit"])]
         notes += ["chosen"] if one.shape == chosen else []
         rows.append(
             [
                 one.name,
-                units.milliseconds(time) if time is not None else "not known",
-                f"{size:.1f} kB" if size is not None else "not known",
+                *cells,
                 _quality(one, kind),
                 ", ".join(notes),
             ]
         )
     epochs = front[0].epochs if front else None
     head = f"{kind.head}, {epochs} epochs" if epochs else "MACs"
-    show(rich_table(["candidate", "latency p50", "file size", head, ""], rows, title))
+    show(rich_table(["candidate", *(BUDGETED[key].limit_words for key in keys), head, ""], rows, title))
 
 
 def _quality(one: "Point", kind: ScoreKind) -> str:
@@ -113,7 +114,7 @@ def _bought(points: "Sequence[Point]", limits: "Mapping[str, float]", kind: Scor
             lines.append(f"{words} {_quality(then, kind)} ({then.name}) instead of {_quality(now, kind)} ({now.name})")
         else:
             lines.append(f"{words} nothing better")
-    return lines or ["the card has no limit on latency, file size or memory"]
+    return lines or ["the card has no limit on latency, file size, memory or instructions"]
 
 
 def _relaxed(points: "Sequence[Point]", limits: "Mapping[str, float]") -> list[str]:

@@ -50,6 +50,15 @@ class Site:
 
     target: Target
     device: Device
+    companion: Device | None = None
+    """An emulated board of the target's hardware, for figures that the device itself cannot give."""
+
+    @property
+    def board(self) -> Device | None:
+        """The emulated board on which instructions are counted: the device itself, or its companion; None without
+        one.
+        """
+        return self.device if self.device.facts().emulator else self.companion
 
     @property
     def differences(self) -> list[str]:

@@ -1,9 +1,10 @@
 """An emulated Arm board: workers of an aarch64 system run under qemu-user on this machine.
 
-Answers are those of the emulated core's kernels, and they are repeatable. Time is not reported, because an emulator
-needs far more time than the core.
+Answers are those of the emulated core's kernels, and they are repeatable. The instructions of calls are counted by a
+plugin of qemu. Time is not reported, because an emulator needs far more time than the core.
 """
 
+import dataclasses
 import shutil
 import subprocess
 import tempfile
@@ -12,15 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.bench.records import Plan, Record
+from edgekd.devices.counter import COUNTER, make_counter, plugin_option, read_counts
 from edgekd.devices.device import OnProgress
 from edgekd.devices.environments import Runtime, environment_folder, pip_download
-from edgekd.devices.host import described
+from edgekd.devices.host import described, machine
 from edgekd.devices.local import WORKERS, run_worker
 from edgekd.errors import ConfigError, UnavailableError, did_you_mean, shown
 from edgekd.machine import Machine
+from edgekd.scratch import scratch
 from edgekd.target import Target
 
-__all__ = ["CPUS", "ENVIRONMENT", "Emulated", "install_system"]
+__all__ = ["CPUS", "ENVIRONMENT", "Emulated", "companion_of", "how_to_emulate", "install_counter", "install_system"]
 
 ENVIRONMENT = "qemu-aarch64"
 SLOWER = 20
@@ -100,12 +103,52 @@ class Emulated:
     def run(
         self, plan: Plan, model: Path, target: Target, timeout_s: float, on_progress: OnProgress | None = None
     ) -> Record:
-        """Run the plan in one fresh emulated worker process."""
-        runtime = Runtime("python", (*self.command(), str(WORKERS / "worker.py")))
+        """Run the plan in one fresh emulated worker process; the instructions of mode count are added to its record."""
+        if plan.mode != "count":
+            return self._work(plan, model, timeout_s, on_progress)
+        library = environment_folder(ENVIRONMENT) / COUNTER
+        if not library.is_file():
+            raise UnavailableError(
+                f"instructions are counted by a plugin of qemu; `edgekd doctor --install {ENVIRONMENT}` makes it, or "
+                "says what is missing"
+            )
+        with scratch() as folder:
+            counts = folder / "counts"
+            record = self._work(plan, model, timeout_s, on_progress, "-plugin", plugin_option(library, counts))
+            return dataclasses.replace(record, counts=read_counts(counts, model))
+
+    def _work(self, plan: Plan, model: Path, timeout_s: float, on_progress: OnProgress | None, *options: str) -> Record:
+        runtime = Runtime("python", (*self.command(*options), str(WORKERS / "worker.py")))
         return run_worker(plan, model, runtime, SLOWER * timeout_s, on_progress)
 
     def close(self) -> None:
         """Do nothing, because this device holds no resources."""
+
+
+def companion_of(target: Target) -> Emulated | None:
+    """Return the emulated board whose core the target describes, if there is such a core and its system is installed;
+    otherwise None.
+    """
+    for name in CPUS:
+        board = Emulated(f"qemu://{name}")
+        if not target.differences(board.facts()):
+            try:
+                board.require(target)
+            except UnavailableError:
+                return None
+            return board
+    return None
+
+
+def how_to_emulate(target: Target) -> str:
+    """Say how to get an emulated board of the target's hardware; the text is empty if no core that edgekd knows is that
+    hardware, or if qemu-user cannot be had on this system.
+    """
+    known = any(not target.differences(Emulated(f"qemu://{name}").facts()) for name in CPUS)
+    if not known or target.provider.name != "CPUExecutionProvider" or machine().system != "Linux":
+        return ""
+    first = "" if shutil.which("qemu-aarch64") else "`apt-get install qemu-user`, then "
+    return f"an emulated board tells it: {first}`edgekd doctor --install {ENVIRONMENT}`"
 
 
 def emulator() -> str:
@@ -139,6 +182,15 @@ def install_system() -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         made.rename(folder)
     return folder
+
+
+def install_counter() -> None:
+    """Compile the plugin that counts instructions, and try it on an installed system.
+
+    Raises UnavailableError, which says what is missing, in one line.
+    """
+    folder = environment_folder(ENVIRONMENT)
+    make_counter(folder, Emulated(f"qemu://{next(iter(CPUS))}").command)
 
 
 def _packages(folder: Path) -> list[Path]:

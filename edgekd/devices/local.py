@@ -79,6 +79,12 @@ def _emulated(target: Target, place: str, cool: bool) -> Device:
     return Emulated(place)
 
 
+def _companion(target: Target) -> Device | None:
+    from edgekd.devices.emulated import companion_of  # it imports this module
+
+    return companion_of(target)
+
+
 def _brought(target: Target, place: str, cool: bool) -> Device:
     from edgekd.devices.bundle import Brought  # not needed for most commands
 
@@ -94,20 +100,23 @@ def connect(target: Target, where: str = "", accuracy_on: str = "", cool: bool =
     """Connect the target with a device: `where`, or the one that the target's file names, or else the environment
     variable EDGEKD_DEVICE; without any of them, this machine.
 
+    Unless `local` is named, an emulated board of the target's hardware goes with it, if there is one.
+
     `accuracy_on` ("device" or "host") replaces the target's. With `cool`, a hot device may cool down before times are
     measured. Raises ConfigError for an unknown device, UnavailableError if the device cannot run the target.
     """
-    place = where or target.device or os.environ.get("EDGEKD_DEVICE", "") or "local"
+    named = where or target.device or os.environ.get("EDGEKD_DEVICE", "")
+    place = named or "local"
     if accuracy_on not in ("", "device", "host"):
         raise ConfigError(f"--accuracy-on {shown(accuracy_on)}: {did_you_mean(accuracy_on, ('device', 'host'))}")
     scheme, slashes, _ = place.partition("://")
     if place == "local":
-        site = Site(target, Local())
+        site = Site(target, Local(), None if named else _companion(target))
     elif slashes and scheme in SCHEMES:
         # The run folder keeps the target, and with it where its figures are from.
         answers = accuracy_on or target.accuracy_on
         target = dataclasses.replace(target, device=place, accuracy_on=answers)  # type: ignore[arg-type]
-        site = Site(target, SCHEMES[scheme](target, place, cool))
+        site = Site(target, SCHEMES[scheme](target, place, cool), _companion(target))
     else:
         raise ConfigError(f"device {shown(place)}: {did_you_mean(place, ('local', *PLACES))}")
     try:

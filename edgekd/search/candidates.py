@@ -4,7 +4,7 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ __all__ = ["Found", "LeftOut", "Search", "add_score", "measure_candidates", "mea
 # 1 - shape, params, macs, and per precision size_bytes, latency_p50_ms, peak_memory_mb
 # 2 - left_out: shape and reason of each candidate that cannot be used
 # 3 - candidates may be predicted; fitted: how well their figures are predicted; scores: of short distillations
+#     instructions_m per precision
 SCHEMA_VERSION = 3
 
 EFFORT = Effort(processes=2, min_processes=2, warmup_s=0.05, max_calls=300, max_s=0.15, budget_s=4.0, placement=False)
@@ -60,6 +61,8 @@ class Search:
     """Images (n, H, W, C) for int8, of which a few are used."""
     memory: bool
     """Whether peak memory is measured, which costs a process for each file."""
+    instructions: bool = False
+    """Whether instructions are counted, which also costs a process for each file."""
     run: Run
 
 
@@ -236,7 +239,8 @@ def _prepare(search: Search, shape: Shape) -> list[Subject]:
 
 
 def _measure(shape: Shape, subjects: list[Subject], search: Search) -> Candidate:
-    effort = dataclasses.replace(EFFORT, memory=search.memory)
+    counted: Literal["always", "never"] = "always" if search.instructions else "never"
+    effort = dataclasses.replace(EFFORT, memory=search.memory, instructions=counted)
     figures = with_estimates(measure_speed(subjects, search.site, search.inputs, None, effort), subjects, search.site)
     params, macs = subjects[0].params, subjects[0].macs
     assert params is not None and macs is not None  # _prepare counts them
@@ -253,6 +257,7 @@ def _budgeted(model: ModelFigures) -> dict[str, Figure]:
         "latency_p50_ms": model.latency_p50_ms,
         "size_kb": model.size_kb,
         "peak_memory_mb": model.peak_memory_mb,
+        "instructions_m": model.instructions_m,
     }
 
 

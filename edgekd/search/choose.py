@@ -21,7 +21,7 @@ __all__ = [
     "widened",
 ]
 
-BEFORE_TRAINING = ("latency_p50_ms", "size_kb", "peak_memory_mb")
+BEFORE_TRAINING = ("latency_p50_ms", "size_kb", "peak_memory_mb", "instructions_m")
 """Budget keys that an untrained network already meets or misses."""
 
 
@@ -88,12 +88,12 @@ def _infeasible(candidates: list[Candidate], budget: Budget) -> str:
     limiting = max(misses, key=lambda key: misses[key])
 
     def excess(figures: dict[str, Figure]) -> float:
-        return float(max((figures[key].value or 0) / limits[key] for key in limits))
+        return float(max((figures.get(key, Figure()).value or 0) / limits[key] for key in limits))
 
     nearest = sorted(every, key=lambda entry: excess(entry[2]))[:3]
     shown = "; ".join(
         f"{c.name} {precision}: "
-        + ", ".join(f"{metric_of(key).limit_words} {show_value(key, figures[key])}" for key in limits)
+        + ", ".join(f"{metric_of(key).limit_words} {show_value(key, figures.get(key, Figure()))}" for key in limits)
         for c, precision, figures in nearest
     )
     return (

@@ -12,7 +12,7 @@ from edgekd.search.rank import quality
 
 __all__ = ["COSTS", "MORE", "Point", "front_of", "points_of", "relax_words", "what_more_buys", "what_to_relax"]
 
-COSTS = ("latency_p50_ms", "size_kb", "peak_memory_mb")
+COSTS = ("latency_p50_ms", "size_kb", "peak_memory_mb", "instructions_m")
 """The budget keys by which candidates are compared, as far as they are known."""
 
 MORE = 1.1
@@ -68,7 +68,7 @@ def front_of(points: Sequence[Point]) -> list[Point]:
 
 
 def _beats(one: Point, other: Point) -> bool:
-    keys = ("latency_p50_ms", "size_kb")
+    keys = ("latency_p50_ms" if "latency_p50_ms" in one.costs else "instructions_m", "size_kb")
     mine = [one.costs.get(key, 0.0) for key in keys] + [-one.quality]
     theirs = [other.costs.get(key, 0.0) for key in keys] + [-other.quality]
     return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_front"]
 
-LABELS = {"latency_p50_ms": "latency p50, ms", "size_kb": "file size, kB"}
+LABELS = {
+    "latency_p50_ms": "latency p50, ms",
+    "size_kb": "file size, kB",
+    "instructions_m": "instructions per call, millions",
+}
 
 
 def plot_front(

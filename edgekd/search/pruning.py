@@ -65,7 +65,8 @@ def fitting_ratio(
     while high - low > 1:
         step = (low + high) // 2
         smaller = pruned(net, card.data, sizes, step / STEPS, multiple=card.recipe.prune.multiple)
-        found = measured(card, smaller, site, inputs, calibration, run)
+        counted = budget.limit("instructions_m") is not None
+        found = measured(card, smaller, site, inputs, calibration, run, counted)
         enough = meets_early(found, budget)
         tried.append({"ratio": step / STEPS, "enough": enough, **dataclasses.asdict(found)})
         low, high = (low, step) if enough else (step, high)
@@ -95,9 +96,17 @@ def _kept(run: Run) -> dict[str, Any] | None:
 
 
 def measured(
-    card: Card, net: nn.Module, site: Site, inputs: Path, calibration: NDArray[np.uint8] | None, run: Run
+    card: Card,
+    net: nn.Module,
+    site: Site,
+    inputs: Path,
+    calibration: NDArray[np.uint8] | None,
+    run: Run,
+    counted: bool = False,
 ) -> Candidate:
-    """The network as a candidate, exported and measured in every precision of the target; its weights do not matter."""
+    """The network as a candidate, exported and measured in every precision of the target; its weights do not matter.
+    Instructions are counted if `counted`.
+    """
     fp32 = run.scratch / "pruned-fp32.onnx"
     net = folded(net.eval(), card.data)
     export(net, card, site.target, fp32, {"trained": "no"})
@@ -108,7 +117,8 @@ def measured(
         if precision != "fp32":
             make_variant(fp32, precision, site.target, calibration, file)
         subjects.append(Subject(name=precision, file=file, precision=precision, params=params, macs=macs))
-    figures = with_estimates(measure_speed(subjects, site, inputs, None, EFFORT), subjects, site)
+    effort = dataclasses.replace(EFFORT, instructions="always" if counted else "never")
+    figures = with_estimates(measure_speed(subjects, site, inputs, None, effort), subjects, site)
     precisions: dict[str, dict[str, Figure]] = {
         model.precision: {key: getattr(model, key) for key in BEFORE_TRAINING} for model in figures
     }

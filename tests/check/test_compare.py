@@ -12,7 +12,7 @@ from edgekd.bench.records import Record
 from edgekd.check.compare import compared_lines, steadiness
 from edgekd.check.record import Answers, Checked, Sample
 from edgekd.check.tolerance import Tolerance, tolerance_keys
-from edgekd.figures import Placement, Provenance, compared
+from edgekd.figures import Figure, Placement, Provenance, compared
 from edgekd.judge import Line
 from edgekd.scores import ACCURACY, ScoreKind
 
@@ -53,14 +53,36 @@ def varied(make: Any, ratio: float, count: int, spread: float = 0.002, **more: A
 # --- what is compared ---
 
 
+@pytest.mark.parametrize(
+    ("now", "outcome"),
+    [
+        (Figure(1.02, "emulated", 1.01, 1.03), "pass"),
+        (Figure(1.08, "emulated", 1.07, 1.09), "fail"),
+        (Figure(1.06, "emulated", 1.03, 1.09), "inconclusive"),
+        (Figure(why="no emulator"), "inconclusive"),
+        (None, "inconclusive"),
+    ],
+)
+def test_instructions_may_grow_to_the_limit(make: Any, now: Figure | None, outcome: str) -> None:
+    old = make.sample("old.onnx", instructions=Figure(1.0, "emulated", 0.99, 1.01))
+    line = one(against(old, make, {"instructions": now}), max_instruction_growth=0.05)
+    assert line.outcome == outcome
+    if now and now.value:
+        assert (line.figure.value, line.figure.provenance) == (pytest.approx(now.value - 1), "emulated")
+        assert line.figure.low == pytest.approx((now.low or 0) / 1.01 - 1)
+    else:
+        assert line.reason == ("no emulator" if now else "instructions were not counted of both")
+
+
 def test_every_tolerance_has_its_line_in_order_and_off_leaves_it_out(old: Sample, make: Any) -> None:
     measured = {
         "memory_bytes": (1_000, 1_000), "answers": make.answers([0, 1], [0, 1]),
         "placement": Placement(nodes={"CPUExecutionProvider": 4}, time_share={}, fused=3, unfused=1),
+        "instructions": Figure(1.0, "emulated", 1.0, 1.0),
     }  # fmt: skip
     old = dataclasses.replace(old, **measured)
     checked = against(old, make, measured, pairs=varied(make, 1.0, 6))
-    every = dataclasses.replace(Tolerance(), min_same_answers=0.9)
+    every = dataclasses.replace(Tolerance(), min_same_answers=0.9, max_instruction_growth=0.0)
     assert list(lines_of(checked, every)) == list(compared())
     assert {line.outcome for line in lines_of(checked, every).values()} == {"pass"}
     assert "min_same_answers" not in lines_of(checked, Tolerance())  # off unless asked for

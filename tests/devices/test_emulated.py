@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgekd.bench.instructions import count_instructions
+from edgekd.bench.kept import Subject
+from edgekd.bench.records import Effort
 from edgekd.bench.runner import make_plan, predict
 from edgekd.devices.device import Site
 from edgekd.devices.emulated import CPUS, Emulated
@@ -61,6 +64,34 @@ def test_a_float_model_answers_as_here(emulated: Site, tmp_path: Path, tiny_mode
     predict(model, Site(load_target("cpu-x86"), Local()), tmp_path / "rows.npy", tmp_path / "here.npy")
     np.testing.assert_allclose(np.load(tmp_path / "arm.npy"), np.load(tmp_path / "here.npy"), atol=1e-5)
     assert record.fingerprint["architecture"] == "aarch64"
+
+
+@pytest.mark.slow
+def test_instructions_are_those_of_the_products(emulated: Site, tmp_path: Path) -> None:
+    """Two networks of one matrix product each: what the larger one needs more are its further multiplications, of which
+    an instruction of these cores does four, with a load for each and what else the loop needs."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    found = []
+    for size in (64, 512):
+        weights = np.ones((size, size), np.float32)
+        graph = helper.make_graph(
+            [helper.make_node("MatMul", ["x", "w"], ["y"])],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", size])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", size])],
+            [numpy_helper.from_array(weights, "w")],
+        )
+        file = tmp_path / f"{size}.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), file)
+        subject = Subject(name=str(size), file=file, precision="fp32")
+        found.append(count_instructions(subject, emulated, None, None, Effort()))
+    assert {figure.provenance for figure in found} == {"emulated"}, found[0].why
+    more = (512**2 - 64**2) / 1e6
+    assert more / 4 < (found[1].value or 0) - (found[0].value or 0) < 2 * more
+    assert found[0].low is not None and found[0].value is not None
+    assert found[0].low <= found[0].value
 
 
 @pytest.mark.slow

@@ -46,6 +46,23 @@ def test_the_most_capable_that_fits_is_chosen() -> None:
     assert choose_shape([SMALL, LARGE], Budget(latency_p50_ms=1.9)) is SMALL
 
 
+def test_instructions_rank_what_cannot_be_timed() -> None:
+    """Where no time is known, a limit on instructions decides which candidate is the most capable that fits."""
+
+    def counted(one: Candidate, millions: float) -> Candidate:
+        figures = {"instructions_m": Figure(millions, "emulated"), "latency_p50_ms": Figure()}
+        return dataclasses.replace(one, precisions={k: v | figures for k, v in one.precisions.items()})
+
+    few, many = counted(SMALL, 0.2), counted(LARGE, 0.9)
+    assert choose_shape([few, many], Budget(instructions_m=1.0)) is many
+    assert choose_shape([few, many], Budget(instructions_m=0.5)) is few
+    assert choose_shape([few, LARGE], Budget(instructions_m=0.5)) is LARGE  # what is unknown excludes nothing
+    with pytest.raises(
+        BudgetError, match=r"instructions per call ≤ 100 k is missed by 4 of 4.*instructions per call 200"
+    ):
+        choose_shape([few, many], Budget(instructions_m=0.1))
+
+
 def test_one_precision_must_meet_all_budgets_together() -> None:
     slow_int8 = candidate(16, 400, fp32=(1.0, 160.0), int8=(3.0, 45.0))
     assert choose_shape([SMALL, slow_int8], Budget(latency_p50_ms=1.5, size_kb=50)) is SMALL

@@ -28,6 +28,14 @@ def test_the_front_is_what_no_other_point_beats() -> None:
     assert front_of([SMALL, SMALL]) == [SMALL, SMALL]  # neither beats the other
 
 
+def test_where_no_time_is_known_instructions_make_the_front() -> None:
+    def counted(name: str, millions: float, kb: float, quality: float) -> Point:
+        return Point({"n": name}, "int8", {"size_kb": kb, "instructions_m": millions}, quality, predicted=False)
+
+    few, many, worse = counted("few", 0.2, 20.0, 0.7), counted("many", 0.9, 19.0, 0.8), counted("worse", 0.3, 21.0, 0.7)
+    assert set(map(id, front_of([few, many, worse]))) == {id(few), id(many)}
+
+
 def test_ten_percent_more_of_one_limit() -> None:
     limits = {"latency_p50_ms": 2.0, "size_kb": 21.0}
     assert what_more_buys([SMALL, FAST, LARGE], limits) == {"latency_p50_ms": (SMALL, LARGE)}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgekd import units
-from edgekd.figures import Figure, ModelFigures
+from edgekd.figures import BUDGETED, Figure, ModelFigures
 from edgekd.judge import Line, show_limit
 from edgekd.report.drawing import (
     FAINT,
@@ -166,7 +166,7 @@ def _models(story: Story, panel: _Panel) -> list[Chart]:
     return traces
 
 
-_HOVERED = ("latency_p50_ms", "latency_p95_ms", "size_bytes", "peak_memory_mb", "params", "macs")
+_HOVERED = ("latency_p50_ms", "latency_p95_ms", "size_bytes", "instructions_m", "peak_memory_mb", "params", "macs")
 
 
 def _figure(story: Story, model: ModelFigures, key: str) -> Figure:
@@ -183,7 +183,8 @@ def _figure(story: Story, model: ModelFigures, key: str) -> Figure:
 
 def _untrained_lines(shape: Untrained, figures: dict[str, Figure]) -> list[str]:
     lines = []
-    for key, word in (("latency_p50_ms", "latency p50"), ("size_kb", "file size"), ("peak_memory_mb", "peak memory")):
+    for key in ("latency_p50_ms", "size_kb", "instructions_m", "peak_memory_mb"):
+        word = BUDGETED[key].limit_words
         figure = figures.get(key, Figure())
         if figure.value is not None:
             known = figure.low is not None and figure.high is not None

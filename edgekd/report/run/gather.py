@@ -45,7 +45,7 @@ class Untrained:
     params: int
     macs: int
     precisions: dict[str, dict[str, Figure]]
-    """Maps each precision to its figures by budget key (latency_p50_ms, size_kb, peak_memory_mb)."""
+    """Maps each precision to its figures by budget key (latency_p50_ms, size_kb, peak_memory_mb, instructions_m)."""
 
 
 @dataclass(frozen=True, kw_only=True)
