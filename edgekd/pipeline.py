@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 from torch.fx import GraphModule
 
+from edgekd.bench.emulation import compared_words, too_much_to_emulate
 from edgekd.bench.measure import References, Subject, evaluate, logits_of, measure_speed
 from edgekd.bench.records import Effort
 from edgekd.card import Card
@@ -108,8 +109,8 @@ def finish(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = ()) -
 def conclude(setup: Setup, plan: TargetPlan, student: TrainedStudent) -> Result:
     """Export, measure and choose; then judge on test data."""
     resizing = fidelity(setup.validation, student.card) if student.card.export.resize else None
-    notes = {"resize_parity": resizing.words} if resizing else {}
-    kept: Any = {"calibration": plan.calibration, "run": plan.run, "notes": notes, "name": student.name}
+    written = {"resize_parity": resizing.words} if resizing else {}
+    kept: Any = {"calibration": plan.calibration, "run": plan.run, "notes": written, "name": student.name}
     nets: Any = {"teacher": student.teacher, "net": student.net, "trained_int8": student.int8, "pruned": student.pruned}
     subjects = export_variants(student.card, plan.site.target, **nets, **kept)
     int8 = quantize_best(setup, plan, subjects, student.name)
@@ -125,8 +126,10 @@ def conclude(setup: Setup, plan: TargetPlan, student: TrainedStudent) -> Result:
     figures = with_estimates(figures, subjects, plan.site)
     known = scored(plan, student, subjects, figures, plan.inputs)
     chosen, why = choose(setup, plan, known)
-    models = scored(plan, student, subjects, figures, read_test_data(setup, plan))
-    result = judged(setup, plan, student, chosen, why, models, agreement, int8)
+    inputs = read_test_data(setup, plan)
+    models = scored(plan, student, subjects, figures, inputs)
+    models, told = on_emulated_core(plan, student, subjects, models, inputs)
+    result = judged(setup, plan, student, chosen, why, models, agreement, (*notes(plan, int8), *told), int8)
     write_reports(result, plan.candidates, plan.run)
     return result
 
@@ -212,6 +215,28 @@ def scored(
     return found
 
 
+def on_emulated_core(
+    plan: TargetPlan, student: TrainedStudent, subjects: list[Subject], models: list[ModelFigures], inputs: Path
+) -> tuple[list[ModelFigures], tuple[str, ...]]:
+    """The figures with the scores of the emulated board that goes with the target, and notes on what this machine
+    answers instead; the figures as they are without such a board, or if it would need too long for these data.
+    """
+    board = plan.site.companion
+    if board is None or plan.site.measurable:
+        return models, ()
+    emulated = dataclasses.replace(plan, site=Site(plan.site.target, board))
+    if problem := too_much_to_emulate(models, len(np.load(inputs.with_suffix(".labels.npy")))):
+        return models, (problem,)
+    renamed = [dataclasses.replace(subject, name=f"{subject.name} emulated") for subject in subjects]
+    found = scored(emulated, student, renamed, models, inputs)
+    task = task_of(student.card.data)
+    pairs = [
+        [logits_of(one, site.site, inputs, plan.run.records, task) for one, site in ((here, plan), (there, emulated))]
+        for here, there in zip(subjects, renamed, strict=True)
+    ]
+    return found, (compared_words(models, pairs, task),)
+
+
 def choose(setup: Setup, plan: TargetPlan, known: list[ModelFigures]) -> tuple[str, str]:
     """Choose the file to ship by its figures on validation data; returns its name and the reason."""
     teacher, *variants = known
@@ -243,6 +268,7 @@ def judged(
     why: str,
     models: list[ModelFigures],
     agreement: dict[str, Any],
+    told: tuple[str, ...],
     int8: dict[str, Any],
 ) -> Result:
     """Judge the chosen model by its figures on test data."""
@@ -263,7 +289,7 @@ def judged(
         test_reads=run.test_reads(),
         parity=agreement,
         training=training_summary(card, run, student.name),
-        notes=notes(plan, int8),
+        notes=told,
         int8=int8,
     )
 

@@ -210,12 +210,17 @@ def terminal_table(models: Sequence[ModelFigures], title: str) -> tuple["Table",
 
     Rows that are unknown for every model are one line; how the figures were obtained is another one.
     """
-    header, rows = figure_rows(models)
-    known = [row for row in rows if row[-1] != "unknown"]
-    unknown = [row[0] for row in rows if row[-1] == "unknown"]
+    header, known, unknown = _known_rows(models)
     lines = [f"  how: {_how(known)}"] if known else []
     lines += [f"  not known: {'; '.join(unknown)}"] if unknown else []
     return rich_table(header[:-1], [row[:-1] for row in known], title), lines
+
+
+def _known_rows(models: Sequence[ModelFigures]) -> tuple[list[str], Rows, list[str]]:
+    """The table of `figure_rows` without the rows that are unknown for every model, and the words of those."""
+    header, rows = figure_rows(models)
+    known = [row for row in rows if row[-1] != "unknown"]
+    return header, known, [row[0] for row in rows if row[-1] == "unknown"]
 
 
 def _how(rows: Rows) -> str:
@@ -340,7 +345,7 @@ def resize_words(parity: Mapping[str, Any]) -> str:
 
 def markdown_report(result: Result, picture: str | None) -> str:
     """`report.md`: verdict, budget, table, and how to read it."""
-    header, rows = figure_rows(result.models)
+    header, rows, unknown = _known_rows(result.models)
     shape = ", ".join(f"{key} = {value}" for key, value in result.shape.items()) or "the only shape"
     parts = [
         f"# {units.flat(headline(result))}",
@@ -348,6 +353,7 @@ def markdown_report(result: Result, picture: str | None) -> str:
         f"The file is `model.onnx` ({units.flat(result.chosen)}): {units.flat(result.why_chosen)}. "
         f"Student: {units.flat(shape)}, chosen among {result.candidates} candidates before training.",
         markdown_table(header, rows),
+        *([f"Not known: {'; '.join(unknown)}."] if unknown else []),
         _data_text(result),
     ]
     compared = _parity_of(result)
