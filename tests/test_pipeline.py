@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,14 @@ import onnxruntime
 import pytest
 from PIL import Image
 
+from edgekd.bench.records import Plan, Record
+from edgekd.devices.device import Site
+from edgekd.devices.local import Local
 from edgekd.errors import BudgetError
+from edgekd.machine import Machine
+from edgekd.report.run.gather import gather
 from edgekd.result import read_bench
+from edgekd.target import load_target
 
 Cli = Callable[..., Any]
 
@@ -292,7 +299,7 @@ def test_a_damaged_run_never_passes(run: Path, cli: Cli, tiny_card: Path, tmp_pa
 
 
 def test_a_latency_asked_of_a_device_that_is_not_here_is_inconclusive(
-    cli: Cli, tiny_card: Path, tmp_path: Path
+    cli: Cli, tiny_card: Path, tmp_path: Path, place: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = tiny_card.read_text().replace("[budget]", "[budget]\nlatency_p50_ms = 1.0")
     tiny_card.write_text(card)
@@ -314,6 +321,38 @@ def test_a_latency_asked_of_a_device_that_is_not_here_is_inconclusive(
     assert student["latency_p50_ms"] is None
     assert student["provenance"]["latency_p50_ms"] == "unknown"
     assert student["scores"][0]["provenance"] == "proxy"
+    _judged_again_with_an_emulated_board(cli, tiny_card, tmp_path / "runs" / "tiny@cpu-arm", place, monkeypatch)
+
+
+def _judged_again_with_an_emulated_board(
+    cli: Cli, card: Path, run: Path, place: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run as it goes on where an emulated board is installed, which a fake one stands for: its workers answer on
+    this machine, and it counts 30 instructions for a call of the teacher and 10 for another model's."""
+
+    def works(plan: Plan, model: Path, *rest: Any) -> Record:
+        if plan.mode != "count":
+            return Local().run(plan, model, *rest)
+        each = 300 if model.name.startswith("teacher") else 100
+        mark = {"providers": ["CPUExecutionProvider"], "nodes_by_provider": {}}
+        about: dict[str, Any] = {"mode": "count", "load_s": 0.1, "memory": {}, "fingerprint": mark}
+        return Record(**about, calls=20, block_calls=10, elapsed_s=1.0, counts=(0, each, 2 * each))
+
+    facts = Machine("aarch64", "", frozenset({"asimd"}), "0xd08", "Linux", "qemu-user (cortex-a72)")
+    board = place(load_target("cpu-arm"), facts, answer=works).device
+    monkeypatch.setattr("edgekd.devices.local._companion", lambda target: board)
+    monkeypatch.delenv("EDGEKD_DEVICE")
+    (run / "result.json").unlink()
+    done = cli("distill", card, "-t", "cpu-arm")
+    assert done.returncode == 3, done.stderr
+    assert re.search(r"instructions per call +30 ±0\.0 % +10 ±0\.0 % \(÷3\.0\) +10 ±0\.0 % \(÷3\.0\)", done.stdout)
+    assert "top-1 accuracy" not in done.stdout.partition("how: ")[2].partition("proxy: ")[2].splitlines()[0]
+    assert "note: answers are emulated; on this machine (proxy): teacher" in done.stdout
+    assert done.stdout.count("the same answer on 100.00 %") == 3
+    models = json.loads((run / "result.json").read_text())["models"]
+    assert [model["scores"][0]["provenance"] for model in models] == ["emulated"] * 3
+    assert [model["instructions_m"] for model in models] == pytest.approx([30e-6, 10e-6, 10e-6])
+    assert ", needs 3.0 × fewer instructions" in gather(run).sentence
 
 
 def test_an_onnx_teacher_teaches(run: Path, cli: Cli, tiny_card: Path, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ STUDENT = ModelFigures(
     throughput_per_s=Figure(2_000.0, "measured", 1_600.0, 2_500.0),
     load_ms=Figure(4.0, "measured", 3.0, 5.0),
     first_call_ms=Figure(1.0, "measured", 0.5, 2.0),
+    instructions_m=Figure(0.5, "emulated", 0.4, 0.6),
     peak_memory_mb=Figure(50.0, "measured"),
     energy_mj=Figure(1.5, "measured", 1.0, 2.0, "of the whole package, other programs included"),
     batches={"batch 8": Figure(3_000.0, "measured", 2_900.0, 3_100.0, "the model's batch is fixed to 1")},

@@ -120,6 +120,8 @@ def test_the_report_holds_verdict_budget_table_and_remarks() -> None:
     assert "- latency p95 – unknown: 50 calls are too few for p95" in text
     assert "- mind the gap" in text
     assert "![" in text
+    assert "| latency p95 |" not in text
+    assert "Not known: latency p95." in text
 
 
 def test_agreement_with_torch_is_one_table_of_every_file_on_every_provider() -> None:
