@@ -113,10 +113,11 @@ def costly_rows(model: ModelFigures) -> tuple[list[str], Rows]:
 
 
 def comparison_rows(measured: Sequence[tuple[str, ModelFigures]]) -> tuple[list[str], Rows]:
-    """Header and rows: one row for each model on each target."""
+    """Header and rows: one row for each model on each target; instructions have a column if they were counted."""
     kinds = list(dict.fromkeys(model.kinds[0] for _, model in measured))
     score = " / ".join(kind.head for kind in kinds)
-    header = ["target", "model", score, "p50", "p95", "load", "memory", "size", "where it ran", "int8 kernels", "how"]
+    header = ["target", "model", score, "p50", "p95", "load", "memory", "size", "instructions"]
+    header += ["where it ran", "int8 kernels", "how"]
     rows = []
     for target, m in measured:
         latency = [_cell(figure, None, units.milliseconds) for figure in (m.latency_p50_ms, m.latency_p95_ms)]
@@ -130,8 +131,16 @@ def comparison_rows(measured: Sequence[tuple[str, ModelFigures]]) -> tuple[list[
         known = {figure.provenance for _, figure in both if figure.value is not None or figure.why}
         alike = len(known) == 1
         how = known.pop() if alike else ", ".join(f"{word} {figure.provenance}" for word, figure in both)
-        rows.append([*head, load, memory, size, where, int8, how])
+        counted = _cell(m.instructions_m, None, lambda millions: units.count(1e6 * millions))
+        rows.append([*head, load, memory, size, counted, where, int8, how])
+    if not any(m.instructions_m.value for _, m in measured):
+        place = header.index("instructions")
+        header, rows = _without(header, place), [_without(row, place) for row in rows]
     return header, rows
+
+
+def _without(cells: list[str], place: int) -> list[str]:
+    return [*cells[:place], *cells[place + 1 :]]
 
 
 def _cell(figure: Figure, first: Figure | None, show: Callable[[float], str]) -> str:

@@ -11,6 +11,7 @@ from edgekd.figures import Figure, ModelFigures
 from edgekd.judge import judge
 from edgekd.result import Result, read_models, write_result
 from edgekd.tables import (
+    comparison_rows,
     figure_rows,
     headline,
     markdown_report,
@@ -82,6 +83,15 @@ def test_a_terminal_of_80_columns_shows_whole_figures_and_one_line_for_what_is_n
         "  how: exact; measured: top-1 accuracy; estimated, measured: latency p50",
         "  not known: latency p95",
     ]
+
+
+def test_instructions_have_a_column_where_they_were_counted() -> None:
+    header, rows = comparison_rows([("cpu-x86", TEACHER)])
+    assert "instructions" not in header and len(rows[0]) == len(header)
+    counted = dataclasses.replace(STUDENT, instructions_m=Figure(0.263, "emulated", 0.263, 0.263))
+    header, rows = comparison_rows([("cpu-x86", TEACHER), ("cpu-arm", counted)])
+    assert [row[header.index("instructions")] for row in rows] == ["–", "263 k ±0.0 %"]
+    assert len(rows[0]) == len(header)
 
 
 def test_columns_of_words_are_aligned_at_the_left_and_numbers_at_the_right() -> None:
