@@ -7,8 +7,8 @@
  * process executed between them, without what its start and its end need. qemu's own plugin, contrib/plugins/insn.c,
  * counts in the same way but tells only the whole process.
  *
- * The declarations are those of qemu's include/qemu/qemu-plugin.h that all versions of its interface from 1 (qemu 4.2)
- * share, because systems install no such header. VERSION is the version that the plugin asks for.
+ * Systems install no header of qemu's interface for plugins (include/qemu/qemu-plugin.h), so what is used of it is
+ * declared here. VERSION is the version of the interface that the plugin asks for.
  */
 #include <stddef.h>
 #include <stdint.h>
