@@ -14,8 +14,8 @@ COUNTER = "libcounter.so"
 """The name of the compiled plugin."""
 SOURCE = Path(__file__).with_name("counter.c")
 VERSIONS = (1, 2, 3, 4, 5, 6)
-"""The versions of qemu's interface for plugins. A qemu refuses those that it does not know: 7.2 takes 1, and from 9.0 on
-it needs 2 or more. Only 7.2 was tried."""
+"""The versions of qemu's interface for plugins. A qemu refuses those that it does not know: 7.2 takes 1, and from 9.0
+on it needs 2 or more. Only 7.2 was tried."""
 MARK = 0x45444B44
 """The file descriptor whose closing marks a moment; counter.c and the worker have it, too."""
 TRIAL = f"import contextlib, os\nwith contextlib.suppress(OSError): os.close({MARK})"

@@ -12,8 +12,10 @@ from edgekd.bench.instructions import count_instructions
 from edgekd.bench.kept import Subject
 from edgekd.bench.records import Effort
 from edgekd.bench.runner import make_plan, predict
+from edgekd.devices.counter import COUNTER
 from edgekd.devices.device import Site
-from edgekd.devices.emulated import CPUS, Emulated
+from edgekd.devices.emulated import CPUS, ENVIRONMENT, Emulated
+from edgekd.devices.environments import environment_folder
 from edgekd.devices.local import Local, connect
 from edgekd.errors import ConfigError, EdgekdError, UnavailableError
 from edgekd.target import load_target
@@ -73,6 +75,10 @@ def test_instructions_are_those_of_the_products(emulated: Site, tmp_path: Path) 
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
+    if not (environment_folder(ENVIRONMENT) / COUNTER).is_file():
+        pytest.skip(
+            "qemu's plugin that counts instructions is not installed; `edgekd doctor --install qemu-aarch64` tells what it needs"
+        )
     found = []
     for size in (64, 512):
         weights = np.ones((size, size), np.float32)
