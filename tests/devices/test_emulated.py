@@ -76,9 +76,7 @@ def test_instructions_are_those_of_the_products(emulated: Site, tmp_path: Path) 
     from onnx import TensorProto, helper, numpy_helper
 
     if not (environment_folder(ENVIRONMENT) / COUNTER).is_file():
-        pytest.skip(
-            "qemu's plugin that counts instructions is not installed; `edgekd doctor --install qemu-aarch64` tells what it needs"
-        )
+        pytest.skip("qemu's plugin is missing; `edgekd doctor --install qemu-aarch64` says what it needs")
     found = []
     for size in (64, 512):
         weights = np.ones((size, size), np.float32)
