@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgekd.bench.instructions import require_counting
 from edgekd.budget import Budget
 from edgekd.candidate import Candidate
 from edgekd.card import Card
@@ -67,11 +68,12 @@ def prune_network(asked: Request, site: Site, run: Run) -> Result | Fits:
         known = ", ".join(f"--budget {key}=…" for key in BEFORE_TRAINING)
         raise ConfigError(f"{card.file}: there is no limit to prune for; give one of {known}")
     refuse_free_shapes(card, site.target)
+    require_counting(budget, site)
     _check(setup, site, run)
     trial = begin(setup, site, run, budget)
     setup = dataclasses.replace(setup, given=_kept(setup, run))
     if not run.pruning.exists():  # it is written after this
-        whole = measured(card, given.net, site, trial.inputs, trial.calibration, run)
+        whole = measured(card, given.net, site, trial.inputs, trial.calibration, run, trial.instructions)
         if meets_early(whole, budget):
             return Fits(_limits(budget))
     return _prune(setup, trial, budget)
