@@ -57,7 +57,7 @@ KEYS = {
 
 NEWEST = {
     "run.json": 2,
-    "candidates.json": 3,
+    "candidates.json": 4,
     "pruning.json": 1,
     "history.json": 1,
     "pruned.json": 1,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from edgekd.budget import Budget, read_budget, refuse_others
 from edgekd.card import Card, is_published
 from edgekd.devices.device import Site
-from edgekd.devices.local import connect
+from edgekd.devices.local import connect, connect_all
 from edgekd.distill.cache.files import require_cache
 from edgekd.errors import EdgekdError, InputError
 from edgekd.external import file_digest
@@ -57,7 +57,7 @@ def distill(
     teacher: Name | None = None,
     out: Name | None = None,
     budget: Mapping[str, float] | None = None,
-    device: str = "",
+    device: str | Sequence[str] = "",
     allow_estimated: bool = False,
     fresh: bool = False,
     online: bool = False,
@@ -67,9 +67,10 @@ def distill(
 
     `card` and `target` may be names of bundled ones or paths of files. `data` and `teacher` replace the card's own;
     `budget` maps budget keys to limits that replace the card's limits. The run folder is `out`, by default
-    `runs/CARD@TARGET`. `device` is where figures are measured, such as `ssh://pi@board`. `allow_estimated`
-    lets an estimated latency decide the verdict, which is otherwise inconclusive. `online` runs the teacher at
-    every step instead of reading its outputs from the cache.
+    `runs/CARD@TARGET`. `device` is where figures are measured, such as `ssh://pi@board`; several devices share the
+    candidates, and the first one measures the rest. `allow_estimated` lets an estimated latency decide the verdict,
+    which is otherwise inconclusive. `online` runs the teacher at every step instead of reading its outputs from the
+    cache.
 
     Raises EdgekdError, whose text is one line, for any problem that the caller can correct, and BudgetError if no
     candidate fits the budget. A failed or inconclusive verdict raises no error: see `Result.verdict`.
@@ -80,7 +81,7 @@ def distill(
         teacher=_path(teacher),
         out=_path(out),
         budget=limits,
-        device=device,
+        devices=tuple(filter(None, [device] if isinstance(device, str) else device)),
         allow_estimated=allow_estimated,
         fresh=fresh,
         online=online,
@@ -108,7 +109,9 @@ class DistillRequest:
     out: Path | None = None
     """The run folder; with several targets the folder that contains the run folders."""
     budget: Budget = Budget()  # noqa: RUF009 - frozen
-    device: str = ""
+    devices: tuple[str, ...] = ()
+    """Where figures are measured; if there are several, all of them share the candidates, and the first one measures
+    everything else."""
     accuracy_on: str = ""
     allow_estimated: bool = False
     """Whether an estimated latency may decide the verdict."""
@@ -136,7 +139,7 @@ def distill_each(card: Card, targets: Sequence[Target], asked: DistillRequest) -
     asked = dataclasses.replace(asked, budget=refuse_others(asked.budget, task_of(card.data).scores[0], "--budget"))
     with contextlib.ExitStack() as stack:
         sites = [
-            stack.enter_context(contextlib.closing(connect(target, asked.device, asked.accuracy_on)))
+            stack.enter_context(contextlib.closing(connect_all(target, asked.devices, asked.accuracy_on)))
             for target in targets
         ]
         _require_training(asked.track)
@@ -171,7 +174,8 @@ def search_candidates(
     """
     asked = dataclasses.replace(asked, budget=refuse_others(asked.budget, task_of(card.data).scores[0], "--budget"))
     with contextlib.ExitStack() as stack:
-        site = stack.enter_context(contextlib.closing(connect(target, asked.device)))
+        site = stack.enter_context(contextlib.closing(connect_all(target, asked.devices, asked.accuracy_on)))
+        target = site.target  # it names the device, and so does the run that `distill` goes on with
         _require_training(asked.track)
         from edgekd.distill.student import TrainingOptions
         from edgekd.planning import Request, survey

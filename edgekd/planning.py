@@ -219,7 +219,7 @@ def survey(asked: Request, site: Site, run: Run) -> tuple[Found, Budget, Candida
 
 
 def _choose_capable(trial: Search, found: Found, budget: Budget) -> TargetPlan:
-    while (choice := choose_shape(found.candidates, budget)).predicted:  # what is chosen is always measured
+    while not (choice := choose_shape(found.candidates, budget)).measured_here:  # what is chosen is always measured
         found = measure_shape(trial, found, choice.shape)
     say(f"search: {choice.name} of {len(found.candidates)} candidates, {units.count(choice.macs)} multiply-accumulates")
     kept: dict[str, Any] = {"inputs": trial.inputs, "calibration": trial.calibration, "trial": trial, "found": found}
@@ -241,8 +241,8 @@ def rank(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = (), wid
     check_teacher(card, teacher, setup.examples[1], minimum)
     chain = [*assist(card, teacher, setup.examples, run.teacher_weights.parent, options), *setup.further]
     found, limits = plan.found, widened(plan.budget, wider)
-    while predicted := [one for one in shortlist(fitting(found.candidates, limits)) if one.predicted]:
-        found = measure_shape(plan.trial, found, predicted[0].shape)
+    while others := [one for one in shortlist(fitting(found.candidates, limits)) if not one.measured_here]:
+        found = measure_shape(plan.trial, found, others[0].shape)
     allowed = [one.shape for one in fitting(found.candidates, plan.budget)]
     starters = shortlist(fitting(found.candidates, limits))
 

@@ -16,6 +16,7 @@ __all__ = [
     "CustomOps",
     "DataFolder",
     "DevicePlace",
+    "DevicePlaces",
     "InputValues",
     "Models",
     "OnInconclusive",
@@ -55,6 +56,15 @@ DataFolder = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="
 DevicePlace = Annotated[
     str,
     typer.Option("--device", metavar="PLACE", help="Where to measure: local, ssh://[user@]host[:port]."),
+]
+DevicePlaces = Annotated[
+    list[str],
+    typer.Option(
+        "--device",
+        metavar="PLACE",
+        help="Where to measure: local, ssh://[user@]host[:port]; several share the candidates, and the first one "
+        "measures the rest.",
+    ),
 ]
 AllowEstimated = Annotated[bool, typer.Option("--allow-estimated", help="Let an estimated latency pass or fail.")]
 AccuracyOn = Annotated[

@@ -10,7 +10,7 @@ from edgekd.cli.options import (
     AllowEstimated,
     Budgets,
     DataFolder,
-    DevicePlace,
+    DevicePlaces,
     OnInconclusive,
     Rank,
     Settings,
@@ -68,7 +68,7 @@ def distill(
     budget: Budgets = [],  # noqa: B006 - typer copies it
     settings: Settings = [],  # noqa: B006
     rank: Rank = None,
-    device: DevicePlace = "",
+    device: DevicePlaces = [],  # noqa: B006
     accuracy_on: AccuracyOn = "",
     allow_estimated: AllowEstimated = False,
     fresh: Fresh = False,
@@ -94,7 +94,7 @@ def distill(
         teacher=teacher,
         out=out,
         budget=limits,
-        device=device,
+        devices=tuple(device),
         accuracy_on=accuracy_on,
         allow_estimated=allow_estimated,
         fresh=fresh,
@@ -116,7 +116,8 @@ def search(
     teacher: TeacherFile = None,
     out: RunFolder = None,
     budget: Budgets = [],  # noqa: B006 - typer copies it
-    device: DevicePlace = "",
+    device: DevicePlaces = [],  # noqa: B006
+    accuracy_on: AccuracyOn = "",
     settings: Settings = [],  # noqa: B006
     rank: Rank = None,
     fresh: Fresh = False,
@@ -128,7 +129,15 @@ def search(
     from edgekd.tasks.known import deciding
 
     limits = parse_budget(budget, deciding())
-    asked = DistillRequest(data=data, teacher=teacher, out=out, budget=limits, device=device, fresh=fresh)
+    asked = DistillRequest(
+        data=data,
+        teacher=teacher,
+        out=out,
+        budget=limits,
+        devices=tuple(device),
+        accuracy_on=accuracy_on,
+        fresh=fresh,
+    )
     end([search_card(card, target, asked, settings, rank)])
 
 

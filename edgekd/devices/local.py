@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ __all__ = [
     "WORKERS",
     "Local",
     "connect",
+    "connect_all",
     "describe_here",
     "fitting_target",
     "look_for_runtime",
@@ -118,6 +120,33 @@ def connect(target: Target, where: str = "", accuracy_on: str = "", cool: bool =
         site.close()
         raise
     return site
+
+
+def connect_all(target: Target, places: Sequence[str], accuracy_on: str = "") -> Site:
+    """Connect the target with the first of the places, and with the others as further devices that share the timing of
+    candidates; without any place, as `connect` does.
+
+    Raises ConfigError for a device that is not the target's hardware, that is named twice, or that is this machine.
+    """
+    with contextlib.ExitStack() as opened:
+        sites = []
+        for place in places or [""]:
+            if places.count(place) > 1:
+                raise ConfigError(f"--device {shown(place)}: is named twice; name each device once")
+            if place == "local" and len(places) > 1:
+                raise ConfigError(
+                    "--device local: cannot share candidates with other devices, because this machine makes their "
+                    "files while it would measure"
+                )
+            sites.append(opened.enter_context(contextlib.closing(connect(target, place, accuracy_on))))
+        for site in sites if len(sites) > 1 else []:
+            if not site.measurable:
+                raise ConfigError(
+                    f"--device {site.place}: cannot share candidates, because it is not target {target.name}: "
+                    f"{site.elsewhere}"
+                )
+        opened.pop_all()
+    return dataclasses.replace(sites[0], more=tuple(sites[1:]))
 
 
 def describe_here() -> dict[str, Any]:
