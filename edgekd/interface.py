@@ -12,7 +12,7 @@ from edgekd.card import Card, is_published
 from edgekd.devices.device import Site
 from edgekd.devices.local import connect, connect_all
 from edgekd.distill.cache.files import require_cache
-from edgekd.errors import EdgekdError, InputError
+from edgekd.errors import ConfigError, EdgekdError, InputError
 from edgekd.external import file_digest
 from edgekd.figures import ModelFigures
 from edgekd.imports import require
@@ -23,6 +23,7 @@ from edgekd.run import Run, open_run
 from edgekd.scratch import require_scratch
 from edgekd.target import Target, load_target
 from edgekd.tasks.known import deciding, load_card, task_of
+from edgekd.trials import Crew, crew_of
 
 if TYPE_CHECKING:
     from edgekd.candidate import Candidate
@@ -118,6 +119,9 @@ class DistillRequest:
     fresh: bool = False
     online: bool = False
     track: tuple[str, ...] = ()
+    jobs: int | None = None
+    ray: str = ""
+    """How many short distillations that rank candidates run at the same time, and the Ray cluster on which they run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +141,7 @@ def distill_each(card: Card, targets: Sequence[Target], asked: DistillRequest) -
     any target is measured.
     """
     asked = dataclasses.replace(asked, budget=refuse_others(asked.budget, task_of(card.data).scores[0], "--budget"))
+    _crew(card, asked)
     with contextlib.ExitStack() as stack:
         sites = [
             stack.enter_context(contextlib.closing(connect_all(target, asked.devices, asked.accuracy_on)))
@@ -185,7 +190,8 @@ def search_candidates(
         require_scratch()
         require_cache(", or use --online")
         options = TrainingOptions(online=asked.online, track=asked.track)
-        request = Request(card=card, data=asked.data, teacher=asked.teacher, budget=asked.budget, options=options)
+        kept = {"data": asked.data, "teacher": asked.teacher, "budget": asked.budget, "options": options}
+        request = Request(card=card, crew=_crew(card, asked), **kept)  # type: ignore[arg-type]
         return run.folder, *survey(request, site, run)
 
 
@@ -205,9 +211,19 @@ def _distill_waiting(card: Card, waiting: Sequence[tuple[Site, Run]], asked: Dis
         budget=asked.budget,
         allow_estimated=asked.allow_estimated,
         options=options,
+        crew=_crew(card, asked),
     )
     outcomes = distill_all(request, waiting)
     return [Distilled(run=run, outcome=outcome) for (_, run), outcome in zip(waiting, outcomes, strict=True)]
+
+
+def _crew(card: Card, asked: DistillRequest) -> Crew:
+    """How the short distillations of the ranking run. Raises ConfigError if there are none."""
+    crew = crew_of(asked.jobs, asked.ray, card.trials.cpus, card.trials.gpus)
+    if not crew.alone and card.student.rank != "learning":
+        option = f"--ray {asked.ray}" if asked.ray else f"--jobs {asked.jobs}"
+        raise ConfigError(f"{option}: has no effect, because no candidates are ranked by learning; add --rank learning")
+    return crew
 
 
 def _require_training(track: tuple[str, ...]) -> None:

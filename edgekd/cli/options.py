@@ -18,11 +18,13 @@ __all__ = [
     "DevicePlace",
     "DevicePlaces",
     "InputValues",
+    "Jobs",
     "Models",
     "OnInconclusive",
     "OptionalTargets",
     "Output",
     "Rank",
+    "Ray",
     "Settings",
     "Shapes",
     "Targets",
@@ -81,6 +83,12 @@ Trackers = Annotated[
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Threads of a training; default OMP_NUM_THREADS, or a trial.")
+]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, max=1024, metavar="N", help="Trials at the same time, each in a process.")
+]
+Ray = Annotated[
+    str, typer.Option(metavar="ADDRESS|local", help="Run trials on a Ray cluster, or on one that is started here.")
 ]
 Shapes = Annotated[
     list[str],

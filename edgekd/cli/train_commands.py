@@ -11,8 +11,10 @@ from edgekd.cli.options import (
     Budgets,
     DataFolder,
     DevicePlaces,
+    Jobs,
     OnInconclusive,
     Rank,
+    Ray,
     Settings,
     Threads,
     Trackers,
@@ -75,6 +77,8 @@ def distill(
     online: Annotated[bool, typer.Option("--online", help="Run the teacher at every step, without the cache.")] = False,
     track: Trackers = [],  # noqa: B006
     threads: Threads = None,
+    jobs: Jobs = None,
+    ray: Ray = "",
     on_inconclusive: OnInconclusive = None,
 ) -> None:
     """The whole road: teacher, search, distillation, export, quantization, bench, verdict."""
@@ -100,6 +104,8 @@ def distill(
         fresh=fresh,
         online=online,
         track=tuple(track),
+        jobs=jobs,
+        ray=ray,
     )
     with several_processes() as first:
         codes = distill_on(card, target, asked, settings, rank) if first else []
@@ -120,6 +126,8 @@ def search(
     accuracy_on: AccuracyOn = "",
     settings: Settings = [],  # noqa: B006
     rank: Rank = None,
+    jobs: Jobs = None,
+    ray: Ray = "",
     fresh: Fresh = False,
 ) -> None:
     """Draw the front of size, latency and score, and say what a wider limit would buy; trains no student to the end."""
@@ -137,6 +145,8 @@ def search(
         devices=tuple(device),
         accuracy_on=accuracy_on,
         fresh=fresh,
+        jobs=jobs,
+        ray=ray,
     )
     end([search_card(card, target, asked, settings, rank)])
 
@@ -183,6 +193,8 @@ def sweep(
         bool, typer.Option("--no-pruning", help="Train hopeless trials to the end, too; with --seeds always.")
     ] = False,
     threads: Threads = None,
+    jobs: Jobs = None,
+    ray: Ray = "",
 ) -> None:
     """Try temperatures and weights on validation data; start it several times to share the trials."""
     from edgekd.cli.sweeping import SweepOptions, sweep_card
@@ -198,5 +210,7 @@ def sweep(
         epochs=epochs,
         shape=tuple(shape),
         pruning=not no_pruning,
+        jobs=jobs,
+        ray=ray,
     )
     end([sweep_card(card, wanted, data, teacher, out)])
