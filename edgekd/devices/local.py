@@ -81,14 +81,20 @@ def _emulated(target: Target, place: str, cool: bool) -> Device:
     return Emulated(place)
 
 
+def _at_gateway(target: Target, place: str, cool: bool) -> Device:
+    from edgekd.devices.gateway import Gateway  # it may import Ray
+
+    return Gateway(place, target.python, cool)
+
+
 def _brought(target: Target, place: str, cool: bool) -> Device:
     from edgekd.devices.bundle import Brought  # not needed for most commands
 
     return Brought(Path(place.partition("://")[2]))
 
 
-SCHEMES = {"ssh": _by_ssh, "qemu": _emulated, "results": _brought}
-PLACES = ("ssh://[user@]host[:port]", "qemu://cortex-a72", "qemu://cortex-a76")
+SCHEMES = {"ssh": _by_ssh, "qemu": _emulated, "ray": _at_gateway, "results": _brought}
+PLACES = ("ssh://[user@]host[:port]", "qemu://cortex-a72", "qemu://cortex-a76", "ray://NAME")
 """The forms of the names of devices other than this machine."""
 
 

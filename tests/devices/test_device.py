@@ -43,7 +43,7 @@ def test_without_a_name_it_is_this_machine(where: str) -> None:
 def test_an_unknown_device_is_told_with_what_is_known() -> None:
     with pytest.raises(ConfigError) as caught:
         connect(load_target("cpu-x86"), "locl")
-    known = "local, qemu://cortex-a72, qemu://cortex-a76, ssh://[user@]host[:port]"
+    known = "local, qemu://cortex-a72, qemu://cortex-a76, ray://NAME, ssh://[user@]host[:port]"
     assert str(caught.value) == f"device 'locl': did you mean 'local'? Known: {known}."
 
 
