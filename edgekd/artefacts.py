@@ -57,7 +57,7 @@ KEYS = {
 
 NEWEST = {
     "run.json": 2,
-    "candidates.json": 3,
+    "candidates.json": 4,
     "pruning.json": 1,
     "history.json": 1,
     "pruned.json": 1,
@@ -182,7 +182,7 @@ def name_of(folder: Path, path: Path) -> str:
     if not path.is_relative_to(folder):
         return ""
     parts = path.relative_to(folder).parts
-    if parts[0] in ("bench", "scratch") or parts == (LIST,):
+    if parts[0] in ("bench", "scratch", "ranking") or parts == (LIST,):
         return ""
     return "" if any(map(_passing, parts)) else "/".join(parts)
 

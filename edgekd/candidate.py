@@ -1,6 +1,6 @@
 """The shape of a student, and the figures measured with it before any training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgekd.figures import Figure
@@ -22,6 +22,16 @@ class Candidate:
     """Maps each precision to its figures by budget key (latency_p50_ms, size_kb, peak_memory_mb, instructions_m)."""
     predicted: bool = False
     """Whether the figures are predicted from those of other shapes, and not measured."""
+    timed_on: str = ""
+    """The further device that timed it, whose times are scaled to the run's own device; empty for the run's own."""
+    shared: dict[str, dict[str, Figure]] = field(default_factory=dict)
+    """The scaled figures, like `precisions`, of a candidate that the run's own device measured again; others are
+    predicted from them, so that a run that is continued predicts what it predicted before."""
+
+    @property
+    def measured_here(self) -> bool:
+        """Whether the figures were measured on the run's own device."""
+        return not self.predicted and not self.timed_on
 
     @property
     def name(self) -> str:

@@ -264,6 +264,16 @@ class Student(Family):
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Trials:
+    """What one trial of a sweep or of a ranking reserves on a Ray cluster (`--ray`)."""
+
+    cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
+    """CPUs, which are also the threads of the trial."""
+    gpus: Annotated[float, Field(ge=0, le=64)] = 0.0
+    """GPUs of one node; 0.5 lets two trials share one."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Card:
     """A model card. `name` and `file` come from the path of the file, the other fields from its content."""
 
@@ -284,6 +294,7 @@ class Card:
     student: Student
     recipe: Recipe
     export: Export = field(default_factory=Export)
+    trials: Trials = field(default_factory=Trials)
     budgets: Any
     """A dict of Budgets by target name; the key "" holds the limits for every target."""
     name: str = ""

@@ -101,7 +101,10 @@ def _unread() -> "Iterator[None]":
 
 
 def progress() -> "Progress":
-    """A progress bar with the time left; it draws nothing, and is `disable`d, if stderr is not a terminal."""
+    """A progress bar with the time left; it draws nothing, and is `disable`d, if stderr is not a terminal, or if this
+    process is one of several that another one started."""
+    from multiprocessing import parent_process
+
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
@@ -111,7 +114,7 @@ def progress() -> "Progress":
         TimeRemainingColumn(),
         console=_console(True),
         transient=True,
-        disable=not (sys.stderr.isatty() and speaks()),
+        disable=not (sys.stderr.isatty() and speaks() and parent_process() is None),
     )
 
 

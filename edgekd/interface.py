@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from edgekd.budget import Budget, read_budget, refuse_others
 from edgekd.card import Card, is_published
 from edgekd.devices.device import Site
-from edgekd.devices.local import connect
+from edgekd.devices.local import connect, connect_all
 from edgekd.distill.cache.files import require_cache
-from edgekd.errors import EdgekdError, InputError
+from edgekd.errors import ConfigError, EdgekdError, InputError
 from edgekd.external import file_digest
 from edgekd.figures import ModelFigures
 from edgekd.imports import require
@@ -23,6 +23,7 @@ from edgekd.run import Run, open_run
 from edgekd.scratch import require_scratch
 from edgekd.target import Target, load_target
 from edgekd.tasks.known import deciding, load_card, task_of
+from edgekd.trials import Crew, crew_of
 
 if TYPE_CHECKING:
     from edgekd.candidate import Candidate
@@ -57,7 +58,7 @@ def distill(
     teacher: Name | None = None,
     out: Name | None = None,
     budget: Mapping[str, float] | None = None,
-    device: str = "",
+    device: str | Sequence[str] = "",
     allow_estimated: bool = False,
     fresh: bool = False,
     online: bool = False,
@@ -67,9 +68,10 @@ def distill(
 
     `card` and `target` may be names of bundled ones or paths of files. `data` and `teacher` replace the card's own;
     `budget` maps budget keys to limits that replace the card's limits. The run folder is `out`, by default
-    `runs/CARD@TARGET`. `device` is where figures are measured, such as `ssh://pi@board`. `allow_estimated`
-    lets an estimated latency decide the verdict, which is otherwise inconclusive. `online` runs the teacher at
-    every step instead of reading its outputs from the cache.
+    `runs/CARD@TARGET`. `device` is where figures are measured, such as `ssh://pi@board`; several devices share the
+    candidates, and the first one measures the rest. `allow_estimated` lets an estimated latency decide the verdict,
+    which is otherwise inconclusive. `online` runs the teacher at every step instead of reading its outputs from the
+    cache.
 
     Raises EdgekdError, whose text is one line, for any problem that the caller can correct, and BudgetError if no
     candidate fits the budget. A failed or inconclusive verdict raises no error: see `Result.verdict`.
@@ -80,7 +82,7 @@ def distill(
         teacher=_path(teacher),
         out=_path(out),
         budget=limits,
-        device=device,
+        devices=tuple(filter(None, [device] if isinstance(device, str) else device)),
         allow_estimated=allow_estimated,
         fresh=fresh,
         online=online,
@@ -108,13 +110,18 @@ class DistillRequest:
     out: Path | None = None
     """The run folder; with several targets the folder that contains the run folders."""
     budget: Budget = Budget()  # noqa: RUF009 - frozen
-    device: str = ""
+    devices: tuple[str, ...] = ()
+    """Where figures are measured; if there are several, all of them share the candidates, and the first one measures
+    everything else."""
     accuracy_on: str = ""
     allow_estimated: bool = False
     """Whether an estimated latency may decide the verdict."""
     fresh: bool = False
     online: bool = False
     track: tuple[str, ...] = ()
+    jobs: int | None = None
+    ray: str = ""
+    """How many short distillations that rank candidates run at the same time, and the Ray cluster on which they run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +141,10 @@ def distill_each(card: Card, targets: Sequence[Target], asked: DistillRequest) -
     any target is measured.
     """
     asked = dataclasses.replace(asked, budget=refuse_others(asked.budget, task_of(card.data).scores[0], "--budget"))
+    _crew(card, asked)
     with contextlib.ExitStack() as stack:
         sites = [
-            stack.enter_context(contextlib.closing(connect(target, asked.device, asked.accuracy_on)))
+            stack.enter_context(contextlib.closing(connect_all(target, asked.devices, asked.accuracy_on)))
             for target in targets
         ]
         _require_training(asked.track)
@@ -171,7 +179,8 @@ def search_candidates(
     """
     asked = dataclasses.replace(asked, budget=refuse_others(asked.budget, task_of(card.data).scores[0], "--budget"))
     with contextlib.ExitStack() as stack:
-        site = stack.enter_context(contextlib.closing(connect(target, asked.device)))
+        site = stack.enter_context(contextlib.closing(connect_all(target, asked.devices, asked.accuracy_on)))
+        target = site.target  # it names the device, and so does the run that `distill` goes on with
         _require_training(asked.track)
         from edgekd.distill.student import TrainingOptions
         from edgekd.planning import Request, survey
@@ -181,7 +190,8 @@ def search_candidates(
         require_scratch()
         require_cache(", or use --online")
         options = TrainingOptions(online=asked.online, track=asked.track)
-        request = Request(card=card, data=asked.data, teacher=asked.teacher, budget=asked.budget, options=options)
+        kept = {"data": asked.data, "teacher": asked.teacher, "budget": asked.budget, "options": options}
+        request = Request(card=card, crew=_crew(card, asked), **kept)  # type: ignore[arg-type]
         return run.folder, *survey(request, site, run)
 
 
@@ -201,9 +211,19 @@ def _distill_waiting(card: Card, waiting: Sequence[tuple[Site, Run]], asked: Dis
         budget=asked.budget,
         allow_estimated=asked.allow_estimated,
         options=options,
+        crew=_crew(card, asked),
     )
     outcomes = distill_all(request, waiting)
     return [Distilled(run=run, outcome=outcome) for (_, run), outcome in zip(waiting, outcomes, strict=True)]
+
+
+def _crew(card: Card, asked: DistillRequest) -> Crew:
+    """How the short distillations of the ranking run. Raises ConfigError if there are none."""
+    crew = crew_of(asked.jobs, asked.ray, card.trials.cpus, card.trials.gpus)
+    if not crew.alone and card.student.rank != "learning":
+        option = f"--ray {asked.ray}" if asked.ray else f"--jobs {asked.jobs}"
+        raise ConfigError(f"{option}: has no effect, because no candidates are ranked by learning; add --rank learning")
+    return crew
 
 
 def _require_training(track: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgekd import units
 from edgekd.bench.instructions import require_counting
 from edgekd.budget import Budget
-from edgekd.candidate import Candidate, Score
+from edgekd.candidate import Candidate, Score, Shape
 from edgekd.card import Card
 from edgekd.console import say
 from edgekd.data.arrays import digest, keep_split
@@ -47,9 +47,10 @@ from edgekd.search.candidates import Found, Search, add_score, measure_candidate
 from edgekd.search.choose import before_training, choose_shape, fitting, widened
 from edgekd.search.front import MORE
 from edgekd.search.pruning import fitting_ratio
-from edgekd.search.rank import Lessons, halve, shortlist
+from edgekd.search.rank import Lessons, distil_briefly, halve, shortlist
+from edgekd.trials import Call, Crew
 
-__all__ = ["Request", "Setup", "TargetPlan", "begin", "prepare", "rank", "search", "survey"]
+__all__ = ["Request", "Setup", "TargetPlan", "begin", "distil_elsewhere", "prepare", "rank", "search", "survey"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,8 @@ class Request:
     allow_estimated: bool = False
     """Whether an estimated latency may decide the verdict."""
     options: TrainingOptions = TrainingOptions()  # noqa: RUF009 - frozen
+    crew: Crew = Crew()  # noqa: RUF009 - frozen
+    """How many short distillations that rank candidates run at the same time, and where."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +227,7 @@ def survey(asked: Request, site: Site, run: Run) -> tuple[Found, Budget, Candida
 
 
 def _choose_capable(trial: Search, found: Found, budget: Budget) -> TargetPlan:
-    while (choice := choose_shape(found.candidates, budget)).predicted:  # what is chosen is always measured
+    while not (choice := choose_shape(found.candidates, budget)).measured_here:  # what is chosen is always measured
         found = measure_shape(trial, found, choice.shape)
     say(f"search: {choice.name} of {len(found.candidates)} candidates, {units.count(choice.macs)} multiply-accumulates")
     kept: dict[str, Any] = {"inputs": trial.inputs, "calibration": trial.calibration, "trial": trial, "found": found}
@@ -240,14 +243,10 @@ def rank(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = (), wid
     for other in earlier:
         if other.budget.teacher_minimum == plan.budget.teacher_minimum:
             take_over(other.run, run, with_student=False)
-    minimum, options = plan.budget.teacher_minimum, dataclasses.replace(asked.options, track=())
-    track, start = asked.options.track, setup.start
-    teacher = setup.given or teach(card, setup.examples, minimum, run.teacher_weights, track, start)
-    check_teacher(card, teacher, setup.examples[1], minimum)
-    chain = [*assist(card, teacher, setup.examples, run.teacher_weights.parent, options), *setup.further]
+    lessons = _lessons(setup, run, plan.budget.teacher_minimum)
     found, limits = plan.found, widened(plan.budget, wider)
-    while predicted := [one for one in shortlist(fitting(found.candidates, limits)) if one.predicted]:
-        found = measure_shape(plan.trial, found, predicted[0].shape)
+    while others := [one for one in shortlist(fitting(found.candidates, limits)) if not one.measured_here]:
+        found = measure_shape(plan.trial, found, others[0].shape)
     allowed = [one.shape for one in fitting(found.candidates, plan.budget)]
     starters = shortlist(fitting(found.candidates, limits))
 
@@ -255,9 +254,35 @@ def rank(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = (), wid
         nonlocal found
         found = add_score(plan.trial, found, score)
 
-    lessons = Lessons(card=card, teachers=chain, data=setup.examples, options=options, folder=run.scratch / "ranking")
+    def away(shape: Shape, epochs: int) -> Call:
+        return distil_elsewhere, (asked, run.folder.absolute(), plan.budget.teacher_minimum, shape, epochs)
+
     shapes = [one.shape for one in starters]
-    best = [one for one in halve(shapes, lessons, found.scores, keep) if one.shape in allowed]
+    scores = halve(shapes, lessons, found.scores, keep, asked.crew, None if asked.crew.alone else away)
+    best = [one for one in scores if one.shape in allowed]
     choice = next((one for one in starters if best and one.shape == best[-1].shape), plan.choice)
     say(f"search: {choice.name} learns best of {len(starters)} that fit; capacity alone would take {plan.choice.name}")
     return dataclasses.replace(plan, found=found, choice=choice)
+
+
+def _lessons(setup: Setup, run: Run, minimum: float | None) -> Lessons:
+    """What the short distillations share; the teacher and the assistants are trained if that is not done yet."""
+    card, asked = setup.card, setup.asked
+    options = dataclasses.replace(asked.options, track=())
+    track, start = asked.options.track, setup.start
+    teacher = setup.given or teach(card, setup.examples, minimum, run.teacher_weights, track, start)
+    check_teacher(card, teacher, setup.examples[1], minimum)
+    chain = [*assist(card, teacher, setup.examples, run.teacher_weights.parent, options), *setup.further]
+    return Lessons(card=card, teachers=chain, data=setup.examples, options=options, folder=run.ranking)
+
+
+_loaded: dict[Path, Lessons] = {}
+"""The lessons of the run for which this process distils, by the run's folder; a process loads them once."""
+
+
+def distil_elsewhere(asked: Request, folder: Path, minimum: float | None, shape: Shape, epochs: int) -> Score:
+    """Make one short distillation of a run in this process, which another one started."""
+    if folder not in _loaded:
+        run = Run(folder)
+        _loaded[folder] = _lessons(prepare(asked, [run]), run, minimum)
+    return distil_briefly(_loaded[folder], shape, epochs)

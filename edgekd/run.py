@@ -165,6 +165,11 @@ class Run:
         """Folder of untrained candidates and other files that are not needed afterwards."""
         return self.folder / "scratch"
 
+    @property
+    def ranking(self) -> Path:
+        """Folder of the short distillations that rank candidates, while they run."""
+        return self.folder / "ranking"
+
     def test_reads(self, add: int = 0) -> int:
         """The number of times that the test data was read. `add` is added to it; call this before the reading."""
         path = self.data / "test_reads.json"
@@ -271,7 +276,11 @@ def _plain(thing: Any) -> dict[str, Any]:
 
 def _snapshot(card: Card, target: Target, budget: Budget, files: dict[str, str]) -> dict[str, Any]:
     def what_counts(thing: Any) -> dict[str, Any]:
-        return {key: value for key, value in _plain(thing).items() if key not in ("file", "about", "title", "budgets")}
+        return {
+            key: value
+            for key, value in _plain(thing).items()
+            if key not in ("file", "about", "title", "budgets", "trials")
+        }
 
     return {
         "schema_version": SCHEMA_VERSION,
@@ -378,7 +387,7 @@ def _empty(folder: Path) -> None:
     the end, the folder is still recognised as a run."""
     if (folder / LIST).exists():
         write_list(folder, {})  # otherwise, after a kill, the removed files would count as missing
-    for name in ("teacher", "student", "exported", "records", "data", "scratch", "bench"):
+    for name in ("teacher", "student", "exported", "records", "data", "scratch", "ranking", "bench"):
         shutil.rmtree(folder / name, ignore_errors=True)
     files = (
         "candidates.json",

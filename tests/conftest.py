@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from edgekd.bench.records import Effort, Plan, Record
 from edgekd.check.asked import JobOptions
 from edgekd.cli.main import main
+from edgekd.cluster import SETTINGS
 from edgekd.devices.device import OnProgress, Site
 from edgekd.devices.local import Local
 from edgekd.machine import Machine
@@ -163,6 +164,31 @@ def data_folder() -> Path:
     if not os.environ.get("EDGEKD_DATA"):
         pytest.skip("EDGEKD_DATA is unset: no real data here")
     return Path(os.environ["EDGEKD_DATA"])
+
+
+@pytest.fixture
+def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """A function that starts a Ray cluster of one node, with further `resources`; the test is skipped without Ray."""
+    pytest.importorskip("ray", reason='no Ray here: pip install "edgekd[ray]"')
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    from ray.cluster_utils import Cluster
+
+    made: list[Any] = []
+
+    def start(**resources: float) -> Any:
+        node = {"num_cpus": 1, "object_store_memory": 80_000_000, "resources": resources}
+        try:
+            made.append(Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False}))
+        except Exception as error:  # Ray gives its processes 30 s to start, and a busy machine may need more
+            if "timed out during startup" not in str(error):
+                raise
+            pytest.skip(f"Ray does not start here: {error}")
+        return made[-1]
+
+    yield start
+    for cluster in made:
+        cluster.shutdown()
 
 
 @dataclass(frozen=True)

@@ -338,7 +338,7 @@ def test_defaults_are_those_the_documentation_names(tmp_path: Path) -> None:
         ('title = "a card"', 'title = "a"\nname = "b"', r"name: unknown key; .*"),
         ('title = "a card"', 'title = "a"\nfile = "b"', r"file: unknown key; .*"),
         ('title = "a card"', 'title = "a"\nbudgets = 3', r"budgets: unknown key; did you mean 'budget'\? .*"),
-        ('title = "a card"', 'titel = "a"', r"titel: unknown key; did you mean 'title'\? .*"),
+        ('title = "a card"', 'titel = "a"', r"titel: unknown key; did you mean 'title' or 'trials'\? .*"),
         ('title = "a card"', 'title = "a"\ntask = "detection"', r"task: got 'detection'; .+Known: image-class.+"),
     ],
 )  # fmt: skip

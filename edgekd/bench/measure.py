@@ -304,7 +304,7 @@ def evaluate(
 
 def _scored(model: ModelFigures, outputs: Outputs, references: References, site: Site) -> ModelFigures:
     place, task, targets = site.answering, references.task, references.targets
-    provenance, elsewhere = place.provenance, "; ".join(place.differences)
+    provenance, elsewhere = place.provenance, "; ".join(place.proxies)
 
     def figure(value: float) -> Figure:
         return Figure(value, provenance, why=elsewhere)

@@ -38,7 +38,7 @@ from edgekd.runs import Estimate, Inputs, check_targets, targets_of
 from edgekd.scratch import scratch
 from edgekd.tasks.task import Outputs
 
-__all__ = ["check", "measure_all"]
+__all__ = ["check", "measure_all", "pair_effort"]
 
 MEMORY_PROCESSES = 3
 SPEED_BUDGETS = ("latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "load_ms")
@@ -279,7 +279,7 @@ def _one_more(
         checked = dataclasses.replace(checked, sample=sample)
     if isinstance(baseline, Source) and len(checked.pairs) < together:
         turn = len(checked.pairs)
-        effort = _pair_effort(criteria.effort)
+        effort = pair_effort(criteria.effort)
         record = measure_pair(source.file, baseline.file, site, inputs, effort, turn)
         fingerprint = sample.fingerprint if sample.latency else record.fingerprint
         sample = dataclasses.replace(sample, fingerprint=fingerprint)
@@ -290,7 +290,7 @@ def _one_more(
     return checked
 
 
-def _pair_effort(effort: Effort) -> Effort:
+def pair_effort(effort: Effort) -> Effort:
     """Return PAIR with the limits of the given effort."""
     return dataclasses.replace(
         PAIR, timeout_s=effort.timeout_s, memory_limit_mb=effort.memory_limit_mb, feeding=effort.feeding

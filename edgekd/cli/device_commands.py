@@ -17,6 +17,10 @@ def bundle(
         "bundle.tar.gz"
     ),
     processes: Annotated[int, typer.Option(min=3, max=100, metavar="N", help="Workers that time each model.")] = 16,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL|RUN", help="Also measure by turns with it, for `check --from --baseline`."),
+    ] = None,
     split: Annotated[str, typer.Option(metavar="val|test", help="Which of a run's data.")] = "test",
     data: LabelledData = None,
     shape: Shapes = [],  # noqa: B006
@@ -31,7 +35,8 @@ def bundle(
     from edgekd.cli.measuring import make_asked
 
     fed = feedings(shape, value, batch_axis, output, custom_ops)
-    end([pack(models, target, make_asked(False, False, False, split, data, 1, 300, None, fed), processes, out)])
+    asked = make_asked(False, False, False, split, data, 1, 300, None, fed)
+    end([pack(models, target, asked, processes, out, baseline)])
 
 
 def devices(

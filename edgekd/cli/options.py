@@ -16,12 +16,15 @@ __all__ = [
     "CustomOps",
     "DataFolder",
     "DevicePlace",
+    "DevicePlaces",
     "InputValues",
+    "Jobs",
     "Models",
     "OnInconclusive",
     "OptionalTargets",
     "Output",
     "Rank",
+    "Ray",
     "Settings",
     "Shapes",
     "Targets",
@@ -56,6 +59,15 @@ DevicePlace = Annotated[
     str,
     typer.Option("--device", metavar="PLACE", help="Where to measure: local, ssh://[user@]host[:port]."),
 ]
+DevicePlaces = Annotated[
+    list[str],
+    typer.Option(
+        "--device",
+        metavar="PLACE",
+        help="Where to measure: local, ssh://[user@]host[:port]; several share the candidates, and the first one "
+        "measures the rest.",
+    ),
+]
 AllowEstimated = Annotated[bool, typer.Option("--allow-estimated", help="Let an estimated latency pass or fail.")]
 AccuracyOn = Annotated[
     str,
@@ -71,6 +83,12 @@ Trackers = Annotated[
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Threads of a training; default OMP_NUM_THREADS, or a trial.")
+]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, max=1024, metavar="N", help="Trials at the same time, each in a process.")
+]
+Ray = Annotated[
+    str, typer.Option(metavar="ADDRESS|local", help="Run trials on a Ray cluster, or on one that is started here.")
 ]
 Shapes = Annotated[
     list[str],

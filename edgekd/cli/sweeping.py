@@ -4,6 +4,7 @@ import dataclasses
 import json
 import tomllib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,15 @@ from edgekd.sweep.study import SweepPlan
 from edgekd.sweep.table import Tried, best_of, recipe_lines, trial_rows, value_rows
 from edgekd.tables import rich_table
 from edgekd.tasks.known import load_card, task_of
+from edgekd.trials import crew_of
 
 if TYPE_CHECKING:
-    from edgekd.candidate import Shape
+    from optuna import Study
 
-__all__ = ["SweepOptions", "chosen_shape", "sweep_card"]
+    from edgekd.candidate import Shape
+    from edgekd.sweep.sweep import TrialSetup
+
+__all__ = ["SweepJob", "SweepOptions", "chosen_shape", "sweep_card", "train_elsewhere"]
 
 TRIALS = 24
 """The default number of trials if a range is to be tried."""
@@ -47,6 +52,8 @@ class SweepOptions:
     epochs: int | None = None
     shape: tuple[str, ...] = ()
     pruning: bool = True
+    jobs: int | None = None
+    ray: str = ""
 
 
 def sweep_card(card_name: str, wanted: SweepOptions, data: Path | None, teacher: Path | None, out: Path | None) -> int:
@@ -57,11 +64,16 @@ def sweep_card(card_name: str, wanted: SweepOptions, data: Path | None, teacher:
         require(module, extra, "sweep")
     if processes() > 1:
         raise ConfigError("sweep: trains each trial in one process; start the same command several times, not torchrun")
-    plan, shape = _plan(card, wanted), chosen_shape(card, wanted.shape)
+    crew = crew_of(wanted.jobs, wanted.ray, card.trials.cpus, card.trials.gpus)
     folder = out or Path("sweeps", card.name)
     require_scratch()
     require_cache()
-    trials = _sweep(card, shape, plan, folder, data, teacher)
+    from edgekd.sweep.sweep import sweep
+
+    job = SweepJob(card_name, wanted, folder, data, teacher)
+    ready = _prepared(job)
+    away = None if crew.alone else (train_elsewhere, (job,))
+    trials = sweep(ready.study, ready.setup, ready.plan, folder, crew, away)
     _show(trials, card, folder)
     return ExitCode.PASS if any(trial.state == "complete" for trial in trials) else ExitCode.FAIL
 
@@ -125,9 +137,42 @@ def _knobs(card: Card, shape: "Shape") -> dict[str, list[Any]]:
     return card.student.family_of(shape)[0].knobs
 
 
-def _sweep(
-    card: Card, shape: "Shape", plan: SweepPlan, folder: Path, data: Path | None, teacher: Path | None
-) -> list[Tried]:
+@dataclass(frozen=True)
+class SweepJob:
+    """All that another process must know to train trials of this sweep."""
+
+    card: str
+    wanted: SweepOptions
+    folder: Path
+    data: Path | None
+    teacher: Path | None
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A sweep whose teacher is trained."""
+
+    study: "Study"
+    setup: "TrialSetup"
+    plan: SweepPlan
+
+
+@cache
+def _kept(job: SweepJob) -> _Ready:
+    """The sweep, which a process that trains several trials loads once."""
+    return _prepared(job)
+
+
+def train_elsewhere(job: SweepJob) -> bool:
+    """Train one trial in this process, which another one started; returns False if none is left."""
+    from edgekd.sweep.sweep import train_one
+
+    ready = _kept(job)
+    return train_one(ready.study, ready.setup, ready.plan, job.folder)
+
+
+def _prepared(job: SweepJob) -> _Ready:
+    """Load and check everything, open the study, and train the teacher if that is not done yet."""
     from edgekd.data.arrays import digest
     from edgekd.distill.student import TrainingOptions, assist, check_networks
     from edgekd.distill.tasks.known import examples_of, learning_of
@@ -140,12 +185,14 @@ def _sweep(
         teacher_start,
         with_own_teacher,
     )
-    from edgekd.sweep.sweep import TrialSetup, begin, sweep
+    from edgekd.sweep.sweep import TrialSetup, begin
 
-    start = teacher_start(card, teacher)
-    given = None if start else given_teacher(card, teacher)
+    card, folder = load_card(job.card), job.folder
+    plan, shape = _plan(card, job.wanted), chosen_shape(card, job.wanted.shape)
+    start = teacher_start(card, job.teacher)
+    given = None if start else given_teacher(card, job.teacher)
     learning = learning_of(card.data)
-    train, validation = learning.load(card, data)
+    train, validation = learning.load(card, job.data)
     card = learning.settle(card, validation)
     minimum, weights = card.budget("").teacher_minimum, folder / "teacher" / "teacher.safetensors"
     if given is None and not weights.exists() and card.teacher.family != "self":
@@ -165,8 +212,7 @@ def _sweep(
         first = given or teach(card, examples, minimum, weights, start=start)
         check_teacher(card, first, examples[1], minimum)
         last = assist(card, first, examples, weights.parent, TrainingOptions())
-    setup = TrialSetup(card=card, shape=shape, teachers=[*last, *further], data=examples)
-    return sweep(study, setup, plan, folder)
+    return _Ready(study, TrialSetup(card=card, shape=shape, teachers=[*last, *further], data=examples), plan)
 
 
 def _show(trials: list[Tried], card: Card, folder: Path) -> None:

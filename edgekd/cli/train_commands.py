@@ -10,9 +10,11 @@ from edgekd.cli.options import (
     AllowEstimated,
     Budgets,
     DataFolder,
-    DevicePlace,
+    DevicePlaces,
+    Jobs,
     OnInconclusive,
     Rank,
+    Ray,
     Settings,
     Threads,
     Trackers,
@@ -68,13 +70,15 @@ def distill(
     budget: Budgets = [],  # noqa: B006 - typer copies it
     settings: Settings = [],  # noqa: B006
     rank: Rank = None,
-    device: DevicePlace = "",
+    device: DevicePlaces = [],  # noqa: B006
     accuracy_on: AccuracyOn = "",
     allow_estimated: AllowEstimated = False,
     fresh: Fresh = False,
     online: Annotated[bool, typer.Option("--online", help="Run the teacher at every step, without the cache.")] = False,
     track: Trackers = [],  # noqa: B006
     threads: Threads = None,
+    jobs: Jobs = None,
+    ray: Ray = "",
     on_inconclusive: OnInconclusive = None,
 ) -> None:
     """The whole road: teacher, search, distillation, export, quantization, bench, verdict."""
@@ -94,12 +98,14 @@ def distill(
         teacher=teacher,
         out=out,
         budget=limits,
-        device=device,
+        devices=tuple(device),
         accuracy_on=accuracy_on,
         allow_estimated=allow_estimated,
         fresh=fresh,
         online=online,
         track=tuple(track),
+        jobs=jobs,
+        ray=ray,
     )
     with several_processes() as first:
         codes = distill_on(card, target, asked, settings, rank) if first else []
@@ -116,9 +122,12 @@ def search(
     teacher: TeacherFile = None,
     out: RunFolder = None,
     budget: Budgets = [],  # noqa: B006 - typer copies it
-    device: DevicePlace = "",
+    device: DevicePlaces = [],  # noqa: B006
+    accuracy_on: AccuracyOn = "",
     settings: Settings = [],  # noqa: B006
     rank: Rank = None,
+    jobs: Jobs = None,
+    ray: Ray = "",
     fresh: Fresh = False,
 ) -> None:
     """Draw the front of size, latency and score, and say what a wider limit would buy; trains no student to the end."""
@@ -128,7 +137,17 @@ def search(
     from edgekd.tasks.known import deciding
 
     limits = parse_budget(budget, deciding())
-    asked = DistillRequest(data=data, teacher=teacher, out=out, budget=limits, device=device, fresh=fresh)
+    asked = DistillRequest(
+        data=data,
+        teacher=teacher,
+        out=out,
+        budget=limits,
+        devices=tuple(device),
+        accuracy_on=accuracy_on,
+        fresh=fresh,
+        jobs=jobs,
+        ray=ray,
+    )
     end([search_card(card, target, asked, settings, rank)])
 
 
@@ -174,6 +193,8 @@ def sweep(
         bool, typer.Option("--no-pruning", help="Train hopeless trials to the end, too; with --seeds always.")
     ] = False,
     threads: Threads = None,
+    jobs: Jobs = None,
+    ray: Ray = "",
 ) -> None:
     """Try temperatures and weights on validation data; start it several times to share the trials."""
     from edgekd.cli.sweeping import SweepOptions, sweep_card
@@ -189,5 +210,7 @@ def sweep(
         epochs=epochs,
         shape=tuple(shape),
         pruning=not no_pruning,
+        jobs=jobs,
+        ray=ray,
     )
     end([sweep_card(card, wanted, data, teacher, out)])

@@ -40,6 +40,8 @@ from typing import Any
 
 __all__ = ["Session", "facts", "main", "run_bundle"]
 
+# The lock lies in /tmp and not in a user's own folder, because all users of a device share one lock: a measurement of
+# another user disturbs as much as an own one. A file left behind there means nothing; only the lock on it counts.
 LOCK = os.environ.get("EDGEKD_DEVICE_LOCK", "/tmp/edgekd-device.lock")
 LINGER_S = 30.0
 BEAT_S = 2.0
@@ -415,8 +417,7 @@ def take_lock(session: Session, request: dict[str, Any]) -> dict[str, Any]:
             os.close(descriptor)
             return {"held": False, "by": holder.get("who", "another program"), "since": holder.get("since", "")}
         if late or (len(signals) == 2 and not holder.get("running")):
-            with contextlib.suppress(OSError, ValueError, TypeError):
-                os.kill(int(holder["pid"]), signals.pop(0))
+            _end(holder.get("pid"), signals.pop(0))
             until = time.monotonic() + 2
         time.sleep(0.1)
         session.tell({"beat": 1})
@@ -450,6 +451,13 @@ def _holder(descriptor: int) -> dict[str, Any]:
     except ValueError:
         return {}
     return told if isinstance(told, dict) else {}
+
+
+def _end(pid: Any, number: int) -> None:
+    """Send a signal to an earlier agent. Every user can write into the lock, so the process must be an agent."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        if "agent.py" in _text("/proc/" + str(int(pid)) + "/cmdline"):
+            os.kill(int(pid), number)
 
 
 def _note(session: Session, values: dict[str, Any]) -> None:

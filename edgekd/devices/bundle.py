@@ -25,7 +25,7 @@ from edgekd.files import atomic, file_sha256, read_json
 from edgekd.machine import Machine
 from edgekd.target import Target
 
-__all__ = ["Brought", "Packing", "write_bundle"]
+__all__ = ["Brought", "Noted", "Packing", "write_bundle"]
 
 AGENT = Path(__file__).with_name("agent.py")
 REPEATED = {"memory": 3, "load": 1, "profile": 1, "predict": 1}
@@ -93,6 +93,7 @@ def _key(order: Order) -> str:
 
 def _identity(plan: dict[str, Any], links: dict[str, str]) -> str:
     counted = {key: value for key, value in plan.items() if key not in FREE}
+    counted["baseline"] = bool(plan.get("baseline"))
     # A model counts by its content; `model.onnx` of a run is one of its exported files.
     parts = sorted([name.partition("/")[0], digest] for name, digest in links.items())
     return hashlib.sha256(json.dumps([counted, parts], sort_keys=True).encode()).hexdigest()
@@ -184,6 +185,11 @@ class Brought:
             raise InputError(
                 f"{model}: {self.path} holds no {plan.mode} of exactly this file on target {target.name} with these "
                 "inputs; `edgekd bundle` packs it"
+            )
+        if number >= len(found) and plan.mode == "pair":
+            raise InputError(
+                f"{model}: {self.path} holds too few processes in which it takes turns with {plan.baseline}; measure "
+                "again, by `edgekd bundle --baseline` and `sh run.sh`"
             )
         if number >= len(found) and plan.mode in ("latency", "throughput"):
             raise InputError(

@@ -60,6 +60,21 @@ class Site:
         """
         return self.device if self.device.facts().emulator else self.companion
 
+    stands_for: str = ""
+    """The place of the device for which this one computes answers; empty if it computes its own."""
+    more: tuple["Site", ...] = ()
+    """Further devices of the same target, which share the timing of candidates."""
+
+    @property
+    def place(self) -> str:
+        """The name of the device."""
+        return self.target.device or "local"
+
+    @property
+    def all(self) -> tuple["Site", ...]:
+        """This site and the further ones."""
+        return (self, *self.more)
+
     @property
     def differences(self) -> list[str]:
         """The reasons why the device is not the target's hardware; empty if it is."""
@@ -74,14 +89,20 @@ class Site:
             return self
         from edgekd.devices.local import Local
 
-        return Site(dataclasses.replace(self.target, accuracy_on="device"), Local())
+        return Site(dataclasses.replace(self.target, accuracy_on="device"), Local(), stands_for=self.target.device)
 
     @property
     def provenance(self) -> Provenance:
         """How figures other than time were obtained on this device: measured, emulated or proxy."""
-        if self.differences:
+        if self.differences or self.stands_for:
             return "proxy"
         return "emulated" if self.device.facts().emulator else "measured"
+
+    @property
+    def proxies(self) -> list[str]:
+        """The reasons why answers that are computed on this device are a proxy; empty if they are not."""
+        here = [f"computed on this machine, not on {self.stands_for}"] if self.stands_for else []
+        return [*self.differences, *here]
 
     @property
     def measurable(self) -> bool:
@@ -100,5 +121,7 @@ class Site:
         return self.target.remarks(self.device.facts())
 
     def close(self) -> None:
-        """Close the device."""
+        """Close the device and the further ones."""
         self.device.close()
+        for site in self.more:
+            site.close()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ __all__ = [
     "WORKERS",
     "Local",
     "connect",
+    "connect_all",
     "describe_here",
     "fitting_target",
     "look_for_runtime",
@@ -85,14 +87,20 @@ def _companion(target: Target) -> Device | None:
     return companion_of(target)
 
 
+def _at_gateway(target: Target, place: str, cool: bool) -> Device:
+    from edgekd.devices.gateway import Gateway  # it may import Ray
+
+    return Gateway(place, target.python, cool)
+
+
 def _brought(target: Target, place: str, cool: bool) -> Device:
     from edgekd.devices.bundle import Brought  # not needed for most commands
 
     return Brought(Path(place.partition("://")[2]))
 
 
-SCHEMES = {"ssh": _by_ssh, "qemu": _emulated, "results": _brought}
-PLACES = ("ssh://[user@]host[:port]", "qemu://cortex-a72", "qemu://cortex-a76")
+SCHEMES = {"ssh": _by_ssh, "qemu": _emulated, "ray": _at_gateway, "results": _brought}
+PLACES = ("ssh://[user@]host[:port]", "qemu://cortex-a72", "qemu://cortex-a76", "ray://NAME")
 """The forms of the names of devices other than this machine."""
 
 
@@ -127,6 +135,33 @@ def connect(target: Target, where: str = "", accuracy_on: str = "", cool: bool =
         site.close()
         raise
     return site
+
+
+def connect_all(target: Target, places: Sequence[str], accuracy_on: str = "") -> Site:
+    """Connect the target with the first of the places, and with the others as further devices that share the timing of
+    candidates; without any place, as `connect` does.
+
+    Raises ConfigError for a device that is not the target's hardware, that is named twice, or that is this machine.
+    """
+    with contextlib.ExitStack() as opened:
+        sites = []
+        for place in places or [""]:
+            if places.count(place) > 1:
+                raise ConfigError(f"--device {shown(place)}: is named twice; name each device once")
+            if place == "local" and len(places) > 1:
+                raise ConfigError(
+                    "--device local: cannot share candidates with other devices, because this machine makes their "
+                    "files while it would measure"
+                )
+            sites.append(opened.enter_context(contextlib.closing(connect(target, place, accuracy_on))))
+        for site in sites if len(sites) > 1 else []:
+            if not site.measurable:
+                raise ConfigError(
+                    f"--device {site.place}: cannot share candidates, because it is not target {target.name}: "
+                    f"{site.elsewhere}"
+                )
+        opened.pop_all()
+    return dataclasses.replace(sites[0], more=tuple(sites[1:]))
 
 
 def describe_here() -> dict[str, Any]:

@@ -124,7 +124,8 @@ class Ssh:
         return {path.name: digest for digest, path in files.items()}
 
     def close(self) -> None:
-        """End the session, which leaves no process on the device."""
+        """End the session, which leaves no process on the device. What another thread measures there fails."""
+        self._gone = self._gone or UnavailableError(f"device {self.place}: is closed")
         if self._link is not None:
             self._link.close()
             self._link = None

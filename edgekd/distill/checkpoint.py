@@ -22,11 +22,15 @@ from edgekd.files import atomic, write_json
 from edgekd.recipe import Training
 from edgekd.scores import ACCURACY, ScoreKind
 
-__all__ = ["Progress", "begin", "keep"]
+__all__ = ["OtherConditions", "Progress", "begin", "keep"]
 
 
 PARTS = ("module", "optimizer", "averaged", "history", "best", "since", "finished")
 """Keys of a checkpoint, apart from `conditions`: the machine and the recipe that it was written with."""
+
+
+class OtherConditions(ConfigError):
+    """A checkpoint was written on another machine, or with another recipe or network."""
 
 
 @dataclass
@@ -155,7 +159,7 @@ def _refuse_others(checkpoint: Path, written: Mapping[str, Any], now: Mapping[st
         if key == "threads" and processes != world().size:
             continue  # torchrun gives each process fewer threads
         if written.get(key) != value:
-            raise ConfigError(
+            raise OtherConditions(
                 f"{checkpoint}: was written with {key} = {written.get(key)!r}, now it is {value!r}; resume as it "
                 f"began, or remove {checkpoint.parent} to train again"
             )

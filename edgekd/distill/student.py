@@ -15,6 +15,7 @@ from edgekd.card import Card, Teacher
 from edgekd.console import say
 from edgekd.data.examples import Examples
 from edgekd.distill.cache.outputs import shapes, teaching
+from edgekd.distill.checkpoint import OtherConditions
 from edgekd.distill.distributed import barrier, world
 from edgekd.distill.loop import TrainingJob, best_score, parts_of, train
 from edgekd.distill.objective import Objective, distillation, student_layers, teacher_layers
@@ -45,6 +46,7 @@ __all__ = [
     "copy_matching",
     "distill_student",
     "learn",
+    "learn_anew",
     "new_student",
     "training_summary",
 ]
@@ -116,6 +118,30 @@ def new_student(card: Card, shape: Shape, teacher: LoadedTeacher) -> tuple[nn.Mo
         copied = copy_matching(teacher.net, net)
         say(f"student: {copied} of {len(net.state_dict())} tensors copied from the teacher")
     return net, start
+
+
+def learn_anew(
+    card: Card,
+    shape: Shape,
+    teachers: Sequence[LoadedTeacher],
+    data: tuple[Examples, Examples],
+    folder: Path,
+    options: TrainingOptions = TrainingOptions(),
+    name: str = "student",
+    stop: Callable[[list[dict[str, Any]]], bool] | None = None,
+) -> list[dict[str, Any]]:
+    """Train a new student of that shape, as `learn` does, and return its history. A checkpoint that another machine
+    wrote is left behind: the training begins again."""
+    for again in (False, True):
+        net, start = new_student(card, shape, teachers[0])
+        try:
+            return learn(card, shape, net, teachers, data, folder, options, name, stop, start=start)
+        except OtherConditions as error:
+            if again:
+                raise
+            say(f"{name}: {error}; it begins again")
+            shutil.rmtree(folder, ignore_errors=True)
+    raise AssertionError("the second training returns or raises")
 
 
 def _load_start(card: Card, shape: Shape, net: nn.Module) -> Start | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,7 @@ from edgekd.search.estimate import with_estimates
 from edgekd.search.features import Counts, count
 from edgekd.search.latency import MIN_MEASURED
 from edgekd.search.predict import Fitted, predict, spread_out
+from edgekd.search.sharing import Anchor, each_takes
 
 __all__ = ["Found", "LeftOut", "Search", "add_score", "measure_candidates", "measure_shape"]
 
@@ -38,10 +40,14 @@ __all__ = ["Found", "LeftOut", "Search", "add_score", "measure_candidates", "mea
 # 2 - left_out: shape and reason of each candidate that cannot be used
 # 3 - candidates may be predicted; fitted: how well their figures are predicted; scores: of short distillations
 #     instructions_m per precision
-SCHEMA_VERSION = 3
+# 4 - candidates may be timed_on another device; shared: their figures from there; anchor: what each device timed
+SCHEMA_VERSION = 4
 
 EFFORT = Effort(processes=2, min_processes=2, warmup_s=0.05, max_calls=300, max_s=0.15, budget_s=4.0, placement=False)
 """The effort for one candidate. It is small, because a ranking needs less certainty than a verdict."""
+
+ANCHORING = 5
+"""The number of processes in which each device times the anchor, on which all scaled times depend."""
 
 MEASURED = 40
 """If there are more shapes, this many are measured and the figures of the others predicted."""
@@ -84,6 +90,8 @@ class Found:
     """How well each figure is predicted; empty if all candidates are measured."""
     scores: list[Score] = dataclasses.field(default_factory=list)
     """What candidates learnt in short distillations."""
+    anchor: Anchor | None = None
+    """What each of several devices timed when they last shared the candidates."""
 
     @property
     def measured(self) -> list[Candidate]:
@@ -101,32 +109,99 @@ def measure_candidates(search: Search) -> Found:
     """
     card, run = search.card, search.run
     shapes = make_shapes(card, card.student)
-    done, left_out, scores = _read(run.candidates)
+    found = _read(run.candidates)
     if not run.student_weights.parent.exists():
-        left_out = []
-    shapes, counts = _counted(card, shapes, left_out)
+        found.left_out.clear()
+    shapes, counts = _counted(card, shapes, found.left_out)
     wanted = [shapes[place] for place in spread_out(shapes, counts, MEASURED)] if counts else shapes
-    with progress() as bar:
-        for shape in bar.track(wanted, description="measuring candidates"):
-            if shape not in [one.shape for one in done] + [one.shape for one in left_out]:
-                _try(search, shape, done, left_out, alone=len(shapes) == 1)
-                _write(search, Found(done, left_out, scores=scores))
+    found = _measure_missing(search, found, wanted, alone=len(shapes) == 1)
     shutil.rmtree(run.scratch, ignore_errors=True)
-    if not done:
-        raise ConfigError(_none_left(card, left_out))
-    found = _with_predictions(Found(done, left_out, scores=scores), shapes, counts, wanted)
+    if not found.candidates:
+        raise ConfigError(_none_left(card, found.left_out))
+    found = _with_predictions(found, shapes, counts, wanted)
     _write(search, found)
     return found
 
 
+def _measure_missing(search: Search, found: Found, wanted: Sequence[Shape], alone: bool) -> Found:
+    """Measure those of the wanted shapes that are neither measured nor left out."""
+    known = [one.shape for one in found.candidates] + [one.shape for one in found.left_out]
+    missing = [shape for shape in wanted if shape not in known]
+    if search.site.more and (anchor := _anchor(search, missing)):
+        return _share(search, dataclasses.replace(found, anchor=anchor), missing, wanted)
+    with progress() as bar:
+        for shape in bar.track(missing, description="measuring candidates"):
+            _try(search, shape, found.candidates, found.left_out, alone)
+            _write(search, found)
+    return found
+
+
+def _anchor(search: Search, shapes: Sequence[Shape]) -> Anchor | None:
+    """Let each device time the first shape that can be used; None if there is none."""
+    for shape in shapes:
+        try:
+            subjects = _prepare(search, shape, "anchor")
+        except (ConfigError, InputError, ModelError):
+            continue  # it is left out, with its reason, when it is measured
+        effort = dataclasses.replace(EFFORT, processes=ANCHORING, min_processes=ANCHORING, budget_s=60.0)
+        times: dict[str, dict[str, Figure]] = {}
+        for site in search.site.all:
+            figures = measure_speed(subjects, site, search.inputs, None, effort)
+            times[site.place] = {model.precision: model.latency_p50_ms for model in figures}
+        anchor = Anchor(shape, times)
+        say(f"search: {len(times)} devices share {len(shapes)} candidates; {anchor.told()}")
+        return anchor
+    return None
+
+
+def _share(search: Search, found: Found, missing: Sequence[Shape], wanted: Sequence[Shape]) -> Found:
+    """Measure the missing shapes on all devices at the same time, and scale the times of the further ones."""
+    anchor, one_at_a_time = found.anchor, threading.Lock()
+    assert anchor is not None
+    with progress() as bar:
+        task = bar.add_task(f"measuring candidates on {len(anchor.times)} devices", total=len(missing))
+
+        def work(site: Site, shape: Shape) -> None:
+            here = dataclasses.replace(search, site=site)
+            with one_at_a_time:  # torch makes one file after the other
+                place = list(anchor.times).index(site.place)
+                subjects = _usable(here, shape, found.left_out, False, f"candidate-{place}")
+            candidate = subjects and _scaled(_measure(shape, subjects, here), anchor, site.place)
+            with one_at_a_time:
+                found.candidates.extend([candidate] if candidate else [])
+                _write(search, found)
+            bar.advance(task)
+
+        try:
+            each_takes(search.site.all, missing, work)
+        finally:
+            for site in search.site.more:  # others may use these devices while the student is trained
+                site.close()
+    counts = {place: sum((one.timed_on or anchor.own) == place for one in found.candidates) for place in anchor.times}
+    say("search: candidates by device: " + ", ".join(f"{place} {count}" for place, count in counts.items()))
+    found.candidates.sort(key=lambda one: wanted.index(one.shape) if one.shape in wanted else len(wanted))
+    return found
+
+
+def _scaled(candidate: Candidate, anchor: Anchor, place: str) -> Candidate:
+    if place == anchor.own:
+        return candidate
+    precisions = {name: anchor.scaled(figures, place, name) for name, figures in candidate.precisions.items()}
+    return dataclasses.replace(candidate, precisions=precisions, timed_on=place)
+
+
 def measure_shape(search: Search, found: Found, shape: Shape) -> Found:
-    """Measure a candidate that is only predicted, and replace it; it is left out if it cannot be used."""
+    """Measure a candidate that is predicted, or that another device timed, on the run's own device, and replace it; it
+    is left out if it cannot be used."""
     done: list[Candidate] = []
     left_out = list(found.left_out)
     _try(search, shape, done, left_out, alone=False)
     shutil.rmtree(search.run.scratch, ignore_errors=True)
     others = [one for one in found.candidates if one.shape != shape]
-    found = Found([*done, *others], left_out, found.fitted, found.scores)
+    before = next((one for one in found.candidates if one.shape == shape and one.timed_on), None)
+    if before is not None:
+        done = [dataclasses.replace(one, shared=before.precisions) for one in done]
+    found = dataclasses.replace(found, candidates=[*done, *others], left_out=left_out)
     _write(search, found)
     return found
 
@@ -140,14 +215,20 @@ def add_score(search: Search, found: Found, score: Score) -> Found:
 
 def _try(search: Search, shape: Shape, done: list[Candidate], left_out: list[LeftOut], alone: bool) -> None:
     """Measure one shape and add it to `done`, or to `left_out` with the reason."""
+    subjects = _usable(search, shape, left_out, alone, "candidate")
+    if subjects:
+        done.append(_measure(shape, subjects, search))
+
+
+def _usable(search: Search, shape: Shape, left_out: list[LeftOut], alone: bool, name: str) -> list[Subject]:
+    """The files of one shape; none if it cannot be used, which is then added to `left_out` with the reason."""
     try:
-        subjects = _prepare(search, shape)
+        return _prepare(search, shape, name)
     except (ConfigError, InputError, ModelError) as error:
         left_out.append(LeftOut(shape, _reason(error, search.card, shape)))
         if not alone:
             say(f"search: {shape_name(shape)} is left out: {left_out[-1].reason}")
-    else:
-        done.append(_measure(shape, subjects, search))
+        return []
 
 
 def _counted(card: Card, shapes: list[Shape], left_out: list[LeftOut]) -> tuple[list[Shape], list[Counts]]:
@@ -185,7 +266,7 @@ def _with_predictions(
     by_name = {shape_name(shape): one for shape, one in zip(shapes, counts, strict=bool(counts))} if counts else {}
     chosen = {shape_name(shape) for shape in wanted}
     known = [
-        (candidate, by_name[candidate.name])
+        (dataclasses.replace(candidate, precisions=candidate.shared or candidate.precisions), by_name[candidate.name])
         for candidate in found.candidates
         if candidate.name in chosen and candidate.name in by_name
     ]
@@ -205,7 +286,7 @@ def _with_predictions(
                 f"search: {len(known)} of {len(shapes):,} shapes are measured; {one.precision} latency is predicted "
                 f"within {100 * one.error_95:.2g} % for 95 % of shapes, median error {100 * one.median_error:.2g} %"
             )
-    return Found([*found.candidates, *predicted], found.left_out, fitted, found.scores)
+    return dataclasses.replace(found, candidates=[*found.candidates, *predicted], fitted=fitted)
 
 
 def _reason(error: EdgekdError, card: Card, shape: Shape) -> str:
@@ -223,13 +304,14 @@ def _none_left(card: Card, left_out: list[LeftOut]) -> str:
     return f"{card.file}: student: {many}{named}{first.reason}"
 
 
-def _prepare(search: Search, shape: Shape) -> list[Subject]:
-    """Export an untrained student of that shape in each precision of the target, and try it on a few inputs."""
+def _prepare(search: Search, shape: Shape, name: str) -> list[Subject]:
+    """Export an untrained student of that shape in each precision of the target, to files whose names begin with
+    `name`, and try it on a few inputs."""
     card, target = search.card, search.site.target
     check_student(card, shape, search.examples)
     torch.manual_seed(card.recipe.seed)
     net = folded(unequal(make(card, card.student, shape, "student.knobs")).eval(), card.data)
-    fp32 = search.run.scratch / "candidate.onnx"
+    fp32 = search.run.scratch / f"{name}.onnx"
     export_untrained(net, card, target, np.load(search.inputs, mmap_mode="r")[:2], fp32)
     params, macs = count_params(net), count_macs(net, card.data)
     return [
@@ -269,27 +351,36 @@ def _write(search: Search, found: Found) -> None:
         "left_out": [dataclasses.asdict(one) for one in found.left_out],
         "fitted": [dataclasses.asdict(one) for one in found.fitted],
         "scores": [dataclasses.asdict(one) for one in found.scores],
+        "anchor": dataclasses.asdict(found.anchor) if found.anchor else None,
     }
     write_json(search.run.candidates, content)
 
 
-def _read(path: Path) -> tuple[list[Candidate], list[LeftOut], list[Score]]:
-    """The measured candidates, those left out and the scores, as far as an earlier call got."""
+def _read(path: Path) -> Found:
+    """The measured candidates, those left out, the scores and the anchor, as far as an earlier call got."""
     if not path.exists():
-        return [], [], []
+        return Found([], [])
     content = read_json(path)
-    left_out = [LeftOut(entry["shape"], entry["reason"]) for entry in content.get("left_out", [])]
+    anchor = content.get("anchor")
     candidates = [
         Candidate(
             shape=entry["shape"],
             params=entry["params"],
             macs=entry["macs"],
-            precisions={
-                precision: {key: Figure(**figure) for key, figure in figures.items()}
-                for precision, figures in entry["precisions"].items()
-            },
+            precisions=_figures(entry["precisions"]),
+            timed_on=entry.get("timed_on", ""),
+            shared=_figures(entry.get("shared", {})),
         )
         for entry in content["candidates"]
         if not entry.get("predicted")
     ]
-    return candidates, left_out, [Score(**entry) for entry in content.get("scores", [])]
+    return Found(
+        candidates,
+        [LeftOut(entry["shape"], entry["reason"]) for entry in content.get("left_out", [])],
+        scores=[Score(**entry) for entry in content.get("scores", [])],
+        anchor=Anchor(anchor["shape"], _figures(anchor["times"])) if anchor else None,
+    )
+
+
+def _figures(tables: dict[str, dict[str, Any]]) -> dict[str, dict[str, Figure]]:
+    return {name: {key: Figure(**figure) for key, figure in figures.items()} for name, figures in tables.items()}

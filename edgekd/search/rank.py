@@ -1,7 +1,9 @@
 """Rank candidates by what they learn: successive halving with short distillations (Jamieson and Talwalkar 2016, arXiv
 1502.07943), on validation data."""
 
+import contextlib
 import dataclasses
+import hashlib
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -14,13 +16,14 @@ from edgekd.card import Card
 from edgekd.console import say
 from edgekd.data.examples import Examples
 from edgekd.distill.loop import best_score
-from edgekd.distill.student import TrainingOptions, learn, new_student
+from edgekd.distill.student import TrainingOptions, learn_anew
 from edgekd.errors import BudgetError
 from edgekd.nets.teachers import LoadedTeacher
 from edgekd.scores import ScoreKind
 from edgekd.tasks.known import task_of
+from edgekd.trials import Call, Crew, run_trials
 
-__all__ = ["Lessons", "halve", "quality", "shortlist"]
+__all__ = ["Lessons", "distil_briefly", "halve", "quality", "shortlist"]
 
 STARTERS = 6
 """Number of candidates that are distilled in the first round."""
@@ -41,7 +44,7 @@ class Lessons:
     data: tuple[Examples, Examples]
     options: TrainingOptions
     folder: Path
-    """Folder of the checkpoints, which is emptied."""
+    """Folder of the checkpoints, which is removed at the end."""
 
 
 def shortlist(candidates: Sequence[Candidate], count: int = STARTERS) -> list[Candidate]:
@@ -56,31 +59,43 @@ def shortlist(candidates: Sequence[Candidate], count: int = STARTERS) -> list[Ca
 
 
 def halve(
-    shapes: Sequence[Shape], lessons: Lessons, known: Sequence[Score], keep: Callable[[Score], None]
+    shapes: Sequence[Shape],
+    lessons: Lessons,
+    known: Sequence[Score],
+    keep: Callable[[Score], None],
+    crew: Crew = Crew(),  # noqa: B008 - frozen
+    away: Callable[[Shape, int], Call] | None = None,
 ) -> list[Score]:
     """Distil all shapes for a few epochs, keep the better half, and go on with twice the epochs; return the scores of
     all rounds, the best shape's last score at the end. `known` scores are not trained again; `keep` is called with each
-    further one."""
+    further one.
+
+    The distillations of a round are independent trials, which the `crew` runs at the same time; `away(shape, epochs)`
+    is then the call that makes one of them in another process."""
     found: list[Score] = []
     left, kind = list(shapes), task_of(lessons.card.data).scores[0]
     epochs = max(1, lessons.card.recipe.epochs // SHARE)
     for number in range(ROUNDS):
-        scores = []
-        for shape in left:
-            before = next((one for one in known if one.shape == shape and one.epochs == epochs), None)
-            scores.append(before or _score(shape, epochs, lessons))
-            if before is None:
-                keep(scores[-1])
+        before = [one for one in known if one.epochs == epochs and one.shape in left]
+        missing = [shape for shape in left if shape not in [one.shape for one in before]]
+        calls = [away(shape, epochs) if away else (distil_briefly, (lessons, shape, epochs)) for shape in missing]
+        with contextlib.closing(run_trials(calls, crew)) as trials:
+            for _, score in trials:
+                keep(score)
+                before.append(score)
+        scores = [one for shape in left for one in before if one.shape == shape]
         scores.sort(key=lambda one: quality(one, kind))
         found += scores
         left = [one.shape for one in scores[len(scores) // 2 :]]
         if len(left) == 1 or number == ROUNDS - 1:
             break
         epochs *= 2
+    shutil.rmtree(lessons.folder, ignore_errors=True)
     return found
 
 
-def _score(shape: Shape, epochs: int, lessons: Lessons) -> Score:
+def distil_briefly(lessons: Lessons, shape: Shape, epochs: int) -> Score:
+    """Distil a student of that shape for so many epochs, and return its score. An interrupted one goes on."""
     recipe, kind = lessons.card.recipe, task_of(lessons.card.data).scores[0]
     recipe = recipe.on_logits(recipe) if recipe.stages else recipe  # the terms of the last stage
     short = dataclasses.replace(
@@ -89,25 +104,15 @@ def _score(shape: Shape, epochs: int, lessons: Lessons) -> Score:
             recipe, epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs / 4), patience=0
         ),
     )
-    net, start = new_student(short, shape, lessons.teachers[0])
-    shutil.rmtree(lessons.folder, ignore_errors=True)
-    name = f"rank {units.flat(' '.join(f'{key}={value}' for key, value in shape.items()))}"
+    words = units.flat(" ".join(f"{key}={value}" for key, value in shape.items()))
+    folder = lessons.folder / hashlib.sha256(f"{words} {epochs}".encode()).hexdigest()[:12]
+    name = f"rank {words}"
     try:
-        history = learn(
-            short,
-            shape,
-            net,
-            lessons.teachers,
-            lessons.data,
-            lessons.folder / "net",
-            lessons.options,
-            name,
-            start=start,
-        )
+        history = learn_anew(short, shape, lessons.teachers, lessons.data, folder / "net", lessons.options, name)
         value, seconds = best_score(short.recipe, history, kind), sum(entry["seconds"] for entry in history)
     except BudgetError:  # its loss is no longer finite, so it learns nothing with this recipe
         value, seconds = None, 0.0
-    shutil.rmtree(lessons.folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     told = "no finite loss" if value is None else kind.show(value)
     say(f"{name}: {told} on validation data after {epochs} epoch{'s' if epochs > 1 else ''}")
     return Score(shape, epochs, value, seconds)

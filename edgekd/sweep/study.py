@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from optuna.distributions import FloatDistribution
     from optuna.trial import FrozenTrial
 
-__all__ = ["SweepPlan", "checkpoint_folder", "open_study", "take", "tried"]
+__all__ = ["SweepPlan", "abandoned", "checkpoint_folder", "open_study", "take", "tried"]
 
 MOST_TRIES = 3
 """A trial whose process ends this often in the same epoch (perhaps for lack of memory) is not tried again."""
@@ -164,6 +164,14 @@ def _tries(trial: "FrozenTrial") -> int:
 def _reached(trial: "FrozenTrial") -> int:
     """Return the number of epochs that were trained, in this try or an earlier one."""
     return max(trial.intermediate_values, default=trial.user_attrs.get("reached", 0))
+
+
+def abandoned(study: "Study", folder: Path) -> bool:
+    """Whether a trial that is said to run has no process any more."""
+    from optuna.trial import TrialState
+
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return any(not held(_lock_of(folder, trial.number)) for trial in running)
 
 
 def _give_back_killed(study: "Study", folder: Path) -> None:

@@ -2,10 +2,12 @@
 accuracy.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,20 +17,24 @@ from edgekd.card import Card
 from edgekd.console import say
 from edgekd.data.examples import Examples
 from edgekd.distill.loop import best_score
-from edgekd.distill.student import learn, new_student
+from edgekd.distill.student import learn_anew
 from edgekd.errors import BudgetError
 from edgekd.files import atomic, locked
 from edgekd.nets.teachers import LoadedTeacher
 from edgekd.sweep.plot import plot_sweep
 from edgekd.sweep.space import recipe_at
-from edgekd.sweep.study import SweepPlan, checkpoint_folder, open_study, take, tried
+from edgekd.sweep.study import SweepPlan, abandoned, checkpoint_folder, open_study, take, tried
 from edgekd.sweep.table import Tried, sweep_csv, sweep_markdown
 from edgekd.tasks.known import task_of
+from edgekd.trials import Call, Crew, run_trials
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
 
-__all__ = ["TrialSetup", "begin", "sweep"]
+__all__ = ["TrialSetup", "begin", "sweep", "train_one"]
+
+ORPHANED_S = 30
+"""Seconds to wait at the end for trials that other processes still train, in case that these processes are lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,19 +57,52 @@ def begin(card: Card, shape: Shape, digests: dict[str, str], plan: SweepPlan, fo
     return open_study(folder, plan, _conditions(card, shape, digests, plan))
 
 
-def sweep(study: "Study", setup: TrialSetup, plan: SweepPlan, folder: Path) -> list[Tried]:
+def sweep(
+    study: "Study",
+    setup: TrialSetup,
+    plan: SweepPlan,
+    folder: Path,
+    crew: Crew = Crew(),  # noqa: B008 - frozen
+    away: Call | None = None,
+) -> list[Tried]:
     """Train the remaining trials of the plan and return all trials; several processes may do so at the same time.
 
-    After each trial, `trials.csv`, `trials.md` and `sweep.png` are written to `folder`.
+    The `crew` trains several trials at the same time; `away` is then the call that does in another process what
+    `train_one` does in this one. After each trial, `trials.csv`, `trials.md` and `sweep.png` are written to `folder`.
     """
-    while True:
-        with take(study, folder, plan) as trial:
-            if trial is None:
-                break
-            _train(setup, plan, study, trial, folder)
-        _write(setup, plan, study, folder)
-    _write(setup, plan, study, folder)
+    call = away or (train_one, (study, setup, plan, folder))
+    _train_left(study, setup, plan, folder, crew, call)
+    for _ in range(0 if crew.alone else ORPHANED_S):
+        if not any(trial.state == "running" for trial in tried(study)):
+            break
+        time.sleep(1)  # a process of a lost node may need a moment to end
+        if abandoned(study, folder):
+            _train_left(study, setup, plan, folder, crew, call)
+    write_tables(setup, plan, study, folder)
     return tried(study)
+
+
+def _train_left(study: "Study", setup: TrialSetup, plan: SweepPlan, folder: Path, crew: Crew, call: Call) -> None:
+    """Repeat the call, which trains one trial, until it says that none is left."""
+    left = True
+
+    def calls() -> Iterator[Call]:
+        while left:
+            yield call
+
+    with contextlib.closing(run_trials(calls(), crew)) as done:
+        for _, trained in done:
+            left = left and trained
+            write_tables(setup, plan, study, folder)
+
+
+def train_one(study: "Study", setup: TrialSetup, plan: SweepPlan, folder: Path) -> bool:
+    """Train one trial; returns False if all are trained, or other processes train the rest."""
+    with take(study, folder, plan) as trial:
+        if trial is None:
+            return False
+        _train(setup, plan, study, trial, folder)
+    return True
 
 
 def _conditions(card: Card, shape: Shape, digests: dict[str, str], plan: SweepPlan) -> dict[str, Any]:
@@ -116,12 +155,9 @@ def _train(setup: TrialSetup, plan: SweepPlan, study: "Study", trial: "Trial", f
         hopeless = trial.should_prune()
         return hopeless
 
-    net, start = new_student(card, setup.shape, setup.teachers[0])
     values = ", ".join(f"{key} {value:.3g}" for key, value in trial.params.items())
     try:
-        history = learn(
-            card, setup.shape, net, setup.teachers, setup.data, scratch / "net", name=name, stop=stop, start=start
-        )
+        history = learn_anew(card, setup.shape, setup.teachers, setup.data, scratch / "net", name=name, stop=stop)
     except BudgetError as error:  # the loss is no longer finite, but it may be with other values
         trial.set_user_attr("failed", str(error))
         study.tell(trial, state=TrialState.FAIL)
@@ -139,7 +175,8 @@ def _train(setup: TrialSetup, plan: SweepPlan, study: "Study", trial: "Trial", f
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write(setup: TrialSetup, plan: SweepPlan, study: "Study", folder: Path) -> None:
+def write_tables(setup: TrialSetup, plan: SweepPlan, study: "Study", folder: Path) -> None:
+    """Write the tables and the picture of all trials so far."""
     with locked(folder / "study.lock"):
         trials, about = tried(study), (len(setup.data[1]), task_of(setup.card.data).units)
         title = f"Sweep of {setup.card.name}"

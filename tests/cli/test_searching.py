@@ -114,3 +114,21 @@ def test_distill_goes_on_with_what_search_found(card: str, search: Command, cli:
     result = json.loads(Path("run/result.json").read_text(encoding="utf-8"))
     name = " ".join(f"{key}={value}" for key, value in result["shape"].items())
     assert f"would train {name}" in done.stdout
+
+
+@pytest.mark.slow
+def test_candidates_are_ranked_in_processes_of_their_own(card: str, search: Command, cli: Command) -> None:
+    short = ("--set=recipe.epochs=8", "--set=teacher.training.epochs=2", "--set=recipe.warmup_epochs=0")
+
+    def scores(folder: str) -> list[tuple[Any, ...]]:
+        content = json.loads(Path(folder, "candidates.json").read_text(encoding="utf-8"))
+        return sorted((str(one["shape"]), one["epochs"], one["value"]) for one in content["scores"])
+
+    done = search(card, FEW, *short, "--budget=size_kb=60", "--jobs", 2)
+    assert done.returncode == 0, done.stderr
+    ranked = scores("run")
+    assert [epochs for _, epochs, _ in ranked].count(1) == 3
+    Path("run").rename("together")
+    assert search(card, FEW, *short, "--budget=size_kb=60").returncode == 0
+    assert scores("run") == ranked
+    assert not Path("together/ranking").exists()

@@ -1,5 +1,6 @@
 """A board on loopback: a real sshd on a port of its own, with throw-away keys, for tests of devices."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -30,7 +31,7 @@ PrintMotd no
 SetEnv HOME={home} XDG_CACHE_HOME={home}/.cache EDGEKD_DEVICE_LOCK={home}/lock PATH={home}/bin:{path}
 """
 CLIENT = """
-Host board
+Host {name}
     HostName 127.0.0.1
     Port {port}
     IdentityFile {folder}/user_key
@@ -125,21 +126,21 @@ def _keys(folder: Path) -> None:
         subprocess.run(command, check=True)
 
 
-@pytest.fixture(scope="session")
-def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
-    """The server, for all tests of one process; skipped where OpenSSH is not installed."""
+@contextlib.contextmanager
+def serving(factory: pytest.TempPathFactory, name: str) -> Iterator[Board]:
+    """A server of its own for the board of that name; the test is skipped where OpenSSH is not installed."""
     where = "/usr/sbin:/usr/local/sbin:" + os.environ["PATH"]
-    missing = [name for name in ("sshd", "ssh", "ssh-keygen") if shutil.which(name, path=where) is None]
+    missing = [tool for tool in ("sshd", "ssh", "ssh-keygen") if shutil.which(tool, path=where) is None]
     if missing or not Path("/proc").is_dir():
         pytest.skip(f"needs {', '.join(missing) or '/proc'}; install openssh-server and openssh-client")
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(parents=True, exist_ok=True)  # sshd refuses to start as root without it
-    folder, home = tmp_path_factory.mktemp("sshd"), tmp_path_factory.mktemp("board")
+    folder, home = factory.mktemp("sshd"), factory.mktemp(name)
     _keys(folder)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    values = {"port": port, "folder": folder, "home": home, "path": os.environ["PATH"]}
+    values = {"name": name, "port": port, "folder": folder, "home": home, "path": os.environ["PATH"]}
     (folder / "sshd_config").write_text(SERVER.format(**values))
     (folder / "ssh_config").write_text(CLIENT.format(**values))
     host_key = (folder / "host_key.pub").read_text()
@@ -148,6 +149,13 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
     board.start()
     yield board
     board.stop()
+
+
+@pytest.fixture(scope="session")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    """The server, for all tests of one process."""
+    with serving(tmp_path_factory, "board") as board:
+        yield board
 
 
 @pytest.fixture
@@ -162,6 +170,18 @@ def board(sshd: Board, monkeypatch: pytest.MonkeyPatch) -> Iterator[Board]:
         device.close()
     sshd.opened.clear()
     sshd.python = sys.executable
+
+
+@pytest.fixture
+def second_board(
+    board: Board, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Board]:
+    """Another board, beside the first one, which `ssh board2` reaches."""
+    with serving(tmp_path_factory, "board2") as second:
+        both = second.folder / "both"
+        both.write_text((board.folder / "ssh_config").read_text() + (second.folder / "ssh_config").read_text())
+        monkeypatch.setenv("EDGEKD_SSH_CONFIG", str(both))
+        yield second
 
 
 Waiting = Callable[[Callable[[], object]], None]

@@ -86,6 +86,49 @@ def test_what_a_bundle_measured_is_read_as_if_by_ssh(files: Path, cli: Callable[
     assert "holds 3 processes in mode latency, and more are needed; `edgekd bundle --processes 6`" in few.stderr
 
 
+@pytest.mark.slow
+def test_a_check_against_a_baseline_is_judged_by_the_pairs_that_ran_on_the_device(
+    files: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgekd.cli.bundling.PAIR_LOOKS", (6,))
+    same = ("--target", "here.toml", "--data", "set.npz")
+    made = cli("bundle", "a.onnx", *same, "--baseline", "b.onnx", "--processes", 3, "--out", "m.tar.gz")
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.startswith("wrote m.tar.gz: 25 workers")  # 8 of the model, 6 pairs, 6 of the baseline alone, 5
+    done = measure(unpacked(files / "m.tar.gz"))
+    assert done.returncode == 0, done.stderr
+    wide = (
+        "--tolerance",
+        "max_slowdown=0.9",
+        "--tolerance",
+        "max_slowdown_p95=off",
+        "--tolerance",
+        "max_load_growth=off",
+    )
+    compared = (*same, "--from", "m/results.json", "--baseline", "b.onnx")
+    judged = cli("check", "a.onnx", *compared, *wide, "--records", "records")
+    assert judged.returncode in (0, 1), judged.stderr  # b answers other labels rightly
+    assert "a.onnx on here: " in judged.stdout and "against b.onnx" in judged.stdout
+    (record,) = (files / "records").glob("*.json")
+    content = json.loads(record.read_text())
+    raw = [json.loads(one["result"]) for one in json.loads((files / "m/results.json").read_text())["answers"]]
+    pairs = [one for one in raw if one["mode"] == "pair"]
+    assert len(pairs) == 12
+    taken = [pair["latency_s"] for pair in content["pairs"]]
+    assert len(taken) == 6
+    assert sorted(map(sum, taken)) == sorted(
+        sum(one["latency_s"]) for one in pairs if one["fingerprint"] != one["baseline"]["fingerprint"]
+    )
+    narrow = cli("check", "a.onnx", *compared, "--tolerance", "max_slowdown=0.0001")
+    assert narrow.returncode == 2 or "a.onnx on here: fail" in narrow.stdout
+    if narrow.returncode == 2:
+        assert "holds too few processes in which it takes turns with b.onnx" in narrow.stderr
+    other = cli("check", "b.onnx", *same, "--from", "m/results.json", "--baseline", "a.onnx")
+    assert other.returncode == 2 and "holds no" in other.stderr
+    stored = cli("bundle", "a.onnx", *same, "--baseline", record, "--out", "n.tar.gz")
+    assert stored.returncode == 2 and "is a record, which was measured before" in stored.stderr
+
+
 def test_python_without_onnxruntime_is_told_on_the_device(files: Path, cli: Callable[..., Any]) -> None:
     cli("bundle", "a.onnx", "--target", "here.toml", "--processes", 3)
     bare = files / "bare"

@@ -18,7 +18,7 @@ from edgekd.pipeline import distill_all
 from edgekd.planning import Request
 from edgekd.result import Result
 from edgekd.run import open_run
-from edgekd.target import load_target
+from edgekd.target import Hardware, load_target
 from edgekd.tasks.known import load_card
 
 Place = Callable[..., Site]
@@ -43,7 +43,7 @@ def test_without_a_name_it_is_this_machine(where: str) -> None:
 def test_an_unknown_device_is_told_with_what_is_known() -> None:
     with pytest.raises(ConfigError) as caught:
         connect(load_target("cpu-x86"), "locl")
-    known = "local, qemu://cortex-a72, qemu://cortex-a76, ssh://[user@]host[:port]"
+    known = "local, qemu://cortex-a72, qemu://cortex-a76, ray://NAME, ssh://[user@]host[:port]"
     assert str(caught.value) == f"device 'locl': did you mean 'local'? Known: {known}."
 
 
@@ -61,6 +61,18 @@ def test_the_option_goes_before_the_file_and_the_file_before_the_environment(mon
 def test_accuracy_is_computed_on_the_device_or_on_the_host() -> None:
     with pytest.raises(ConfigError, match=r"^--accuracy-on 'hos': did you mean 'host'\? Known: device, host\.$"):
         connect(load_target("cpu-x86"), accuracy_on="hos")
+
+
+def test_answers_that_this_machine_computes_for_a_device_are_a_proxy(place: Place) -> None:
+    architecture: Any = Local().facts().architecture
+    here = dataclasses.replace(load_target("cpu-x86"), hardware=Hardware(architecture=architecture))
+    site = place(dataclasses.replace(here, device="ssh://board", accuracy_on="host"))
+    assert (site.differences, site.measurable, site.provenance) == ([], True, "measured")
+    answering = site.answering
+    assert isinstance(answering.device, Local)
+    assert (answering.provenance, answering.proxies) == ("proxy", ["computed on this machine, not on ssh://board"])
+    assert answering.measurable  # so that int8 computes as on the device
+    assert place(load_target("cpu-arm")).answering.provenance == "measured"
 
 
 def test_an_emulated_device_tells_no_time_and_its_figures_say_how_they_were_obtained(place: Place) -> None:

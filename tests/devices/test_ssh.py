@@ -1,6 +1,8 @@
 """Measuring over ssh, on a board that is a real sshd on loopback, and everything that can go wrong on the way."""
 
 import dataclasses
+import fcntl
+import json
 import os
 import random
 import re
@@ -20,7 +22,7 @@ from edgekd.bench.records import Effort, Plan
 from edgekd.bench.runner import make_plan, measure_latency, predict
 from edgekd.devices import ssh
 from edgekd.devices.device import Site
-from edgekd.devices.link import Address, parse_address
+from edgekd.devices.link import Address, Link, parse_address
 from edgekd.devices.local import Local
 from edgekd.devices.orders import WORKER
 from edgekd.devices.ssh import Ssh
@@ -220,6 +222,26 @@ def test_a_second_user_is_told_who_measures(board: Any, model: Path) -> None:
         second.run(plan(second), model, HERE, 60)
     first.close()
     assert second.run(plan(second), model, HERE, 60).latency_s
+
+
+def test_a_lock_that_names_another_process_ends_only_agents(board: Any, model: Path) -> None:
+    device = board.device()
+    device.run(plan(device), model, HERE, 60)
+    told = json.loads((board.home / "lock").read_text())
+    device.close()
+    agent = Link(parse_address("ssh://board"), board.python)
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    forged = {**told, "pid": bystander.pid, "running": False}
+    with (board.home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write(json.dumps(forged))
+        lock.flush()
+        answer = agent.request({"do": "lock", "owner": told["owner"], "who": "me"})
+    agent.close()
+    assert not answer["held"]
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
 
 
 def test_a_killed_worker_is_told_and_the_next_one_runs(board: Any, model: Path, until: Waiting) -> None:

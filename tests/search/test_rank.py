@@ -16,7 +16,7 @@ from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import make
 from edgekd.nets.teachers import LoadedTeacher
 from edgekd.scores import ACCURACY
-from edgekd.search.rank import Lessons, halve, quality, shortlist
+from edgekd.search.rank import Lessons, distil_briefly, halve, quality, shortlist
 from edgekd.tasks.known import load_card
 
 
@@ -53,6 +53,22 @@ def lessons(tmp_path_factory: pytest.TempPathFactory) -> Lessons:
         options=TrainingOptions(),
         folder=tmp_path_factory.mktemp("ranking") / "net",
     )
+
+
+def test_an_interrupted_distillation_goes_on(
+    lessons: Lessons, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*values: Any) -> float:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("edgekd.search.rank.best_score", interrupted)
+        distil_briefly(lessons, {"hidden": [4]}, 2)
+    assert "rank hidden=[4]: epoch 2/2" in capsys.readouterr().err
+    score = distil_briefly(lessons, {"hidden": [4]}, 2)
+    assert "epoch 1/2" not in capsys.readouterr().err  # it was trained before
+    assert list(lessons.folder.iterdir()) == []
+    assert distil_briefly(lessons, {"hidden": [4]}, 2).value == score.value  # from the beginning
 
 
 def test_the_better_half_goes_on_with_twice_the_epochs(lessons: Lessons) -> None:

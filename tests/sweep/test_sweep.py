@@ -83,7 +83,7 @@ def test_trials_differ_by_their_values_alone(sweep: Cli, tmp_path: Path, monkeyp
         histories.append([{key: value for key, value in entry.items() if key != "seconds"} for entry in history])
         return history
 
-    monkeypatch.setattr("edgekd.sweep.sweep.learn", kept)
+    monkeypatch.setattr("edgekd.distill.student.learn", kept)
     sweep("--temperatures", "2", "--alphas", "0.5,1", "--out", "a")
     sweep("--temperatures", "2,4", "--alphas", "0.5", "--out", "b")
     a, b = table(tmp_path / "a"), table(tmp_path / "b")
@@ -92,6 +92,18 @@ def test_trials_differ_by_their_values_alone(sweep: Cli, tmp_path: Path, monkeyp
     same, alpha, again, temperature = histories
     assert same == again and len(same) == 3 and {"loss", "terms"} <= same[0].keys()
     assert same != alpha and same != temperature
+
+
+@pytest.mark.slow
+def test_trials_in_processes_of_their_own_give_the_same(sweep: Cli, tmp_path: Path) -> None:
+    options = ("--temperatures", "0.5,4", "--alphas", "0.9", "--no-pruning")
+    done = sweep(*options, "--jobs", 2, "--out", "together")
+    assert done.returncode == 0, done.stderr
+    assert sweep(*options, "--out", "alone").returncode == 0
+    kept = ("temperature", "validation_accuracy", "epochs", "state")
+    together, alone = ([[row[key] for key in kept] for row in table(tmp_path / name)] for name in ("together", "alone"))
+    assert together == alone and len(alone) == 2
+    assert list((tmp_path / "together" / "trials").iterdir()) == []
 
 
 def test_test_data_is_never_read(sweep: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

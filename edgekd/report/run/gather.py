@@ -27,6 +27,7 @@ from edgekd.scores import ScoreKind
 from edgekd.spec import bundled_names
 from edgekd.tasks.known import TASKS, load_card
 from edgekd.tasks.task import Task
+from edgekd.units import visible
 
 __all__ = ["Column", "Story", "Untrained", "blamed", "gather", "interval_of"]
 
@@ -265,7 +266,8 @@ def _candidates(path: Path) -> tuple[Untrained, ...]:
         return ()
     return tuple(
         Untrained(
-            f"{_shape(entry['shape'])}{', predicted' if entry.get('predicted') else ''}",
+            f"{_shape(entry['shape'])}{', predicted' if entry.get('predicted') else ''}"
+            + (f", timed on {visible(str(entry['timed_on']))}" if entry.get("timed_on") else ""),
             entry["params"],
             entry["macs"],
             {
