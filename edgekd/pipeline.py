@@ -299,7 +299,8 @@ def notes(plan: TargetPlan, int8: dict[str, Any]) -> tuple[str, ...]:
     if not int8:
         return plan.site.remarks
     target = plan.site.target
-    as_chosen = dataclasses.replace(target.quantization, reduce_range=int8["reduce_range"])
+    activation = int8.get("scheme", {}).get("activation", target.quantization.activation)
+    as_chosen = dataclasses.replace(target.quantization, reduce_range=int8["reduce_range"], activation=activation)
     remarks = dataclasses.replace(target, quantization=as_chosen).remarks(plan.site.device.facts())
     fallback = [f"int8: {int8['fallback']['why']}"] if int8["fallback"] else []
     return (*remarks, f"int8: {int8['why']}", *fallback)

@@ -16,6 +16,8 @@ from edgekd.settings import Setting, built_with
 from edgekd.spec import build, bundled_names, locate, read_toml
 
 __all__ = [
+    "GENTLE",
+    "SCHEMES",
     "Hardware",
     "Limits",
     "Opset",
@@ -31,7 +33,17 @@ __all__ = [
 Precision = Literal["fp32", "fp16", "int8"]
 Calibration = Literal["minmax", "entropy", "percentile"]
 Form = Literal["qdq", "qoperator"]
-Scheme = Literal["u8s8", "u8s8-7bit", "s8s8", "u8u8"]
+Scheme = Literal["u8s8", "u8s8-7bit", "s8s8", "u8u8", "w8"]
+SCHEMES: dict[str, dict[str, Any]] = {
+    "u8s8": {"activation": "uint8", "weight": "int8", "reduce_range": False},
+    "u8s8-7bit": {"activation": "uint8", "weight": "int8", "reduce_range": True},
+    "s8s8": {"activation": "int8", "weight": "int8", "reduce_range": False},
+    "u8u8": {"activation": "uint8", "weight": "uint8", "reduce_range": False},
+    "w8": {"activation": "float", "weight": "int8", "reduce_range": False, "form": "qdq"},
+}
+"""The settings of `Quantization` that the schemes stand for."""
+GENTLE = ("w8",)
+"""Schemes that keep more of the activations than 8 bits. They are tried where the others lose too much accuracy."""
 Threads = Annotated[int, Field(ge=1, le=1024)]
 Cpu = Annotated[int, Field(ge=0, lt=8192)]
 """The number of a CPU; Linux supports up to 8,192 CPUs."""
@@ -126,7 +138,8 @@ class Limits:
 class Quantization:
     """Settings of the int8 quantization for this target: static QDQ (see the ONNX Runtime quantization guide)."""
 
-    activation: Literal["uint8", "int8"] = "uint8"
+    activation: Literal["uint8", "int8", "float"] = "uint8"
+    """`float`: only the weights are stored in 8 bits, and the network computes in float."""
     weight: Literal["int8", "uint8"] = "int8"
     per_channel: bool = True
     reduce_range: bool = False
@@ -139,11 +152,18 @@ class Quantization:
     calibration_images: Annotated[int, Field(ge=1, le=1_000_000)] = 256
     schemes: tuple[Scheme, ...] = ()
     """What else may be tried if the target can be measured: activations and weights of 8 bits, unsigned (u) or signed
-    (s), with weights of 8 or 7 bits. The choice is made by speed and by accuracy on validation data."""
+    (s), with weights of 8 or 7 bits. The choice is made by speed and by accuracy on validation data. `w8`, the weights
+    alone, is tried only if all others lose more accuracy than the budget allows."""
     calibrations: tuple[Calibration, ...] = ()
     """Other calibrations that may be tried then."""
     forms: tuple[Form, ...] = ()
     """Other forms that may be tried then."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Quantization":
+        if self.activation == "float" and (self.weight != "int8" or self.form != "qdq"):
+            raise ValueError('with activation = "float", weight must be "int8" and form "qdq"')
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -228,7 +248,8 @@ class Target:
 
     def remarks(self, here: Machine) -> tuple[str, ...]:
         """Remarks on the arithmetic of the machine `here`, for readers of figures measured on it."""
-        eight_bits = "int8" in self.precisions and not self.quantization.reduce_range
+        multiplied = not self.quantization.reduce_range and self.quantization.activation != "float"
+        eight_bits = "int8" in self.precisions and multiplied
         multiplies_here = self.provider.name == "CPUExecutionProvider"  # other providers have their own kernels
         if self.measurable_on(here) and eight_bits and multiplies_here and here.saturates_int8:
             return ("this CPU has no VNNI, so 8-bit weights can saturate; target cpu-x86-avx2 keeps them to 7 bits",)

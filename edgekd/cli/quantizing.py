@@ -9,14 +9,14 @@ from typing import Any
 from edgekd import units
 from edgekd.console import out, say
 from edgekd.devices.local import connect
-from edgekd.errors import ConfigError, ExitCode, InputError
+from edgekd.errors import ConfigError, ExitCode, InputError, did_you_mean, shown
 from edgekd.external import model_files
 from edgekd.files import atomic, real, write_json
 from edgekd.imports import require
 from edgekd.judge import EXIT_CODES
 from edgekd.scratch import scratch
 from edgekd.tables import rich_table
-from edgekd.target import load_target
+from edgekd.target import SCHEMES, Target, load_target
 
 __all__ = ["QuantizeOptions", "numbers", "quantize_model"]
 
@@ -38,6 +38,8 @@ class QuantizeOptions:
     size: int | None = None
     max_drop: float = 1.0
     limit_s: float = 300.0
+    scheme: str = ""
+    """The name of a scheme that replaces those of the target; the target's if it is empty."""
     dynamic: bool = False
     sensitivity: Path | None = None
     save: Path | None = None
@@ -54,7 +56,8 @@ def quantize_model(model: Path, target: str, options: QuantizeOptions) -> int:
         require(module, "cpu", "quantizing")
     from edgekd.search.quantizing import Asked, in_range, layer_damage, quantize_file
 
-    with closing(connect(load_target(target))) as site, scratch() as folder:
+    chosen = _with_scheme(load_target(target), options)
+    with closing(connect(chosen)) as site, scratch() as folder:
         examples = _examples(model, options)
         asked = Asked(
             model=model,
@@ -96,6 +99,18 @@ def quantize_model(model: Path, target: str, options: QuantizeOptions) -> int:
         }
         write_json(options.save, content)
     return EXIT_CODES.get(outcome, ExitCode.INCONCLUSIVE)
+
+
+def _with_scheme(target: Target, options: QuantizeOptions) -> Target:
+    """The target, whose schemes `--scheme` replaces. Calibrations and forms may still be tried."""
+    if not options.scheme:
+        return target
+    if options.scheme not in SCHEMES:
+        raise ConfigError(f"--scheme {shown(options.scheme)}: {did_you_mean(options.scheme, SCHEMES)}")
+    if options.dynamic:
+        raise ConfigError("--scheme, --dynamic: give one of them; --dynamic scales activations at run time")
+    quantization = dataclasses.replace(target.quantization, schemes=(), **SCHEMES[options.scheme])
+    return dataclasses.replace(target, quantization=quantization)
 
 
 def _examples(model: Path, options: QuantizeOptions) -> Any:

@@ -25,6 +25,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from edgekd.errors import ModelError, one_line
 from edgekd.export.resize import PREFIX
 from edgekd.export.shrink import save_model, shrink
+from edgekd.export.weights import store_weights
 from edgekd.scratch import scratch
 from edgekd.target import Quantization
 
@@ -96,10 +97,14 @@ def quantize_prepared(
 ) -> None:
     """Do the second half of `quantize`, for a file that `prepare` made of `source`.
 
-    The nodes of `prepared` named in `in_float` are not quantised. The ranges of a calibration are kept beside
+    With float activations only the weights are stored in 8 bits, and nothing is calibrated. The nodes of `prepared`
+    named in `in_float` are not quantised. The ranges of a calibration are kept beside
     `prepared` and used again, where this onnxruntime can do that.
     """
     original = onnx.load(source)
+    if scheme.activation == "float":
+        _keep_stored(onnx.load(prepared), original, path, scheme, in_float)
+        return
     if not isinstance(examples, Mapping):
         examples = {original.graph.input[0].name: examples}
     with scratch() as folder, _quiet():
@@ -131,6 +136,13 @@ def _kept_ranges(prepared: Path, scheme: Quantization) -> dict[str, Path]:
     return {"calibration_cache_path": prepared.with_suffix(f".{scheme.calibration}.json")}
 
 
+def _keep_stored(
+    model: onnx.ModelProto, original: onnx.ModelProto, path: Path, scheme: Quantization, in_float: Collection[str] = ()
+) -> None:
+    store_weights(model, scheme.per_channel, in_float)
+    _keep(model, original, path)
+
+
 def _fixed_batch(model: onnx.ModelProto) -> int | None:
     """The number of examples that each call must have; None if it is free."""
     dims = model.graph.input[0].type.tensor_type.shape.dim
@@ -141,8 +153,9 @@ def quantize_weights(source: Path, path: Path, scheme: Quantization) -> None:
     """Write `source` (fp32 ONNX) with 8-bit weights; activations are quantised at run time, so no calibration is
     needed.
 
-    Matrix products and LSTMs compute in 8 bits, embeddings are stored in 8 bits. The file's metadata is kept. Raises
-    ModelError if ONNX Runtime cannot quantise it.
+    Matrix products and LSTMs compute in 8 bits, embeddings are stored in 8 bits; with float activations in `scheme`,
+    all weights are only stored in 8 bits. The file's metadata is kept. Raises ModelError if ONNX Runtime cannot
+    quantise it.
     """
     original = onnx.load(source)
     with scratch() as folder, _quiet():
@@ -151,6 +164,9 @@ def quantize_weights(source: Path, path: Path, scheme: Quantization) -> None:
             # This step computes the weights of LSTMs, which torch writes as slices that are concatenated in the graph.
             quant_pre_process(source, prepared, skip_symbolic_shape=True)
             model = onnx.load(prepared)
+            if scheme.activation == "float":
+                _keep_stored(model, original, path, scheme)
+                return
             del model.graph.value_info[:]  # the tool transposes weights and would otherwise read their old shapes here
             quantize_dynamic(
                 model,

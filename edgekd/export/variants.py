@@ -153,6 +153,8 @@ def precision_of(file: Path) -> Precision:
     model = onnx.load(file)
     if any(node.op_type in INT8 for node in model.graph.node):
         return "int8"
+    if any(weights.data_type == onnx.TensorProto.INT8 and len(weights.dims) > 1 for weights in model.graph.initializer):
+        return "int8"  # the weights alone
     halves = any(weights.data_type == onnx.TensorProto.FLOAT16 for weights in model.graph.initializer)
     return "fp16" if halves else "fp32"
 

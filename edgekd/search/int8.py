@@ -9,11 +9,11 @@ from edgekd.budget import Budget
 from edgekd.console import say
 from edgekd.export.quantize import prepare, quantize_prepared
 from edgekd.files import atomic, file_sha256, read_json, write_json
-from edgekd.search.layers import fall_back
-from edgekd.search.schemes import Material, choose_scheme, figures_of
+from edgekd.search.layers import Fallback, fall_back
+from edgekd.search.schemes import Choice, Material, choose_gentler, choose_scheme, figures_of
 from edgekd.target import Quantization
 
-__all__ = ["score_floor", "settle_int8"]
+__all__ = ["keep_accuracy", "score_floor", "settle_int8"]
 
 # student-int8.json history:
 # 1 - sha256 of the int8 file, why, reduce_range, trials, failed, fallback
@@ -59,6 +59,23 @@ def settle_int8(material: Material, file: Path, budget: Budget, teacher: float |
     return content
 
 
+def keep_accuracy(
+    material: Material, choice: Choice, floor: float, limit_s: float = 300.0
+) -> tuple[Choice, Fallback | None]:
+    """Find what keeps the score of at least `floor`, which the best scheme misses: a few layers in float or, if these
+    are not enough or save no time, a scheme that keeps more of the activations. The reasons are printed."""
+    fallback = None
+    if choice.best.scheme.activation != "float":
+        fallback = fall_back(material, choice.best.scheme, floor, limit_s)
+        say(f"int8: {fallback.why}")
+    if not (fallback and fallback.enough):
+        before = choice
+        choice = choose_gentler(material, before, floor)
+        if choice.why != before.why:
+            say(f"int8: {choice.why.removeprefix(before.why).lstrip('; ')}")
+    return choice, fallback
+
+
 def _known(record: Path, fp32: Path) -> dict[str, Any] | None:
     """The decision that was kept for this fp32 file; None if there is none, or one of an edgekd that kept too little
     to make the int8 file again and whose file differs."""
@@ -88,11 +105,11 @@ def _decided(material: Material, budget: Budget, teacher: float | None) -> tuple
     chosen, scheme, in_float = choice.best.file, choice.best.scheme, tuple[str, ...]()
     fp32 = float(figures_of(material.fp32, material).mean())
     floor = score_floor(budget, fp32, teacher)
-    fallback = None
+    fallback: Fallback | None = None
     if floor is not None and choice.best.score < floor:
-        fallback = fall_back(material, scheme, floor)
-        say(f"int8: {fallback.why}")
-        if fallback.enough:
+        choice, fallback = keep_accuracy(material, choice, floor)
+        chosen, scheme = choice.best.file, choice.best.scheme
+        if fallback and fallback.enough:
             chosen, scheme, in_float = fallback.file, fallback.scheme, fallback.nodes
     return chosen, {
         "fp32_sha256": file_sha256(material.fp32),

@@ -26,7 +26,8 @@ from edgekd.export.unsigned import to_unsigned
 from edgekd.external import model_bytes
 from edgekd.files import atomic
 from edgekd.judge import Outcome
-from edgekd.search.layers import Fallback, LayerDamage, fall_back, sensitivity
+from edgekd.search.int8 import keep_accuracy
+from edgekd.search.layers import Fallback, LayerDamage, sensitivity
 from edgekd.search.schemes import Choice, Material, choose_scheme, scheme_words, time_ratio
 from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION as TASK
 
@@ -157,8 +158,10 @@ def quantize_file(asked: Asked) -> Quantized:
         best, how = choice.best.file, choice.why
         top = float((_logits(asked.model, asked, material.inputs).argmax(axis=1) == material.targets).mean())
         if choice.best.score < top - asked.max_drop / 100:
-            fallback = fall_back(material, choice.best.scheme, top - asked.max_drop / 100, asked.limit_s)
-            best, how = (fallback.file if fallback.enough else best), f"{how}; {fallback.why}"
+            choice, fallback = keep_accuracy(material, choice, top - asked.max_drop / 100, asked.limit_s)
+            best, how = choice.best.file, choice.why
+            if fallback:
+                best, how = fallback.file if fallback.enough else best, f"{how}; {fallback.why}"
         shutil.copyfile(best, made)
     else:
         scheme = asked.site.target.quantization

@@ -23,20 +23,14 @@ from edgekd.devices.device import Site
 from edgekd.distributions import mcnemar
 from edgekd.errors import EdgekdError, cut
 from edgekd.export.quantize import Examples, prepare, quantize_prepared
-from edgekd.target import Quantization
+from edgekd.target import GENTLE, SCHEMES, Quantization
 from edgekd.tasks.task import Targets, Task
 
-__all__ = ["Choice", "Material", "Trial", "choose_scheme", "scheme_words"]
+__all__ = ["Choice", "Material", "Trial", "choose_gentler", "choose_scheme", "scheme_words"]
 
 EFFORT = Effort(processes=3, warmup_s=0.1, min_calls=30, max_calls=1_500, max_s=0.4)
 """The effort for each trial: so many pairs of processes."""
 
-SCHEMES: dict[str, dict[str, Any]] = {
-    "u8s8": {"activation": "uint8", "weight": "int8", "reduce_range": False},
-    "u8s8-7bit": {"activation": "uint8", "weight": "int8", "reduce_range": True},
-    "s8s8": {"activation": "int8", "weight": "int8", "reduce_range": False},
-    "u8u8": {"activation": "uint8", "weight": "uint8", "reduce_range": False},
-}
 LEVEL = 0.05
 """A difference of accuracy counts if McNemar's exact p is at most this."""
 SLOWER = 1.02
@@ -106,6 +100,8 @@ class Choice:
 
 def scheme_words(scheme: Quantization) -> str:
     """A scheme in words: `U8S8, 7-bit weights, minmax, QDQ`."""
+    if scheme.activation == "float":
+        return "W8, the weights alone"
     kinds = {"uint8": "U8", "int8": "S8"}
     bits = ", 7-bit weights" if scheme.reduce_range else ""
     form = {"qdq": "QDQ", "qoperator": "QOperator"}[scheme.form]
@@ -124,10 +120,11 @@ def choose_scheme(material: Material) -> Choice:
     bench = _Bench(material)
     prepare(material.fp32, bench.prepared)
     best = bench.trial(settings)
+    calibrated = settings.activation != "float"
     stages: list[tuple[_Rule, list[dict[str, Any]]]] = [
-        (_fastest_accurate, [SCHEMES[name] for name in settings.schemes]),
-        (_more_accurate, [{"calibration": name} for name in settings.calibrations]),
-        (_smallest, [{"form": form} for form in settings.forms]),
+        (_fastest_accurate, [SCHEMES[name] for name in settings.schemes if name not in GENTLE]),
+        (_more_accurate, [{"calibration": name} for name in settings.calibrations if calibrated]),
+        (_smallest, [{"form": form} for form in settings.forms if calibrated]),
     ]
     reasons: list[str] = []
     for rule, changes in stages:
@@ -137,6 +134,22 @@ def choose_scheme(material: Material) -> Choice:
             reasons.append(reason)
     why = "; ".join(reasons) or "the target's own settings, and nothing else may be tried"
     return Choice(best=best, trials=tuple(bench.trials), failed=bench.failed, why=f"{scheme_words(best.scheme)}: {why}")
+
+
+def choose_gentler(material: Material, choice: Choice, floor: float) -> Choice:
+    """Try the target's schemes of GENTLE after `choose_scheme`, for a network whose score must be at least `floor`.
+
+    The first one that reaches it, and is not surely slower than fp32, is the best of the returned choice; otherwise
+    that stays, and the reason says why.
+    """
+    bench = _Bench(material, list(choice.trials), dict(choice.failed))
+    names = [name for name in material.site.target.quantization.schemes if name in GENTLE]
+    tried = bench.attempts(choice.best, [SCHEMES[name] for name in names])
+    best = next((trial for trial in tried if trial.score >= floor and trial.ratio.low <= 1), choice.best)
+    found = ", ".join(_named(trial, material.task) for trial in tried)
+    used = "" if best is not choice.best else ": not used"
+    why = f"{choice.why}; {found}, {shown(floor, material.task)} asked{used}" if tried else choice.why
+    return Choice(best=best, trials=tuple(bench.trials), failed=bench.failed, why=why)
 
 
 _Rule = Callable[[Trial, Sequence[Trial], Task], tuple[Trial, str]]

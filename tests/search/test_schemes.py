@@ -150,12 +150,12 @@ def exactly(file: Path, x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def kind_of(file: Path) -> str:
-    """fp32, or the types of the first quantised activation and of the weights: `uint8 int8`."""
+    """fp32, fp32 with int8 weights, or the types of the first quantised activation and of the weights: `uint8 int8`."""
     graph = onnx.load(file).graph
     known = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     first = next((node for node in graph.node if node.op_type == "QuantizeLinear"), None)
     if first is None:
-        return "fp32"
+        return "fp32 int8" if any(array.dtype == np.int8 for array in known.values()) else "fp32"
     weights = next(array for array in known.values() if array.ndim > 1 and array.itemsize == 1)
     activation = known[first.input[2]].dtype if len(first.input) > 2 else "uint8"
     return f"{activation} {weights.dtype}"
@@ -172,7 +172,7 @@ def int8_operators(file: Path) -> bool:
     return any(node.op_type.startswith("QLinear") for node in onnx.load(file).graph.node)
 
 
-MILLISECONDS = {"fp32": 1.0, "uint8 int8": 0.5, "int8 int8": 1.2, "uint8 uint8": 1.01}
+MILLISECONDS = {"fp32": 1.0, "fp32 int8": 1.0, "uint8 int8": 0.5, "int8 int8": 1.2, "uint8 uint8": 1.01}
 
 
 def answering(vnni: bool, times: dict[str, float] = MILLISECONDS, refused: str = "") -> Callable[..., Record]:
@@ -378,6 +378,27 @@ def test_a_fallback_that_saves_no_time_is_not_used(material: Callable[..., Mater
     assert kept["fallback"]["used"] is False
     assert kept["fallback"]["why"].endswith("not used")
     assert eight_bits(file)
+
+
+@pytest.mark.parametrize("slower", [False, True])
+def test_weights_alone_are_tried_where_int8_loses_too_much(
+    material: Callable[..., Material], tmp_path: Path, capsys: pytest.CaptureFixture[str], slower: bool
+) -> None:
+    """Layers in float save no time here, because the fp32 file is as fast as all others."""
+    times = dict.fromkeys(MILLISECONDS, 1.0) | {"fp32 int8": 1.1 if slower else 1.0}
+    file = tmp_path / "student-int8.onnx"
+    tried = Quantization(schemes=("w8",))
+    device = answering(vnni=False, times=times)
+    kept = settle_int8(material(tried, AVX2, device), file, Budget(max_accuracy_drop=3.0), None)
+    words = "W8 100.00 %, 1.10, 97.00 % asked: not used" if slower else "W8 100.00 %, 1.00, 97.00 % asked\n"
+    assert words in capsys.readouterr().err
+    assert [trial["name"] for trial in kept["trials"]] == ["U8S8, minmax, QDQ", "W8, the weights alone"]
+    assert kept["trials"][1]["fused"] is None
+    assert kept["scheme"]["activation"] == ("uint8" if slower else "float")
+    assert kind_of(file) == ("uint8 int8" if slower else "fp32 int8")
+    unmeasured = material(tried, AVX2, nothing_measured)
+    file.unlink()
+    assert settle_int8(unmeasured, file, Budget(max_accuracy_drop=3.0), None) == kept
 
 
 def test_sensitivity_is_the_error_of_one_layer_alone(material: Callable[..., Material]) -> None:
