@@ -76,7 +76,7 @@ def quantize(
     max_drop: Annotated[float, typer.Option(min=0, max=100, metavar="POINTS", help="Allowed loss of accuracy.")] = 1.0,
     limit: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="For finding layers that stay float.")] = 300,
     scheme: Annotated[
-        str, typer.Option(metavar="NAME", help="In place of the target's: u8s8, u8s8-7bit, s8s8, u8u8, w8 (weights).")
+        str, typer.Option(metavar="NAME", help="In place of the target's: u8s8, u8s8-7bit, s8s8, u8u8, a16w8, w8.")
     ] = "",
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Scale activations at run time: Gemm, LSTM.")] = False,
     sensitivity: Annotated[

@@ -2,21 +2,23 @@
 
 import dataclasses
 import math
+import os
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from edgekd import units
 from edgekd.console import out, say
+from edgekd.devices.device import Site
 from edgekd.devices.local import connect
-from edgekd.errors import ConfigError, ExitCode, InputError, did_you_mean, shown
+from edgekd.errors import ConfigError, ExitCode, InputError, UnavailableError, did_you_mean, shown
 from edgekd.external import model_files
 from edgekd.files import atomic, real, write_json
 from edgekd.imports import require
 from edgekd.judge import EXIT_CODES
 from edgekd.scratch import scratch
 from edgekd.tables import rich_table
-from edgekd.target import SCHEMES, Target, load_target
+from edgekd.target import SCHEMES, Provider, Quantization, Target, load_target, wide_problem
 
 __all__ = ["QuantizeOptions", "numbers", "quantize_model"]
 
@@ -57,7 +59,7 @@ def quantize_model(model: Path, target: str, options: QuantizeOptions) -> int:
     from edgekd.search.quantizing import Asked, in_range, layer_damage, quantize_file
 
     chosen = _with_scheme(load_target(target), options)
-    with closing(connect(chosen)) as site, scratch() as folder:
+    with closing(_placed(chosen)) as site, scratch() as folder:
         examples = _examples(model, options)
         asked = Asked(
             model=model,
@@ -67,6 +69,8 @@ def quantize_model(model: Path, target: str, options: QuantizeOptions) -> int:
             folder=Path(folder),
             max_drop=options.max_drop,
             limit_s=options.limit_s,
+            scheme=chosen.quantization,
+            proxy=site.target.provider != chosen.provider,
             dynamic=options.dynamic,
         )
         asked = in_range(asked)
@@ -109,8 +113,23 @@ def _with_scheme(target: Target, options: QuantizeOptions) -> Target:
         raise ConfigError(f"--scheme {shown(options.scheme)}: {did_you_mean(options.scheme, SCHEMES)}")
     if options.dynamic:
         raise ConfigError("--scheme, --dynamic: give one of them; --dynamic scales activations at run time")
+    if options.scheme == "a16w8" and (problem := wide_problem(target.provider.name)):
+        raise ConfigError(f"--scheme a16w8: target {target.name}: {problem}")
     quantization = dataclasses.replace(target.quantization, schemes=(), **SCHEMES[options.scheme])
     return dataclasses.replace(target, quantization=quantization)
+
+
+def _placed(target: Target) -> Site:
+    """The target on its device. Where nothing can bring the target's provider to this machine, the CPU provider of this
+    onnxruntime gives the answers, which is said, and the file is made for the target all the same."""
+    try:
+        return connect(target)
+    except UnavailableError as error:
+        if target.device or os.environ.get("EDGEKD_DEVICE") or target.environment:
+            raise
+        say(f"{error}. The file is made without it; answers are those of the CPU provider (proxy)")
+    cpu = Provider(name="CPUExecutionProvider")
+    return connect(dataclasses.replace(target, provider=cpu, quantization=Quantization()))
 
 
 def _examples(model: Path, options: QuantizeOptions) -> Any:

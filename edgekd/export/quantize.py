@@ -6,6 +6,7 @@ import inspect
 import io
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from edgekd.target import Quantization
 
 __all__ = ["Examples", "prepare", "quantize", "quantize_prepared", "quantize_weights"]
 
-TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
+TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8, "uint16": QuantType.QUInt16}
 FORMS = {"qdq": QuantFormat.QDQ, "qoperator": QuantFormat.QOperator}
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -121,13 +122,35 @@ def quantize_prepared(
                 reduce_range=scheme.reduce_range,
                 calibrate_method=METHODS[scheme.calibration],
                 nodes_to_exclude=[*_preprocessing(onnx.load(prepared)), *in_float],
-                extra_options={"ActivationSymmetric": scheme.symmetric_activation},
+                extra_options=_options(original, scheme),
                 **_kept_ranges(prepared, scheme),
             )
             model = onnx.load(quantized)
         except Exception as error:  # the quantisation tool may raise any exception
             raise ModelError(f"{source}: ONNX Runtime cannot quantise it: {one_line(error)}") from error
+    _keep_opset(model, onnx.load(prepared, load_external_data=False))
     _keep(model, original, path)
+
+
+def _keep_opset(model: onnx.ModelProto, before: onnx.ModelProto) -> None:
+    """Give the model the opset again that it had before the tool raised it to 21 for 16-bit operators, which are those
+    of com.microsoft here. Where the conversion to 21 has changed an operator, the model keeps 21."""
+    opsets = [next(e for e in each.opset_import if e.domain in ("", "ai.onnx")) for each in (model, before)]
+    if opsets[0].version > opsets[1].version and not _operators(model) - _operators(before):
+        opsets[0].version = opsets[1].version
+
+
+def _operators(model: onnx.ModelProto) -> Counter[tuple[str, int, str]]:
+    """The operators that do not quantise, with the number of their inputs and their attributes."""
+    nodes = [node for node in model.graph.node if node.op_type not in ("QuantizeLinear", "DequantizeLinear")]
+    return Counter((n.op_type, len(n.input), str(sorted(n.attribute, key=lambda a: a.name))) for n in nodes)
+
+
+def _options(model: onnx.ModelProto, scheme: Quantization) -> dict[str, bool]:
+    """Options of the tool. Before opset 21 the 16-bit operators are those of com.microsoft, as QNN's page asks."""
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    wide = {"UseQDQContribOps": True} if scheme.activation == "uint16" and opset < 21 else {}
+    return {"ActivationSymmetric": scheme.symmetric_activation, **wide}
 
 
 def _kept_ranges(prepared: Path, scheme: Quantization) -> dict[str, Path]:

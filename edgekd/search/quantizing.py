@@ -29,6 +29,7 @@ from edgekd.judge import Outcome
 from edgekd.search.int8 import keep_accuracy
 from edgekd.search.layers import Fallback, LayerDamage, sensitivity
 from edgekd.search.schemes import Choice, Material, choose_scheme, scheme_words, time_ratio
+from edgekd.target import Quantization
 from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION as TASK
 
 __all__ = ["Asked", "Comparison", "Quantized", "in_range", "layer_damage", "quantize_file"]
@@ -51,8 +52,17 @@ class Asked:
     """The loss of accuracy that is allowed, in percentage points."""
     limit_s: float = 300.0
     """The time for returning layers to float."""
+    scheme: Quantization
+    """The settings of the target."""
+    proxy: bool = False
+    """Whether another provider than the target's gives the answers, so that nothing else is measured."""
     dynamic: bool = False
     """Whether activations are scaled at run time, and only the weights are quantised before."""
+
+    @property
+    def measurable(self) -> bool:
+        """Whether time is measured, and choices are made by it."""
+        return self.site.measurable and not self.proxy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +160,9 @@ def quantize_file(asked: Asked) -> Quantized:
     if any(node.op_type in ("QuantizeLinear", "QLinearConv") for node in model.graph.node):
         how = _shifted(asked, model, made, parts.judging)
     elif asked.dynamic:
-        quantize_weights(asked.model, made, asked.site.target.quantization)
+        quantize_weights(asked.model, made, asked.scheme)
         how = "weights in 8 bits, activations scaled at run time"
-    elif asked.site.measurable:
+    elif asked.measurable:
         material = _material(asked, parts.choosing, parts.calibration)
         choice = choose_scheme(material)
         best, how = choice.best.file, choice.why
@@ -164,7 +174,7 @@ def quantize_file(asked: Asked) -> Quantized:
                 best, how = fallback.file if fallback.enough else best, f"{how}; {fallback.why}"
         shutil.copyfile(best, made)
     else:
-        scheme = asked.site.target.quantization
+        scheme = asked.scheme
         quantize(asked.model, made, scheme, parts.calibration.inputs)
         how = f"{scheme_words(scheme)}: the target's own settings, for it cannot be measured here"
     compared = _compared(asked, made, parts.judging)
@@ -177,7 +187,7 @@ def layer_damage(asked: Asked) -> list[LayerDamage]:
     """The damage of int8 in each layer alone, on the examples by which choices are made; the worst first."""
     parts = _parts(asked)
     material = _material(asked, parts.choosing, parts.calibration)
-    scheme = dataclasses.replace(asked.site.target.quantization, form="qdq")
+    scheme = dataclasses.replace(asked.scheme, form="qdq")
     prepare(asked.model, asked.folder / "prepared.onnx")
     return sensitivity(material, scheme, asked.limit_s)
 
@@ -194,7 +204,7 @@ def _parts(asked: Asked) -> _Parts:
     count = len(asked.examples)
     if count < LEAST:
         raise InputError(f"{asked.examples.about}: holds {count} examples; at least {LEAST} are needed")
-    wanted = min(asked.site.target.quantization.calibration_images, count // 3)
+    wanted = min(asked.scheme.calibration_images, count // 3)
     first = np.linspace(0, count - 1, wanted).astype(np.int64)
     rest = np.setdiff1d(np.arange(count), first)
     return _Parts(
@@ -247,7 +257,7 @@ def _logits(file: Path, asked: Asked, inputs: Path) -> NDArray[Any]:
 
 def _shifted(asked: Asked, model: onnx.ModelProto, made: Path, part: Ready) -> str:
     """Write the int8 model with uint8 activations, and compare its outputs on real inputs without optimization."""
-    if asked.site.target.quantization.activation != "uint8":
+    if asked.scheme.activation != "uint8":
         raise InputError(f"{asked.model}: is int8 already, and target {asked.site.target.name} wants int8 activations")
     try:
         changed = to_unsigned(model)
@@ -278,7 +288,7 @@ def _compared(asked: Asked, made: Path, part: Ready) -> Comparison:
     before, after = (_logits(file, asked, inputs).argmax(axis=1) for file in (asked.model, made))
     labels = before if part.labels is None else part.labels
     ratio = None
-    if asked.site.measurable:
+    if asked.measurable:
         material = Material(
             fp32=asked.model,
             calibration={},

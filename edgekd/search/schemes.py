@@ -102,6 +102,8 @@ def scheme_words(scheme: Quantization) -> str:
     """A scheme in words: `U8S8, 7-bit weights, minmax, QDQ`."""
     if scheme.activation == "float":
         return "W8, the weights alone"
+    if scheme.activation == "uint16":
+        return f"A16W8, {scheme.calibration}, QDQ"
     kinds = {"uint8": "U8", "int8": "S8"}
     bits = ", 7-bit weights" if scheme.reduce_range else ""
     form = {"qdq": "QDQ", "qoperator": "QOperator"}[scheme.form]

@@ -208,6 +208,40 @@ def test_a_scheme_by_name(cli: Cli, arrays: Path, elsewhere: Path, tmp_path: Pat
     assert "--scheme, --dynamic: give one of them" in done.stderr
 
 
+def test_16_bit_activations_for_an_npu_that_is_not_here(cli: Cli, model: Path, arrays: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a16w8.onnx"
+    call = ["quantize", model, "--data", arrays, "--scheme", "a16w8", "--out", path]
+    done = cli(*call, "--target", "qnn-npu")
+    assert done.returncode == 0, done.stderr
+    assert "target qnn-npu: unavailable" in done.stderr
+    assert "answers are those of the CPU provider (proxy)" in done.stderr
+    assert "a16w8.onnx: A16W8, minmax, QDQ: the target's own settings, for it cannot be measured here" in done.stdout
+    assert "accuracy 100.00 % → 100.00 %" in done.stdout
+    made = onnx.load(path)
+    assert {entry.domain: entry.version for entry in made.opset_import}[""] == 17  # the file's own, below 21
+    known = {tensor.name: tensor.data_type for tensor in made.graph.initializer}
+    pairs = [node for node in made.graph.node if node.op_type.endswith("Linear")]
+    assert {node.domain for node in pairs} == {"com.microsoft"}
+    activations = {known[node.input[2]] for node in pairs if node.op_type == "QuantizeLinear"}
+    assert activations == {TensorProto.UINT16}
+    weights = [node for node in pairs if node.op_type == "DequantizeLinear" and node.input[0] in known]
+    assert {known[node.input[0]] for node in weights} == {TensorProto.UINT8}
+    behind = {node.output[0] for node in pairs if node.op_type == "DequantizeLinear"}
+    layers = [node for node in made.graph.node if node.op_type in ("Conv", "Gemm")]
+    assert len(layers) == 2
+    assert all(name in behind for node in layers for name in node.input[:2])
+    x, labels = np.load(arrays)["inputs"], np.load(arrays)["labels"]
+    error = np.abs(answers(path, x[:20]) - answers(model, x[:20])).max()
+    assert error < 0.01 * np.abs(answers(model, x[:20])).max()
+    assert (answers(path, x[:60]).argmax(axis=1) == labels[:60]).all()
+    refused = cli(*call, "--target", "cpu-x86")
+    assert refused.returncode == 2
+    assert refused.stderr.strip().endswith(
+        "--scheme a16w8: target cpu-x86: 16-bit activations (a16w8) are for QNNExecutionProvider; CPUExecutionProvider "
+        "would compute them in float"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
