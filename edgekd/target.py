@@ -34,6 +34,7 @@ __all__ = [
 Precision = Literal["fp32", "fp16", "int8"]
 Calibration = Literal["minmax", "entropy", "percentile"]
 Form = Literal["qdq", "qoperator"]
+Correction = Literal["equalize", "bias"]
 Scheme = Literal["u8s8", "u8s8-7bit", "s8s8", "u8u8", "a16w8", "w8"]
 SCHEMES: dict[str, dict[str, Any]] = {
     "u8s8": {"activation": "uint8", "weight": "int8", "reduce_range": False},
@@ -154,6 +155,10 @@ class Quantization:
     form: Form = "qdq"
     """How int8 is written: with QuantizeLinear and DequantizeLinear around float operators, which every provider
     understands, or with int8 operators, which make a smaller file for the CPU provider."""
+    equalize: bool = False
+    """Whether the ranges of channels are made alike between neighbouring layers before the quantization."""
+    correct_bias: bool = False
+    """Whether the mean error that rounded weights give to each channel is taken from the biases."""
     calibration_images: Annotated[int, Field(ge=1, le=1_000_000)] = 256
     schemes: tuple[Scheme, ...] = ()
     """What else may be tried if the target can be measured: activations and weights of 8 bits, unsigned (u) or signed
@@ -164,6 +169,8 @@ class Quantization:
     """Other calibrations that may be tried then."""
     forms: tuple[Form, ...] = ()
     """Other forms that may be tried then."""
+    corrections: tuple[Correction, ...] = ()
+    """What may be tried then if int8 is surely less accurate than fp32: `equalize`, `bias`, and both together."""
 
     @model_validator(mode="after")
     def _check(self) -> "Quantization":

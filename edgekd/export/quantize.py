@@ -24,6 +24,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgekd.errors import ModelError, one_line
+from edgekd.export.equalize import correct_bias, equalize
 from edgekd.export.resize import PREFIX
 from edgekd.export.shrink import save_model, shrink
 from edgekd.export.weights import store_weights
@@ -108,28 +109,54 @@ def quantize_prepared(
         return
     if not isinstance(examples, Mapping):
         examples = {original.graph.input[0].name: examples}
-    with scratch() as folder, _quiet():
-        quantized = Path(folder, "int8.onnx")
-        try:
-            quantize_static(
-                prepared,
-                quantized,
-                _Batches(examples, _fixed_batch(original) or BATCH),
-                quant_format=FORMS[scheme.form],
-                activation_type=TYPES[scheme.activation],
-                weight_type=TYPES[scheme.weight],
-                per_channel=scheme.per_channel,
-                reduce_range=scheme.reduce_range,
-                calibrate_method=METHODS[scheme.calibration],
-                nodes_to_exclude=[*_preprocessing(onnx.load(prepared)), *in_float],
-                extra_options=_options(original, scheme),
-                **_kept_ranges(prepared, scheme),
-            )
-            model = onnx.load(quantized)
-        except Exception as error:  # the quantisation tool may raise any exception
-            raise ModelError(f"{source}: ONNX Runtime cannot quantise it: {one_line(error)}") from error
+    try:
+        with _quiet():
+            if scheme.equalize:
+                prepared = _equalized(prepared)
+            model = _static(prepared, scheme, examples, original, in_float)
+            if scheme.correct_bias:
+                corrected = onnx.load(prepared)
+                correct_bias(corrected, model, _Batches(examples, _fixed_batch(original) or BATCH).batches)
+                prepared = prepared.with_name(f"{prepared.stem}-corrected.onnx")
+                onnx.save_model(corrected, prepared)
+                prepared.with_suffix(f".{scheme.calibration}.json").unlink(missing_ok=True)  # ranges of other biases
+                model = _static(prepared, scheme, examples, original, in_float)
+    except Exception as error:  # the quantisation tool may raise any exception
+        raise ModelError(f"{source}: ONNX Runtime cannot quantise it: {one_line(error)}") from error
     _keep_opset(model, onnx.load(prepared, load_external_data=False))
     _keep(model, original, path)
+
+
+def _equalized(prepared: Path) -> Path:
+    path = prepared.with_name(f"{prepared.stem}-equalized.onnx")
+    if not path.exists():
+        model = onnx.load(prepared)
+        equalize(model)
+        onnx.save_model(model, path)
+    return path
+
+
+def _static(
+    prepared: Path, scheme: Quantization, examples: Examples, original: onnx.ModelProto, in_float: Collection[str]
+) -> onnx.ModelProto:
+    """What ONNX Runtime's tool makes of the prepared file."""
+    with scratch() as folder:
+        quantized = Path(folder, "int8.onnx")
+        quantize_static(
+            prepared,
+            quantized,
+            _Batches(examples, _fixed_batch(original) or BATCH),
+            quant_format=FORMS[scheme.form],
+            activation_type=TYPES[scheme.activation],
+            weight_type=TYPES[scheme.weight],
+            per_channel=scheme.per_channel,
+            reduce_range=scheme.reduce_range,
+            calibrate_method=METHODS[scheme.calibration],
+            nodes_to_exclude=[*_preprocessing(onnx.load(prepared)), *in_float],
+            extra_options=_options(original, scheme),
+            **_kept_ranges(prepared, scheme),
+        )
+        return onnx.load(quantized)
 
 
 def _keep_opset(model: onnx.ModelProto, before: onnx.ModelProto) -> None:

@@ -19,7 +19,7 @@ __all__ = ["keep_accuracy", "score_floor", "settle_int8"]
 # 1 - sha256 of the int8 file, why, reduce_range, trials, failed, fallback
 # 2 - also fp32_sha256, scheme, in_float: the int8 file can be made again from these without a measurement
 SCHEMA_VERSION = 2
-TO_TRY = ("schemes", "calibrations", "forms")
+TO_TRY = ("schemes", "calibrations", "forms", "corrections")
 """Settings of `Quantization` that say what may be tried, and nothing about the file that is chosen."""
 
 

@@ -286,6 +286,36 @@ def test_a_calibration_is_taken_only_if_it_is_surely_better(material: Callable[.
     assert {trial.ratio for trial in choice.trials} == {choice.trials[0].ratio}
 
 
+def test_corrections_are_kept_only_where_they_help(material: Callable[..., Material]) -> None:
+    """The channels of the first layer differ by a factor of 1,000, and the weights have one scale."""
+    tried = Quantization(per_channel=False, corrections=("equalize", "bias"))
+    assert len(choose_scheme(material(tried, VNNI, answering(vnni=True))).trials) == 1  # nothing is lost: not tried
+    skewed = material(tried, VNNI, answering(vnni=True))
+    for old in skewed.folder.iterdir():
+        old.unlink()
+    model = onnx.load(skewed.fp32)
+    factors = np.geomspace(0.03, 30, 8).astype(np.float32)
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if tensor.name == "first.weight":
+            tensor.CopyFrom(numpy_helper.from_array(array * factors[:, None, None, None], tensor.name))
+        if tensor.name == "second.weight":
+            tensor.CopyFrom(numpy_helper.from_array(array / factors[None, :, None, None], tensor.name))
+    onnx.save(model, skewed.fp32)
+    choice = choose_scheme(skewed)
+    assert [scheme_words(trial.scheme) for trial in choice.trials] == [
+        "U8S8, minmax, QDQ",
+        "U8S8, equalised, minmax, QDQ",
+        "U8S8, biases corrected, minmax, QDQ",
+        "U8S8, equalised and biases corrected, minmax, QDQ",
+    ]
+    plain, equal = choice.trials[:2]
+    assert plain.score < 0.9 < 0.97 < equal.score
+    assert choice.best.scheme.equalize
+    assert "is kept" in choice.why
+    assert {trial.ratio for trial in choice.trials} == {plain.ratio}
+
+
 # --- what a run keeps, and layers in float ---
 
 
