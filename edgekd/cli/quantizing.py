@@ -51,14 +51,15 @@ def quantize_model(model: Path, target: str, options: QuantizeOptions) -> int:
     """Quantise, measure before and after, and return the exit code of the verdict on the loss of accuracy."""
     if not model.is_file():
         raise InputError(f"{model}: no such model file")
-    path = options.out or model.with_name(f"{model.stem}-int8.onnx")
+    chosen = _with_scheme(load_target(target), options)
+    precision = "int8" if options.scheme or "int8" in chosen.precisions else "fp16"
+    path = options.out or model.with_name(f"{model.stem}-{precision}.onnx")
     if real(path) == real(model):
         raise ConfigError(f"--out {path}: is the model itself; name another file")
     for module in ("onnx", "onnxruntime"):
         require(module, "cpu", "quantizing")
     from edgekd.search.quantizing import Asked, in_range, layer_damage, quantize_file
 
-    chosen = _with_scheme(load_target(target), options)
     with closing(_placed(chosen)) as site, scratch() as folder:
         examples = _examples(model, options)
         asked = Asked(
@@ -70,6 +71,7 @@ def quantize_model(model: Path, target: str, options: QuantizeOptions) -> int:
             max_drop=options.max_drop,
             limit_s=options.limit_s,
             scheme=chosen.quantization,
+            precisions=("int8",) if options.scheme else chosen.precisions,
             proxy=site.target.provider != chosen.provider,
             dynamic=options.dynamic,
         )

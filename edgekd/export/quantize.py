@@ -31,7 +31,7 @@ from edgekd.export.weights import store_weights
 from edgekd.scratch import scratch
 from edgekd.target import Quantization
 
-__all__ = ["Examples", "prepare", "quantize", "quantize_prepared", "quantize_weights"]
+__all__ = ["Examples", "prepare", "quantize", "quantize_prepared", "quantize_weights", "to_half"]
 
 TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8, "uint16": QuantType.QUInt16}
 FORMS = {"qdq": QuantFormat.QDQ, "qoperator": QuantFormat.QOperator}
@@ -229,6 +229,25 @@ def quantize_weights(source: Path, path: Path, scheme: Quantization) -> None:
             raise ModelError(f"{source}: ONNX Runtime cannot quantise it: {one_line(error)}") from error
         model = onnx.load(quantized)
     _keep(model, original, path)
+
+
+def to_half(source: Path, path: Path) -> None:
+    """Write `source` (fp32 ONNX) in half precision, with inputs and outputs of the types that they have.
+
+    Raises ModelError if ONNX Runtime's converter cannot do that.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # rounding of weights below fp16's smallest number is intended
+            model = convert_float_to_float16(onnx.load(source), keep_io_types=True)
+        OnnxModel(model).topological_sort()  # the converter puts casts of inputs at the end
+    except Exception as error:  # the converter may raise any exception
+        raise ModelError(f"{source}: ONNX Runtime's converter cannot make it fp16: {one_line(error)}") from error
+    shrink(model)
+    save_model(model, path)
 
 
 def _keep(model: onnx.ModelProto, original: onnx.ModelProto, path: Path) -> None:

@@ -20,7 +20,7 @@ from edgekd.devices.device import Site
 from edgekd.distributions import mcnemar
 from edgekd.errors import InputError, ModelError
 from edgekd.export.opset import within_range
-from edgekd.export.quantize import prepare, quantize, quantize_weights
+from edgekd.export.quantize import prepare, quantize, quantize_weights, to_half
 from edgekd.export.shrink import save_model, shrink
 from edgekd.export.unsigned import to_unsigned
 from edgekd.external import model_bytes
@@ -28,8 +28,8 @@ from edgekd.files import atomic
 from edgekd.judge import Outcome
 from edgekd.search.int8 import keep_accuracy
 from edgekd.search.layers import Fallback, LayerDamage, sensitivity
-from edgekd.search.schemes import Choice, Material, choose_scheme, scheme_words, time_ratio
-from edgekd.target import Quantization
+from edgekd.search.schemes import Choice, Material, choose_scheme, figures_of, scheme_words, time_ratio
+from edgekd.target import Precision, Quantization
 from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION as TASK
 
 __all__ = ["Asked", "Comparison", "Quantized", "in_range", "layer_damage", "quantize_file"]
@@ -54,6 +54,8 @@ class Asked:
     """The time for returning layers to float."""
     scheme: Quantization
     """The settings of the target."""
+    precisions: tuple[Precision, ...]
+    """The precisions that may be made. fp16 is made without int8 among them, or if it is surely faster."""
     proxy: bool = False
     """Whether another provider than the target's gives the answers, so that nothing else is measured."""
     dynamic: bool = False
@@ -162,16 +164,24 @@ def quantize_file(asked: Asked) -> Quantized:
     elif asked.dynamic:
         quantize_weights(asked.model, made, asked.scheme)
         how = "weights in 8 bits, activations scaled at run time"
+    elif "int8" not in asked.precisions:
+        if "fp16" not in asked.precisions:
+            raise InputError(f"target {asked.site.target.name}: has neither int8 nor fp16 among its precisions")
+        to_half(asked.model, made)
+        how = "fp16, because int8 is not among the target's precisions"
     elif asked.measurable:
         material = _material(asked, parts.choosing, parts.calibration)
         choice = choose_scheme(material)
         best, how = choice.best.file, choice.why
         top = float((_logits(asked.model, asked, material.inputs).argmax(axis=1) == material.targets).mean())
-        if choice.best.score < top - asked.max_drop / 100:
-            choice, fallback = keep_accuracy(material, choice, top - asked.max_drop / 100, asked.limit_s)
+        floor = top - asked.max_drop / 100
+        if choice.best.score < floor:
+            choice, fallback = keep_accuracy(material, choice, floor, asked.limit_s)
             best, how = choice.best.file, choice.why
             if fallback:
                 best, how = fallback.file if fallback.enough else best, f"{how}; {fallback.why}"
+        if "fp16" in asked.precisions:
+            best, how = _faster_half(asked, material, best, how, floor)
         shutil.copyfile(best, made)
     else:
         scheme = asked.scheme
@@ -181,6 +191,17 @@ def quantize_file(asked: Asked) -> Quantized:
     with atomic(asked.out) as temporary:
         shutil.copyfile(made, temporary)
     return Quantized(comparison=compared, how=how, choice=choice, fallback=fallback)
+
+
+def _faster_half(asked: Asked, material: Material, best: Path, how: str, floor: float) -> tuple[Path, str]:
+    """Try fp16, and take it in place of the `best` int8 file if it reaches the accuracy and is surely faster."""
+    half = asked.folder / "half.onnx"
+    to_half(asked.model, half)
+    score, ratio = float(figures_of(half, material).mean()), time_ratio(half, best, material)
+    found = f"fp16 {units.accuracy(score)} in {ratio.value:.2f} ({ratio.low:.2f} … {ratio.high:.2f}) of int8's time"
+    if score >= floor and ratio.high < 1:
+        return half, f"fp16: {found} ({how})"
+    return best, f"{how}; {found}: not used"
 
 
 def layer_damage(asked: Asked) -> list[LayerDamage]:
