@@ -178,9 +178,10 @@ def _restored(node: NodeProto, stored: Mapping[str, NDArray[Any]]) -> NDArray[np
     """The weights as the quantised layer has them."""
     name = node.input[1]
     levels = stored[f"{name}_quantized"].astype(np.float64)
-    scale, point = (np.asarray(stored[f"{name}_{end}"], np.float64).ravel() for end in ("scale", "zero_point"))
-    if scale.size > 1:
-        scale, point = (_along(each, levels.ndim, _outgoing(node)) for each in (scale, point))
+    shape = [1] * levels.ndim
+    if stored[f"{name}_scale"].size > 1:
+        shape[_outgoing(node)] = -1
+    scale, point = (stored[f"{name}_{end}"].astype(np.float64).reshape(shape) for end in ("scale", "zero_point"))
     return np.asarray((levels - point) * scale)
 
 

@@ -24,7 +24,7 @@ def inverted(path: Path, activation: str = "Relu") -> ModelProto:
     matrix products. The inner channels differ by a factor of 2,500."""
 
     def normal(*shape: int) -> NDArray[np.float32]:
-        return (RNG.normal(size=shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        return np.asarray(RNG.normal(size=shape) / np.sqrt(np.prod(shape[1:])), np.float32)
 
     wide = SKEW[:, None, None, None]
     made = {
@@ -142,7 +142,7 @@ def test_both_help_where_ranges_are_skewed(tmp_path: Path) -> None:
     x = RNG.normal(size=(256, 8, 6, 6)).astype(np.float32)
     expected = answers(model, x)
 
-    def error(**changes: bool) -> float:
+    def error(**changes: Any) -> float:
         scheme = Quantization(activation="int8", per_channel=False, **changes)
         file = tmp_path / "int8.onnx"
         quantize_prepared(tmp_path / "prepared.onnx", file, scheme, x[:64], tmp_path / "fp32.onnx")
