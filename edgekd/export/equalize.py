@@ -148,6 +148,10 @@ def correct_bias(model: ModelProto, quantized: ModelProto, batches: Iterable[Map
         graph.initializer.append(numpy_helper.from_array(np.asarray(bias, np.float32), name))
         del node.input[2:]
         node.input.append(name)
+    used = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
     return len(layers)
 
 

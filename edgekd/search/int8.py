@@ -5,15 +5,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from edgekd.budget import Budget
 from edgekd.console import say
-from edgekd.export.quantize import prepare, quantize_prepared
+from edgekd.export.quantize import Examples, prepare, quantize, quantize_prepared
 from edgekd.files import atomic, file_sha256, read_json, write_json
 from edgekd.search.layers import Fallback, fall_back
 from edgekd.search.schemes import Choice, Material, choose_gentler, choose_scheme, figures_of
 from edgekd.target import Quantization
 
-__all__ = ["keep_accuracy", "score_floor", "settle_int8"]
+__all__ = ["follow", "keep_accuracy", "score_floor", "settle_int8"]
 
 # student-int8.json history:
 # 1 - sha256 of the int8 file, why, reduce_range, trials, failed, fallback
@@ -57,6 +59,12 @@ def settle_int8(material: Material, file: Path, budget: Budget, teacher: float |
         shutil.copyfile(chosen, temporary)
     shutil.rmtree(material.folder, ignore_errors=True)
     return content
+
+
+def follow(settled: dict[str, Any], fp32: Path, file: Path, calibration: Examples | NDArray[Any]) -> None:
+    """Quantise another network of the run, `fp32`, by the scheme that was settled for the student, and write `file`."""
+    if "scheme" in settled:  # edgekd 0.2.0 and older kept no scheme
+        quantize(fp32, file, Quantization(**settled["scheme"]), calibration)
 
 
 def keep_accuracy(

@@ -4,7 +4,8 @@
 
 DATA holds `cifar10/` and `teachers/`. An inverted-residual network (MobileNetV2-like, ReLU) is trained for eight
 epochs on 10,000 images of CIFAR-10; its int8 files with one scale for each tensor or channel, with and without
-equalisation and bias correction, are scored on 2,000 test images. The ResNet-20 of DATA/teachers is timed in fp16, with
+equalisation and bias correction, are scored on 2,000 test images; so are those of the same network after channels were
+scaled, which changes no output. The ResNet-20 of DATA/teachers is timed in fp16, with
 weights alone in int8, and with both signs of activations, by turns with fp32, on each provider that is installed.
 """
 
@@ -71,6 +72,21 @@ def trained(card: Card, train: Split, weights: Path | None) -> nn.Module:
     return net.eval()
 
 
+def skewed(net: nn.Module) -> nn.Module:
+    """The network with other ranges of the inner channels of its blocks, by factors between 1/32 and 32, and with the
+    same outputs."""
+    torch.manual_seed(0)
+    for block in net.modules():
+        if type(block).__name__ == "_Inverted":
+            parts: Any = block.parts
+            factors = 10 ** (3 * torch.rand(parts[1].num_features) - 1.5)
+            with torch.no_grad():
+                parts[1].weight *= factors
+                parts[1].bias *= factors
+                parts[3].weight /= factors[:, None, None, None]
+    return net
+
+
 def corrected(fp32: Path, images: NDArray[np.uint8], x: NDArray[np.uint8], labels: NDArray[np.int64]) -> dict[str, Any]:
     """Top-1 and bytes of the network's files."""
     folder = fp32.parent
@@ -133,11 +149,14 @@ def main(data: Path, out: Path, weights: Path | None) -> None:
     chosen = np.arange(0, len(test), 5)
     x, labels, images = test.read(chosen), test.labels[chosen], calibration_images(train, 256)
     with scratch() as name:
-        first, second = Path(name, "mobile"), Path(name, "resnet20")
-        export(folded(trained(card, train, weights), card.data), card, cpu, first / "fp32.onnx", {"trained": "here"})
+        first, second, third = (Path(name, part) for part in ("mobile", "resnet20", "skewed"))
+        mobile = trained(card, train, weights)
+        export(folded(mobile, card.data), card, cpu, first / "fp32.onnx", {"trained": "here"})
         content: dict[str, Any] = {"schema_version": 1, "images": len(labels), "shape": SHAPE}
         content["training"] = {"epochs": EPOCHS, "images": IMAGES, "batch_size": SIZE, "learning_rate": RATE, "seed": 0}
         content["inverted-residual"] = corrected(first / "fp32.onnx", images, x, labels)
+        export(folded(skewed(mobile), card.data), card, cpu, third / "fp32.onnx", {"trained": "here"})
+        content["skewed inverted-residual"] = corrected(third / "fp32.onnx", images, x, labels)
         write_json(out, content)
         teacher = dataclasses.replace(card.teacher, shape={"depth": 20, "width": 16})
         depth20 = dataclasses.replace(card, teacher=teacher)

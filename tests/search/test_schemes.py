@@ -21,7 +21,7 @@ from edgekd.devices.device import OnProgress, Site
 from edgekd.errors import InputError, ModelError
 from edgekd.files import file_sha256, listening
 from edgekd.machine import Machine
-from edgekd.search.int8 import score_floor, settle_int8
+from edgekd.search.int8 import follow, score_floor, settle_int8
 from edgekd.search.layers import sensitivity, sqnr_db
 from edgekd.search.schemes import Material, choose_scheme, scheme_words
 from edgekd.target import Quantization, Target, load_target
@@ -352,6 +352,13 @@ def test_a_kill_after_the_decision_changes_nothing(
         file.write_bytes(left)
     assert settle_int8(material(TRIED, AVX2, nothing_measured), file, Budget(), None) == kept
     assert file.read_bytes() == content
+
+
+def test_another_network_of_the_run_follows_the_scheme(material: Callable[..., Material], tmp_path: Path) -> None:
+    known = material(TRIED, AVX2, answering(vnni=False))
+    settled = settle_int8(known, tmp_path / "student-int8.onnx", Budget(), None)
+    follow(settled, known.fp32, tmp_path / "pruned-int8.onnx", known.calibration)
+    assert (tmp_path / "pruned-int8.onnx").read_bytes() == (tmp_path / "student-int8.onnx").read_bytes()
 
 
 def test_a_decision_about_another_network_is_made_again(material: Callable[..., Material], tmp_path: Path) -> None:
