@@ -160,7 +160,7 @@ def quantize_best(setup: Setup, plan: TargetPlan, subjects: list[Subject], name:
         own = float(figures_of(teacher.file, kept, teacher.name).mean())
     settled = settle_int8(material, int8[0], plan.budget, own)
     for other in others:
-        if other.name == "pruned int8":
+        if other.name == "pruned int8" and other.file != int8[0]:
             follow(settled, other.file.with_name("pruned-fp32.onnx"), other.file, plan.calibration)
     return settled
 
