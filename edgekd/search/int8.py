@@ -63,7 +63,7 @@ def settle_int8(material: Material, file: Path, budget: Budget, teacher: float |
 
 def follow(settled: dict[str, Any], fp32: Path, file: Path, calibration: Examples | NDArray[Any]) -> None:
     """Quantise another network of the run, `fp32`, by the scheme that was settled for the student, and write `file`."""
-    if "scheme" in settled:  # edgekd 0.2.0 and older kept no scheme
+    if "scheme" in settled:  # a record of version 1 keeps no scheme
         quantize(fp32, file, Quantization(**settled["scheme"]), calibration)
 
 
