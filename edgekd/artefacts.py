@@ -61,7 +61,7 @@ NEWEST = {
     "pruning.json": 1,
     "history.json": 1,
     "pruned.json": 1,
-    "int8.json": 1,
+    "int8.json": 2,
     "result.json": 3,
     "bench.json": 2,
 }

@@ -38,7 +38,7 @@ from edgekd.result import Result
 from edgekd.run import Run, take_over
 from edgekd.search.choose import choose_network
 from edgekd.search.estimate import with_estimates
-from edgekd.search.int8 import settle_int8
+from edgekd.search.int8 import follow, settle_int8
 from edgekd.search.schemes import Material, figures_of
 from edgekd.target import Target
 from edgekd.tasks.known import task_of
@@ -135,7 +135,8 @@ def conclude(setup: Setup, plan: TargetPlan, student: TrainedStudent) -> Result:
 
 
 def quantize_best(setup: Setup, plan: TargetPlan, subjects: list[Subject], name: str) -> dict[str, Any]:
-    """Choose how the network `name` is quantised by measuring, and replace its int8 file; returns what was tried.
+    """Choose how the network `name` is quantised by measuring, and replace its int8 file; returns what was tried. The
+    pruned teacher is quantised by the same scheme.
 
     Nothing is tried, and the target's own settings hold, if the target cannot be measured here, or if int8 needs no
     calibration.
@@ -157,7 +158,11 @@ def quantize_best(setup: Setup, plan: TargetPlan, subjects: list[Subject], name:
     if setup.given is None:  # a given teacher may have been trained on the validation data
         kept = dataclasses.replace(material, folder=plan.run.records)
         own = float(figures_of(teacher.file, kept, teacher.name).mean())
-    return settle_int8(material, int8[0], plan.budget, own)
+    settled = settle_int8(material, int8[0], plan.budget, own)
+    for other in others:
+        if other.name == "pruned int8" and other.file != int8[0]:
+            follow(settled, other.file.with_name("pruned-fp32.onnx"), other.file, plan.calibration)
+    return settled
 
 
 def learn(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan]) -> TrainedStudent:
@@ -299,7 +304,8 @@ def notes(plan: TargetPlan, int8: dict[str, Any]) -> tuple[str, ...]:
     if not int8:
         return plan.site.remarks
     target = plan.site.target
-    as_chosen = dataclasses.replace(target.quantization, reduce_range=int8["reduce_range"])
+    activation = int8.get("scheme", {}).get("activation", target.quantization.activation)
+    as_chosen = dataclasses.replace(target.quantization, reduce_range=int8["reduce_range"], activation=activation)
     remarks = dataclasses.replace(target, quantization=as_chosen).remarks(plan.site.device.facts())
     fallback = [f"int8: {int8['fallback']['why']}"] if int8["fallback"] else []
     return (*remarks, f"int8: {int8['why']}", *fallback)

@@ -16,6 +16,8 @@ from edgekd.settings import Setting, built_with
 from edgekd.spec import build, bundled_names, locate, read_toml
 
 __all__ = [
+    "GENTLE",
+    "SCHEMES",
     "Hardware",
     "Limits",
     "Opset",
@@ -26,12 +28,28 @@ __all__ = [
     "Session",
     "Target",
     "load_target",
+    "wide_problem",
 ]
 
 Precision = Literal["fp32", "fp16", "int8"]
 Calibration = Literal["minmax", "entropy", "percentile"]
 Form = Literal["qdq", "qoperator"]
-Scheme = Literal["u8s8", "u8s8-7bit", "s8s8", "u8u8"]
+Correction = Literal["equalize", "bias"]
+Scheme = Literal["u8s8", "u8s8-7bit", "s8s8", "u8u8", "a16w8", "w8"]
+SCHEMES: dict[str, dict[str, Any]] = {
+    "u8s8": {"activation": "uint8", "weight": "int8", "reduce_range": False},
+    "u8s8-7bit": {"activation": "uint8", "weight": "int8", "reduce_range": True},
+    "s8s8": {"activation": "int8", "weight": "int8", "reduce_range": False},
+    "u8u8": {"activation": "uint8", "weight": "uint8", "reduce_range": False},
+    "a16w8": {"activation": "uint16", "weight": "uint8", "reduce_range": False, "per_channel": False, "form": "qdq"},
+    "w8": {"activation": "float", "weight": "int8", "reduce_range": False, "form": "qdq"},
+}
+"""The settings of `Quantization` that the schemes stand for."""
+GENTLE = ("a16w8", "w8")
+"""Schemes that keep more of the activations than 8 bits. They are tried where the others lose too much accuracy."""
+WIDE = ("QNNExecutionProvider",)
+"""Providers that compute with activations of 16 bits. Others fall back to float between QuantizeLinear and
+DequantizeLinear, which is slower than the float network."""
 Threads = Annotated[int, Field(ge=1, le=1024)]
 Cpu = Annotated[int, Field(ge=0, lt=8192)]
 """The number of a CPU; Linux supports up to 8,192 CPUs."""
@@ -126,7 +144,8 @@ class Limits:
 class Quantization:
     """Settings of the int8 quantization for this target: static QDQ (see the ONNX Runtime quantization guide)."""
 
-    activation: Literal["uint8", "int8"] = "uint8"
+    activation: Literal["uint8", "int8", "uint16", "float"] = "uint8"
+    """`uint16`: 16 bits, for NPUs (A16W8). `float`: only the weights are stored in 8 bits."""
     weight: Literal["int8", "uint8"] = "int8"
     per_channel: bool = True
     reduce_range: bool = False
@@ -136,14 +155,30 @@ class Quantization:
     form: Form = "qdq"
     """How int8 is written: with QuantizeLinear and DequantizeLinear around float operators, which every provider
     understands, or with int8 operators, which make a smaller file for the CPU provider."""
+    equalize: bool = False
+    """Whether the ranges of channels are made alike between neighbouring layers before the quantization."""
+    correct_bias: bool = False
+    """Whether the mean error that rounded weights give to each channel is taken from the biases."""
     calibration_images: Annotated[int, Field(ge=1, le=1_000_000)] = 256
     schemes: tuple[Scheme, ...] = ()
     """What else may be tried if the target can be measured: activations and weights of 8 bits, unsigned (u) or signed
-    (s), with weights of 8 or 7 bits. The choice is made by speed and by accuracy on validation data."""
+    (s), with weights of 8 or 7 bits. The choice is made by speed and by accuracy on validation data. `a16w8` (16-bit
+    activations, for NPUs) and `w8` (the weights alone) are tried only if all others lose more accuracy than the budget
+    allows."""
     calibrations: tuple[Calibration, ...] = ()
     """Other calibrations that may be tried then."""
     forms: tuple[Form, ...] = ()
     """Other forms that may be tried then."""
+    corrections: tuple[Correction, ...] = ()
+    """What may be tried then if int8 is surely less accurate than fp32: `equalize`, `bias`, and both together."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Quantization":
+        if self.activation == "uint16" and self.form != "qdq":
+            raise ValueError('with activation = "uint16", form must be "qdq"')
+        if self.activation == "float" and (self.weight != "int8" or self.form != "qdq"):
+            raise ValueError('with activation = "float", weight must be "int8" and form "qdq"')
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -203,6 +238,9 @@ class Target:
             raise ValueError(
                 "session.batch_sizes: has no effect with fixed_shapes = true, where a call has one example"
             )
+        wide = self.quantization.activation == "uint16" or "a16w8" in self.quantization.schemes
+        if wide and (problem := wide_problem(self.provider.name)):
+            raise ValueError(f"quantization: {problem}")
         return self
 
     def differences(self, here: Machine) -> list[str]:
@@ -228,7 +266,8 @@ class Target:
 
     def remarks(self, here: Machine) -> tuple[str, ...]:
         """Remarks on the arithmetic of the machine `here`, for readers of figures measured on it."""
-        eight_bits = "int8" in self.precisions and not self.quantization.reduce_range
+        multiplied = not self.quantization.reduce_range and self.quantization.activation != "float"
+        eight_bits = "int8" in self.precisions and multiplied
         multiplies_here = self.provider.name == "CPUExecutionProvider"  # other providers have their own kernels
         if self.measurable_on(here) and eight_bits and multiplies_here and here.saturates_int8:
             return ("this CPU has no VNNI, so 8-bit weights can saturate; target cpu-x86-avx2 keeps them to 7 bits",)
@@ -253,6 +292,13 @@ class Target:
     def option(self) -> str:
         """The value of `--target` for this target: the bundled name, or the path of the user's own file."""
         return self.name if self.name in bundled_names("targets") else self.file
+
+
+def wide_problem(provider: str) -> str:
+    """The reason why a provider cannot compute with activations of 16 bits; empty if it can."""
+    if provider in WIDE:
+        return ""
+    return f"16-bit activations (a16w8) are for {', '.join(WIDE)}; {provider} would compute them in float"
 
 
 def load_target(name: str, settings: Sequence[Setting] = ()) -> Target:

@@ -135,6 +135,15 @@ def test_what_the_bundled_targets_say_of_int8():
     assert [name for name in BUNDLED if "int8" not in load_target(name).precisions] == ["coreml", "cuda"]
 
 
+@pytest.mark.parametrize("wide", ['activation = "uint16"', 'schemes = ["a16w8"]'])
+def test_activations_of_16_bits_are_for_npus(tmp_path, wide):
+    text = locate("targets", "coreml").read_text(encoding="utf-8") + f"\n[quantization]\n{wide}\n"
+    (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"16-bit activations \(a16w8\) are for QNNExecutionProvider; CoreML"):
+        load_target(str(tmp_path / "mine.toml"))
+    assert load_target("qnn-npu").quantization.schemes == ("a16w8",)
+
+
 @pytest.mark.parametrize("name", ["cpu-arm", "cpu-arm-dotprod"])
 def test_the_references_of_a_board_can_be_looked_up(name):
     references = load_target(name).reference

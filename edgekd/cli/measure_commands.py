@@ -75,6 +75,9 @@ def quantize(
     size: Annotated[int | None, typer.Option(min=1, max=8192, metavar="N", help="Where the model's is free.")] = None,
     max_drop: Annotated[float, typer.Option(min=0, max=100, metavar="POINTS", help="Allowed loss of accuracy.")] = 1.0,
     limit: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="For finding layers that stay float.")] = 300,
+    scheme: Annotated[
+        str, typer.Option(metavar="NAME", help="In place of the target's: u8s8, u8s8-7bit, s8s8, u8u8, a16w8, w8.")
+    ] = "",
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Scale activations at run time: Gemm, LSTM.")] = False,
     sensitivity: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Show what int8 costs in each layer, and draw it.")
@@ -92,6 +95,7 @@ def quantize(
         size=size,
         max_drop=max_drop,
         limit_s=limit,
+        scheme=scheme,
         dynamic=dynamic,
         sensitivity=sensitivity,
         save=save,

@@ -2,21 +2,23 @@
 
 import dataclasses
 import math
+import os
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from edgekd import units
 from edgekd.console import out, say
+from edgekd.devices.device import Site
 from edgekd.devices.local import connect
-from edgekd.errors import ConfigError, ExitCode, InputError
+from edgekd.errors import ConfigError, ExitCode, InputError, UnavailableError, did_you_mean, shown
 from edgekd.external import model_files
 from edgekd.files import atomic, real, write_json
 from edgekd.imports import require
 from edgekd.judge import EXIT_CODES
 from edgekd.scratch import scratch
 from edgekd.tables import rich_table
-from edgekd.target import load_target
+from edgekd.target import SCHEMES, Provider, Quantization, Target, load_target, wide_problem
 
 __all__ = ["QuantizeOptions", "numbers", "quantize_model"]
 
@@ -38,6 +40,8 @@ class QuantizeOptions:
     size: int | None = None
     max_drop: float = 1.0
     limit_s: float = 300.0
+    scheme: str = ""
+    """The name of a scheme that replaces those of the target; the target's if it is empty."""
     dynamic: bool = False
     sensitivity: Path | None = None
     save: Path | None = None
@@ -47,14 +51,16 @@ def quantize_model(model: Path, target: str, options: QuantizeOptions) -> int:
     """Quantise, measure before and after, and return the exit code of the verdict on the loss of accuracy."""
     if not model.is_file():
         raise InputError(f"{model}: no such model file")
-    path = options.out or model.with_name(f"{model.stem}-int8.onnx")
+    chosen = _with_scheme(load_target(target), options)
+    precision = "int8" if options.scheme or "int8" in chosen.precisions else "fp16"
+    path = options.out or model.with_name(f"{model.stem}-{precision}.onnx")
     if real(path) == real(model):
         raise ConfigError(f"--out {path}: is the model itself; name another file")
     for module in ("onnx", "onnxruntime"):
         require(module, "cpu", "quantizing")
     from edgekd.search.quantizing import Asked, in_range, layer_damage, quantize_file
 
-    with closing(connect(load_target(target))) as site, scratch() as folder:
+    with closing(_placed(chosen)) as site, scratch() as folder:
         examples = _examples(model, options)
         asked = Asked(
             model=model,
@@ -64,6 +70,9 @@ def quantize_model(model: Path, target: str, options: QuantizeOptions) -> int:
             folder=Path(folder),
             max_drop=options.max_drop,
             limit_s=options.limit_s,
+            scheme=chosen.quantization,
+            precisions=("int8",) if options.scheme else chosen.precisions,
+            proxy=site.target.provider != chosen.provider,
             dynamic=options.dynamic,
         )
         asked = in_range(asked)
@@ -96,6 +105,33 @@ def quantize_model(model: Path, target: str, options: QuantizeOptions) -> int:
         }
         write_json(options.save, content)
     return EXIT_CODES.get(outcome, ExitCode.INCONCLUSIVE)
+
+
+def _with_scheme(target: Target, options: QuantizeOptions) -> Target:
+    """The target, whose schemes `--scheme` replaces. Calibrations and forms may still be tried."""
+    if not options.scheme:
+        return target
+    if options.scheme not in SCHEMES:
+        raise ConfigError(f"--scheme {shown(options.scheme)}: {did_you_mean(options.scheme, SCHEMES)}")
+    if options.dynamic:
+        raise ConfigError("--scheme, --dynamic: give one of them; --dynamic scales activations at run time")
+    if options.scheme == "a16w8" and (problem := wide_problem(target.provider.name)):
+        raise ConfigError(f"--scheme a16w8: target {target.name}: {problem}")
+    quantization = dataclasses.replace(target.quantization, schemes=(), **SCHEMES[options.scheme])
+    return dataclasses.replace(target, quantization=quantization)
+
+
+def _placed(target: Target) -> Site:
+    """The target on its device. Where nothing can bring the target's provider to this machine, the CPU provider of this
+    onnxruntime gives the answers, which is said, and the file is made for the target all the same."""
+    try:
+        return connect(target)
+    except UnavailableError as error:
+        if target.device or os.environ.get("EDGEKD_DEVICE") or target.environment:
+            raise
+        say(f"{error}. The file is made without it; answers are those of the CPU provider (proxy)")
+    cpu = Provider(name="CPUExecutionProvider")
+    return connect(dataclasses.replace(target, provider=cpu, quantization=Quantization()))
 
 
 def _examples(model: Path, options: QuantizeOptions) -> Any:

@@ -6,6 +6,7 @@ import inspect
 import io
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,16 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgekd.errors import ModelError, one_line
+from edgekd.export.equalize import correct_bias, equalize
 from edgekd.export.resize import PREFIX
 from edgekd.export.shrink import save_model, shrink
+from edgekd.export.weights import store_weights
 from edgekd.scratch import scratch
 from edgekd.target import Quantization
 
-__all__ = ["Examples", "prepare", "quantize", "quantize_prepared", "quantize_weights"]
+__all__ = ["Examples", "prepare", "quantize", "quantize_prepared", "quantize_weights", "to_half"]
 
-TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
+TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8, "uint16": QuantType.QUInt16}
 FORMS = {"qdq": QuantFormat.QDQ, "qoperator": QuantFormat.QOperator}
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -96,39 +99,98 @@ def quantize_prepared(
 ) -> None:
     """Do the second half of `quantize`, for a file that `prepare` made of `source`.
 
-    The nodes of `prepared` named in `in_float` are not quantised. The ranges of a calibration are kept beside
+    With float activations only the weights are stored in 8 bits, and nothing is calibrated. The nodes of `prepared`
+    named in `in_float` are not quantised. The ranges of a calibration are kept beside
     `prepared` and used again, where this onnxruntime can do that.
     """
     original = onnx.load(source)
+    if scheme.activation == "float":
+        _keep_stored(onnx.load(prepared), original, path, scheme, in_float)
+        return
     if not isinstance(examples, Mapping):
         examples = {original.graph.input[0].name: examples}
-    with scratch() as folder, _quiet():
-        quantized = Path(folder, "int8.onnx")
-        try:
-            quantize_static(
-                prepared,
-                quantized,
-                _Batches(examples, _fixed_batch(original) or BATCH),
-                quant_format=FORMS[scheme.form],
-                activation_type=TYPES[scheme.activation],
-                weight_type=TYPES[scheme.weight],
-                per_channel=scheme.per_channel,
-                reduce_range=scheme.reduce_range,
-                calibrate_method=METHODS[scheme.calibration],
-                nodes_to_exclude=[*_preprocessing(onnx.load(prepared)), *in_float],
-                extra_options={"ActivationSymmetric": scheme.symmetric_activation},
-                **_kept_ranges(prepared, scheme),
-            )
-            model = onnx.load(quantized)
-        except Exception as error:  # the quantisation tool may raise any exception
-            raise ModelError(f"{source}: ONNX Runtime cannot quantise it: {one_line(error)}") from error
+    try:
+        with _quiet():
+            if scheme.equalize:
+                prepared = _equalized(prepared)
+            model = _static(prepared, scheme, examples, original, in_float)
+            if scheme.correct_bias:
+                corrected = onnx.load(prepared)
+                correct_bias(corrected, model, _Batches(examples, _fixed_batch(original) or BATCH).batches)
+                prepared = prepared.with_name(f"{prepared.stem}-corrected.onnx")
+                onnx.save_model(corrected, prepared)
+                prepared.with_suffix(f".{scheme.calibration}.json").unlink(missing_ok=True)  # ranges of other biases
+                model = _static(prepared, scheme, examples, original, in_float)
+    except Exception as error:  # the quantisation tool may raise any exception
+        raise ModelError(f"{source}: ONNX Runtime cannot quantise it: {one_line(error)}") from error
+    _keep_opset(model, onnx.load(prepared, load_external_data=False))
     _keep(model, original, path)
+
+
+def _equalized(prepared: Path) -> Path:
+    path = prepared.with_name(f"{prepared.stem}-equalized.onnx")
+    if not path.exists():
+        model = onnx.load(prepared)
+        equalize(model)
+        onnx.save_model(model, path)
+    return path
+
+
+def _static(
+    prepared: Path, scheme: Quantization, examples: Examples, original: onnx.ModelProto, in_float: Collection[str]
+) -> onnx.ModelProto:
+    """What ONNX Runtime's tool makes of the prepared file."""
+    with scratch() as folder:
+        quantized = Path(folder, "int8.onnx")
+        quantize_static(
+            prepared,
+            quantized,
+            _Batches(examples, _fixed_batch(original) or BATCH),
+            quant_format=FORMS[scheme.form],
+            activation_type=TYPES[scheme.activation],
+            weight_type=TYPES[scheme.weight],
+            per_channel=scheme.per_channel,
+            reduce_range=scheme.reduce_range,
+            calibrate_method=METHODS[scheme.calibration],
+            nodes_to_exclude=[*_preprocessing(onnx.load(prepared)), *in_float],
+            extra_options=_options(original, scheme),
+            **_kept_ranges(prepared, scheme),
+        )
+        return onnx.load(quantized)
+
+
+def _keep_opset(model: onnx.ModelProto, before: onnx.ModelProto) -> None:
+    """Give the model the opset again that it had before the tool raised it to 21 for 16-bit operators, which are those
+    of com.microsoft here. Where the conversion to 21 has changed an operator, the model keeps 21."""
+    opsets = [next(e for e in each.opset_import if e.domain in ("", "ai.onnx")) for each in (model, before)]
+    if opsets[0].version > opsets[1].version and not _operators(model) - _operators(before):
+        opsets[0].version = opsets[1].version
+
+
+def _operators(model: onnx.ModelProto) -> Counter[tuple[str, int, str]]:
+    """The operators that do not quantise, with the number of their inputs and their attributes."""
+    nodes = [node for node in model.graph.node if node.op_type not in ("QuantizeLinear", "DequantizeLinear")]
+    return Counter((n.op_type, len(n.input), str(sorted(n.attribute, key=lambda a: a.name))) for n in nodes)
+
+
+def _options(model: onnx.ModelProto, scheme: Quantization) -> dict[str, bool]:
+    """Options of the tool. Before opset 21 the 16-bit operators are those of com.microsoft, as QNN's page asks."""
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    wide = {"UseQDQContribOps": True} if scheme.activation == "uint16" and opset < 21 else {}
+    return {"ActivationSymmetric": scheme.symmetric_activation, **wide}
 
 
 def _kept_ranges(prepared: Path, scheme: Quantization) -> dict[str, Path]:
     if "calibration_cache_path" not in inspect.signature(quantize_static).parameters:
         return {}  # onnxruntime before 1.32
     return {"calibration_cache_path": prepared.with_suffix(f".{scheme.calibration}.json")}
+
+
+def _keep_stored(
+    model: onnx.ModelProto, original: onnx.ModelProto, path: Path, scheme: Quantization, in_float: Collection[str] = ()
+) -> None:
+    store_weights(model, scheme.per_channel, in_float)
+    _keep(model, original, path)
 
 
 def _fixed_batch(model: onnx.ModelProto) -> int | None:
@@ -141,8 +203,9 @@ def quantize_weights(source: Path, path: Path, scheme: Quantization) -> None:
     """Write `source` (fp32 ONNX) with 8-bit weights; activations are quantised at run time, so no calibration is
     needed.
 
-    Matrix products and LSTMs compute in 8 bits, embeddings are stored in 8 bits. The file's metadata is kept. Raises
-    ModelError if ONNX Runtime cannot quantise it.
+    Matrix products and LSTMs compute in 8 bits, embeddings are stored in 8 bits; with float activations in `scheme`,
+    all weights are only stored in 8 bits. The file's metadata is kept. Raises ModelError if ONNX Runtime cannot
+    quantise it.
     """
     original = onnx.load(source)
     with scratch() as folder, _quiet():
@@ -151,6 +214,9 @@ def quantize_weights(source: Path, path: Path, scheme: Quantization) -> None:
             # This step computes the weights of LSTMs, which torch writes as slices that are concatenated in the graph.
             quant_pre_process(source, prepared, skip_symbolic_shape=True)
             model = onnx.load(prepared)
+            if scheme.activation == "float":
+                _keep_stored(model, original, path, scheme)
+                return
             del model.graph.value_info[:]  # the tool transposes weights and would otherwise read their old shapes here
             quantize_dynamic(
                 model,
@@ -163,6 +229,25 @@ def quantize_weights(source: Path, path: Path, scheme: Quantization) -> None:
             raise ModelError(f"{source}: ONNX Runtime cannot quantise it: {one_line(error)}") from error
         model = onnx.load(quantized)
     _keep(model, original, path)
+
+
+def to_half(source: Path, path: Path) -> None:
+    """Write `source` (fp32 ONNX) in half precision, with inputs and outputs of the types that they have.
+
+    Raises ModelError if ONNX Runtime's converter cannot do that.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # rounding of weights below fp16's smallest number is intended
+            model = convert_float_to_float16(onnx.load(source), keep_io_types=True)
+        OnnxModel(model).topological_sort()  # the converter puts casts of inputs at the end
+    except Exception as error:  # the converter may raise any exception
+        raise ModelError(f"{source}: ONNX Runtime's converter cannot make it fp16: {one_line(error)}") from error
+    shrink(model)
+    save_model(model, path)
 
 
 def _keep(model: onnx.ModelProto, original: onnx.ModelProto, path: Path) -> None:

@@ -156,6 +156,8 @@ def layer_names(graph: GraphProto) -> dict[int, str]:
     """Name the nodes with weights by their place in the graph: `net.stem.0.weight_quantized` becomes `stem.0`."""
     constants = {tensor.name for tensor in graph.initializer}
     sources = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    levels = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
+    sources |= {node.output[0]: levels[node.input[0]] for node in graph.node if _scales(node, levels)}
     names: dict[int, str] = {}
     for number, node in enumerate(graph.node):
         if node.op_type in LAYERS:
@@ -165,6 +167,11 @@ def layer_names(graph: GraphProto) -> dict[int, str]:
             if weight in constants and name not in names.values():
                 names[number] = name
     return names
+
+
+def _scales(node: NodeProto, levels: dict[str, str]) -> bool:
+    """Whether the node multiplies int8 weights, which a Cast gives, by their scales."""
+    return node.op_type == "Mul" and node.input[0] in levels
 
 
 def _names() -> Iterator[str]:

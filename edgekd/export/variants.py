@@ -1,6 +1,5 @@
 """Create the files to bench: the teacher, and the student in every precision of the target."""
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,9 +12,8 @@ from torch.fx import GraphModule
 from edgekd.bench.measure import Subject
 from edgekd.card import Card
 from edgekd.data.images import Split
-from edgekd.errors import ModelError, one_line
 from edgekd.export.onnx import export
-from edgekd.export.quantize import quantize, quantize_weights
+from edgekd.export.quantize import quantize, quantize_weights, to_half
 from edgekd.export.shrink import save_model, shrink
 from edgekd.export.teacher import export_teacher
 from edgekd.nets.deployed import count_macs, count_params
@@ -143,7 +141,7 @@ def make_variant(
     elif precision == "int8" and images is not None:
         quantize(fp32, path, target.quantization, images)
     elif precision == "fp16":
-        _half(fp32, path)
+        to_half(fp32, path)
     else:
         save_model(onnx.load(fp32), path)
 
@@ -153,18 +151,7 @@ def precision_of(file: Path) -> Precision:
     model = onnx.load(file)
     if any(node.op_type in INT8 for node in model.graph.node):
         return "int8"
+    if any(weights.data_type == onnx.TensorProto.INT8 and len(weights.dims) > 1 for weights in model.graph.initializer):
+        return "int8"  # the weights alone
     halves = any(weights.data_type == onnx.TensorProto.FLOAT16 for weights in model.graph.initializer)
     return "fp16" if halves else "fp32"
-
-
-def _half(fp32: Path, path: Path) -> None:
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # rounding of weights below fp16's smallest number is intended
-            model = convert_float_to_float16(onnx.load(fp32), keep_io_types=True)
-    except Exception as error:  # the converter may raise any exception
-        raise ModelError(f"{fp32}: ONNX Runtime's converter cannot make it fp16: {one_line(error)}") from error
-    shrink(model)
-    save_model(model, path)

@@ -214,7 +214,13 @@ def _dequantized(numbers: Tensor, scale: Tensor) -> Tensor:
 
 
 def refuse_scheme(scheme: Quantization, where: str) -> None:
-    """Raise ConfigError, which begins with `where`, if the scheme asks for weights other than symmetric int8."""
+    """Raise ConfigError, which begins with `where`, if the scheme asks for weights other than symmetric int8, or for
+    activations of another width."""
+    if scheme.activation not in ("uint8", "int8"):
+        raise ConfigError(
+            f"{where}: quantization.activation: got {scheme.activation!r}; [recipe.qat] of the card trains for "
+            "activations of 8 bits"
+        )
     if scheme.weight != "int8":
         raise ConfigError(
             f"{where}: quantization.weight: got {scheme.weight!r}; [recipe.qat] of the card trains for 'int8' weights"

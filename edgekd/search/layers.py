@@ -45,6 +45,10 @@ class Fallback:
     damage: tuple[LayerDamage, ...]
     """All layers, the most damaged first."""
     returned: tuple[str, ...]
+    nodes: tuple[str, ...]
+    """The names of these layers' nodes in the prepared fp32 file."""
+    scheme: Quantization
+    """How the other layers are quantised."""
     file: Path
     score: float
     ratio: Interval
@@ -147,7 +151,17 @@ def fall_back(material: Material, scheme: Quantization, floor: float, limit_s: f
     found = f"{len(names)} of {len(damage)} layers in float ({', '.join(names)}) give {shown(score, material.task)}"
     asked = f"{shown(floor, material.task)} asked, {ratio.value:.2f} of fp32's time"
     why = f"{found}, {asked}" if enough else f"{found}, {asked}: not used"
-    return Fallback(damage=tuple(damage), returned=names, file=file, score=score, ratio=ratio, enough=enough, why=why)
+    return Fallback(
+        damage=tuple(damage),
+        returned=names,
+        nodes=tuple(sorted(name for layer in chosen for name in layer.nodes)),
+        scheme=scheme,
+        file=file,
+        score=score,
+        ratio=ratio,
+        enough=enough,
+        why=why,
+    )
 
 
 def _fewest(

@@ -20,14 +20,16 @@ from edgekd.devices.device import Site
 from edgekd.distributions import mcnemar
 from edgekd.errors import InputError, ModelError
 from edgekd.export.opset import within_range
-from edgekd.export.quantize import prepare, quantize, quantize_weights
+from edgekd.export.quantize import prepare, quantize, quantize_weights, to_half
 from edgekd.export.shrink import save_model, shrink
 from edgekd.export.unsigned import to_unsigned
 from edgekd.external import model_bytes
 from edgekd.files import atomic
 from edgekd.judge import Outcome
-from edgekd.search.layers import Fallback, LayerDamage, fall_back, sensitivity
-from edgekd.search.schemes import Choice, Material, choose_scheme, scheme_words, time_ratio
+from edgekd.search.int8 import keep_accuracy
+from edgekd.search.layers import Fallback, LayerDamage, sensitivity
+from edgekd.search.schemes import Choice, Material, choose_scheme, figures_of, scheme_words, time_ratio
+from edgekd.target import Precision, Quantization
 from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION as TASK
 
 __all__ = ["Asked", "Comparison", "Quantized", "in_range", "layer_damage", "quantize_file"]
@@ -50,8 +52,19 @@ class Asked:
     """The loss of accuracy that is allowed, in percentage points."""
     limit_s: float = 300.0
     """The time for returning layers to float."""
+    scheme: Quantization
+    """The settings of the target."""
+    precisions: tuple[Precision, ...]
+    """The precisions that may be made. fp16 is made without int8 among them, or if it is surely faster."""
+    proxy: bool = False
+    """Whether another provider than the target's gives the answers, so that nothing else is measured."""
     dynamic: bool = False
     """Whether activations are scaled at run time, and only the weights are quantised before."""
+
+    @property
+    def measurable(self) -> bool:
+        """Whether time is measured, and choices are made by it."""
+        return self.site.measurable and not self.proxy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,19 +162,29 @@ def quantize_file(asked: Asked) -> Quantized:
     if any(node.op_type in ("QuantizeLinear", "QLinearConv") for node in model.graph.node):
         how = _shifted(asked, model, made, parts.judging)
     elif asked.dynamic:
-        quantize_weights(asked.model, made, asked.site.target.quantization)
+        quantize_weights(asked.model, made, asked.scheme)
         how = "weights in 8 bits, activations scaled at run time"
-    elif asked.site.measurable:
+    elif "int8" not in asked.precisions:
+        if "fp16" not in asked.precisions:
+            raise InputError(f"target {asked.site.target.name}: has neither int8 nor fp16 among its precisions")
+        to_half(asked.model, made)
+        how = "fp16, because int8 is not among the target's precisions"
+    elif asked.measurable:
         material = _material(asked, parts.choosing, parts.calibration)
         choice = choose_scheme(material)
         best, how = choice.best.file, choice.why
         top = float((_logits(asked.model, asked, material.inputs).argmax(axis=1) == material.targets).mean())
-        if choice.best.score < top - asked.max_drop / 100:
-            fallback = fall_back(material, choice.best.scheme, top - asked.max_drop / 100, asked.limit_s)
-            best, how = (fallback.file if fallback.enough else best), f"{how}; {fallback.why}"
+        floor = top - asked.max_drop / 100
+        if choice.best.score < floor:
+            choice, fallback = keep_accuracy(material, choice, floor, asked.limit_s)
+            best, how = choice.best.file, choice.why
+            if fallback:
+                best, how = fallback.file if fallback.enough else best, f"{how}; {fallback.why}"
+        if "fp16" in asked.precisions:
+            best, how = _faster_half(asked, material, best, how, floor)
         shutil.copyfile(best, made)
     else:
-        scheme = asked.site.target.quantization
+        scheme = asked.scheme
         quantize(asked.model, made, scheme, parts.calibration.inputs)
         how = f"{scheme_words(scheme)}: the target's own settings, for it cannot be measured here"
     compared = _compared(asked, made, parts.judging)
@@ -170,11 +193,22 @@ def quantize_file(asked: Asked) -> Quantized:
     return Quantized(comparison=compared, how=how, choice=choice, fallback=fallback)
 
 
+def _faster_half(asked: Asked, material: Material, best: Path, how: str, floor: float) -> tuple[Path, str]:
+    """Try fp16, and take it in place of the `best` int8 file if it reaches the accuracy and is surely faster."""
+    half = asked.folder / "half.onnx"
+    to_half(asked.model, half)
+    score, ratio = float(figures_of(half, material).mean()), time_ratio(half, best, material)
+    found = f"fp16 {units.accuracy(score)} in {ratio.value:.2f} ({ratio.low:.2f} … {ratio.high:.2f}) of int8's time"
+    if score >= floor and ratio.high < 1:
+        return half, f"fp16: {found} ({how})"
+    return best, f"{how}; {found}: not used"
+
+
 def layer_damage(asked: Asked) -> list[LayerDamage]:
     """The damage of int8 in each layer alone, on the examples by which choices are made; the worst first."""
     parts = _parts(asked)
     material = _material(asked, parts.choosing, parts.calibration)
-    scheme = dataclasses.replace(asked.site.target.quantization, form="qdq")
+    scheme = dataclasses.replace(asked.scheme, form="qdq")
     prepare(asked.model, asked.folder / "prepared.onnx")
     return sensitivity(material, scheme, asked.limit_s)
 
@@ -191,7 +225,7 @@ def _parts(asked: Asked) -> _Parts:
     count = len(asked.examples)
     if count < LEAST:
         raise InputError(f"{asked.examples.about}: holds {count} examples; at least {LEAST} are needed")
-    wanted = min(asked.site.target.quantization.calibration_images, count // 3)
+    wanted = min(asked.scheme.calibration_images, count // 3)
     first = np.linspace(0, count - 1, wanted).astype(np.int64)
     rest = np.setdiff1d(np.arange(count), first)
     return _Parts(
@@ -244,7 +278,7 @@ def _logits(file: Path, asked: Asked, inputs: Path) -> NDArray[Any]:
 
 def _shifted(asked: Asked, model: onnx.ModelProto, made: Path, part: Ready) -> str:
     """Write the int8 model with uint8 activations, and compare its outputs on real inputs without optimization."""
-    if asked.site.target.quantization.activation != "uint8":
+    if asked.scheme.activation != "uint8":
         raise InputError(f"{asked.model}: is int8 already, and target {asked.site.target.name} wants int8 activations")
     try:
         changed = to_unsigned(model)
@@ -275,7 +309,7 @@ def _compared(asked: Asked, made: Path, part: Ready) -> Comparison:
     before, after = (_logits(file, asked, inputs).argmax(axis=1) for file in (asked.model, made))
     labels = before if part.labels is None else part.labels
     ratio = None
-    if asked.site.measurable:
+    if asked.measurable:
         material = Material(
             fp32=asked.model,
             calibration={},

@@ -5,6 +5,7 @@ fastest on an x86 CPU with VNNI, and saturates on one without. This module needs
 """
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,24 +24,24 @@ from edgekd.devices.device import Site
 from edgekd.distributions import mcnemar
 from edgekd.errors import EdgekdError, cut
 from edgekd.export.quantize import Examples, prepare, quantize_prepared
-from edgekd.target import Quantization
+from edgekd.target import GENTLE, SCHEMES, Quantization
 from edgekd.tasks.task import Targets, Task
 
-__all__ = ["Choice", "Material", "Trial", "choose_scheme", "scheme_words"]
+__all__ = ["Choice", "Material", "Trial", "choose_gentler", "choose_scheme", "scheme_words"]
 
 EFFORT = Effort(processes=3, warmup_s=0.1, min_calls=30, max_calls=1_500, max_s=0.4)
 """The effort for each trial: so many pairs of processes."""
 
-SCHEMES: dict[str, dict[str, Any]] = {
-    "u8s8": {"activation": "uint8", "weight": "int8", "reduce_range": False},
-    "u8s8-7bit": {"activation": "uint8", "weight": "int8", "reduce_range": True},
-    "s8s8": {"activation": "int8", "weight": "int8", "reduce_range": False},
-    "u8u8": {"activation": "uint8", "weight": "uint8", "reduce_range": False},
-}
 LEVEL = 0.05
 """A difference of accuracy counts if McNemar's exact p is at most this."""
 SLOWER = 1.02
 """A smaller file may take this multiple of the time, which is what pairs of a few processes can tell apart."""
+
+
+LIMIT_S = 300.0
+"""No further trial of a step begins after this time."""
+NAMED = ("activation", "weight", "reduce_range", "calibration", "equalize", "correct_bias")
+"""The settings that `as_json` names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ class Trial:
 
     def as_json(self) -> dict[str, Any]:
         """The trial in the form in which a run keeps it."""
-        named = {key: getattr(self.scheme, key) for key in ("activation", "weight", "reduce_range", "calibration")}
+        named = {key: getattr(self.scheme, key) for key in NAMED}
         return {
             "name": scheme_words(self.scheme),
             **named,
@@ -106,37 +107,68 @@ class Choice:
 
 def scheme_words(scheme: Quantization) -> str:
     """A scheme in words: `U8S8, 7-bit weights, minmax, QDQ`."""
+    if scheme.activation == "float":
+        return "W8, the weights alone"
+    if scheme.activation == "uint16":
+        return f"A16W8, {scheme.calibration}, QDQ"
     kinds = {"uint8": "U8", "int8": "S8"}
     bits = ", 7-bit weights" if scheme.reduce_range else ""
+    bits += f", {corrected}" if (corrected := _corrections(scheme)) else ""
     form = {"qdq": "QDQ", "qoperator": "QOperator"}[scheme.form]
     return f"{kinds[scheme.activation]}{kinds[scheme.weight]}{bits}, {scheme.calibration}, {form}"
+
+
+def _corrections(scheme: Quantization) -> str:
+    words = {"equalised": scheme.equalize, "biases corrected": scheme.correct_bias}
+    return " and ".join(word for word, asked in words.items() if asked)
 
 
 def choose_scheme(material: Material) -> Choice:
     """Try what the target allows, on a target that can be measured, and choose.
 
     First the schemes are compared: of those that are not slower than fp32 and whose accuracy McNemar's test does not
-    tell apart from the best, the fastest is taken. Then calibrations, by accuracy alone. Then forms: the smallest file
-    that is not slower and not less accurate. The target's own settings win where nothing is better. Raises the
-    EdgekdError of the target's own scheme; what else fails is left out.
+    tell apart from the best, the fastest is taken. Then calibrations, and corrections if int8 is surely less accurate
+    than fp32, by accuracy alone. Then forms: the smallest file that is not slower and not less accurate. The target's
+    own settings win where nothing is better. Raises the EdgekdError of the target's own scheme; what else fails is left
+    out.
     """
     settings = material.site.target.quantization
     bench = _Bench(material)
     prepare(material.fp32, bench.prepared)
     best = bench.trial(settings)
+    calibrated = settings.activation != "float"
     stages: list[tuple[_Rule, list[dict[str, Any]]]] = [
-        (_fastest_accurate, [SCHEMES[name] for name in settings.schemes]),
-        (_more_accurate, [{"calibration": name} for name in settings.calibrations]),
-        (_smallest, [{"form": form} for form in settings.forms]),
+        (_fastest_accurate, [SCHEMES[name] for name in settings.schemes if name not in GENTLE]),
+        (_more_accurate, [{"calibration": name} for name in settings.calibrations if calibrated]),
+        (_corrected, _corrections_of(settings) if calibrated else []),
+        (_smallest, [{"form": form} for form in settings.forms if calibrated]),
     ]
     reasons: list[str] = []
     for rule, changes in stages:
+        if rule is _corrected and not (changes and bench.loses(best)):
+            continue
         tried = bench.attempts(best, changes)
         if tried:
             best, reason = rule(best, tried, material.task)
             reasons.append(reason)
     why = "; ".join(reasons) or "the target's own settings, and nothing else may be tried"
     return Choice(best=best, trials=tuple(bench.trials), failed=bench.failed, why=f"{scheme_words(best.scheme)}: {why}")
+
+
+def choose_gentler(material: Material, choice: Choice, floor: float) -> Choice:
+    """Try the target's schemes of GENTLE after `choose_scheme`, for a network whose score must be at least `floor`.
+
+    The first one that reaches it, and is not surely slower than fp32, is the best of the returned choice; otherwise
+    that stays, and the reason says why.
+    """
+    bench = _Bench(material, list(choice.trials), dict(choice.failed))
+    names = [name for name in material.site.target.quantization.schemes if name in GENTLE]
+    tried = bench.attempts(choice.best, [SCHEMES[name] for name in names])
+    best = next((trial for trial in tried if trial.score >= floor and trial.ratio.low <= 1), choice.best)
+    found = ", ".join(_named(trial, material.task) for trial in tried)
+    used = "" if best is not choice.best else ": not used"
+    why = f"{choice.why}; {found}, {shown(floor, material.task)} asked{used}" if tried else choice.why
+    return Choice(best=best, trials=tuple(bench.trials), failed=bench.failed, why=why)
 
 
 _Rule = Callable[[Trial, Sequence[Trial], Task], tuple[Trial, str]]
@@ -152,13 +184,21 @@ class _Bench:
     def prepared(self) -> Path:
         return self.material.folder / "prepared.onnx"
 
+    def loses(self, best: Trial) -> bool:
+        """Whether `best` is surely less accurate than the fp32 file."""
+        return _surely_less(best.each, figures_of(self.material.fp32, self.material), self.material.task)
+
     def attempts(self, best: Trial, changes: Sequence[dict[str, Any]]) -> list[Trial]:
         """Try the best scheme with each of the changes, unless it was tried before or the target cannot run it."""
-        tried = []
+        tried: list[Trial] = []
+        end = time.monotonic() + LIMIT_S
         with progress() as bar:
             for change in bar.track(changes, description="trying int8 schemes"):
                 scheme = dataclasses.replace(best.scheme, **change)
                 if any(_settings(scheme) == _settings(known.scheme) for known in self.trials):
+                    continue
+                if time.monotonic() > end:
+                    self.failed[scheme_words(scheme)] = f"not tried: the {LIMIT_S:g} s of its step were over"
                     continue
                 try:
                     tried.append(self.trial(scheme, best))
@@ -178,7 +218,8 @@ class _Bench:
         file = known.folder / f"trial-{len(self.trials) + len(self.failed)}.onnx"
         quantize_prepared(self.prepared, file, scheme, known.calibration, known.fp32)
         each = figures_of(file, known)
-        if best and scheme == dataclasses.replace(best.scheme, calibration=scheme.calibration):
+        numbers = {key: getattr(scheme, key) for key in ("calibration", "equalize", "correct_bias")}
+        if best and scheme == dataclasses.replace(best.scheme, **numbers):  # the same kernels with other numbers
             trial = dataclasses.replace(best, scheme=scheme, file=file, size_bytes=file.stat().st_size, each=each)
         else:
             ratio = self._ratio(scheme, file, best)
@@ -203,7 +244,8 @@ class _Bench:
 
 
 def _settings(scheme: Quantization) -> tuple[object, ...]:
-    return scheme.activation, scheme.weight, scheme.reduce_range, scheme.calibration, scheme.form
+    kernels = scheme.activation, scheme.weight, scheme.per_channel, scheme.reduce_range, scheme.form
+    return *kernels, scheme.calibration, scheme.equalize, scheme.correct_bias
 
 
 def figures_of(file: Path, material: Material, name: str = "") -> NDArray[np.float64]:
@@ -237,7 +279,11 @@ def time_ratio(file: Path, baseline: Path, material: Material) -> Interval:
 
 def surely_worse(one: Trial, other: Trial, task: Task) -> bool:
     """Whether `one` scores less than `other` beyond chance, by the task's paired test."""
-    change = one.each - other.each
+    return _surely_less(one.each, other.each, task)
+
+
+def _surely_less(one: NDArray[np.float64], other: NDArray[np.float64], task: Task) -> bool:
+    change = one - other
     if task.paired == "mcnemar":
         lost, won = int((change < 0).sum()), int((change > 0).sum())
         return lost > won and mcnemar(lost, won) <= LEVEL
@@ -261,6 +307,20 @@ def _more_accurate(best: Trial, tried: Sequence[Trial], task: Task) -> tuple[Tri
     chosen = top if surely_worse(best, top, task) else best
     others = ", ".join(f"{t.scheme.calibration} {shown(t.score, task)}" for t in (best, *tried) if t is not chosen)
     return chosen, f"{chosen.scheme.calibration} {shown(chosen.score, task)}, {others}"
+
+
+def _corrected(best: Trial, tried: Sequence[Trial], task: Task) -> tuple[Trial, str]:
+    top = max(tried, key=lambda trial: trial.score)
+    chosen = top if surely_worse(best, top, task) else best
+    found = [f"{_corrections(trial.scheme) or 'uncorrected'} {shown(trial.score, task)}" for trial in (best, *tried)]
+    return chosen, f"{', '.join(found)}: {_corrections(chosen.scheme) or 'uncorrected'} is kept"
+
+
+def _corrections_of(settings: Quantization) -> list[dict[str, Any]]:
+    """The corrections that may be tried: each alone, and both together."""
+    known = {"equalize": {"equalize": True}, "bias": {"correct_bias": True}}
+    each = [known[name] for name in dict.fromkeys(settings.corrections)]
+    return [*each, {"equalize": True, "correct_bias": True}] if len(each) > 1 else each
 
 
 def _smallest(best: Trial, tried: Sequence[Trial], task: Task) -> tuple[Trial, str]:

@@ -33,14 +33,16 @@ def bright(count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return pixels.astype(np.uint8), labels.astype(np.int64)
 
 
-def float_model(path: Path, batch: int | str = "n") -> Path:
+def float_model(path: Path, batch: int | str = "n", channels: int = 6) -> Path:
     """A network that takes normalised float NCHW images, as most files do; its weights are set by hand."""
-    kernel = np.zeros((6, CLASSES, 3, 3), np.float32)
+    kernel = np.zeros((channels, CLASSES, 3, 3), np.float32)
     for channel in range(CLASSES):
         kernel[channel, channel], kernel[channel + 3, channel] = 0.1, 0.05
     constants = {
         "body.conv.weight": kernel + RNG.normal(0, 0.002, kernel.shape).astype(np.float32),
-        "head.weight": np.hstack([np.eye(CLASSES), 0.5 * np.eye(CLASSES)]).astype(np.float32),
+        "head.weight": np.hstack(
+            [np.eye(CLASSES), 0.5 * np.eye(CLASSES), np.zeros((CLASSES, channels - 2 * CLASSES))]
+        ).astype(np.float32),
     }
     nodes = [
         helper.make_node("Conv", ["image", "body.conv.weight"], ["c"], name="conv", pads=[1, 1, 1, 1]),
@@ -187,6 +189,57 @@ def test_the_opset_comes_into_the_targets_range(
     assert done.returncode == 2
     assert "newer.onnx: is of opset 21, and target elsewhere has opset.max = 20; export it again" in done.stderr
     assert not (tmp_path / "newer-int8.onnx").exists()
+
+
+def test_a_scheme_by_name(cli: Cli, arrays: Path, elsewhere: Path, tmp_path: Path) -> None:
+    """Weights alone: the network of this file computes in float."""
+    wide = float_model(tmp_path / "wide.onnx", channels=60)
+    call = ["quantize", wide, "-t", elsewhere, "--data", arrays, "--out", tmp_path / "w8.onnx"]
+    done = cli(*call, "--scheme", "w8")
+    assert done.returncode == 0, done.stderr
+    assert "w8.onnx: W8, the weights alone: the target's own settings" in done.stdout
+    graph = onnx.load(tmp_path / "w8.onnx").graph
+    assert [node.op_type for node in graph.node if node.op_type.endswith("Linear")] == []
+    assert TensorProto.INT8 in {tensor.data_type for tensor in graph.initializer}
+    for wrong in (["--scheme", "w9"], ["--scheme", "w8", "--dynamic"]):
+        done = cli(*call, *wrong)
+        assert done.returncode == 2
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert "--scheme, --dynamic: give one of them" in done.stderr
+
+
+def test_16_bit_activations_for_an_npu_that_is_not_here(cli: Cli, model: Path, arrays: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a16w8.onnx"
+    call = ["quantize", model, "--data", arrays, "--scheme", "a16w8", "--out", path]
+    done = cli(*call, "--target", "qnn-npu")
+    assert done.returncode == 0, done.stderr
+    assert "target qnn-npu: unavailable" in done.stderr
+    assert "answers are those of the CPU provider (proxy)" in done.stderr
+    assert "a16w8.onnx: A16W8, minmax, QDQ: the target's own settings, for it cannot be measured here" in done.stdout
+    assert "accuracy 100.00 % → 100.00 %" in done.stdout
+    made = onnx.load(path)
+    assert {entry.domain: entry.version for entry in made.opset_import}[""] == 18  # the target's oldest, below 21
+    known = {tensor.name: tensor.data_type for tensor in made.graph.initializer}
+    pairs = [node for node in made.graph.node if node.op_type.endswith("Linear")]
+    assert {node.domain for node in pairs} == {"com.microsoft"}
+    activations = {known[node.input[2]] for node in pairs if node.op_type == "QuantizeLinear"}
+    assert activations == {TensorProto.UINT16}
+    weights = [node for node in pairs if node.op_type == "DequantizeLinear" and node.input[0] in known]
+    assert {known[node.input[0]] for node in weights} == {TensorProto.UINT8}
+    behind = {node.output[0] for node in pairs if node.op_type == "DequantizeLinear"}
+    layers = [node for node in made.graph.node if node.op_type in ("Conv", "Gemm")]
+    assert len(layers) == 2
+    assert all(name in behind for node in layers for name in node.input[:2])
+    x, labels = np.load(arrays)["inputs"], np.load(arrays)["labels"]
+    error = np.abs(answers(path, x[:20]) - answers(model, x[:20])).max()
+    assert error < 0.01 * np.abs(answers(model, x[:20])).max()
+    assert (answers(path, x[:60]).argmax(axis=1) == labels[:60]).all()
+    refused = cli(*call, "--target", "cpu-x86")
+    assert refused.returncode == 2
+    assert refused.stderr.strip().endswith(
+        "--scheme a16w8: target cpu-x86: 16-bit activations (a16w8) are for QNNExecutionProvider; CPUExecutionProvider "
+        "would compute them in float"
+    )
 
 
 @pytest.mark.parametrize(

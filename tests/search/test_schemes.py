@@ -19,14 +19,14 @@ from edgekd.bench.records import Plan, Record
 from edgekd.budget import Budget
 from edgekd.devices.device import OnProgress, Site
 from edgekd.errors import InputError, ModelError
+from edgekd.files import file_sha256, listening
 from edgekd.machine import Machine
-from edgekd.search.int8 import score_floor, settle_int8
+from edgekd.search.int8 import follow, score_floor, settle_int8
 from edgekd.search.layers import sensitivity, sqnr_db
 from edgekd.search.schemes import Material, choose_scheme, scheme_words
 from edgekd.target import Quantization, Target, load_target
 from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION
 
-RNG = np.random.default_rng(0)
 VNNI = Machine("x86_64", "a server", frozenset({"avx2", "avx512_vnni"}), "")
 AVX2 = Machine("x86_64", "an old PC", frozenset({"avx2"}), "")
 CLASSES, COUNT = 4, 400
@@ -36,13 +36,13 @@ TRIED = Quantization(schemes=("u8s8", "u8s8-7bit", "s8s8", "u8u8"), forms=("qope
 # --- a network, its data, and how x86 computes it ---
 
 
-def network(path: Path, x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+def network(path: Path, x: NDArray[np.float32], labels: NDArray[np.int64], rng: np.random.Generator) -> None:
     """Convolution, ReLU, convolution, ReLU, pooling and a layer, which is fitted to the labels of x (n, 4, 6, 6).
 
     The convolutions' weights are positive and the data bright, so that sums are large and saturate.
     """
     own = [np.arange(8)[:, None] % CLASSES == np.arange(inputs)[None] % CLASSES for inputs in (4, 8)]
-    shape = [RNG.uniform(0.5, 1, (8, inputs, 3, 3)) for inputs in (4, 8)]
+    shape = [rng.uniform(0.5, 1, (8, inputs, 3, 3)) for inputs in (4, 8)]
     weights = {
         "first.weight": (shape[0] * (0.15 + own[0][:, :, None, None])).astype(np.float32),
         "second.weight": (shape[1] * (0.15 + own[1][:, :, None, None])).astype(np.float32),
@@ -76,10 +76,10 @@ def network(path: Path, x: NDArray[np.float32], labels: NDArray[np.int64]) -> No
     save(nodes, "y", CLASSES)
 
 
-def examples(count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def examples(count: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Bright images (n, 4, 6, 6), in which the channel of the label is brighter than the others."""
-    labels = RNG.integers(0, CLASSES, count)
-    x = RNG.uniform(0.5, 1.5, (count, CLASSES, 6, 6)) * (1 + 1.2 * np.eye(CLASSES)[labels])[:, :, None, None]
+    labels = rng.integers(0, CLASSES, count)
+    x = rng.uniform(0.5, 1.5, (count, CLASSES, 6, 6)) * (1 + 1.2 * np.eye(CLASSES)[labels])[:, :, None, None]
     return x.astype(np.float32), labels.astype(np.int64)
 
 
@@ -150,12 +150,12 @@ def exactly(file: Path, x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def kind_of(file: Path) -> str:
-    """fp32, or the types of the first quantised activation and of the weights: `uint8 int8`."""
+    """fp32, fp32 with int8 weights, or the types of the first quantised activation and of the weights: `uint8 int8`."""
     graph = onnx.load(file).graph
     known = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     first = next((node for node in graph.node if node.op_type == "QuantizeLinear"), None)
     if first is None:
-        return "fp32"
+        return "fp32 int8" if any(array.dtype == np.int8 for array in known.values()) else "fp32"
     weights = next(array for array in known.values() if array.ndim > 1 and array.itemsize == 1)
     activation = known[first.input[2]].dtype if len(first.input) > 2 else "uint8"
     return f"{activation} {weights.dtype}"
@@ -172,7 +172,7 @@ def int8_operators(file: Path) -> bool:
     return any(node.op_type.startswith("QLinear") for node in onnx.load(file).graph.node)
 
 
-MILLISECONDS = {"fp32": 1.0, "uint8 int8": 0.5, "int8 int8": 1.2, "uint8 uint8": 1.01}
+MILLISECONDS = {"fp32": 1.0, "fp32 int8": 1.0, "uint8 int8": 0.5, "int8 int8": 1.2, "uint8 uint8": 1.01}
 
 
 def answering(vnni: bool, times: dict[str, float] = MILLISECONDS, refused: str = "") -> Callable[..., Record]:
@@ -206,8 +206,9 @@ def answering(vnni: bool, times: dict[str, float] = MILLISECONDS, refused: str =
 @pytest.fixture
 def material(tmp_path: Path, place: Callable[..., Site]) -> Callable[..., Material]:
     """`material(tried, machine, …)`: a network, and inputs that it classifies well."""
-    x, labels = examples(COUNT)
-    network(tmp_path / "fp32.onnx", x, labels)
+    rng = np.random.default_rng(0)
+    x, labels = examples(COUNT, rng)
+    network(tmp_path / "fp32.onnx", x, labels, rng)
     np.save(tmp_path / "inputs.npy", x)
 
     def make(tried: Quantization, machine: Machine, answer: Callable[..., Record]) -> Material:
@@ -285,25 +286,101 @@ def test_a_calibration_is_taken_only_if_it_is_surely_better(material: Callable[.
     assert {trial.ratio for trial in choice.trials} == {choice.trials[0].ratio}
 
 
+def test_corrections_are_kept_only_where_they_help(material: Callable[..., Material]) -> None:
+    """The channels of the first layer differ by a factor of 1,000, and the weights have one scale."""
+    tried = Quantization(per_channel=False, corrections=("equalize", "bias"))
+    assert len(choose_scheme(material(tried, VNNI, answering(vnni=True))).trials) == 1  # nothing is lost: not tried
+    skewed = material(tried, VNNI, answering(vnni=True))
+    for old in skewed.folder.iterdir():
+        old.unlink()
+    model = onnx.load(skewed.fp32)
+    factors = np.geomspace(0.03, 30, 8).astype(np.float32)
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if tensor.name == "first.weight":
+            tensor.CopyFrom(numpy_helper.from_array(array * factors[:, None, None, None], tensor.name))
+        if tensor.name == "second.weight":
+            tensor.CopyFrom(numpy_helper.from_array(array / factors[None, :, None, None], tensor.name))
+    onnx.save(model, skewed.fp32)
+    choice = choose_scheme(skewed)
+    assert [scheme_words(trial.scheme) for trial in choice.trials] == [
+        "U8S8, minmax, QDQ",
+        "U8S8, equalised, minmax, QDQ",
+        "U8S8, biases corrected, minmax, QDQ",
+        "U8S8, equalised and biases corrected, minmax, QDQ",
+    ]
+    plain, equal = choice.trials[:2]
+    assert plain.score < 0.9 < 0.97 < equal.score
+    assert choice.best.scheme.equalize
+    assert "is kept" in choice.why
+    assert {trial.ratio for trial in choice.trials} == {plain.ratio}
+
+
 # --- what a run keeps, and layers in float ---
+
+
+def nothing_measured(*_: object) -> Record:
+    raise ModelError("nothing is measured again")
 
 
 def test_the_choice_is_kept_and_not_made_again(material: Callable[..., Material], tmp_path: Path) -> None:
     file = tmp_path / "student-int8.onnx"
-    kept = settle_int8(material(TRIED, AVX2, answering(vnni=False)), file, Budget(), None)
+    written: list[str] = []
+    with listening(lambda _, path: written.append(path.name)):
+        kept = settle_int8(material(TRIED, AVX2, answering(vnni=False)), file, Budget(), None)
+    settled = [name for name in written if name.startswith("student-int8")]
+    assert settled == ["student-int8.json", "student-int8.onnx"]  # the decision first
     assert kept == json.loads((tmp_path / "student-int8.json").read_text())
-    assert kept["reduce_range"] is True
+    assert kept["scheme"]["reduce_range"] is kept["reduce_range"] is True
+    assert kept["scheme"]["form"] == "qoperator"
     assert not eight_bits(file)
     assert [entry.value for entry in onnx.load(file).metadata_props] == ["here"]
     assert [trial["form"] for trial in kept["trials"]] == ["qdq", "qdq", "qdq", "qdq", "qoperator"]
+    assert settle_int8(material(TRIED, AVX2, nothing_measured), file, Budget(), None) == kept
 
-    def refuse(*_: object) -> Record:
-        raise ModelError("nothing is measured again")
 
-    assert settle_int8(material(TRIED, AVX2, refuse), file, Budget(), None) == kept
+@pytest.mark.parametrize("left", [None, b"the file before the choice"])
+def test_a_kill_after_the_decision_changes_nothing(
+    material: Callable[..., Material], tmp_path: Path, left: bytes | None
+) -> None:
+    """The decision was written and the file was not, or it is the one that was there before."""
+    file = tmp_path / "student-int8.onnx"
+    kept = settle_int8(material(TRIED, AVX2, answering(vnni=False)), file, Budget(), None)
+    content = file.read_bytes()
+    file.unlink()
+    if left:
+        file.write_bytes(left)
+    assert settle_int8(material(TRIED, AVX2, nothing_measured), file, Budget(), None) == kept
+    assert file.read_bytes() == content
+
+
+def test_another_network_of_the_run_follows_the_scheme(material: Callable[..., Material], tmp_path: Path) -> None:
+    known = material(TRIED, AVX2, answering(vnni=False))
+    settled = settle_int8(known, tmp_path / "student-int8.onnx", Budget(), None)
+    follow(settled, known.fp32, tmp_path / "pruned-int8.onnx", known.calibration)
+    assert (tmp_path / "pruned-int8.onnx").read_bytes() == (tmp_path / "student-int8.onnx").read_bytes()
+
+
+def test_a_decision_about_another_network_is_made_again(material: Callable[..., Material], tmp_path: Path) -> None:
+    file = tmp_path / "student-int8.onnx"
+    settle_int8(material(Quantization(), AVX2, answering(vnni=False)), file, Budget(), None)
+    other = onnx.load(tmp_path / "fp32.onnx")
+    other.metadata_props[0].value = "there"
+    onnx.save(other, tmp_path / "fp32.onnx")
+    with pytest.raises(ModelError, match="nothing is measured again"):
+        settle_int8(material(Quantization(), AVX2, nothing_measured), file, Budget(), None)
+
+
+def test_a_record_of_version_1_holds_while_its_file_does(material: Callable[..., Material], tmp_path: Path) -> None:
+    file, record = tmp_path / "student-int8.onnx", tmp_path / "student-int8.json"
+    kept = settle_int8(material(Quantization(), AVX2, answering(vnni=False)), file, Budget(), None)
+    added = ("scheme", "in_float", "fp32_sha256")
+    before = {key: value for key, value in kept.items() if key not in added} | {"schema_version": 1}
+    record.write_text(json.dumps(before))
+    assert settle_int8(material(Quantization(), AVX2, nothing_measured), file, Budget(), None) == before
     file.write_bytes(b"another file")
     with pytest.raises(ModelError, match="nothing is measured again"):
-        settle_int8(material(TRIED, AVX2, refuse), file, Budget(), None)
+        settle_int8(material(Quantization(), AVX2, nothing_measured), file, Budget(), None)
 
 
 def test_layers_that_saturate_return_to_float(material: Callable[..., Material], tmp_path: Path) -> None:
@@ -323,6 +400,10 @@ def test_layers_that_saturate_return_to_float(material: Callable[..., Material],
     weights = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 4}
     assert weights == {TensorProto.FLOAT, TensorProto.INT8} or returned == ["head"] or len(returned) == 2
     assert (exactly(file, np.load(known.inputs)).argmax(axis=1) == known.targets).mean() > 0.97
+    file.unlink()
+    unmeasured = material(Quantization(), AVX2, nothing_measured)
+    assert settle_int8(unmeasured, file, Budget(max_accuracy_drop=3.0), None) == kept
+    assert file_sha256(file) == kept["sha256"]
 
 
 def test_a_fallback_that_saves_no_time_is_not_used(material: Callable[..., Material], tmp_path: Path) -> None:
@@ -334,6 +415,27 @@ def test_a_fallback_that_saves_no_time_is_not_used(material: Callable[..., Mater
     assert kept["fallback"]["used"] is False
     assert kept["fallback"]["why"].endswith("not used")
     assert eight_bits(file)
+
+
+@pytest.mark.parametrize("slower", [False, True])
+def test_weights_alone_are_tried_where_int8_loses_too_much(
+    material: Callable[..., Material], tmp_path: Path, capsys: pytest.CaptureFixture[str], slower: bool
+) -> None:
+    """Layers in float save no time here, because the fp32 file is as fast as all others."""
+    times = dict.fromkeys(MILLISECONDS, 1.0) | {"fp32 int8": 1.1 if slower else 1.0}
+    file = tmp_path / "student-int8.onnx"
+    tried = Quantization(schemes=("w8",))
+    device = answering(vnni=False, times=times)
+    kept = settle_int8(material(tried, AVX2, device), file, Budget(max_accuracy_drop=3.0), None)
+    words = "W8 100.00 %, 1.10, 97.00 % asked: not used" if slower else "W8 100.00 %, 1.00, 97.00 % asked\n"
+    assert words in capsys.readouterr().err
+    assert [trial["name"] for trial in kept["trials"]] == ["U8S8, minmax, QDQ", "W8, the weights alone"]
+    assert kept["trials"][1]["fused"] is None
+    assert kept["scheme"]["activation"] == ("uint8" if slower else "float")
+    assert kind_of(file) == ("uint8 int8" if slower else "fp32 int8")
+    unmeasured = material(tried, AVX2, nothing_measured)
+    file.unlink()
+    assert settle_int8(unmeasured, file, Budget(max_accuracy_drop=3.0), None) == kept
 
 
 def test_sensitivity_is_the_error_of_one_layer_alone(material: Callable[..., Material]) -> None:
