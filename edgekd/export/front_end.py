@@ -25,7 +25,8 @@ def with_front_end(model: onnx.ModelProto, how: FrontEnd, name: str) -> onnx.Mod
     `name` is the name of its new input, which is int16 or float32.
     """
     features = model.graph.input[0]
-    axis = features.type.tensor_type.shape.dim[0].dim_param or "batch"
+    first = features.type.tensor_type.shape.dim[0]
+    axis = first.dim_value or first.dim_param or "batch"
     steps = _Steps()
     steps.build(how, name, features.name)
     kept = list(model.graph.node)

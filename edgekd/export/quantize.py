@@ -23,7 +23,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgekd.errors import ModelError, one_line
-from edgekd.export.resize import PREFIX
+from edgekd.export import front_end, resize
 from edgekd.export.shrink import save_model, shrink
 from edgekd.scratch import scratch
 from edgekd.target import Quantization
@@ -169,6 +169,7 @@ def _keep(model: onnx.ModelProto, original: onnx.ModelProto, path: Path) -> None
     """Save the small form of `model` with the metadata of the `original`."""
     del model.graph.value_info[:], model.metadata_props[:]  # shapes of inner values are not needed to run the model
     model.metadata_props.extend(original.metadata_props)
+    front_end.with_formulas(model, original)
     shrink(model)
     save_model(model, path)
 
@@ -177,9 +178,9 @@ def _preprocessing(model: onnx.ModelProto) -> list[str]:
     """Return the names of the nodes between the input and the first layer; int8 would slow them down without any
     benefit.
     """
-    resizing = [node for node in model.graph.node if node.name.startswith(PREFIX)]
-    names = [node.name for node in resizing]
-    value = resizing[-1].output[0] if resizing else model.graph.input[0].name
+    added = [node for node in model.graph.node if node.name.startswith((resize.PREFIX, front_end.PREFIX))]
+    names = [node.name for node in added]
+    value = added[-1].output[0] if added else model.graph.input[0].name
     while True:
         readers = [node for node in model.graph.node if value in node.input]
         if len(readers) != 1 or readers[0].op_type not in ("Transpose", "Cast", "Mul", "Add", "Sub", "Div"):

@@ -14,6 +14,7 @@ from edgekd.bench.measure import Subject
 from edgekd.card import Card
 from edgekd.data.images import Split
 from edgekd.errors import ModelError, one_line
+from edgekd.export import front_end
 from edgekd.export.onnx import export
 from edgekd.export.quantize import quantize, quantize_weights
 from edgekd.export.shrink import save_model, shrink
@@ -163,7 +164,10 @@ def _half(fp32: Path, path: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # rounding of weights below fp16's smallest number is intended
-            model = convert_float_to_float16(onnx.load(fp32), keep_io_types=True)
+            model = onnx.load(fp32)
+            in_float = [node.name for node in model.graph.node if node.name.startswith(front_end.PREFIX)]
+            options = {"node_block_list": in_float} if in_float else {}  # energies of sound do not fit into fp16
+            model = convert_float_to_float16(model, keep_io_types=True, **options)
     except Exception as error:  # the converter may raise any exception
         raise ModelError(f"{fp32}: ONNX Runtime's converter cannot make it fp16: {one_line(error)}") from error
     shrink(model)
