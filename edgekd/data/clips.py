@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,10 +121,10 @@ def _load(card: Card, folder: Path | None, part: str) -> Split:
         samples = _read_all(files, card.data)
     integer = front_end(card.data).integer
 
-    def read(indices: NDArray[np.int64]) -> NDArray[np.int16] | NDArray[np.float32]:
+    def read(indices: NDArray[np.int64]) -> NDArray[Any]:
         return samples[indices] if integer else samples[indices] / np.float32(LOUDEST + 1)
 
-    return Split(labels, read)  # type: ignore[arg-type]  # a Split can hold any array: images, token ids or samples
+    return Split(labels, read)
 
 
 def _part_root(place: Path, part: str) -> Path:
@@ -222,7 +223,12 @@ def read_sound(path: Path, data: ClipData) -> NDArray[np.int16]:
         raise InputError(f"{path}: has no samples")
     if not np.isfinite(sound).all():
         raise InputError(f"{path}: has samples that are no numbers")
-    return np.clip(np.rint(sound[:, 0] * (LOUDEST + 1.0)), -LOUDEST - 1, LOUDEST).astype(np.int16)
+    return _as_int16(sound[:, 0])
+
+
+def _as_int16(sound: NDArray[Any]) -> NDArray[np.int16]:
+    """The nearest whole numbers of samples in −1 … 1; louder ones are cut off."""
+    return np.asarray(np.clip(np.rint(sound * (LOUDEST + 1.0)), -LOUDEST - 1, LOUDEST), np.int16)
 
 
 def _refuse_cut(path: Path) -> None:
@@ -250,7 +256,7 @@ def noise_of(card: Card, folder: Path | None) -> NDArray[np.float32]:
     count = sum(map(len, parts))
     if count <= length:
         raise InputError(f"{found}: holds {count} samples of noise; more than the {length} of a clip are needed")
-    return np.concatenate(parts).astype(np.float32) / np.float32(LOUDEST + 1)
+    return np.asarray(np.concatenate(parts) / np.float32(LOUDEST + 1), np.float32)
 
 
 def _pink(count: int) -> NDArray[np.float32]:
@@ -260,7 +266,7 @@ def _pink(count: int) -> NDArray[np.float32]:
     spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)), 1))
     spectrum[0] = 0
     noise = np.fft.irfft(spectrum, count)
-    return (0.1 * noise / noise.std()).astype(np.float32)
+    return np.asarray(0.1 * noise / noise.std(), np.float32)
 
 
 def _imported(card: Card, folder: Path, part: str) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
@@ -282,7 +288,7 @@ def _imported(card: Card, folder: Path, part: str) -> tuple[NDArray[np.int16], N
     if clips.dtype.kind == "f":
         if not np.isfinite(clips).all():
             raise InputError(f"{data.function}: gave samples that are no numbers")
-        clips = np.clip(np.rint(clips * (LOUDEST + 1.0)), -LOUDEST - 1, LOUDEST).astype(np.int16)
+        clips = _as_int16(clips)
     return clips, check_labels(labels, data.classes, data.function, "clip")
 
 

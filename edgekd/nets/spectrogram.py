@@ -35,8 +35,8 @@ class Spectrogram(nn.Module):
             found = (power @ self.get_buffer("filters") + FLOOR).log().transpose(1, 2)
             if self.mfcc:
                 found = self.get_buffer("cosines") @ found
-            found = (found - self.get_buffer("mean")) / self.get_buffer("std")
-        return found[:, None]
+            features: Tensor = ((found - self.get_buffer("mean")) / self.get_buffer("std"))[:, None]
+        return features
 
 
 def _float(values: NDArray[np.float64]) -> Tensor:

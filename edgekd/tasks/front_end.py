@@ -75,19 +75,21 @@ class FrontEnd:
         frequency, as HTK and torchaudio's `melscale_fbanks` without `norm` have them."""
         at = np.array(self.lines) * (self.rate / self.window)
         low, middle, high = (self.points[place : place + self.mels, None] for place in range(3))
-        return np.maximum(0.0, np.minimum((at - low) / (middle - low), (high - at) / (high - middle)))
+        rising, falling = (at - low) / (middle - low), (high - at) / (high - middle)
+        return np.asarray(np.maximum(0.0, np.minimum(rising, falling)))
 
     @cached_property
     def hann(self) -> NDArray[np.float64]:
         """The periodic Hann window (window,), divided by `top`."""
-        return (0.5 - 0.5 * np.cos(2 * np.pi / self.window * np.arange(self.window))) / self.top
+        turns = np.arange(self.window) / self.window
+        return np.asarray((0.5 - 0.5 * np.cos(2 * np.pi * turns)) / self.top)
 
     @cached_property
     def cosines(self) -> NDArray[np.float64]:
         """The orthonormal discrete cosine transform of type II as a matrix (coefficients, mels)."""
         rows = np.arange(self.coefficients)[:, None] * (np.arange(self.mels) + 0.5) * (np.pi / self.mels)
         scale = np.where(np.arange(self.coefficients) == 0, 1.0, math.sqrt(2.0)) / math.sqrt(self.mels)
-        return np.cos(rows) * scale[:, None]
+        return np.asarray(np.cos(rows) * scale[:, None])
 
 
 def mel(frequency: float) -> float:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,7 +121,7 @@ def _problem(data: ClipData, augment: Augment) -> str:
     return ""
 
 
-def _example(data: ClipData, count: int) -> NDArray[np.int16] | NDArray[np.float32]:
+def _example(data: ClipData, count: int) -> NDArray[Any]:
     how = front_end(data)
     return np.zeros((count, how.samples), dtype=np.int16 if how.integer else np.float32)
 

@@ -84,7 +84,7 @@ def spoken() -> Card:
 def test_examples_are_raw_samples_or_masked_features() -> None:
     card = spoken()
     clips = np.random.default_rng(2).integers(-3000, 3000, (4, 16_000)).astype(np.int16)
-    split = Split(np.arange(4), lambda chosen: clips[chosen], extra=NOISE.repeat(4))  # type: ignore[arg-type, return-value]
+    split = Split(np.arange(4), lambda chosen: clips[chosen], extra=NOISE.repeat(4))  # type: ignore[arg-type,return-value]
     examples = clip_examples(card, split)
     plain = examples.batch(np.array([2, 0]), None)
     assert np.array_equal(plain.inputs.numpy(), clips[[2, 0]]) and plain.targets.tolist() == [2, 0]
@@ -95,8 +95,8 @@ def test_examples_are_raw_samples_or_masked_features() -> None:
     features = clip_examples(still, split).batch(np.arange(4), 0).inputs
     whole = Spectrogram(front_end(card.data))(torch.from_numpy(clips))
     assert torch.equal(features[features != 0], whole[features != 0]) and (features != 0).float().mean() > 0.9
-    plain = dataclasses.replace(card, augment=Augment(time_shift_ms=10, noise=1.0))
-    waves = clip_examples(plain, split).batch(np.arange(4), 1).inputs
+    unmasked = dataclasses.replace(card, augment=Augment(time_shift_ms=10, noise=1.0))
+    waves = clip_examples(unmasked, split).batch(np.arange(4), 1).inputs
     assert waves.dtype == torch.int16 and waves.shape == (4, 16_000) and not np.array_equal(waves.numpy(), clips)
     other = Split(split.labels, split.read, extra=NOISE)
     keys = [dict(clip_examples(one, of).key) for one, of in ((card, split), (still, split), (card, other))]

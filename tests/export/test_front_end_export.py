@@ -35,7 +35,7 @@ def net() -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def samples() -> NDArray[np.int16]:
     loud = np.array([1.0, 0.1, 0.01, 0.001])[:, None]
-    return (noise_inputs(CARD.data, 4).numpy() * loud).astype(np.int16)
+    return np.asarray(noise_inputs(CARD.data, 4).numpy() * loud, np.int16)
 
 
 @pytest.fixture(scope="module")

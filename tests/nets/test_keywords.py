@@ -50,6 +50,7 @@ def test_the_ds_cnn_is_that_of_mlperf_tiny() -> None:
     mfcc = CARD.data.__class__(source="audio-folder", classes=CARD.data.classes, features="mfcc")
     # 25 × 5 positions, as in its TensorFlow model: 2.66 million multiply-accumulates.
     assert count_macs(net, mfcc) == 25 * 5 * weights + 64 * 12
+    assert isinstance(net, nn.Sequential)
     first = next(module for module in net if isinstance(module, nn.Conv2d))
     x = torch.randn(1, 1, 10, 49)
     padded = F.conv2d(F.pad(x, (4, 5, 1, 2)), first.weight, stride=2)  # "SAME" of TensorFlow for an odd remainder

@@ -56,7 +56,7 @@ def expected(how: FrontEnd, clips: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def alone(how: FrontEnd) -> onnx.ModelProto:
     """A model that only computes the features."""
-    shape = ["batch", 1, how.bins, how.frames]
+    shape: list[str | int | None] = ["batch", 1, how.bins, how.frames]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("features", "out")]
     graph = helper.make_graph([helper.make_node("Identity", ["features"], ["out"])], "front", ends[:1], ends[1:])
     opset = helper.make_opsetid("", 18)
