@@ -105,6 +105,25 @@ def test_the_shipped_file_takes_the_samples_of_a_file(run: Path, place: Path) ->
     assert np.mean(right) > 0.8  # chance is a third
 
 
+def test_a_stream_is_heard_as_the_page_shows(run: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "deploying.md").read_text(encoding="utf-8")
+    section = page.partition("\n## A stream of sound\n")[2].partition("\n## ")[0]
+    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    monkeypatch.chdir(run)
+    stream: dict[str, Any] = {}
+    exec(compile(block, "deploying.md", "exec"), stream)
+    sound, _ = soundfile.read(place / "data" / "test" / "rise" / "01.wav", dtype="int16")
+    blocks = [sound[begin : begin + 400] for begin in range(0, len(sound), 400)]
+    assert {stream["hear"](one) for one in blocks} <= {None, "fall", "high", "rise"}
+    assert np.array_equal(stream["clip"], sound)
+    (logits,) = stream["session"].run(None, {"samples": sound[None]})
+    powers = np.exp(logits[0])
+    np.testing.assert_allclose(stream["recent"][-1], powers / powers.sum(), rtol=1e-4)
+    # A word that is heard three times is told once.
+    stream["session"] = type("Sure", (), {"run": lambda *asked: [np.array([[0.0, 0.0, 9.0]])]})()
+    assert [stream["hear"](blocks[0]) for _ in range(12)].count("rise") in (1, 2)
+
+
 def test_the_front_end_stays_in_float(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     model = onnx.load(run / "exported" / "student-int8.onnx")
