@@ -171,7 +171,7 @@ def test_bench_and_check_take_the_run_and_the_file(run: Path, place: Path, cli: 
     files = int8, "--baseline", fp32, "--data", "clips.npz"
     done = cli("check", *files, "-t", place / "here.toml", *options, "--tolerance", "max_accuracy_loss=50")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "accuracy" in done.stdout and "max_accuracy_loss" in done.stdout
+    assert "accuracy loss" in done.stdout
 
 
 def test_another_machine_gets_a_proxy(place: Path, cli: Cli, tmp_path: Path) -> None:

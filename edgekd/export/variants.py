@@ -160,6 +160,7 @@ def precision_of(file: Path) -> Precision:
 
 def _half(fp32: Path, path: Path) -> None:
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     try:
         with warnings.catch_warnings():
@@ -168,6 +169,8 @@ def _half(fp32: Path, path: Path) -> None:
             in_float = [node.name for node in model.graph.node if node.name.startswith(front_end.PREFIX)]
             options = {"node_block_list": in_float} if in_float else {}  # energies of sound do not fit into fp16
             model = convert_float_to_float16(model, keep_io_types=True, **options)
+            if in_float:
+                OnnxModel.graph_topological_sort(model.graph)  # the casts around these nodes are added at the end
     except Exception as error:  # the converter may raise any exception
         raise ModelError(f"{fp32}: ONNX Runtime's converter cannot make it fp16: {one_line(error)}") from error
     shrink(model)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 from torch import nn
 
@@ -121,7 +122,9 @@ def main() -> None:
     content = {
         "clips": {part: len(split) for part, split in {"train": train, **every}.items()},
         "keywords": list(card.data.classes),
-        "machine": dataclasses.asdict(Local().facts()),
+        "target": TARGET,
+        "cpu": Local().facts().model,
+        "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
         "figures": figures,
     }
     out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
