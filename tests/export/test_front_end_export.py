@@ -92,6 +92,21 @@ def test_untrained_networks_are_exported_fast(
     assert answers(tmp_path / "net.onnx", samples).shape == (4, 12)
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_target_of_fixed_shapes_takes_one_clip(
+    net: torch.nn.Module, samples: NDArray[np.int16], fp32: Path, tmp_path: Path, fast: bool
+) -> None:
+    fixed, path = dataclasses.replace(TARGET, fixed_shapes=True), tmp_path / "fixed.onnx"
+    if fast:
+        assert export_untrained(net, CARD, fixed, samples, path)
+    else:
+        export(net, CARD, fixed, path, {})
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == [1, 16_000] and session.get_outputs()[0].shape == [1, 12]
+    (found,) = session.run(None, {"samples": samples[1:2]})
+    np.testing.assert_allclose(found, answers(fp32, samples)[1:2], rtol=1e-3, atol=1e-4)
+
+
 def with_onnx_teacher(card: Card) -> Card:
     teacher = dataclasses.replace(card.teacher, family="onnx", shape={})
     return dataclasses.replace(card, teacher=teacher, augment=Augment())
