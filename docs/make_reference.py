@@ -13,6 +13,7 @@ from types import ModuleType
 from edgekd import card, recipe, target
 from edgekd.budget import budget_keys
 from edgekd.figures import budgeted
+from edgekd.tasks import keyword_spotting
 from edgekd.tasks.known import deciding
 
 PAGE = Path(__file__).with_name("reference.md")
@@ -23,6 +24,7 @@ TABLES: Mapping[str, str] = {
     "Card": "A model card",
     "Data": "`[data]` of images",
     "TextData": "`[data]` of sentences",
+    "ClipData": "`[data]` of clips of sound",
     "Augment": "`[augment]`",
     "Teacher": "`[teacher]`, `[[more_teachers]]`, `[[assistants]]`",
     "Training": "`[teacher.training]`",
@@ -58,7 +60,7 @@ def page() -> str:
         "relative to the card or target file.",
     ]
     aliases = {name: node for module in (recipe, card, target) for name, node in _aliases(module)}
-    for module in (card, recipe, target):
+    for module in (card, keyword_spotting, recipe, target):
         for node in _classes(module):
             if not node.name.startswith("_"):
                 parts += _section(node, aliases, TABLES.get(node.name, node.name))

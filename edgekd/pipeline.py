@@ -279,7 +279,8 @@ def judged(
     """Judge the chosen model by its figures on test data."""
     card, run = student.card, plan.run
     count = len(np.load(run.data / "test.labels.npy"))
-    figures = budget_figures(next(model for model in models if model.name == chosen), models[0].score)
+    shipped = next(model for model in models if model.name == chosen)
+    figures = budget_figures(shipped, models[0].score)
     return Result(
         card=card.name,
         target=plan.site.target.name,
@@ -294,7 +295,7 @@ def judged(
         test_reads=run.test_reads(),
         parity=agreement,
         training=training_summary(card, run, student.name),
-        notes=told,
+        notes=(*told, *task_of(card.data).remarks(card.data, shipped)),
         int8=int8,
     )
 

@@ -59,6 +59,19 @@ class Augment:
     2017); 0 turns it off."""
     word_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Sentences only: share of the tokens that are replaced by the unknown token, which must have id 1."""
+    time_shift_ms: NotNegative = 0.0
+    """Clips only: the largest shift, forwards or backwards; zeros fill the gap."""
+    noise: Fraction = 0.0
+    """Clips only: share of the clips to which noise is added, from the folder `_background_noise_` of the data, or pink
+    noise if there is no such folder."""
+    noise_snr_db: tuple[float, float] = (5.0, 20.0)
+    """The lowest and the highest ratio of clip to noise."""
+    time_mask: Annotated[int, Field(ge=0)] = 0
+    frequency_mask: Annotated[int, Field(ge=0)] = 0
+    """Clips only: the largest number of neighbouring frames, or of bins, that a mask sets to the mean (SpecAugment;
+    Park et al. 2019, without the time warp); 0 turns it off."""
+    masks: Annotated[int, Field(ge=1, le=8)] = 1
+    """Clips only: number of masks of each kind."""
     seed: Seed = 0
     """Seed of the views. It is separate from the training's seed, so that trainings with different seeds share the
     teacher's outputs."""
@@ -67,6 +80,12 @@ class Augment:
     def _check(self) -> "Augment":
         if self.policy != "rand" and (self.rand_operations, self.rand_magnitude) != (2, 9):
             raise ValueError('rand_operations, rand_magnitude: have no effect without policy = "rand"')
+        if not -40 <= self.noise_snr_db[0] <= self.noise_snr_db[1] <= 100:
+            raise ValueError("noise_snr_db: should be [lowest, highest] within -40 … 100 dB")
+        if not self.noise and self.noise_snr_db != (5.0, 20.0):
+            raise ValueError("noise_snr_db: has no effect without noise")
+        if self.masks != 1 and not (self.time_mask or self.frequency_mask):
+            raise ValueError("masks: has no effect without time_mask or frequency_mask")
         return self
 
 

@@ -1,6 +1,7 @@
 """What several tests share."""
 
 import dataclasses
+import importlib.util
 import itertools
 import os
 import re
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -245,3 +247,13 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         return Done(int(ended.value.code or 0), out, err)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def sounds() -> ModuleType:
+    """The module tests/data/sounds.py, which makes clips of sound."""
+    spec = importlib.util.spec_from_file_location("sounds", Path(__file__).parent / "data" / "sounds.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -79,6 +79,8 @@ def test_the_cards_that_others_are_made_from_exist() -> None:
         "imagenet",
         "mnist-convnet",
         "mnist-mlp",
+        "speech-commands",
+        "sst2",
     }
     assert len(load_card("imagenet").data.classes) == len(set(load_card("imagenet").data.classes)) == 1_000
 

@@ -57,7 +57,7 @@ def test_the_deployed_file_is_called_as_the_page_shows(
     classes = untrained_digits(tmp_path / "model.onnx")
     Image.new("L", (8, 8), 100).save(tmp_path / "example.png")
     monkeypatch.chdir(tmp_path)
-    exec(compile(deploying_block("python"), "deploying.md", "exec"), {})
+    exec(compile(deploying_block("Python"), "deploying.md", "exec"), {})
     assert capsys.readouterr().out.strip() in classes
 
 
@@ -67,7 +67,7 @@ def test_node_calls_the_deployed_file_as_the_page_shows(tmp_path: Path) -> None:
         pytest.skip("no onnxruntime-web here: edgekd doctor --install wasm")
     untrained_digits(tmp_path / "model.onnx")
     (tmp_path / "node_modules").symlink_to(modules)
-    (tmp_path / "main.mjs").write_text(deploying_block("js") + "console.log(best);\n", encoding="utf-8")
+    (tmp_path / "main.mjs").write_text(deploying_block("JavaScript") + "console.log(best);\n", encoding="utf-8")
     told = subprocess.run([node, "main.mjs"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"image": np.zeros((1, 8, 8, 1), np.uint8)})  # the image that the block makes
@@ -85,10 +85,11 @@ def untrained_digits(path: Path) -> tuple[str, ...]:
     return tuple(card.data.classes)
 
 
-def deploying_block(language: str) -> str:
-    """The only block of docs/deploying.md in a language."""
+def deploying_block(heading: str) -> str:
+    """The only block of code in this section of docs/deploying.md."""
     text = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
-    (block,) = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    (block,) = re.findall(r"```\w+\n(.*?)```", section, re.DOTALL)
     return str(block)
 
 

@@ -87,6 +87,7 @@ const DTYPES = {
   f4: ['float32', Float32Array],
   f2: ['float16', Uint16Array], // raw bits; onnxruntime-web accepts them even if Node has no Float16Array
   f8: ['float64', Float64Array],
+  i2: ['int16', Int16Array],
   i4: ['int32', Int32Array],
   i8: ['int64', BigInt64Array],
   b1: ['bool', Uint8Array],

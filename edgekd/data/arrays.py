@@ -64,8 +64,9 @@ def digest(split: Split) -> str:
     return content.hexdigest()
 
 
-def duplicates(train: Split, validation: Split, test: Split) -> str:
-    """A message about images with identical pixels in several parts; the empty string if there are none.
+def duplicates(train: Split, validation: Split, test: Split, what: str = "images") -> str:
+    """A message about inputs that are identical in several parts; the empty string if there are none. `what` is the
+    word for them.
 
     Data sets that are decoded on every read are not checked.
     """
@@ -79,7 +80,7 @@ def duplicates(train: Split, validation: Split, test: Split) -> str:
         "the validation part are also in the training part": sum(one in known for one in validated),
     }
     found = [f"{count} of {where}" for where, count in counts.items() if count]
-    return f"the same images are in several parts: {', '.join(found)}; accuracy on them says little" if found else ""
+    return f"the same {what} are in several parts: {', '.join(found)}; accuracy on them says little" if found else ""
 
 
 def _pixel_digests(split: Split) -> list[bytes]:

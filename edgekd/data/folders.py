@@ -1,7 +1,7 @@
-"""Image folders: the parts of a data set, their class folders, and the image files in them."""
+"""Folders of images or clips: the parts of a data set, their class folders, and the files in them."""
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from edgekd.errors import InputError, did_you_mean, shown
@@ -41,12 +41,16 @@ def class_names(root: Path) -> list[str]:
     return sorted({_composed(path.name) for path in root.iterdir() if path.is_dir() and not _is_hidden(path.name)})
 
 
-def class_files(root: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]:
-    """The image files of all classes below `root`, ordered by class and then by name, and their labels.
+def class_files(
+    root: Path, classes: Sequence[str], what: str = "images", ignored: Collection[str] = ()
+) -> tuple[list[Path], list[int]]:
+    """The files of all classes below `root`, ordered by class and then by name, and their labels.
 
-    Raises InputError for a folder that is not a class of the card, and for a class without files.
+    `what` is the word for the files in messages, and `ignored` names folders that are no classes. Raises InputError for
+    any other folder that is not a class of the card, and for a class without files.
     """
-    found = sorted(path.name for path in root.iterdir() if path.is_dir() and not _is_hidden(path.name))
+    names = (path.name for path in root.iterdir() if path.is_dir() and path.name not in ignored)
+    found = sorted(name for name in names if not _is_hidden(name))
     if not found:
         raise InputError(
             f"{root}: holds no folders; it should hold one for each class, such as {shown(classes[0])}, or "
@@ -60,7 +64,7 @@ def class_files(root: Path, classes: Sequence[str]) -> tuple[list[Path], list[in
     for label, name in enumerate(classes):
         inside = sorted(file for one in found if _composed(one) == name for file in _files_below(root / one))
         if not inside:
-            raise InputError(f"{root / name}: the card's class {shown(name)} has no images there")
+            raise InputError(f"{root / name}: the card's class {shown(name)} has no {what} there")
         files += inside
         labels += [label] * len(inside)
     return files, labels

@@ -72,6 +72,7 @@ class Split:
         read: Callable[[NDArray[np.int64]], Images],
         origin: Callable[[int], bytes] | None = None,
         original: Callable[[int], Images] | None = None,
+        extra: Any = None,
     ) -> None:
         self.labels = labels
         self.read = read
@@ -82,6 +83,8 @@ class Split:
         self.original = original
         """`original(i)` returns image i upright in its own size, (height, width, C) uint8. None if there are only
         images of the network's size."""
+        self.extra = extra
+        """What views of the examples need in addition to them, such as noise for clips of sound."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -92,7 +95,7 @@ class Split:
         own = (lambda i: origin(int(indices[i]))) if origin else None
         original = self.original
         whole = (lambda i: original(int(indices[i]))) if original else None
-        return Split(self.labels[indices], lambda chosen: self.read(indices[chosen]), own, whole)
+        return Split(self.labels[indices], lambda chosen: self.read(indices[chosen]), own, whole, self.extra)
 
 
 def in_memory(images: Images, labels: Labels, original: Callable[[int], Images] | None = None) -> Split:
@@ -267,15 +270,16 @@ def _listed(problems: Sequence[str]) -> str:
     return "; ".join(first + more)
 
 
-def check_labels(labels: Labels, classes: Sequence[str], where: str) -> Labels:
-    """`labels` as int64; InputError if there are none, or if one is not in 0 … len(classes) − 1."""
+def check_labels(labels: Labels, classes: Sequence[str], where: str, what: str = "image") -> Labels:
+    """`labels` as int64; InputError if there are none, or if one is not in 0 … len(classes) − 1. `what` is the word for
+    an example."""
     if len(labels) == 0:
-        raise InputError(f"{where}: holds no images")
+        raise InputError(f"{where}: holds no {what}s")
     labels = np.asarray(labels, dtype=np.int64)
     wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
     if len(wrong):
         raise InputError(
-            f"{where}: image {wrong[0]} has label {labels[wrong[0]]}; the card names {len(classes)} classes, "
+            f"{where}: {what} {wrong[0]} has label {labels[wrong[0]]}; the card names {len(classes)} classes, "
             f"so labels go from 0 to {len(classes) - 1}"
         )
     return labels

@@ -66,7 +66,7 @@ def check_small(net: nn.Module, card: Card, inputs: Tensor, training: Training, 
     """
     if not training.small_share:
         return
-    if inputs.dim() != 4:
+    if inputs.dtype != torch.uint8:
         raise ConfigError(f"{card.file}: {where}.small_share: is for images; set small_share = 0")
     smaller = shrunk(inputs, training.small_scale)
     try:

@@ -1,6 +1,7 @@
 """Write a first card for a data folder, a teacher and a target."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from edgekd.tasks.known import build_card
 from edgekd.tasks.text_classification import trimmed
 
 __all__ = ["Draft", "draft_card"]
+
+SOME = 1_000
+"""Number of files that tell whether a folder holds sound; a folder of images can have millions."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,12 @@ def look_at_data(folder: Path) -> DataFacts:
         return look_at_parquet(folder)
     if (folder / "train.tsv").is_file():
         return look_at_sentences(folder)
+    first = itertools.islice(folder.rglob("*"), SOME)
+    if sound := next((path for path in first if path.suffix.lower() in (".wav", ".flac")), None):
+        raise InputError(
+            f"--data {folder}: holds clips of sound ({sound.name}), for which edgekd init makes no card; copy the one "
+            "that `edgekd models speech-commands` names"
+        )
     if any(path.is_dir() for path in folder.iterdir()):
         return look_at_folder(folder)
     some = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"

@@ -24,11 +24,13 @@ import edgekd
 from edgekd import __version__
 from edgekd.card import Card, caller_rule
 from edgekd.errors import ConfigError, ModelError, one_line
+from edgekd.export.front_end import with_front_end
 from edgekd.export.resize import SHAPE_KEY, with_resize
 from edgekd.export.shrink import save_model
 from edgekd.files import atomic
 from edgekd.nets.deployed import Deployed, example_inputs
 from edgekd.target import Target
+from edgekd.tasks.front_end import FrontEnd
 from edgekd.tasks.known import task_of
 from edgekd.tasks.task import Task
 
@@ -74,11 +76,10 @@ def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: d
 
     Raises ModelError as `converted` does.
     """
-    task = task_of(card.data)
-    module = Deployed(net, card.data).eval()
-    model = converted(module, example_inputs(card.data, 2), target, (task.input, "logits"), task.free)
+    module, example, name = exported_part(net, card.data)
+    model = converted(module, example, target, (name, "logits"), task_of(card.data).free)
     describe(model, card, target, provenance)
-    save_model(with_resize(model, card) if card.export.resize else model, path)
+    save_model(completed(model, card), path)
 
 
 def converted(
@@ -138,6 +139,29 @@ def refuse_free_shapes(card: Card, target: Target) -> None:
             f"{card.file}: task {card.task}: {task_of(card.data).units} have free lengths, and target {target.name} "
             "has fixed_shapes = true"
         )
+
+
+def exported_part(net: nn.Module, data: Any) -> tuple[nn.Module, torch.Tensor, str]:
+    """What the exporters convert: a module, an example of two inputs, and the name of its input.
+
+    It is the network with its preprocessing. A front end for sound is left out, because `completed` puts it before the
+    network as a smaller graph than an exporter would write.
+    """
+    task, example = task_of(data), example_inputs(data, 2)
+    module = Deployed(net, data).eval()
+    if isinstance(task.normalization(data), FrontEnd):
+        with torch.no_grad():
+            return module.net, module.preprocess(example), "features"
+    return module, example, task.input
+
+
+def completed(model: onnx.ModelProto, card: Card) -> onnx.ModelProto:
+    """Put before a converted network what the exporters do not convert: the front end, or the resizing of images."""
+    task = task_of(card.data)
+    how = task.normalization(card.data)
+    if isinstance(how, FrontEnd):
+        return with_front_end(model, how, task.input)
+    return with_resize(model, card) if card.export.resize else model
 
 
 def _reason(error: BaseException) -> str:

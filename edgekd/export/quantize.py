@@ -24,8 +24,8 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgekd.errors import ModelError, one_line
+from edgekd.export import front_end, resize
 from edgekd.export.equalize import correct_bias, equalize
-from edgekd.export.resize import PREFIX
 from edgekd.export.shrink import save_model, shrink
 from edgekd.export.weights import store_weights
 from edgekd.scratch import scratch
@@ -242,7 +242,10 @@ def to_half(source: Path, path: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # rounding of weights below fp16's smallest number is intended
-            model = convert_float_to_float16(onnx.load(source), keep_io_types=True)
+            model = onnx.load(source)
+            in_float = [node.name for node in model.graph.node if node.name.startswith(front_end.PREFIX)]
+            options = {"node_block_list": in_float} if in_float else {}  # energies of sound do not fit into fp16
+            model = convert_float_to_float16(model, keep_io_types=True, **options)
         OnnxModel(model).topological_sort()  # the converter puts casts of inputs at the end
     except Exception as error:  # the converter may raise any exception
         raise ModelError(f"{source}: ONNX Runtime's converter cannot make it fp16: {one_line(error)}") from error
@@ -254,6 +257,7 @@ def _keep(model: onnx.ModelProto, original: onnx.ModelProto, path: Path) -> None
     """Save the small form of `model` with the metadata of the `original`."""
     del model.graph.value_info[:], model.metadata_props[:]  # shapes of inner values are not needed to run the model
     model.metadata_props.extend(original.metadata_props)
+    front_end.with_formulas(model, original)
     shrink(model)
     save_model(model, path)
 
@@ -262,9 +266,9 @@ def _preprocessing(model: onnx.ModelProto) -> list[str]:
     """Return the names of the nodes between the input and the first layer; int8 would slow them down without any
     benefit.
     """
-    resizing = [node for node in model.graph.node if node.name.startswith(PREFIX)]
-    names = [node.name for node in resizing]
-    value = resizing[-1].output[0] if resizing else model.graph.input[0].name
+    added = [node for node in model.graph.node if node.name.startswith((resize.PREFIX, front_end.PREFIX))]
+    names = [node.name for node in added]
+    value = added[-1].output[0] if added else model.graph.input[0].name
     while True:
         readers = [node for node in model.graph.node if value in node.input]
         if len(readers) != 1 or readers[0].op_type not in ("Transpose", "Cast", "Mul", "Add", "Sub", "Div"):

@@ -10,7 +10,7 @@ from onnx import TensorProto, compose, helper, numpy_helper, version_converter
 
 from edgekd.card import Card, Data
 from edgekd.errors import InputError, one_line
-from edgekd.export.onnx import export, fix_shapes, taking_any_size
+from edgekd.export.onnx import completed, export, fix_shapes, taking_any_size
 from edgekd.export.resize import OLDEST_OPSET as OLDEST_FOR_RESIZE
 from edgekd.export.shrink import save_model
 from edgekd.nets.deployed import example_inputs
@@ -18,6 +18,7 @@ from edgekd.nets.folding import folded
 from edgekd.nets.outputs import TINY
 from edgekd.nets.teachers import LoadedTeacher, OnnxNet
 from edgekd.target import Target
+from edgekd.tasks.front_end import FrontEnd
 from edgekd.tasks.known import task_of
 
 __all__ = ["export_teacher"]
@@ -44,10 +45,13 @@ def export_teacher(
     module = teacher.module
     oldest = OLDEST_FOR_RESIZE if card.export.resize else OLDEST_OPSET
     model = _giving_logits(_modern(onnx.load(teacher.file), teacher.file, oldest), module)
-    if task_of(card.data).normalization(card.data) is None:
+    how = task_of(card.data).normalization(card.data)
+    if how is None:
         save_model(_taking_int32(model), path)
         return
-    model = model if module.takes_uint8 else _with_preprocessing(model, card.data, teacher.file)
+    if not module.takes_raw:
+        own = isinstance(how, FrontEnd)
+        model = completed(model, card) if own else _with_preprocessing(model, card.data, teacher.file)
     if target.fixed_shapes:
         fix_shapes(model, tuple(example_inputs(card.data, 1).shape))
     save_model(taking_any_size(model, card) if card.export.resize else model, path)

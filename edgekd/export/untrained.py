@@ -11,11 +11,10 @@ from torch import nn
 from edgekd.card import Card
 from edgekd.errors import ModelError
 from edgekd.export.fast import UnknownOperationError, convert
-from edgekd.export.onnx import describe, export, save_model
-from edgekd.export.resize import with_resize
+from edgekd.export.onnx import completed, describe, export, exported_part, save_model
 from edgekd.export.trial import check_answers
 from edgekd.export.variants import make_variant
-from edgekd.nets.deployed import Deployed, example_inputs
+from edgekd.nets.deployed import Deployed
 from edgekd.target import Target
 from edgekd.tasks.known import task_of
 
@@ -46,14 +45,13 @@ def export_untrained(net: nn.Module, card: Card, target: Target, inputs: NDArray
     Raises ModelError if torch cannot export it either, or if the answers differ.
     """
     module = Deployed(net, card.data).eval()
-    task = task_of(card.data)
     provenance = {"trained": "no"}
     try:
-        names = task.input, "logits"
-        axis = 1 if target.fixed_shapes else task.free[0]
-        model = convert(module, example_inputs(card.data, 2), target.opset.export, names, axis)
+        part, example, name = exported_part(net, card.data)
+        axis = 1 if target.fixed_shapes else task_of(card.data).free[0]
+        model = convert(part, example, target.opset.export, (name, "logits"), axis)
         describe(model, card, target, provenance)
-        save_model(with_resize(model, card) if card.export.resize else model, path)
+        save_model(completed(model, card), path)
         check_answers(module, card, inputs, path)
         return True
     except (UnknownOperationError, ModelError):

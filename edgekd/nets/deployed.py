@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from edgekd.nets.spectrogram import Spectrogram
+from edgekd.tasks.front_end import FrontEnd
 from edgekd.tasks.known import task_of
 from edgekd.tasks.task import Normalization
 
-__all__ = ["Deployed", "Preprocess", "count_macs", "count_params", "example_inputs", "noise_inputs"]
+__all__ = ["Deployed", "Preprocess", "count_macs", "count_params", "example_inputs", "noise_inputs", "preprocess_of"]
 
 
 class Preprocess(nn.Module):
@@ -32,14 +34,21 @@ class Preprocess(nn.Module):
         return x * self.get_buffer("scale") + self.get_buffer("shift")
 
 
+def preprocess_of(data: Any) -> nn.Module:
+    """What maps the inputs of the exported file to those of the network, for a card's `[data]`."""
+    how = task_of(data).normalization(data)
+    if isinstance(how, FrontEnd):
+        return Spectrogram(how)
+    return Preprocess(how) if how else nn.Identity()
+
+
 class Deployed(nn.Module):
     """A network with its preprocessing: maps the inputs of the exported file, such as uint8 images (B, H, W, C) or
     token ids (B, L), to outputs (B, C)."""
 
     def __init__(self, net: nn.Module, data: Any) -> None:
         super().__init__()
-        how = task_of(data).normalization(data)
-        self.preprocess = Preprocess(how) if how else nn.Identity()
+        self.preprocess = preprocess_of(data)
         self.net = net
 
     def forward(self, images: Tensor) -> Tensor:
@@ -58,7 +67,8 @@ def noise_inputs(data: Any, count: int) -> Tensor:
     like = example_inputs(data, count)
     if like.dtype.is_floating_point:
         return torch.rand(like.shape, generator=generator, dtype=like.dtype)
-    low, high = (0, 256) if like.dtype == torch.uint8 else (1, int(task_of(data).sizes(data)[0]))
+    ranges = {torch.uint8: (0, 256), torch.int16: (-32_768, 32_768)}
+    low, high = ranges.get(like.dtype) or (1, int(task_of(data).sizes(data)[0]))
     return torch.randint(low, high, like.shape, generator=generator, dtype=like.dtype)
 
 
@@ -78,12 +88,12 @@ def _in_parts() -> Iterator[None]:
 
 def count_macs(net: nn.Module, data: Any) -> int:
     """Multiply-accumulates for one example, such as an image or a sentence of `timed_length` tokens. This is half the
-    number of operations that torch's FlopCounterMode counts."""
+    number of operations that torch's FlopCounterMode counts. The preprocessing is not counted."""
     training = net.training
     net.eval()
+    inputs = preprocess_of(data)(example_inputs(data, 1))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        how, inputs = task_of(data).normalization(data), example_inputs(data, 1)
         with _in_parts() if any(isinstance(part, nn.RNNBase) for part in net.modules()) else contextlib.nullcontext():
-            net(Preprocess(how)(inputs) if how else inputs)
+            net(inputs)
     net.train(training)
     return int(counter.get_total_flops()) // 2

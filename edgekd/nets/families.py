@@ -21,6 +21,7 @@ from edgekd.nets.airbench import Airbench, AirbenchShape
 from edgekd.nets.cifar_resnet import CifarResNet, CifarResNetShape
 from edgekd.nets.deployed import Deployed, noise_inputs
 from edgekd.nets.inverted import InvertedShape, inverted_residual
+from edgekd.nets.keywords import BcResNetShape, DsCnnShape, KeywordCnnShape, bc_resnet, ds_cnn, keyword_cnn
 from edgekd.nets.mobile import MobileNetV2Shape, MobileNetV3Shape, for_channels, mobilenet_v2, mobilenet_v3
 from edgekd.nets.outputs import Head, add_head, settle_head
 from edgekd.nets.repvgg import repvgg
@@ -45,6 +46,7 @@ __all__ = [
     "FAMILIES",
     "FOREIGN",
     "IMAGE_FAMILIES",
+    "KEYWORD_FAMILIES",
     "MAX_BUILT",
     "TEXT_FAMILIES",
     "UnbuildableError",
@@ -156,9 +158,17 @@ TEXT_FAMILIES: dict[str, tuple[type, Any]] = {
 }
 """Maps the name of a family to (shape class, function of (shape, vocabulary, outputs))."""
 
+KEYWORD_FAMILIES: dict[str, tuple[type, Any]] = {
+    "ds-cnn": (DsCnnShape, ds_cnn),
+    "bc-resnet": (BcResNetShape, bc_resnet),
+    "keyword-cnn": (KeywordCnnShape, keyword_cnn),
+}
+"""Maps the name of a family to (shape class, function of (shape, bins, frames, outputs))."""
+
 FAMILIES: dict[str, dict[str, tuple[type, Any]]] = {
     "image-classification": IMAGE_FAMILIES,
     "text-classification": TEXT_FAMILIES,
+    "keyword-spotting": KEYWORD_FAMILIES,
 }
 """The families of each task. Cards of every task may also use the family `import`."""
 

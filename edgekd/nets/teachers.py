@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from edgekd.card import Card
 from edgekd.console import say
 from edgekd.errors import InputError, did_you_mean, one_line
-from edgekd.nets.deployed import Deployed, Preprocess, example_inputs, noise_inputs
+from edgekd.nets.deployed import Deployed, example_inputs, noise_inputs, preprocess_of
 from edgekd.nets.families import make
 from edgekd.nets.outputs import are_probabilities, head_of, log_of, sigmoid_words
 from edgekd.nets.weights import load_file
+from edgekd.tasks.front_end import FrontEnd
 from edgekd.tasks.known import task_of
 
 if TYPE_CHECKING:
@@ -27,11 +28,11 @@ __all__ = ["LoadedTeacher", "OnnxNet", "load_teacher_file", "make_teacher_net"]
 
 
 class OnnxNet(nn.Module):
-    """An ONNX model as a torch module without gradients: maps uint8 images (B, H, W, C) or token ids (B, L) to logits
-    (B, classes).
+    """An ONNX model as a torch module without gradients: maps uint8 images (B, H, W, C), samples of sound (B, samples)
+    or token ids (B, L) to logits (B, classes).
 
-    The model's own input is uint8 (B, H, W, C), normalised float (B, C, H, W), or token ids in int32 or int64. If the
-    model gives probabilities, the logits are their logarithms.
+    The model's own input is the same, or normalised float (B, C, H, W). Token ids may be int32 or int64. If the model
+    gives probabilities, the logits are their logarithms.
     """
 
     def __init__(self, path: Path, card: Card) -> None:
@@ -41,19 +42,22 @@ class OnnxNet(nn.Module):
         self.output = _logits_output(self.session, card, path)
         self.logarithm = False
         inputs = self.session.get_inputs()
-        self.takes_uint8 = False
+        self.takes_raw = False
         how = task_of(card.data).normalization(card.data)
         if how is None:
             self.preprocess: nn.Module = _Ids(path, inputs)
             return
-        self.preprocess = Preprocess(how)
+        self.preprocess = preprocess_of(card.data)
+        if isinstance(how, FrontEnd):
+            self.takes_raw = _takes_samples(path, inputs, how, card)
+            return
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in ("tensor(uint8)", "tensor(float)"):
             found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
             raise InputError(f"{path}: takes {found}; one input, uint8 NHWC or float NCHW, is needed")
-        self.takes_uint8 = inputs[0].type == "tensor(uint8)"
+        self.takes_raw = inputs[0].type == "tensor(uint8)"
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images if self.takes_uint8 else self.preprocess(images)
+        x = images if self.takes_raw else self.preprocess(images)
         own, name = self.session.get_inputs()[0], self.output
         parts = x.cpu().split(1) if own.shape[0] == 1 else [x.cpu()]  # exported for a batch of 1: run one by one
         answers = [self.session.run([name], {own.name: part.numpy()})[0] for part in parts]
@@ -69,6 +73,26 @@ class OnnxNet(nn.Module):
         if ending in ("Sigmoid", "HardSigmoid"):
             raise InputError(f"{self.path}: {sigmoid_words(f'its last node is {ending}')}")
         self.logarithm = ending != "LogSoftmax" and are_probabilities(self(inputs))
+
+
+def _takes_samples(path: Path, inputs: "list[onnxruntime.NodeArg]", how: FrontEnd, card: Card) -> bool:
+    """Whether an ONNX model for sound takes raw samples as edgekd's own files do; otherwise it takes features.
+
+    Raises InputError for any other input, and for a model that takes samples if the views of the card are features.
+    """
+    samples = "tensor(int16)" if how.integer else "tensor(float)"
+    kinds = [(one.type, len(one.shape)) for one in inputs]
+    if kinds not in ([(samples, 2)], [("tensor(float)", 4)]):
+        found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+        raise InputError(
+            f"{path}: takes {found}; one input, {samples} (batch, {how.samples}), or float features (batch, 1, "
+            f"{how.bins}, {how.frames}), is needed"
+        )
+    if kinds[0][1] == 2 and (card.augment.time_mask or card.augment.frequency_mask):
+        raise InputError(
+            f"{path}: takes samples, and augment.time_mask and augment.frequency_mask mask features; drop both"
+        )
+    return kinds[0][1] == 2
 
 
 def _logits_output(session: "onnxruntime.InferenceSession", card: Card, path: Path) -> str:

@@ -1,14 +1,16 @@
 """A task describes a network's purpose for measuring, exporting and reporting; this module needs only NumPy."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.figures import ModelFigures
 from edgekd.recipe import Augment
 from edgekd.scores import ScoreKind
+from edgekd.tasks.front_end import FrontEnd
 
 __all__ = ["Normalization", "Outputs", "Targets", "Task"]
 
@@ -65,7 +67,7 @@ class Task:
     """Describes the inputs in the plural: `images of 32×32 pixels`."""
     sizes: Callable[[Any], tuple[int, ...]]
     """Returns the arguments of a family's function between the shape and the number of outputs."""
-    normalization: Callable[[Any], Normalization | None]
+    normalization: Callable[[Any], Normalization | FrontEnd | None]
     """Returns the computation in the graph before the network; None if the network takes raw inputs."""
     describe: Callable[[Any], dict[str, str]]
     """Returns the metadata of the exported file that a user needs to feed it."""
@@ -97,3 +99,5 @@ class Task:
     """Returns all plain data about the answers that the charts show; may be larger than `details`."""
     charts: tuple[str, ...] = ()
     """The charts about the answers that a report shows, by their name in edgekd/report/tasks."""
+    remarks: Callable[[Any, ModelFigures], Sequence[str]] = lambda data, model: ()
+    """Returns what a report says of the figures of the shipped model beyond the tables, one sentence each."""

@@ -320,6 +320,7 @@ DTYPES = {
     "FLOAT": np.float32,
     "FLOAT16": np.float16,
     "DOUBLE": np.float64,
+    "INT16": np.int16,
     "INT32": np.int32,
     "INT64": np.int64,
     "BOOL": np.bool_,

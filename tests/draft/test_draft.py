@@ -230,6 +230,10 @@ def test_wrong_numbers_of_classes_and_kinds_are_named(tmp_path: Path) -> None:
     [
         ("--data nowhere", "nowhere: no such folder"),
         ("--data empty", "holds nothing; edgekd init knows folders of images by class"),
+        (
+            "--data sounds",
+            "sounds: holds clips of sound (a.wav), for which edgekd init makes no card; copy the one that",
+        ),
         ("--data digits --out card.txt", "a card is a TOML file"),
         ("--data digits --out there.toml", "is there already"),
         ("--data digits --out no/card.toml", "there is no folder no"),
@@ -240,6 +244,8 @@ def test_mistakes_are_one_line(cli: Cli, tmp_path: Path, arguments: str, message
     digits_folder(tmp_path / "digits", 12, 2)
     digits_folder(tmp_path / "one", 12, 1)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "sounds" / "train" / "yes").mkdir(parents=True)
+    (tmp_path / "sounds" / "train" / "yes" / "a.wav").write_bytes(b"")
     (tmp_path / "there.toml").write_text("")
     done = cli("init", *arguments.split(), "--target", "cpu-arm")
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""How image and sentence classification are learnt; see `Learning`."""
+"""How images, sentences and keywords are learnt; see `Learning`."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgekd.data import image_examples, sources, text
+from edgekd.data import clip_views, clips, image_examples, sources, text
 from edgekd.data.examples import Examples
 from edgekd.distill.distributed import World, device, summed
 from edgekd.distill.optimise import autocast
@@ -16,7 +16,7 @@ from edgekd.distill.tasks.weighing import class_weights
 from edgekd.distill.terms.losses import cross_entropy
 from edgekd.recipe import Training
 
-__all__ = ["IMAGES", "SENTENCES", "accuracy"]
+__all__ = ["IMAGES", "KEYWORDS", "SENTENCES", "accuracy"]
 
 
 def accuracy(net: nn.Module, examples: Examples, precision: str, among: World = World()) -> float:  # noqa: B008 - frozen
@@ -55,6 +55,19 @@ SENTENCES = Learning(
     keep=text.keep_tokenizer,
     settle=text.settled,
     examples=text.text_examples,
+    loss=cross_entropy,
+    weights=_weights,
+    score=accuracy,
+)
+
+KEYWORDS = Learning(
+    load=clips.load_clip_training,
+    examine=clips.examine_clips,
+    require_test=clips.require_clip_test,
+    load_test=lambda card, folder, kept: clips.load_clip_test(card, folder),
+    keep=nothing_kept,
+    settle=as_it_is,
+    examples=clip_views.clip_examples,
     loss=cross_entropy,
     weights=_weights,
     score=accuracy,

@@ -5,13 +5,17 @@ from typing import Any
 from edgekd.card import Card
 from edgekd.data.examples import Examples
 from edgekd.data.images import Split
-from edgekd.distill.tasks.classification import IMAGES, SENTENCES
+from edgekd.distill.tasks.classification import IMAGES, KEYWORDS, SENTENCES
 from edgekd.distill.tasks.learning import Learning
 from edgekd.tasks.known import task_of
 
 __all__ = ["LEARNING", "examples_of", "learning_of"]
 
-LEARNING: dict[str, Learning] = {"image-classification": IMAGES, "text-classification": SENTENCES}
+LEARNING: dict[str, Learning] = {
+    "image-classification": IMAGES,
+    "text-classification": SENTENCES,
+    "keyword-spotting": KEYWORDS,
+}
 """The `Learning` of each task, by the name of the task."""
 
 
