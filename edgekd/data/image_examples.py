@@ -1,7 +1,5 @@
 """Makes `Examples` of a split of images, with augmented views."""
 
-import dataclasses
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,6 +11,13 @@ from edgekd.data.images import Split
 from edgekd.data.views import VIEWS_VERSION, mixed
 
 __all__ = ["examples"]
+
+
+_SETTINGS = (
+    *("crop_padding", "flip", "policy", "rand_operations", "rand_magnitude", "mixup", "cutmix", "word_dropout", "seed"),
+)
+"""The settings of `[augment]` that are always in the key. Further ones, also those of other tasks, are left out where
+they have no effect, so that outputs cached by earlier versions are still found."""
 
 
 def examples(split: Split, data: Data, augment: Augment) -> Examples:
@@ -27,9 +32,9 @@ def examples(split: Split, data: Data, augment: Augment) -> Examples:
             return Batch(torch.from_numpy(split.read(indices)), torch.from_numpy(split.labels[indices]))
         return Batch(*mixed(split, indices, k, augment.seed, augment, len(data.classes)))
 
-    augmented = dataclasses.asdict(augment)
-    if not augment.cutout:  # so that outputs cached by earlier versions are still found
-        del augmented["cutout"]
+    augmented = {name: getattr(augment, name) for name in _SETTINGS}
+    if augment.cutout:
+        augmented["cutout"] = augment.cutout
     key = {
         "data": digest(split),
         "preprocess": data.preprocessing(),

@@ -50,3 +50,8 @@ def test_the_key_tells_data_and_augmentation_apart() -> None:
     assert key != examples(in_memory(255 - IMAGES, LABELS), DATA, MIXED).key
     assert key != examples(split, DATA, dataclasses.replace(MIXED, seed=6)).key
     assert key["views"] == VIEWS_VERSION
+    # As earlier versions wrote it, whatever settings other tasks add.
+    plain = {"crop_padding": 0, "flip": False, "policy": "none", "rand_operations": 2, "rand_magnitude": 9}
+    plain |= {"mixup": 0.0, "cutmix": 0.0, "word_dropout": 0.0, "seed": 0}
+    assert examples(split, DATA, Augment()).key["augment"] == plain
+    assert examples(split, DATA, Augment(cutout=2)).key["augment"] == plain | {"cutout": 2}
