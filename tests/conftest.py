@@ -1,6 +1,7 @@
 """What several tests share."""
 
 import dataclasses
+import importlib
 import itertools
 import os
 import re
@@ -85,6 +86,14 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEKD_CACHE_HOME", str(folder / "fixtures"))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def discs() -> Any:
+    """The module `mask_data`: a small folder of images and masks, and its card."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent)
+        return importlib.import_module("mask_data")
 
 
 @pytest.fixture(autouse=True)

@@ -32,6 +32,7 @@ from edgekd.imports import import_function
 from edgekd.tasks.known import task_of
 
 __all__ = [
+    "HELD_OUT",
     "balanced_split",
     "data_marks",
     "load_and_examine",
@@ -189,7 +190,7 @@ def place_of(card: Card, folder: Path | None) -> Path | None:
     if folder is None and not data.path:
         raise InputError(f"{card.file}: data.path: the card names no folder for its data; give one with --data DIR")
     place = folder if folder is not None else card.resolve(data.path)
-    if data.source in ("parquet", "image-folder", "tsv") and not place.is_dir():
+    if data.source in ("parquet", "image-folder", "mask-folder", "tsv") and not place.is_dir():
         raise InputError(f"{place}: no such data folder; give the folder with --data DIR")
     return place
 

@@ -7,11 +7,16 @@ from edgekd.data.examples import Examples
 from edgekd.data.images import Split
 from edgekd.distill.tasks.classification import IMAGES, SENTENCES
 from edgekd.distill.tasks.learning import Learning
+from edgekd.distill.tasks.segmentation import MAPS
 from edgekd.tasks.known import task_of
 
 __all__ = ["LEARNING", "examples_of", "learning_of"]
 
-LEARNING: dict[str, Learning] = {"image-classification": IMAGES, "text-classification": SENTENCES}
+LEARNING: dict[str, Learning] = {
+    "image-classification": IMAGES,
+    "text-classification": SENTENCES,
+    "segmentation": MAPS,
+}
 """The `Learning` of each task, by the name of the task."""
 
 
