@@ -371,7 +371,7 @@ def check_card(card: Card) -> Card:
     for problem in card.recipe.unused_settings(_learnt_by_others(card)):
         raise ConfigError(f"{card.file}: recipe.{problem}")
     if card.export.resize and (not isinstance(card.data, Data) or card.data.source in ("digits", "import")):
-        given = f'with source = "{card.data.source}"' if isinstance(card.data, Data) else "for text"
+        given = f'with source = "{card.data.source}"' if isinstance(card.data, Data) else f"for {card.task}"
         raise ConfigError(f"{card.file}: export.resize: has no effect {given}; it is for image files of any size")
     for problem in (*_unused_teacher_settings(card), *_unused_weights_settings(card)):
         raise ConfigError(f"{card.file}: {problem}")

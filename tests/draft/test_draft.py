@@ -233,6 +233,7 @@ def test_wrong_numbers_of_classes_and_kinds_are_named(tmp_path: Path) -> None:
         ("--data digits --out card.txt", "a card is a TOML file"),
         ("--data digits --out there.toml", "is there already"),
         ("--data digits --out no/card.toml", "there is no folder no"),
+        ("--data masked", "holds images and masks, for segmentation; init writes no such card"),
         ("--data one", "has 1 subfolder; it should hold one for each of at least two classes"),
     ],
 )
@@ -240,6 +241,8 @@ def test_mistakes_are_one_line(cli: Cli, tmp_path: Path, arguments: str, message
     digits_folder(tmp_path / "digits", 12, 2)
     digits_folder(tmp_path / "one", 12, 1)
     (tmp_path / "empty").mkdir()
+    for name in ("images", "masks"):
+        (tmp_path / "masked" / name).mkdir(parents=True)
     (tmp_path / "there.toml").write_text("")
     done = cli("init", *arguments.split(), "--target", "cpu-arm")
     assert done.returncode == 2
