@@ -118,7 +118,7 @@ def _loss_of(card: Card, examples: Examples) -> Callable[[nn.Module], Tensor]:
         with torch.enable_grad():
             outputs = Deployed(net, card.data)(batch.inputs)
             learning = learning_of(card.data)
-            judged = learning.rows(outputs, batch.targets) if learning.rows else (outputs, batch.targets)
-            return learning.loss(*judged, 0.0, None)
+            rows, targets = learning.rows(outputs, batch.targets) if learning.rows else (outputs, batch.targets)
+            return learning.loss(rows, targets, 0.0, None)
 
     return loss

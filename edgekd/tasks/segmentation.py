@@ -114,7 +114,7 @@ def ious(matrix: NDArray[np.int64]) -> list[float | None]:
 def _number(outputs: NDArray[Any], truth: NDArray[Any]) -> int:
     """The number of classes: of logits as they are, of class maps the largest class among answers and truth."""
     if outputs.ndim == 4:
-        return outputs.shape[1]
+        return int(outputs.shape[1])
     judged = truth[truth != IGNORED]
     return 1 + max(int(outputs.max(initial=0)), int(judged.max(initial=0)))
 

@@ -987,8 +987,8 @@ def test_predictions_are_those_of_onnx_runtime(tmp_path: Path, rows: int, batch:
 
 def same_output(path: Path, kind: int = TensorProto.FLOAT) -> Path:
     """A model that gives its input, n × 3 × 2 × 2."""
-    values = (helper.make_tensor_value_info(name, kind, ["n", 3, 2, 2]) for name in ("image", "logits"))
-    graph = helper.make_graph([helper.make_node("Identity", ["image"], ["logits"])], "same", *([one] for one in values))
+    image, logits = (helper.make_tensor_value_info(name, kind, ["n", 3, 2, 2]) for name in ("image", "logits"))
+    graph = helper.make_graph([helper.make_node("Identity", ["image"], ["logits"])], "same", [image], [logits])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
 
@@ -1004,7 +1004,7 @@ def test_class_maps_are_written_in_place_of_logits(tmp_path: Path) -> None:
     logits[5] = 0  # the first class of several equal ones
     result = worker.measure(maps_plan(tmp_path, logits), str(same_output(tmp_path / "m.onnx")))
     given = np.load(tmp_path / "o.npy")
-    assert (given.dtype, given.shape, result["outputs_shape"]) == (np.uint8, (6, 2, 2), [6, 2, 2])
+    assert given.dtype == np.uint8 and list(given.shape) == result["outputs_shape"] == [6, 2, 2]
     assert np.array_equal(given, logits.argmax(axis=1))
     assert set(given.flat) == {0, 1, 2}
     classes = np.arange(72).reshape(6, 3, 2, 2)

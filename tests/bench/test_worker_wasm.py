@@ -369,8 +369,8 @@ def test_axes_of_one_after_the_logits_are_dropped(
 def test_class_maps_are_those_of_the_python_worker(
     measure: Callable[..., dict[str, Any]], tmp_path: Path, kind: int
 ) -> None:
-    values = (helper.make_tensor_value_info(name, kind, ["n", 3, 2, 5]) for name in ("image", "logits"))
-    graph = helper.make_graph([helper.make_node("Identity", ["image"], ["logits"])], "same", *([one] for one in values))
+    image, logits = (helper.make_tensor_value_info(name, kind, ["n", 3, 2, 5]) for name in ("image", "logits"))
+    graph = helper.make_graph([helper.make_node("Identity", ["image"], ["logits"])], "same", [image], [logits])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
     drawn = np.random.default_rng(0).integers(0, 3, (6, 3, 2, 5))
     np.save(tmp_path / "inputs.npy", drawn.astype(np.float32 if kind == TensorProto.FLOAT else np.int64))

@@ -4,8 +4,8 @@
     EDGEKD_DATA=DIR OMP_NUM_THREADS=1 python tests/benchmarks/segmentation.py TEACHER OUT.json kd 0 1 2
 
 TEACHER is the `teacher.safetensors` of a finished run of the card `nuclei`, whose settings are used. The way is `alone`
-(cross-entropy), `kd` (the card's recipe) or `channel` (the same with channel-wise distillation of the logits). What OUT.json
-holds already is not trained again. The networks are torch's, in fp32; the teacher is scored, too.
+(cross-entropy), `kd` (the card's recipe) or `channel` (the same with channel-wise distillation of the logits). What
+OUT.json holds already is not trained again. The networks are torch's, in fp32; the teacher is scored, too.
 """
 
 import dataclasses

@@ -52,8 +52,8 @@ def test_images_come_with_their_masks(card: Card, folder: Path, discs: Any) -> N
     truth = {discs.drawn(seed)[0].tobytes(): np.vectorize(table.get)(discs.drawn(seed)[1]) for seed in range(30)}
     for part in parts:
         images = part.read(np.arange(len(part)))
-        assert (images.dtype, images.shape[1:]) == (np.uint8, (32, 32, 1))
-        assert (part.labels.dtype, part.labels.shape[1:]) == (np.uint8, (32, 32))
+        assert images.dtype == np.uint8 and images.shape[1:] == (32, 32, 1)
+        assert part.labels.dtype == np.uint8 and part.labels.shape[1:] == (32, 32)
         for image, mask in zip(images, part.labels, strict=True):
             assert np.array_equal(mask, truth[image.tobytes()])
 
@@ -73,8 +73,8 @@ def test_parts_with_folders_of_their_own(card: Card, tmp_path: Path, discs: Any)
     for place, part in enumerate(("train", "val", "test")):
         discs.write_masked(tmp_path / "parts" / part, 4, first=10 * place)
     parts = [*load_masked_training(card, tmp_path / "parts"), load_masked_test(card, tmp_path / "parts")]
-    for place, part in enumerate(parts):
-        assert pixels(part) == {discs.drawn(10 * place + seed)[0].tobytes() for seed in range(4)}
+    for place, whole in enumerate(parts):
+        assert pixels(whole) == {discs.drawn(10 * place + seed)[0].tobytes() for seed in range(4)}
     require_masked_test(card, tmp_path / "parts")
     (tmp_path / "parts" / "test").rename(tmp_path / "parts" / "elsewhere")
     with pytest.raises(InputError, match="has a folder 'train' but no 'test'"):

@@ -52,7 +52,7 @@ def test_scores_by_hand() -> None:
 def test_logits_and_the_maps_that_a_worker_writes_score_the_same() -> None:
     logits, truth = some_maps(0)
     maps = SEGMENTATION.read(logits)
-    assert (maps.dtype, maps.shape) == (np.uint8, truth.shape)
+    assert maps.dtype == np.uint8 and maps.shape == truth.shape
     assert SEGMENTATION.score(maps, truth) == SEGMENTATION.score(logits, truth)
     assert np.array_equal(SEGMENTATION.each(maps, truth), SEGMENTATION.each(logits, truth))
     assert SEGMENTATION.same is not None and SEGMENTATION.answers is not None

@@ -85,7 +85,7 @@ def colours_of(classes: NDArray[Any], count: int) -> NDArray[np.uint8]:
     """A class map (H, W) as an RGB picture (H, W, 3); numbers from `count` on are white."""
     table = np.tile(_OUTSIDE, (256, 1))
     table[:count] = _PALETTE[np.arange(count) % len(_PALETTE)]
-    return table[classes]
+    return np.asarray(table[classes])
 
 
 def _picture(pixels: NDArray[np.uint8], text: str) -> str:
