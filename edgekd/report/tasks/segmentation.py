@@ -65,7 +65,7 @@ def _examples(story: Story, names: Sequence[str]) -> str:
     first = next(iter(found.values()))
     rows = []
     for place, number in enumerate(first["examples"]):
-        cells = [f"image {number}", _picture(first["images"][place], f"image {number}"),
+        cells = [f"image {number}", _picture(_bright(first["images"][place]), f"image {number}"),
                  _picture(colours_of(first["truth"][place], len(names)), "truth")]  # fmt: skip
         for name, shown in found.items():
             drawn = _picture(colours_of(shown["maps"][place], len(names)), name)
@@ -73,8 +73,17 @@ def _examples(story: Story, names: Sequence[str]) -> str:
         rows.append(cells)
     heads = ["", "image", "truth", *(safe(name) for name in found)]
     keys = "".join(f'<span style="color:rgb{_colour(k)}">■</span> {safe(name)} ' for k, name in enumerate(names))
-    note = f'<p class="note">{keys}White pixels are not judged. Below each map: the mean IoU of this image alone.</p>'
+    note = f'<p class="note">{keys}White pixels are not judged. {_NOTE}</p>'
     return f"<h3>Examples</h3>{note}{table_of(heads, rows, {1, 2, *range(3, len(heads))})}"
+
+
+_NOTE = "Dark images are shown brighter. Below each map: the mean IoU of this image alone."
+
+
+def _bright(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The image, with levels multiplied so that the brightest ones are white, if none is bright."""
+    top = max(1.0, float(np.percentile(image, 99.8)))
+    return image if top > 127 else np.minimum(image * (255 / top), 255).astype(np.uint8)
 
 
 def _colour(number: int) -> tuple[int, ...]:
