@@ -8,8 +8,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from numpy.typing import NDArray
 from sklearn.metrics import jaccard_score
+
+from edgekd.nets.teachers import load_teacher_file
+from edgekd.tasks.known import load_card
 
 Cli = Callable[..., Any]
 
@@ -74,6 +78,30 @@ def test_the_report_shows_images_truth_and_answers(run: Path, cli: Cli, tmp_path
     examples = min(6, len(test_set(run)[1]))
     assert page.count('<img alt="') == 5 * examples  # image, truth, and three models
     assert "<td>ring</td>" in page and 'alt="truth"' in page
+
+
+def test_the_exported_teacher_can_teach_again(run: Path, tmp_path: Path, discs: Any) -> None:
+    (tmp_path / "shapes.toml").write_text(discs.CARD)
+    card, (images, _) = load_card(str(tmp_path / "shapes.toml")), test_set(run)
+    given = load_teacher_file(card, run / "exported" / "teacher-fp32.onnx")
+    trained = load_teacher_file(card, run / "teacher" / "teacher.safetensors")
+    with torch.no_grad():
+        answers, expected = (one.module(torch.from_numpy(images)) for one in (given, trained))
+    assert answers.shape == (len(images), 3, 32, 32)
+    assert torch.allclose(answers, expected, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_what_needs_one_class_an_image_is_refused(tmp_path: Path, discs: Any, cli: Cli) -> None:
+    discs.write_masked(tmp_path / "shapes", 12)
+    for change, told in (
+        ("small_share = 0.5\nlosses", "recipe.small_share: is for images that get one class"),
+        ("losses", ""),
+    ):
+        text = discs.CARD.replace("losses", change).replace("crop = 16", "crop = 18" if not told else "crop = 16")
+        (tmp_path / "shapes.toml").write_text(text)
+        done = cli("distill", "shapes.toml", "-t", "cpu-arm", "--out", tmp_path / "refused")
+        assert done.returncode == 2
+        assert (told or "network cannot take the card's data") in done.stderr
 
 
 def test_a_model_is_checked_against_another_one(run: Path, cli: Cli, tmp_path: Path) -> None:
