@@ -30,10 +30,10 @@ _OUTSIDE = np.array((255, 255, 255), np.uint8)
 
 
 def map_section(story: Story, runs: int) -> tuple[str, str]:
-    """Title and HTML of the section, in a page that shows this number of runs."""
+    """Title and HTML of the section, in a page that shows this number of runs. The HTML is empty if neither scores of
+    classes nor answers on test data are kept."""
     names = _names(story)
-    parts = [_table(story, names), _examples(story, names)]
-    return "Class maps", "".join(parts)
+    return "Class maps", _table(story, names) + _examples(story, names)
 
 
 def _names(story: Story) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ def _table(story: Story, names: Sequence[str]) -> str:
     """The IoU of each class, by model."""
     models = [model for model in story.own.models if model.name in story.own.details]
     if not models:
-        return '<p class="note">Not shown: the IoU of each class is not kept.</p>'
+        return ""
     rows = []
     for place, name in enumerate(names):
         shares = [story.own.details[model.name]["iou"] for model in models]
@@ -61,7 +61,7 @@ def _examples(story: Story, names: Sequence[str]) -> str:
     """A row of pictures for each example: image, truth, and the class map of each model."""
     found = story.own.pictures
     if not found:
-        return '<p class="note">Not shown: the answers on test data, or the images, are not kept.</p>'
+        return ""
     first = next(iter(found.values()))
     rows = []
     for place, number in enumerate(first["examples"]):
