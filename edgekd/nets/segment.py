@@ -125,7 +125,8 @@ class FastScnn(nn.Module):
         pooled = [x]
         for cells, layer in zip(PYRAMID, self.pyramid, strict=True):
             small = F.adaptive_avg_pool2d(x, math.gcd(cells, int(x.shape[2])))
-            pooled.append(F.interpolate(layer(small), size=x.shape[2:], mode="nearest"))
+            # A factor: with a size, the exporter would compute it from the shape of the batch in the graph.
+            pooled.append(F.interpolate(layer(small), scale_factor=float(x.shape[2] // small.shape[2]), mode="nearest"))
         x = F.interpolate(self.mixed(torch.cat(pooled, dim=1)), scale_factor=4.0, mode="nearest")
         return _enlarged(self.classifier(F.relu(self.from_context(x) + self.from_detail(detail))), 8)
 
