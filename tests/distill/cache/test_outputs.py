@@ -109,7 +109,7 @@ def test_class_maps_are_combined_pixel_by_pixel() -> None:
     maps = [torch.tensor(one).T[None, :, :, None] for one in (FIRST, SECOND, THIRD)]  # (1, 3, 2, 1)
     each = [lambda k, indices, inputs, logits=logits: {"logits": logits} for logits in maps]
     for settings in ({"combine": "confidence"}, {"teacher_weights": (1.0, 2.0, 5.0)}):
-        recipe = Recipe(epochs=1, **settings)  # type: ignore[arg-type]
+        recipe = Recipe(epochs=1, **settings)
         found = combined(each, recipe)(0, np.arange(1), torch.empty(1))["logits"]
         assert found.shape == (1, 3, 2, 1)
         assert torch.allclose(found[0, :, :, 0].T, together(THREE, **settings)["logits"])
