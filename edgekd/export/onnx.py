@@ -260,11 +260,12 @@ def compared(expected: NDArray[np.float32], logits: NDArray[np.float32], task: T
     Raises ModelError as `parity` does.
     """
     difference = float(np.abs(expected - logits).max())
+    axes = 4 if task.writes == "classes" else 2
     result = Parity(
         examples=len(expected),
         max_abs=difference,
         relative=difference / max(float(np.abs(expected).max()), 1e-12),
-        same=task.same(expected, logits) if task.same and expected.ndim == 2 else None,
+        same=task.same(expected, logits) if task.same and expected.ndim == axes else None,
         same_words=task.same_words,
     )
     if not result.relative <= MAX_RELATIVE_DIFFERENCE or (result.same is not None and result.same < MIN_AGREEMENT):
