@@ -18,12 +18,15 @@ from edgekd.recipe import Augment, Positive, Recipe, Seed, Term, Training
 from edgekd.spec import locate, read_toml
 
 __all__ = [
+    "MAX_SIDE",
     "Augment",
     "Budget",
     "Card",
+    "Classes",
     "Data",
     "Export",
     "Family",
+    "Level",
     "Recipe",
     "Student",
     "Teacher",

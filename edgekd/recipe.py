@@ -57,6 +57,14 @@ class Augment:
     cutout: Annotated[int, Field(ge=0)] = 0
     """Side in pixels of a grey square at a random place of the image, after all other operations (DeVries and Taylor
     2017); 0 turns it off."""
+    crop: Annotated[int, Field(ge=0)] = 0
+    """Segmentation only: side in pixels of a square that is cut out at random, with its mask; 0 turns it off."""
+    scale: tuple[Positive, Positive] = (1.0, 1.0)
+    """Segmentation only: the smallest and the largest factor by which what is cut out is scaled, with its mask."""
+    turn: bool = False
+    """Segmentation only: whether images are turned by 0, 90, 180 or 270 degrees at random, with their masks."""
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Segmentation only: grey levels are multiplied by a factor between 1 − b and 1 + b; 0 turns it off."""
     word_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Sentences only: share of the tokens that are replaced by the unknown token, which must have id 1."""
     time_shift_ms: NotNegative = 0.0
@@ -86,6 +94,8 @@ class Augment:
             raise ValueError("noise_snr_db: has no effect without noise")
         if self.masks != 1 and not (self.time_mask or self.frequency_mask):
             raise ValueError("masks: has no effect without time_mask or frequency_mask")
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale: should give the smaller factor first, got {list(self.scale)}")
         return self
 
 
@@ -188,7 +198,7 @@ class Prune(Training):
 class Feature:
     """A loss between a layer of the teacher and one of the student."""
 
-    term: Literal["match", "hint", "attention", "similarity", "vid", "rkd", "crd", "adversarial"]
+    term: Literal["match", "hint", "attention", "similarity", "channel", "vid", "rkd", "crd", "adversarial"]
     weight: Positive = 1.0
     teacher: str = ""
     student: str = ""
@@ -200,12 +210,15 @@ class Feature:
     negatives: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     contrast_temperature: Positive = 0.07
     """Settings of `crd` (Tian et al. 2020): the size of both embeddings, the number of negatives per image, and τ."""
+    channel_temperature: Positive = 4.0
+    """The temperature of `channel` (Shu et al. 2021, section 4.2)."""
     hidden: Annotated[int, Field(ge=1, le=65_536)] = 64
     """Width of the discriminator of `adversarial`."""
 
     def unused_settings(self) -> Iterator[str]:
         """Yield a message for each setting that differs from its default but belongs to another term."""
         owners = {"distance_weight": "rkd", "angle_weight": "rkd", "hidden": "adversarial"}
+        owners["channel_temperature"] = "channel"
         owners |= dict.fromkeys(("embedding", "negatives", "contrast_temperature"), "crd")
         for name, term in owners.items():
             if term != self.term and getattr(self, name) != getattr(Feature, name):

@@ -96,7 +96,7 @@ def run_inputs(run: Run, split: Split) -> Inputs:
     if len(known) != count:
         raise InputError(f"{labels}: should hold one label for each of {count} inputs; run it with --fresh")
     for name, array in answers.items():
-        if array.ndim < 2 or array.dtype != np.float32 or len(array) != count:
+        if array.ndim < 2 or array.dtype not in (np.float32, np.uint8) or len(array) != count:
             raise InputError(
                 f"{kept[name]}: should hold one row of outputs for each of {count} inputs; run it with --fresh"
             )

@@ -89,6 +89,14 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session")
+def discs() -> Any:
+    """The module `mask_data`: a small folder of images and masks, and its card."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent)
+        return importlib.import_module("mask_data")
+
+
 @pytest.fixture(autouse=True)
 def own_cache(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor that of another test."""

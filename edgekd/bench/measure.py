@@ -271,7 +271,7 @@ def logits_of(
     name = subject.name.replace(" ", "-").replace("/", "-")
     path = folder / f"{name}@{site.target.name}.{inputs.stem}.{mark}.npy"
     if not path.exists():
-        predict(subject.file, site, inputs, path, effort, on_progress=on_progress)
+        predict(subject.file, site, inputs, path, effort, min(64, task.together), on_progress, task.writes)
     logits: NDArray[np.float32] = np.load(path)
     broken = int((~np.isfinite(logits)).any(axis=tuple(range(1, logits.ndim))).sum())
     if broken:
@@ -316,7 +316,8 @@ def _scored(model: ModelFigures, outputs: Outputs, references: References, site:
     if torch is not None and torch.shape == outputs.shape and model.name != "teacher":
         if task.same is not None:
             found["torch_agreement"] = figure(task.same(outputs, torch))
-        found["max_logit_diff"] = figure(float(np.abs(outputs.astype(np.float64) - torch).max()))
+        if task.writes == "rows":
+            found["max_logit_diff"] = figure(float(np.abs(outputs.astype(np.float64) - torch).max()))
     scores = {name: figure(value) for name, value in task.score(outputs, targets).items()}
     first = task.scores[0]
     if not first.counted and first.name in scores:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgekd.bench.placement import fallback, placement_of
 from edgekd.bench.records import Effort, Plan, Record, comparable
@@ -221,8 +221,10 @@ def predict(
     effort: Effort | None = None,
     batch_size: int = 64,
     on_progress: OnProgress | None = None,
+    answers: Literal["rows", "classes"] = "rows",
 ) -> Record:
-    """Run the model on all inputs with the target's provider and write the logits to `outputs` (.npy).
+    """Run the model on all inputs with the target's provider and write the logits to `outputs` (.npy), or the class
+    maps, if these are asked for as `answers`.
 
     Sequences are run one by one: dynamic int8 quantization scales by the values of the whole batch, so that an answer
     would depend on the other rows.
@@ -232,6 +234,7 @@ def predict(
     outputs.parent.mkdir(parents=True, exist_ok=True)
     temporary = outputs.with_name(f".{os.getpid()}.{outputs.name}")
     files: dict[str, Any] = {"inputs": str(inputs), "outputs": str(temporary), "batch_size": batch_size}
+    files["answers"] = answers
     plan = make_plan(site, effort, mode="predict", **files)
     try:
         record = _measured(plan, model, site, effort, PREDICT_TIMES, on_progress)

@@ -58,6 +58,7 @@ const DEFAULTS = {
   values: {},
   batch_axes: {},
   output: null,
+  answers: 'rows',
   custom_ops: [],
   steered: false,
   sequence_length: null,
@@ -78,6 +79,7 @@ const LEVELS = { disable: 'disabled', basic: 'basic', extended: 'extended', all:
 const CHOICES = {
   mode: ['latency', 'pair', 'throughput', 'memory', 'profile', 'predict', 'load'],
   binding: ['run', 'io'],
+  answers: ['rows', 'classes'],
   graph_level: Object.keys(LEVELS),
 };
 // The .npy code of each type, with its name in numpy and onnxruntime-web, and the class of its array
@@ -984,15 +986,17 @@ async function predict(session, feeds, plan) {
     // A fixed batch is filled up with the first rows; their answers are dropped.
     const fed = feeds.fixed ? batch : some;
     const call = caller(session, { ready: [feeds.feed(start, fed)], output: feeds.output });
-    const answer = await oneRowEach(call, fed, feeds);
-    const labels = ['int32', 'int64'].includes(answer.type) && product(answer.dims) === fed; // one class per row
-    const width = labels ? 1 : answer.dims[1];
+    const maps = plan.answers === 'classes';
+    const answer = await (maps ? classMaps : oneRowEach)(call, fed, feeds);
+    const labels = !maps && ['int32', 'int64'].includes(answer.type) && product(answer.dims) === fed; // one class per row
+    const sizes = maps ? answer.dims.slice(1) : [answer.dims[1]];
+    const width = labels ? 1 : product(sizes);
     if (!shape) {
-      shape = labels ? [count] : [count, width];
-      fs.writeFileSync(file, npyHeader(shape));
+      shape = labels ? [count] : [count, ...sizes];
+      fs.writeFileSync(file, npyHeader(shape, maps ? '|u1' : '<f4'));
     }
-    const floats = asFloats(answer).subarray(0, some * width);
-    fs.writeFileSync(file, new Uint8Array(floats.buffer, floats.byteOffset, floats.byteLength)); // appends to the file
+    const values = (maps ? answer.data : asFloats(answer)).subarray(0, some * width);
+    fs.writeFileSync(file, new Uint8Array(values.buffer, values.byteOffset, values.byteLength)); // appends to the file
     if (clock() - told > 0.2) {
       told = clock();
       process.stdout.write(`done ${start + some} ${count}\n`);
@@ -1006,14 +1010,7 @@ async function predict(session, feeds, plan) {
 async function oneRowEach(call, rows, { axes, plan }) {
   const which = plan.output ? `output ${plan.output}` : 'the first output';
   const needed = 'accuracy needs one row of logits per input';
-  let answer;
-  try {
-    answer = await call(0);
-  } catch (error) {
-    // onnxruntime-web can run such a model, but it cannot read outputs that are sequences or maps.
-    if (!/on index 0\..*non-tensor/.test(error.message)) throw error;
-    throw new WorkerError(`${which} is no tensor; ${needed}`);
-  }
+  const answer = await tensorOf(call, `${which} is no tensor; ${needed}`);
   const { type } = answer;
   // A model without a batch returns only one row.
   const dims = Object.keys(axes).length || answer.dims[0] === 1 ? answer.dims : [1, ...answer.dims];
@@ -1025,8 +1022,49 @@ async function oneRowEach(call, rows, { axes, plan }) {
   return { type, dims, data: answer.data };
 }
 
-function npyHeader(shape) {
-  const text = `{'descr': '<f4', 'fortran_order': False, 'shape': (${shape.join(', ')}${shape.length === 1 ? ',' : ''}), }`;
+/** The answer of a call; throw WorkerError with the text `otherwise` if it is a sequence or a map. */
+async function tensorOf(call, otherwise) {
+  try {
+    return await call(0);
+  } catch (error) {
+    // onnxruntime-web can run such a model, but it cannot read outputs that are sequences or maps.
+    if (!/on index 0\..*non-tensor/.test(error.message)) throw error;
+    throw new WorkerError(otherwise);
+  }
+}
+
+/** Return the most likely class of each place, (rows, ...) as uint8, of an output (rows, C, ...), as worker.py does. */
+async function classMaps(call, rows, { axes, plan }) {
+  const which = plan.output ? `output ${plan.output}` : 'the first output';
+  const needed = 'a class map needs one number for each class of each pixel, and at most 256 classes';
+  const answer = await tensorOf(call, `${which} is no tensor; ${needed}`);
+  const dims = Object.keys(axes).length || answer.dims[0] === 1 ? answer.dims : [1, ...answer.dims];
+  const whole = /^u?int/.test(answer.type) && dims.length >= 2;
+  const numbers = answer.type.startsWith('float') && dims.length >= 3 && dims[1] <= 256;
+  if (!(whole || numbers) || dims[0] !== rows) {
+    throw new WorkerError(`${which} is ${answer.type} ${listed(dims)}; ${needed}`);
+  }
+  if (whole) {
+    if (!answer.data.every((value) => value >= 0 && value < 256)) throw new WorkerError(`${which}: ${needed}`);
+    return { type: 'uint8', dims, data: Uint8Array.from(answer.data, Number) };
+  }
+  const values = asFloats(answer);
+  if (!values.every(Number.isFinite)) throw new WorkerError('gives NaN or infinite outputs');
+  const [classes, places] = [dims[1], product(dims.slice(2))];
+  const data = new Uint8Array(rows * places);
+  for (let row = 0; row < rows; row += 1) {
+    for (let place = 0; place < places; place += 1) {
+      const begin = row * classes * places + place;
+      let best = 0;
+      for (let k = 1; k < classes; k += 1) if (values[begin + k * places] > values[begin + best * places]) best = k;
+      data[row * places + place] = best;
+    }
+  }
+  return { type: 'uint8', dims: [rows, ...dims.slice(2)], data };
+}
+
+function npyHeader(shape, descr = '<f4') {
+  const text = `{'descr': '${descr}', 'fortran_order': False, 'shape': (${shape.join(', ')}${shape.length === 1 ? ',' : ''}), }`;
   const padded = text.padEnd(Math.ceil((10 + text.length + 1) / 64) * 64 - 11) + '\n'; // to a multiple of 64
   const size = Buffer.alloc(2);
   size.writeUInt16LE(padded.length);

@@ -29,6 +29,8 @@ it omits have the values of DEFAULTS below:
     batch_axes                               batch axis by input name, or null for none; the name "" applies to all
               inputs; for inputs that are not listed it is derived from the names of dimensions, see `batch_axis`
     output    predict: the output to write; null: the first one
+    answers   predict: "rows": write one row of numbers for each example, as float32; "classes": of an output with one
+              number for each class and pixel (n, C, …), write the largest one's class (n, …), as uint8
     custom_ops                               libraries to load before the model; they run with this process's rights
     steered   whether the time of a call depends on the values of the inputs: inner loops then repeat a call with the
               same inputs
@@ -99,6 +101,7 @@ DEFAULTS: dict[str, Any] = {
     "values": {},
     "batch_axes": {},
     "output": None,
+    "answers": "rows",
     "custom_ops": [],
     "steered": False,
     "sequence_length": None,
@@ -132,6 +135,7 @@ LEVELS = {
 CHOICES = {
     "mode": ("latency", "pair", "throughput", "memory", "profile", "predict", "load", "count"),
     "binding": ("run", "io"),
+    "answers": ("rows", "classes"),
     "graph_level": tuple(LEVELS),
 }
 DTYPES = {
@@ -433,6 +437,23 @@ def one_row_each(answer: Any, rows: int, which: str = "the first output", others
     if labels and answer.size and answer.min() < 0:
         raise WorkerError(which + " is taken for class labels, and holds " + str(int(answer.min())) + others)
     return answer.reshape(rows) if labels else answer.reshape(rows, -1)
+
+
+def class_maps(answer: Any, rows: int, which: str = "the first output", others: str = "") -> Any:
+    """Return the most likely class of each place (rows, …) as uint8, for an output (rows, C, …); an output of whole
+    numbers holds the classes already. Raises WorkerError for any other output, and for NaN or infinite numbers."""
+    needs = "; a class map needs one number for each class of each pixel, and at most 256 classes" + others
+    if not isinstance(answer, np.ndarray):
+        raise WorkerError(which + " is no tensor" + needs)
+    whole = answer.dtype.kind in "iu" and answer.ndim >= 2
+    numbers = answer.dtype.kind == "f" and answer.ndim >= 3 and answer.shape[1] <= 256
+    if not (whole or numbers) or answer.shape[0] != rows:
+        raise WorkerError(which + " is " + str(answer.dtype) + " " + str(list(answer.shape)) + needs)
+    if whole and answer.size and not 0 <= answer.min() <= answer.max() < 256:
+        raise WorkerError(which + " holds classes from " + str(answer.min()) + " to " + str(answer.max()) + needs)
+    if numbers and not np.isfinite(answer).all():
+        raise WorkerError("gives NaN or infinite outputs")
+    return (answer if whole else answer.argmax(axis=1)).astype(np.uint8)
 
 
 def require(onnxruntime: Any, provider: str) -> None:
@@ -1134,7 +1155,8 @@ def kernels_of(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def predict(call: Caller, feeds: Feeds, plan: dict[str, Any]) -> list[int]:
-    """Write the chosen output for every row to plan["outputs"] (.npy, float32) and return its shape."""
+    """Write the chosen output for every row to plan["outputs"] (.npy: float32, or uint8 for classes); return its
+    shape."""
     if feeds.random:
         raise WorkerError("mode predict needs `inputs`")
     names = [spec.name for spec in call.session.get_outputs()]
@@ -1144,6 +1166,7 @@ def predict(call: Caller, feeds: Feeds, plan: dict[str, Any]) -> list[int]:
     which = "output " + name if plan["output"] else "the first output"
     others = "; --output chooses another one: " + ", ".join(names) if len(names) > 1 else ""
     size, rows = feeds.batch, feeds.count
+    as_rows, dtype = (class_maps, "|u1") if plan["answers"] == "classes" else (one_row_each, "<f4")
     shape: list[int] = []
     told = 0.0
     with open(plan["outputs"], "wb") as file:  # noqa: PTH123
@@ -1155,14 +1178,14 @@ def predict(call: Caller, feeds: Feeds, plan: dict[str, Any]) -> list[int]:
             answer = call.answer(feeds.feed(places), names.index(name))
             if not feeds.axes and isinstance(answer, np.ndarray) and answer.shape[:1] != (1,):
                 answer = answer[None]  # an unbatched model returns only one row
-            answer = one_row_each(answer, len(places), which, others)[:some]
+            answer = as_rows(answer, len(places), which, others)[:some]
             if not shape:
                 shape = [rows, *answer.shape[1:]]
-                header = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
+                header = {"descr": dtype, "fortran_order": False, "shape": tuple(shape)}
                 np.lib.format.write_array_header_1_0(file, header)
             # Write to the file and not to a memory map: on a full disk, a write fails with a reason, but a map kills
             # the process.
-            file.write(np.ascontiguousarray(answer, dtype="<f4").tobytes())
+            file.write(np.ascontiguousarray(answer, dtype=dtype).tobytes())
             if time.monotonic() - told > 0.2:
                 told = time.monotonic()
                 print("done", start + some, rows, flush=True)

@@ -18,15 +18,15 @@ class Batch:
     inputs: Tensor
     """Inputs of the networks: uint8 images (B, H, W, C), or token ids (B, L)."""
     targets: Tensor
-    """Labels (B,), or class probabilities (B, C) if examples were mixed."""
+    """Labels (B,), class probabilities (B, C) if examples were mixed, or class maps (B, H, W)."""
 
 
 @dataclass(frozen=True)
 class Examples:
     """One part of a data set, such as the training part, with its augmented views."""
 
-    labels: NDArray[np.int64]
-    """Labels of all examples, (n,)."""
+    labels: NDArray[Any]
+    """Labels (n,) int64, or class maps (n, H, W) uint8, of all examples."""
     batch: Callable[[NDArray[np.int64], int | None], Batch]
     """`batch(indices, k)` returns view k of those examples, on the CPU; k = None means without augmentation."""
     key: Mapping[str, Any] = field(default_factory=dict)

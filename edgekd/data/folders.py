@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgekd.errors import InputError, did_you_mean, shown
 
-__all__ = ["class_files", "class_names", "part_folder", "validation_folder"]
+__all__ = ["class_files", "class_names", "part_folder", "plain_files", "validation_folder"]
 
 VALIDATION_NAMES = ("validation", "val", "valid")
 """Possible names of a folder with validation images."""
@@ -62,7 +62,7 @@ def class_files(
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        inside = sorted(file for one in found if _composed(one) == name for file in _files_below(root / one))
+        inside = sorted(file for one in found if _composed(one) == name for file in plain_files(root / one))
         if not inside:
             raise InputError(f"{root / name}: the card's class {shown(name)} has no {what} there")
         files += inside
@@ -78,7 +78,7 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _LITTER
 
 
-def _files_below(top: Path) -> Iterator[Path]:
+def plain_files(top: Path) -> Iterator[Path]:
     """Every file below `top` that is not hidden. Links to folders are followed, but no folder is entered twice.
 
     Folders are entered before links to folders, so that a link does not change the path under which a file is found.

@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from edgekd.card import Data
 from edgekd.console import say
-from edgekd.data.pixels import is_plain, upright_8_bit
+from edgekd.data.pixels import PixelRule, is_plain, upright_8_bit
 from edgekd.errors import InputError, cut, one_line
 
 __all__ = [
@@ -28,6 +27,7 @@ __all__ = [
     "fit",
     "in_memory",
     "look",
+    "named",
     "original_of",
     "read_file",
 ]
@@ -68,13 +68,14 @@ class Split:
 
     def __init__(
         self,
-        labels: Labels,
+        labels: NDArray[Any],
         read: Callable[[NDArray[np.int64]], Images],
         origin: Callable[[int], bytes] | None = None,
         original: Callable[[int], Images] | None = None,
         extra: Any = None,
     ) -> None:
         self.labels = labels
+        """Class numbers (n,), or what else is right for each image, along the first axis."""
         self.read = read
         """`read(indices)` returns the images (len(indices), H, W, C) uint8."""
         self.origin = origin
@@ -98,38 +99,38 @@ class Split:
         return Split(self.labels[indices], lambda chosen: self.read(indices[chosen]), own, whole, self.extra)
 
 
-def in_memory(images: Images, labels: Labels, original: Callable[[int], Images] | None = None) -> Split:
+def in_memory(images: Images, labels: NDArray[Any], original: Callable[[int], Images] | None = None) -> Split:
     """A Split over an array (n, H, W, C); see `Split.original` for the other argument."""
     return Split(labels, lambda indices: images[indices], original=original)
 
 
 def read_file(path: Path) -> bytes:
     """The content of an image file; InputError if it cannot be read."""
-    with _named(str(path)):
+    with named(str(path)):
         return path.read_bytes()
 
 
-def decode(content: bytes, data: Data, where: str) -> Images:
+def decode(content: bytes, data: PixelRule, where: str) -> Images:
     """An encoded image as uint8 (size, size, channels).
 
     An image of another size is resized so that its shorter side is `data.resize` (default `data.size`), then its
     centre is cropped. Raises InputError, which names `where`, if it cannot be decoded.
     """
-    with _named(where), Image.open(io.BytesIO(content)) as image:
+    with named(where), Image.open(io.BytesIO(content)) as image:
         return fit(image, data, where)
 
 
-def decode_original(content: bytes, data: Data, where: str) -> Images:
+def decode_original(content: bytes, data: PixelRule, where: str) -> Images:
     """An encoded image as uint8 (height, width, channels): upright and in 8 bits, but in its own size.
 
     Raises InputError like `decode`.
     """
-    with _named(where), Image.open(io.BytesIO(content)) as image:
+    with named(where), Image.open(io.BytesIO(content)) as image:
         return original_of(image, data, where)
 
 
 @contextlib.contextmanager
-def _named(where: str) -> Iterator[None]:
+def named(where: str) -> Iterator[None]:
     """Turn every exception that PIL raises for a broken file into an InputError that names `where`."""
     try:
         yield
@@ -144,7 +145,7 @@ def _named(where: str) -> Iterator[None]:
         raise InputError(f"{where}: the image does not decode: {one_line(error, 120)}{_MEND}") from error
 
 
-def fit(image: Image.Image, data: Data, where: str) -> Images:
+def fit(image: Image.Image, data: PixelRule, where: str) -> Images:
     """A PIL image as uint8 (size, size, channels), resized and cropped as in `decode`.
 
     Raises InputError, which names `where`, for an image that is too large or too thin, or that `upright_8_bit` refuses.
@@ -154,14 +155,14 @@ def fit(image: Image.Image, data: Data, where: str) -> Images:
     return _fitted(upright_8_bit(image, data, where), data, scale)
 
 
-def original_of(image: Image.Image, data: Data, where: str) -> Images:
+def original_of(image: Image.Image, data: PixelRule, where: str) -> Images:
     """A PIL image as uint8 (height, width, channels) in its own size. Raises InputError like `fit`."""
     _refuse_amplifying(image, (data.resize or data.size) / max(1, min(image.size)), where)
     upright = upright_8_bit(image, data, where)
     return np.asarray(upright, dtype=np.uint8).reshape(upright.height, upright.width, data.channels)
 
 
-def _fitted(image: Image.Image, data: Data, scale: float) -> Images:
+def _fitted(image: Image.Image, data: PixelRule, scale: float) -> Images:
     """An upright 8-bit image, resized and cropped to (size, size, channels)."""
     size = data.size
     if image.size != (size, size):
@@ -188,21 +189,21 @@ def _refuse_amplifying(image: Image.Image, scale: float, where: str) -> None:
         )
 
 
-def look(file: Path | bytes, data: Data, where: str) -> bool:
+def look(file: Path | bytes, data: PixelRule, where: str) -> bool:
     """Whether an encoded image needs no rotation, scaling of values or background (`is_plain`); only reads its header.
 
     Raises InputError, which names `where`, for an image of unknown format, or one that is too large or too thin.
     """
-    with _named(where), Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+    with named(where), Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
         _refuse_amplifying(image, (data.resize or data.size) / max(1, min(image.size)), where)
         return is_plain(image)
 
 
 def decoded_split(
-    labels: Labels,
+    labels: NDArray[Any],
     load: Callable[[int], Images],
     origin: Callable[[int], bytes],
-    data: Data,
+    data: PixelRule,
     header: Callable[[int], bool] = lambda i: True,
     where: str = "",
     original: Callable[[int], Images] | None = None,

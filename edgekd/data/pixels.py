@@ -1,15 +1,15 @@
 """Converts the pixels of any image file to upright 8-bit RGB or grey without transparency."""
 
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from edgekd.card import Data
 from edgekd.console import say
 from edgekd.errors import InputError
 
-__all__ = ["is_plain", "upright_8_bit"]
+__all__ = ["PixelRule", "is_plain", "turned_size", "upright_8_bit"]
 
 _ORIENTATION = 0x0112
 """The EXIF tag of the orientation of the camera."""
@@ -18,13 +18,43 @@ _WIDE_MODES = ("I", "F")
 """First letters of PIL's modes with more than 8 bits: I;16, I;16B, I, F."""
 
 
+class PixelRule(Protocol):
+    """How image files become the network's input: the keys of `[data]` that say so; see `edgekd.card.Data`."""
+
+    @property
+    def size(self) -> int:
+        """Height and width."""
+
+    @property
+    def resize(self) -> int | None:
+        """The length of the shorter side before the centre is cut out."""
+
+    @property
+    def channels(self) -> int:
+        """1 or 3."""
+
+    @property
+    def background(self) -> tuple[int, int, int]:
+        """The colour onto which transparent images are composed."""
+
+    @property
+    def skip_broken(self) -> bool:
+        """Whether images that cannot be decoded are left out."""
+
+
+def turned_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of the image after it is rotated as its EXIF orientation says."""
+    width, height = image.size
+    return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
 def is_plain(image: Image.Image) -> bool:
     """Whether `upright_8_bit` would only convert the colour mode, according to the image's header."""
     wide = image.mode.startswith(_WIDE_MODES)
     return not wide and not image.has_transparency_data and _orientation(image) == 1
 
 
-def upright_8_bit(image: Image.Image, data: Data, where: str) -> Image.Image:
+def upright_8_bit(image: Image.Image, data: PixelRule, where: str) -> Image.Image:
     """The image, rotated as its EXIF orientation says, in 8-bit RGB (`data.channels` 3) or grey.
 
     16-bit values are divided by 257, and floats between 0 and 1 are multiplied by 255. Raises InputError, which names

@@ -32,6 +32,7 @@ from edgekd.imports import import_function
 from edgekd.tasks.known import task_of
 
 __all__ = [
+    "HELD_OUT",
     "balanced_split",
     "data_marks",
     "load_and_examine",

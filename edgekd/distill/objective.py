@@ -1,6 +1,7 @@
 """What a training minimises: the loss terms of each part of the training, which are chosen once before the loop, and
 the auxiliary modules that these terms need, which are trained with the network and dropped afterwards."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from edgekd.distill.terms.feature_losses import FeatureTerm, feature_term, teach
 from edgekd.distill.terms.temperature import LearnedTemperature, scheduled
 from edgekd.recipe import Recipe, Stage, Training
 
-__all__ = ["Objective", "Part", "Seen", "distillation", "plain", "student_layers", "teacher_layers"]
+__all__ = ["Objective", "Part", "Rows", "Seen", "distillation", "plain", "student_layers", "teacher_layers"]
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,9 @@ class Seen:
     """The input of the loss terms in one step."""
 
     logits: Tensor
-    """The student's logits (B, C)."""
+    """The student's logits (B, C), or (B, C, H, W) for class maps."""
     targets: Tensor
-    """Labels (B,), or class probabilities (B, C)."""
+    """Labels (B,), class probabilities (B, C), or class maps (B, H, W)."""
     indices: Tensor
     """Positions of the examples in the training data, (B,)."""
     features: dict[str, Tensor] = field(default_factory=dict)
@@ -81,11 +82,16 @@ class Objective:
 Loss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
 """The task's own loss, a function of outputs (B, C), targets, label smoothing and class weights."""
 
+Rows = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(outputs (B, C, …), targets (B, …)) -> outputs (N, C) and targets (N,) of the N answers that are judged, such as the
+pixels of class maps."""
 
-def plain(training: Training, loss: Loss, weights: Tensor | None = None) -> Objective:
+
+def plain(training: Training, loss: Loss, weights: Tensor | None = None, rows: Rows | None = None) -> Objective:
     """An objective without a teacher: only the task's own loss, under the name `ce` that recipes use."""
 
     def terms(seen: Seen) -> dict[str, Tensor]:
+        seen = by_rows(seen, rows)
         return {"ce": loss(seen.logits, seen.targets, training.label_smoothing, weights)}
 
     return Objective((Part(training.epochs, terms),))
@@ -111,11 +117,13 @@ def distillation(
     hard: Hard,
     peers: Sequence[nn.Module] = (),
     soft: Soft | None = None,
+    rows: Rows | None = None,
 ) -> Objective:
     """The objective of a recipe, for `count` training examples and networks whose layers have these shapes (without the
     batch dimension).
 
-    `hard` is the term `ce`, the task's own loss; `soft` is the term `kd` if the outputs are no logits. `peers` are
+    `hard` is the term `ce`, the task's own loss; `soft` is the term `kd` if the outputs are no logits. With `rows`, the
+    terms on logits get the rows that it makes, and the terms on features still get whole outputs. `peers` are
     further students, which map inputs to logits, for the term `mutual`. Raises ConfigError if a term does not fit the
     shapes.
     """
@@ -138,17 +146,35 @@ def distillation(
         for number, term in enumerate(on_features):
             if term.learned is not None:
                 learned[f"part{place}-{number}"] = term.learned
-        parts.append(Part(stage.epochs, _terms(recipe, stage, on_features, hard, soft)))
+        parts.append(Part(stage.epochs, _terms(recipe, stage, on_features, hard, soft, rows)))
     return Objective(tuple(parts), student_layers(recipe), teacher_layers(recipe), learned, temperature)
 
 
-def _terms(recipe: Recipe, stage: Stage, on_features: Sequence[FeatureTerm], hard: Hard, soft: Soft | None) -> Terms:
+def by_rows(seen: Seen, rows: Rows | None) -> Seen:
+    """The same step with the outputs of all networks as rows (N, C) and the targets (N,); unchanged without `rows`."""
+    if rows is None:
+        return seen
+    logits, targets = rows(seen.logits, seen.targets)
+    teacher = {"logits": rows(seen.teacher["logits"], seen.targets)[0]} if "logits" in seen.teacher else {}
+    peers = tuple(rows(one, seen.targets)[0] for one in seen.peers)
+    return dataclasses.replace(seen, logits=logits, targets=targets, teacher=seen.teacher | teacher, peers=peers)
+
+
+def _terms(
+    recipe: Recipe,
+    stage: Stage,
+    on_features: Sequence[FeatureTerm],
+    hard: Hard,
+    soft: Soft | None,
+    rows: Rows | None,
+) -> Terms:
     on_logits = {name: _logit_term(name, recipe, hard, soft) for name in stage.losses}
 
     def terms(seen: Seen) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {name: weight * on_logits[name](seen) for name, weight in stage.losses.items()}
+        each = by_rows(seen, rows)
+        found: dict[str, Tensor] = {name: weight * on_logits[name](each) for name, weight in stage.losses.items()}
         if "mutual" in on_logits:
-            found["peers"] = _peers(seen, stage, hard)
+            found["peers"] = _peers(each, stage, hard)
         for feature, term in zip(stage.features, on_features, strict=True):
             mine = seen.features[feature.student] if feature.student else seen.logits
             theirs = seen.teacher[teacher_name(feature)]

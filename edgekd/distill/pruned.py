@@ -117,6 +117,8 @@ def _loss_of(card: Card, examples: Examples) -> Callable[[nn.Module], Tensor]:
     def loss(net: nn.Module) -> Tensor:
         with torch.enable_grad():
             outputs = Deployed(net, card.data)(batch.inputs)
-            return learning_of(card.data).loss(outputs, batch.targets, 0.0, None)
+            learning = learning_of(card.data)
+            rows, targets = learning.rows(outputs, batch.targets) if learning.rows else (outputs, batch.targets)
+            return learning.loss(rows, targets, 0.0, None)
 
     return loss

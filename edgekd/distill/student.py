@@ -22,7 +22,7 @@ from edgekd.distill.objective import Objective, distillation, student_layers, te
 from edgekd.distill.tasks.known import learning_of
 from edgekd.distill.teacher import with_own_teacher
 from edgekd.distill.terms.layers import probe
-from edgekd.distill.trial import check_learning, check_small
+from edgekd.distill.trial import check_learning, check_small, shape_words
 from edgekd.errors import ConfigError, ModelError
 from edgekd.files import move, read_json, write_json
 from edgekd.nets.deployed import Deployed
@@ -288,7 +288,7 @@ def _objective(
     recipe = card.recipe
     peers = [Deployed(_new(card, shape, recipe.seed + 7_919 * (n + 1)), card.data) for n in range(_peers(recipe))]
     found = probe(whole, _first_two(examples), student_layers(recipe), f"{card.file}: recipe.features: student")
-    _require_outputs(card, found, "student")
+    _require_outputs(card, found, examples, "student")
     try:
         learning = learning_of(card.data)
         _check_terms(recipe, teachers)
@@ -301,7 +301,7 @@ def _objective(
         def hard(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             return learning.loss(outputs, targets, recipe.label_smoothing, weights)
 
-        return distillation(recipe, found, theirs, len(examples), hard, peers, learning.soft)
+        return distillation(recipe, found, theirs, len(examples), hard, peers, learning.soft, learning.rows)
     except ConfigError as error:
         raise ConfigError(f"{card.file}: {error}") from error
 
@@ -331,14 +331,14 @@ def _refuse_terms_on_logits(recipe: Recipe) -> None:
         raise ConfigError(f"recipe.{others[0]}: needs logits of classes, which the outputs of this task are not")
 
 
-def _require_outputs(card: Card, found: dict[str, torch.Size], name: str) -> None:
+def _require_outputs(card: Card, found: dict[str, torch.Size], examples: Examples, name: str) -> None:
     """Raise ConfigError if the network does not have as many outputs as the task needs."""
     task = task_of(card.data)
-    wanted = task.outputs(card.data)
-    if found["logits"] != (wanted,):
+    wanted = task.shape(card.data, tuple(_first_two(examples).shape))[1:]
+    if found["logits"] != wanted:
         raise ConfigError(
             f"{card.file}: {name}: the network gives {tuple(found['logits'])} outputs for {task.targets(card.data)}; "
-            f"its last layer should give {wanted}"
+            f"its last layer should give {shape_words(wanted)}"
         )
 
 

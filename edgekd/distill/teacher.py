@@ -196,7 +196,7 @@ def _attempt(
         train=data[0],
         validation=data[1],
         training=training,
-        objective=plain(training, learning.loss, weights),
+        objective=plain(training, learning.loss, weights, learning.rows),
         score=learning.score,
         kind=kind,
         views=training.epochs,

@@ -10,18 +10,18 @@ from edgekd.errors import ConfigError, one_line
 from edgekd.nets.deployed import Deployed
 from edgekd.tasks.known import task_of
 
-__all__ = ["check_learning", "check_small", "check_steady"]
+__all__ = ["check_learning", "check_small", "check_steady", "shape_words"]
 
 
-def check_steady(module: nn.Module, inputs: Tensor, where: str) -> Tensor:
-    """The logits (B, C) of a network with its preprocessing, in evaluation mode.
+def check_steady(module: nn.Module, inputs: Tensor, where: str, axes: int = 2) -> Tensor:
+    """The outputs of a network with its preprocessing, in evaluation mode, with `axes` axes.
 
     Raises ConfigError, whose message begins with `where`, if the network cannot take the inputs, gives no logits, gives
     values that are not finite, or gives different values for the same inputs.
     """
     with torch.no_grad(), torch.random.fork_rng(devices=[]), as_config_error(where):
         first, second = (module.eval()(inputs) for _ in range(2))
-    _require_logits(first, len(inputs), where)
+    _require_logits(first, len(inputs), where, axes)
     answers: Tensor = first.float()
     if not bool(answers.isfinite().all()):
         raise ConfigError(f"{where}: the network gives numbers that are not finite for the card's data")
@@ -39,17 +39,17 @@ def check_learning(net: nn.Module, card: Card, inputs: Tensor, where: str) -> No
     Do not use `net` afterwards: its running statistics have been updated with `inputs`.
     """
     whole = Deployed(net, card.data)
-    answers = check_steady(whole, inputs, where)
     task = task_of(card.data)
-    count = task.outputs(card.data)
-    if answers.shape[1] != count:
+    wanted = task.shape(card.data, tuple(inputs.shape))
+    answers = check_steady(whole, inputs, where, len(wanted))
+    if answers.shape != wanted:
         raise ConfigError(
             f"{where}: the network gives {tuple(answers.shape[1:])} outputs for {task.targets(card.data)}; its "
-            f"last layer should give {count}"
+            f"last layer should give {shape_words(wanted[1:])}"
         )
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), as_config_error(where):
         logits = whole.train()(inputs)
-        _require_logits(logits, len(inputs), where)
+        _require_logits(logits, len(inputs), where, len(wanted))
         if logits.requires_grad:
             logits.float().sum().backward()
     if all(parameter.grad is None for parameter in net.parameters()):
@@ -66,8 +66,8 @@ def check_small(net: nn.Module, card: Card, inputs: Tensor, training: Training, 
     """
     if not training.small_share:
         return
-    if inputs.dtype != torch.uint8:
-        raise ConfigError(f"{card.file}: {where}.small_share: is for images; set small_share = 0")
+    if inputs.dim() != 4 or task_of(card.data).grid(tuple(inputs.shape)):
+        raise ConfigError(f"{card.file}: {where}.small_share: is for images that get one class; set small_share = 0")
     smaller = shrunk(inputs, training.small_scale)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -81,11 +81,16 @@ def check_small(net: nn.Module, card: Card, inputs: Tensor, training: Training, 
         net.train()
 
 
-def _require_logits(logits: object, count: int, where: str) -> None:
+def shape_words(shape: tuple[int, ...]) -> str:
+    """The shape of one example's outputs in words: `10`, `(2, 64, 64)`."""
+    return str(shape[0] if len(shape) == 1 else shape)
+
+
+def _require_logits(logits: object, count: int, where: str, axes: int) -> None:
     if not isinstance(logits, Tensor):
         raise ConfigError(f"{where}: the network gives a {type(logits).__name__}; it should give its logits")
-    if logits.dim() != 2 or len(logits) != count:
+    if logits.dim() != axes or len(logits) != count:
         raise ConfigError(
             f"{where}: the network gives {tuple(logits.shape)} for {count} examples; it should give one logit for each "
-            "class of each example"
+            f"class of each {'example' if axes == 2 else 'pixel of each example'}"
         )

@@ -252,13 +252,16 @@ def cpu_logits(file: Path, task: Task, images: NDArray[Any]) -> NDArray[np.float
 
 
 def keep_torch_logits(net: nn.Module, card: Card, inputs: Path, name: str = "student") -> NDArray[np.float32]:
-    """Compute the student's logits (n, C) in torch for all `inputs` (.npy), and save them beside these as
-    `STEM.NAME.npy`.
+    """Compute the student's outputs in torch for all `inputs` (.npy), as the task reads them, and save them beside
+    these as `STEM.NAME.npy`.
     """
-    images = np.load(inputs, mmap_mode="r")
-    deployed = Deployed(net, card.data).eval()
+    images, task = np.load(inputs, mmap_mode="r"), task_of(card.data)
+    deployed, size = Deployed(net, card.data).eval(), min(256, task.together)
     with torch.no_grad():
-        parts = [deployed(torch.from_numpy(images[n : n + 256].copy())).numpy() for n in range(0, len(images), 256)]
+        parts = [
+            task.read(deployed(torch.from_numpy(images[n : n + size].copy())).numpy())
+            for n in range(0, len(images), size)
+        ]
     logits: NDArray[np.float32] = np.concatenate(parts)
     with atomic(inputs.with_suffix(f".{name}.npy")) as temporary:
         np.save(temporary, logits)
@@ -281,11 +284,12 @@ def compared(expected: NDArray[np.float32], logits: NDArray[np.float32], task: T
     Raises ModelError as `parity` does.
     """
     difference = float(np.abs(expected - logits).max())
+    axes = 4 if task.writes == "classes" else 2
     result = Parity(
         examples=len(expected),
         max_abs=difference,
         relative=difference / max(float(np.abs(expected).max()), 1e-12),
-        same=task.same(expected, logits) if task.same and expected.ndim == 2 else None,
+        same=task.same(expected, logits) if task.same and expected.ndim == axes else None,
         same_words=task.same_words,
     )
     if not result.relative <= MAX_RELATIVE_DIFFERENCE or (result.same is not None and result.same < MIN_AGREEMENT):

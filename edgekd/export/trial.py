@@ -35,7 +35,8 @@ def try_teacher(given: LoadedTeacher | None, card: Card, target: Target, inputs:
     """
     where = str(given.file) if given else f"{card.file}: teacher"
     teacher = given or LoadedTeacher(Deployed(make_teacher_net(card), card.data).eval(), Path(card.file))
-    answers = check_steady(teacher.module, torch.from_numpy(np.array(inputs)), where)
+    axes = len(task_of(card.data).shape(card.data, inputs.shape))
+    answers = check_steady(teacher.module, torch.from_numpy(np.array(inputs)), where, axes)
     if given and are_sigmoids(answers):
         raise InputError(f"{where}: {sigmoid_words('its answers lie between 0 and 1, and their sums are not 1')}")
     file = scratch / "teacher-trial.onnx"

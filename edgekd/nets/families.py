@@ -19,12 +19,13 @@ from edgekd.errors import ConfigError, did_you_mean, one_line, shown
 from edgekd.imports import import_function, require
 from edgekd.nets.airbench import Airbench, AirbenchShape
 from edgekd.nets.cifar_resnet import CifarResNet, CifarResNetShape
-from edgekd.nets.deployed import Deployed, noise_inputs
+from edgekd.nets.deployed import Deployed, example_inputs, noise_inputs
 from edgekd.nets.inverted import InvertedShape, inverted_residual
 from edgekd.nets.keywords import BcResNetShape, DsCnnShape, KeywordCnnShape, bc_resnet, ds_cnn, keyword_cnn
 from edgekd.nets.mobile import MobileNetV2Shape, MobileNetV3Shape, for_channels, mobilenet_v2, mobilenet_v3
 from edgekd.nets.outputs import Head, add_head, settle_head
 from edgekd.nets.repvgg import repvgg
+from edgekd.nets.segment import FastScnn, FastScnnShape, UNet, UNetShape
 from edgekd.nets.separable import separable
 from edgekd.nets.small import ConvNetShape, MlpShape, convnet, mlp
 from edgekd.nets.stages import StagedShape
@@ -48,6 +49,7 @@ __all__ = [
     "IMAGE_FAMILIES",
     "KEYWORD_FAMILIES",
     "MAX_BUILT",
+    "SEGMENTATION_FAMILIES",
     "TEXT_FAMILIES",
     "UnbuildableError",
     "make",
@@ -165,10 +167,17 @@ KEYWORD_FAMILIES: dict[str, tuple[type, Any]] = {
 }
 """Maps the name of a family to (shape class, function of (shape, bins, frames, outputs))."""
 
+SEGMENTATION_FAMILIES: dict[str, tuple[type, Any]] = {
+    "unet": (UNetShape, UNet),
+    "fast-scnn": (FastScnnShape, FastScnn),
+}
+"""Maps the name of a family to (shape class, function of (shape, channels, size, outputs))."""
+
 FAMILIES: dict[str, dict[str, tuple[type, Any]]] = {
     "image-classification": IMAGE_FAMILIES,
     "text-classification": TEXT_FAMILIES,
     "keyword-spotting": KEYWORD_FAMILIES,
+    "segmentation": SEGMENTATION_FAMILIES,
 }
 """The families of each task. Cards of every task may also use the family `import`."""
 
@@ -241,7 +250,9 @@ def make(card: Card, owner: Teacher | Student, shape: Shape, where: str) -> nn.M
         family, shape = owner.family_of(shape)
     net = _imported(card, family, shape, where) if family.family == "import" else _made(card, family, shape, where)
     if family.family in FOREIGN:
-        head = Head(task_of(card.data).outputs(card.data), family.output, f"{card.file}: {where.split('.')[0]}")
+        task, example = task_of(card.data), tuple(example_inputs(card.data, 1).shape)
+        head = Head(task.outputs(card.data), family.output, f"{card.file}: {where.split('.')[0]}")
+        head.axes = len(task.shape(card.data, example))
         add_head(net, head)
     if family.family == "import":
         settle_head(net, Deployed(net, card.data), noise_inputs(card.data, 8))

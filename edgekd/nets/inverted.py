@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from edgekd.nets.stages import StagedShape, body, conv_bn_relu, head, initialise
 
-__all__ = ["InvertedShape", "inverted_residual"]
+__all__ = ["InvertedBlock", "InvertedShape", "inverted_residual"]
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -20,7 +20,10 @@ class InvertedShape(StagedShape):
     """How many times wider a block is inside."""
 
 
-class _Inverted(nn.Module):
+class InvertedBlock(nn.Module):
+    """A 1×1 convolution to `expansion` times the channels, a depthwise one and a linear 1×1 one, with a shortcut where
+    the sizes are equal; (B, inside, H, W) to (B, outside, H / stride, W / stride)."""
+
     def __init__(self, inside: int, outside: int, stride: int, expansion: int) -> None:
         super().__init__()
         wide = inside * expansion
@@ -39,7 +42,7 @@ def inverted_residual(shape: InvertedShape, channels: int, size: int, classes: i
     pooling is a 1×1 convolution to twice the channels, as in the paper's network."""
 
     def block(inside: int, outside: int, stride: int) -> nn.Module:
-        return _Inverted(inside, outside, stride, shape.expansion)
+        return InvertedBlock(inside, outside, stride, shape.expansion)
 
     first, last = shape.stages[0], shape.stages[-1]
     stem, top = conv_bn_relu(channels, first, 3, shape.stem_stride), conv_bn_relu(last, 2 * last, 1)

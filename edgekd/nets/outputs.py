@@ -35,13 +35,15 @@ _PASSING = {
 
 @dataclass
 class Head:
-    """A forward hook that replaces the network's outputs by its logits (B, classes)."""
+    """A forward hook that replaces the network's outputs by its logits (B, classes), or (B, classes, H, W)."""
 
     classes: int
     output: str
     """The card's `output`; empty if the card does not name one."""
     where: str
     """The start of messages: the card's file, and `teacher` or `student`."""
+    axes: int = 2
+    """The number of axes of the logits."""
     logarithm: bool = False
     """Whether the network gives probabilities; the logits are then their logarithms."""
 
@@ -55,13 +57,14 @@ class Head:
             if self.output not in tensors:
                 raise ConfigError(f"{self.where}.output: {self.output!r} is unknown; {_known(self.output, tensors)}")
             return tensors[self.output]
-        fitting = [value for value in tensors.values() if value.dim() == 2 and value.shape[1] == self.classes]
+        fitting = [value for value in tensors.values() if value.dim() == self.axes and value.shape[1] == self.classes]
         if "logits" in tensors:
             return tensors["logits"]
         if not fitting:
             raise ConfigError(
                 f"{self.where}: the network gives several outputs, and none of them is a tensor (batch, "
-                f'{self.classes}); name the logits with {self.where.rpartition(" ")[2]}.output = "…". '
+                f"{self.classes}{', …' if self.axes > 2 else ''}); name the logits with "
+                f'{self.where.rpartition(" ")[2]}.output = "…". '
                 f"{_known('', tensors)}"
             )
         return fitting[0]
@@ -96,7 +99,7 @@ def settle_head(net: nn.Module, whole: nn.Module, inputs: Tensor) -> None:
         return
     finally:
         net.train(training)
-    if not isinstance(answers, Tensor) or answers.dim() != 2:
+    if not isinstance(answers, Tensor) or answers.dim() != head.axes:
         return
     ending = producers.ending(answers)
     if ending == "Sigmoid":
@@ -105,7 +108,7 @@ def settle_head(net: nn.Module, whole: nn.Module, inputs: Tensor) -> None:
 
 
 def are_probabilities(answers: Tensor) -> bool:
-    """Whether every row of (B, C) is a probability distribution: numbers from 0 to 1 whose sum is 1."""
+    """Whether every row of (B, C, …) along C is a probability distribution: numbers from 0 to 1 whose sum is 1."""
     sums = answers.double().sum(dim=1)
     return bool((answers >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all())
 

@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-__all__ = ["StagedShape", "body", "conv_bn_relu", "head", "initialise"]
+__all__ = ["StagedShape", "Width", "body", "conv_bn_relu", "head", "initialise"]
 
 Width = Annotated[int, Field(ge=8, le=65_536, multiple_of=8)]
 """A number of channels. Kernels compute 8, 16 or more channels at a time, so that others waste a part of it."""

@@ -105,7 +105,8 @@ def _logits_output(session: "onnxruntime.InferenceSession", card: Card, path: Pa
         raise InputError(f"{path}: teacher.output: {wanted!r} is unknown; {did_you_mean(wanted, names)}")
     if wanted:
         return wanted
-    fitting = [str(one.name) for one in outputs if len(one.shape) == 2 and one.shape[1] == wanted_outputs]
+    axes = len(task_of(card.data).shape(card.data, tuple(example_inputs(card.data, 1).shape)))
+    fitting = [str(one.name) for one in outputs if len(one.shape) == axes and one.shape[1] == wanted_outputs]
     return [*(name for name in fitting if name == "logits"), *fitting, *names][0]
 
 
@@ -194,7 +195,7 @@ def load_teacher_file(card: Card, path: Path) -> LoadedTeacher:
         raise InputError(
             f"{path}: the teacher cannot take a batch of 2 {task.takes(card.data)}: {one_line(error, 150)}"
         ) from error
-    if logits.shape != (2, task.outputs(card.data)):
+    if logits.shape != task.shape(card.data, tuple(example.shape)):
         raise InputError(f"{path}: the teacher gives {tuple(logits.shape[1:])} outputs for {task.targets(card.data)}")
     if _settled(module, noise_inputs(card.data, 8)):
         say(f"{path}: the teacher gives probabilities; their logarithms are taken as its logits")

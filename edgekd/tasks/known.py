@@ -16,12 +16,15 @@ from edgekd.settings import Setting, built_with
 from edgekd.spec import build
 from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION
 from edgekd.tasks.keyword_spotting import KEYWORD_SPOTTING
+from edgekd.tasks.segmentation import SEGMENTATION
 from edgekd.tasks.task import Task
 from edgekd.tasks.text_classification import TEXT_CLASSIFICATION
 
 __all__ = ["TASKS", "build_card", "deciding", "load_card", "task_named", "task_of"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, KEYWORD_SPOTTING)}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, KEYWORD_SPOTTING, SEGMENTATION)
+}
 """The tasks by the name that a card gives as `task`."""
 
 

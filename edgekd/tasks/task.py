@@ -17,7 +17,7 @@ __all__ = ["Normalization", "Outputs", "Targets", "Task"]
 Outputs = NDArray[Any]
 """What a model gives for n examples, as `Task.read` returns it: for most tasks (n, C) float32."""
 Targets = NDArray[Any]
-"""What the data say is right for n examples: classes (n,) int64, or numbers (n,) float32."""
+"""What the data say is right for n examples: classes (n,) int64, numbers (n,) float32, or class maps (n, H, W)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,14 @@ class Task:
     """Returns the number of network outputs per example."""
     argument: str = ""
     """The parameter that passes that number to a user's own function; empty if it gets no such argument."""
+    grid: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda inputs: ()
+    """Returns the axes of the outputs behind that of the classes, given the shape of the inputs (n, …): height and
+    width of a class map; none if there is one answer for each example."""
+    together: int = 500
+    """The largest number of examples that are computed together where nothing else limits it."""
+    writes: Literal["rows", "classes"] = "rows"
+    """What a worker writes of the outputs: as they are, or, of outputs (n, C, …), the most likely class of each place
+    (n, …)."""
     targets: Callable[[Any], str]
     """Describes what these outputs stand for: `10 classes of data`."""
     example: Callable[[Any, int], NDArray[Any]]
@@ -97,7 +105,14 @@ class Task:
     """Returns plain data about the answers that result files keep for the charts: `recall` of each class."""
     charted: Callable[[Outputs, Targets], dict[str, Any]] = lambda outputs, targets: {}
     """Returns all plain data about the answers that the charts show; may be larger than `details`."""
+    pictured: Callable[[Outputs, Targets, NDArray[Any]], dict[str, Any]] | None = None
+    """Returns what a report shows of single examples, given all outputs, targets and inputs (n, …): arrays and lists by
+    name; None if no examples are shown."""
     charts: tuple[str, ...] = ()
     """The charts about the answers that a report shows, by their name in edgekd/report/tasks."""
     remarks: Callable[[Any, ModelFigures], Sequence[str]] = lambda data, model: ()
     """Returns what a report says of the figures of the shipped model beyond the tables, one sentence each."""
+
+    def shape(self, data: Any, inputs: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a network's outputs for inputs of this shape: (n, C), or (n, C, H, W) for class maps."""
+        return (inputs[0], self.outputs(data), *self.grid(inputs))

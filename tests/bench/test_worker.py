@@ -985,6 +985,45 @@ def test_predictions_are_those_of_onnx_runtime(tmp_path: Path, rows: int, batch:
     assert np.abs(given).max() > 10
 
 
+def same_output(path: Path, kind: int = TensorProto.FLOAT) -> Path:
+    """A model that gives its input, n × 3 × 2 × 2."""
+    image, logits = (helper.make_tensor_value_info(name, kind, ["n", 3, 2, 2]) for name in ("image", "logits"))
+    graph = helper.make_graph([helper.make_node("Identity", ["image"], ["logits"])], "same", [image], [logits])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def maps_plan(folder: Path, array: NDArray[Any], **values: Any) -> dict[str, Any]:
+    np.save(folder / "maps.npy", array)
+    files = {"inputs": str(folder / "maps.npy"), "outputs": str(folder / "o.npy"), "batch_size": 4}
+    return make_plan(**{"mode": "predict", "answers": "classes"} | files | values)
+
+
+def test_class_maps_are_written_in_place_of_logits(tmp_path: Path) -> None:
+    logits = np.random.default_rng(0).standard_normal((6, 3, 2, 2)).astype(np.float32)
+    logits[5] = 0  # the first class of several equal ones
+    result = worker.measure(maps_plan(tmp_path, logits), str(same_output(tmp_path / "m.onnx")))
+    given = np.load(tmp_path / "o.npy")
+    assert given.dtype == np.uint8 and list(given.shape) == result["outputs_shape"] == [6, 2, 2]
+    assert np.array_equal(given, logits.argmax(axis=1))
+    assert set(given.flat) == {0, 1, 2}
+    classes = np.arange(72).reshape(6, 3, 2, 2)
+    worker.measure(maps_plan(tmp_path, classes), str(same_output(tmp_path / "m.onnx", TensorProto.INT64)))
+    assert np.array_equal(np.load(tmp_path / "o.npy"), classes)
+
+
+def test_what_is_no_class_map_is_told(tmp_path: Path) -> None:
+    same, logits = same_output(tmp_path / "same.onnx"), np.zeros((6, 3, 2, 2), np.float32)
+    told = failure(maps_plan(tmp_path, np.full_like(logits, np.nan)), same, tmp_path)
+    assert told == "gives NaN or infinite outputs"
+    whole = same_output(tmp_path / "whole.onnx", TensorProto.INT64)
+    told = failure(maps_plan(tmp_path, np.full(logits.shape, 256)), whole, tmp_path)
+    assert told.startswith("the first output holds classes from 256 to 256; a class map needs")
+    rows = write_inputs(tmp_path / "inputs.npy", 6)
+    told = failure(maps_plan(tmp_path, logits, inputs=str(rows)), write_model(tmp_path / "m.onnx"), tmp_path)
+    assert told.startswith("the first output is float32 [4, 3]; a class map needs one number for each class of each")
+
+
 def matrix_of(model: Path) -> NDArray[np.float32]:
     return numpy_helper.to_array(onnx.load(model).graph.initializer[0])
 

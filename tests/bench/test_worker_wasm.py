@@ -366,6 +366,26 @@ def test_axes_of_one_after_the_logits_are_dropped(
     assert np.array_equal(given, predictions(measure, tmp_path / "m.onnx", inputs))
 
 
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.INT64])
+def test_class_maps_are_those_of_the_python_worker(
+    measure: Callable[..., dict[str, Any]], tmp_path: Path, kind: int
+) -> None:
+    image, logits = (helper.make_tensor_value_info(name, kind, ["n", 3, 2, 5]) for name in ("image", "logits"))
+    graph = helper.make_graph([helper.make_node("Identity", ["image"], ["logits"])], "same", [image], [logits])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    drawn = np.random.default_rng(0).integers(0, 3, (6, 3, 2, 5))
+    np.save(tmp_path / "inputs.npy", drawn.astype(np.float32 if kind == TensorProto.FLOAT else np.int64))
+    plan = make_plan(mode="predict", inputs=str(tmp_path / "inputs.npy"), answers="classes", batch_size=4)
+    found = []
+    for run in (measure, of_python):
+        shape = run({**plan, "outputs": str(tmp_path / "o.npy")}, tmp_path / "m.onnx")["outputs_shape"]
+        found.append(np.load(tmp_path / "o.npy"))
+        assert list(found[-1].shape) == shape
+    assert found[0].dtype == np.uint8
+    assert np.array_equal(*found)
+    assert np.array_equal(found[0], drawn.argmax(axis=1) if kind == TensorProto.FLOAT else drawn)
+
+
 def test_progress_of_predictions_is_told(run: Run, tmp_path: Path) -> None:
     plan = make_plan(mode="predict", inputs=str(write_inputs(tmp_path / "inputs.npy", 40)), batch_size=16)
     done = run({**plan, "outputs": str(tmp_path / "o.npy")}, write_model(tmp_path / "m.onnx"))

@@ -31,12 +31,12 @@ from edgekd.data.examples import Batch, Examples
 from edgekd.data.image_examples import examples
 from edgekd.data.images import Split
 from edgekd.data.sources import load_train_and_validation
-from edgekd.distill.cache.outputs import BLOCK, teaching
+from edgekd.distill.cache.outputs import teaching
 from edgekd.distill.student import TrainingOptions, learn
 from edgekd.nets.families import make
 from edgekd.nets.teachers import LoadedTeacher, load_teacher_file
 from edgekd.recipe import Recipe
-from edgekd.tasks.known import load_card
+from edgekd.tasks.known import load_card, task_of
 
 TEMPERATURE, ALPHA, BATCH = 4.0, 0.9, 128
 SGD: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
@@ -155,8 +155,9 @@ def edgekd(asked: Asked, name: str, online: bool, **recipe: Any) -> None:
 def fill(asked: Asked) -> None:
     """Nothing but filling the cache: a turn is as many blocks of the teacher's as hold about as many images."""
     card = card_of(asked)
-    blocks = max(1, round(asked.batches * BATCH / BLOCK))
-    train = counted(card, training_images(card, asked), BLOCK, blocks)
+    together = task_of(card.data).together
+    blocks = max(1, round(asked.batches * BATCH / together))
+    train = counted(card, training_images(card, asked), together, blocks)
     none = torch.empty(0)
     with teaching(card, [teacher_of(card, asked)], train, (), online=False) as outputs:
         for k in range(card.recipe.views):

@@ -87,6 +87,29 @@ def test_terms_come_apart_with_their_weights() -> None:
     assert found == pytest.approx({"kd": 0.5 * kd_by_hand(2.0), "mse": 2.0 * ((STUDENT - TEACHER) ** 2).mean()})
 
 
+def test_terms_on_logits_get_the_rows_that_the_task_makes() -> None:
+    """Two class maps of 1 × 2 pixels, of which the rows leave out the last pixel; features still get whole outputs."""
+    maps = [torch.stack([a, b]).permute(0, 2, 1)[:, :, None] for a, b in ((S, T), (T, S))]  # (2, 3, 1, 2)
+    targets = torch.tensor([[LABELS], [LABELS]])
+
+    def rows(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return outputs.permute(0, 2, 3, 1).reshape(-1, 3)[:3], targets.flatten()[:3]
+
+    recipe = recipe_of(temperature=2.0, losses={"kd": 1.0, "ce": 1.0}, features=[{"term": "match"}])
+    shapes = {"logits": Size((3, 1, 2))}
+    objective = distillation(recipe, shapes, shapes, 20, hard(recipe), rows=rows)
+    seen = Seen(maps[0], targets, torch.tensor([7, 3]), teacher={"logits": maps[1]}, temperature=2.0)
+    found = objective.parts[0].terms(seen)
+    student, teacher = np.concatenate([STUDENT, TEACHER])[:3], np.concatenate([TEACHER, STUDENT])[:3]
+    p, q = softmax(teacher, 2.0), softmax(student, 2.0)
+    right = softmax(student)[range(3), [2, 1, 2]]
+    assert found["kd"].item() == pytest.approx(4 * (p * np.log(p / q)).sum(axis=1).mean())
+    assert found["ce"].item() == pytest.approx(-np.log(right).mean())
+    assert found["match"].item() == pytest.approx(((STUDENT - TEACHER) ** 2).mean())
+    (alone,) = plain(Training(epochs=1), cross_entropy, None, rows).parts[0].terms(seen).values()
+    assert alone.item() == pytest.approx(found["ce"].item())
+
+
 def test_cross_entropy_alone_needs_no_teacher() -> None:
     training = Training(epochs=3, label_smoothing=0.2)
     objective = plain(training, cross_entropy)

@@ -73,5 +73,7 @@ def test_small_images_need_images_and_a_network_that_takes_them() -> None:
         ConfigError, match=r"recipe\.small_share: the network cannot take smaller images, of 6×6 \(.*0$"
     ):
         check_small(net, CARD, inputs, training, "recipe")
-    with pytest.raises(ConfigError, match=r"recipe\.small_share: is for images; set small_share = 0"):
+    with pytest.raises(
+        ConfigError, match=r"recipe\.small_share: is for images that get one class; set small_share = 0"
+    ):
         check_small(net, CARD, inputs[:, :, 0, 0], training, "recipe")

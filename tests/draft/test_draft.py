@@ -237,6 +237,7 @@ def test_wrong_numbers_of_classes_and_kinds_are_named(tmp_path: Path) -> None:
         ("--data digits --out card.txt", "a card is a TOML file"),
         ("--data digits --out there.toml", "is there already"),
         ("--data digits --out no/card.toml", "there is no folder no"),
+        ("--data masked", "holds images and masks, for segmentation; init writes no such card"),
         ("--data one", "has 1 subfolder; it should hold one for each of at least two classes"),
     ],
 )
@@ -246,6 +247,8 @@ def test_mistakes_are_one_line(cli: Cli, tmp_path: Path, arguments: str, message
     (tmp_path / "empty").mkdir()
     (tmp_path / "sounds" / "train" / "yes").mkdir(parents=True)
     (tmp_path / "sounds" / "train" / "yes" / "a.wav").write_bytes(b"")
+    for name in ("images", "masks"):
+        (tmp_path / "masked" / name).mkdir(parents=True)
     (tmp_path / "there.toml").write_text("")
     done = cli("init", *arguments.split(), "--target", "cpu-arm")
     assert done.returncode == 2

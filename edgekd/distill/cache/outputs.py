@@ -30,9 +30,6 @@ from edgekd.tasks.known import task_of
 
 __all__ = ["combined", "shapes", "teaching"]
 
-BLOCK = 500
-"""Number of examples in one forward pass of the teacher when the cache is filled."""
-
 
 def shapes(teacher: LoadedTeacher, examples: Examples, layers: Sequence[str]) -> dict[str, torch.Size]:
     """The shapes of a teacher's logits and layers, without the batch dimension; ConfigError for an unknown layer."""
@@ -75,13 +72,13 @@ def combined(each: Sequence[Outputs], recipe: Recipe) -> Outputs:
 
     def together(k: int, indices: NDArray[np.int64], inputs: Tensor) -> dict[str, Tensor]:
         found = [one(k, indices, inputs) for one in each]
-        logits = torch.stack([one["logits"] for one in found])  # (teachers, B, C)
+        logits = torch.stack([one["logits"] for one in found])  # (teachers, B, C, …)
         if recipe.combine == "confidence":
-            surest = logits.softmax(dim=2).amax(dim=2).argmax(dim=0)
-            chosen = logits[surest, torch.arange(logits.shape[1], device=logits.device)]
+            surest = logits.softmax(dim=2).amax(dim=2, keepdim=True).argmax(dim=0, keepdim=True)
+            chosen = logits.take_along_dim(surest, dim=0)[0]
         else:
             shares = (weights / weights.sum()).to(logits.device)
-            chosen = torch.einsum("t,tbc->bc", shares, logits)
+            chosen = torch.einsum("t,t...->...", shares, logits)
         return found[0] | {"logits": chosen}
 
     return together
@@ -121,7 +118,7 @@ def _cached(
             _key(teacher, examples, recipe),
             len(examples),
             cache_limit_bytes(),
-            block=BLOCK,
+            block=task_of(card.data).together,  # in one forward pass of the teacher
             shown={"teacher": teacher.file.name, "data": card.name},
         )
     )
@@ -173,7 +170,8 @@ def _refuse_lengths(card: Card, teacher: LoadedTeacher, examples: Examples, name
     but the cache stores arrays of one shape."""
     if not names or len(task_of(card.data).free) < 2:
         return
-    inputs = examples.batch(np.arange(min(BLOCK, len(examples))), 0).inputs  # padded to the longest of many sentences
+    many = np.arange(min(task_of(card.data).together, len(examples)))
+    inputs = examples.batch(many, 0).inputs  # padded to the longest of many sentences
     # Compare whole outputs: a mean over tokens has one shape, but its value depends on the padding.
     names = tuple(dict.fromkeys(name.partition("|")[0] for name in names))
     longer, shorter = (

@@ -7,6 +7,7 @@ from edgekd.data.examples import Examples
 from edgekd.data.images import Split
 from edgekd.distill.tasks.classification import IMAGES, KEYWORDS, SENTENCES
 from edgekd.distill.tasks.learning import Learning
+from edgekd.distill.tasks.segmentation import MAPS
 from edgekd.tasks.known import task_of
 
 __all__ = ["LEARNING", "examples_of", "learning_of"]
@@ -15,6 +16,7 @@ LEARNING: dict[str, Learning] = {
     "image-classification": IMAGES,
     "text-classification": SENTENCES,
     "keyword-spotting": KEYWORDS,
+    "segmentation": MAPS,
 }
 """The `Learning` of each task, by the name of the task."""
 

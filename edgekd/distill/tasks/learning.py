@@ -13,6 +13,7 @@ from edgekd.card import Card
 from edgekd.data.examples import Examples
 from edgekd.data.images import Split
 from edgekd.distill.distributed import World
+from edgekd.distill.objective import Rows
 from edgekd.recipe import Training
 
 __all__ = ["Learning", "Score", "as_it_is", "nothing_kept", "shares"]
@@ -43,6 +44,9 @@ class Learning:
     """The loss of outputs (B, C) and targets, with label smoothing and weights if the task has them."""
     soft: Callable[[Tensor, Tensor], Tensor] | None = None
     """The term `kd` of student and teacher outputs (B, C), for tasks whose outputs are no logits; None if they are."""
+    rows: Rows | None = None
+    """Returns the rows of logits (N, C) and targets (N,) that the terms on logits are about, of outputs (B, C, …) and
+    targets (B, …); None if there is one row for each example."""
     weights: Callable[[Training, NDArray[Any], Any, str], Tensor | None]
     """Returns the weights of the loss, from the training's settings, all targets and the card's `[data]`; raises
     ConfigError, whose message begins with the last argument, if they do not fit."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from edgekd.distill.terms.adversary import Discriminator, adversarial
 from edgekd.distill.terms.contrast import Contrast
-from edgekd.distill.terms.features import Regressor, Vid, attention, hint, match, pooled, similarity, vid
+from edgekd.distill.terms.features import Regressor, Vid, attention, channel, hint, match, pooled, similarity, vid
 from edgekd.distill.terms.relations import rkd_angle, rkd_distance
 from edgekd.errors import ConfigError
 from edgekd.recipe import Feature
@@ -73,6 +73,16 @@ def _hint(feature: Feature, mine: torch.Size, theirs: torch.Size, count: int, se
     return FeatureTerm(lambda a, b, indices, step: hint(regressor, a, b), regressor)
 
 
+def _channel(feature: Feature, mine: torch.Size, theirs: torch.Size, count: int, seed: int) -> FeatureTerm:
+    other = len(mine) == len(theirs) == 3 and mine[0] != theirs[0]
+    widened = nn.Conv2d(mine[0], theirs[0], 1) if other else None  # as in the paper's section 3.2
+
+    def loss(mine: Tensor, theirs: Tensor, indices: Tensor, step: int) -> Tensor:
+        return channel(widened(mine) if widened else mine, theirs, feature.channel_temperature)
+
+    return FeatureTerm(loss, widened)
+
+
 def _vid(feature: Feature, mine: torch.Size, theirs: torch.Size, count: int, seed: int) -> FeatureTerm:
     module = Vid(mine, theirs)
     return FeatureTerm(lambda a, b, indices, step: vid(module, a, b), module)
@@ -122,6 +132,7 @@ _MAKERS: dict[str, Callable[..., FeatureTerm]] = {
     "hint": _hint,
     "attention": _simple(attention),
     "similarity": _simple(similarity),
+    "channel": _channel,
     "vid": _vid,
     "rkd": _rkd,
     "crd": _crd,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgekd.errors import ConfigError
 
-__all__ = ["Regressor", "Vid", "attention", "attention_map", "hint", "match", "pooled", "similarity", "vid"]
+__all__ = ["Regressor", "Vid", "attention", "attention_map", "channel", "hint", "match", "pooled", "similarity", "vid"]
 
 FIRST_VARIANCE, LEAST_VARIANCE = 5.0, 1e-5
 
@@ -128,6 +128,21 @@ def similarity(student: Tensor, teacher: Tensor) -> Tensor:
     if len(student) != len(teacher):
         raise _unfit("similarity", student, teacher, "must be of the same images")
     return F.mse_loss(_gram(student), _gram(teacher))
+
+
+def channel(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Channel-wise distillation: T² KL(φ(teacher) ‖ φ(student)), the mean over batch and channels.
+
+    φ is the softmax of a channel over its positions at the temperature T, so that each channel says where it is active.
+    Features are maps (B, C, H, W) with the same C (Shu et al. 2021, arXiv 2011.13256, equations 3 and 4). If they
+    differ in height or width, the larger map is average-pooled. The paper weighs logits by 3 and features by 50.
+    """
+    if student.dim() != 4 or teacher.dim() != 4 or student.shape[:2] != teacher.shape[:2]:
+        raise _unfit("channel", student, teacher, "must be maps (B, C, H, W) with the same number of channels")
+    ours, theirs = (
+        F.log_softmax(one.flatten(2) / temperature, dim=2) for one in _smaller(_wide(student), _wide(teacher))
+    )
+    return F.kl_div(ours, theirs, reduction="sum", log_target=True) * temperature**2 / ours.shape[:2].numel()
 
 
 class Vid(nn.Module):

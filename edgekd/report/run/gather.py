@@ -71,6 +71,8 @@ class Column:
     """Latency of every call, as one tuple per process."""
     details: dict[str, dict[str, Any]]
     """What the charts of the task show; see `edgekd.tasks.task.Task.charted`. Models without any are left out."""
+    pictures: dict[str, dict[str, Any]]
+    """What is shown of single examples; see `edgekd.tasks.task.Task.pictured`. Models without any are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,6 +307,7 @@ def _column(
 ) -> Column:
     samples: dict[str, tuple[tuple[float, ...], ...]] = {}
     details: dict[str, dict[str, Any]] = {}
+    pictures: dict[str, dict[str, Any]] = {}
     for model in models:
         stem = f"{model.name.replace(' ', '-')}@{target}"
         samples[model.name] = _samples(records / f"{stem}.latency.json", model)
@@ -315,12 +318,15 @@ def _column(
         known = model.details | _charted(task, answers, run.data / f"{split}.labels.npy")
         if known:
             details[model.name] = known
+        if shown := _pictured(task, answers, run.data / f"{split}.npy", run.data / f"{split}.labels.npy"):
+            pictures[model.name] = shown
     return Column(
         target=target,
         split=split,
         models=tuple(models),
         samples_ms=samples,
         details=details,
+        pictures=pictures,
         **about,
     )
 
@@ -341,6 +347,14 @@ def _charted(task: Task, answers: Path, targets: Path) -> dict[str, Any]:
         return {}
     outputs, known = task.read(np.load(answers)), np.load(targets)
     return task.charted(outputs, known) if len(outputs) == len(known) else {}
+
+
+def _pictured(task: Task, answers: Path, inputs: Path, targets: Path) -> dict[str, Any]:
+    """What the task shows of single examples; empty if the answers or the data are not kept."""
+    if task.pictured is None or not (answers.exists() and inputs.exists() and targets.exists()):
+        return {}
+    outputs, known, given = task.read(np.load(answers)), np.load(targets), np.load(inputs, mmap_mode="r")
+    return task.pictured(outputs, known, given) if len(outputs) == len(known) == len(given) else {}
 
 
 def _commands(run: Run, content: dict[str, Any], snapshot: dict[str, Any], benches: list[str]) -> tuple[str, ...]:

@@ -104,6 +104,17 @@ def test_the_surest_of_each_example() -> None:
     assert found["layer"].tolist() == [1.0, 1.0]
 
 
+def test_class_maps_are_combined_pixel_by_pixel() -> None:
+    """Two examples in one column of pixels are combined like two rows."""
+    maps = [torch.tensor(one).T[None, :, :, None] for one in (FIRST, SECOND, THIRD)]  # (1, 3, 2, 1)
+    each = [lambda k, indices, inputs, logits=logits: {"logits": logits} for logits in maps]
+    for settings in ({"combine": "confidence"}, {"teacher_weights": (1.0, 2.0, 5.0)}):
+        recipe = Recipe(epochs=1, **settings)
+        found = combined(each, recipe)(0, np.arange(1), torch.empty(1))["logits"]
+        assert found.shape == (1, 3, 2, 1)
+        assert torch.allclose(found[0, :, :, 0].T, together(THREE, **settings)["logits"])
+
+
 def test_one_teacher_or_none() -> None:
     assert together(THREE[1:2])["logits"].tolist() == SECOND
     assert together([]) == {}

@@ -13,6 +13,7 @@ from edgekd.distill.terms.features import (
     Vid,
     attention,
     attention_map,
+    channel,
     hint,
     match,
     pooled,
@@ -288,3 +289,39 @@ def test_gradients_by_finite_differences(name: str) -> None:
         "vid": lambda s: vid(module, s, teacher),
     }[name]
     assert torch.autograd.gradcheck(term, student.requires_grad_(), atol=1e-7)
+
+
+# --- channel-wise distillation ---
+
+
+def test_channel_against_a_plain_loop() -> None:
+    rng = np.random.default_rng(0)
+    mine, theirs = rng.standard_normal((2, 3, 4, 5)), rng.standard_normal((2, 3, 4, 5))
+    temperature, total = 3.0, 0.0
+    for b in range(2):
+        for c in range(3):
+            p, q = (np.exp(one[b, c] / temperature) for one in (theirs, mine))
+            p, q = p / p.sum(), q / q.sum()
+            total += (p * np.log(p / q)).sum()
+    found = channel(torch.from_numpy(mine), torch.from_numpy(theirs), temperature)
+    assert found.item() == pytest.approx(temperature**2 * total / 6, rel=1e-9)
+    assert channel(torch.from_numpy(theirs), torch.from_numpy(theirs), temperature).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_channel_says_where_and_not_how_strongly() -> None:
+    maps = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert channel(maps + 7, maps, 4.0).item() == pytest.approx(0, abs=1e-6)
+    assert channel(maps.flip(3), maps, 4.0) > 0.01
+
+
+def test_channel_pools_the_larger_map() -> None:
+    maps = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    larger = maps.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert channel(larger, maps, 4.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_channel_needs_maps_of_the_same_channels() -> None:
+    with pytest.raises(ConfigError, match=r"must be maps .* with the same number of channels"):
+        channel(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, 4), 4.0)
+    with pytest.raises(ConfigError, match="must be maps"):
+        channel(torch.zeros(2, 3), torch.zeros(2, 3), 4.0)
