@@ -197,18 +197,8 @@ def own_files(folder: Path) -> list[Path]:
     """Every file that the run wrote and will read again, including checkpoints."""
     places = ("teacher", "student", "exported", "data", "records")
     inside = [path for place in places for path in sorted((folder / place).rglob("*"))]
-    top = [
-        folder / name
-        for name in (
-            "run.json",
-            "candidates.json",
-            "pruning.json",
-            "tokenizer.json",
-            "model.onnx",
-            "model.decoder.onnx",
-            "result.json",
-        )  # fmt: skip
-    ]
+    names = ("run.json", "candidates.json", "pruning.json", "tokenizer.json", "result.json")
+    top = [folder / name for name in (*names, "model.onnx", "model.decoder.onnx")]
     return [path for path in [*top, *inside] if path.is_file() and path.name[0] != "."]
 
 

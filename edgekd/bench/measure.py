@@ -86,9 +86,7 @@ def weights_problem(file: Path, target: Target) -> InputError | None:
     except InputError as error:
         return error
     if target.provider.name == "wasm" and generates_of(file):
-        return InputError(
-            f"{file}: generates step by step, which is not measured on target {target.name}; take another"
-        )
+        return InputError(f"{file}: generates token by token, which target {target.name} cannot; take another target")
     if len(files) > 1 and target.provider.name == "wasm":
         where = ", ".join(part.name for part in files[1:])
         return InputError(f"{file}: keeps weights in {where}, and onnxruntime-web reads one file; save it as one")
@@ -224,7 +222,7 @@ def _figures(
     )
 
 
-def _generation(latency: Sequence[Record]) -> dict[str, Figure]:
+def _generation(latency: Sequence[Record]) -> dict[str, Any]:
     """Return the figures that only models that generate have."""
     if not latency[0].tokens:
         return {}

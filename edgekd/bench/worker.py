@@ -550,6 +550,7 @@ class Generating:
         tokens, done, found = np.full(len(ids), start), np.zeros(len(ids), bool), []
         for _ in range(self.limit()):
             logits, past = self.step(tokens, memory, past)
+            logits[:, padding] = -np.inf
             tokens = np.where(done, padding, logits.argmax(axis=1))
             self.mark()
             done |= (tokens == end) & (self.length is None)
@@ -570,8 +571,7 @@ class Generating:
         ended: list[tuple[float, list[int]]] = []
         for number in range(1, self.limit() + 1):
             logits, past = self.step(tokens, memory, past)
-            if self.length is not None:
-                logits[:, end] = -np.inf
+            logits[:, [self.settings["padding"], *([] if self.length is None else [end])]] = -np.inf
             total = scores[:, None] + log_softmax(logits)
             rows, choices = np.divmod(largest(total.ravel(), 2 * width), logits.shape[1])
             self.mark()
@@ -631,8 +631,8 @@ class Generating:
     def get_provider_graph_assignment_info(self) -> Any:
         """Return which provider runs which nodes of both graphs; empty if this build does not report it."""
         asked = "get_provider_graph_assignment_info"
-        return [graph for session in (self.encoder, self.decoder) if hasattr(session, asked)
-                for graph in getattr(session, asked)()]  # fmt: skip
+        sessions = [session for session in (self.encoder, self.decoder) if hasattr(session, asked)]
+        return [graph for session in sessions for graph in getattr(session, asked)()]
 
     def end_profiling(self) -> str:
         """Write the events of both profiles to one file; a node of the decoder gets the time of all its calls."""

@@ -5,6 +5,7 @@ import functools
 import gzip
 import hashlib
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,10 @@ __all__ = [
     "load_pairs_training",
     "load_test_pairs",
     "pair_examples",
+    "pairs_of",
     "read_pairs",
     "require_test_pairs",
+    "retargeted",
     "settled_pairs",
 ]
 
@@ -60,6 +63,8 @@ class PairExamples(Examples):
     tokenizer: str = ""
     sources: NDArray[np.int32] = dataclasses.field(default_factory=lambda: np.zeros((0, 1), np.int32))
     """The ids of the sentences (n, S)."""
+    longest: int = 1
+    """Number of tokens of the longest translation, with its end token."""
 
 
 def load_pairs_training(card: Card, folder: Path | None) -> tuple[Pairs, Pairs]:
@@ -170,7 +175,9 @@ def _lines(file: Path) -> Texts:
     return lines
 
 
-def _set_apart(texts: NDArray[np.str_], data: TranslationData, place: Path) -> tuple[NDArray[np.str_], ...]:
+def _set_apart(
+    texts: NDArray[np.str_], data: TranslationData, place: Path
+) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
     """Training and validation pairs, chosen by the card's seed."""
     held = max(1, round(len(texts) * data.validation_fraction))
     if held >= len(texts):
@@ -224,9 +231,9 @@ def _encoded(texts: NDArray[np.str_], data: TranslationData, tokenizer: str, whe
     made = tokenizer_from(tokenizer, where)
     made.no_padding()
     made.enable_truncation(data.max_length)
-    ids = [_ids(made, texts[:, side].tolist(), f"{where}: {language}") for side, language
-           in enumerate((data.source_language, data.target_language))]  # fmt: skip
-    return Pairs(texts, (ids[0], ids[1]), tokenizer)
+    sources = _ids(made, texts[:, 0].tolist(), f"{where}: {data.source_language}")
+    targets = _ids(made, texts[:, 1].tolist(), f"{where}: {data.target_language}")
+    return Pairs(texts, (sources, targets), tokenizer)
 
 
 def _ids(tokenizer: "Tokenizer", texts: Texts, where: str) -> NDArray[np.int32]:
@@ -244,20 +251,58 @@ def _ids(tokenizer: "Tokenizer", texts: Texts, where: str) -> NDArray[np.int32]:
 
 
 def pair_examples(card: Card, split: Split) -> PairExamples:
-    """Convert `split` for the training loop. Inputs (B, 2, L) are the ids of the sentence, and those of the translation
-    after a start token without their last; targets (N,) are the ids of all N tokens of the translations, row after
-    row."""
+    """Convert `split` for the training loop; see `pairs_of`."""
     assert isinstance(split, Pairs)  # this module loads no others
-    sources: NDArray[Any] = split.read(np.arange(len(split)))
+    mark = hashlib.sha256(split.tokenizer.encode()).hexdigest()
+    key = {"data": digest(split), "tokenizer": mark, "max_length": card.data.max_length}
+    return pairs_of(split.read(np.arange(len(split))), split.targets, split.labels, split.tokenizer, key)
+
+
+def pairs_of(
+    sources: NDArray[Any], targets: NDArray[np.int32], texts: NDArray[Any], tokenizer: str, key: Mapping[str, Any]
+) -> PairExamples:
+    """Examples of sources (n, S) and targets (n, T).
+
+    A batch's inputs (B, 2, L) are the ids of the sentence, and those of the translation after a start token without
+    their last; its targets (N,) are the ids of all N tokens of the translations, row after row.
+    """
 
     def batch(indices: NDArray[np.int64], k: int | None) -> Batch:
-        given, right = trimmed(sources[indices]), trimmed(split.targets[indices])
+        given, right = trimmed(sources[indices]), trimmed(targets[indices])
         inputs = np.full((len(indices), 2, max(given.shape[1], right.shape[1])), PADDING, np.int32)
         inputs[:, 0, : given.shape[1]] = given
         before = np.pad(right[:, :-1], ((0, 0), (1, 0)), constant_values=START)
         inputs[:, 1, : right.shape[1]] = np.where(right != PADDING, before, PADDING)
         return Batch(torch.from_numpy(inputs), torch.from_numpy(right[right != PADDING].astype(np.int64)))
 
-    mark = hashlib.sha256(split.tokenizer.encode()).hexdigest()
-    key = {"data": digest(split), "tokenizer": mark, "max_length": card.data.max_length}
-    return PairExamples(split.labels, batch, key, split.tokenizer, sources)
+    return PairExamples(texts, batch, key, tokenizer, sources, targets.shape[1])
+
+
+def retargeted(examples: PairExamples, written: NDArray[np.int64], both: bool) -> PairExamples:
+    """The examples with translations `written` (n, T) by a network as their targets; with `both`, each sentence is
+    there twice, with its own translation and with the written one.
+
+    `written` are padded and have no end token, or one in the last place; it is added where it is missing.
+    """
+    lengths = (written != PADDING).sum(axis=1)
+    targets = np.pad(written, ((0, 0), (0, 1)), constant_values=PADDING).astype(np.int32)
+    ends = targets[np.arange(len(targets)), np.maximum(lengths - 1, 0)] == END
+    targets[np.arange(len(targets))[~ends], lengths[~ends]] = END
+    targets = trimmed(targets)
+    key = dict(examples.key) | {"written": hashlib.sha256(targets.tobytes()).hexdigest(), "both": both}
+    sources, texts = examples.sources, np.asarray(examples.labels)
+    if both:
+        own = _targets_of(examples)
+        wide = max(own.shape[1], targets.shape[1])
+        targets = np.concatenate([np.pad(one, ((0, 0), (0, wide - one.shape[1]))) for one in (own, targets)])
+        sources, texts = np.concatenate([sources] * 2), np.concatenate([texts] * 2)
+    return pairs_of(sources, targets, texts, examples.tokenizer, key)
+
+
+def _targets_of(examples: PairExamples) -> NDArray[np.int32]:
+    """The targets (n, T) of examples."""
+    rows = np.full((len(examples), examples.longest), PADDING, np.int32)
+    for place in range(len(examples)):
+        row = examples.batch(np.array([place]), None).targets.numpy()
+        rows[place, : len(row)] = row
+    return rows

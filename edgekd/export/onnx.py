@@ -75,8 +75,8 @@ class Parity:
 
 
 def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: dict[str, str]) -> None:
-    """Write `net` with its preprocessing (uint8 (batch, H, W, C) to logits, or int32 (batch, length)) as ONNX. A network
-    that generates becomes two files, see `parts_of`.
+    """Write `net` with its preprocessing (uint8 (batch, H, W, C) to logits, or int32 (batch, length)) as ONNX. A
+    network that generates becomes two files, see `parts_of`.
 
     With the card's `export.resize`, H and W are free, and the graph resizes and crops.
 

@@ -36,8 +36,10 @@ def generate(
         for chosen in np.array_split(order, -(-len(order) * width // MOST_ROWS)):
             given = torch.from_numpy(sources[chosen]).to(device)
             given = given[:, : max(1, int((given != PADDING).sum(1).max()))]
-            answer = greedy(net, given, max_length) if width == 1 else beam(net, given, max_length, width,
-                                                                           length_penalty)  # fmt: skip
+            if width == 1:
+                answer = greedy(net, given, max_length)
+            else:
+                answer = beam(net, given, max_length, width, length_penalty)
             found[chosen, : answer.shape[1]] = answer.cpu().numpy()
             done += len(chosen)
             on_progress(done)
@@ -52,6 +54,7 @@ def greedy(net: Seq2Seq, sources: Tensor, max_length: int) -> Tensor:
     done = torch.zeros(len(sources), dtype=torch.bool, device=sources.device)
     for _ in range(max_length):
         logits, past = net.step(tokens.unsqueeze(1), memory, bias, past)
+        logits[:, PADDING] = -torch.inf
         tokens = logits.argmax(1).masked_fill(done, PADDING)
         found.append(tokens)
         done = done | (tokens == END)
@@ -68,10 +71,8 @@ def beam(net: Seq2Seq, sources: Tensor, max_length: int, width: int, length_pena
     """
     count, where = len(sources), sources.device
     memory, bias = net.memory_of(sources)
-    memory, bias = (
-        _chosen(memory, torch.arange(count, device=where).repeat_interleave(width)),
-        bias.repeat_interleave(width, 0),
-    )
+    each = torch.arange(count, device=where).repeat_interleave(width)
+    memory, bias = _chosen(memory, each), bias[each]
     past = net.nothing_past(count * width)
     tokens = torch.full((count * width,), START, device=where)
     scores = torch.full((count, width), -torch.inf, device=where)
@@ -80,7 +81,8 @@ def beam(net: Seq2Seq, sources: Tensor, max_length: int, width: int, length_pena
     ended: list[list[tuple[float, list[int]]]] = [[] for _ in range(count)]
     for number in range(1, max_length + 1):
         logits, past = net.step(tokens.unsqueeze(1), memory, bias, past)
-        total = scores.unsqueeze(2) + logits.float().log_softmax(1).unflatten(0, (count, width))
+        logits[:, PADDING] = -torch.inf
+        total = scores.unsqueeze(2) + logits.float().log_softmax(1).view(count, width, -1)
         values, places = total.flatten(1).topk(2 * width, 1)
         rows, choices = places // total.shape[2], places % total.shape[2]
         divisor = number**length_penalty

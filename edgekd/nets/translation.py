@@ -69,14 +69,14 @@ class Seq2Seq(nn.Module):
         x = self.embedded(target, 0)[kept]
         later = torch.ones(target.shape[1], target.shape[1], device=x.device).triu(1) * LOWEST
         for layer in self.decoder:
-            x = layer(x, memory, bias, later, mask, kept)  # type: ignore[operator]
+            x = layer(x, memory, bias, later, mask, kept)
         return self.logits(x)
 
     def encode(self, source: Tensor, mask: Tensor | None) -> Tensor:
         """The encoder's rows (N, C) for the tokens of sources (B, S), whose mask is (B, S); without it (B, S, C)."""
         x, bias = gathered(self.embedded(source, 0), mask), masked(source != 0)
         for layer in self.encoder:
-            x = layer(x, bias, mask)  # type: ignore[operator]
+            x = layer(x, bias, mask)
         rows: Tensor = self.encoder_norm(x)
         return rows
 
@@ -152,7 +152,7 @@ class Attention(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """x (B, L, C) as heads (B, H, L, C / H)."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
     def keys_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of x (B, L, C)."""
@@ -162,7 +162,8 @@ class Attention(nn.Module):
     def mixed(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         """The values that the queries ask for, (B, L, C); `bias` is added to the scores."""
         scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5 + bias.to(query.dtype)
-        return (scores.softmax(3) @ value).transpose(1, 2).flatten(2)
+        mixed: Tensor = (scores.softmax(3) @ value).transpose(1, 2).flatten(2)
+        return mixed
 
 
 class Feed(nn.Sequential):

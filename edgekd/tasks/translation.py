@@ -86,7 +86,13 @@ def _length(data: TranslationData) -> int:
 
 def _describe(data: TranslationData) -> dict[str, str]:
     """Return the metadata of the encoder: all that is needed to generate, which the worker reads, and the tokenizer."""
-    settings = {"start": START, "end": END, "padding": PADDING, "max_length": data.max_length, "beam": data.beam}
+    settings: dict[str, float] = {
+        "start": START,
+        "end": END,
+        "padding": PADDING,
+        "max_length": data.max_length,
+        "beam": data.beam,
+    }
     settings |= {"length_penalty": data.length_penalty}
     return {
         "input": f"int32 (batch, length), token ids of the tokenizer, at most {data.max_length}, padded with {PADDING}",
@@ -178,8 +184,9 @@ def _each(outputs: Outputs, targets: Targets) -> NDArray[np.float64]:
     """
     metrics = require("sacrebleu.metrics", "translation", "BLEU")
     bleu, one = metrics.BLEU(), metrics.BLEU(effective_order=True)
-    rows = [one.sentence_score(text, [right]) for text, right in zip(outputs.tolist(), targets[:, 1].tolist(),
-                                                                    strict=True)]  # fmt: skip
+    pairs = zip(outputs.tolist(), targets[:, 1].tolist(), strict=True)
+    pairs = zip(outputs.tolist(), targets[:, 1].tolist(), strict=True)
+    rows = [one.sentence_score(text, [reference]) for text, reference in pairs]
     counts = np.array([[*row.counts, *row.totals, row.sys_len, row.ref_len] for row in rows])
 
     def score(sums: NDArray[np.int64]) -> float:
