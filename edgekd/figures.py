@@ -14,6 +14,7 @@ __all__ = [
     "COMPARED",
     "FIGURES",
     "METRICS",
+    "RARE",
     "Figure",
     "Metric",
     "ModelFigures",
@@ -301,6 +302,9 @@ read it together with the scores of the task."""
 
 FIGURES = tuple(metric.name for metric in METRICS if metric.kept)
 """The names of a model's figures, in the order in which they are shown; agreement is on test data."""
+
+RARE = frozenset(metric.name for metric in METRICS if metric.rare)
+"""The names of the figures that only some tasks have."""
 
 _BY_BUDGET = {metric.budget: metric for metric in METRICS if metric.budget}
 _BUDGET_ORDER = (

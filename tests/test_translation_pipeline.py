@@ -1,7 +1,10 @@
-"""The whole road of a translation on a language that is translated word for word: card to verdict, then what follows."""
+"""The whole road on a language that is translated word for word: card to verdict, then what follows."""
 
 import json
 import random
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+import edgekd
 from edgekd.bench.worker import opened
 from edgekd.external import decoder_of, model_bytes
 from edgekd.tasks.translation import TRANSLATION, texts_of, tokenizer_from
@@ -42,7 +46,7 @@ learning_rate = 0.01
 family = "seq2seq"
 
 [student.knobs]
-width = [16]
+width = [24]
 encoder_layers = [1]
 decoder_layers = [1]
 heads = [2]
@@ -50,10 +54,10 @@ feed = [16]
 dropout = [0.0]
 
 [recipe]
-epochs = 4
+epochs = 8
 batch_size = 16
 optimizer = "adamw"
-learning_rate = 0.02
+learning_rate = 0.01
 temperature = 1.0
 losses = { kd = 1.0, ce = 0.5 }
 sequences = "both"
@@ -100,12 +104,18 @@ def result_of(run: Path) -> dict[str, Any]:
     return content
 
 
+def bleu_of(model: dict[str, Any]) -> float:
+    """The deciding score of a model in a result."""
+    first = model["scores"][0]
+    assert first["name"] == "bleu"
+    return float(first["value"])
+
+
 def test_teacher_and_student_learn_and_are_scored_by_bleu(run: Path) -> None:
     result = result_of(run)
     teacher, fp32, int8 = result["models"]
-    assert teacher["scores"]["bleu"]["value"] > 15 and fp32["scores"]["bleu"]["value"] > 0.5
-    assert fp32["torch_agreement"]["value"] == 1.0  # NumPy's beam search is torch's
-    assert {model["kinds"][0]["name"] for model in (teacher, fp32, int8)} == {"bleu"}
+    assert bleu_of(teacher) > 15 and bleu_of(fp32) > 5 and bleu_of(int8) > 5
+    assert fp32["torch_agreement"] == 1.0  # NumPy's beam search is torch's
     assert result["parity"]["relative"] < 1e-4 and result["parity"]["same"] == 1.0
     history = json.loads((run / "student" / "history.json").read_text())["epochs"]
     assert history[-1]["examples"] == 640 and {"kd", "ce"} <= history[-1]["terms"].keys()
@@ -124,7 +134,18 @@ def test_the_shipped_model_is_two_files_that_translate_alone(run: Path) -> None:
     targets = np.load(run / "data" / "test.labels.npy")
     ids = [np.array([made.encode(text).ids], np.int32) for text in targets[:, 0].tolist()]
     texts = texts_of(np.concatenate([session.run(None, {"ids": row})[0] for row in ids]), made)
-    assert TRANSLATION.score(texts, targets)["bleu"] == chosen["scores"]["bleu"]["value"]
+    assert TRANSLATION.score(texts, targets)["bleu"] == bleu_of(chosen)
+
+
+def test_the_loop_in_the_docs_translates(run: Path) -> None:
+    text = (Path(edgekd.__file__).parents[1] / "docs" / "translation.md").read_text(encoding="utf-8")
+    (loop,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    said = subprocess.run([sys.executable, "-c", loop], cwd=run, capture_output=True, text=True, check=True).stdout
+    session = opened(str(run / "model.onnx"))
+    session.settings["beam"] = 1
+    made = tokenizer_from((run / "tokenizer.json").read_text(), "the run")
+    (ids,) = session.run(None, {"ids": np.array([made.encode("a dog sees the cat").ids], np.int32)})
+    assert said.strip() == texts_of(ids, made)[0] != ""
 
 
 def test_a_lost_decoder_is_exported_again(run: Path, place: Path, cli: Cli) -> None:

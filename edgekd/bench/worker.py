@@ -576,7 +576,8 @@ class Generating:
             rows, choices = np.divmod(largest(total.ravel(), 2 * width), logits.shape[1])
             self.mark()
             divisor = number ** self.settings["length_penalty"]
-            best = [(row, token) for row, token in zip(rows.tolist(), choices.tolist())]
+            found = zip(rows.tolist(), choices.tolist())
+            best = [(row, token) for row, token in found if np.isfinite(total[row, token])]
             ended += [(total[row, end] / divisor, alive[row]) for row, token in best[:width] if token == end]
             kept = [(row, token) for row, token in best if token != end][:width]
             if len(ended) >= width or number == self.limit():

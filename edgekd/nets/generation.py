@@ -46,6 +46,7 @@ def generate(
     return found
 
 
+@torch.no_grad()
 def greedy(net: Seq2Seq, sources: Tensor, max_length: int) -> Tensor:
     """The most likely next token at every step, (B, T) with the end token, for sources (B, S)."""
     memory, bias = net.memory_of(sources)
@@ -63,6 +64,7 @@ def greedy(net: Seq2Seq, sources: Tensor, max_length: int) -> Tensor:
     return torch.stack(found, 1)
 
 
+@torch.no_grad()
 def beam(net: Seq2Seq, sources: Tensor, max_length: int, width: int, length_penalty: float) -> Tensor:
     """The best of `width` hypotheses for each of sources (B, S): (B, T), padded, without the end token.
 
@@ -107,7 +109,7 @@ def _collect(
     """Add the hypotheses that end in this step to those of their sentence, unless its search has ended."""
     width = choices.shape[1]
     open_ = torch.tensor([len(one) < width for one in ended], device=choices.device).unsqueeze(1)
-    for place, column in ((choices == END) & open_).nonzero().tolist():
+    for place, column in ((choices == END) & scores.isfinite() & open_).nonzero().tolist():
         hypothesis = alive[place, rows[place, column]].tolist()
         ended[place].append((float(scores[place, column]), hypothesis))
 

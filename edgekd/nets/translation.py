@@ -12,12 +12,10 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from edgekd.nets.text import LOWEST
+from edgekd.nets.text import LOWEST, Share, Width
 
 __all__ = ["Seq2Seq", "Seq2SeqShape"]
 
-Width = Annotated[int, Field(ge=1, le=100_000)]
-Layers = Annotated[int, Field(ge=1, le=64)]
 Past = list[tuple[Tensor, Tensor]]
 """Keys and values (B, H, P, C / H) of the P earlier tokens, for each layer of the decoder."""
 
@@ -28,11 +26,11 @@ class Seq2SeqShape:
     it, and a feed-forward part of size `feed`."""
 
     width: Width = 128
-    encoder_layers: Layers = 3
-    decoder_layers: Layers = 3
+    encoder_layers: Annotated[int, Field(ge=1, le=64)] = 3
+    decoder_layers: Annotated[int, Field(ge=1, le=64)] = 3
     heads: Width = 4
     feed: Width = 256
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    dropout: Share = 0.3
 
     def __post_init__(self) -> None:
         if self.width % self.heads or self.width % 2:

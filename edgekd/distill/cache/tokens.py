@@ -22,7 +22,7 @@ def packed(logits: Tensor, inputs: Tensor, longest: int) -> Tensor:
     values, places = logs.topk(shape[1] // 2, 1)
     rest = (1 - values.double().exp().sum(1, keepdim=True)).clamp(min=1e-12) / (logits.shape[1] - values.shape[1])
     rows = torch.cat([values, places.float(), rest.log().float()], 1)
-    kept = inputs[:, 1] != 0
+    kept = inputs[:, 1, :longest] != 0  # sources may be longer than all targets
     whole = rows.new_zeros(len(inputs), *shape)
     whole[:, : kept.shape[1]][kept] = rows
     return whole
@@ -31,7 +31,7 @@ def packed(logits: Tensor, inputs: Tensor, longest: int) -> Tensor:
 def unpacked(entries: Tensor, inputs: Tensor, vocabulary: int) -> Tensor:
     """Logits (N, V) from entries (B, longest, 2 K + 1): exact for the K kept tokens, equal for all others, whose
     probabilities have the right sum."""
-    kept = inputs[:, 1] != 0
+    kept = inputs[:, 1, : entries.shape[1]] != 0
     rows = entries[:, : kept.shape[1]][kept]
     count = rows.shape[1] // 2
     logits = rows[:, -1:].repeat(1, vocabulary)

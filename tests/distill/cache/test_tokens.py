@@ -6,8 +6,8 @@ import torch
 from edgekd.distill.cache.tokens import KEPT, packed, packed_shape, unpacked
 from edgekd.distill.terms.losses import kd
 
-INPUTS = torch.tensor([[[4, 3, 0], [2, 5, 6]], [[5, 3, 0], [2, 0, 0]]])
-"""Two sentences with three and one tokens of translation."""
+INPUTS = torch.tensor([[[4, 7, 8, 3], [2, 5, 6, 0]], [[5, 3, 0, 0], [2, 0, 0, 0]]])
+"""Two sentences with three and one tokens of translation; the longer one has four tokens itself."""
 
 
 def test_few_classes_are_kept_whole() -> None:
