@@ -70,6 +70,7 @@ class PairExamples(Examples):
 def load_pairs_training(card: Card, folder: Path | None) -> tuple[Pairs, Pairs]:
     """The training and the validation part of the card. Raises InputError for anything wrong with the data."""
     data: TranslationData = card.data
+    require("sacrebleu", "translation", "scoring translations")  # before anything is trained
     place = place_of(card, folder) or Path()
     texts = read_pairs(place, "train", data)
     tokenizer = _tokenizer_text(card, place)

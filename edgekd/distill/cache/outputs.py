@@ -184,6 +184,11 @@ def _refuse_lengths(card: Card, teacher: LoadedTeacher, examples: Examples, name
     but the cache stores arrays of one shape."""
     if not names or len(task_of(card.data).free) < 2:
         return
+    if task_of(card.data).generates:
+        raise ConfigError(
+            f"{card.file}: recipe.features: teacher: its layers give one output for each token, and the cache keeps "
+            "one shape; use --online"
+        )
     many = np.arange(min(task_of(card.data).together, len(examples)))
     inputs = examples.batch(many, 0).inputs  # padded to the longest of many sentences
     # Compare whole outputs: a mean over tokens has one shape, but its value depends on the padding.
