@@ -30,7 +30,12 @@ TARGETS = ["ein hund läuft", "die katze sieht einen hund", "", "ein mann (alt) 
 
 
 def card_of(**data: Any) -> Card:
-    values = {"source_language": "en", "target_language": "de", "vocabulary": 40, "max_length": 64} | data
+    values: dict[str, Any] = {
+        "source_language": "en",
+        "target_language": "de",
+        "vocabulary": 40,
+        "max_length": 64,
+    } | data
     nets: dict[str, Any] = {"teacher": Teacher(family="seq2seq"), "student": Student(family="seq2seq")}
     return Card(title="t", task="translation", data=TranslationData(**values), recipe=Recipe(epochs=1), budgets={},
                 name="t", file="t.toml", **nets)  # fmt: skip
