@@ -14,7 +14,8 @@ from edgekd.bench.measure import weights_problem
 from edgekd.bench.records import Plan, Record
 from edgekd.bench.worker import WorkerError, measure, opened
 from edgekd.card import Card, Student, Teacher
-from edgekd.errors import ConfigError, InputError, ModelError
+from edgekd.devices.orders import order_of
+from edgekd.errors import InputError, ModelError
 from edgekd.export.onnx import cpu_logits, export
 from edgekd.export.parts import parts_of
 from edgekd.export.variants import make_variant, precision_of
@@ -103,6 +104,11 @@ def test_both_files_count_in_size_and_digest(model: Path, tmp_path: Path) -> Non
     assert file_digest(copy) != file_digest(model)
 
 
+def test_both_files_are_sent_to_a_device(model: Path, tmp_path: Path) -> None:
+    order = order_of(Plan(mode="load", provider="CPUExecutionProvider"), model, 1.0, lambda: tmp_path)
+    assert set(order.files) == {"worker", "model/net.onnx", "model/net.decoder.onnx"}
+
+
 def plan_of(mode: Any, **values: Any) -> dict[str, Any]:
     quick: dict[str, Any] = {"warmup_s": 0.0, "min_calls": 4, "max_calls": 4, "max_s": 0.0, "sequence_length": 5}
     return Plan(mode=mode, provider="CPUExecutionProvider", **quick | {"padding": 0} | values).as_json()
@@ -163,4 +169,3 @@ def test_values_of_the_card_are_checked() -> None:
         make(timed_length=11)
     with pytest.raises(ValueError, match="target_language: must differ from source_language"):
         make(target_language="en")
-    assert issubclass(ConfigError, Exception)
