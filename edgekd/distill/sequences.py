@@ -1,23 +1,21 @@
 """Sequence-level distillation: the teacher's own translations become the targets of the student."""
 
-import hashlib
-import json
-import time
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
-from edgekd import units
 from edgekd.card import Card
-from edgekd.console import progress, say
 from edgekd.data.examples import Examples
 from edgekd.data.translation import PairExamples, retargeted
-from edgekd.distill.digests import state_digest
+from edgekd.distill.cache.blocks import file_bytes
+from edgekd.distill.cache.files import cache_folder, cache_limit_bytes
+from edgekd.distill.cache.outputs import BLOCK, key_of
+from edgekd.distill.cache.store import Compute, fits, open_cache, outputs
 from edgekd.distill.distributed import barrier, device, world
 from edgekd.distill.optimise import autocast
 from edgekd.errors import ConfigError
-from edgekd.files import atomic
 from edgekd.nets.generation import generate
 from edgekd.nets.teachers import LoadedTeacher
 from edgekd.nets.translation import Seq2Seq
@@ -36,40 +34,40 @@ def refuse_sequences(card: Card, teacher: LoadedTeacher, examples: Examples) -> 
         )
 
 
-def rewritten(card: Card, teacher: LoadedTeacher, examples: Examples, folder: Path) -> Examples:
+def rewritten(card: Card, teacher: LoadedTeacher, examples: Examples) -> Examples:
     """The examples with the targets that `recipe.sequences` asks for.
 
-    The teacher's translations are written once, by beam search, to a file in `folder` whose name depends on teacher,
-    data and search.
+    The teacher writes its translations by beam search once; the cache of its outputs keeps them, block by block.
+    Raises ConfigError if the cache has no room for them.
     """
     recipe = card.recipe
     if recipe.sequences == "data":
         return examples
-    assert isinstance(examples, PairExamples) and isinstance(teacher.net, Seq2Seq)  # refuse_sequences has checked it
-    parts = [state_digest(teacher.net.state_dict()), dict(examples.key), recipe.sequence_beam, card.data.length_penalty]
-    mark = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
-    path = folder / f"sequences-{mark}.npy"
-    if world().first and not path.exists():
-        _write(card, teacher.net, examples, path)
-    barrier()
-    return retargeted(examples, np.load(path), recipe.sequences == "both")
+    net, among = teacher.net, world()
+    assert isinstance(examples, PairExamples) and isinstance(net, Seq2Seq)  # refuse_sequences has checked it
+    search = {"beam": recipe.sequence_beam, "length_penalty": card.data.length_penalty}
+    parts = key_of(teacher, examples, recipe) | {"search": search}
+    shown = {"teacher": teacher.file.name, "data": card.name}
+    limit = cache_limit_bytes()
+    with open_cache(cache_folder(), parts, len(examples), limit, block=BLOCK, shown=shown) as cache:
+        wanted = {"sequences": file_bytes((len(examples), card.data.max_length), np.int32)}
+        if among.first and not fits(cache, wanted):
+            raise ConfigError("recipe.sequences: the cache has no room for the teacher's translations")
+        net.eval().to(device())
+        write = _writer(card, net, examples)
+        found = outputs(cache, 0, ("sequences",), write, among.rank, among.size, barrier)  # nothing is augmented
+        net.to("cpu")
+        return retargeted(examples, np.array(found["sequences"]), recipe.sequences == "both")
 
 
-def _write(card: Card, net: Seq2Seq, examples: PairExamples, path: Path) -> None:
-    begin = time.perf_counter()
-    net.eval().to(device())
-    with progress() as bar, autocast(card.recipe.precision), torch.no_grad():
-        task = bar.add_task("teacher: writes translations", total=len(examples))
-        data, width = card.data, card.recipe.sequence_beam
-        written = generate(
-            net,
-            examples.sources,
-            data.max_length,
-            width,
-            data.length_penalty,
-            lambda done: bar.update(task, completed=done),
-        )
-    net.to("cpu")
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        np.save(file, written)
-    say(f"teacher: {len(examples)} translations in {units.duration(time.perf_counter() - begin)}")
+def _writer(card: Card, net: Seq2Seq, examples: PairExamples) -> Compute:
+    """A function that gives the teacher's translations (n, max_length) of the sentences at n positions."""
+    data, recipe = card.data, card.recipe
+
+    def write(chosen: NDArray[np.int64]) -> Mapping[str, NDArray[Any]]:
+        some = examples.sources[chosen]
+        with autocast(recipe.precision):
+            ids = generate(net, some, data.max_length, recipe.sequence_beam, data.length_penalty)
+        return {"sequences": ids.astype(np.int32)}
+
+    return write

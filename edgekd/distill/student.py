@@ -175,7 +175,7 @@ def learn(
     a folder beside `folder`. Raises ConfigError if the recipe does not fit the networks.
     """
     recipe, (examples, validation) = card.recipe, data
-    examples = rewritten(card, teachers[0], examples, folder.parent)
+    examples = rewritten(card, teachers[0], examples)
     whole = Deployed(net, card.data)
     objective = _objective(card, shape, whole, teachers, examples)
     needed = teachers if needs_teacher(recipe) else ()

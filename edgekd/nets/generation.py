@@ -1,7 +1,5 @@
 """Translations of a network in torch: by greedy search or beam search, for many sentences at once."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,16 +20,15 @@ def generate(
     max_length: int,
     width: int = 1,
     length_penalty: float = 1.0,
-    on_progress: Callable[[int], None] = lambda done: None,
 ) -> NDArray[np.int64]:
     """Token ids (n, `max_length`), padded, of the translations of sources (n, S) by beam search with `width`
     hypotheses, or greedily for one.
 
-    Sentences of similar length are translated together; `on_progress` gets the number of finished ones.
+    Sentences of similar length are translated together.
     """
     order = np.argsort((sources != PADDING).sum(axis=1), kind="stable")
     found = np.full((len(sources), max_length), PADDING, np.int64)
-    device, done = net.table.weight.device, 0
+    device = net.table.weight.device
     with torch.no_grad():
         for chosen in np.array_split(order, -(-len(order) * width // MOST_ROWS)):
             given = torch.from_numpy(sources[chosen]).to(device)
@@ -41,8 +38,6 @@ def generate(
             else:
                 answer = beam(net, given, max_length, width, length_penalty)
             found[chosen, : answer.shape[1]] = answer.cpu().numpy()
-            done += len(chosen)
-            on_progress(done)
     return found
 
 

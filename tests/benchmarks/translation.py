@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def student(card: Card, shape: Shape, recipe: Recipe, data: Any, teacher: Loaded
     return net.eval()
 
 
-def scores(net: Seq2Seq, card: Card, parts: dict[str, Split], beams: list[int]) -> dict[str, float]:
+def scores(net: Seq2Seq, card: Card, parts: Mapping[str, Split], beams: list[int]) -> dict[str, float]:
     """BLEU and chrF of the network in torch, for each part and width of the beam."""
     found = {}
     for part, split in parts.items():

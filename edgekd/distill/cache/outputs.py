@@ -30,7 +30,7 @@ from edgekd.nets.teachers import LoadedTeacher
 from edgekd.recipe import Recipe
 from edgekd.tasks.known import task_of
 
-__all__ = ["combined", "shapes", "teaching"]
+__all__ = ["BLOCK", "combined", "key_of", "shapes", "teaching"]
 
 
 def shapes(teacher: LoadedTeacher, examples: Examples, layers: Sequence[str]) -> dict[str, torch.Size]:
@@ -118,7 +118,7 @@ def _cached(
     cache = stack.enter_context(
         open_cache(
             cache_folder(),
-            _key(teacher, examples, recipe) | ({} if longest is None else {"kept": KEPT}),
+            key_of(teacher, examples, recipe) | ({} if longest is None else {"kept": KEPT}),
             len(examples),
             cache_limit_bytes(),
             block=task_of(card.data).together,  # in one forward pass of the teacher
@@ -162,7 +162,7 @@ def _cached(
     return look_up
 
 
-def _key(teacher: LoadedTeacher, examples: Examples, recipe: Recipe) -> dict[str, Any]:
+def key_of(teacher: LoadedTeacher, examples: Examples, recipe: Recipe) -> dict[str, Any]:
     """Everything that the teacher's outputs depend on, as JSON values."""
     if teacher.net is None:
         what, runtime = {"file": file_digest(teacher.file)}, ["onnxruntime"]
