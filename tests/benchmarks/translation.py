@@ -73,10 +73,11 @@ def student(card: Card, shape: Shape, recipe: Recipe, data: Any, teacher: Loaded
 
 def scores(net: Seq2Seq, card: Card, parts: Mapping[str, Split], beams: list[int]) -> dict[str, float]:
     """BLEU and chrF of the network in torch, for each part and width of the beam."""
-    found = {}
+    found: dict[str, float] = {}
     for part, split in parts.items():
         for beam in beams:
-            ids = generate(net, split.read(np.arange(len(split))), card.data.max_length, beam, card.data.length_penalty)
+            sources: Any = split.read(np.arange(len(split)))
+            ids = generate(net, sources, card.data.max_length, beam, card.data.length_penalty)
             texts = texts_of(ids, tokenizer_from(card.data.tokenizer, "its tokenizer"))
             own = TRANSLATION.score(texts, np.asarray(split.labels))
             found |= {f"{part} {name}, beam {beam}": round(value, 2) for name, value in own.items()}
