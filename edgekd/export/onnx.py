@@ -30,7 +30,7 @@ from edgekd.export.parts import parts_of
 from edgekd.export.resize import SHAPE_KEY, with_resize
 from edgekd.export.shrink import save_model
 from edgekd.files import atomic
-from edgekd.nets.deployed import Deployed
+from edgekd.nets.deployed import Deployed, example_inputs
 from edgekd.nets.generation import generate
 from edgekd.nets.translation import Seq2Seq
 from edgekd.target import Target
