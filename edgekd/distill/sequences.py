@@ -11,7 +11,7 @@ from edgekd.data.examples import Examples
 from edgekd.data.translation import PairExamples, retargeted
 from edgekd.distill.cache.blocks import file_bytes
 from edgekd.distill.cache.files import cache_folder, cache_limit_bytes
-from edgekd.distill.cache.outputs import BLOCK, key_of
+from edgekd.distill.cache.outputs import key_of
 from edgekd.distill.cache.store import Compute, fits, open_cache, outputs
 from edgekd.distill.distributed import barrier, device, world
 from edgekd.distill.optimise import autocast
@@ -19,6 +19,7 @@ from edgekd.errors import ConfigError
 from edgekd.nets.generation import generate
 from edgekd.nets.teachers import LoadedTeacher
 from edgekd.nets.translation import Seq2Seq
+from edgekd.tasks.translation import TRANSLATION
 
 __all__ = ["refuse_sequences", "rewritten"]
 
@@ -49,7 +50,7 @@ def rewritten(card: Card, teacher: LoadedTeacher, examples: Examples) -> Example
     parts = key_of(teacher, examples, recipe) | {"search": search}
     shown = {"teacher": teacher.file.name, "data": card.name}
     limit = cache_limit_bytes()
-    with open_cache(cache_folder(), parts, len(examples), limit, block=BLOCK, shown=shown) as cache:
+    with open_cache(cache_folder(), parts, len(examples), limit, block=TRANSLATION.together, shown=shown) as cache:
         wanted = {"sequences": file_bytes((len(examples), card.data.max_length), np.int32)}
         if among.first and not fits(cache, wanted):
             raise ConfigError("recipe.sequences: the cache has no room for the teacher's translations")

@@ -30,7 +30,7 @@ from edgekd.nets.teachers import LoadedTeacher
 from edgekd.recipe import Recipe
 from edgekd.tasks.known import task_of
 
-__all__ = ["BLOCK", "combined", "key_of", "shapes", "teaching"]
+__all__ = ["combined", "key_of", "shapes", "teaching"]
 
 
 def shapes(teacher: LoadedTeacher, examples: Examples, layers: Sequence[str]) -> dict[str, torch.Size]:
