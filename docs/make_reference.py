@@ -13,7 +13,7 @@ from types import ModuleType
 from edgekd import card, recipe, target
 from edgekd.budget import budget_keys
 from edgekd.figures import budgeted
-from edgekd.tasks import keyword_spotting, segmentation
+from edgekd.tasks import keyword_spotting, segmentation, translation
 from edgekd.tasks.known import deciding
 
 PAGE = Path(__file__).with_name("reference.md")
@@ -26,6 +26,7 @@ TABLES: Mapping[str, str] = {
     "TextData": "`[data]` of sentences",
     "ClipData": "`[data]` of clips of sound",
     "MaskData": "`[data]` of images with masks",
+    "TranslationData": "`[data]` of translation",
     "Augment": "`[augment]`",
     "Teacher": "`[teacher]`, `[[more_teachers]]`, `[[assistants]]`",
     "Training": "`[teacher.training]`",
@@ -60,8 +61,9 @@ def page() -> str:
         "Made from the code by `docs/make_reference.py`; do not edit. A key without a default must be given. Paths are "
         "relative to the card or target file.",
     ]
-    aliases = {name: node for module in (recipe, card, segmentation, target) for name, node in _aliases(module)}
-    for module in (card, keyword_spotting, segmentation, recipe, target):
+    modules = recipe, card, segmentation, translation, target
+    aliases = {name: node for module in modules for name, node in _aliases(module)}
+    for module in (card, keyword_spotting, segmentation, translation, recipe, target):
         for node in _classes(module):
             if not node.name.startswith("_"):
                 parts += _section(node, aliases, TABLES.get(node.name, node.name))

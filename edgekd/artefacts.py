@@ -197,10 +197,8 @@ def own_files(folder: Path) -> list[Path]:
     """Every file that the run wrote and will read again, including checkpoints."""
     places = ("teacher", "student", "exported", "data", "records")
     inside = [path for place in places for path in sorted((folder / place).rglob("*"))]
-    top = [
-        folder / name
-        for name in ("run.json", "candidates.json", "pruning.json", "tokenizer.json", "model.onnx", "result.json")
-    ]
+    names = ("run.json", "candidates.json", "pruning.json", "tokenizer.json", "result.json")
+    top = [folder / name for name in (*names, "model.onnx", "model.decoder.onnx")]
     return [path for path in [*top, *inside] if path.is_file() and path.name[0] != "."]
 
 
@@ -250,7 +248,7 @@ def _wrong_npy(path: Path) -> str:
             length = int.from_bytes(start[8:10] + (file.read(2) if wide else b""), "little")
             header = ast.literal_eval(file.read(length).decode("latin1").strip())
             begin = file.tell()
-        item = int(re.sub(r"\D", "", header["descr"]))
+        item = int(re.sub(r"\D", "", header["descr"])) * (4 if "U" in header["descr"] else 1)  # of text: characters
         whole = begin + item * math.prod(header["shape"])
     except (ValueError, SyntaxError, KeyError, TypeError, IndexError):
         return "is no readable .npy file"

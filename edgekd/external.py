@@ -1,4 +1,5 @@
-"""Find the files in which an ONNX model keeps its weights. All code that needs these files uses this module."""
+"""Find the files of an ONNX model: those in which it keeps weights, and the decoder of a model that generates. All code
+that needs these files uses this module."""
 
 import hashlib
 import os
@@ -14,12 +15,29 @@ if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
 __all__ = [
+    "GENERATION",
+    "decoder_of",
     "external_files",
     "file_digest",
+    "generates",
     "model_bytes",
     "model_files",
     "whole_model",
 ]
+
+
+GENERATION = "generation"
+"""Metadata key of the settings with which a model generates. Its decoder is a second file, see `decoder_of`."""
+
+
+def decoder_of(file: Path) -> Path:
+    """The file of the decoder that belongs to the encoder in `file`: NAME.decoder.onnx for NAME.onnx."""
+    return file.with_name(f"{file.stem}.decoder.onnx")
+
+
+def generates(model: "ModelProto") -> bool:
+    """Whether edgekd exported the model as the encoder of a model that generates."""
+    return {"edgekd", GENERATION} <= {entry.key for entry in model.metadata_props}
 
 
 def external_files(model: "ModelProto") -> list[str]:
@@ -41,11 +59,12 @@ def external_files(model: "ModelProto") -> list[str]:
 
 
 def model_files(file: Path, model: "ModelProto | None" = None) -> list[Path]:
-    """The model's file and the other files that hold its weights; only the file if it cannot be read as ONNX.
+    """The model's file, the other files that hold its weights, and its decoder if it generates; only the file if it
+    cannot be read as ONNX.
 
     Raises InputError for weights that are missing, cannot be read, or lie outside the folder of the model.
     """
-    names = _external_files(file) if model is None else external_files(model)
+    names = _other_files(file) if model is None else _others(file, model)
     return [file, *(_beside(file, name) for name in names)]
 
 
@@ -76,8 +95,8 @@ def whole_model(file: Path) -> tuple[int, str]:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, as hex. For an ONNX model whose tensors are in other files, these files are included."""
-    names = [] if path.suffix in (".safetensors", ".pt", ".pth") else _external_files(path)
+    """SHA-256 of a file, as hex. For an ONNX model of several files, all of them are included."""
+    names = [] if path.suffix in (".safetensors", ".pt", ".pth") else _other_files(path)
     content = [file_sha256(path)]
     for beside in (path.parent / name for name in names):
         # If one is missing, the model is unusable; the code that loads the model reports this with a better message.
@@ -85,15 +104,20 @@ def file_digest(path: Path) -> str:
     return hashlib.sha256(" ".join(content).encode()).hexdigest() if names else content[0]
 
 
-def _external_files(path: Path) -> list[str]:
-    """Names of the files beside an ONNX model that hold its tensors; none if the file is not an ONNX model."""
+def _others(file: Path, model: "ModelProto") -> list[str]:
+    """Names of the other files of a model, beside its file."""
+    return [*external_files(model), *([decoder_of(file).name] if generates(model) else [])]
+
+
+def _other_files(path: Path) -> list[str]:
+    """Names of the other files of an ONNX model, beside its file; none if the file is not an ONNX model."""
     import onnx
 
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception:  # protobuf's errors have no common base class; loading the model reports what is wrong
         return []
-    return external_files(model)
+    return _others(path, model)
 
 
 def _graph_tensors(graph: "GraphProto") -> Iterator["TensorProto"]:

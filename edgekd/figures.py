@@ -14,6 +14,7 @@ __all__ = [
     "COMPARED",
     "FIGURES",
     "METRICS",
+    "RARE",
     "Figure",
     "Metric",
     "ModelFigures",
@@ -124,6 +125,10 @@ class ModelFigures:
     first_call_ms: Figure = UNKNOWN
     instructions_m: Figure = UNKNOWN
     """Millions of instructions of one call, counted on an emulated board."""
+    first_token_ms: Figure = UNKNOWN
+    """Models that generate: time to the first token."""
+    tokens_per_s: Figure = UNKNOWN
+    """Models that generate: tokens of one sequence per second."""
     peak_memory_mb: Figure = UNKNOWN
     energy_mj: Figure = UNKNOWN
     """Energy of one call, measured for the whole CPU package or GPU."""
@@ -169,6 +174,8 @@ class Metric:
     """Whether the metric is an attribute of ModelFigures that is written to JSON with provenance and interval."""
     row: bool = True
     """Whether tables of figures have a row for it."""
+    rare: bool = False
+    """Whether that row is left out if no model has the figure, which only some tasks have."""
     ratio: bool = False
     """Whether that row also shows the ratio to the first model."""
     budget: str = ""
@@ -274,6 +281,8 @@ METRICS: tuple[Metric, ...] = (
     _kept("load_ms", "load time", **_MS, ratio=True, budget="load_ms"),
     _kept("first_call_ms", "first call", **_MS, ratio=True),
     _kept("instructions_m", "instructions per call", "M", _millions, ratio=True, budget="instructions_m"),
+    _kept("first_token_ms", "first token", **_MS, ratio=True, rare=True),
+    _kept("tokens_per_s", "tokens per second", "1/s", units.count, better="higher", ratio=True, rare=True),
     _kept("peak_memory_mb", "peak memory", "MB", _megabytes, ratio=True, budget="peak_memory_mb"),
     _kept("energy_mj", "energy per call", "mJ", "{:.3g} mJ".format, ratio=True),
     _judged("min_coverage", "nodes on the provider", **_SHARE, get=_placed(lambda p: p.coverage)),
@@ -293,6 +302,9 @@ read it together with the scores of the task."""
 
 FIGURES = tuple(metric.name for metric in METRICS if metric.kept)
 """The names of a model's figures, in the order in which they are shown; agreement is on test data."""
+
+RARE = frozenset(metric.name for metric in METRICS if metric.rare)
+"""The names of the figures that only some tasks have."""
 
 _BY_BUDGET = {metric.budget: metric for metric in METRICS if metric.budget}
 _BUDGET_ORDER = (
@@ -322,7 +334,9 @@ def rows_of(models: Sequence[ModelFigures]) -> list[Metric]:
     """The metrics for which a table of these models has a row, in order."""
     kinds = dict.fromkeys(kind for model in models for kind in model.kinds)
     scores = [score_metric(kind) for kind in kinds]
-    return [*_FIRST, *scores, *(metric for metric in METRICS[len(_FIRST) :] if metric.row)]
+    others = [metric for metric in METRICS[len(_FIRST) :] if metric.row]
+    known = [one for one in others if not one.rare or any(one.figure(model).value is not None for model in models)]
+    return [*_FIRST, *scores, *known]
 
 
 @cache

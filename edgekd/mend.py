@@ -29,7 +29,7 @@ DERIVED = {
     "student/int8-qat.safetensors": ("exported/student-int8-qat.onnx",),
     "pruning.json": ("student/pruned*", "exported/pruned*"),
     "student/pruned.": ("exported/pruned*",),
-    "exported/student-fp32.onnx": ("exported/student-*",),
+    "exported/student-fp32.": ("exported/student-*",),
     "data/validation.": ("records/*.validation.*.npy",),
     "data/test.": ("records/*.test.*.npy",),
 }
@@ -97,11 +97,18 @@ def mend(folder: Path, files: Digests, trained: bool) -> None:
             files.pop(damage.name, None)
         else:
             say(f"{folder / damage.name}: {damage.what}; it is made again")
-        for name in (damage.name, *TOGETHER.get(damage.name, ())):
+        for name in (damage.name, *TOGETHER.get(damage.name, ()), *_other_part(damage.name)):
             (folder / name).unlink(missing_ok=True)
     if found:  # the run is not finished until all its files exist again
         (folder / "result.json").unlink(missing_ok=True)
         files.pop("result.json", None)
+
+
+def _other_part(name: str) -> tuple[str, ...]:
+    """The encoder that belongs to a decoder, and the other way round: they are written together."""
+    if name.endswith(".decoder.onnx"):
+        return (f"{name.removesuffix('.decoder.onnx')}.onnx",)
+    return (f"{name.removesuffix('.onnx')}.decoder.onnx",) if name.endswith(".onnx") else ()
 
 
 def _refusal(folder: Path, damage: Damage, why: str) -> InputError:

@@ -292,6 +292,11 @@ class Recipe(Training):
     teacher with the highest confidence."""
     teacher_weights: tuple[Positive, ...] = ()
     """Weights of the mean, in the order of the teachers; by default all are equal."""
+    sequences: Literal["data", "teacher", "both"] = "data"
+    """Translation only: whether the student learns to write the data's translations, those that the teacher writes
+    (sequence-level distillation, Kim and Rush 2016, arXiv 1606.07947), or both."""
+    sequence_beam: Annotated[int, Field(ge=1, le=64)] = 5
+    """Number of hypotheses with which the teacher writes them."""
     views: Annotated[int, Field(ge=1)] = 8
     """Number of augmented views of each image. The teacher processes each view once, and its outputs are kept."""
     init_from_teacher: bool = False
@@ -345,6 +350,7 @@ class Recipe(Training):
             "sampling_strength": (self.sampling != "none", "sampling"),
             "standardize": (bool(terms & (TEMPERED | {"mse"})), "a term on the teacher's logits"),
             "peers": ("mutual" in terms, "the term mutual"),
+            "sequence_beam": (self.sequences != "data", 'sequences = "teacher" or "both"'),
             "teacher_weights": (self.combine == "mean", 'combine = "mean"'),
         }
         for name in ("temperature_min", "temperature_max"):

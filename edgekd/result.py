@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from edgekd import __version__
 from edgekd.errors import InputError
-from edgekd.figures import FIGURES, Figure, ModelFigures, Placement
+from edgekd.figures import FIGURES, RARE, Figure, ModelFigures, Placement
 from edgekd.files import read_json, write_json
 from edgekd.judge import Line, Outcome, Verdict
 from edgekd.scores import ACCURACY, CLASSIFICATION, ScoreKind
@@ -114,6 +114,7 @@ def write_result(result: Result, path: Path) -> None:
 def model_json(model: ModelFigures) -> dict[str, Any]:
     """Convert a model to its form in `result.json`: scores, then flat figures, followed by the provenance of each."""
     figures: dict[str, Figure] = {name: getattr(model, name) for name in FIGURES}
+    figures = {name: figure for name, figure in figures.items() if name not in RARE or figure.value is not None}
     plain = {"name": model.name, "file": model.file, "sha256": model.sha256, "precision": model.precision}
     numbers = {"size_bytes": model.size_bytes, "params": model.params, "macs": model.macs}
     return {

@@ -394,6 +394,7 @@ def _empty(folder: Path) -> None:
         "pruning.json",
         "tokenizer.json",
         "model.onnx",
+        "model.decoder.onnx",
         "result.json",
         "report.md",
         "figures.png",

@@ -96,7 +96,8 @@ def run_inputs(run: Run, split: Split) -> Inputs:
     if len(known) != count:
         raise InputError(f"{labels}: should hold one label for each of {count} inputs; run it with --fresh")
     for name, array in answers.items():
-        if array.ndim < 2 or array.dtype not in (np.float32, np.uint8) or len(array) != count:
+        text = array.dtype.kind == "U"  # translations
+        if len(array) != count or not (text or (array.ndim > 1 and array.dtype in (np.float32, np.uint8))):
             raise InputError(
                 f"{kept[name]}: should hold one row of outputs for each of {count} inputs; run it with --fresh"
             )

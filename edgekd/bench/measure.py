@@ -22,7 +22,7 @@ from edgekd.bench.runner import (
     predict,
     sampled,
 )
-from edgekd.bench.sequences import steering_of
+from edgekd.bench.sequences import generates_of, steering_of
 from edgekd.bench.statistics import Interval, Latency, between, bootstrap, latency_of, min_calls_for
 from edgekd.devices.device import OnProgress, Site
 from edgekd.errors import EdgekdError, InputError, ModelError, UnavailableError
@@ -85,6 +85,8 @@ def weights_problem(file: Path, target: Target) -> InputError | None:
         files = model_files(file)
     except InputError as error:
         return error
+    if target.provider.name == "wasm" and generates_of(file):
+        return InputError(f"{file}: generates token by token, which target {target.name} cannot; take another target")
     if len(files) > 1 and target.provider.name == "wasm":
         where = ", ".join(part.name for part in files[1:])
         return InputError(f"{file}: keeps weights in {where}, and onnxruntime-web reads one file; save it as one")
@@ -216,7 +218,20 @@ def _figures(
         load_ms=_ms(between([record.load_s for record in latency])),
         first_call_ms=_ms(between([record.first_call_s or 0.0 for record in latency])),
         energy_mj=_energy(latency),
+        **_generation(latency),
     )
+
+
+def _generation(latency: Sequence[Record]) -> dict[str, Any]:
+    """Return the figures that only models that generate have."""
+    if not latency[0].tokens:
+        return {}
+    firsts = latency_of([record.first_token_s for record in latency]).p50
+    rates = between([record.tokens / float(np.median(record.latency_s)) for record in latency])
+    return {
+        "first_token_ms": _ms(firsts),
+        "tokens_per_s": Figure(rates.value, "measured", rates.low, rates.high),
+    }
 
 
 def _ms(seconds: Interval) -> Figure:
@@ -276,7 +291,7 @@ def logits_of(
     broken = int((~np.isfinite(logits)).any(axis=tuple(range(1, logits.ndim))).sum())
     if broken:
         raise ModelError(f"{subject.file}: gives NaN or infinite outputs for {broken} of {len(logits)} inputs")
-    return task.read(logits)
+    return task.read_from(logits, subject.file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,7 +331,7 @@ def _scored(model: ModelFigures, outputs: Outputs, references: References, site:
     if torch is not None and torch.shape == outputs.shape and model.name != "teacher":
         if task.same is not None:
             found["torch_agreement"] = figure(task.same(outputs, torch))
-        if task.writes == "rows":
+        if task.writes == "rows" and outputs.dtype.kind in "fiu":  # texts have no differences
             found["max_logit_diff"] = figure(float(np.abs(outputs.astype(np.float64) - torch).max()))
     scores = {name: figure(value) for name, value in task.score(outputs, targets).items()}
     first = task.scores[0]

@@ -69,7 +69,7 @@ PAIR = Effort(warmup_s=0.1, min_calls=30, max_calls=1_500, max_s=0.6)
 class Plan:
     """The instructions for one worker process; edgekd/bench/worker.py explains the fields."""
 
-    mode: Literal["latency", "pair", "throughput", "memory", "profile", "predict", "load", "count"]
+    mode: Literal["latency", "pair", "throughput", "memory", "profile", "predict", "load", "count", "generate"]
     provider: str
     provider_options: dict[str, str] = field(default_factory=dict)
     intra_op_threads: int = 1
@@ -146,6 +146,10 @@ class Record:
     """Mode profile: provider, op type and name of each node before int8 fusion; empty if the build does not report it.
     """
     outputs_shape: tuple[int, ...] = ()
+    first_token_s: tuple[float, ...] = ()
+    """Mode generate: seconds from the beginning of each timed call to its first token."""
+    tokens: int = 0
+    """Mode generate: number of tokens of each call."""
     disturbance: dict[str, float | None] = field(default_factory=dict)
 
     @classmethod
@@ -157,7 +161,7 @@ class Record:
         if data.get("mode") == "pair":
             _check_pair(data)
         values = {key: value for key, value in data.items() if key != "schema_version"}
-        for key in ("warmup_s", "latency_s", "outputs_shape", "kernels", "counts"):
+        for key in ("warmup_s", "latency_s", "outputs_shape", "kernels", "counts", "first_token_s"):
             values[key] = tuple(values.get(key, ()))
         values["assigned"] = tuple((p, op, name) for p, op, name in values.get("assigned", ()))
         return cls(**values)
@@ -179,11 +183,12 @@ SHORTEST_S, LONGEST_S = 1e-12, 1e6
 def _check(data: dict[str, Any]) -> None:
     """Raise ValueError for values that cannot be used for figures: wrong types or invalid times."""
     times = [*data.get("latency_s", ()), data.get("load_s", 0.0), data.get("first_call_s") or 0.0]
+    times += data.get("first_token_s", ())
     if not all(isinstance(t, int | float) and 0 <= t < LONGEST_S for t in times):
         raise ValueError("latency_s, load_s and first_call_s should be seconds")
     if not all(isinstance(data.get(key, 1), int) and data.get(key, 1) > 0 for key in ("inner_calls", "batch_size")):
         raise ValueError("inner_calls and batch_size should be whole numbers above 0")
-    if data.get("mode") == "latency" and not data.get("latency_s"):
+    if data.get("mode") in ("latency", "generate") and not data.get("latency_s"):
         raise ValueError("latency_s holds no call")
     if data.get("mode") == "count" and not (isinstance(data.get("block_calls"), int) and data["block_calls"] > 0):
         raise ValueError("block_calls should be a whole number above 0")

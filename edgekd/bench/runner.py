@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from edgekd.bench.placement import fallback, placement_of
 from edgekd.bench.records import Effort, Plan, Record, comparable
-from edgekd.bench.sequences import sequence_of, steering_of, timed_shape_of
+from edgekd.bench.sequences import generates_of, sequence_of, steering_of, timed_shape_of
 from edgekd.devices.device import OnProgress, Site
 from edgekd.errors import EdgekdError, ModelError
 from edgekd.figures import Placement
@@ -248,8 +248,11 @@ def _measured(
     plan: Plan, model: Path, site: Site, effort: Effort, times: int = 1, on_progress: OnProgress | None = None
 ) -> Record:
     found = sequence_of(model)
+    generates = generates_of(model)
     plan = dataclasses.replace(
         plan,
+        mode="generate" if generates and plan.mode == "latency" else plan.mode,
+        optimized=None if generates else plan.optimized,  # it would be the graph of one of two files
         sequence_length=found.get("sequence_length"),
         padding=found.get("padding"),
         steered=bool(steering_of(model)),

@@ -5,10 +5,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekd.external import generates
+
 if TYPE_CHECKING:
     from onnx import GraphProto
 
-__all__ = ["sequence_of", "steering_of", "task_name_of", "timed_shape_of"]
+__all__ = ["generates_of", "sequence_of", "steering_of", "task_name_of", "timed_shape_of"]
 
 KEYS = ("sequence_length", "padding")
 """Metadata keys that edgekd writes into the ONNX files of text models, in addition to its own version."""
@@ -28,6 +30,11 @@ def task_name_of(model: Path) -> str:
     return _found_in(model)[2]
 
 
+def generates_of(model: Path) -> bool:
+    """Whether the file is the encoder of a model that generates, see edgekd/external.py."""
+    return _found_in(model)[4]
+
+
 def steering_of(model: Path) -> tuple[str, ...]:
     """Return which of If and Loop occur in the model or its subgraphs; if empty, only shapes determine the time of a
     call.
@@ -40,8 +47,8 @@ def timed_shape_of(model: Path) -> dict[str, tuple[int, ...]]:
     return dict(_found_in(model)[3])
 
 
-_Found = tuple[tuple[tuple[str, int], ...], tuple[str, ...], str, tuple[tuple[str, tuple[int, ...]], ...]]
-_NOTHING: _Found = (), (), "", ()
+_Found = tuple[tuple[tuple[str, int], ...], tuple[str, ...], str, tuple[tuple[str, tuple[int, ...]], ...], bool]
+_NOTHING: _Found = (), (), "", (), False
 
 
 def _found_in(model: Path) -> _Found:
@@ -69,9 +76,10 @@ def _read(model: Path, changed: int, size: int) -> _Found:
         text = found.get(SHAPE_KEY) if "edgekd" in found and len(content.graph.input) == 1 else None
         shape = tuple(int(size) for size in text.split(",")) if text else ()
     except ValueError:
-        return (), steering, task, ()
+        return (), steering, task, (), False
     shapes = ((content.graph.input[0].name, shape),) if shape else ()
-    return tuple(values.items()) if values.get("sequence_length", 0) > 0 else (), steering, task, shapes
+    sequence = tuple(values.items()) if values.get("sequence_length", 0) > 0 else ()
+    return sequence, steering, task, shapes, generates(content)
 
 
 def _steering(graph: "GraphProto") -> Iterable[str]:

@@ -9,7 +9,8 @@ it omits have the values of DEFAULTS below:
               "throughput": time many calls, in one session or several parallel ones; "memory": measure peak memory
               without a data set; "profile": find which kernels ran where, and for how long; "predict": write the
               outputs for all inputs to `outputs` (.npy); "load": create the session without a call; "count": make
-              blocks of equally many calls and mark their ends, for an emulator that counts instructions
+              blocks of equally many calls and mark their ends, for an emulator that counts instructions; "generate":
+              like "latency", for a model that generates, with the time to the first token
     provider, provider_options, intra_op_threads, inter_op_threads, allow_spinning, graph_level, arena,
     affinity, precise_int8, binding          settings of the session; all of them are part of the fingerprint;
               binding "run": session.run with numpy arrays; "io": inputs and outputs are bound before the call
@@ -42,6 +43,10 @@ it omits have the values of DEFAULTS below:
     optimized                                profile: where to write the graph as ONNX Runtime optimized it
     batch_size, sessions, warmup_s, min_calls, max_calls, max_s      bounds of the measurement
 
+A model that generates consists of two files: NAME.onnx, the encoder, whose metadata have `generation`, and
+NAME.decoder.onnx. A call then is the generation of all tokens: of `sequence_length` tokens where time is measured, so
+that models are comparable, and up to the end token for "predict". See `Generating`.
+
 The program is deliberately one file, so that only one file has to be copied to a device.
 
 The result is one JSON object: raw seconds per call and a fingerprint, or `error` with one line. An error that concerns
@@ -68,14 +73,14 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["DEFAULTS", "Feeds", "energy_counter", "main", "measure"]
+__all__ = ["DEFAULTS", "Feeds", "Generating", "energy_counter", "main", "measure", "opened"]
 
 # History of the format of results:
 # 1 - latency_s, first_call_s, load_s, memory, fingerprint
 # 2 - binding, arena, inner_calls, warm, disturbance, energy_j, throughput, nodes; DEFAULTS fill missing plan keys
 # 3 - mode pair: baseline, block_calls, later also mode load, without calls
 # 4 - fingerprint: shapes, input_types, batch_axes, values, custom_ops; predict: class labels, which have one axis;
-#     later also mode count: calls, block_calls, elapsed_s
+#     later also mode count: calls, block_calls, elapsed_s; mode generate: first_token_s, tokens
 SCHEMA_VERSION = 4
 
 DEFAULTS: dict[str, Any] = {
@@ -133,7 +138,7 @@ LEVELS = {
     "all": "ORT_ENABLE_ALL",
 }
 CHOICES = {
-    "mode": ("latency", "pair", "throughput", "memory", "profile", "predict", "load", "count"),
+    "mode": ("latency", "pair", "throughput", "memory", "profile", "predict", "load", "count", "generate"),
     "binding": ("run", "io"),
     "answers": ("rows", "classes"),
     "graph_level": tuple(LEVELS),
@@ -244,12 +249,14 @@ def measure(plan: dict[str, Any], model: str, clock: Clock = time.perf_counter) 
         result.update(count(call, plan, clock))
     elif baseline is not None:
         result.update(pair(onnxruntime, call, baseline, plan, clock))
+    elif plan["mode"] == "generate":
+        result.update(generate(session, call, plan, clock))
     else:
         result.update(time_calls(call, plan, clock))
     memory["run_bytes"] = peak_memory()
     result["memory"] = memory
     result["disturbance"] = disturbance(before, counters())
-    if plan["mode"] in ("latency", "pair", "memory"):
+    if plan["mode"] in ("latency", "pair", "memory", "generate"):
         call.check_outputs()
     result["fingerprint"] = fingerprint(onnxruntime, session, plan, sha256_of(model), feeds)
     return result
@@ -259,6 +266,8 @@ def loaded(onnxruntime: Any, plan: dict[str, Any], model: str, clock: Clock) -> 
     """Return a session and the seconds it took to create it."""
     begin = clock()
     session = make_session(onnxruntime, plan, model)
+    if isinstance(session, Generating):
+        session.clock = clock
     return session, clock() - begin
 
 
@@ -464,7 +473,204 @@ def require(onnxruntime: Any, provider: str) -> None:
 
 
 def make_session(onnxruntime: Any, plan: dict[str, Any], model: str, profile_prefix: str = "") -> Any:
-    """Create a session on the plan's provider. Raises WorkerError if the model cannot be loaded or runs elsewhere."""
+    """Create a session on the plan's provider, or `Generating` for the two files of a model that generates.
+
+    Raises WorkerError if the model cannot be loaded or runs elsewhere.
+    """
+    session = one_session(onnxruntime, plan, model, profile_prefix)
+    settings = settings_of(session)
+    if settings is None:
+        return session
+    if plan["binding"] == "io":
+        raise WorkerError("it generates, so its inputs cannot be bound before the call; set binding to run")
+    prefix = profile_prefix + "-decoder" if profile_prefix else ""
+    decoder = one_session(onnxruntime, plan, decoder_of(model), prefix)
+    length = None if plan["mode"] == "predict" else plan["sequence_length"]
+    return Generating(session, decoder, settings, length)
+
+
+def settings_of(session: Any) -> dict[str, Any] | None:
+    """Return the settings of generation in the metadata of a model that edgekd exported; None for other models."""
+    known = session.get_modelmeta().custom_metadata_map
+    return json.loads(known["generation"]) if "edgekd" in known and "generation" in known else None
+
+
+def decoder_of(model: str) -> str:
+    """Return the file of the decoder, which belongs to the file of the encoder: NAME.decoder.onnx for NAME.onnx."""
+    return os.path.splitext(model)[0] + ".decoder.onnx"  # noqa: PTH122
+
+
+def opened(model: str) -> Generating:
+    """Open both files of a model that generates, on the CPU, to generate up to the end token. Raises WorkerError if it
+    does not generate.
+    """
+    import onnxruntime
+
+    session = make_session(onnxruntime, {**DEFAULTS, "mode": "predict"}, model)
+    if not isinstance(session, Generating):
+        raise WorkerError("its metadata have no settings of generation")
+    return session
+
+
+class Generating:
+    """The encoder and the decoder of a model that generates, as one session, which maps source ids to target ids.
+
+    The encoder's outputs are inputs of the decoder under the same names: keys and values of the cross-attention, and
+    the mask of the padding. The decoder takes one token per row and `past_NAME`, and gives `logits` and `present_NAME`,
+    which is the next call's `past_NAME`; at first its third axis, the number of earlier tokens, is 0.
+    """
+
+    def __init__(self, encoder: Any, decoder: Any, settings: dict[str, Any], length: int | None) -> None:
+        self.encoder, self.decoder, self.settings, self.length = encoder, decoder, settings, length
+        self.memory_names = [spec.name for spec in encoder.get_outputs()]
+        self.past = [spec for spec in decoder.get_inputs() if spec.name.startswith("past_")]
+        self.names = [spec.name for spec in decoder.get_outputs()]
+        self.clock = time.perf_counter
+        self.first_token_s: list[float] = []
+        self.steps = 0
+
+    def begin(self, ids: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what the decoder is fed for sources (B, S) at every step, and the empty past."""
+        name = self.encoder.get_inputs()[0].name
+        memory = dict(zip(self.memory_names, self.encoder.run(None, {name: ids})))
+        past = {spec.name: np.zeros((len(ids), spec.shape[1], 0, spec.shape[3]), np.float32) for spec in self.past}
+        return memory, past
+
+    def step(self, tokens: Any, memory: dict[str, Any], past: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Return the logits (B, V) after the tokens (B,), and the past that includes these tokens."""
+        fed = {"token": np.asarray(tokens, np.int32)[:, None], **memory, **past}
+        found = dict(zip(self.names, self.decoder.run(None, fed)))
+        logits = found.pop("logits")
+        return logits, {"past_" + name[len("present_") :]: array for name, array in found.items()}
+
+    def greedy(self, ids: Any) -> Any:
+        """Return the most likely next token at every step, (B, T), for sources (B, S)."""
+        start, end, padding = (self.settings[key] for key in ("start", "end", "padding"))
+        memory, past = self.begin(ids)
+        tokens, done, found = np.full(len(ids), start), np.zeros(len(ids), bool), []
+        for _ in range(self.limit()):
+            logits, past = self.step(tokens, memory, past)
+            logits[:, padding] = -np.inf
+            tokens = np.where(done, padding, logits.argmax(axis=1))
+            self.mark()
+            done |= (tokens == end) & (self.length is None)
+            found.append(np.where(done, padding, tokens))
+            if done.all():
+                break
+        return np.stack(found, axis=1)
+
+    def beam(self, ids: Any) -> Any:
+        """Return the best of `beam` hypotheses, (1, T), for one source (1, S).
+
+        A hypothesis is scored by its log-probability / its number of tokens ** `length_penalty` (Wu et al. 2016, arXiv
+        1609.08144, section 7, has another form of that divisor).
+        """
+        start, end, width = (self.settings[key] for key in ("start", "end", "beam"))
+        memory, past = self.begin(ids)
+        alive, scores, tokens = [[]], np.zeros(1), np.array([start])  # type: ignore[var-annotated]
+        ended: list[tuple[float, list[int]]] = []
+        for number in range(1, self.limit() + 1):
+            logits, past = self.step(tokens, memory, past)
+            logits[:, [self.settings["padding"], *([] if self.length is None else [end])]] = -np.inf
+            total = scores[:, None] + log_softmax(logits)
+            rows, choices = np.divmod(largest(total.ravel(), 2 * width), logits.shape[1])
+            self.mark()
+            divisor = number ** self.settings["length_penalty"]
+            found = zip(rows.tolist(), choices.tolist())
+            best = [(row, token) for row, token in found if np.isfinite(total[row, token])]
+            ended += [(total[row, end] / divisor, alive[row]) for row, token in best[:width] if token == end]
+            kept = [(row, token) for row, token in best if token != end][:width]
+            if len(ended) >= width or number == self.limit():
+                if not ended:
+                    ended = [(total[row, token] / divisor, [*alive[row], token]) for row, token in kept[:1]]
+                break
+            rows, tokens = np.array([row for row, _ in kept]), np.array([token for _, token in kept])
+            alive = [[*alive[row], token] for row, token in kept]
+            scores, past = total[rows, tokens], {name: array[rows] for name, array in past.items()}
+            if number == 1:
+                memory = {name: np.repeat(array, len(rows), axis=0) for name, array in memory.items()}
+        return np.array([max(ended)[1]], np.int64).reshape(1, -1)
+
+    def limit(self) -> int:
+        """Return the largest number of steps."""
+        return int(self.length or self.settings["max_length"])
+
+    def mark(self) -> None:
+        """Note the time of the first token, and count the tokens."""
+        if self.steps == 0:
+            self.first_token_s.append(self.clock() - self.begun)
+        self.steps += 1
+
+    def run(self, names: Any, feed: dict[str, Any]) -> list[Any]:
+        """Generate target ids (B, T) for the only input; if nothing limits T, they are padded to `max_length`."""
+        (ids,) = feed.values()
+        self.begun, self.steps = self.clock(), 0
+        if self.settings["beam"] == 1:
+            found = self.greedy(ids)
+        else:
+            rows = [self.beam(ids[row : row + 1]) for row in range(len(ids))]
+            wide = max(row.shape[1] for row in rows)
+            found = np.concatenate([self.filled(row, wide) for row in rows])
+        return [self.filled(found, self.limit())]
+
+    def filled(self, ids: Any, length: int) -> Any:
+        """Return ids (B, T), padded to the length."""
+        return np.pad(ids, ((0, 0), (0, length - ids.shape[1])), constant_values=self.settings["padding"])
+
+    def get_inputs(self) -> Any:
+        """Return the inputs of the encoder."""
+        return self.encoder.get_inputs()
+
+    def get_outputs(self) -> Any:
+        """Return the only output, the target ids."""
+        return [Spec("tokens", ["batch", "tokens"], "tensor(int64)")]
+
+    def get_providers(self) -> Any:
+        """Return the providers of the decoder, which are those of the encoder."""
+        return self.decoder.get_providers()
+
+    def get_provider_graph_assignment_info(self) -> Any:
+        """Return which provider runs which nodes of both graphs; empty if this build does not report it."""
+        asked = "get_provider_graph_assignment_info"
+        sessions = [session for session in (self.encoder, self.decoder) if hasattr(session, asked)]
+        return [graph for session in sessions for graph in getattr(session, asked)()]
+
+    def end_profiling(self) -> str:
+        """Write the events of both profiles to one file; a node of the decoder gets the time of all its calls."""
+        files = [str(session.end_profiling()) for session in (self.encoder, self.decoder)]
+        events = []
+        for number, path in enumerate(files):
+            with open(path, encoding="utf-8") as file:  # noqa: PTH123
+                events.append(json.load(file))
+            for event in events[number] if number else ():
+                event["name"] = "decoder/" + event["name"]
+                event["dur"] = event.get("dur", 0) * self.steps
+        with open(files[0], "w", encoding="utf-8") as file:  # noqa: PTH123
+            json.dump(events[0] + events[1], file)
+        return files[0]
+
+
+class Spec:
+    """Name, shape and type of an output, as onnxruntime describes them."""
+
+    def __init__(self, name: str, shape: list[Any], type: str) -> None:
+        self.name, self.shape, self.type = name, shape, type
+
+
+def largest(values: Any, count: int) -> Any:
+    """Return the places of the largest values, the largest first."""
+    places = np.argpartition(-values, min(count, len(values)) - 1)[:count]
+    return places[np.argsort(-values[places], kind="stable")]
+
+
+def log_softmax(logits: Any) -> Any:
+    """Return the logarithms of the softmax of logits (B, V)."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def one_session(onnxruntime: Any, plan: dict[str, Any], model: str, profile_prefix: str = "") -> Any:
+    """Create the session of one file on the plan's provider. Raises WorkerError as `make_session` does."""
     provider = plan["provider"]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = plan["intra_op_threads"]
@@ -961,6 +1167,16 @@ def time_calls(call: Caller, plan: dict[str, Any], clock: Clock) -> dict[str, An
     }
 
 
+def generate(session: Any, call: Caller, plan: dict[str, Any], clock: Clock) -> dict[str, Any]:
+    """Time the generation of whole sequences, and the time to the first token of each."""
+    if not isinstance(session, Generating) or session.length is None:
+        raise WorkerError("mode generate needs a model that generates, and `sequence_length`")
+    found = time_calls(call, plan, clock)
+    timed = len(found["latency_s"]) * found["inner_calls"]
+    found["first_token_s"] = [round(seconds, 9) for seconds in session.first_token_s[-timed:]]
+    return {**found, "tokens": session.length * call.batch}
+
+
 def pair(
     onnxruntime: Any, call: Caller, baseline: tuple[Any, float], plan: dict[str, Any], clock: Clock
 ) -> dict[str, Any]:
@@ -1327,6 +1543,8 @@ def fingerprint(
         mark["batch_axes"] = feeds.axes
     if feeds is not None and plan["sequence_length"] is not None:
         mark["sequence_length"] = feeds.length
+    if isinstance(session, Generating):
+        mark["generation"] = {key: session.settings[key] for key in ("beam", "length_penalty")}
     return mark
 
 

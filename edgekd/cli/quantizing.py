@@ -12,7 +12,7 @@ from edgekd.console import out, say
 from edgekd.devices.device import Site
 from edgekd.devices.local import connect
 from edgekd.errors import ConfigError, ExitCode, InputError, UnavailableError, did_you_mean, shown
-from edgekd.external import model_files
+from edgekd.external import generates, model_files
 from edgekd.files import atomic, real, write_json
 from edgekd.imports import require
 from edgekd.judge import EXIT_CODES
@@ -143,6 +143,8 @@ def _examples(model: Path, options: QuantizeOptions) -> Any:
         loaded = onnx.load(model, load_external_data=False)
     except Exception as error:  # onnx passes on any exception of protobuf
         raise InputError(f"{model}: cannot be read as ONNX") from error
+    if generates(loaded):
+        raise InputError(f"{model}: generates token by token; edgekd distill makes the int8 files of such models")
     model_files(model, loaded)  # raises InputError for weights in other files that cannot be read
     if options.data.is_dir():
         require("PIL", "train", f"--data {options.data}: reading image files")

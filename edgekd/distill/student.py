@@ -19,6 +19,7 @@ from edgekd.distill.checkpoint import OtherConditions
 from edgekd.distill.distributed import barrier, world
 from edgekd.distill.loop import TrainingJob, best_score, parts_of, train
 from edgekd.distill.objective import Objective, distillation, student_layers, teacher_layers
+from edgekd.distill.sequences import refuse_sequences, rewritten
 from edgekd.distill.tasks.known import learning_of
 from edgekd.distill.teacher import with_own_teacher
 from edgekd.distill.terms.layers import probe
@@ -174,6 +175,7 @@ def learn(
     a folder beside `folder`. Raises ConfigError if the recipe does not fit the networks.
     """
     recipe, (examples, validation) = card.recipe, data
+    examples = rewritten(card, teachers[0], examples)
     whole = Deployed(net, card.data)
     objective = _objective(card, shape, whole, teachers, examples)
     needed = teachers if needs_teacher(recipe) else ()
@@ -292,6 +294,7 @@ def _objective(
     try:
         learning = learning_of(card.data)
         _check_terms(recipe, teachers)
+        refuse_sequences(card, teachers[0], examples)
         if learning.soft is not None:
             _refuse_terms_on_logits(recipe)
         weights = learning.weights(recipe, examples.labels, card.data, "recipe.class_weights")

@@ -13,15 +13,16 @@ from edgekd.tasks.known import task_of
 __all__ = ["check_learning", "check_small", "check_steady", "shape_words"]
 
 
-def check_steady(module: nn.Module, inputs: Tensor, where: str, axes: int = 2) -> Tensor:
-    """The outputs of a network with its preprocessing, in evaluation mode, with `axes` axes.
+def check_steady(module: nn.Module, inputs: Tensor, where: str, axes: int = 2, each: bool = True) -> Tensor:
+    """The outputs of a network with its preprocessing, in evaluation mode, with `axes` axes. Without `each`, an example
+    may have several rows of them.
 
     Raises ConfigError, whose message begins with `where`, if the network cannot take the inputs, gives no logits, gives
     values that are not finite, or gives different values for the same inputs.
     """
     with torch.no_grad(), torch.random.fork_rng(devices=[]), as_config_error(where):
         first, second = (module.eval()(inputs) for _ in range(2))
-    _require_logits(first, len(inputs), where, axes)
+    _require_logits(first, len(inputs) if each else None, where, axes)
     answers: Tensor = first.float()
     if not bool(answers.isfinite().all()):
         raise ConfigError(f"{where}: the network gives numbers that are not finite for the card's data")
@@ -40,16 +41,16 @@ def check_learning(net: nn.Module, card: Card, inputs: Tensor, where: str) -> No
     """
     whole = Deployed(net, card.data)
     task = task_of(card.data)
-    wanted = task.shape(card.data, tuple(inputs.shape))
-    answers = check_steady(whole, inputs, where, len(wanted))
-    if answers.shape != wanted:
+    wanted, each = task.shape(card.data, tuple(inputs.shape)), not task.generates
+    answers = check_steady(whole, inputs, where, len(wanted), each)
+    if answers.shape[1:] != wanted[1:]:
         raise ConfigError(
             f"{where}: the network gives {tuple(answers.shape[1:])} outputs for {task.targets(card.data)}; its "
             f"last layer should give {shape_words(wanted[1:])}"
         )
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), as_config_error(where):
         logits = whole.train()(inputs)
-        _require_logits(logits, len(inputs), where, len(wanted))
+        _require_logits(logits, len(inputs) if each else None, where, len(wanted))
         if logits.requires_grad:
             logits.float().sum().backward()
     if all(parameter.grad is None for parameter in net.parameters()):
@@ -86,10 +87,10 @@ def shape_words(shape: tuple[int, ...]) -> str:
     return str(shape[0] if len(shape) == 1 else shape)
 
 
-def _require_logits(logits: object, count: int, where: str, axes: int) -> None:
+def _require_logits(logits: object, count: int | None, where: str, axes: int) -> None:
     if not isinstance(logits, Tensor):
         raise ConfigError(f"{where}: the network gives a {type(logits).__name__}; it should give its logits")
-    if logits.dim() != axes or len(logits) != count:
+    if logits.dim() != axes or count not in (None, len(logits)):
         raise ConfigError(
             f"{where}: the network gives {tuple(logits.shape)} for {count} examples; it should give one logit for each "
             f"class of each {'example' if axes == 2 else 'pixel of each example'}"

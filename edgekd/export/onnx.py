@@ -22,17 +22,22 @@ from torch import Tensor, nn
 
 import edgekd
 from edgekd import __version__
+from edgekd.bench.worker import Generating, opened
 from edgekd.card import Card, caller_rule
 from edgekd.errors import ConfigError, ModelError, one_line
 from edgekd.export.front_end import with_front_end
+from edgekd.export.parts import parts_of
 from edgekd.export.resize import SHAPE_KEY, with_resize
 from edgekd.export.shrink import save_model
 from edgekd.files import atomic
 from edgekd.nets.deployed import Deployed, example_inputs
+from edgekd.nets.generation import generate
+from edgekd.nets.translation import Seq2Seq
 from edgekd.target import Target
 from edgekd.tasks.front_end import FrontEnd
 from edgekd.tasks.known import task_of
 from edgekd.tasks.task import Task
+from edgekd.tasks.translation import texts_of, tokenizer_from
 
 __all__ = [
     "Parity",
@@ -70,14 +75,21 @@ class Parity:
 
 
 def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: dict[str, str]) -> None:
-    """Write `net` with its preprocessing (uint8 (batch, H, W, C) to logits, or int32 (batch, length)) as ONNX.
+    """Write `net` with its preprocessing (uint8 (batch, H, W, C) to logits, or int32 (batch, length)) as ONNX. A
+    network that generates becomes two files, see `parts_of`.
 
     With the card's `export.resize`, H and W are free, and the graph resizes and crops.
 
     Raises ModelError as `converted` does.
     """
-    module, example, name = exported_part(net, card.data)
-    model = converted(module, example, target, (name, "logits"), task_of(card.data).free)
+    if task_of(card.data).generates:
+        *others, main = parts_of(net, card.data, path)
+        for part in others:
+            save_model(_exported(part.module, part.inputs, target, part.names, part.free), part.file)
+        model = _exported(main.module, main.inputs, target, main.names, main.free)
+    else:
+        module, example, name = exported_part(net, card.data)
+        model = converted(module, example, target, (name, "logits"), task_of(card.data).free)
     describe(model, card, target, provenance)
     save_model(completed(model, card), path)
 
@@ -91,18 +103,32 @@ def converted(
     Raises ModelError if torch cannot export the network, or if the opset that torch wrote is not the target's.
     """
     dynamic = {axis: torch.export.Dim(name) for axis, name in free.items()}
+    model = _exported(module, (example,), target, ([names[0]], [names[1]]), (dynamic,) if dynamic else None)
+    if target.fixed_shapes:  # afterwards, because torch writes other operators for a batch of one
+        fix_shapes(model, (1, *example.shape[1:]))
+    return model
+
+
+def _exported(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    target: Target,
+    names: tuple[list[str], list[str]],
+    free: tuple[Any, ...] | None,
+) -> onnx.ModelProto:
+    """Export a module of several inputs and outputs. Raises ModelError as `converted` does."""
     try:
         with quiet_export():
             program = torch.onnx.export(
                 module,
-                (example,),
+                inputs,
                 dynamo=True,
                 verbose=False,
                 external_data=False,
                 opset_version=target.opset.export,
-                input_names=names[:1],
-                output_names=names[1:],
-                dynamic_shapes=(dynamic,) if dynamic else None,
+                input_names=names[0],
+                output_names=names[1],
+                dynamic_shapes=free,
             )
     except Exception as error:  # the exporter's many passes may raise any exception
         raise ModelError(f"torch cannot export the network to ONNX: {_reason(error)}") from error
@@ -114,8 +140,6 @@ def converted(
             f"torch wrote opset {written}, target {target.name} wants opset.export = {target.opset.export}; "
             f"set it to {written} if the device can load that"
         )
-    if target.fixed_shapes:  # afterwards, because torch writes other operators for a batch of one
-        fix_shapes(model, (1, *example.shape[1:]))
     return model
 
 
@@ -240,8 +264,11 @@ def quiet_export() -> Iterator[None]:
 
 def cpu_logits(file: Path, task: Task, images: NDArray[Any]) -> NDArray[np.float32]:
     """Return the file's outputs (n, C) on the CPU provider for every target, because parity is a property of the
-    file.
+    file. For a model that generates they are the logits after each token, where the source is the target, too.
     """
+    if task.generates:
+        session = opened(str(file))
+        return np.concatenate([_stepwise(session, part) for part in task.calls(images)])
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     given = session.get_inputs()[0]
     calls = task.calls(images)
@@ -251,18 +278,34 @@ def cpu_logits(file: Path, task: Task, images: NDArray[Any]) -> NDArray[np.float
     return logits
 
 
-def keep_torch_logits(net: nn.Module, card: Card, inputs: Path, name: str = "student") -> NDArray[np.float32]:
-    """Compute the student's outputs in torch for all `inputs` (.npy), as the task reads them, and save them beside
-    these as `STEM.NAME.npy`.
+def _stepwise(session: Generating, ids: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the logits (T, V) after each token of the ids (1, T), which are source and target."""
+    memory, past = session.begin(ids)
+    rows = []
+    for place in range(ids.shape[1]):
+        logits, past = session.step(ids[:, place], memory, past)
+        rows.append(logits)
+    return np.concatenate(rows)
+
+
+def keep_torch_logits(net: nn.Module, card: Card, inputs: Path, name: str = "student") -> NDArray[Any]:
+    """Compute the student's outputs in torch for all `inputs` (.npy), as the task reads them, or its translations, and
+    save them beside these as `STEM.NAME.npy`.
     """
     images, task = np.load(inputs, mmap_mode="r"), task_of(card.data)
     deployed, size = Deployed(net, card.data).eval(), min(256, task.together)
-    with torch.no_grad():
-        parts = [
-            task.read(deployed(torch.from_numpy(images[n : n + size].copy())).numpy())
-            for n in range(0, len(images), size)
-        ]
-    logits: NDArray[np.float32] = np.concatenate(parts)
+    logits: NDArray[Any]
+    if isinstance(net, Seq2Seq):
+        data = card.data
+        ids = generate(net.eval(), images, data.max_length, data.beam, data.length_penalty)
+        logits = texts_of(ids, tokenizer_from(data.tokenizer, "its tokenizer"))
+    else:
+        with torch.no_grad():
+            parts = [
+                task.read(deployed(torch.from_numpy(images[n : n + size].copy())).numpy())
+                for n in range(0, len(images), size)
+            ]
+        logits = np.concatenate(parts)
     with atomic(inputs.with_suffix(f".{name}.npy")) as temporary:
         np.save(temporary, logits)
     return logits

@@ -35,8 +35,9 @@ def try_teacher(given: LoadedTeacher | None, card: Card, target: Target, inputs:
     """
     where = str(given.file) if given else f"{card.file}: teacher"
     teacher = given or LoadedTeacher(Deployed(make_teacher_net(card), card.data).eval(), Path(card.file))
-    axes = len(task_of(card.data).shape(card.data, inputs.shape))
-    answers = check_steady(teacher.module, torch.from_numpy(np.array(inputs)), where, axes)
+    task = task_of(card.data)
+    axes, each = len(task.shape(card.data, inputs.shape)), not task.generates
+    answers = check_steady(teacher.module, torch.from_numpy(np.array(inputs)), where, axes, each)
     if given and are_sigmoids(answers):
         raise InputError(f"{where}: {sigmoid_words('its answers lie between 0 and 1, and their sums are not 1')}")
     file = scratch / "teacher-trial.onnx"

@@ -16,6 +16,7 @@ from edgekd.export.onnx import export
 from edgekd.export.quantize import quantize, quantize_weights, to_half
 from edgekd.export.shrink import save_model, shrink
 from edgekd.export.teacher import export_teacher
+from edgekd.external import decoder_of, generates
 from edgekd.nets.deployed import count_macs, count_params
 from edgekd.nets.fakequant import deployable
 from edgekd.nets.folding import folded
@@ -134,8 +135,10 @@ def make_variant(
 ) -> None:
     """Write the fp32 file in `precision`; int8 is calibrated on uint8 `images` (n, H, W, C), or dynamic without images.
 
-    Raises ModelError if the conversion fails.
+    The decoder of a model that generates is converted, too. Raises ModelError if the conversion fails.
     """
+    if generates(onnx.load(fp32, load_external_data=False)):
+        make_variant(decoder_of(fp32), precision, target, images, decoder_of(path))
     if precision == "int8" and images is None:
         quantize_weights(fp32, path, target.quantization)
     elif precision == "int8" and images is not None:

@@ -39,6 +39,7 @@ from edgekd.nets.text import (
     Transformer,
     TransformerShape,
 )
+from edgekd.nets.translation import Seq2Seq, Seq2SeqShape
 from edgekd.nets.vgg import vgg
 from edgekd.spec import build
 from edgekd.tasks.known import task_of
@@ -173,11 +174,15 @@ SEGMENTATION_FAMILIES: dict[str, tuple[type, Any]] = {
 }
 """Maps the name of a family to (shape class, function of (shape, channels, size, outputs))."""
 
+TRANSLATION_FAMILIES: dict[str, tuple[type, Any]] = {"seq2seq": (Seq2SeqShape, Seq2Seq)}
+"""Maps the name of a family to (shape class, function of (shape, vocabulary, outputs))."""
+
 FAMILIES: dict[str, dict[str, tuple[type, Any]]] = {
     "image-classification": IMAGE_FAMILIES,
     "text-classification": TEXT_FAMILIES,
     "keyword-spotting": KEYWORD_FAMILIES,
     "segmentation": SEGMENTATION_FAMILIES,
+    "translation": TRANSLATION_FAMILIES,
 }
 """The families of each task. Cards of every task may also use the family `import`."""
 

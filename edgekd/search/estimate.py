@@ -44,6 +44,7 @@ from edgekd import units
 from edgekd.bench.measure import Subject
 from edgekd.bench.records import Effort
 from edgekd.bench.runner import make_plan, measure_latency
+from edgekd.bench.sequences import generates_of
 from edgekd.bench.worker import LEVELS, Feeds
 from edgekd.console import say
 from edgekd.devices.device import Site
@@ -111,6 +112,8 @@ def with_estimates(figures: Sequence[ModelFigures], subjects: Sequence[Subject],
 def _estimate(subject: Subject, site: Site) -> Figure:
     target, elsewhere, here = site.target, site.elsewhere, this_machine(site.target)
     try:
+        if generates_of(subject.file):
+            raise _NoEstimate("no published network generates, so its time cannot be estimated")
         references = usable_references(subject.precision, target)
         refuse_tiny(subject, references)
         local_ms = _local_p50_ms(

@@ -19,11 +19,12 @@ from edgekd.tasks.keyword_spotting import KEYWORD_SPOTTING
 from edgekd.tasks.segmentation import SEGMENTATION
 from edgekd.tasks.task import Task
 from edgekd.tasks.text_classification import TEXT_CLASSIFICATION
+from edgekd.tasks.translation import TRANSLATION
 
 __all__ = ["TASKS", "build_card", "deciding", "load_card", "task_named", "task_of"]
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, KEYWORD_SPOTTING, SEGMENTATION)
+    task.name: task for task in (IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, KEYWORD_SPOTTING, SEGMENTATION, TRANSLATION)
 }
 """The tasks by the name that a card gives as `task`."""
 

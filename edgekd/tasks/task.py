@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -53,6 +54,9 @@ class Task:
     """The name of the exported file's input."""
     free: Mapping[int, str]
     """The names of that input's dynamic axes, by position."""
+    generates: bool = False
+    """Whether the exported model has two files and generates its answers token by token, see docs/translation.md. Its
+    network then gives a row of outputs for each token instead of each example."""
     calibration: Literal["static", "dynamic"]
     """Whether int8 needs calibration data (static) or scales activations at run time (dynamic)."""
     outputs: Callable[[Any], int]
@@ -83,6 +87,9 @@ class Task:
     """Splits inputs (n, …) into the calls of the exported file: all together, or one by one."""
     read: Callable[[NDArray[Any]], Outputs]
     """Converts what a worker wrote for n examples to `Outputs`; raises ModelError if that cannot be an answer."""
+    decode: Callable[[Outputs, Path], Outputs] | None = None
+    """Converts these to the final `Outputs` by what the model file says, such as token ids to texts by its tokenizer;
+    None if there is nothing to convert."""
     targets_problem: Callable[[Targets], str]
     """Describes why an array (n, …) read from a file cannot be the targets of n examples; empty if it can."""
     fit_problem: Callable[[Outputs, Targets, str], str]
@@ -116,3 +123,8 @@ class Task:
     def shape(self, data: Any, inputs: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a network's outputs for inputs of this shape: (n, C), or (n, C, H, W) for class maps."""
         return (inputs[0], self.outputs(data), *self.grid(inputs))
+
+    def read_from(self, raw: NDArray[Any], file: Path) -> Outputs:
+        """Convert what a worker wrote for n examples with the model in `file` to `Outputs`."""
+        found = self.read(raw)
+        return self.decode(found, file) if self.decode else found

@@ -14,9 +14,11 @@ from torch import Tensor
 from edgekd.card import Card
 from edgekd.console import say
 from edgekd.data.examples import Examples
+from edgekd.data.translation import PairExamples
 from edgekd.distill.cache.blocks import file_bytes
 from edgekd.distill.cache.files import cache_folder, cache_limit_bytes
 from edgekd.distill.cache.store import fits, open_cache, outputs
+from edgekd.distill.cache.tokens import KEPT, packed, packed_shape, unpacked
 from edgekd.distill.digests import state_digest
 from edgekd.distill.distributed import barrier, device, summed, world
 from edgekd.distill.loop import Outputs
@@ -28,7 +30,7 @@ from edgekd.nets.teachers import LoadedTeacher
 from edgekd.recipe import Recipe
 from edgekd.tasks.known import task_of
 
-__all__ = ["combined", "shapes", "teaching"]
+__all__ = ["combined", "key_of", "shapes", "teaching"]
 
 
 def shapes(teacher: LoadedTeacher, examples: Examples, layers: Sequence[str]) -> dict[str, torch.Size]:
@@ -111,18 +113,23 @@ def _cached(
 ) -> Outputs | None:
     """The outputs from the cache; None, after a message with the reason, if they exceed the cache limit or the disk."""
     recipe, among = card.recipe, world()
+    longest = examples.longest if isinstance(examples, PairExamples) else None
     _refuse_lengths(card, teacher, examples, names)
     cache = stack.enter_context(
         open_cache(
             cache_folder(),
-            _key(teacher, examples, recipe),
+            key_of(teacher, examples, recipe) | ({} if longest is None else {"kept": KEPT}),
             len(examples),
             cache_limit_bytes(),
             block=task_of(card.data).together,  # in one forward pass of the teacher
             shown={"teacher": teacher.file.name, "data": card.name},
         )
     )
-    wanted = _wanted(len(examples), shapes(teacher, examples, names), min(recipe.views, recipe.epochs))
+    found = shapes(teacher, examples, names)
+    if longest is not None:
+        found["logits"] = torch.Size(packed_shape(longest, card.data.vocabulary))
+    views = min(recipe.views, recipe.epochs) if task_of(card.data).augment else 1
+    wanted = _wanted(len(examples), found, views)
     held = torch.tensor(among.first and fits(cache, wanted), dtype=torch.int64)
     if not summed(held):  # rank 0 decides for all processes
         say("teacher: its outputs are computed while the student learns, in every epoch anew")
@@ -131,24 +138,31 @@ def _cached(
     mapped: dict[int, dict[str, NDArray[Any]]] = {}
 
     def compute(k: int, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        found = run(examples.batch(indices, k).inputs.to(device()))
+        inputs = examples.batch(indices, k).inputs.to(device())
+        found = run(inputs)
+        if longest is not None:
+            found["logits"] = packed(found["logits"], inputs, longest)
         return {
             name: value.to(torch.float32 if _single(name) else torch.float16).cpu().numpy()
             for name, value in found.items()
         }
 
     def look_up(k: int, indices: NDArray[np.int64], inputs: Tensor) -> dict[str, Tensor]:
+        k %= views  # where nothing is augmented, all views are equal
         if k not in mapped:
             mapped.clear()  # each epoch uses only one view
             mapped[k] = outputs(
                 cache, k, ("logits", *names), lambda chosen: compute(k, chosen), among.rank, among.size, barrier
             )
-        return {name: torch.from_numpy(values[indices]).to(inputs.device) for name, values in mapped[k].items()}
+        found = {name: torch.from_numpy(values[indices]).to(inputs.device) for name, values in mapped[k].items()}
+        if longest is not None:
+            found["logits"] = unpacked(found["logits"], inputs, card.data.vocabulary)
+        return found
 
     return look_up
 
 
-def _key(teacher: LoadedTeacher, examples: Examples, recipe: Recipe) -> dict[str, Any]:
+def key_of(teacher: LoadedTeacher, examples: Examples, recipe: Recipe) -> dict[str, Any]:
     """Everything that the teacher's outputs depend on, as JSON values."""
     if teacher.net is None:
         what, runtime = {"file": file_digest(teacher.file)}, ["onnxruntime"]
@@ -170,6 +184,11 @@ def _refuse_lengths(card: Card, teacher: LoadedTeacher, examples: Examples, name
     but the cache stores arrays of one shape."""
     if not names or len(task_of(card.data).free) < 2:
         return
+    if task_of(card.data).generates:
+        raise ConfigError(
+            f"{card.file}: recipe.features: teacher: its layers give one output for each token, and the cache keeps "
+            "one shape; use --online"
+        )
     many = np.arange(min(task_of(card.data).together, len(examples)))
     inputs = examples.batch(many, 0).inputs  # padded to the longest of many sentences
     # Compare whole outputs: a mean over tokens has one shape, but its value depends on the padding.

@@ -8,6 +8,7 @@ from edgekd.data.images import Split
 from edgekd.distill.tasks.classification import IMAGES, KEYWORDS, SENTENCES
 from edgekd.distill.tasks.learning import Learning
 from edgekd.distill.tasks.segmentation import MAPS
+from edgekd.distill.tasks.translation import PAIRS
 from edgekd.tasks.known import task_of
 
 __all__ = ["LEARNING", "examples_of", "learning_of"]
@@ -17,6 +18,7 @@ LEARNING: dict[str, Learning] = {
     "text-classification": SENTENCES,
     "keyword-spotting": KEYWORDS,
     "segmentation": MAPS,
+    "translation": PAIRS,
 }
 """The `Learning` of each task, by the name of the task."""
 

@@ -315,7 +315,7 @@ def _column(
         answers = records / f"{model.name.replace(' ', '-')}-emulated@{target}.{ending}"
         if not answers.exists():  # on the emulated core, which takes precedence in the scores, too
             answers = records / f"{stem}.{ending}"
-        known = model.details | _charted(task, answers, run.data / f"{split}.labels.npy")
+        known = model.details | _charted(task, answers, run.data / f"{split}.labels.npy", run.exported / model.file)
         if known:
             details[model.name] = known
         if shown := _pictured(task, answers, run.data / f"{split}.npy", run.data / f"{split}.labels.npy"):
@@ -341,11 +341,11 @@ def _samples(path: Path, model: ModelFigures) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(1e3 * s for s in record["latency_s"]) for record in content["records"] if record["latency_s"])
 
 
-def _charted(task: Task, answers: Path, targets: Path) -> dict[str, Any]:
+def _charted(task: Task, answers: Path, targets: Path, model: Path) -> dict[str, Any]:
     """What the charts of the task show of a model's answers; empty if the answers are not kept."""
     if not task.charts or not answers.exists() or not targets.exists():
         return {}
-    outputs, known = task.read(np.load(answers)), np.load(targets)
+    outputs, known = task.read_from(np.load(answers), model), np.load(targets)
     return task.charted(outputs, known) if len(outputs) == len(known) else {}
 
 

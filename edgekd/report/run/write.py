@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 
 from edgekd.candidate import Candidate
+from edgekd.external import decoder_of
 from edgekd.files import atomic
 from edgekd.report.run.plot import plot_run
 from edgekd.result import Result, write_result
@@ -16,8 +17,11 @@ __all__ = ["write_reports"]
 def write_reports(result: Result, candidates: Sequence[Candidate], run: Run) -> None:
     """Write the chosen file, the picture, `report.md` and, last, `result.json`, which marks the run as finished."""
     chosen = next(model for model in result.models if model.name == result.chosen)
-    with atomic(run.model) as temporary:
-        shutil.copyfile(run.exported / chosen.file, temporary)
+    own = run.exported / chosen.file
+    for source, path in ((decoder_of(own), decoder_of(run.model)), (own, run.model)):
+        if source.exists():
+            with atomic(path) as temporary:
+                shutil.copyfile(source, temporary)
     plot_run(
         result.models, candidates, headline(result), run.folder / "figures.png", result.verdict.lines, result.chosen
     )
