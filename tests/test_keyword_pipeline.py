@@ -195,6 +195,7 @@ def test_another_machine_gets_a_proxy(place: Path, cli: Cli, tmp_path: Path) -> 
         ("mels = 16", "mels = 16\ncoefficients = 9", 'coefficients: has no effect with features = "log-mel"'),
         ("mean = [-5]", "mean = [-5, 1]", "mean: should be one number or 16, one for each bin, got 2"),
         ("window_ms = 40", "window_ms = 600", "window_ms: is 2400 samples with a hop of 80 in a clip of 2000"),
+        ("hop_ms = 20", "hop_ms = 1e308", "hop_ms: got 1e+308; it should be less than or equal to 60000"),
         ('"rise"]', '"raise"]', "rise: is no class of the card; did you mean 'raise'?"),
         ('path = "data"', 'path = "gone"', "gone: no such data folder; give the folder with --data DIR"),
         ("time_mask = 3", "time_mask = 24", "augment.time_mask: should be less than the 24 frames of a clip, got 24"),

@@ -48,8 +48,8 @@ class ClipData:
     """Number of mel filters."""
     coefficients: Annotated[int, Field(ge=2, le=256)] = 10
     """mfcc only: number of coefficients."""
-    window_ms: Positive = 30.0
-    hop_ms: Positive = 20.0
+    window_ms: Annotated[float, Field(gt=0, le=60_000)] = 30.0
+    hop_ms: Annotated[float, Field(gt=0, le=60_000)] = 20.0
     """Length of a frame, and distance between the beginnings of two frames."""
     low_hz: Annotated[float, Field(ge=0)] = 20.0
     high_hz: Positive = 4000.0
