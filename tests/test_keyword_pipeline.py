@@ -203,7 +203,7 @@ def test_another_machine_gets_a_proxy(place: Path, cli: Cli, tmp_path: Path) -> 
         ("noise = 0.5\n", "", "noise_snr_db: has no effect without noise"),
         ('"ds-cnn"', '"convnet"', "student.family: 'convnet' is not for keyword-spotting;"),
         ("kernel = [[4, 4]]", "kernel = [[4, 64]]", "student.knobs: kernel [4, 64] is too large for features of 16×24"),
-        ("views = 4", "views = 4\nsmall_share = 0.5", "recipe.small_share: is for images; set small_share = 0"),
+        ("views = 4", "views = 4\nsmall_share = 0.5", "recipe.small_share: is for images that get one class"),
         ("[budget]", "[export]\nresize = true\ntimed_size = [9, 9]\n[budget]", "export.resize: has no effect"),
     ],
 )  # fmt: skip

@@ -67,7 +67,8 @@ def check_small(net: nn.Module, card: Card, inputs: Tensor, training: Training, 
     """
     if not training.small_share:
         return
-    if inputs.dim() != 4 or task_of(card.data).grid(tuple(inputs.shape)):
+    images = inputs.dtype == torch.uint8 and inputs.dim() == 4  # features of sound have four axes, too
+    if not images or task_of(card.data).grid(tuple(inputs.shape)):
         raise ConfigError(f"{card.file}: {where}.small_share: is for images that get one class; set small_share = 0")
     smaller = shrunk(inputs, training.small_scale)
     try:
