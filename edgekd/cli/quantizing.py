@@ -127,7 +127,8 @@ def _placed(target: Target) -> Site:
     try:
         return connect(target)
     except UnavailableError as error:
-        if target.device or os.environ.get("EDGEKD_DEVICE") or target.environment:
+        named = target.device or os.environ.get("EDGEKD_DEVICE", "")
+        if named not in ("", "local") or target.environment:
             raise
         say(f"{error}. The file is made without it; answers are those of the CPU provider (proxy)")
     cpu = Provider(name="CPUExecutionProvider")
