@@ -43,7 +43,7 @@ from edgekd.search.schemes import Material, figures_of
 from edgekd.target import Target
 from edgekd.tasks.known import task_of
 
-__all__ = ["TrainedStudent", "conclude", "distill_all", "own_networks"]
+__all__ = ["TrainedStudent", "conclude", "distill_all", "on_emulated_core", "own_networks"]
 
 EFFORT = Effort()
 """The effort with which each file is measured."""
@@ -224,14 +224,15 @@ def on_emulated_core(
     plan: TargetPlan, student: TrainedStudent, subjects: list[Subject], models: list[ModelFigures], inputs: Path
 ) -> tuple[list[ModelFigures], tuple[str, ...]]:
     """The figures with the scores of the emulated board that goes with the target, and notes on what this machine
-    answers instead; the figures as they are without such a board, or if it would need too long for these data.
+    answers instead; the figures as they are without such a board, if the target asks for the answers of this machine or
+    another device gives them, or if the board would need too long for these data.
     """
-    board = plan.site.companion
-    if board is None or plan.site.measurable:
+    board, target = plan.site.companion, plan.site.target
+    if board is None or plan.site.measurable or target.device or target.accuracy_on == "host":
         return models, ()
-    emulated = dataclasses.replace(plan, site=Site(plan.site.target, board))
     if problem := too_much_to_emulate(models, len(np.load(inputs.with_suffix(".labels.npy")))):
         return models, (problem,)
+    emulated = dataclasses.replace(plan, site=Site(target, board))
     renamed = [dataclasses.replace(subject, name=f"{subject.name} emulated") for subject in subjects]
     found = scored(emulated, student, renamed, models, inputs)
     task = task_of(student.card.data)

@@ -18,7 +18,7 @@ from edgekd.console import say
 from edgekd.data.arrays import digest
 from edgekd.data.sources import data_marks
 from edgekd.devices.device import Site
-from edgekd.distill.identity import structure
+from edgekd.distill.identity import refuse_other_files, structure
 from edgekd.distill.loop import parts_of
 from edgekd.distill.pruned import check_pruning, distill_pruned
 from edgekd.distill.tasks.known import learning_of
@@ -28,7 +28,7 @@ from edgekd.export.onnx import quiet_export, refuse_free_shapes
 from edgekd.export.trial import try_teacher
 from edgekd.figures import metric_of
 from edgekd.files import atomic
-from edgekd.judge import effective_budget, show_limit
+from edgekd.judge import Verdict, effective_budget, judge, show_limit
 from edgekd.nets.deployed import Deployed, count_macs, count_params, example_inputs
 from edgekd.nets.folding import folded
 from edgekd.nets.teachers import LoadedTeacher, load_teacher_file, make_teacher_net
@@ -42,14 +42,17 @@ from edgekd.search.choose import BEFORE_TRAINING, before_training, meets_early
 from edgekd.search.pruning import fitting_ratio, measured
 from edgekd.tasks.known import task_of
 
-__all__ = ["Fits", "prune_network"]
+__all__ = ["Fits", "prune_network", "refuse_other_network"]
 
 
 @dataclass(frozen=True)
 class Fits:
-    """The network meets the limits as it is, so that nothing is removed."""
+    """The network misses no limit in every precision as it is, so that nothing is removed."""
 
     words: str
+    verdict: Verdict
+    """The verdict on the fp32 network, without training and without a score. A limit of which nothing is known yet is
+    inconclusive."""
 
 
 def prune_network(asked: Request, site: Site, run: Run) -> Result | Fits:
@@ -75,8 +78,14 @@ def prune_network(asked: Request, site: Site, run: Run) -> Result | Fits:
     if not run.pruning.exists():  # it is written after this
         whole = measured(card, given.net, site, trial.inputs, trial.calibration, run, trial.instructions)
         if meets_early(whole, budget):
-            return Fits(_limits(budget))
+            return Fits(_limits(budget), judge(whole.precisions.get("fp32", {}), budget))
     return _prune(setup, trial, budget)
+
+
+def refuse_other_network(card: Card, run: Run, folder: Path | None) -> None:
+    """Raise ConfigError if the network, or the data in `folder`, of a finished run have changed since it began."""
+    run.refuse_other_networks({"teacher": structure(make_teacher_net(card))})
+    refuse_other_files(card, run, folder)
 
 
 def _setup(asked: Request, run: Run) -> Setup:

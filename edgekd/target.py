@@ -41,8 +41,24 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "u8s8-7bit": {"activation": "uint8", "weight": "int8", "reduce_range": True},
     "s8s8": {"activation": "int8", "weight": "int8", "reduce_range": False},
     "u8u8": {"activation": "uint8", "weight": "uint8", "reduce_range": False},
-    "a16w8": {"activation": "uint16", "weight": "uint8", "reduce_range": False, "per_channel": False, "form": "qdq"},
-    "w8": {"activation": "float", "weight": "int8", "reduce_range": False, "form": "qdq"},
+    "a16w8": {
+        "activation": "uint16",
+        "weight": "uint8",
+        "reduce_range": False,
+        "per_channel": False,
+        "form": "qdq",
+        "forms": (),
+        "equalize": False,
+        "correct_bias": False,
+    },
+    "w8": {
+        "activation": "float",
+        "weight": "int8",
+        "reduce_range": False,
+        "form": "qdq",
+        "equalize": False,
+        "correct_bias": False,
+    },
 }
 """The settings of `Quantization` that the schemes stand for."""
 GENTLE = ("a16w8", "w8")
@@ -174,8 +190,8 @@ class Quantization:
 
     @model_validator(mode="after")
     def _check(self) -> "Quantization":
-        if self.activation == "uint16" and self.form != "qdq":
-            raise ValueError('with activation = "uint16", form must be "qdq"')
+        if self.activation == "uint16" and {self.form, *self.forms} != {"qdq"}:
+            raise ValueError('with activation = "uint16", form must be "qdq", and so must all forms')
         if self.activation == "float" and (self.weight != "int8" or self.form != "qdq"):
             raise ValueError('with activation = "float", weight must be "int8" and form "qdq"')
         return self

@@ -138,9 +138,7 @@ def _in_processes(calls: Iterator[Call], jobs: int) -> Generator[tuple[Call, Any
     try:
         while True:
             while len(busy) < jobs and (call := next(calls, None)) is not None:
-                child = idle.pop() if idle else _Child(threads)
-                busy.append(child)
-                child.begin(call)
+                busy.append(_begun(call, idle, threads))
             if not busy:
                 return
             ready = wait([child.connection for child in busy])
@@ -161,6 +159,21 @@ def _in_processes(calls: Iterator[Call], jobs: int) -> Generator[tuple[Call, Any
             child.end()
         for child in busy:
             child.end(interrupt=True)
+
+
+def _begun(call: Call, idle: list[_Child], threads: int) -> _Child:
+    """The process that carries out the call: an idle one that still lives, or else a fresh one."""
+    while idle:
+        child = idle.pop()
+        try:
+            child.begin(call)
+        except OSError:  # the system has killed it, perhaps for lack of memory
+            child.end()
+        else:
+            return child
+    child = _Child(threads)
+    child.begin(call)
+    return child
 
 
 def repeated(tries: int, why: str) -> int:

@@ -1,11 +1,13 @@
 """The whole road on embedded data: teacher to verdict, then again, then bench and check."""
 
+import dataclasses
 import hashlib
 import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,9 @@ from edgekd.bench.records import Plan, Record
 from edgekd.devices.device import Site
 from edgekd.devices.local import Local
 from edgekd.errors import BudgetError
+from edgekd.figures import Figure, ModelFigures
 from edgekd.machine import Machine
+from edgekd.pipeline import on_emulated_core
 from edgekd.report.run.gather import gather
 from edgekd.result import read_bench
 from edgekd.target import load_target
@@ -353,6 +357,26 @@ def _judged_again_with_an_emulated_board(
     assert [model["scores"][0]["provenance"] for model in models] == ["emulated"] * 3
     assert [model["instructions_m"] for model in models] == pytest.approx([30e-6, 10e-6, 10e-6])
     assert ", needs 3.0 × fewer instructions" in gather(run).sentence
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [({}, 1), ({"accuracy_on": "host"}, 0), ({"device": "ssh://pi4"}, 0)],
+)
+def test_answers_are_emulated_only_in_place_of_this_machines(
+    place: Callable[..., Site], tmp_path: Path, asked: dict[str, Any], told: int
+) -> None:
+    target = dataclasses.replace(load_target("cpu-arm"), **asked)
+    facts = Machine("aarch64", "", frozenset({"asimd"}), "0xd08", "Linux", "qemu-user (cortex-a72)")
+    elsewhere = Machine("x86_64", "a PC", frozenset({"avx2"}), "")
+    site = dataclasses.replace(place(target, elsewhere), companion=place(target, facts).device)
+    np.save(tmp_path / "test.labels.npy", np.zeros(5, np.int64))
+    models = [ModelFigures("teacher", "", "", 1, "fp32", instructions_m=Figure())]
+    plan: Any = SimpleNamespace(site=site)
+    student: Any = None
+    found, notes = on_emulated_core(plan, student, [], models, tmp_path / "test.npy")
+    assert found == models
+    assert len(notes) == told
 
 
 def test_an_onnx_teacher_teaches(run: Path, cli: Cli, tiny_card: Path, tmp_path: Path) -> None:

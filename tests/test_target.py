@@ -1,5 +1,6 @@
 """Targets: the bundled files, what a mistake in one says, and which machine is which target."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from edgekd.errors import ConfigError, UnavailableError
 from edgekd.machine import Machine
 from edgekd.providers import PROVIDERS
 from edgekd.spec import bundled_names, locate
-from edgekd.target import Target, load_target
+from edgekd.target import GENTLE, SCHEMES, Quantization, Target, load_target
 
 BUNDLED = [
     "coreml",
@@ -142,6 +143,24 @@ def test_activations_of_16_bits_are_for_npus(tmp_path, wide):
     with pytest.raises(ConfigError, match=r"16-bit activations \(a16w8\) are for QNNExecutionProvider; CoreML"):
         load_target(str(tmp_path / "mine.toml"))
     assert load_target("qnn-npu").quantization.schemes == ("a16w8",)
+
+
+def test_activations_of_16_bits_have_one_form(tmp_path):
+    text = locate("targets", "qnn-npu").read_text(encoding="utf-8")
+    start = text.index("[quantization]\n") + len("[quantization]\n")
+    quantization = 'activation = "uint16"\nforms = ["qdq", "qoperator"]\n'
+    (tmp_path / "mine.toml").write_text(text[:start] + quantization, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r'with activation = "uint16", form must be "qdq", and so must all forms'):
+        load_target(str(tmp_path / "mine.toml"))
+
+
+@pytest.mark.parametrize("name", GENTLE)
+def test_a_gentle_scheme_takes_no_corrections_and_forms_from_others(name):
+    others = Quantization(equalize=True, correct_bias=True, forms=("qoperator",))
+    scheme = dataclasses.replace(others, **SCHEMES[name])
+    assert not scheme.equalize
+    assert not scheme.correct_bias
+    assert scheme.form == "qdq"
 
 
 @pytest.mark.parametrize("name", ["cpu-arm", "cpu-arm-dotprod"])

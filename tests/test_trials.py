@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -103,6 +104,18 @@ def test_a_killed_trial_is_repeated_alone(
     assert 2 in results and len(results) == 2
     told = "a trial was lost (its process was killed); it is repeated from its last checkpoint\n"
     assert capsys.readouterr().err == told
+
+
+def test_an_idle_process_that_was_killed_is_replaced(trials: Any, folder: Path) -> None:
+    calls: list[Call] = [(trials.meet, (folder, name, 2)) for name in "abc"]
+    pids: list[int] = []
+    for _, (_name, pid) in run_trials(calls, Crew(jobs=2)):
+        pids.append(pid)
+        if len(pids) == 1:
+            os.kill(pid, signal.SIGKILL)
+            while Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                time.sleep(0.01)
+    assert len(pids) == 3
 
 
 def test_a_trial_that_always_dies_is_given_up(trials: Any, folder: Path) -> None:

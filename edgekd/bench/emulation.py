@@ -25,8 +25,8 @@ def too_much_to_emulate(models: Sequence[ModelFigures], examples: int) -> str:
     if needed <= MOST_M:
         return ""
     return (
-        f"answers are this machine's: an emulated core needs {needed / 1e3:,.0f} G instructions for all of them, and "
-        f"more than {MOST_M / 1e3:.0f} G only if a --device qemu://… is named"
+        f"answers are this machine's: the emulated core would execute {needed / 1e3:,.0f} G instructions for them, and "
+        f"edgekd executes at most {MOST_M / 1e3:.0f} G unless --device qemu://… is named"
     )
 
 

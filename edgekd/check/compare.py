@@ -301,7 +301,7 @@ def _instructions(new: Sample, old: Sample, tolerance: Tolerance) -> Line | None
         return Line(key, limit, Figure(why=why), "inconclusive", why)
     growth = now.value / before.value - 1
     low, high = _end(now.low, now) / _end(before.high, before) - 1, _end(now.high, now) / _end(before.low, before) - 1
-    outcome: Outcome = "pass" if growth <= limit else "fail" if low > limit else "inconclusive"
+    outcome: Outcome = "pass" if high <= limit else "fail" if low > limit else "inconclusive"
     return Line(
         key, limit, Figure(growth, now.provenance, low, high), outcome, "", "range of the middle blocks of calls"
     )

@@ -95,12 +95,15 @@ def _stem(source: str) -> str:
 def _brought(source: str, options: ExportOptions, target: Target) -> "Brought":
     from edgekd.export.brought import bring, bring_by_card
     from edgekd.export.onnx import refuse_free_shapes
+    from edgekd.tasks.known import task_of
 
     asked = options.network
     if asked.card:
         if options.outside:
             raise ConfigError("--outside: has no effect with --card, whose normalisation is in the graph")
         card, net = card_of(source, asked)
+        if task_of(card.data).generates:
+            raise ConfigError(f"--card {asked.card}: its model is two files; edgekd distill writes both")
         refuse_free_shapes(card, target)
         return bring_by_card(net, card)
     found = _found(wanted_network(source, asked))

@@ -69,7 +69,7 @@ def quantize(
     data: Annotated[
         Path, typer.Option(metavar="DIR|NPZ", help="A folder of images, or ready `inputs` and perhaps `labels`.")
     ],
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default MODEL-int8.onnx.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default MODEL-int8.onnx or -fp16.onnx.")] = None,
     mean: Annotated[str, typer.Option(metavar="R,G,B", help="Of pixels 0 to 1, for float inputs; default 0.")] = "",
     std: Annotated[str, typer.Option(metavar="R,G,B", help="Likewise; default 1.")] = "",
     size: Annotated[int | None, typer.Option(min=1, max=8192, metavar="N", help="Where the model's is free.")] = None,

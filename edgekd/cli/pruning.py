@@ -11,7 +11,7 @@ from edgekd.cli.exporting import NetworkOptions, require_training, wanted_networ
 from edgekd.cli.quantizing import numbers
 from edgekd.console import out, say
 from edgekd.devices.local import connect
-from edgekd.errors import ConfigError, ExitCode, InputError, did_you_mean
+from edgekd.errors import ConfigError, InputError, did_you_mean
 from edgekd.imports import require
 from edgekd.result import Result
 from edgekd.tables import budget_lines, headline, notes, parity_table, terminal_table
@@ -19,6 +19,7 @@ from edgekd.target import load_target
 
 if TYPE_CHECKING:
     from edgekd.card import Card
+    from edgekd.pruning import Fits
     from edgekd.run import Run
 
 __all__ = ["PruneOptions", "prune_model"]
@@ -49,15 +50,15 @@ def prune_model(source: str, target_name: str, options: PruneOptions) -> int:
     require("torch_pruning", "prune", "edgekd prune")
     from edgekd.budget import parse_budget, refuse_others
     from edgekd.distill.student import TrainingOptions
-    from edgekd.external import file_digest
+    from edgekd.interface import named_files
     from edgekd.planning import Request
-    from edgekd.pruning import Fits, prune_network
+    from edgekd.pruning import Fits, prune_network, refuse_other_network
     from edgekd.run import open_run
     from edgekd.tasks.known import deciding, task_of
 
     card, weights = _card(source, options)
     limits = refuse_others(parse_budget(options.budget, deciding()), task_of(card.data).scores[0], "--budget")
-    files = {"teacher_sha256": file_digest(weights) if weights else ""}
+    files = named_files(card, weights, options.data)
     folder = options.out or Path("runs", f"{card.name}-pruned@{target.name}")
     asked = Request(card=card, data=options.data, teacher=weights, budget=limits, options=TrainingOptions())
     with (
@@ -67,15 +68,31 @@ def prune_model(source: str, target_name: str, options: PruneOptions) -> int:
         if run.result.exists() and run.model.exists():
             from edgekd.result import read_result
 
+            refuse_other_network(card, run, options.data)
             say(f"{folder}: already done; --fresh starts again")
             found: Result | Fits = read_result(run.result)
         else:
             found = prune_network(asked, site, run)
     if isinstance(found, Fits):
-        out(f"{source}: meets the limits as it is ({found.words}); nothing is removed. edgekd export writes its file")
-        return ExitCode.PASS
+        for line in _unpruned(source, found):
+            out(line)
+        return found.verdict.exit_code
     _show(found, run, time.perf_counter() - begin)
     return found.verdict.exit_code
+
+
+def _unpruned(source: str, found: "Fits") -> list[str]:
+    """Say why nothing was removed, and what is not proven by that."""
+    outcome = found.verdict.outcome
+    if outcome == "pass":
+        words = f"meets the limits as it is ({found.words}); nothing is removed. edgekd export writes its file"
+    elif outcome == "fail":
+        words = "its fp32 file misses a limit, and another precision does not: nothing is removed; use edgekd quantize"
+    else:
+        words = (
+            "misses no limit as far as is known before training; nothing is removed, and the verdict is inconclusive"
+        )
+    return [f"{source}: {words}", *(f"  {reason}" for reason in found.verdict.reasons)]
 
 
 def _card(source: str, options: PruneOptions) -> "tuple[Card, Path | None]":
@@ -124,7 +141,7 @@ def _drafted(source: str, options: PruneOptions) -> "Card":
     wanted = wanted_network(source, asked)
     data = look_at_data(options.data)
     if data.task != "image-classification":
-        raise ConfigError(f"--data {options.data}: holds sentences; write a card for them, and give it with --card")
+        raise ConfigError(f"--data {options.data}: is for {data.task}; write a card for it, and give it with --card")
     classes = wanted.classes or data.classes
     if sorted(classes) != sorted(data.classes):
         raise ConfigError(f"--classes: should be the {len(data.classes)} classes of {options.data} in another order")

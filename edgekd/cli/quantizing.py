@@ -24,7 +24,8 @@ __all__ = ["QuantizeOptions", "numbers", "quantize_model"]
 
 # quantize.json history:
 # 1 - model, out, target, how, comparison, trials, failed, fallback, layers
-SCHEMA_VERSION = 1
+# 2 - also answers: how they were obtained (measured, emulated, proxy)
+SCHEMA_VERSION = 2
 MOST_IMAGES = 3_000
 """Images of a folder that are read at most."""
 
@@ -54,6 +55,7 @@ def quantize_model(model: Path, target: str, options: QuantizeOptions) -> int:
     chosen = _with_scheme(load_target(target), options)
     precision = "int8" if options.scheme or "int8" in chosen.precisions else "fp16"
     path = options.out or model.with_name(f"{model.stem}-{precision}.onnx")
+    half = None if options.out else model.with_name(f"{model.stem}-fp16.onnx")
     if real(path) == real(model):
         raise ConfigError(f"--out {path}: is the model itself; name another file")
     for module in ("onnx", "onnxruntime"):
@@ -65,6 +67,7 @@ def quantize_model(model: Path, target: str, options: QuantizeOptions) -> int:
         asked = Asked(
             model=model,
             out=path,
+            out_half=half,
             site=site,
             examples=examples,
             folder=Path(folder),
@@ -81,22 +84,25 @@ def quantize_model(model: Path, target: str, options: QuantizeOptions) -> int:
             layers = layer_damage(asked)
             _show_layers(layers, options.sensitivity)
         done = quantize_file(asked)
+        answers = "proxy" if asked.proxy else site.answering.provenance
     if asked.model != model:
         wanted = asked.site.target
         say(f"{model}: its opset became {wanted.opset.min}, the oldest that target {wanted.name} takes")
     found = done.comparison
     outcome = found.outcome(options.max_drop)
-    out(f"{path}: {done.how}")
+    proxy = " (proxy: answers of the CPU provider)" if asked.proxy else ""
+    out(f"{done.file}: {done.how}")
     out(f"  {found.words}")
-    out(f"  a loss of {found.loss_points:.2f} points, {options.max_drop:g} allowed: {outcome}")
+    out(f"  a loss of {found.loss_points:.2f} points, {options.max_drop:g} allowed: {outcome}{proxy}")
     if options.save:
         content: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "model": model.name,
-            "out": path.name,
+            "out": done.file.name,
             "target": target,
             "how": done.how,
             "outcome": outcome,
+            "answers": answers,
             "comparison": dataclasses.asdict(found) | {"loss_points": found.loss_points, "mcnemar_p": found.p},
             "trials": [trial.as_json() for trial in done.choice.trials] if done.choice else [],
             "failed": done.choice.failed if done.choice else {},
@@ -127,7 +133,8 @@ def _placed(target: Target) -> Site:
     try:
         return connect(target)
     except UnavailableError as error:
-        if target.device or os.environ.get("EDGEKD_DEVICE") or target.environment:
+        named = target.device or os.environ.get("EDGEKD_DEVICE", "")
+        if named not in ("", "local") or target.environment:
             raise
         say(f"{error}. The file is made without it; answers are those of the CPU provider (proxy)")
     cpu = Provider(name="CPUExecutionProvider")

@@ -41,6 +41,7 @@ class Gateway:
         self.place, self._name = place, found[1]
         self._session = (f"ssh://{found[1]}", python, cool)
         self._there: Any = None
+        self._gone = False
         self._ray: Any = None
         self._joined: Any = None
         self._kept: set[str] = set()
@@ -82,7 +83,8 @@ class Gateway:
         return record  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        """Give the device back to the cluster."""
+        """Give the device back to the cluster. What another thread asks of it fails."""
+        self._gone = True
         if self._there is not None:
             try:
                 self._ray.get(self._there.close.remote(), timeout=30)
@@ -111,7 +113,10 @@ class Gateway:
         return value
 
     def _connected(self) -> Any:
-        """Hold the resource, once it is free. Raises UnavailableError if no node of the cluster has it."""
+        """Hold the resource, once it is free. Raises UnavailableError if no node of the cluster has it, or after
+        `close`."""
+        if self._gone:
+            raise UnavailableError(f"device {self.place}: is closed")
         if self._there is None:
             if self._joined is None:
                 self._joined = joined(os.environ.get(ADDRESS) or "auto")

@@ -20,7 +20,7 @@ from edgekd.nets.teachers import make_teacher_net
 from edgekd.run import Run
 from edgekd.tasks.known import task_of
 
-__all__ = ["refuse_changes", "structure", "structures", "structures_of"]
+__all__ = ["refuse_changes", "refuse_other_files", "structure", "structures", "structures_of"]
 
 CANNOT_BE_BUILT = "cannot be built"
 """Stands for the structure of a candidate whose network cannot be built."""
@@ -72,6 +72,12 @@ def refuse_changes(card: Card, run: Run, folder: Path | None, teacher_given: boo
     The data are only read if the names, sizes or modification times of their files differ.
     """
     run.refuse_other_networks(structures(card, teacher_given) | structures_of(card, [chosen]))
+    refuse_other_files(card, run, folder)
+
+
+def refuse_other_files(card: Card, run: Run, folder: Path | None) -> None:
+    """Raise ConfigError if the data of a finished run have changed since; they are only read if names, sizes or
+    modification times of their files differ."""
     learning = learning_of(card.data)
     named = folder is not None or card.data.path or card.data.source in task_of(card.data).embedded
     if named and run.other_marks(data_marks(card, folder)):

@@ -16,7 +16,17 @@ from torch import Tensor, nn
 from edgekd import __version__
 from edgekd.card import Card
 from edgekd.errors import InputError, ModelError, one_line
-from edgekd.export.onnx import Parity, compared, converted, cpu_logits, describe, save_model, taking_any_size
+from edgekd.export.onnx import (
+    Parity,
+    compared,
+    completed,
+    converted,
+    cpu_logits,
+    describe,
+    exported_part,
+    save_model,
+    taking_any_size,
+)
 from edgekd.files import atomic
 from edgekd.nets.deployed import Deployed, Preprocess, example_inputs
 from edgekd.nets.folding import folded, folded_on
@@ -36,6 +46,8 @@ class Brought:
     """Maps the inputs of the file to its outputs, in evaluation mode."""
     example: Tensor
     """Two inputs of the file."""
+    part: tuple[nn.Module, Tensor, str] | None = None
+    """What the exporter converts, as of `exported_part`, where the card says it; else `module` itself."""
     card: Card | None = None
     task: Task = IMAGE_CLASSIFICATION
     names: tuple[str, str] = ("input", "logits")
@@ -100,9 +112,14 @@ def _one_tensor(net: nn.Module, noise: Tensor) -> None:
 def bring_by_card(net: nn.Module, card: Card) -> Brought:
     """The network of a card's teacher, whose inputs and preprocessing the card describes."""
     task = task_of(card.data)
-    module = Deployed(folded(net, card.data), card.data).eval()
+    net = folded(net, card.data)
     return Brought(
-        module=module, example=example_inputs(card.data, 2), card=card, task=task, names=(task.input, "logits")
+        module=Deployed(net, card.data).eval(),
+        example=example_inputs(card.data, 2),
+        part=exported_part(net, card.data),
+        card=card,
+        task=task,
+        names=(task.input, "logits"),
     )
 
 
@@ -115,9 +132,12 @@ def write(
     Raises ModelError if torch cannot export the network, or if the answers differ.
     """
     free = {0: "batch"} if brought.card is None else brought.task.free
-    model = converted(brought.module, brought.example, target, brought.names, free)
+    module, example, name = brought.part or (brought.module, brought.example, brought.names[0])
+    model = converted(module, example, target, (name, brought.names[1]), free)
     if brought.card is not None:
         describe(model, brought.card, target, {"trained": "elsewhere"})
+        if name != brought.names[0]:  # the front end for sound is not the exporter's
+            model = completed(model, brought.card)
     else:
         for key, value in (brought.notes | {"target": target.name}).items():
             fixed = value.replace("(batch,", "(1,") if key == "input" and target.fixed_shapes else value

@@ -189,7 +189,7 @@ def _kept_ranges(prepared: Path, scheme: Quantization) -> dict[str, Path]:
 def _keep_stored(
     model: onnx.ModelProto, original: onnx.ModelProto, path: Path, scheme: Quantization, in_float: Collection[str] = ()
 ) -> None:
-    store_weights(model, scheme.per_channel, in_float)
+    store_weights(model, scheme.per_channel, [*filter(None, _preprocessing(model)), *in_float])
     _keep(model, original, path)
 
 

@@ -18,7 +18,7 @@ from edgekd.bench.statistics import Interval
 from edgekd.data.ready import Ready
 from edgekd.devices.device import Site
 from edgekd.distributions import mcnemar
-from edgekd.errors import InputError, ModelError
+from edgekd.errors import EdgekdError, InputError, ModelError, cut, one_line
 from edgekd.export.opset import within_range
 from edgekd.export.quantize import prepare, quantize, quantize_weights, to_half
 from edgekd.export.shrink import save_model, shrink
@@ -36,6 +36,8 @@ __all__ = ["Asked", "Comparison", "Quantized", "in_range", "layer_damage", "quan
 
 LEAST = 30
 """Fewer examples than this cannot be divided into calibration, choice and judgement."""
+CONVERTED = 1e-3
+"""An answer may change by this share of the largest one when the opset of a model is converted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,8 @@ class Asked:
 
     model: Path
     out: Path
+    out_half: Path | None = None
+    """The file that is written if it is fp16; `out` if it is None."""
     site: Site
     examples: Ready
     folder: Path
@@ -121,6 +125,7 @@ class Quantized:
     """The written file, how it was made, and what it costs and gains."""
 
     comparison: Comparison
+    file: Path
     how: str
     choice: Choice | None
     fallback: Fallback | None
@@ -136,7 +141,7 @@ class _Parts:
 def in_range(asked: Asked) -> Asked:
     """The same for a model of an opset that the target takes: the given one, or one that was converted to it.
 
-    Raises InputError for a model that cannot be converted.
+    Raises InputError for a model that cannot be converted, ModelError if the converted one gives other answers.
     """
     model = _load(asked.model)
     converted = within_range(model, asked.model, asked.site.target)
@@ -144,7 +149,23 @@ def in_range(asked: Asked) -> Asked:
         return asked
     path = asked.folder / asked.model.name
     save_model(converted, path)
+    _refuse_other_answers(asked, path)
     return dataclasses.replace(asked, model=path)
+
+
+def _refuse_other_answers(asked: Asked, converted: Path) -> None:
+    """Raise ModelError if the converted model answers other than the given one on real inputs: no later comparison
+    would show it."""
+    some = {name: array[:32] for name, array in _parts(asked).calibration.inputs.items()}
+    for one, other in zip(_unoptimized(asked.model, some), _unoptimized(converted, some), strict=True):
+        if not np.issubdtype(one.dtype, np.number):
+            continue
+        difference, largest = np.abs(other.astype(np.float64) - one).max(), np.abs(one).max()
+        if not difference <= CONVERTED * largest:
+            raise ModelError(
+                f"{asked.model}: its answers change when its opset becomes {asked.site.target.opset.min} (by "
+                f"{difference:.2g}, the largest is {largest:.2g}); export it again with that opset"
+            )
 
 
 def quantize_file(asked: Asked) -> Quantized:
@@ -158,12 +179,13 @@ def quantize_file(asked: Asked) -> Quantized:
     _refuse_labels(asked, parts.judging)
     model = _load(asked.model)
     made = asked.folder / "made.onnx"
-    choice = fallback = None
+    file, choice, fallback = asked.out, None, None
     if any(node.op_type in ("QuantizeLinear", "QLinearConv") for node in model.graph.node):
         how = _shifted(asked, model, made, parts.judging)
     elif asked.dynamic:
         quantize_weights(asked.model, made, asked.scheme)
-        how = "weights in 8 bits, activations scaled at run time"
+        in_float = asked.scheme.activation == "float"
+        how = scheme_words(asked.scheme) if in_float else "weights in 8 bits, activations scaled at run time"
     elif "int8" not in asked.precisions:
         if "fp16" not in asked.precisions:
             raise InputError(f"target {asked.site.target.name}: has neither int8 nor fp16 among its precisions")
@@ -181,27 +203,32 @@ def quantize_file(asked: Asked) -> Quantized:
             if fallback:
                 best, how = fallback.file if fallback.enough else best, f"{how}; {fallback.why}"
         if "fp16" in asked.precisions:
-            best, how = _faster_half(asked, material, best, how, floor)
+            best, how, file = _faster_half(asked, material, best, how, floor)
         shutil.copyfile(best, made)
     else:
         scheme = asked.scheme
         quantize(asked.model, made, scheme, parts.calibration.inputs)
         how = f"{scheme_words(scheme)}: the target's own settings, for it cannot be measured here"
     compared = _compared(asked, made, parts.judging)
-    with atomic(asked.out) as temporary:
+    with atomic(file) as temporary:
         shutil.copyfile(made, temporary)
-    return Quantized(comparison=compared, how=how, choice=choice, fallback=fallback)
+    return Quantized(comparison=compared, file=file, how=how, choice=choice, fallback=fallback)
 
 
-def _faster_half(asked: Asked, material: Material, best: Path, how: str, floor: float) -> tuple[Path, str]:
-    """Try fp16, and take it in place of the `best` int8 file if it reaches the accuracy and is surely faster."""
+def _faster_half(asked: Asked, material: Material, best: Path, how: str, floor: float) -> tuple[Path, str, Path]:
+    """Try fp16, and take it in place of the `best` int8 file if it reaches the accuracy and is surely faster: the file
+    that is taken, why, and the file to write."""
     half = asked.folder / "half.onnx"
-    to_half(asked.model, half)
-    score, ratio = float(figures_of(half, material).mean()), time_ratio(half, best, material)
+    try:
+        to_half(asked.model, half)
+        score, ratio = float(figures_of(half, material).mean()), time_ratio(half, best, material)
+    except EdgekdError as error:
+        reason = cut(str(error).replace(f"{asked.folder}/", ""), 200)
+        return best, f"{how}; fp16 is left out: {reason}", asked.out
     found = f"fp16 {units.accuracy(score)} in {ratio.value:.2f} ({ratio.low:.2f} … {ratio.high:.2f}) of int8's time"
     if score >= floor and ratio.high < 1:
-        return half, f"fp16: {found} ({how})"
-    return best, f"{how}; {found}: not used"
+        return half, f"fp16: {found} ({how})", asked.out_half or asked.out
+    return best, f"{how}; {found}: not used", asked.out
 
 
 def layer_damage(asked: Asked) -> list[LayerDamage]:
@@ -298,10 +325,13 @@ def _shifted(asked: Asked, model: onnx.ModelProto, made: Path, part: Ready) -> s
 def _unoptimized(file: Path, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    fixed = isinstance(session.get_inputs()[0].shape[0], int)
-    size = session.get_inputs()[0].shape[0] if fixed else len(next(iter(inputs.values())))
-    return [np.asarray(array) for array in session.run(None, {n: array[:size] for n, array in inputs.items()})]
+    try:
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        fixed = isinstance(session.get_inputs()[0].shape[0], int)
+        size = session.get_inputs()[0].shape[0] if fixed else len(next(iter(inputs.values())))
+        return [np.asarray(array) for array in session.run(None, {n: array[:size] for n, array in inputs.items()})]
+    except Exception as error:  # onnxruntime's exceptions have no common base below Exception
+        raise InputError(f"{file}: ONNX Runtime cannot run it: {one_line(error, 150)}") from error
 
 
 def _compared(asked: Asked, made: Path, part: Ready) -> Comparison:

@@ -147,6 +147,8 @@ def choose_scheme(material: Material) -> Choice:
     for rule, changes in stages:
         if rule is _corrected and not (changes and bench.loses(best)):
             continue
+        if rule is _smallest and best.scheme.activation == "uint16":  # which has no other form
+            continue
         tried = bench.attempts(best, changes)
         if tried:
             best, reason = rule(best, tried, material.task)

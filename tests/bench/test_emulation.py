@@ -15,7 +15,7 @@ def model(name: str, millions: float | None, score: float = 0.5) -> ModelFigures
 def test_the_cost_decides() -> None:
     assert too_much_to_emulate([model("teacher", 3.0), model("student", 1.0)], 10_000) == ""
     told = too_much_to_emulate([model("teacher", 3.0), model("student", 1.0)], 10_001)
-    assert told.startswith("answers are this machine's: an emulated core needs 40 G instructions")
+    assert told.startswith("answers are this machine's: the emulated core would execute 40 G instructions for them")
     assert "instructions were not counted" in too_much_to_emulate([model("teacher", None)], 1)
 
 

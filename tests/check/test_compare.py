@@ -59,6 +59,7 @@ def varied(make: Any, ratio: float, count: int, spread: float = 0.002, **more: A
         (Figure(1.02, "emulated", 1.01, 1.03), "pass"),
         (Figure(1.08, "emulated", 1.07, 1.09), "fail"),
         (Figure(1.06, "emulated", 1.03, 1.09), "inconclusive"),
+        (Figure(1.04, "emulated", 1.03, 1.09), "inconclusive"),
         (Figure(why="no emulator"), "inconclusive"),
         (None, "inconclusive"),
     ],

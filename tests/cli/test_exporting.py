@@ -109,9 +109,26 @@ def test_the_network_of_a_card(cli: Cli, tiny_card: Path, tmp_path: Path) -> Non
     assert (metadata["card"], metadata["target"], metadata["trained"]) == ("tiny", "cpu-arm", "elsewhere")
 
 
+def test_a_network_for_sound_takes_samples(cli: Cli, tmp_path: Path) -> None:
+    from edgekd.nets.teachers import make_teacher_net
+    from edgekd.tasks.known import load_card
+
+    save_state(make_teacher_net(load_card("speech-commands")), tmp_path / "t.safetensors", {})
+    done = cli("export", "t.safetensors", "--card", "speech-commands", "-t", "cpu-arm")
+    assert done.returncode == 0, done.stderr
+    assert "agreement with torch on 64 inputs of noise" in done.stdout
+    session, metadata = told(tmp_path / "t.onnx")
+    (given,) = session.get_inputs()
+    assert (given.name, given.type, given.shape) == ("samples", "tensor(int16)", ["batch", 16_000])
+    assert metadata["input"] == "int16 (batch, 16000), mono samples at 16000 Hz"
+    names = [node.name for node in onnx.load(tmp_path / "t.onnx").graph.node]
+    assert any(name.startswith("edgekd_front_") for name in names)
+
+
 @pytest.mark.parametrize(
     ("source", "options", "expected"),
     [
+        ("M:small", ["--card", "multi30k"], "--card multi30k: its model is two files; edgekd distill writes both"),
         ("M:small", [], "M:small: give the shape of one example with --input"),
         ("M:small", ["--input", "3x8x8"], "--input 3x8x8: should be the sizes of one example with commas between"),
         ("M:small", ["--input", "0,8,8"], "--input 0,8,8: sizes should be above 0"),

@@ -77,9 +77,43 @@ def test_a_function_is_pruned_to_a_size(cli: Cli, mine: str, images: Path, elsew
     again = cli("prune", f"{mine}:wide", *asked, "--budget", "size_kb=5.5", "--epochs", 1, "--rounds", 1)
     assert again.returncode == 0, again.stderr
     assert "already done; --fresh starts again" in again.stderr
+    one = images / "train" / "a" / "0.png"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(one)
+    changed = cli("prune", f"{mine}:wide", *asked, "--budget", "size_kb=5.5", "--epochs", 1, "--rounds", 1)
+    assert changed.returncode == 2
+    assert "the training data have changed since this run began" in changed.stderr
     fits = cli("prune", f"{mine}:wide", *asked, "--budget", "size_kb=50", "--out", tmp_path / "other")
     assert fits.returncode == 0, fits.stderr
     assert "meets the limits as it is (file size ≤ 50.0 kB); nothing is removed" in fits.stdout
+
+
+@pytest.mark.parametrize(
+    ("budget", "unproven"),
+    [
+        (["latency_p50_ms=2"], "latency p50 "),
+        (["latency_p95_ms=2"], "latency p95 unknown"),
+        (["size_kb=50", "min_accuracy=0.5"], "accuracy unknown"),
+    ],
+)
+def test_what_is_not_known_is_no_pass(
+    cli: Cli, mine: str, images: Path, elsewhere: Path, budget: list[str], unproven: str
+) -> None:
+    limits = [part for limit in budget for part in ("--budget", limit)]
+    done = cli("prune", f"{mine}:wide", "--target", elsewhere, "--data", images, "--input", "3,8,8", *limits)
+    assert done.returncode == 3, (done.stdout, done.stderr)
+    assert "nothing is removed, and the verdict is inconclusive" in done.stdout
+    assert unproven in done.stdout
+    assert "file size" not in done.stdout  # its limit is met
+
+
+def test_a_limit_that_int8_alone_meets_is_missed(cli: Cli, mine: str, images: Path, tmp_path: Path) -> None:
+    text = locate("targets", "cpu-x86").read_text(encoding="utf-8").replace('"avx2"', '"no_such_feature"')
+    (tmp_path / "both.toml").write_text(text, encoding="utf-8")
+    shape = ["--input", "3,8,8", "--shape", "width=900", "--budget", "size_kb=80"]
+    done = cli("prune", f"{mine}:wide", "--target", tmp_path / "both.toml", "--data", images, *shape)
+    assert done.returncode == 1, (done.stdout, done.stderr)
+    assert "its fp32 file misses a limit, and another precision does not: nothing is removed" in done.stdout
+    assert "≤ 80.0 kB: fail" in done.stdout
 
 
 @pytest.mark.parametrize(

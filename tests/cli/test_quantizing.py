@@ -120,6 +120,7 @@ def test_ready_inputs_with_labels(cli: Cli, model: Path, arrays: Path, here: Pat
     assert "SQNR of the outputs" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
     told = json.loads(record.read_text(encoding="utf-8"))
+    assert told["answers"] == "measured"
     assert told["comparison"]["count"] == 80
     assert told["comparison"]["bytes_after"] == path.stat().st_size
     assert {layer["name"] for layer in told["layers"]} == {"body.conv", "head"}
@@ -170,6 +171,13 @@ def test_weights_alone(cli: Cli, model: Path, arrays: Path, elsewhere: Path, tmp
     kinds = {node.op_type for node in onnx.load(tmp_path / "d.onnx").graph.node}
     assert "DynamicQuantizeLinear" in kinds
     assert "weights in 8 bits, activations scaled at run time" in done.stdout
+    text = elsewhere.read_text(encoding="utf-8")
+    begin, kept = text.split("[quantization]\n")
+    kept = "\n".join(line for line in kept.splitlines() if not line.startswith(("activation", "weight", "form")))
+    elsewhere.write_text(f'{begin}[quantization]\nactivation = "float"\n{kept}\n', encoding="utf-8")
+    done = cli("quantize", model, "-t", elsewhere, "--data", arrays, "--dynamic", "--out", tmp_path / "d.onnx")
+    assert done.returncode == 0, done.stderr
+    assert "d.onnx: W8, the weights alone" in done.stdout
 
 
 def test_the_opset_comes_into_the_targets_range(
@@ -211,12 +219,14 @@ def test_a_scheme_by_name(cli: Cli, arrays: Path, elsewhere: Path, tmp_path: Pat
 def test_16_bit_activations_for_an_npu_that_is_not_here(cli: Cli, model: Path, arrays: Path, tmp_path: Path) -> None:
     path = tmp_path / "a16w8.onnx"
     call = ["quantize", model, "--data", arrays, "--scheme", "a16w8", "--out", path]
-    done = cli(*call, "--target", "qnn-npu")
+    done = cli(*call, "--target", "qnn-npu", "--json", "record.json")
     assert done.returncode == 0, done.stderr
     assert "target qnn-npu: unavailable" in done.stderr
     assert "answers are those of the CPU provider (proxy)" in done.stderr
     assert "a16w8.onnx: A16W8, minmax, QDQ: the target's own settings, for it cannot be measured here" in done.stdout
     assert "accuracy 100.00 % → 100.00 %" in done.stdout
+    assert "1 allowed: pass (proxy: answers of the CPU provider)" in done.stdout
+    assert json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))["answers"] == "proxy"
     made = onnx.load(path)
     assert {entry.domain: entry.version for entry in made.opset_import}[""] == 18  # the target's oldest, below 21
     known = {tensor.name: tensor.data_type for tensor in made.graph.initializer}

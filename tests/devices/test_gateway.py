@@ -58,3 +58,10 @@ def test_one_command_at_a_time_measures_through_the_gateway(
 def test_a_name_that_is_none_is_told() -> None:
     with pytest.raises(ConfigError, match=r"^device 'ray://a b': it should be like ray://pi4, for the resource dev"):
         Gateway("ray://a b")
+
+
+def test_a_closed_device_is_not_held_again() -> None:
+    device = Gateway("ray://pi4")
+    device.close()
+    with pytest.raises(UnavailableError, match=r"^device ray://pi4: is closed$"):
+        device.facts()

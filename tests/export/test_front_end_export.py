@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from edgekd.card import Augment, Card
 from edgekd.errors import InputError
 from edgekd.export.onnx import export
+from edgekd.export.quantize import quantize, quantize_weights
 from edgekd.export.teacher import export_teacher
 from edgekd.export.untrained import export_untrained
 from edgekd.export.variants import make_variant
 from edgekd.nets.deployed import Deployed, noise_inputs
 from edgekd.nets.families import make
 from edgekd.nets.teachers import load_teacher_file
-from edgekd.target import load_target
+from edgekd.target import Quantization, load_target
 from edgekd.tasks.known import load_card
 
 CARD, TARGET = load_card("speech-commands"), load_target("cpu-x86")
@@ -72,6 +73,22 @@ def test_int8_has_the_formulas_and_close_answers(samples: NDArray[np.int16], fp3
     float_, int8 = answers(fp32, samples), answers(tmp_path / "int8.onnx", samples)
     assert np.abs(float_ - int8).max() < 0.1 * np.abs(float_).max()
     assert {entry.key for entry in model.metadata_props} == {entry.key for entry in onnx.load(fp32).metadata_props}
+
+
+def test_weights_alone_leave_the_front_end_to_its_formulas(
+    samples: NDArray[np.int16], fp32: Path, tmp_path: Path
+) -> None:
+    scheme = Quantization(activation="float")
+    quantize_weights(fp32, tmp_path / "by_weights.onnx", scheme)
+    quantize(fp32, tmp_path / "w8.onnx", scheme, samples)
+    for name in ("by_weights.onnx", "w8.onnx"):
+        model = onnx.load(tmp_path / name)
+        stored = [tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
+        assert stored and not [one for one in stored if one.startswith("edgekd_front_")]
+        assert [node.op_type for node in model.graph.node].count("Range") == 3
+        assert (tmp_path / name).stat().st_size < 9_000  # the matrices would take 120 kB even in 8 bits
+        float_, w8 = answers(fp32, samples), answers(tmp_path / name, samples)
+        assert np.abs(float_ - w8).max() < 0.02 * np.abs(float_).max()
 
 
 def test_fp16_keeps_the_front_end_in_float(samples: NDArray[np.int16], fp32: Path, tmp_path: Path) -> None:
