@@ -68,7 +68,8 @@ class MaskData:
         if self.values and len(self.values) != len(self.classes):
             raise ValueError(f"values: must give one number for each of {len(self.classes)} classes")
         known = [*self.numbers, *self.ignored]
-        if twice := next((one for place, one in enumerate(known) if one in known[:place]), None):
+        twice = next((one for place, one in enumerate(known) if one in known[:place]), None)
+        if twice is not None:
             raise ValueError(f"values, ignored: must name each number once, got {twice} twice")
         return self
 

@@ -106,6 +106,8 @@ def card_of(data: dict[str, Any], **tables: Any) -> Any:
     [
         ({"values": [0]}, {}, "values: must give one number for each of 2 classes"),
         ({"values": [0, 255], "ignored": [255]}, {}, "must name each number once, got 255 twice"),
+        ({"values": [0, 0]}, {}, "must name each number once, got 0 twice"),
+        ({"ignored": [0]}, {}, "must name each number once, got 0 twice"),
         ({"mean": [0.5, 0.5]}, {}, "must give mean as 1 numbers, one per channel, got 2"),
         ({}, {"augment": {"crop": 32}}, "augment.crop: got 32; it should be at most data.size, 16"),
         ({}, {"augment": {"scale": [2.0, 1.0]}}, "scale: should give the smaller factor first"),
