@@ -252,9 +252,8 @@ def _ids(tokenizer: "Tokenizer", texts: Texts, where: str, longest: int) -> NDAr
     """Token ids (n, L), at most `longest` with the end token, padded with PADDING. Raises InputError for a sentence
     with the text of the padding token."""
     rows = [encoded.ids for encoded in tokenizer.encode_batch(texts)]
-    rows = [
-        row if row[-1:] == [END] else [*row[: longest - 1], END] for row in rows
-    ]  # a tokenizer of the user's may not add it
+    # A tokenizer of the user's may add no end token.
+    rows = [row if row[-1:] == [END] else [*row[: longest - 1], END] for row in rows]
     for text, row in zip(texts, rows, strict=True):
         if PADDING in row:
             raise InputError(f"{where}: the padding token {tokenizer.id_to_token(PADDING)} is in {shown(text)}")

@@ -353,12 +353,14 @@ def test_soft_cross_entropy_is_the_mean_of_what_is_drawn() -> None:
     assert np.mean(values) == pytest.approx(expected, abs=4 * float(np.std(values)) / math.sqrt(600))
 
 
-@pytest.mark.parametrize("loss", ["ce", "kd", "mse", "dkd", "dist"])
-def test_a_batch_without_a_judged_pixel_changes_nothing(loss: str) -> None:
+@pytest.mark.parametrize(
+    ("loss", "more"), [*((name, {}) for name in ("ce", "kd", "mse", "dkd", "dist")), ("kd", {"standardize": True})]
+)
+def test_a_batch_without_a_judged_pixel_changes_nothing(loss: str, more: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(0)
     mine, theirs = (torch.randn(2, 3, 4, 4, generator=generator) for _ in range(2))
     mine.requires_grad_()
-    objective = objective_of(recipe_of(losses={loss: 1.0}), rows=judged_pixels)
+    objective = objective_of(recipe_of(losses={loss: 1.0}, **more), rows=judged_pixels)
     none = torch.full((2, 4, 4), IGNORED)
     (term,) = objective.parts[0].terms(seen_by(objective, mine, targets=none, teacher={"logits": theirs})).values()
     term.backward()

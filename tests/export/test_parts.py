@@ -157,11 +157,11 @@ def test_a_decoder_that_gives_nan_is_told(model: Path, tmp_path: Path, beam: int
     np.save(tmp_path / "in.npy", sources())
     files = {"inputs": str(tmp_path / "in.npy"), "outputs": str(tmp_path / "out.npy")}
     for mode, given in (("predict", files), ("generate", {})):
-        with pytest.raises(WorkerError, match="^gives NaN or infinite outputs$"):
+        with pytest.raises(WorkerError, match=r"^gives NaN or infinite outputs$"):
             measure(plan_of(mode, **given), str(broken))
     session = opened(str(broken))
     session.settings["beam"] = beam
-    with pytest.raises(WorkerError, match="^gives NaN or infinite outputs$"):
+    with pytest.raises(WorkerError, match=r"^gives NaN or infinite outputs$"):
         session.run(None, {"ids": sources()[:1]})
 
 
