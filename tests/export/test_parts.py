@@ -163,6 +163,8 @@ def test_a_decoder_that_gives_nan_is_told(model: Path, tmp_path: Path, beam: int
     session.settings["beam"] = beam
     with pytest.raises(WorkerError, match=r"^gives NaN or infinite outputs$"):
         session.run(None, {"ids": sources()[:1]})
+    with pytest.raises(ModelError, match=r"broken\.onnx: gives NaN or infinite outputs$"):
+        cpu_logits(broken, TRANSLATION, sources())
 
 
 def test_what_cannot_generate_is_refused(model: Path) -> None:
