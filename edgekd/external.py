@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GENERATION",
     "decoder_of",
+    "encoder_of",
     "external_files",
     "file_digest",
     "generates",
@@ -33,6 +34,14 @@ GENERATION = "generation"
 def decoder_of(file: Path) -> Path:
     """The file of the decoder that belongs to the encoder in `file`: NAME.decoder.onnx for NAME.onnx."""
     return file.with_name(f"{file.stem}.decoder.onnx")
+
+
+def encoder_of(file: Path) -> Path:
+    """The file of the encoder to which the decoder in `file` belongs; any other file is returned as it is."""
+    stem = file.name.removesuffix(".decoder.onnx")
+    encoder = file.with_name(f"{stem}.onnx")
+    belongs = stem != file.name and file.name in _other_files(encoder)
+    return encoder if belongs else file
 
 
 def generates(model: "ModelProto") -> bool:

@@ -141,4 +141,5 @@ def _derived(folder: Path, name: str) -> Iterator[Path]:
     for begin, patterns in DERIVED.items():
         if name.startswith(begin):
             found = {path for pattern in patterns for path in folder.glob(pattern)}
+            found -= {folder / other for other in _other_part(name)}  # both parts are written together
             yield from sorted(path for path in found if path.is_file() or "-attempt-" in f"-{path.name}")

@@ -12,9 +12,9 @@ import edgekd.run
 import edgekd.search.candidates
 import edgekd.search.int8
 import edgekd.search.pruning
-from edgekd.artefacts import NEWEST, listed, write_list
+from edgekd.artefacts import NEWEST, keeping, listed, write_list
 from edgekd.errors import InputError
-from edgekd.files import file_sha256, read_json, write_json
+from edgekd.files import atomic, file_sha256, read_json, write_json
 from edgekd.mend import adopted, expected, mend, refuse_lost_settings, refuse_tampered, remove_derived
 
 SETTINGS: dict[str, Any] = {"schema_version": 2, "card": {}, "target": {}, "budget": {}, "files": {}}
@@ -132,6 +132,22 @@ def test_unfinished_trainings_from_another_file_are_removed(
         (run / "student" / folder / "checkpoint.pt").write_bytes(b"begun")
     remove_derived(run, name)
     assert {path.name for path in (run / "student").iterdir() if path.is_dir()} == kept
+
+
+def test_a_decoder_written_before_its_encoder_is_kept(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    parts = [run / "exported" / f"student-fp32{end}.onnx" for end in (".decoder", "")]
+    for part in parts:
+        part.write_bytes(b"of other weights")
+    write_list(run)
+    for part in parts:
+        part.unlink()
+    with keeping(run, expected(run), lambda name: remove_derived(run, name)):
+        for part in parts:
+            with atomic(part) as temporary:
+                temporary.write_bytes(b"made again")
+    assert all(part.read_bytes() == b"made again" for part in parts)
+    assert not (run / "exported" / "student-int8.onnx").exists()
 
 
 @pytest.mark.parametrize("version", [99, "3", -1.5, [1], True])

@@ -5,13 +5,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from edgekd.card import Budget
 from edgekd.errors import InputError
 from edgekd.figures import FIGURES, Figure, ModelFigures, Placement
 from edgekd.judge import budget_figures, judge
+from edgekd.report.run.write import write_reports
 from edgekd.result import Result, model_json, read_bench, read_models, read_verdict, write_bench, write_result
+from edgekd.run import Run
 from edgekd.target import load_target
 
 TEACHER = ModelFigures(
@@ -218,3 +221,17 @@ def test_a_cut_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps(OLD)[:100])
     with pytest.raises(InputError, match=r"x.json: not valid JSON: "):
         read_models(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("exported", [[], ["student-int8.onnx"]])
+def test_a_run_without_the_file_to_ship_is_not_finished(tmp_path: Path, exported: list[str]) -> None:
+    run = Run(tmp_path)
+    for name in exported:  # an encoder without its decoder
+        graph = onnx.helper.make_graph([], "g", [], [])
+        model = onnx.helper.make_model(graph)
+        onnx.helper.set_model_props(model, {"edgekd": "1", "generation": "{}"})
+        run.exported.mkdir()
+        onnx.save(model, run.exported / name)
+    with pytest.raises((InputError, FileNotFoundError), match=r"student-int8(\.decoder)?\.onnx"):
+        write_reports(result(TEACHER, STUDENT), [], run)
+    assert not run.result.exists() and not run.model.exists()

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import onnxruntime
 import pytest
 
 import edgekd
+from edgekd.artefacts import write_list
 from edgekd.bench.worker import opened
 from edgekd.external import decoder_of, model_bytes
 from edgekd.tasks.translation import TRANSLATION, texts_of, tokenizer_from
@@ -162,6 +164,10 @@ def test_the_report_shows_translations(run: Path, tmp_path: Path, cli: Cli) -> N
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     sentence, reference, _ = result_of(run)["models"][0]["details"]["translations"][0]
     assert "<h2>Translations</h2>" in page and f'<td class="text">{sentence}</td>' in page and reference in page
+    without = tmp_path / "without"
+    shutil.copytree(run, without, ignore=shutil.ignore_patterns("*.onnx"))
+    done = cli("report", without, "--html", tmp_path / "page.html")
+    assert done.returncode == 0 and sentence in (tmp_path / "page.html").read_text(encoding="utf-8"), done.stderr
 
 
 def test_a_model_is_checked_against_another_on_the_same_sentences(run: Path, tmp_path: Path, cli: Cli) -> None:
@@ -170,6 +176,20 @@ def test_a_model_is_checked_against_another_on_the_same_sentences(run: Path, tmp
     files = run / "exported" / "student-fp32.onnx", "--baseline", run / "exported" / "teacher-fp32.onnx"
     done = cli("check", *files, "-t", "cpu-arm", "--data", tmp_path / "set.npz")
     assert "BLEU loss" in done.stdout, done.stderr + done.stdout
+
+
+def test_a_run_is_checked_by_its_folder(run: Path, tmp_path: Path, cli: Cli) -> None:
+    done = cli("check", run, "-t", "cpu-arm", "--baseline", run)
+    assert done.returncode == 0 and "(the very same file (SHA-256))" in done.stdout, done.stderr + done.stdout
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    changed = bytearray((other / "model.decoder.onnx").read_bytes())
+    changed[len(changed) // 2] ^= 1
+    (other / "model.decoder.onnx").write_bytes(changed)
+    (other / "artefacts.json").unlink()
+    write_list(other)  # a list that holds the digest of the changed file
+    done = cli("check", other, "-t", "cpu-arm")
+    assert done.returncode == 2 and "model.onnx: is not the file the run made" in done.stderr
 
 
 def test_missing_files_and_pairs_end_in_one_line(place: Path, tmp_path: Path, cli: Cli) -> None:

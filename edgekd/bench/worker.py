@@ -537,10 +537,15 @@ class Generating:
         return memory, past
 
     def step(self, tokens: Any, memory: dict[str, Any], past: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Return the logits (B, V) after the tokens (B,), and the past that includes these tokens."""
+        """Return the logits (B, V) after the tokens (B,), and the past that includes these tokens.
+
+        Raises WorkerError for NaN or infinite logits, which the generated tokens would not show.
+        """
         fed = {"token": np.asarray(tokens, np.int32)[:, None], **memory, **past}
         found = dict(zip(self.names, self.decoder.run(None, fed)))
         logits = found.pop("logits")
+        if not np.isfinite(logits.max(axis=1)).all():
+            raise WorkerError("gives NaN or infinite outputs")
         return logits, {"past_" + name[len("present_") :]: array for name, array in found.items()}
 
     def greedy(self, ids: Any) -> Any:
@@ -1109,7 +1114,9 @@ class Caller:
             raise self.failed(error) from error
 
     def failed(self, error: Exception) -> WorkerError:
-        """Return the error of a failed call, with the inputs that the model was fed."""
+        """Return the error of a failed call, with the inputs that the model was fed; a WorkerError as it is."""
+        if isinstance(error, WorkerError):
+            return error
         told = explain(error, self.plan, "the model fails when it runs")
         return WorkerError(str(told) + "; it was fed " + self.fed) if self.fed and not wants_memory(error) else told
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgekd import units
 from edgekd.console import open_streams, out, say
 from edgekd.errors import ConfigError, EdgekdError, ExitCode, InputError, one_line, worst
-from edgekd.external import model_bytes
+from edgekd.external import decoder_of, encoder_of, generates, model_bytes
 from edgekd.units import flat
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def _check_files(options: argparse.Namespace) -> int:
     if low is not None and high is not None and low > high:
         return _complain(ConfigError(f"--min-opset {low}: should be at most --max-opset, which is {high}"))
     codes = [ExitCode.PASS]
-    for file in options.files:
+    for file in dict.fromkeys(map(encoder_of, options.files)):
         try:
             problems = file_problems(file, options.max_size_kb, low, high)
         except EdgekdError as error:
@@ -72,24 +72,34 @@ def _positive(text: str) -> float:
 def file_problems(
     file: Path, max_size_kb: float | None = None, min_opset: int | None = None, max_opset: int | None = None
 ) -> list[str]:
-    """Return the problems of `file`, one line each.
+    """Return the problems of `file`, one line each. The decoder of a model that generates is part of it.
 
-    Raises InputError if the file, or a file with its external weights, cannot be read.
+    Raises InputError if the file, its decoder, or a file with its external weights, cannot be read.
     """
     model = _load(file)
     size = model_bytes(file, model)
-    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=None)
     problems = []
     if max_size_kb is not None and size > max_size_kb * 1_000:
         limit = units.bytes_(max_size_kb * 1_000)
-        problems.append(f"size {units.bytes_(size)} ({size:,} B) > {limit}; quantize it, or raise --max-size-kb")
+        problems.append(
+            f"{file}: size {units.bytes_(size)} ({size:,} B) > {limit}; quantize it, or raise --max-size-kb"
+        )
+    parts = {file: model} | ({decoder_of(file): _load(decoder_of(file))} if generates(model) else {})
+    for part, loaded in parts.items():
+        problems += [f"{part}: {problem}" for problem in _opset_problems(loaded, min_opset, max_opset)]
+    return problems
+
+
+def _opset_problems(model: "ModelProto", min_opset: int | None, max_opset: int | None) -> list[str]:
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=None)
+    problems = []
     if opset is None and (min_opset is not None or max_opset is not None):
         problems.append("declares no opset of the default domain, so its limits cannot be checked; export it again")
     if opset is not None and min_opset is not None and opset < min_opset:
         problems.append(f"opset {opset} < {min_opset}; export it with opset {min_opset}, or lower --min-opset")
     if opset is not None and max_opset is not None and opset > max_opset:
         problems.append(f"opset {opset} > {max_opset}; export it with opset {max_opset}, or raise --max-opset")
-    return [f"{file}: {problem}" for problem in problems]
+    return problems
 
 
 def _load(file: Path) -> "ModelProto":

@@ -7,7 +7,8 @@ from edgekd.budget import Budget, read_budget
 from edgekd.card import Card
 from edgekd.check.record import Checked, is_record, record_of
 from edgekd.errors import InputError
-from edgekd.files import file_sha256, read_json
+from edgekd.external import file_digest
+from edgekd.files import read_json
 from edgekd.run import Run
 from edgekd.runs import Inputs, finished, run_inputs, task_of_file, task_of_run
 from edgekd.scores import ScoreKind
@@ -49,7 +50,7 @@ def source_of(path: Path, target: Target, inputs: Inputs | None, own_data: bool 
     chosen = next((model for model in models if model.name == content.get("chosen")), None)
     if chosen is None or not run.model.is_file():
         raise InputError(f"{run.model}: is missing; run its `edgekd distill` with --fresh")
-    if file_sha256(run.model) != chosen.sha256:
+    if file_digest(run.model) != chosen.sha256:
         raise InputError(f"{run.model}: is not the file the run made (its SHA-256 differs); check it by its own path")
     return Source(
         name=visible(f"{path.name}/{chosen.name}"),

@@ -46,8 +46,8 @@ def _images(split: Split, count: int) -> Iterable[NDArray[np.uint8]]:
 
 
 def digest(split: Split) -> str:
-    """SHA-256 of all labels and all inputs, with their types and shapes, as hex. If the images are decoded on every
-    read, it uses their `Split.origin` instead of their pixels."""
+    """SHA-256 of all labels, all inputs and `Split.extra`, with their types and shapes, as hex. If the images are
+    decoded on every read, it uses their `Split.origin` instead of their pixels."""
     content = hashlib.sha256()
 
     def add(array: NDArray[Any]) -> None:
@@ -61,6 +61,8 @@ def digest(split: Split) -> str:
     else:
         for inputs in _images(split, len(split)):
             add(inputs)
+    if split.extra is not None and len(split.extra):
+        add(split.extra)
     return content.hexdigest()
 
 

@@ -22,7 +22,7 @@ from edgekd.data.pixels import turned_size
 from edgekd.data.sources import HELD_OUT, place_of
 from edgekd.data.views import draws
 from edgekd.errors import InputError, shown
-from edgekd.tasks.segmentation import IGNORED, MaskData
+from edgekd.tasks.segmentation import IGNORED, SEGMENTATION, MaskData
 
 __all__ = [
     "load_masked_test",
@@ -41,6 +41,8 @@ VIEWS_VERSION = 1
 class _Pair:
     image: Path
     mask: Path
+    name: str
+    """Their path below `images` and `masks`, without the ending."""
 
 
 def load_masked_training(card: Card, folder: Path | None) -> tuple[Split, Split]:
@@ -58,7 +60,7 @@ def load_masked_training(card: Card, folder: Path | None) -> tuple[Split, Split]
     if validation_folder(place) is not None:
         return _split(pairs, data, "train"), _split(_pairs(place, "validation"), data, "validation")
     held = _held(pairs, data.validation_fraction, f"validation {data.validation_seed}")
-    rest = [pair for pair in pairs if pair not in held]
+    rest = _without(pairs, held)
     if not rest:
         raise InputError(f"{place}: all {len(pairs)} training images fall to validation; lower validation_fraction")
     return _split(rest, data, "train"), _split(held, data, "validation")
@@ -95,7 +97,7 @@ def _pairs(place: Path, part: str) -> list[_Pair]:
     if not (place / "train").is_dir():
         pairs = _pairs_in(place)
         held = _held(pairs, HELD_OUT, "test")
-        return held if part == "test" else [pair for pair in pairs if pair not in held]
+        return held if part == "test" else _without(pairs, held)
     own = validation_folder(place)
     roots = {"train": place / "train", "validation": own, "test": place / "test"}
     root = roots[part]
@@ -117,7 +119,12 @@ def _pairs_in(root: Path) -> list[_Pair]:
             raise InputError(f"{file}: is a mask without an image; {root / 'images'} holds no {shown(stem)}")
     if not images:
         raise InputError(f"{root / 'images'}: holds no images")
-    return [_Pair(file, masks[stem]) for stem, file in images.items()]
+    return [_Pair(file, masks[stem], stem) for stem, file in images.items()]
+
+
+def _without(pairs: Sequence[_Pair], held: Sequence[_Pair]) -> list[_Pair]:
+    names = {pair.name for pair in held}
+    return [pair for pair in pairs if pair.name not in names]
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
@@ -138,7 +145,7 @@ def _held(pairs: Sequence[_Pair], share: float, purpose: str) -> list[_Pair]:
     """
 
     def place(pair: _Pair) -> float:
-        return int.from_bytes(hashlib.sha256(f"{purpose}/{pair.image.stem}".encode()).digest()[:6]) / 2**48
+        return int.from_bytes(hashlib.sha256(f"{purpose}/{pair.name}".encode()).digest()[:6]) / 2**48
 
     return [pair for pair in pairs if place(pair) < share] or [min(pairs, key=place)]
 
@@ -150,6 +157,8 @@ def _split(pairs: Sequence[_Pair], data: MaskData, part: str) -> Split:
     if problems:
         raise InputError(problems[0] + (f" ({len(problems) - 1} more masks have problems)" if problems[1:] else ""))
     maps = np.stack([one for one in tried if not isinstance(one, str)])
+    if problem := SEGMENTATION.targets_problem(maps):
+        raise InputError(f"{part} part in {pairs[0].mask.parent}: {problem}")
 
     def origin(i: int) -> bytes:
         stat = pairs[i].image.stat()
@@ -192,7 +201,9 @@ def read_mask(mask: Path, image: Path, data: MaskData) -> NDArray[np.uint8]:
 
 def _numbers(image: Image.Image, where: Path) -> NDArray[np.int64]:
     """The number of each pixel (H, W): its grey level, or its index into the palette; 0 and 255 for 1 bit."""
-    if image.mode in ("P", "L", "1", "I", "I;16"):
+    if image.mode == "F":
+        raise InputError(f"{where}: holds fractions; a mask has one whole number a pixel: write it grey, of 8 bit")
+    if image.mode in ("P", "L", "1", "I", "I;16", "I;16B"):
         return np.asarray(image.convert("L") if image.mode == "1" else image).astype(np.int64)
     values = np.asarray(image.convert("RGB"))
     if not (values == values[..., :1]).all():

@@ -85,7 +85,8 @@ def load_pairs_training(card: Card, folder: Path | None) -> tuple[Pairs, Pairs]:
 def examine_pairs(card: Card, folder: Path | None) -> tuple[Pairs, Pairs]:
     """The training and the validation part; also reads the test part, so that its errors are reported early."""
     parts = load_pairs_training(card, folder)
-    read_pairs(place_of(card, folder) or Path(), card.data.test, card.data)
+    place = place_of(card, folder) or Path()
+    _encoded(read_pairs(place, card.data.test, card.data), card.data, parts[0].tokenizer, f"{place}")
     return parts
 
 
@@ -99,7 +100,7 @@ def require_test_pairs(card: Card, folder: Path | None) -> None:
 def load_test_pairs(card: Card, folder: Path | None, tokenizer: Path) -> Pairs:
     """The test part, with the tokenizer that the run has saved. Load it only once, for the final figures."""
     place, data = place_of(card, folder) or Path(), card.data
-    text = tokenizer.read_text(encoding="utf-8")
+    text = _text_of(tokenizer)
     return _encoded(read_pairs(place, data.test, data), data, text, f"{place}")
 
 
@@ -200,7 +201,7 @@ def _tokenizer_text(card: Card, place: Path) -> str:
         file = card.resolve(data.tokenizer)
         if not file.is_file():
             raise InputError(f"{file}: no such tokenizer file; it is the tokenizer.json of the tokenizers library")
-        text, where = file.read_text(encoding="utf-8"), str(file)
+        text, where = _text_of(file), str(file)
     count = tokenizer_from(text, where).get_vocab_size()
     if count != data.vocabulary:
         less = "" if data.tokenizer else " or less"
@@ -208,6 +209,16 @@ def _tokenizer_text(card: Card, place: Path) -> str:
             f"{card.file}: data.vocabulary: got {data.vocabulary}; {where} has {count} tokens; set it to that{less}"
         )
     return text
+
+
+def _text_of(tokenizer: Path) -> str:
+    """The content of a tokenizer's file. Raises InputError if it cannot be read."""
+    try:
+        return tokenizer.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{tokenizer}: is no tokenizer.json of the tokenizers library: it is not UTF-8 text") from None
+    except OSError as error:
+        raise InputError(f"{tokenizer}: the tokenizer cannot be read: {one_line(error, 100)}") from error
 
 
 @functools.lru_cache(maxsize=4)
@@ -232,16 +243,17 @@ def _encoded(texts: NDArray[np.str_], data: TranslationData, tokenizer: str, whe
     made = tokenizer_from(tokenizer, where)
     made.no_padding()
     made.enable_truncation(data.max_length)
-    sources = _ids(made, texts[:, 0].tolist(), f"{where}: {data.source_language}")
-    targets = _ids(made, texts[:, 1].tolist(), f"{where}: {data.target_language}")
+    sources = _ids(made, texts[:, 0].tolist(), f"{where}: {data.source_language}", data.max_length)
+    targets = _ids(made, texts[:, 1].tolist(), f"{where}: {data.target_language}", data.max_length)
     return Pairs(texts, (sources, targets), tokenizer)
 
 
-def _ids(tokenizer: "Tokenizer", texts: Texts, where: str) -> NDArray[np.int32]:
-    """Token ids (n, L), each with the end token, padded with PADDING. Raises InputError for a sentence with the text of
-    the padding token."""
+def _ids(tokenizer: "Tokenizer", texts: Texts, where: str, longest: int) -> NDArray[np.int32]:
+    """Token ids (n, L), at most `longest` with the end token, padded with PADDING. Raises InputError for a sentence
+    with the text of the padding token."""
     rows = [encoded.ids for encoded in tokenizer.encode_batch(texts)]
-    rows = [row if row[-1:] == [END] else [*row, END] for row in rows]  # a tokenizer of the user's may not add it
+    # A tokenizer of the user's may add no end token.
+    rows = [row if row[-1:] == [END] else [*row[: longest - 1], END] for row in rows]
     for text, row in zip(texts, rows, strict=True):
         if PADDING in row:
             raise InputError(f"{where}: the padding token {tokenizer.id_to_token(PADDING)} is in {shown(text)}")

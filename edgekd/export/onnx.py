@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import edgekd
 from edgekd import __version__
-from edgekd.bench.worker import Generating, opened
+from edgekd.bench.worker import Generating, WorkerError, opened
 from edgekd.card import Card, caller_rule
 from edgekd.errors import ConfigError, ModelError, one_line
 from edgekd.export.front_end import with_front_end
@@ -264,11 +264,15 @@ def quiet_export() -> Iterator[None]:
 
 def cpu_logits(file: Path, task: Task, images: NDArray[Any]) -> NDArray[np.float32]:
     """Return the file's outputs (n, C) on the CPU provider for every target, because parity is a property of the
-    file. For a model that generates they are the logits after each token, where the source is the target, too.
+    file. For a model that generates they are the logits after each token, where the source is the target, too; raises
+    ModelError if they are NaN or infinite.
     """
     if task.generates:
         session = opened(str(file))
-        return np.concatenate([_stepwise(session, part) for part in task.calls(images)])
+        try:
+            return np.concatenate([_stepwise(session, part) for part in task.calls(images)])
+        except WorkerError as error:
+            raise ModelError(f"{file}: {error}") from error
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     given = session.get_inputs()[0]
     calls = task.calls(images)

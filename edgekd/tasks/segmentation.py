@@ -68,7 +68,8 @@ class MaskData:
         if self.values and len(self.values) != len(self.classes):
             raise ValueError(f"values: must give one number for each of {len(self.classes)} classes")
         known = [*self.numbers, *self.ignored]
-        if twice := next((one for place, one in enumerate(known) if one in known[:place]), None):
+        twice = next((one for place, one in enumerate(known) if one in known[:place]), None)
+        if twice is not None:
             raise ValueError(f"values, ignored: must name each number once, got {twice} twice")
         return self
 
@@ -161,7 +162,12 @@ def _answers(outputs: NDArray[Any]) -> NDArray[np.int64]:
 def _targets_problem(targets: NDArray[Any]) -> str:
     if targets.ndim == 3 and targets.dtype.kind in "iu" and len(targets):
         low, high = int(targets.min()), int(targets.max())
-        return "" if 0 <= low <= high <= IGNORED else f"class maps hold numbers from {low} to {high}, beyond 0 to 255"
+        if not 0 <= low <= high <= IGNORED:
+            return f"class maps hold numbers from {low} to {high}, beyond 0 to 255"
+        judged = np.unique(targets[targets != IGNORED]).tolist()
+        found = f"only class {judged[0]}" if judged else "no class"
+        needs = f"at least two are needed ({IGNORED} is not judged; classes are numbered 0, 1, 2 and so on)"
+        return "" if len(judged) > 1 else f"class maps hold {found}; {needs}"
     return f"labels should be one class map (height, width) for each input, got {targets.dtype} {list(targets.shape)}"
 
 

@@ -138,7 +138,10 @@ def texts_of(ids: NDArray[np.int64], tokenizer: "Tokenizer") -> NDArray[np.str_]
 
 
 def _decode(ids: NDArray[np.int64], file: Path) -> NDArray[np.str_]:
-    stat = file.stat()
+    try:
+        stat = file.stat()
+    except OSError as error:
+        raise InputError(f"{file}: its tokenizer cannot be read: {one_line(error, 100)}") from error
     return texts_of(ids, _tokenizer_in(file, stat.st_mtime_ns, stat.st_size))
 
 
@@ -184,7 +187,6 @@ def _each(outputs: Outputs, targets: Targets) -> NDArray[np.float64]:
     """
     metrics = require("sacrebleu.metrics", "translation", "BLEU")
     bleu, one = metrics.BLEU(), metrics.BLEU(effective_order=True)
-    pairs = zip(outputs.tolist(), targets[:, 1].tolist(), strict=True)
     pairs = zip(outputs.tolist(), targets[:, 1].tolist(), strict=True)
     rows = [one.sentence_score(text, [reference]) for text, reference in pairs]
     counts = np.array([[*row.counts, *row.totals, row.sys_len, row.ref_len] for row in rows])

@@ -82,6 +82,23 @@ def test_weights_in_other_files_count(folder: Path, inside: bool, capsys: pytest
     )
 
 
+@pytest.mark.parametrize("named", [["m.onnx"], ["m.decoder.onnx"], ["m.onnx", "m.decoder.onnx"]])
+def test_both_files_of_a_model_that_generates_are_judged_as_one(
+    folder: Path, named: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = onnx.load(save(Path("m.onnx"), opset=17))
+    onnx.helper.set_model_props(encoder, {"edgekd": "1", "generation": "{}"})
+    onnx.save(encoder, "m.onnx")
+    save(Path("m.decoder.onnx"), opset=13)
+    assert main(["--max-size-kb=6", "--min-opset=15", *named]) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("m.onnx: size 8") and " > 6.0 kB; " in first
+    assert second == "m.decoder.onnx: opset 13 < 15; export it with opset 15, or lower --min-opset"
+    Path("m.onnx").unlink()
+    save(Path("m.onnx"))
+    assert main(["--max-size-kb=6", *named]) == 0, "a file of that name that belongs to no encoder is on its own"
+
+
 def test_weights_outside_the_folder_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = onnx.load(save(Path("m.onnx"), external="m.data"), load_external_data=False)
     for place in ("../../etc/passwd", "/etc/passwd", "a\0b", "x" * 300):

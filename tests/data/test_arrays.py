@@ -35,6 +35,16 @@ def test_data_are_known_by_every_label_and_pixel_and_their_form() -> None:
     assert len({same, *map(digest, others)}) == 6
 
 
+def test_data_are_known_by_what_their_views_need() -> None:
+    def with_extra(extra: NDArray[np.float32] | None) -> str:
+        return digest(Split(LABELS, lambda indices: IMAGES[indices], extra=extra))
+
+    noise = np.arange(5, dtype=np.float32)
+    assert with_extra(None) == with_extra(noise[:0]) == digest(in_memory(IMAGES, LABELS))
+    assert with_extra(noise.copy()) == with_extra(noise)
+    assert len({with_extra(None), with_extra(noise), with_extra(noise + 1), with_extra(noise[1:])}) == 4
+
+
 def test_data_that_are_decoded_later_are_known_by_every_origin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images_module, "MEMORY_LIMIT_BYTES", 0)
 

@@ -69,6 +69,15 @@ def test_a_new_file_moves_no_other_to_another_part(card: Card, folder: Path, dis
     assert pixels(other[1]) != after[1]
 
 
+def test_images_of_the_same_name_in_several_folders_fall_to_all_parts(card: Card, folder: Path, discs: Any) -> None:
+    for seed in range(30):
+        for name in ("images", "masks"):
+            (folder / name / f"plate-{seed}").mkdir()
+            (folder / name / f"shape-{seed}.png").rename(folder / name / f"plate-{seed}" / "a.png")
+    parts = [*load_masked_training(card, folder), load_masked_test(card, folder)]
+    assert all(len(part) > 1 for part in parts) and sum(map(len, parts)) == 30
+
+
 def test_parts_with_folders_of_their_own(card: Card, tmp_path: Path, discs: Any) -> None:
     for place, part in enumerate(("train", "val", "test")):
         discs.write_masked(tmp_path / "parts" / part, 4, first=10 * place)
@@ -90,9 +99,10 @@ def test_masks_grey_of_one_bit_and_as_equal_colours(card: Card, folder: Path) ->
     two = dataclasses.replace(card, data=data)
     on = np.zeros((32, 32), np.uint8)
     on[:5] = 255
-    kinds = (on, on > 0, np.stack([on] * 3, axis=2), on.astype(np.uint16))
+    kinds = (on, on > 0, np.stack([on] * 3, axis=2), on.astype(np.uint16), on.astype(">u2"))
     for seed in range(30):
-        save(kinds[seed % 4], folder / "masks" / f"shape-{seed}.png")
+        (folder / "masks" / f"shape-{seed}.png").unlink()
+        save(kinds[seed % 5], folder / "masks" / f"shape-{seed}.{'tif' if seed % 5 == 4 else 'png'}")
     for part in load_masked_training(two, folder):
         assert np.array_equal(part.labels, np.broadcast_to(on // 255, part.labels.shape))
 
@@ -100,6 +110,7 @@ def test_masks_grey_of_one_bit_and_as_equal_colours(card: Card, folder: Path) ->
 def test_pixels_that_are_not_judged_and_another_size(card: Card, folder: Path) -> None:
     image, mask = np.zeros((48, 64), np.uint8), np.zeros((48, 64), np.uint8)
     image[:, 32:], mask[:, 32:] = 255, 255
+    mask[:24, :32] = 7
     for seed in range(30):
         save(image, folder / "images" / f"shape-{seed}.png")
         save(mask, folder / "masks" / f"shape-{seed}.png")
@@ -107,7 +118,11 @@ def test_pixels_that_are_not_judged_and_another_size(card: Card, folder: Path) -
     # 48 × 64 becomes 32 × 43, of which the 32 columns in the middle are kept.
     differs = (train.labels[0] == IGNORED) != (train.read(np.arange(1))[0, :, :, 0] > 127)
     assert differs.any(axis=0).sum() <= 1  # the column where both meet
-    assert set(np.unique(train.labels)) == {0, IGNORED}
+    assert set(np.unique(train.labels)) == {0, 1, IGNORED}
+    for seed in range(30):
+        save(np.full((48, 64), 255, np.uint8), folder / "masks" / f"shape-{seed}.png")
+    with pytest.raises(InputError, match=r"train part in .*masks: class maps hold no class; at least two are needed"):
+        load_masked_training(card, folder)
 
 
 def first_of(folder: Path, name: str) -> Path:
@@ -124,6 +139,11 @@ def colours(folder: Path) -> None:
     save(np.random.default_rng(0).integers(0, 9, (32, 32, 3)).astype(np.uint8), first_of(folder, "masks"))
 
 
+def fractions(folder: Path) -> None:
+    first_of(folder, "masks").unlink()
+    save(np.full((32, 32), 7.5, np.float32), folder / "masks" / "shape-0.tif")
+
+
 def other_size(folder: Path) -> None:
     save(np.zeros((31, 32), np.uint8), first_of(folder, "masks"))
 
@@ -135,6 +155,7 @@ def other_size(folder: Path) -> None:
         (lambda f: first_of(f, "images").unlink(), "masks/shape-0.png: is a mask without an image"),
         (wrong_number, "masks/shape-0.png: holds 11, which stands for no class; the card's classes are 0, 7, 9"),
         (colours, "masks/shape-0.png: holds colours; a mask has one number a pixel"),
+        (fractions, "masks/shape-0.tif: holds fractions; a mask has one whole number a pixel"),
         (other_size, "masks/shape-0.png: has 32×31 pixels, and its image shape-0.png has 32×32; they should be equal"),
         (lambda f: first_of(f, "masks").write_bytes(b"no"), "masks/shape-0.png: the image does not decode"),
         (lambda f: first_of(f, "images").write_bytes(b"no"), "images/shape-0.png: the image does not decode"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,31 @@ def test_a_damaged_archive_and_an_empty_file_are_told(folder: Path) -> None:
     write(folder, "train", [""], [""])
     with pytest.raises(InputError, match=r"train\.en: holds no sentences"):
         load_pairs_training(card_of(), folder)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_told(folder: Path) -> None:
+    (folder / "own.json").write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"own\.json: is no tokenizer\.json .*: it is not UTF-8 text"):
+        load_pairs_training(card_of(tokenizer=str(folder / "own.json")), folder)
+    with pytest.raises(InputError, match=r"lost\.json: the tokenizer cannot be read: .*No such file"):
+        load_test_pairs(card_of(), folder, folder / "lost.json")
+
+
+def test_the_padding_token_in_a_test_sentence_is_told_early(folder: Path) -> None:
+    write(folder, "test", ["a <pad> dog"], ["ein hund"])
+    with pytest.raises(InputError, match="en: the padding token <pad> is in 'a <pad> dog'"):
+        examine_pairs(card_of(), folder)
+
+
+def test_sentences_of_a_tokenizer_without_end_token_are_no_longer_than_allowed(folder: Path) -> None:
+    keep_pair_tokenizer(card_of(), folder, folder / "kept.json")
+    content = json.loads((folder / "kept.json").read_text(encoding="utf-8"))
+    (folder / "own.json").write_text(json.dumps(content | {"post_processor": None}), encoding="utf-8")
+    texts = dataclasses.replace(card_of(), data=dataclasses.replace(card_of().data, max_length=4))
+    own = dataclasses.replace(texts, data=dataclasses.replace(texts.data, tokenizer=str(folder / "own.json")))
+    for one, other in zip(load_pairs_training(own, folder), load_pairs_training(texts, folder), strict=True):
+        assert one.targets.shape[1] == 4 and (one.targets == other.targets).all()
+        assert (one.targets[:, 3] == END).any()
 
 
 def test_a_vocabulary_larger_than_the_sentences_give_is_refused(folder: Path) -> None:

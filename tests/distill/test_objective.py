@@ -15,10 +15,12 @@ from torch import Size, Tensor, nn
 from edgekd.card import Recipe, Training
 from edgekd.distill.objective import Objective, Seen, distillation, plain, student_layers, teacher_layers
 from edgekd.distill.sampling import generator_for, sample
+from edgekd.distill.tasks.segmentation import judged_pixels
 from edgekd.distill.terms.features import match, similarity
 from edgekd.distill.terms.losses import cross_entropy
 from edgekd.errors import ConfigError
 from edgekd.spec import build
+from edgekd.tasks.segmentation import IGNORED
 
 STUDENT = np.array([[1.0, -0.5, 0.25], [0.0, 2.0, -1.0]])
 TEACHER = np.array([[0.5, 0.5, -2.0], [-1.0, 3.0, 0.0]])
@@ -349,3 +351,17 @@ def test_soft_cross_entropy_is_the_mean_of_what_is_drawn() -> None:
     values = [terms_of(recipe, step=step)["soft_ce"] for step in range(600)]
     expected = F.cross_entropy(S / 2, (T / 2).softmax(dim=1)).item() * 4
     assert np.mean(values) == pytest.approx(expected, abs=4 * float(np.std(values)) / math.sqrt(600))
+
+
+@pytest.mark.parametrize(
+    ("loss", "more"), [*((name, {}) for name in ("ce", "kd", "mse", "dkd", "dist")), ("kd", {"standardize": True})]
+)
+def test_a_batch_without_a_judged_pixel_changes_nothing(loss: str, more: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mine, theirs = (torch.randn(2, 3, 4, 4, generator=generator) for _ in range(2))
+    mine.requires_grad_()
+    objective = objective_of(recipe_of(losses={loss: 1.0}, **more), rows=judged_pixels)
+    none = torch.full((2, 4, 4), IGNORED)
+    (term,) = objective.parts[0].terms(seen_by(objective, mine, targets=none, teacher={"logits": theirs})).values()
+    term.backward()
+    assert torch.isfinite(term) and mine.grad is not None and (mine.grad == 0).all()

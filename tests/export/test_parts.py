@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -141,6 +142,29 @@ def test_predicting_writes_padded_ids(model: Path, tmp_path: Path) -> None:
     files = {"inputs": str(tmp_path / "in.npy"), "outputs": str(tmp_path / "out.npy")}
     measure(plan_of("predict", **files), str(model))
     assert (np.load(tmp_path / "out.npy") == generate(net_of(), sources(), 10)).all()
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_a_decoder_that_gives_nan_is_told(model: Path, tmp_path: Path, beam: int) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(model.read_bytes())
+    decoder = onnx.load(decoder_of(model))
+    for tensor in decoder.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and values.ndim == 2:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.full_like(values, np.nan), tensor.name))
+    onnx.save(decoder, decoder_of(broken))
+    np.save(tmp_path / "in.npy", sources())
+    files = {"inputs": str(tmp_path / "in.npy"), "outputs": str(tmp_path / "out.npy")}
+    for mode, given in (("predict", files), ("generate", {})):
+        with pytest.raises(WorkerError, match=r"^gives NaN or infinite outputs$"):
+            measure(plan_of(mode, **given), str(broken))
+    session = opened(str(broken))
+    session.settings["beam"] = beam
+    with pytest.raises(WorkerError, match=r"^gives NaN or infinite outputs$"):
+        session.run(None, {"ids": sources()[:1]})
+    with pytest.raises(ModelError, match=r"broken\.onnx: gives NaN or infinite outputs$"):
+        cpu_logits(broken, TRANSLATION, sources())
 
 
 def test_what_cannot_generate_is_refused(model: Path) -> None:

@@ -80,6 +80,8 @@ def test_the_figure_of_each_image_spreads_like_the_mean_iou(seed: int) -> None:
     [
         (np.zeros(4, np.int64), "labels should be one class map (height, width) for each input, got int64 [4]"),
         (np.zeros((4, 2, 2), np.float32), "labels should be one class map (height, width) for each input, got float32"),
+        (np.where(TRUTH > 0, 255, 0), "class maps hold only class 0; at least two are needed (255 is not judged;"),
+        (np.full((4, 2, 2), 255), "class maps hold no class; at least two are needed"),
         (np.full((4, 2, 2), 256), "class maps hold numbers from 256 to 256, beyond 0 to 255"),
     ],
 )
@@ -106,6 +108,8 @@ def card_of(data: dict[str, Any], **tables: Any) -> Any:
     [
         ({"values": [0]}, {}, "values: must give one number for each of 2 classes"),
         ({"values": [0, 255], "ignored": [255]}, {}, "must name each number once, got 255 twice"),
+        ({"values": [0, 0]}, {}, "must name each number once, got 0 twice"),
+        ({"ignored": [0]}, {}, "must name each number once, got 0 twice"),
         ({"mean": [0.5, 0.5]}, {}, "must give mean as 1 numbers, one per channel, got 2"),
         ({}, {"augment": {"crop": 32}}, "augment.crop: got 32; it should be at most data.size, 16"),
         ({}, {"augment": {"scale": [2.0, 1.0]}}, "scale: should give the smaller factor first"),

@@ -22,9 +22,12 @@ __all__ = ["MAPS", "judged_pixels", "mean_iou"]
 
 def judged_pixels(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """The logits (N, C) and classes (N,) of the pixels that are judged, of outputs (B, C, H, W) and class maps
-    (B, H, W)."""
+    (B, H, W). If no pixel is judged, they are one row that does not depend on the outputs."""
     rows, classes = outputs.permute(0, 2, 3, 1).reshape(-1, outputs.shape[1]), targets.reshape(-1)
     judged = classes != IGNORED
+    if not bool(judged.any()):  # a mean over no rows is NaN; equal rows of teacher and student have no distance
+        fixed = torch.arange(rows.shape[1], dtype=rows.dtype, device=rows.device)
+        return rows[:1] * 0 + fixed, classes[:1] * 0 + rows.shape[1] - 1
     return (rows, classes) if bool(judged.all()) else (rows[judged], classes[judged])
 
 

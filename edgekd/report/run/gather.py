@@ -345,6 +345,8 @@ def _charted(task: Task, answers: Path, targets: Path, model: Path) -> dict[str,
     """What the charts of the task show of a model's answers; empty if the answers are not kept."""
     if not task.charts or not answers.exists() or not targets.exists():
         return {}
+    if task.decode and not model.exists():  # the answers can only be read with the model's metadata
+        return {}
     outputs, known = task.read_from(np.load(answers), model), np.load(targets)
     return task.charted(outputs, known) if len(outputs) == len(known) else {}
 

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Sequence
 
 from edgekd.candidate import Candidate
-from edgekd.external import decoder_of
+from edgekd.external import decoder_of, model_files
 from edgekd.files import atomic
 from edgekd.report.run.plot import plot_run
 from edgekd.result import Result, write_result
@@ -18,10 +18,11 @@ def write_reports(result: Result, candidates: Sequence[Candidate], run: Run) -> 
     """Write the chosen file, the picture, `report.md` and, last, `result.json`, which marks the run as finished."""
     chosen = next(model for model in result.models if model.name == result.chosen)
     own = run.exported / chosen.file
-    for source, path in ((decoder_of(own), decoder_of(run.model)), (own, run.model)):
-        if source.exists():
-            with atomic(path) as temporary:
-                shutil.copyfile(source, temporary)
+    decoder = decoder_of(own)
+    parts = [(decoder, decoder_of(run.model))] if decoder in model_files(own) else []
+    for source, path in (*parts, (own, run.model)):
+        with atomic(path) as temporary:
+            shutil.copyfile(source, temporary)
     plot_run(
         result.models, candidates, headline(result), run.folder / "figures.png", result.verdict.lines, result.chosen
     )
