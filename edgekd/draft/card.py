@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,12 +99,7 @@ def look_at_data(folder: Path) -> DataFacts:
         return look_at_parquet(folder)
     if (folder / "train.tsv").is_file():
         return look_at_sentences(folder)
-    first = itertools.islice(folder.rglob("*"), SOME)
-    if sound := next((path for path in first if path.suffix.lower() in (".wav", ".flac")), None):
-        raise InputError(
-            f"--data {folder}: holds clips of sound ({sound.name}), for which edgekd init makes no card; copy the one "
-            "that `edgekd models speech-commands` names"
-        )
+    _refuse_others(folder)
     if any(path.is_dir() for path in folder.iterdir()):
         return look_at_folder(folder)
     some = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
@@ -111,6 +107,20 @@ def look_at_data(folder: Path) -> DataFacts:
         f"--data {folder}: holds {some}; edgekd init knows folders of images by class, parquet files (train*, test*) "
         "and sentences (train.tsv, test.tsv)"
     )
+
+
+def _refuse_others(folder: Path) -> None:
+    """Raise InputError for data of which edgekd knows the task, or what it lacks, but for which init makes no card."""
+    copy = "for which edgekd init makes no card; copy the one that `edgekd models {}` names"
+    first = [path for path in itertools.islice(folder.rglob("*"), SOME) if path.is_file()]
+    if sound := next((path for path in first if path.suffix.lower() in (".wav", ".flac")), None):
+        raise InputError(f"--data {folder}: holds clips of sound ({sound.name}), {copy.format('speech-commands')}")
+    if (folder / "Annotations").is_dir() or any(path.name.startswith("instances_") for path in first):
+        raise InputError(f"--data {folder}: holds images with boxes, and edgekd has no task for detection")
+    texts = [path.name.removesuffix(".gz") for path in first if path.parent == folder]
+    sides = Counter(name.rpartition(".")[0] for name in texts if len(name.rpartition(".")[2]) == 2)
+    if sides["train"] == 2:
+        raise InputError(f"--data {folder}: holds pairs of texts, {copy.format('multi30k')}")
 
 
 def _fitted(

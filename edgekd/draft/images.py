@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from edgekd.card import Data
 from edgekd.data.folders import class_files, class_names, part_folder, validation_folder
@@ -39,7 +39,8 @@ def look_at_folder(folder: Path) -> DataFacts:
     classes = tuple(sorted(class_names(root), key=natural))
     if set(classes) == {"images", "masks"}:
         raise InputError(
-            f"{root}: holds images and masks, for segmentation; init writes no such card: copy models/nuclei.toml"
+            f"{root}: holds images and masks, for which edgekd init makes no card; copy the one that "
+            "`edgekd models nuclei` names"
         )
     if len(classes) < 2:
         raise InputError(
@@ -113,7 +114,8 @@ def _facts(
                 modes.add(image.mode)
         except Exception as error:  # PIL raises many kinds of exceptions for a file that is no image
             name = shown(classes[labels[number]])
-            raise InputError(f"an image of class {name} does not decode: {one_line(error, 100)}") from error
+            why = "no known format" if isinstance(error, UnidentifiedImageError) else one_line(error, 100)
+            raise InputError(f"an image of class {name} does not decode: {why}") from error
     grey = all(mode[0] in "1LIF" for mode in modes)
     return DataFacts(
         task="image-classification",

@@ -237,7 +237,10 @@ def test_wrong_numbers_of_classes_and_kinds_are_named(tmp_path: Path) -> None:
         ("--data digits --out card.txt", "a card is a TOML file"),
         ("--data digits --out there.toml", "is there already"),
         ("--data digits --out no/card.toml", "there is no folder no"),
-        ("--data masked", "holds images and masks, for segmentation; init writes no such card"),
+        ("--data masked", "holds images and masks, for which edgekd init makes no card; copy the one"),
+        ("--data pairs", "holds pairs of texts, for which edgekd init makes no card; copy the one that"),
+        ("--data boxes", "holds images with boxes, and edgekd has no task for detection"),
+        ("--data broken", "an image of class '0' does not decode: no known format"),
         ("--data one", "has 1 subfolder; it should hold one for each of at least two classes"),
     ],
 )
@@ -249,6 +252,13 @@ def test_mistakes_are_one_line(cli: Cli, tmp_path: Path, arguments: str, message
     (tmp_path / "sounds" / "train" / "yes" / "a.wav").write_bytes(b"")
     for name in ("images", "masks"):
         (tmp_path / "masked" / name).mkdir(parents=True)
+    for name in ("boxes/Annotations", "boxes/JPEGImages", "pairs"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("train.en", "train.de.gz"):
+        (tmp_path / "pairs" / name).write_bytes(b"")
+    digits_folder(tmp_path / "broken", 12, 2)
+    for path in (tmp_path / "broken").rglob("*.png"):
+        path.write_bytes(b"no image")
     (tmp_path / "there.toml").write_text("")
     done = cli("init", *arguments.split(), "--target", "cpu-arm")
     assert done.returncode == 2
