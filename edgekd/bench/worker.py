@@ -700,11 +700,6 @@ def one_session(onnxruntime: Any, plan: dict[str, Any], model: str, profile_pref
             model, options, providers=[(provider, plan["provider_options"])], enable_fallback=False
         )
     except Exception as error:
-        # ONNX Runtime cannot convert weights that several operators share to the type of its exact kernels. The faster
-        # kernels then answer, and the fingerprint says so: `precise_int8` is false.
-        if plan["precise_int8"] and "Attempt to replace the existing tensor" in str(error):
-            plan["precise_int8"] = False
-            return one_session(onnxruntime, plan, model, profile_prefix)
         raise explain(error, plan, "onnxruntime cannot load it") from error
     if session.get_providers()[0] != provider:
         raise WorkerError(provider + " was asked for, onnxruntime assigned " + ", ".join(session.get_providers()))

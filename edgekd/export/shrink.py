@@ -36,7 +36,7 @@ def shrink(model: ModelProto) -> None:
     """Remove everything from `model` that its outputs do not depend on, and store equal constants once.
 
     * Operator sets, nodes and constants that nothing uses are removed.
-    * Constants with the same type, shape and content become one.
+    * Constants with the same type, shape and content become one, except int8 ones.
     * Zero points of convolutions' weights and biases that are 0, which is the default, are left out.
     * Inner values and constants get short names. Nodes with weights are named after them, as in a profile; others get
       no name.
@@ -106,6 +106,11 @@ def _drop_unused(graph: GraphProto) -> None:
 
 
 def _share_constants(graph: GraphProto) -> None:
+    """Store equal constants once, except int8 ones, such as zero points of weights.
+
+    ONNX Runtime's exact kernels for x86 CPUs without VNNI (`session.x64quantprecision`) convert the int8 constants of
+    each layer to uint8, and cannot load a file in which two layers have the same one.
+    """
     visible = {value.name for value in (*graph.input, *graph.output)}
     first: dict[tuple[Any, ...], str] = {}
     instead: dict[str, str] = {}
@@ -113,7 +118,7 @@ def _share_constants(graph: GraphProto) -> None:
     for tensor in graph.initializer:
         key = (tensor.data_type, tuple(tensor.dims), _content(tensor))
         known = first.get(key)
-        if known is None or tensor.name in visible:
+        if known is None or tensor.name in visible or tensor.data_type == TensorProto.INT8:
             first.setdefault(key, tensor.name)
             kept.append(tensor)
         else:

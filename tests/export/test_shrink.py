@@ -174,13 +174,13 @@ def test_only_what_the_outputs_depend_on_stays() -> None:
     assert [entry.domain for entry in after.opset_import] == [""]
     assert [node.op_type for node in after.graph.node] == [n.op_type for n in before.graph.node if n.op_type != "Mul"]
     kept = sorted(tuple(tensor.dims) for tensor in after.graph.initializer)
-    # one scale, its zero point, one tensor of weights, its scales, and the zero points that are not 0
-    assert kept == sorted([(), (), (4, 4, 3, 3), (4,), (4,)])
+    # one scale, its zero point, the int8 weights of both layers, their scales, and the zero points that are not 0
+    assert kept == sorted([(), (), (4, 4, 3, 3), (4, 4, 3, 3), (4,), (4,)])
     points = [len(node.input) for node in after.graph.node if node.op_type == "DequantizeLinear"]
     assert points == [3, 2, 3]
     assert [v.name for v in (*after.graph.input, *after.graph.output)] == ["x", "y"]
     assert max(len(t.name) for t in after.graph.initializer) == 1
-    assert [node.name for node in after.graph.node if node.op_type == "Conv"] == ["first_weight", ""]
+    assert [node.name for node in after.graph.node if node.op_type == "Conv"] == ["first_weight", "second_weight"]
 
 
 def test_a_scalar_and_a_row_are_different_constants() -> None:
@@ -216,3 +216,24 @@ def test_a_graph_with_branches_is_left_as_it_is(tmp_path: Path) -> None:
     save_model(model, tmp_path / "branches.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "branches.onnx", providers=["CPUExecutionProvider"])
     assert session.run(None, {"x": np.array(True)})[0] == [1.0]
+
+
+@pytest.mark.parametrize("form", ["qdq", "qoperator"])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_layers_of_equal_shape_run_on_exact_kernels(form: Any, per_channel: bool, tmp_path: Path) -> None:
+    """x86 CPUs without VNNI need these kernels, and every x86 CPU has them."""
+    rng = np.random.default_rng(0)
+    weights = [numpy_helper.from_array(rng.normal(size=(16, 16)).astype(np.float32), f"w{n}") for n in range(3)]
+    nodes = [helper.make_node("MatMul", [f"x{n}", f"w{n}"], [f"x{n + 1}"]) for n in range(3)]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 16]) for name in ("x0", "x3")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), tmp_path / "m.onnx")
+    x = rng.normal(size=(64, 16)).astype(np.float32)
+    quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", Quantization(per_channel=per_channel, form=form), x)
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    answers = []
+    for name in ("m.onnx", "q.onnx"):
+        session = onnxruntime.InferenceSession(tmp_path / name, options, providers=["CPUExecutionProvider"])
+        answers.append(session.run(None, {"x0": x})[0])
+    assert np.abs(answers[0] - answers[1]).max() < 0.05 * np.abs(answers[0]).max()
