@@ -37,6 +37,7 @@ __all__ = [
     "check_card",
     "is_published",
     "read_tables",
+    "require_one_a_channel",
 ]
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -68,6 +69,13 @@ def _composed_names(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Classes = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_composed_names)]
+
+
+def require_one_a_channel(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
+    """Raise ValueError unless mean and std have one number for each channel."""
+    for key, given in (("mean", mean), ("std", std)):
+        if len(given) != channels:
+            raise ValueError(f"must give {key} as {channels} numbers, one per channel, got {len(given)}")
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -108,9 +116,7 @@ class Data:
 
     @model_validator(mode="after")
     def _check(self) -> "Data":
-        for key, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != self.channels:
-                raise ValueError(f"must give {key} as {self.channels} numbers, one per channel, got {len(values)}")
+        require_one_a_channel(self.mean, self.std, self.channels)
         if self.source == "import" and self.function is None:
             raise ValueError('must name `function = "package.module:function"` with source = "import"')
         if self.source == "torchvision" and not self.name:

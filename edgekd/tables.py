@@ -27,6 +27,7 @@ __all__ = [
     "parity_table",
     "placement_text",
     "resize_words",
+    "result_items",
     "rich_table",
     "terminal_table",
 ]
@@ -320,6 +321,19 @@ def parity_table(result: Result) -> list["Table"]:
     """The table of `parity_rows` for a terminal; empty if nothing was compared."""
     header, rows = _parity_of(result)
     return [rich_table(header, rows, PARITY_TITLE)] if rows else []
+
+
+def result_items(result: Result) -> list[object]:
+    """What a terminal shows of a result before its verdict: texts, and tables that rich can draw."""
+    title = f"{result.card} on {result.target}, {result.test_examples} test {result.examples}"
+    table, lines = terminal_table(result.models, title)
+    remarks = [*notes(result.models), *result.notes]
+    return [
+        *(table, *lines, *parity_table(result)),
+        *(f"  {text}" for text in budget_lines(result.verdict)),
+        *(f"  note: {remark}" for remark in remarks),
+        f"  shipped: {result.chosen}, because {result.why_chosen}",
+    ]
 
 
 def _parity_text(parity: Mapping[str, Any], examples: str) -> str:

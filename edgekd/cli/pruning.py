@@ -14,7 +14,7 @@ from edgekd.devices.local import connect
 from edgekd.errors import ConfigError, InputError, did_you_mean
 from edgekd.imports import require
 from edgekd.result import Result
-from edgekd.tables import budget_lines, headline, notes, parity_table, terminal_table
+from edgekd.tables import headline, result_items
 from edgekd.target import load_target
 
 if TYPE_CHECKING:
@@ -165,15 +165,8 @@ def _drafted(source: str, options: PruneOptions) -> "Card":
 
 
 def _show(result: Result, run: "Run", seconds: float) -> None:
-    title = f"{result.card} on {result.target}, {result.test_examples} test {result.examples}"
-    table, lines = terminal_table(result.models, title)
-    for item in (table, *lines, *parity_table(result)):
+    for item in result_items(result):
         out(item)
-    for text in budget_lines(result.verdict):
-        out(f"  {text}")
-    for remark in [*notes(result.models), *result.notes]:
-        out(f"  note: {remark}")
-    out(f"  shipped: {result.chosen}, because {result.why_chosen}")
     out(f"{run.model}, {run.folder / 'report.md'} ({units.duration(seconds)})")
     out(f"{run.exported / 'pruned.pt2'}: the dense network for torch.export.load; {run.pruned_weights}: its weights")
     out(headline(result))

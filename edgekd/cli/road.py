@@ -20,16 +20,7 @@ from edgekd.result import Result
 from edgekd.run import Run
 from edgekd.settings import for_target, parse_settings
 from edgekd.spec import bundled_names
-from edgekd.tables import (
-    budget_lines,
-    comparison_rows,
-    headline,
-    markdown_table,
-    notes,
-    parity_table,
-    rich_table,
-    terminal_table,
-)
+from edgekd.tables import comparison_rows, headline, markdown_table, result_items, rich_table
 from edgekd.target import Target, load_target
 from edgekd.tasks.known import load_card, task_of
 
@@ -179,15 +170,8 @@ def _mention_unknown_budgets(card: Card, target: Target) -> None:
 
 def _show(result: Result, run: Run, seconds: float, before: bool) -> None:
     """Show a result; `before` says that the run was finished before this command."""
-    title = f"{result.card} on {result.target}, {result.test_examples} test {result.examples}"
-    table, lines = terminal_table(result.models, title)
-    for item in (table, *lines, *parity_table(result)):
+    for item in result_items(result):
         show(item)
-    for text in budget_lines(result.verdict):
-        show(f"  {text}")
-    for remark in [*notes(result.models), *result.notes]:
-        show(f"  note: {remark}")
-    show(f"  shipped: {result.chosen}, because {result.why_chosen}")
     if before:
         words = headline(result).removeprefix(f"{result.card} on {result.target}: ")
         show(f"{run.folder}: already done, verdict {words}; --fresh starts again")

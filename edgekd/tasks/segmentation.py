@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from edgekd.card import MAX_SIDE, Augment, Classes, Level, caller_rule
+from edgekd.card import MAX_SIDE, Augment, Classes, Level, caller_rule, require_one_a_channel
 from edgekd.recipe import Positive, Seed
 from edgekd.scores import ScoreKind
 from edgekd.tasks.task import Normalization, Task
@@ -60,9 +60,7 @@ class MaskData:
 
     @model_validator(mode="after")
     def _check(self) -> "MaskData":
-        for key, given in (("mean", self.mean), ("std", self.std)):
-            if len(given) != self.channels:
-                raise ValueError(f"must give {key} as {self.channels} numbers, one per channel, got {len(given)}")
+        require_one_a_channel(self.mean, self.std, self.channels)
         if len(self.classes) > IGNORED:
             raise ValueError(f"classes: at most {IGNORED}, got {len(self.classes)}")
         if self.values and len(self.values) != len(self.classes):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -14,7 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgekd.devices.emulated import Emulated
 from edgekd.devices.ssh import Ssh
+from edgekd.errors import EdgekdError
+from edgekd.target import load_target
 
 SERVER = """
 Port {port}
@@ -170,6 +174,22 @@ def board(sshd: Board, monkeypatch: pytest.MonkeyPatch) -> Iterator[Board]:
         device.close()
     sshd.opened.clear()
     sshd.python = sys.executable
+
+
+@pytest.fixture
+def emulated_board(board: Board) -> Board:
+    """A board whose Python is an emulated one, so that agent and workers run on another architecture than the test."""
+    core = Emulated("qemu://cortex-a72")
+    try:
+        core.require(load_target("cpu-arm"))
+    except EdgekdError as error:
+        pytest.skip(str(error))
+    python = board.home / "python"
+    command = " ".join(shlex.quote(word) for word in core.command() if word != "-I")
+    python.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    python.chmod(0o755)
+    board.python = str(python)
+    return board
 
 
 @pytest.fixture

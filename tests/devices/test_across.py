@@ -4,7 +4,6 @@ Skipped where sshd, qemu or the emulated system is missing.
 """
 
 import json
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,30 +11,11 @@ from typing import Any
 import pytest
 
 from edgekd.bench.records import Effort
-from edgekd.devices.emulated import Emulated
-from edgekd.errors import EdgekdError
-from edgekd.target import load_target
 
 FEW = Effort(
     processes=1, min_processes=1, warmup_s=0.0, min_calls=3, max_calls=3, max_s=0.0, placement=False, memory=False
 )
 """An emulated process needs seconds to start, and its times mean nothing."""
-
-
-@pytest.fixture
-def emulated_board(board: Any) -> Any:
-    """The board of tests/devices/conftest.py with an emulated Python, so that its agent and workers are of aarch64."""
-    core = Emulated("qemu://cortex-a72")
-    try:
-        core.require(load_target("cpu-arm"))
-    except EdgekdError as error:
-        pytest.skip(str(error))
-    python = board.home / "python"
-    command = " ".join(shlex.quote(word) for word in core.command() if word != "-I")
-    python.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-    python.chmod(0o755)
-    board.python = str(python)
-    return board
 
 
 @pytest.mark.slow

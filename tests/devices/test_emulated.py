@@ -1,6 +1,5 @@
 """An emulated Arm board; the tests that start it are skipped where qemu or its system is not installed."""
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,20 +99,9 @@ def test_instructions_are_those_of_the_products(emulated: Site, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_by_ssh_a_board_of_another_architecture_is_measured(
-    board: Any, tmp_path: Path, tiny_model: Callable[[Path, int], Path]
+    emulated_board: Any, tmp_path: Path, tiny_model: Callable[[Path, int], Path]
 ) -> None:
-    """The board's Python is an emulated one, so that agent and worker run on another architecture than this test."""
-    core = Emulated("qemu://cortex-a72")
-    try:
-        core.require(load_target("cpu-arm"))
-    except EdgekdError as error:
-        pytest.skip(str(error))
-    python = board.home / "python"
-    command = " ".join(shlex.quote(word) for word in core.command() if word != "-I")
-    python.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-    python.chmod(0o755)
-    board.python = str(python)
-    device = board.device()
+    device = emulated_board.device()
     site = Site(load_target("cpu-arm"), device)
     assert (device.facts().architecture, site.differences) == ("aarch64", [])
     device.require(site.target)
