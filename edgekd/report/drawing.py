@@ -30,8 +30,8 @@ Chart = dict[str, Any]
 INK, FAINT, GRID, GOOD = "#1f2933", "#7b8794", "#e4e7eb", "#2f855a"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
-ROOM = 34
-"""Pixels that the text of a tick needs."""
+ROOM, DIGIT = 34, 8
+"""Pixels that the text of a tick needs at least, and that one of its characters takes."""
 
 _TICKS = ((1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
 """Choices of the ticks within a decade, the densest first."""
@@ -86,16 +86,27 @@ def axis(title: str, ends: Sequence[float]) -> Chart:
     return {"title": {"text": title, "standoff": 10}, "range": list(ends), "tickcolor": "#9aa5b1", **line}
 
 
-def log_axis(title: str, ends: Sequence[float], pixels: int) -> Chart:
-    """A log axis that is `pixels` long. It has as many round numbers as fit, and each is written completely."""
+def log_axis(title: str, ends: Sequence[float], pixels: int, upright: bool = False) -> Chart:
+    """A log axis that is `pixels` long. It has as many round numbers as fit, and each is written completely.
+
+    The length of a number does not matter if the axis is `upright`.
+    """
     per_decade = pixels / max(ends[1] - ends[0], 0.01)
-    digits = next((d for d in _TICKS if per_decade * _narrowest(d) > ROOM), _TICKS[-1])
+    for digits in _TICKS:
+        shown, texts = _ticks(digits, ends)
+        room = ROOM if upright else max([ROOM, *(DIGIT * (len(text) + 1) for text in texts)])
+        if per_decade * _narrowest(digits) > room:
+            break
+    # `tickformat` is used by the automatic ticks, which the page shows after zooming.
+    return axis(title, ends) | {"type": "log", "tickvals": shown, "ticktext": texts, "tickformat": ",~r"}
+
+
+def _ticks(digits: Sequence[float], ends: Sequence[float]) -> tuple[list[float], list[str]]:
+    """The ticks between two exponents of ten that begin with one of the digits, and their texts."""
     decades = range(math.floor(ends[0]), math.ceil(ends[1]) + 1)
     ticks = [digit * 10.0**decade for decade in decades for digit in digits]
     shown = [tick for tick in ticks if ends[0] <= math.log10(tick) <= ends[1]]
-    texts = [f"{tick:,.0f}" if tick >= 1000 else f"{tick:g}" for tick in shown]
-    # `tickformat` is used by the automatic ticks, which the page shows after zooming.
-    return axis(title, ends) | {"type": "log", "tickvals": shown, "ticktext": texts, "tickformat": ",~r"}
+    return shown, [f"{tick:,.0f}" if tick >= 1000 else f"{tick:g}" for tick in shown]
 
 
 def _narrowest(digits: Sequence[float]) -> float:

@@ -72,7 +72,7 @@ def trade_chart(story: Story) -> Chart:
     marks += [mark for side, (level, text) in enumerate(levels) for mark in _level(level, text, side)]
     drawn = layout(500) | {
         "xaxis": log_axis(_AXES[left.x], ranges["x"], 450) | {"domain": [0.0, 0.45]},
-        "yaxis": log_axis(_AXES["size_kb"], ranges["y"], 330),
+        "yaxis": log_axis(_AXES["size_kb"], ranges["y"], 330, upright=True),
         "xaxis2": log_axis(_AXES[right.x], ranges["x2"], 450) | {"domain": [0.56, 1.0], "anchor": "y2"},
         "yaxis2": axis(story.kind.axis("test"), ranges["y2"]) | {"anchor": "x2"},
         "shapes": [mark for mark in marks if "type" in mark],

@@ -249,15 +249,17 @@ def test_many_classes_without_a_matrix_show_the_worst(make_run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ends", "pixels", "texts"),
+    ("ends", "pixels", "upright", "texts"),
     [
-        ((-1, 1), 450, ["0.1", "0.2", "0.5", "1", "2", "5", "10"]),
-        ((0.0, 0.5), 450, ["1", "1.5", "2", "2.5", "3"]),
-        ((2, 5), 330, ["100", "300", "1,000", "3,000", "10,000", "30,000", "100,000"]),
+        ((-1, 1), 450, False, ["0.1", "0.2", "0.5", "1", "2", "5", "10"]),
+        ((0.0, 0.5), 450, False, ["1", "1.5", "2", "2.5", "3"]),
+        ((2, 5), 330, True, ["100", "300", "1,000", "3,000", "10,000", "30,000", "100,000"]),
+        ((2, 5), 330, False, ["100", "1,000", "10,000", "100,000"]),
+        ((-3.3, 0), 450, False, ["0.001", "0.003", "0.01", "0.03", "0.1", "0.3", "1"]),
     ],
 )
-def test_a_log_axis_has_as_many_round_numbers_as_have_room(ends, pixels, texts) -> None:
-    assert log_axis("x", ends, pixels)["ticktext"] == texts
+def test_a_log_axis_has_as_many_round_numbers_as_have_room(ends, pixels, upright, texts) -> None:
+    assert log_axis("x", ends, pixels, upright)["ticktext"] == texts
 
 
 def test_plotly_shows_text_as_it_is() -> None:
