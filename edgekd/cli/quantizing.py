@@ -5,7 +5,7 @@ import math
 import os
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekd import units
 from edgekd.console import out, say
@@ -19,6 +19,9 @@ from edgekd.judge import EXIT_CODES
 from edgekd.scratch import scratch
 from edgekd.tables import rich_table
 from edgekd.target import SCHEMES, Provider, Quantization, Target, load_target, wide_problem
+
+if TYPE_CHECKING:
+    from edgekd.search.quantizing import Quantized
 
 __all__ = ["QuantizeOptions", "numbers", "quantize_model"]
 
@@ -95,22 +98,23 @@ def quantize_model(model: Path, target: str, options: QuantizeOptions) -> int:
     out(f"  {found.words}")
     out(f"  a loss of {found.loss_points:.2f} points, {options.max_drop:g} allowed: {outcome}{proxy}")
     if options.save:
-        content: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
-            "model": model.name,
-            "out": done.file.name,
-            "target": target,
-            "how": done.how,
-            "outcome": outcome,
-            "answers": answers,
-            "comparison": dataclasses.asdict(found) | {"loss_points": found.loss_points, "mcnemar_p": found.p},
-            "trials": [trial.as_json() for trial in done.choice.trials] if done.choice else [],
-            "failed": done.choice.failed if done.choice else {},
-            "fallback": done.fallback.as_json() if done.fallback else None,
-            "layers": [dataclasses.asdict(layer) for layer in layers],
-        }
-        write_json(options.save, content)
+        about = {"schema_version": SCHEMA_VERSION, "model": model.name, "target": target, "answers": answers}
+        damage = [dataclasses.asdict(layer) for layer in layers]
+        write_json(options.save, about | {"outcome": outcome} | _content(done) | {"layers": damage})
     return EXIT_CODES.get(outcome, ExitCode.INCONCLUSIVE)
+
+
+def _content(done: "Quantized") -> dict[str, Any]:
+    """What was made, tried and compared, for quantize.json."""
+    found, choice = done.comparison, done.choice
+    return {
+        "out": done.file.name,
+        "how": done.how,
+        "comparison": dataclasses.asdict(found) | {"loss_points": found.loss_points, "mcnemar_p": found.p},
+        "trials": [trial.as_json() for trial in choice.trials] if choice else [],
+        "failed": choice.failed if choice else {},
+        "fallback": done.fallback.as_json() if done.fallback else None,
+    }
 
 
 def _with_scheme(target: Target, options: QuantizeOptions) -> Target:
