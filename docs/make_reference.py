@@ -190,17 +190,31 @@ def _families(aliases: Mapping[str, ast.expr]) -> list[str]:
         'each key has a list of values to try. `family = "import"` takes the network that your own `function` makes; a '
         'teacher may also be `"onnx"` (a file) or `"self"` (the student\'s own network).',
     ]
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted(NETS.glob("*.py"))]
-    own = dict(aliases) | {name: node for tree in trees for name, node in _types_in(tree)}
-    shapes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
-    tables = {name: node for tree in trees for name, node in _tables_in(tree)}
+    trees = {f"edgekd.nets.{path.stem}": ast.parse(path.read_text(encoding="utf-8")) for path in NETS.glob("*.py")}
+    shapes = {
+        node.name: (node, dict(aliases) | _known_types(tree, trees))
+        for tree in trees.values()
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+    }
+    tables = {name: node for tree in trees.values() for name, node in _tables_in(tree)}
     for task, table in _pairs(tables["FAMILIES"]):
         parts.append(f"### Families for {task}")
         for name, made in _pairs(tables[ast.unparse(table)]):
             assert isinstance(made, ast.Tuple)  # of a shape and the function that makes its network
-            node = shapes[ast.unparse(made.elts[0])]
+            node, own = shapes[ast.unparse(made.elts[0])]
             parts += _section(node, own, f"`{name}`", "####") or [f"#### `{name}`", ast.get_docstring(node) or ""]
     return parts
+
+
+def _known_types(tree: ast.Module, trees: Mapping[str, ast.Module]) -> dict[str, ast.expr]:
+    """The names that stand for a type in a module: its own, and those that it imports from another one of `trees`."""
+    known = dict(_types_in(tree))
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module in trees:
+            there = dict(_types_in(trees[node.module]))
+            known |= {name.name: there[name.name] for name in node.names if name.name in there}
+    return known
 
 
 def _tables_in(tree: ast.Module) -> Iterator[tuple[str, ast.Dict]]:
