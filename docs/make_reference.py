@@ -49,7 +49,15 @@ TABLES: Mapping[str, str] = {
 }
 """The headings of the classes; others are called by their own name."""
 
-_SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "at least", "max_length": "at most"}
+_SIGNS = {
+    "ge": "≥",
+    "gt": ">",
+    "le": "≤",
+    "lt": "<",
+    "min_length": "at least",
+    "max_length": "at most",
+    "multiple_of": "a multiple of",
+}
 _NOT_KEYS = ("name", "file", "budgets")
 """Fields of cards and targets that no file may set; `budgets` is the table `[budget]`."""
 
