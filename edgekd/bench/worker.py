@@ -1280,7 +1280,6 @@ def throughput(callers: list[Caller], plan: dict[str, Any], clock: Clock) -> dic
         warm_up(lambda number, caller=caller: _timed(caller, number, clock), plan["warmup_s"])  # type: ignore[misc]
     counts = [0] * len(callers)
     failures: list[Exception] = []
-    end = clock() + plan["max_s"]
 
     def work(place: int) -> None:
         try:
@@ -1292,6 +1291,7 @@ def throughput(callers: list[Caller], plan: dict[str, Any], clock: Clock) -> dic
 
     threads = [threading.Thread(target=work, args=(place,)) for place in range(len(callers))]
     begin = clock()
+    end = begin + plan["max_s"]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -9,10 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from edgekd.bench.records import Effort, Plan, Record
 from edgekd.devices import host
@@ -309,33 +309,60 @@ def _as_text(file: Path, link: Path) -> str:
 
 def _wait(command: list[str], errors: Path, timeout_s: float, on_progress: OnProgress | None) -> int | None:
     """Wait for the worker and return its exit code; None if it was stopped together with the processes it started."""
-    with errors.open("wb") as stderr:
-        try:
-            worker = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                start_new_session=True,
-                env=os.environ
-                | {"TMPDIR": str(errors.parent)},  # so that a stopped worker leaves no temporary files behind
-            )
-        except OSError as error:
-            raise ModelError(f"{command[0]}: cannot be started: {error.strerror}") from error
-    reader = threading.Thread(target=_listen, args=(worker, on_progress), daemon=True)
-    reader.start()
+    worker: subprocess.Popen[bytes] | None = None
     try:
+        with errors.open("wb") as stderr, _interrupts_held_back():
+            worker = _start(command, stderr)
+        reader = threading.Thread(target=_listen, args=(worker, on_progress), daemon=True)
+        reader.start()
         code = worker.wait(timeout_s)
     except subprocess.TimeoutExpired:
         code = None
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(
-                worker.pid, signal.SIGKILL
-            )  # also kill the worker's child processes, and do so after an interrupt
-        worker.wait()
+        if worker:  # also kill the worker's child processes, and do so after an interrupt
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
     reader.join(timeout=5)
     return code
+
+
+def _start(command: list[str], stderr: IO[bytes]) -> "subprocess.Popen[bytes]":
+    folder = str(Path(stderr.name).parent)
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,
+            env=os.environ | {"TMPDIR": folder},  # so that a stopped worker leaves no temporary files behind
+        )
+    except OSError as error:
+        raise ModelError(f"{command[0]}: cannot be started: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Let an interrupt come only after the block, so that a process that was just started is known and can be ended.
+
+    Python runs signal handlers in the main thread alone, so nothing is to be done in any other thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        if caught:
+            signal.raise_signal(caught[0])
 
 
 def _listen(worker: "subprocess.Popen[bytes]", on_progress: OnProgress | None) -> None:

@@ -229,15 +229,16 @@ def test_two_targets_of_one_name_are_refused(cli: Callable[..., Any], tmp_path: 
     assert done.stderr == "edgekd: --target: 'cpu-x86' is given more than once; rename one of the files\n"
 
 
-def test_a_cancelled_bench_leaves_no_worker(tmp_path: Path) -> None:
-    """SIGTERM, as a CI system sends it, while a worker hangs."""
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_cancelled_bench_leaves_no_worker(tmp_path: Path, at_once: bool) -> None:
+    """SIGTERM, as a CI system sends it, while a worker hangs or in the moment in which it is started."""
     target = tmp_path / "slow.toml"
     environment = tmp_path / "environment" / "bin"
     environment.mkdir(parents=True)
     python = environment / "python"
     python.write_text(
         f'#!/bin/sh\ncase "$*" in *get_available_providers*) echo \'["CPUExecutionProvider"]\';;\n'
-        f"*) echo $$ > {tmp_path}/pid; exec sleep 60;; esac\n"
+        f"*) echo $$ > {tmp_path}/pid; {'kill -TERM $PPID; ' if at_once else ''}exec sleep 60;; esac\n"
     )
     python.chmod(0o755)
     machine = platform.machine()
@@ -250,9 +251,10 @@ def test_a_cancelled_bench_leaves_no_worker(tmp_path: Path) -> None:
     bench = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
-        assert time.monotonic() < deadline and bench.poll() is None
+        assert time.monotonic() < deadline and (at_once or bench.poll() is None)
         time.sleep(0.05)
-    bench.terminate()
+    if not at_once:
+        bench.terminate()
     _, said = bench.communicate(timeout=30)
     assert bench.returncode == 130
     assert said.startswith("edgekd: interrupted")

@@ -101,7 +101,8 @@ class Board:
         for pid in found:
             for child in sessions(pid):
                 os.kill(child, 9)
-            os.kill(pid, 9)
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(pid, 9)
         return len(found)
 
     def processes(self) -> list[str]:
