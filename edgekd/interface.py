@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from edgekd.budget import Budget, read_budget, refuse_others
 from edgekd.card import Card, is_published
 from edgekd.devices.device import Site
 from edgekd.devices.local import connect, connect_all
+from edgekd.devices.shared import Shared
 from edgekd.distill.cache.files import require_cache
 from edgekd.errors import ConfigError, EdgekdError, InputError
 from edgekd.external import file_digest
@@ -20,13 +21,14 @@ from edgekd.judge import Judged
 from edgekd.nets.published import weights_file
 from edgekd.result import Result, read_result
 from edgekd.run import Run, open_run
-from edgekd.scratch import require_scratch
+from edgekd.scratch import require_scratch, scratch
 from edgekd.target import Target, load_target
 from edgekd.tasks.known import deciding, load_card, task_of
 from edgekd.trials import Crew, crew_of
 
 if TYPE_CHECKING:
     from edgekd.candidate import Candidate
+    from edgekd.planning import Request
     from edgekd.search.candidates import Found
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "load_card",
     "load_result",
     "load_target",
+    "pack_search",
     "search_candidates",
 ]
 
@@ -143,8 +146,9 @@ def distill_each(card: Card, targets: Sequence[Target], asked: DistillRequest) -
     asked = dataclasses.replace(asked, budget=refuse_others(asked.budget, task_of(card.data).scores[0], "--budget"))
     _crew(card, asked)
     with contextlib.ExitStack() as stack:
+        shared: dict[str, Shared] = {}
         sites = [
-            stack.enter_context(contextlib.closing(connect_all(target, asked.devices, asked.accuracy_on)))
+            stack.enter_context(contextlib.closing(connect_all(target, asked.devices, asked.accuracy_on, shared)))
             for target in targets
         ]
         _require_training(asked.track)
@@ -177,22 +181,55 @@ def search_candidates(
 
     Raises EdgekdError for whatever prevents the search.
     """
-    asked = dataclasses.replace(asked, budget=refuse_others(asked.budget, task_of(card.data).scores[0], "--budget"))
     with contextlib.ExitStack() as stack:
-        site = stack.enter_context(contextlib.closing(connect_all(target, asked.devices, asked.accuracy_on)))
-        target = site.target  # it names the device, and so does the run that `distill` goes on with
         _require_training(asked.track)
-        from edgekd.distill.student import TrainingOptions
-        from edgekd.planning import Request, survey
+        from edgekd.devices.bundle import Brought
+        from edgekd.planning import survey
+        from edgekd.search.candidates import forget_candidates
 
-        limits, files = card.budget(target.name, asked.budget), named_files(card, asked.teacher, asked.data)
-        run = stack.enter_context(open_run(_folder(card, target, asked, 1), card, target, limits, files, asked.fresh))
+        site = stack.enter_context(contextlib.closing(connect_all(target, asked.devices, asked.accuracy_on)))
+        brought = isinstance(site.device, Brought)
+        if brought:  # the results hold the candidates alone, so `distill` goes on without this device
+            site = dataclasses.replace(site, target=target)
+        run, request = stack.enter_context(_searching(card, site.target, asked))
+        if brought:
+            forget_candidates(run)
+        return run.folder, *survey(request, site, run)
+
+
+def pack_search(card: Card, target: Target, asked: DistillRequest, path: Path) -> tuple[int, int]:
+    """Write a bundle (.tar.gz) of all candidates of the card, to be timed on a device that nothing can reach; return
+    the numbers of candidates and of workers.
+
+    Raises EdgekdError for whatever prevents it.
+    """
+    _require_training(asked.track)
+    from edgekd.devices.bundle import Packing
+    from edgekd.devices.emulated import companion_of
+    from edgekd.planning import pack
+
+    with contextlib.ExitStack() as stack:
+        device = Packing(target, stack.enter_context(scratch()))
+        device.require(target)
+        site = Site(target, device, companion_of(target))
+        run, request = stack.enter_context(_searching(card, target, asked))
+        return pack(request, site, device, run, path), len(device.orders)
+
+
+@contextlib.contextmanager
+def _searching(card: Card, target: Target, asked: DistillRequest) -> "Iterator[tuple[Run, Request]]":
+    """Open the run folder of a search; yields it and the request."""
+    from edgekd.distill.student import TrainingOptions
+    from edgekd.planning import Request
+
+    own = refuse_others(asked.budget, task_of(card.data).scores[0], "--budget")
+    limits, files = card.budget(target.name, own), named_files(card, asked.teacher, asked.data)
+    with open_run(_folder(card, target, asked, 1), card, target, limits, files, asked.fresh) as run:
         require_scratch()
         require_cache(", or use --online")
         options = TrainingOptions(online=asked.online, track=asked.track)
-        kept = {"data": asked.data, "teacher": asked.teacher, "budget": asked.budget, "options": options}
-        request = Request(card=card, crew=_crew(card, asked), **kept)  # type: ignore[arg-type]
-        return run.folder, *survey(request, site, run)
+        crew = _crew(card, asked)
+        yield run, Request(card=card, crew=crew, data=asked.data, teacher=asked.teacher, budget=own, options=options)
 
 
 def _distill_waiting(card: Card, waiting: Sequence[tuple[Site, Run]], asked: DistillRequest) -> list[Distilled]:

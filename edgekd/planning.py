@@ -1,6 +1,7 @@
 """The stages before a student is trained: prepare, search and rank. They choose its shape for each target."""
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from edgekd.data.examples import Examples
 from edgekd.data.images import Split
 from edgekd.data.originals import keep_originals, keep_timed
 from edgekd.data.sources import data_marks
+from edgekd.devices.bundle import Packing
 from edgekd.devices.device import Site
 from edgekd.devices.host import processes
 from edgekd.distill.identity import structures
@@ -46,11 +48,12 @@ from edgekd.run import Run, take_over
 from edgekd.search.candidates import Found, Search, add_score, measure_candidates, measure_shape
 from edgekd.search.choose import before_training, choose_shape, fitting, widened
 from edgekd.search.front import MORE
+from edgekd.search.packing import pack_candidates
 from edgekd.search.pruning import fitting_ratio
 from edgekd.search.rank import Lessons, distil_briefly, halve, shortlist
 from edgekd.trials import Call, Crew
 
-__all__ = ["Request", "Setup", "TargetPlan", "begin", "distil_elsewhere", "prepare", "rank", "search", "survey"]
+__all__ = ["Request", "Setup", "TargetPlan", "begin", "distil_elsewhere", "pack", "prepare", "rank", "search", "survey"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +166,20 @@ def _check_rank(card: Card) -> None:
 def explore(setup: Setup, site: Site, run: Run) -> tuple[Search, Found, Budget]:
     """Measure or predict the untrained candidates on the target; return them with what they were tried with, and the
     limits on this target."""
+    trial, budget = _ready(setup, site, run)
+    return trial, measure_candidates(trial), budget
+
+
+def pack(asked: Request, site: Site, device: Packing, run: Run, path: Path) -> int:
+    """Write a bundle of all candidates, and return how many there are. `device` is the site's own."""
+    trial, _ = _ready(prepare(asked, [run]), site, run)
+    count = pack_candidates(trial, device, path)
+    shutil.rmtree(run.scratch, ignore_errors=True)
+    return count
+
+
+def _ready(setup: Setup, site: Site, run: Run) -> tuple[Search, Budget]:
+    """Check that candidates can be measured on the target, and return what they are tried with, and the limits."""
     card = setup.card
     budget = effective_budget(card.budget(site.target.name, setup.asked.budget), site.target)
     refuse_free_shapes(card, site.target)
@@ -172,8 +189,7 @@ def explore(setup: Setup, site: Site, run: Run) -> tuple[Search, Found, Budget]:
     if card.teacher.family != "self" and not run.exported.exists():
         some = setup.validation.read(np.arange(min(64, len(setup.validation))))
         try_teacher(setup.given, card, site.target, some, run.scratch)
-    trial = begin(setup, site, run, budget)
-    return trial, measure_candidates(trial), budget
+    return begin(setup, site, run, budget), budget
 
 
 def begin(setup: Setup, site: Site, run: Run, budget: Budget) -> Search:

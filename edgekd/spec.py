@@ -156,6 +156,8 @@ def _explain(cls: type, error: pydantic.ValidationError) -> str:
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{key}: unknown key; {did_you_mean(str(first['loc'][-1]), _keys_at(cls, first['loc'][:-1]))}{more}"
     if first["type"] == "json_invalid":  # JSON can represent all values except unpaired surrogates
+        if "recursion" in first["msg"]:  # Python 3.14 writes JSON of any depth, which pydantic does not read
+            return _TOO_DEEP
         return "holds text that is not UTF-8; write it in UTF-8"
     if first["type"] in ("missing", "missing_argument"):
         return f"{key}: is missing; add it{more}"

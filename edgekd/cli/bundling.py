@@ -14,7 +14,7 @@ from edgekd.check.record import Checked
 from edgekd.check.sources import baseline_of, source_of
 from edgekd.cli.measuring import BenchOptions
 from edgekd.console import out
-from edgekd.devices.bundle import Noted, Packing, write_bundle
+from edgekd.devices.bundle import Noted, Packing, bundle_words, refuse_other_names, write_bundle
 from edgekd.devices.device import Site
 from edgekd.errors import ConfigError, ExitCode, InputError
 from edgekd.figures import ModelFigures
@@ -33,8 +33,7 @@ def pack(
 
     A bench runs without measuring, on a device that only notes what it is asked.
     """
-    if not path.name.endswith(".tar.gz"):
-        raise ConfigError(f"--out {path}: a bundle is a compressed archive; give a name that ends in .tar.gz")
+    refuse_other_names(path)
     require_scratch()
     target = load_target(target_name)
     effort = dataclasses.replace(asked.effort, processes=processes, min_processes=processes)
@@ -62,10 +61,7 @@ def pack(
             for one in paths:
                 _pack_pairs(one, baseline, site, asked.effort, given)
         write_bundle(path, device.orders, target.python)
-    size = path.stat().st_size / 1e6
-    name = path.name.removesuffix(".tar.gz")
-    then = f"on the device: tar xzf {path.name} && sh {name}/run.sh"
-    out(f"wrote {path}: {len(device.orders)} workers, {size:.1f} MB; {then}")
+    out(f"wrote {bundle_words(path, len(device.orders))}")
     return ExitCode.PASS
 
 

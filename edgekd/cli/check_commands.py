@@ -18,6 +18,7 @@ from edgekd.cli.options import (
     OnInconclusive,
     OptionalTargets,
     Output,
+    Results,
     Shapes,
     end,
     place_of,
@@ -31,9 +32,7 @@ def check(
     target: OptionalTargets = None,
     device: DevicePlace = "",
     accuracy_on: AccuracyOn = "",
-    results: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE", help="Read results.json, which a bundle wrote.")
-    ] = None,
+    results: Results = None,
     baseline: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Model or run to measure by turns with it, or a stored record."),

@@ -281,4 +281,6 @@ def _next(path: Path, target: Target, options: ExportOptions) -> list[str]:
     quantize = ["edgekd", "quantize", str(path), "--target", target.option, "--data", data]
     lines = [quantize + (normal if options.outside else [])] if "int8" in target.precisions else []
     lines.append(["edgekd", "bench", str(path), "--target", target.option])
+    if not options.network.card:  # a network of a card has a card already
+        lines.append(["edgekd", "init", "--data", "DIR", "--teacher", str(path), "--target", target.option])
     return ["next:", *(f"  {shlex.join(line)}" for line in lines)]

@@ -13,6 +13,7 @@ from edgekd.cli.options import (
     InputValues,
     Models,
     Output,
+    Results,
     Shapes,
     Targets,
     end,
@@ -27,9 +28,7 @@ def bench(
     target: Targets,
     device: DevicePlace = "",
     accuracy_on: AccuracyOn = "",
-    results: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE", help="Read results.json, which a bundle wrote.")
-    ] = None,
+    results: Results = None,
     sustained: Annotated[
         float, typer.Option(min=0, max=600, metavar="MINUTES", help="Keep the device busy so long before timing.")
     ] = 0,

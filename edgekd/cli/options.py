@@ -1,6 +1,6 @@
 """Options that several commands share, and the function that ends a command."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +25,7 @@ __all__ = [
     "Output",
     "Rank",
     "Ray",
+    "Results",
     "Settings",
     "Shapes",
     "Targets",
@@ -32,6 +33,7 @@ __all__ = [
     "Trackers",
     "end",
     "place_of",
+    "places_of",
 ]
 
 Targets = Annotated[
@@ -67,6 +69,9 @@ DevicePlaces = Annotated[
         help="Where to measure: local, ssh://[user@]host[:port]; several share the candidates, and the first one "
         "measures the rest.",
     ),
+]
+Results = Annotated[
+    Path | None, typer.Option("--from", metavar="FILE", help="Read results.json, which a bundle wrote.")
 ]
 AllowEstimated = Annotated[bool, typer.Option("--allow-estimated", help="Let an estimated latency pass or fail.")]
 AccuracyOn = Annotated[
@@ -133,3 +138,8 @@ def place_of(device: str, results: Path | None) -> str:
     if device:
         raise ConfigError("--from: the results say where they were measured; leave --device out")
     return f"results://{results}"
+
+
+def places_of(devices: Sequence[str], results: Path | None) -> tuple[str, ...]:
+    """The devices that `--device` or `--from` names. Raises ConfigError if both are given."""
+    return tuple(devices) if results is None else (place_of(",".join(devices), results),)

@@ -1,19 +1,22 @@
 """`search`: the front of size, latency and quality, without training a student to the end."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd import units
+from edgekd.card import Card
 from edgekd.console import out as show
 from edgekd.console import say
+from edgekd.devices.bundle import bundle_words, refuse_other_names
 from edgekd.devices.local import Local, fitting_target
-from edgekd.errors import ExitCode
+from edgekd.errors import ConfigError, ExitCode
 from edgekd.figures import BUDGETED
-from edgekd.interface import DistillRequest, search_candidates
+from edgekd.interface import DistillRequest, pack_search, search_candidates
 from edgekd.judge import show_limit
 from edgekd.scores import ScoreKind
 from edgekd.settings import Setting, for_target, parse_settings
 from edgekd.tables import rich_table
-from edgekd.target import load_target
+from edgekd.target import Target, load_target
 from edgekd.tasks.known import load_card, task_of
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from edgekd.candidate import Candidate
     from edgekd.search.front import Point
 
-__all__ = ["rank_setting", "search_card"]
+__all__ = ["pack_card", "rank_setting", "search_card"]
 
 ROWS = 25
 """Largest number of rows of the table."""
@@ -40,11 +43,7 @@ def search_card(
     from edgekd.search.front import front_of, points_of
     from edgekd.search.plot import plot_front
 
-    for_card, on_target = for_target(parse_settings(settings))
-    card = load_card(card_name, (*for_card, *rank_setting(rank or "learning")))
-    target = load_target(target_name or fitting_target(Local().facts()), on_target)
-    if target_name is None:
-        say(f"target: {target.name}, which describes this machine; --target NAME takes another one")
+    card, target = _loaded(card_name, target_name, settings, rank)
     run, found, budget, choice = search_candidates(card, target, asked)
     kind, limits = task_of(card.data).scores[0], budget.limits()
     points = points_of(found.candidates, found.scores, kind)
@@ -63,6 +62,35 @@ def search_card(
         show(f"`edgekd distill{option}` with the same options would train {choice.name}")
     show(f"{run / 'candidates.json'}, {run / 'front.png'}, {run / 'front.svg'}")
     return ExitCode.PASS if choice is not None else ExitCode.FAIL
+
+
+def pack_card(
+    card_name: str,
+    target_name: str | None,
+    asked: DistillRequest,
+    settings: "Sequence[str]",
+    path: Path,
+) -> int:
+    """Write a bundle of all candidates, and say what to do with it; returns the exit code."""
+    refuse_other_names(path)
+    if asked.devices:
+        raise ConfigError("--bundle: is for a device that nothing can reach; leave --device and --from out")
+    card, target = _loaded(card_name, target_name, settings, None)
+    count, workers = pack_search(card, target, asked, path)
+    show(f"wrote {bundle_words(path, workers)}")
+    show(f"afterwards, with the same options: edgekd search … --from results.json reads the {count} candidates")
+    return ExitCode.PASS
+
+
+def _loaded(
+    card_name: str, target_name: str | None, settings: "Sequence[str]", rank: str | None
+) -> tuple[Card, Target]:
+    for_card, on_target = for_target(parse_settings(settings))
+    card = load_card(card_name, (*for_card, *rank_setting(rank or "learning")))
+    target = load_target(target_name or fitting_target(Local().facts()), on_target)
+    if target_name is None:
+        say(f"target: {target.name}, which describes this machine; --target NAME takes another one")
+    return card, target
 
 
 def _show_table(

@@ -15,10 +15,12 @@ from edgekd.cli.options import (
     OnInconclusive,
     Rank,
     Ray,
+    Results,
     Settings,
     Threads,
     Trackers,
     end,
+    places_of,
 )
 from edgekd.errors import ExitCode
 
@@ -129,10 +131,15 @@ def search(
     jobs: Jobs = None,
     ray: Ray = "",
     fresh: Fresh = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.tar.gz", help="Pack all candidates for a device that nothing can reach, and end."),
+    ] = None,
+    results: Results = None,
 ) -> None:
     """Draw the front of size, latency and score, and say what a wider limit would buy; trains no student to the end."""
     from edgekd.budget import parse_budget
-    from edgekd.cli.searching import search_card
+    from edgekd.cli.searching import pack_card, search_card
     from edgekd.interface import DistillRequest
     from edgekd.tasks.known import deciding
 
@@ -142,12 +149,14 @@ def search(
         teacher=teacher,
         out=out,
         budget=limits,
-        devices=tuple(device),
+        devices=places_of(device, results),
         accuracy_on=accuracy_on,
         fresh=fresh,
         jobs=jobs,
         ray=ray,
     )
+    if bundle is not None:
+        end([pack_card(card, target, asked, settings, bundle)])
     end([search_card(card, target, asked, settings, rank)])
 
 

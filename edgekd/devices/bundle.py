@@ -20,12 +20,12 @@ from edgekd.bench.records import Plan, Record
 from edgekd.devices.device import OnProgress
 from edgekd.devices.host import described
 from edgekd.devices.orders import Order, order_of, record_from
-from edgekd.errors import EdgekdError, InputError, UnavailableError
+from edgekd.errors import ConfigError, EdgekdError, InputError, UnavailableError
 from edgekd.files import atomic, file_sha256, read_json
 from edgekd.machine import Machine
 from edgekd.target import Target
 
-__all__ = ["Brought", "Noted", "Packing", "write_bundle"]
+__all__ = ["Brought", "Noted", "Packing", "bundle_words", "refuse_other_names", "write_bundle"]
 
 AGENT = Path(__file__).with_name("agent.py")
 REPEATED = {"memory": 3, "load": 1, "profile": 1, "predict": 1}
@@ -118,6 +118,18 @@ def write_bundle(path: Path, orders: list[Order], python: str) -> None:
             info = tarfile.TarInfo(f"{folder}/{member}")
             info.size, info.mode = len(data), 0o644
             archive.addfile(info, io.BytesIO(data))
+
+
+def refuse_other_names(path: Path) -> None:
+    """Raise ConfigError for a name that a bundle cannot have."""
+    if not path.name.endswith(".tar.gz"):
+        raise ConfigError(f"{path}: a bundle is a compressed archive; give a name that ends in .tar.gz")
+
+
+def bundle_words(path: Path, workers: int) -> str:
+    """What a bundle holds, and how it is used on the device."""
+    size, name = path.stat().st_size / 1e6, path.name.removesuffix(".tar.gz")
+    return f"{path}: {workers} workers, {size:.1f} MB; on the device: tar xzf {path.name} && sh {name}/run.sh"
 
 
 def _anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:

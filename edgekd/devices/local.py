@@ -19,6 +19,7 @@ from edgekd.devices import host
 from edgekd.devices.device import Device, OnProgress, Site
 from edgekd.devices.environments import RECIPES, Runtime, available_providers, environment_folder, providers_of
 from edgekd.devices.outcome import ending, last_line, record_of, timed_out
+from edgekd.devices.shared import Shared
 from edgekd.errors import ConfigError, EdgekdError, InputError, ModelError, UnavailableError, did_you_mean, shown
 from edgekd.files import real
 from edgekd.machine import Machine
@@ -104,14 +105,22 @@ PLACES = ("ssh://[user@]host[:port]", "qemu://cortex-a72", "qemu://cortex-a76", 
 """The forms of the names of devices other than this machine."""
 
 
-def connect(target: Target, where: str = "", accuracy_on: str = "", cool: bool = True) -> Site:
+def connect(
+    target: Target,
+    where: str = "",
+    accuracy_on: str = "",
+    cool: bool = True,
+    shared: dict[str, Shared] | None = None,
+) -> Site:
     """Connect the target with a device: `where`, or the one that the target's file names, or else the environment
     variable EDGEKD_DEVICE; without any of them, this machine.
 
     Unless `local` is named, an emulated board of the target's hardware goes with it, if there is one.
 
     `accuracy_on` ("device" or "host") replaces the target's. With `cool`, a hot device may cool down before times are
-    measured. Raises ConfigError for an unknown device, UnavailableError if the device cannot run the target.
+    measured. `shared` holds the devices of the command by place; a device that is among them serves this target, too,
+    and one that is not is added. Raises ConfigError for an unknown device, UnavailableError if the device cannot run
+    the target.
     """
     named = where or target.device or os.environ.get("EDGEKD_DEVICE", "")
     place = named or "local"
@@ -124,7 +133,7 @@ def connect(target: Target, where: str = "", accuracy_on: str = "", cool: bool =
         # The run folder keeps the target, and with it where its figures are from.
         answers = accuracy_on or target.accuracy_on
         target = dataclasses.replace(target, device=place, accuracy_on=answers)  # type: ignore[arg-type]
-        site = Site(target, SCHEMES[scheme](target, place, cool), _companion(target))
+        site = Site(target, _opened(scheme, target, cool, shared), _companion(target))
     else:
         raise ConfigError(f"device {shown(place)}: {did_you_mean(place, ('local', *PLACES))}")
     try:
@@ -137,9 +146,22 @@ def connect(target: Target, where: str = "", accuracy_on: str = "", cool: bool =
     return site
 
 
-def connect_all(target: Target, places: Sequence[str], accuracy_on: str = "") -> Site:
+def _opened(scheme: str, target: Target, cool: bool, shared: dict[str, Shared] | None) -> Device:
+    """The device of the target: one that the command has opened already, or a further one."""
+    place = target.device.rstrip("/")
+    if shared is None:
+        return SCHEMES[scheme](target, place, cool)
+    # One that has no holder is closed.
+    if place not in shared or not shared[place].holders:
+        shared[place] = Shared(SCHEMES[scheme](target, place, cool), target)
+    return shared[place].hold(target)
+
+
+def connect_all(
+    target: Target, places: Sequence[str], accuracy_on: str = "", shared: dict[str, Shared] | None = None
+) -> Site:
     """Connect the target with the first of the places, and with the others as further devices that share the timing of
-    candidates; without any place, as `connect` does.
+    candidates; without any place, as `connect` does, which also says what `shared` is.
 
     Raises ConfigError for a device that is not the target's hardware, that is named twice, or that is this machine.
     """
@@ -153,7 +175,7 @@ def connect_all(target: Target, places: Sequence[str], accuracy_on: str = "") ->
                     "--device local: cannot share candidates with other devices, because this machine makes their "
                     "files while it would measure"
                 )
-            sites.append(opened.enter_context(contextlib.closing(connect(target, place, accuracy_on))))
+            sites.append(opened.enter_context(contextlib.closing(connect(target, place, accuracy_on, shared=shared))))
         for site in sites if len(sites) > 1 else []:
             if not site.measurable:
                 raise ConfigError(

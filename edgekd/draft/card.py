@@ -22,7 +22,7 @@ from edgekd.draft.images import look_at_folder, look_at_parquet, measured_scale,
 from edgekd.draft.limits import limits_from
 from edgekd.draft.sentences import look_at_sentences
 from edgekd.draft.teachers import look_at_teacher, own_teacher
-from edgekd.errors import InputError
+from edgekd.errors import InputError, shown
 from edgekd.scratch import scratch
 from edgekd.tasks.known import build_card
 from edgekd.tasks.text_classification import trimmed
@@ -102,6 +102,11 @@ def look_at_data(folder: Path) -> DataFacts:
     _refuse_others(folder)
     if any(path.is_dir() for path in folder.iterdir()):
         return look_at_folder(folder)
+    if array := next((path for path in sorted(folder.iterdir()) if path.suffix in (".npz", ".npy")), None):
+        raise InputError(
+            f"--data {folder}: holds arrays ({shown(array.name)}), for which edgekd init makes no card; a function of "
+            'yours gives them to a card with [data] source = "import" (docs/your-own.md)'
+        )
     some = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
     raise InputError(
         f"--data {folder}: holds {some}; edgekd init knows folders of images by class, parquet files (train*, test*) "

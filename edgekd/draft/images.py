@@ -28,6 +28,8 @@ SAMPLE = 256
 """This many training images are looked at."""
 
 _IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label", "class", "target", "category")
+_PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"}
+"""Names of folders that hold a part of a data set, and no class."""
 
 
 def look_at_folder(folder: Path) -> DataFacts:
@@ -41,6 +43,11 @@ def look_at_folder(folder: Path) -> DataFacts:
         raise InputError(
             f"{root}: holds images and masks, for which edgekd init makes no card; copy the one that "
             "`edgekd models nuclei` names"
+        )
+    if classes and {name.casefold() for name in classes} <= _PARTS:
+        raise InputError(
+            f"{root}: holds {', '.join(map(shown, classes))}, which look like parts of a data set and not like "
+            "classes; call the part for training 'train', and the other one 'test'"
         )
     if len(classes) < 2:
         raise InputError(

@@ -43,7 +43,7 @@ def family_of(state: Mapping[str, Tensor], path: Path) -> Family:
         names = ", ".join(cut(name) for name in list(sizes)[:3])
         raise InputError(
             f"--teacher {path}: its names ({names}, …) are those of no network that edgekd or torchvision makes; give "
-            "the network as --teacher module:function and name the file as `weights` in the card, or export it to ONNX"
+            f"its network as ONNX: edgekd export module:function --weights {path} --input C,H,W --classes … --target T"
         )
     return found
 

@@ -33,7 +33,18 @@ from edgekd.search.latency import MIN_MEASURED
 from edgekd.search.predict import Fitted, predict, spread_out
 from edgekd.search.sharing import Anchor, each_takes
 
-__all__ = ["Found", "LeftOut", "Search", "add_score", "measure_candidates", "measure_shape"]
+__all__ = [
+    "MEASURED",
+    "Found",
+    "LeftOut",
+    "Search",
+    "add_score",
+    "effort_of",
+    "forget_candidates",
+    "measure_candidates",
+    "measure_shape",
+    "usable",
+]
 
 # History of the format of candidates.json:
 # 1 - shape, params, macs, and per precision size_bytes, latency_p50_ms, peak_memory_mb
@@ -165,7 +176,7 @@ def _share(search: Search, found: Found, missing: Sequence[Shape], wanted: Seque
             here = dataclasses.replace(search, site=site)
             with one_at_a_time:  # torch makes one file after the other
                 place = list(anchor.times).index(site.place)
-                subjects = _usable(here, shape, found.left_out, False, f"candidate-{place}")
+                subjects = usable(here, shape, found.left_out, False, f"candidate-{place}")
             candidate = subjects and _scaled(_measure(shape, subjects, here), anchor, site.place)
             with one_at_a_time:
                 found.candidates.extend([candidate] if candidate else [])
@@ -213,14 +224,20 @@ def add_score(search: Search, found: Found, score: Score) -> Found:
     return found
 
 
+def forget_candidates(run: Run) -> None:
+    """Remove the measured candidates from the run, so that all are measured again; what candidates learnt is kept."""
+    if run.candidates.exists():
+        write_json(run.candidates, read_json(run.candidates) | {"candidates": [], "left_out": [], "anchor": None})
+
+
 def _try(search: Search, shape: Shape, done: list[Candidate], left_out: list[LeftOut], alone: bool) -> None:
     """Measure one shape and add it to `done`, or to `left_out` with the reason."""
-    subjects = _usable(search, shape, left_out, alone, "candidate")
+    subjects = usable(search, shape, left_out, alone, "candidate")
     if subjects:
         done.append(_measure(shape, subjects, search))
 
 
-def _usable(search: Search, shape: Shape, left_out: list[LeftOut], alone: bool, name: str) -> list[Subject]:
+def usable(search: Search, shape: Shape, left_out: list[LeftOut], alone: bool, name: str) -> list[Subject]:
     """The files of one shape; none if it cannot be used, which is then added to `left_out` with the reason."""
     try:
         return _prepare(search, shape, name)
@@ -320,10 +337,15 @@ def _prepare(search: Search, shape: Shape, name: str) -> list[Subject]:
     ]
 
 
-def _measure(shape: Shape, subjects: list[Subject], search: Search) -> Candidate:
+def effort_of(search: Search) -> Effort:
+    """The effort for one candidate of this search."""
     counted: Literal["always", "never"] = "always" if search.instructions else "never"
-    effort = dataclasses.replace(EFFORT, memory=search.memory, instructions=counted)
-    figures = with_estimates(measure_speed(subjects, search.site, search.inputs, None, effort), subjects, search.site)
+    return dataclasses.replace(EFFORT, memory=search.memory, instructions=counted)
+
+
+def _measure(shape: Shape, subjects: list[Subject], search: Search) -> Candidate:
+    figures = measure_speed(subjects, search.site, search.inputs, None, effort_of(search))
+    figures = with_estimates(figures, subjects, search.site)
     params, macs = subjects[0].params, subjects[0].macs
     assert params is not None and macs is not None  # _prepare counts them
     return Candidate(

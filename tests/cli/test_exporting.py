@@ -63,6 +63,7 @@ def test_a_function_with_ready_inputs(cli: Cli, mine: str, tmp_path: Path) -> No
     assert "labels: 3 (cat … cow), in the metadata" in done.stdout
     assert "agreement with torch on 9 examples of ready.npz: same class 100.00 %" in done.stdout
     assert "  edgekd quantize small.onnx --target cpu-x86 --data ready.npz" in done.stdout
+    assert "  edgekd init --data DIR --teacher small.onnx --target cpu-x86" in done.stdout
     session, metadata = told(tmp_path / "small.onnx")
     assert session.get_inputs()[0].shape == ["batch", 3, 6, 8]
     assert metadata["input"] == "float32 (batch, 3, 6, 8), as the network takes it"

@@ -131,6 +131,44 @@ def test_a_check_against_a_baseline_is_judged_by_the_pairs_that_ran_on_the_devic
     assert stored.returncode == 2 and "is a record, which was measured before" in stored.stderr
 
 
+@pytest.mark.slow
+def test_all_candidates_of_a_search_are_timed_by_one_call(
+    files: Path, tiny_card: Path, cli: Callable[..., Any]
+) -> None:
+    same = ("search", tiny_card, "--target", "here.toml", "--out", "run")
+    made = cli(*same, "--bundle", "c.tar.gz")
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.startswith("wrote c.tar.gz: 6 workers")  # two candidates in fp32, two times and a profile each
+    done = measure(unpacked(files / "c.tar.gz"))
+    assert done.returncode == 0, done.stderr
+    raw = [json.loads(one["result"]) for one in json.loads((files / "c/results.json").read_text())["answers"]]
+    taken = [np.median(one["latency_s"]) * 1e3 for one in raw if one["mode"] == "latency"]
+    for _ in range(2):  # a second reading takes the same times
+        searched = cli(*same, "--from", "c/results.json", "--rank", "capacity")
+        assert searched.returncode == 0, searched.stderr
+        found = json.loads(Path("run/candidates.json").read_text())["candidates"]
+        times = [one["precisions"]["fp32"]["latency_p50_ms"] for one in found]
+        assert {time["provenance"] for time in times} == {"measured"}
+        for number, time in enumerate(times):
+            low, high = sorted(taken[2 * number : 2 * number + 2])
+            assert low <= time["value"] <= high
+    assert json.loads(Path("run/run.json").read_text())["target"]["device"] == ""  # `distill` goes on here
+    other = cli(*same, "--from", "c/results.json", "--set", "recipe.seed=9", "--out", "other")
+    assert other.returncode == 2
+    assert "c/results.json holds no latency of exactly this file" in other.stderr
+
+
+def test_what_cannot_be_packed_for_a_search_is_told(files: Path, tiny_card: Path, cli: Callable[..., Any]) -> None:
+    same = ("search", tiny_card, "--target", "here.toml", "--bundle")
+    placed = cli(*same, "c.tar.gz", "--device", "ssh://board")
+    assert placed.returncode == 2
+    assert placed.stderr == "edgekd: --bundle: is for a device that nothing can reach; leave --device and --from out\n"
+    assert "give a name that ends in .tar.gz" in cli(*same, "c.zip").stderr
+    many = cli(*same, "c.tar.gz", "--set", f"student.knobs.hidden={list(range(1, 42))}")
+    assert many.returncode == 2
+    assert "shapes, and a bundle holds at most 40; give fewer values" in many.stderr
+
+
 def test_python_without_onnxruntime_is_told_on_the_device(files: Path, cli: Callable[..., Any]) -> None:
     cli("bundle", "a.onnx", "--target", "here.toml", "--processes", 3)
     bare = files / "bare"

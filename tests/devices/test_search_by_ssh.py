@@ -79,3 +79,22 @@ def test_two_boards_share_the_candidates_and_the_first_one_measures_the_choice(
     assert not second_board.processes()
     again = cli("search", tiny_card, *same, "--rank", "capacity")
     assert again.returncode == 0 and "devices share" not in again.stderr
+
+
+@pytest.mark.slow
+def test_two_targets_are_measured_on_one_board_by_one_call(board: Any, target: str, tiny_card: Path, cli: Cli) -> None:
+    text = Path(target).read_text()
+    Path("plain.toml").write_text(text.replace(', "int8"', ""))
+    both = ("--target", target, "--target", "plain.toml", "--device", "ssh://board")
+    short = ("--set", "recipe.epochs=1", "--set", "teacher.training.epochs=1", "--accuracy-on", "host")
+    done = cli("distill", tiny_card, *both, *short)
+    assert done.returncode in (0, 1, 3), done.stderr  # so few calls may prove nothing
+    for name, precisions in (("here", {"fp32", "int8"}), ("plain", {"fp32"})):
+        models = read_json(Path(f"runs/tiny@{name}/result.json"))["models"]
+        assert {model["precision"] for model in models} == precisions
+        assert {model["provenance"]["latency_p50_ms"] for model in models} == {"measured"}
+    assert not board.processes()
+    Path("plain.toml").write_text(f"python = '/usr/bin/python3'\n{text}")
+    other = cli("distill", tiny_card, *both, "--fresh")
+    assert other.returncode == 2
+    assert "device ssh://board: targets here and plain name different interpreters on it" in other.stderr

@@ -82,6 +82,26 @@ def test_a_folder_tells_classes_by_number_sizes_and_colour(tmp_path: Path) -> No
     assert scale.std == pytest.approx((0.376,), abs=0.02)
 
 
+@pytest.mark.parametrize("parts", [("training", "testing"), ("Train", "Test"), ("Training", "val")])
+def test_folders_that_look_like_parts_are_not_taken_for_classes(
+    tmp_path: Path, cli: Cli, parts: tuple[str, str]
+) -> None:
+    for part in parts:
+        digits_folder(tmp_path / "d" / part, 20)
+    done = cli("init", "--data", "d")
+    assert done.returncode == 2
+    assert "look like parts of a data set and not like classes; call the part for training 'train'" in done.stderr
+
+
+def test_arrays_are_told_how_they_come_into_a_card(tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "d").mkdir()
+    np.savez(tmp_path / "d" / "digits.npz", images=GREY)
+    done = cli("init", "--data", "d")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--data d: holds arrays ('digits.npz')" in done.stderr
+    assert '[data] source = "import"' in done.stderr
+
+
 def test_colours_are_seen_and_measured(tmp_path: Path) -> None:
     facts = look_at_folder(colours_folder(tmp_path / "c", 40))
     assert (facts.grey, facts.side, facts.examples, facts.tests) == (False, 40, 24, 24)
