@@ -37,11 +37,6 @@ def look_at_folder(folder: Path) -> DataFacts:
     """
     root = part_folder(folder, "train")
     classes = tuple(sorted(class_names(root), key=natural))
-    if set(classes) == {"images", "masks"}:
-        raise InputError(
-            f"{root}: holds images and masks, for which edgekd init makes no card; copy the one that "
-            "`edgekd models nuclei` names"
-        )
     if len(classes) < 2:
         raise InputError(
             f"{root}: has {len(classes) or 'no'} subfolder{'s'[: len(classes) != 1]}; it should hold one for each of "
