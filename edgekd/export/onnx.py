@@ -29,6 +29,7 @@ from edgekd.export.front_end import with_front_end
 from edgekd.export.parts import parts_of
 from edgekd.export.resize import SHAPE_KEY, with_resize
 from edgekd.export.shrink import save_model
+from edgekd.external import decoder_of, name_decoder
 from edgekd.files import atomic
 from edgekd.nets.deployed import Deployed, example_inputs
 from edgekd.nets.generation import generate
@@ -91,6 +92,8 @@ def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: d
         module, example, name = exported_part(net, card.data)
         model = converted(module, example, target, (name, "logits"), task_of(card.data).free)
     describe(model, card, target, provenance)
+    if task_of(card.data).generates:
+        name_decoder(model, decoder_of(path))
     save_model(completed(model, card), path)
 
 

@@ -1,5 +1,6 @@
 """A model of two files: what it computes, in NumPy as in torch, and that both files count."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,31 @@ def test_both_files_count_in_size_and_digest(model: Path, tmp_path: Path) -> Non
     assert file_digest(copy) == file_digest(model)
     decoder_of(copy).write_bytes(decoder_of(model.with_name("int8.onnx")).read_bytes())
     assert file_digest(copy) != file_digest(model)
+
+
+def test_an_encoder_names_its_decoder(model: Path, tmp_path: Path) -> None:
+    for file in (model, model.with_name("int8.onnx")):
+        known = onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
+        assert known["decoder_sha256"] == hashlib.sha256(decoder_of(file).read_bytes()).hexdigest()
+    copy = tmp_path / "copy.onnx"
+    copy.write_bytes(model.read_bytes())
+    decoder_of(copy).write_bytes(decoder_of(model.with_name("int8.onnx")).read_bytes())
+    told = r"copy\.decoder\.onnx: is not the decoder with which copy\.onnx was written \(SHA-256 \w{12}…, the encoder"
+    for ask in (model_files, model_bytes):
+        with pytest.raises(InputError, match=told):
+            ask(copy)
+    assert "is not the decoder with which" in str(weights_problem(copy, load_target("cpu-x86")))
+    decoder_of(copy).write_bytes(decoder_of(model).read_bytes())
+    assert model_files(copy) == [copy, decoder_of(copy)]
+
+
+def test_an_encoder_of_an_earlier_version_names_no_decoder(model: Path, tmp_path: Path) -> None:
+    old = onnx.load(model)
+    kept = {entry.key: entry.value for entry in old.metadata_props if entry.key != "decoder_sha256"}
+    onnx.helper.set_model_props(old, kept)
+    onnx.save(old, tmp_path / "old.onnx")
+    decoder_of(tmp_path / "old.onnx").write_bytes(decoder_of(model).read_bytes())
+    assert len(model_files(tmp_path / "old.onnx")) == 2
 
 
 def test_both_files_are_sent_to_a_device(model: Path, tmp_path: Path) -> None:
