@@ -153,7 +153,13 @@ def fix_shapes(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
 
 
 def refuse_free_shapes(card: Card, target: Target) -> None:
-    """Raise ConfigError if the card's files need free shapes, and the target wants fixed ones."""
+    """Raise ConfigError if the card's files need free shapes, and the target wants fixed ones; or if the model
+    generates, and the target's runtime cannot."""
+    if task_of(card.data).generates and target.provider.name == "wasm":
+        raise ConfigError(
+            f"{card.file}: task {card.task}: its model generates token by token, which target {target.name} cannot; "
+            "take another target"
+        )
     if not target.fixed_shapes:
         return
     if card.export.resize:

@@ -17,8 +17,8 @@ from edgekd.bench.records import Plan, Record
 from edgekd.bench.worker import WorkerError, measure, opened
 from edgekd.card import Card, Student, Teacher
 from edgekd.devices.orders import order_of
-from edgekd.errors import InputError, ModelError
-from edgekd.export.onnx import cpu_logits, export
+from edgekd.errors import ConfigError, InputError, ModelError
+from edgekd.export.onnx import cpu_logits, export, refuse_free_shapes
 from edgekd.export.parts import parts_of
 from edgekd.export.variants import make_variant, precision_of
 from edgekd.external import decoder_of, file_digest, model_bytes, model_files
@@ -202,6 +202,8 @@ def test_what_cannot_generate_is_refused(model: Path) -> None:
         opened(str(decoder_of(model)))
     problem = weights_problem(model, load_target("wasm"))
     assert "generates token by token, which target wasm cannot" in str(problem)
+    with pytest.raises(ConfigError, match=r"t\.toml: task translation: its model generates token by token"):
+        refuse_free_shapes(card_of(), load_target("wasm"))
     with pytest.raises(ModelError, match="a Linear has no encoder and decoder"):
         parts_of(torch.nn.Linear(1, 1), card_of().data, model)
 
