@@ -2,6 +2,7 @@
 
     pip install ctranslate2
     python tests/benchmarks/translation_peers.py RUN OUT.json [--sentences 1000] [--beams 1,4]
+        [--precisions fp32,int8]
 
 RUN is a finished run of a translation card. All systems translate the same test sentences one by one, with one thread,
 in one process; they take turns at every sentence, so that other work on the machine meets all alike. Times are wall
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--sentences", type=int, default=1000)
     parser.add_argument("--beams", default="1,4")
+    parser.add_argument("--precisions", default="fp32,int8")
     asked = parser.parse_args()
     run: Path = asked.run
     result, data = read_json(run / "result.json"), read_json(run / "run.json")["card"]["data"]
@@ -150,7 +152,7 @@ def main() -> None:
         state = read_state(run / "student" / "student.safetensors")
         converted(state, Seq2SeqShape(**shape), data["max_length"], tokens, model)
         systems: dict[str, Translate] = {}
-        files = {name: run / "exported" / f"student-{name}.onnx" for name in ("fp32", "int8")}
+        files = {name: run / "exported" / f"student-{name}.onnx" for name in asked.precisions.split(",")}
         for beam in map(int, asked.beams.split(",")):
             for name, file in files.items():
                 systems[f"edgekd {name}, beam {beam}"] = in_onnx(file, beam)
