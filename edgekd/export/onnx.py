@@ -331,7 +331,8 @@ def parity(net: nn.Module, card: Card, images: NDArray[Any], logits: NDArray[np.
     """
     with torch.no_grad():
         expected = Deployed(net, card.data).eval()(torch.from_numpy(images)).numpy()
-    return compared(expected, logits, task_of(card.data))
+    # A model that generates has a row for each token.
+    return dataclasses.replace(compared(expected, logits, task_of(card.data)), examples=len(images))
 
 
 def compared(expected: NDArray[np.float32], logits: NDArray[np.float32], task: Task) -> Parity:

@@ -18,7 +18,7 @@ from edgekd.bench.worker import WorkerError, measure, opened
 from edgekd.card import Card, Student, Teacher
 from edgekd.devices.orders import order_of
 from edgekd.errors import ConfigError, InputError, ModelError
-from edgekd.export.onnx import cpu_logits, export, refuse_free_shapes
+from edgekd.export.onnx import cpu_logits, export, parity, refuse_free_shapes
 from edgekd.export.parts import parts_of
 from edgekd.export.variants import make_variant, precision_of
 from edgekd.external import decoder_of, file_digest, model_bytes, model_files
@@ -76,6 +76,7 @@ def test_logits_after_each_token_are_torchs(model: Path) -> None:
     with torch.no_grad():
         expected = net_of()(torch.from_numpy(sources())).numpy()
     np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+    assert parity(net_of(), card_of(), sources(), found).examples == len(sources()) < len(found)
 
 
 @pytest.mark.parametrize(("beam", "penalty"), [(1, 1.0), (3, 1.0), (3, 0.0), (8, 0.6)])
