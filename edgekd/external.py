@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
 __all__ = [
+    "DECODER",
     "GENERATION",
     "decoder_of",
     "encoder_of",
@@ -23,12 +24,17 @@ __all__ = [
     "generates",
     "model_bytes",
     "model_files",
+    "name_decoder",
     "whole_model",
 ]
 
 
 GENERATION = "generation"
 """Metadata key of the settings with which a model generates. Its decoder is a second file, see `decoder_of`."""
+
+
+DECODER = "decoder_sha256"
+"""Metadata key of the SHA-256 of the decoder's file with which an encoder was written."""
 
 
 def decoder_of(file: Path) -> Path:
@@ -47,6 +53,14 @@ def encoder_of(file: Path) -> Path:
 def generates(model: "ModelProto") -> bool:
     """Whether edgekd exported the model as the encoder of a model that generates."""
     return {"edgekd", GENERATION} <= {entry.key for entry in model.metadata_props}
+
+
+def name_decoder(model: "ModelProto", decoder: Path) -> None:
+    """Write the SHA-256 of the decoder's file into the metadata of an encoder, in place of the one that is there."""
+    from onnx.helper import set_model_props
+
+    known = {entry.key: entry.value for entry in model.metadata_props}
+    set_model_props(model, known | {DECODER: file_sha256(decoder)})
 
 
 def external_files(model: "ModelProto") -> list[str]:
@@ -71,10 +85,30 @@ def model_files(file: Path, model: "ModelProto | None" = None) -> list[Path]:
     """The model's file, the other files that hold its weights, and its decoder if it generates; only the file if it
     cannot be read as ONNX.
 
-    Raises InputError for weights that are missing, cannot be read, or lie outside the folder of the model.
+    Raises InputError for weights that are missing, cannot be read, or lie outside the folder of the model, and for a
+    decoder that is not the one with which the encoder was written.
     """
-    names = _other_files(file) if model is None else _others(file, model)
-    return [file, *(_beside(file, name) for name in names)]
+    model = _model_in(file) if model is None else model
+    if model is None:
+        return [file]
+    files = [file, *(_beside(file, name) for name in _others(file, model))]
+    _refuse_other_decoder(file, model)
+    return files
+
+
+def _refuse_other_decoder(file: Path, model: "ModelProto") -> None:
+    """Raise InputError if the decoder beside an encoder is not the one that the encoder names; files that edgekd wrote
+    before it named the decoder are not judged."""
+    wanted = next((entry.value for entry in model.metadata_props if entry.key == DECODER), "")
+    if not wanted or not generates(model):
+        return
+    decoder = decoder_of(file)
+    found = file_sha256(decoder)
+    if found != wanted:
+        raise InputError(
+            f"{decoder}: is not the decoder with which {file.name} was written (SHA-256 {found[:12]}…, the encoder "
+            f"names {flat(wanted[:12])}…); take both files of one model"
+        )
 
 
 def model_bytes(file: Path, model: "ModelProto | None" = None) -> int:
@@ -120,13 +154,18 @@ def _others(file: Path, model: "ModelProto") -> list[str]:
 
 def _other_files(path: Path) -> list[str]:
     """Names of the other files of an ONNX model, beside its file; none if the file is not an ONNX model."""
+    model = _model_in(path)
+    return [] if model is None else _others(path, model)
+
+
+def _model_in(path: Path) -> "ModelProto | None":
+    """The model in a file, without weights in other files; None if the file is not an ONNX model."""
     import onnx
 
     try:
-        model = onnx.load(path, load_external_data=False)
+        return onnx.load(path, load_external_data=False)
     except Exception:  # protobuf's errors have no common base class; loading the model reports what is wrong
-        return []
-    return _others(path, model)
+        return None
 
 
 def _graph_tensors(graph: "GraphProto") -> Iterator["TensorProto"]:

@@ -149,6 +149,18 @@ def test_the_loop_in_the_docs_translates(run: Path) -> None:
     assert said.strip() == texts_of(ids, made)[0] != ""
 
 
+@pytest.mark.parametrize("command", ["bench", "check"])
+def test_a_swapped_decoder_is_one_line(run: Path, cli: Cli, tmp_path: Path, command: str) -> None:
+    for name in ("mine.onnx", "mine.decoder.onnx"):
+        shutil.copyfile(run / "exported" / name.replace("mine", "student-int8"), tmp_path / name)
+    shutil.copyfile(run / "exported" / "student-fp32.decoder.onnx", tmp_path / "mine.decoder.onnx")
+    budget = ("--budget", "size_kb=900") if command == "check" else ()
+    done = cli(command, "mine.onnx", "-t", "cpu-arm", *budget)
+    assert done.returncode == 2
+    assert "mine.decoder.onnx: is not the decoder with which mine.onnx was written" in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("edgekd: ")]) == 1
+
+
 def test_a_lost_decoder_is_exported_again(run: Path, place: Path, cli: Cli) -> None:
     decoder = decoder_of(run / "exported" / "student-fp32.onnx")
     before = decoder.read_bytes()

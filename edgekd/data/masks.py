@@ -29,6 +29,7 @@ __all__ = [
     "load_masked_training",
     "load_masked_whole",
     "mask_examples",
+    "mask_numbers",
     "read_mask",
     "require_masked_test",
 ]
@@ -188,7 +189,7 @@ def read_mask(mask: Path, image: Path, data: MaskData) -> NDArray[np.uint8]:
     another size than its image, or holds a number that stands for no class.
     """
     with named(str(mask)), Image.open(mask) as opened:
-        numbers = _numbers(opened, mask)
+        numbers = mask_numbers(opened, mask)
     with named(str(image)), Image.open(image) as opened:
         size = turned_size(opened)
     if numbers.shape != size[::-1]:
@@ -199,7 +200,7 @@ def read_mask(mask: Path, image: Path, data: MaskData) -> NDArray[np.uint8]:
     return _fitted(_classes(numbers, mask, data), data)
 
 
-def _numbers(image: Image.Image, where: Path) -> NDArray[np.int64]:
+def mask_numbers(image: Image.Image, where: Path) -> NDArray[np.int64]:
     """The number of each pixel (H, W): its grey level, or its index into the palette; 0 and 255 for 1 bit."""
     if image.mode == "F":
         raise InputError(f"{where}: holds fractions; a mask has one whole number a pixel: write it grey, of 8 bit")

@@ -40,6 +40,7 @@ __all__ = [
     "require_test_pairs",
     "retargeted",
     "settled_pairs",
+    "tokenizer_of_pairs",
 ]
 
 Texts = list[str]
@@ -54,6 +55,11 @@ class Pairs(Split):
         """The ids of the translations (n, T)."""
         self.tokenizer = tokenizer
         """The tokenizer as JSON text."""
+
+    def subset(self, indices: NDArray[np.int64]) -> "Pairs":
+        """The pairs at `indices`, which are numbered from 0 in it."""
+        texts: NDArray[Any] = self.labels
+        return Pairs(texts[indices], (self.read(indices), self.targets[indices]), self.tokenizer)  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,9 +198,7 @@ def _tokenizer_text(card: Card, place: Path) -> str:
     """The card's tokenizer as JSON text: its content, read from its file, or made from the training sentences."""
     data: TranslationData = card.data
     if not data.tokenizer:
-        files = [_file(place, "train", language) for language in (data.source_language, data.target_language)]
-        marks = tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-        text, where = _byte_pairs(marks, data.vocabulary), "the tokenizer of the training sentences"
+        text, where = tokenizer_of_pairs(place, data), "the tokenizer of the training sentences"
     elif data.tokenizer.startswith("{"):
         text, where = data.tokenizer, "its tokenizer"
     else:
@@ -209,6 +213,13 @@ def _tokenizer_text(card: Card, place: Path) -> str:
             f"{card.file}: data.vocabulary: got {data.vocabulary}; {where} has {count} tokens; set it to that{less}"
         )
     return text
+
+
+def tokenizer_of_pairs(folder: Path, data: TranslationData) -> str:
+    """A tokenizer by byte pair encoding of the training sentences in `folder`, as JSON text, with `vocabulary` tokens,
+    or fewer if the sentences hold no more."""
+    files = [_file(folder, "train", language) for language in (data.source_language, data.target_language)]
+    return _byte_pairs(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files), data.vocabulary)
 
 
 def _text_of(tokenizer: Path) -> str:

@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgekd.draft.facts import DataFacts, Scale, TeacherFacts
+from edgekd.draft.facts import DataFacts, Proposal, Scale, TeacherFacts
 from edgekd.target import Target
 
-__all__ = ["image_size", "student_for", "tables_for", "toml_text"]
+__all__ = ["for_channels", "image_size", "student_for", "tables_for", "toml_text"]
 
 SIZES = (32, 48, 64, 96, 128, 160, 224)
 """Sizes in pixels from which one is chosen if neither data nor teacher decide it."""
@@ -15,6 +15,9 @@ LARGEST_OWN = 128
 """Largest size in pixels of a network that is trained from nothing; larger ones take hours on a CPU."""
 STEPS = 1_500
 """About this many steps of the optimiser are proposed for a training."""
+
+_LENGTHS = {"segmentation": (16, 600), "keyword-spotting": (64, 1_500), "translation": (64, 5_000)}
+"""The largest batch size, and about how many steps of the optimiser are proposed for a training of these tasks."""
 
 Tables = dict[str, dict[str, Any]]
 
@@ -27,17 +30,31 @@ _COMMENTS = {
     "data.classes": "in the order of the network's outputs",
     "data.mean": "per channel, pixels scaled to 0–1",
     "data.max_length": "tokens; what is longer is cut off",
-    "data.vocabulary": "words and signs that the network knows, with padding and [UNK]",
+    "data.vocabulary": "tokens that the network knows, the special ones included",
+    "data.values": "what stands for each class in the masks",
+    "data.ignored": "what is neither learnt nor judged",
+    "data.rate": "samples per second",
+    "data.seconds": "length of a clip; zeros are added to shorter ones",
+    "data.beam": "hypotheses of the beam search; 1 is greedy search",
+    "data.test": "name of its files without the language",
     "augment.crop_padding": "shifts the image by up to so many pixels",
     "augment.flip": "mirrors left and right; false where that changes the class",
+    "augment.crop": "learns from squares of so many pixels",
+    "augment.turn": "turns images by quarters, with their masks",
+    "augment.noise": "share of the clips to which noise is added",
+    "augment.time_mask": "frames that a mask hides, at most",
+    "augment.frequency_mask": "bins that a mask hides, at most",
     "augment.word_dropout": "share of the words that each view leaves out",
     "teacher.training.epochs": "passes over the training examples",
     "student.knobs": "every combination is a candidate, measured before anything is trained",
     "recipe.temperature": "softens the teacher's answers",
+    "recipe.losses": "weights of the terms; kd is learnt from the teacher, ce from the data",
     "recipe.alpha": "weight of the teacher's answers; the labels have the rest",
     "recipe.views": "augmented versions of each example for which the teacher's answers are kept",
     "budget.size_kb": "the model's file, kB of 1,000 B",
     "budget.max_accuracy_drop": "points below the teacher",
+    "budget.max_miou_drop": "points below the teacher",
+    "budget.max_bleu_drop": "BLEU below the teacher",
 }
 
 
@@ -90,10 +107,10 @@ def tables_for(
             + (" and mirrors, which photographs allow" if photographs else ", no mirror, which can change a class")
         )
         family, knobs, why = student_for(size, len(scale.mean), target)
+    elif data.proposal is not None:
+        return _proposed(tables, data, teacher, data.proposal)
     else:
-        tables["data"]["classes"] = list(data.classes)
-        if teacher.vocabulary:
-            tables["data"]["vocabulary"] = teacher.vocabulary
+        tables["data"] |= {"classes": list(data.classes), **teacher.data}
         tables["augment"] = {"word_dropout": 0.2}
         family, knobs = "bag-of-words", {"embedding": [8, 16, 32], "hidden": [16]}
         why = "student: bag-of-words, the fastest family for sentences; text-cnn is more accurate and slower"
@@ -105,9 +122,42 @@ def tables_for(
     tables["student"] = {"family": family}
     tables["student.knobs"] = knobs
     tables["recipe"] = _training(data, family) | {"temperature": 4.0, "alpha": 0.9, "views": 4}
+    return tables, [*guesses, _recipe(tables, data)]
+
+
+def _proposed(tables: Tables, data: DataFacts, teacher: TeacherFacts, proposal: Proposal) -> tuple[Tables, list[str]]:
+    """The tables of a card for which the data propose all but the length of the training."""
+    found = tables["data"] | ({"classes": list(data.classes)} if data.classes else {}) | dict(teacher.data)
+    if "channels" in found:
+        found |= {key: for_channels(found[key], found["channels"]) for key in ("mean", "std")}
+    tables["data"] = found
+    hidden = {"crop"} if "size" in teacher.data else set()  # a teacher of one size takes no smaller squares
+    hidden |= set() if teacher.masks else {"time_mask", "frequency_mask"}
+    tables["augment"] = {key: value for key, value in proposal.augment.items() if key not in hidden}
+    tables["teacher"] = dict(teacher.keys)
+    if not teacher.trained:
+        tables["teacher.training"] = _length(data) | dict(proposal.training)
+    tables["student"] = {"family": proposal.student}
+    tables["student.knobs"] = dict(proposal.knobs)
+    tables["recipe"] = _length(data) | dict(proposal.recipe)
+    return {name: table for name, table in tables.items() if table}, [*proposal.guesses, _recipe(tables, data)]
+
+
+def for_channels(values: Sequence[float], channels: int) -> list[float]:
+    """Means or deviations of other images, for images of so many channels."""
+    return list(values) if len(values) == channels else [round(sum(values) / len(values), 4)] * channels
+
+
+def _recipe(tables: Tables, data: DataFacts) -> str:
     epochs, batch = tables["recipe"]["epochs"], tables["recipe"]["batch_size"]
-    guesses.append(f"recipe: {epochs} epochs in batches of {batch} for {data.examples:,} training examples")
-    return tables, guesses
+    return f"recipe: {epochs} epochs in batches of {batch} for {data.examples:,} training examples"
+
+
+def _length(data: DataFacts) -> dict[str, Any]:
+    """Epochs and batch size for that number of examples."""
+    most, steps = _LENGTHS.get(data.task, (128, STEPS))
+    batch = max([size for size in (8, 16, 32, 64, 128) if size * 8 <= data.examples and size <= most], default=4)
+    return {"epochs": min(60, max(6, round(steps * batch / max(1, data.examples)))), "batch_size": batch}
 
 
 def _without(keys: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -4,10 +4,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["MAX_CLASSES", "DataFacts", "Scale", "TeacherFacts"]
+__all__ = ["MAX_CLASSES", "DataFacts", "Option", "Proposal", "Scale", "TeacherFacts"]
 
 MAX_CLASSES = 20_000
 """A column with more different values than this holds something else than classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """What a card proposes for a task whose data decide it alone: clips, masks and pairs of texts."""
+
+    augment: Mapping[str, Any]
+    teacher: Mapping[str, Any]
+    """Keys of `[teacher]`, for data that come without one."""
+    student: str
+    """The family of the student."""
+    knobs: Mapping[str, Any]
+    training: Mapping[str, Any]
+    """How the teacher is trained."""
+    recipe: Mapping[str, Any]
+    guesses: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +46,8 @@ class DataFacts:
     """Images: some training images, encoded (bytes), evenly spread over the classes."""
     labels: tuple[int, ...] = ()
     """The class of each image in `sample`."""
+    proposal: Proposal | None = None
+    """The rest of the card; None if data, teacher and target decide it together."""
     guesses: tuple[str, ...] = ()
     """Sentences that say what was guessed, and why."""
 
@@ -45,6 +63,18 @@ class Scale:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Option:
+    """One possible reading of a teacher's file."""
+
+    words: str
+    """What it assumes: `4 heads`."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of `[data]` that follow from it."""
+    shape: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of the teacher's shape that follow from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TeacherFacts:
     """What the teacher is, as far as it can be seen without the data."""
 
@@ -56,10 +86,14 @@ class TeacherFacts:
     """Height and width of its input in pixels, if only one is possible."""
     channels: int | None = None
     """Number of its input's channels, if only one is possible."""
-    vocabulary: int | None = None
-    """Sentences: size of its vocabulary, if it has one."""
     labels: tuple[str, ...] = ()
     """The names of its classes in the order of its outputs, if its file holds them."""
     scale: Scale | None = None
     """How its input is normalised, if its publisher says so."""
     guesses: tuple[str, ...] = field(default_factory=tuple)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of `[data]` that it decides, such as its vocabulary."""
+    options: tuple[Option, ...] = ()
+    """What its file does not show: the readings of which that one is taken with which the teacher answers best."""
+    masks: bool = True
+    """Clips: whether features can be masked before it; False if it takes samples."""

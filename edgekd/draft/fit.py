@@ -8,12 +8,18 @@ import numpy as np
 import torch
 
 from edgekd.card import Card
-from edgekd.draft.facts import DataFacts, Scale
+from edgekd.data.examples import Examples
+from edgekd.distill.distributed import World
+from edgekd.distill.tasks.known import learning_of
+from edgekd.draft.facts import DataFacts, Option, Scale
 from edgekd.draft.limits import teacher_of
 from edgekd.draft.teachers import IMAGENET
+from edgekd.errors import ConfigError, InputError
+from edgekd.scores import ScoreKind
+from edgekd.tasks.known import task_of
 from edgekd.units import accuracy
 
-__all__ = ["Fit", "best_fit"]
+__all__ = ["Fit", "best_fit", "best_reading"]
 
 Images = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -73,3 +79,40 @@ def _answers(module: torch.nn.Module, images: Images) -> np.ndarray[Any, np.dtyp
         begins = range(0, len(images), 32)
         parts = [module(torch.from_numpy(images[begin : begin + 32])).argmax(1) for begin in begins]
     return torch.cat(parts).numpy()
+
+
+def best_reading(
+    options: Sequence[Option], examples_of: Callable[[Card], Examples], card_with: Callable[[Option], Card]
+) -> tuple[Option, str]:
+    """The reading of a teacher's file with which it answers best on examples of the card that it gives, and the
+    sentence that says so.
+
+    Raises ConfigError or InputError if the teacher can be used with none of them.
+    """
+    tried: list[tuple[float, Option]] = []
+    problems: list[ConfigError | InputError] = []
+    count, card = 0, None
+    for option in options:
+        try:
+            card = card_with(option)
+            module = teacher_of(card).module
+        except (ConfigError, InputError) as error:  # a stride or a number of stages that the size does not allow
+            problems.append(error)
+            continue
+        examples = examples_of(card)
+        count = len(examples)
+        tried.append((learning_of(card.data).score(module, examples, "fp32", World()), option))
+    if card is None or not tried:
+        raise problems[0]
+    task = task_of(card.data)
+    kind = task.scores[0]
+    reached, best = max(tried, key=lambda one: one[0] if kind.better == "higher" else -one[0])
+    others = sorted({f"{kind.show(value)} with {one.words}" for value, one in tried if one != best})
+    with_ = f"{best.words}, with which it" if best.words else "it"
+    text = f"teacher: {with_} reaches {kind.words} {kind.show(reached)} on {count} validation {task.units}"
+    return best, text + (f" ({', '.join(others[:4])})" if others else "") + _warning(kind, reached)
+
+
+def _warning(kind: ScoreKind, reached: float) -> str:
+    little = reached < (0.5 if kind.share else 10.0)
+    return "; that is little: give [data] the settings of its training" if little else ""

@@ -39,11 +39,6 @@ def look_at_folder(folder: Path) -> DataFacts:
     """
     root = part_folder(folder, "train")
     classes = tuple(sorted(class_names(root), key=natural))
-    if set(classes) == {"images", "masks"}:
-        raise InputError(
-            f"{root}: holds images and masks, for which edgekd init makes no card; copy the one that "
-            "`edgekd models nuclei` names"
-        )
     if classes and {name.casefold() for name in classes} <= _PARTS:
         raise InputError(
             f"{root}: holds {', '.join(map(shown, classes))}, which look like parts of a data set and not like "

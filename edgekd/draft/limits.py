@@ -25,6 +25,7 @@ from edgekd.nets.families import UnbuildableError, make, make_shapes
 from edgekd.nets.folding import folded
 from edgekd.nets.published import weights_file
 from edgekd.nets.teachers import LoadedTeacher, load_teacher_file, make_teacher_net
+from edgekd.tasks.known import task_of
 
 __all__ = ["Limits", "limits_from", "teacher_of"]
 
@@ -72,11 +73,13 @@ def limits_from(
         every = [Subject(name=file.stem, file=file, precision="fp32") for file in (teacher, *student)]
         figures = measure_speed(every, site, folder / "inputs.npy", None, EFFORT)
     size, why = _size(teacher, student)
-    drop = max(2.0, math.ceil(1000 / max(1, data.tests)) / 10)
-    always = {"size_kb": size, "max_accuracy_drop": drop}
+    kind = task_of(card.data).scores[0]
+    least = 2.0 if kind.share else 3.0
+    drop = max(least, math.ceil(1000 / max(1, data.tests)) / 10) if kind.counted else least
+    always = {"size_kb": size, kind.change_key: drop}
     guesses = [f"budget: {why}"]
-    points = f"budget: at most {drop:g} points below the teacher"
-    guesses.append(points if drop == 2 else f"{points}, for one of {data.tests} test examples is worth as much")
+    points = f"budget: at most {drop:g} {'points' if kind.share else kind.words} below the teacher"
+    guesses.append(points if drop == least else f"{points}, for one of {data.tests} test examples is worth as much")
     here, why = _latency(figures, site, timed)
     return Limits(always=always, here=here, guesses=(*guesses, f"budget: {why}", networks))
 
@@ -97,7 +100,7 @@ def _export(card: Card, site: Site, inputs: np.ndarray[Any, Any], folder: Path) 
     for precision in site.target.precisions:
         if precision != "fp32":
             files.append(folder / f"student-{precision}.onnx")
-            images = inputs if inputs.dtype == np.uint8 else None
+            images = inputs if task_of(card.data).calibration == "static" else None
             make_variant(fp32, precision, site.target, images, files[-1])
     parameters = [units.count(count_params(net)) for net in sorted(networks, key=count_params)]
     own = f"the teacher has {units.count(count_params(loaded.net))} parameters, " if loaded.net else ""

@@ -16,6 +16,7 @@ from edgekd.imports import import_function
 from edgekd.nets.families import make, takes
 from edgekd.nets.weights import load_file, read_state
 from edgekd.recipe import Recipe
+from edgekd.tasks.known import TASKS
 
 __all__ = ["Network", "Wanted", "find_network", "image_card", "is_function"]
 
@@ -100,8 +101,11 @@ def _of_weights(wanted: Wanted, path: Path) -> Network:
         if wanted.shape:
             raise ConfigError("--shape: needs --family, or module:function")
         found = _recognised(read_state(path), path)
-    if found.text:
-        raise ConfigError(f"{path}: is a network for sentences, which needs a card with its vocabulary; give --card")
+    if found.task != "image-classification":
+        units = TASKS[found.task].units
+        raise ConfigError(
+            f"{path}: is a network for {units}, which needs a card that says how they enter it; give --card"
+        )
     size = wanted.size or (((found.channels or 3), found.size, found.size) if found.size else ())
     if not size:
         raise ConfigError(f"{path}: give the shape of one example with --input, such as --input 3,32,32")

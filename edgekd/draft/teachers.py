@@ -10,10 +10,15 @@ from typing import Any
 from edgekd.draft.facts import DataFacts, Scale, TeacherFacts
 from edgekd.draft.weights import family_of
 from edgekd.errors import ConfigError, InputError, one_line, shown
+from edgekd.tasks.known import TASKS
 
 __all__ = ["look_at_teacher", "own_teacher"]
 
 IMAGENET = Scale(words="ImageNet's", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+_SEQ2SEQ = "a teacher for translation is of the family seq2seq; give its weights, of which edgekd teach trains some"
+_FEATURES = "window_ms, hop_ms, mels, low_hz, high_hz, mean and std should be those of the teacher's training"
 
 
 def look_at_teacher(given: str, data: DataFacts, beside: Path) -> TeacherFacts:
@@ -25,10 +30,12 @@ def look_at_teacher(given: str, data: DataFacts, beside: Path) -> TeacherFacts:
     library, _, name = given.partition(":")
     if library in ("torchvision", "timm") and name:
         if data.task != "image-classification":
-            raise ConfigError(f"--teacher {given}: is a network for images, and the data are sentences")
+            raise ConfigError(f"--teacher {given}: is a network that classifies images; the data are for {data.task}")
         return _from_torchvision(name, given) if library == "torchvision" else _from_timm(name, given)
     path = Path(given)
     if not path.exists() and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", given):
+        if data.task == "translation":
+            raise ConfigError(f"--teacher {given}: {_SEQ2SEQ}")
         guess = f"teacher: {given} is called with the number of classes, and trained, for it comes without weights"
         return TeacherFacts(keys={"family": "import", "function": given}, trained=False, guesses=(guess,))
     if not path.is_file():
@@ -42,8 +49,10 @@ def look_at_teacher(given: str, data: DataFacts, beside: Path) -> TeacherFacts:
 
 def own_teacher(data: DataFacts) -> TeacherFacts:
     """A teacher to train, for data that come without one: the largest network that trains in minutes to an hour."""
-    if data.task == "text-classification":
-        keys: dict[str, Any] = {"family": "lstm", "shape": {"embedding": 64, "hidden": 64}}
+    if data.proposal is not None:
+        keys: dict[str, Any] = dict(data.proposal.teacher)
+    elif data.task == "text-classification":
+        keys = {"family": "lstm", "shape": {"embedding": 64, "hidden": 64}}
     elif data.side <= 16:
         keys = {"family": "convnet", "shape": {"channels": [64, 128], "hidden": 128}}
     elif data.side <= 64:
@@ -115,25 +124,31 @@ def _from_weights(path: Path, inside: str, data: DataFacts) -> TeacherFacts:
     from edgekd.nets.weights import read_state
 
     found = family_of(read_state(path), path)
-    images = data.task == "image-classification"
-    if found.text == images:
+    if found.task != data.task:
         raise InputError(
-            f"--teacher {path}: holds a network of the family {found.family}, which is for "
-            f"{'sentences' if found.text else 'images'}; the data are {'images' if images else 'sentences'}"
+            f"--teacher {path}: holds a network of the family {found.family}, which is for {TASKS[found.task].units}; "
+            f"the data are {TASKS[data.task].units}"
         )
-    if found.outputs not in (None, len(data.classes)):
+    if data.classes and found.outputs not in (None, len(data.classes)):
         raise InputError(
             f"--teacher {path}: has {found.outputs} outputs, and the data {len(data.classes)} classes; name a teacher "
             "of these classes, or write a card with [teacher.training], which gives it a new head"
         )
+    named = {"vocabulary": found.vocabulary} if found.vocabulary else {}
+    if data.task == "segmentation" and found.channels:
+        named["channels"] = found.channels
     told = ", ".join(f"{key} {value}" for key, value in found.shape.items())
+    guesses = [f"teacher: the names and sizes in {path} are those of {found.family}" + (f" ({told})" if told else "")]
+    if data.task == "keyword-spotting":
+        guesses.append(f"features: {_FEATURES}")
     return TeacherFacts(
         keys={"family": found.family, "shape": found.shape, "weights": inside},
         trained=True,
         size=found.size,
         channels=found.channels,
-        vocabulary=found.vocabulary,
-        guesses=(f"teacher: the names and sizes in {path} are those of {found.family} ({told})",),
+        data=named,
+        options=found.options,
+        guesses=tuple(guesses),
     )
 
 
@@ -155,7 +170,11 @@ def _from_onnx(path: Path, inside: str, data: DataFacts) -> TeacherFacts:
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     keys: dict[str, Any] = {"family": "onnx", "weights": inside}
     labels = _labels_in(metadata)
+    if data.task == "translation":
+        raise InputError(f"--teacher {path}: {_SEQ2SEQ}")
     _check_outputs(model, path, data)
+    if data.task == "keyword-spotting":
+        return _sound_input(path, keys, labels, inputs, told, data)
     if data.task == "text-classification":
         if len(inputs) != 1 or len(shapes[0]) != 2:
             raise InputError(f"--teacher {path}: takes {told}; one input of token ids (batch, length) is needed")
@@ -163,7 +182,34 @@ def _from_onnx(path: Path, inside: str, data: DataFacts) -> TeacherFacts:
         return TeacherFacts(keys=keys, trained=True, labels=labels, guesses=(guess,))
     size, channels = _image_input(path, kinds, shapes, told, onnx.TensorProto)
     guess = f"teacher: {path} takes {told}, so size = {size or 'any'}, channels = {channels or 'any'}"
-    return TeacherFacts(keys=keys, trained=True, size=size, channels=channels, labels=labels, guesses=(guess,))
+    named = {key: value for key, value in (("size", size), ("channels", channels)) if value}
+    return TeacherFacts(
+        keys=keys, trained=True, size=size, channels=channels, labels=labels, data=named, guesses=(guess,)
+    )
+
+
+def _sound_input(
+    path: Path, keys: dict[str, Any], labels: tuple[str, ...], inputs: list[Any], told: str, data: DataFacts
+) -> TeacherFacts:
+    """Facts of a model that takes samples of sound, or features. Raises InputError for another kind of input."""
+    import onnx
+
+    kinds = [(one.type.tensor_type.elem_type, len(one.type.tensor_type.shape.dim)) for one in inputs]
+    types = onnx.TensorProto
+    if kinds == [(types.FLOAT, 4)]:
+        guess = f"teacher: {path} takes {told}, which are features; {_FEATURES}"
+        return TeacherFacts(keys=keys, trained=True, labels=labels, guesses=(guess,))
+    if kinds not in ([(types.INT16, 2)], [(types.FLOAT, 2)]):
+        raise InputError(
+            f"--teacher {path}: takes {told}; one input of samples, int16 or float (batch, samples), or of features, "
+            "float (batch, 1, bins, frames), is needed"
+        )
+    count = inputs[0].type.tensor_type.shape.dim[1].dim_value
+    named: dict[str, Any] = {"input": "int16" if kinds[0][0] == types.INT16 else "float32"}
+    if count:
+        named["seconds"] = round(count / data.keys["rate"], 6)
+    guess = f"teacher: {path} takes {told}, so it is run on the samples, and no features are masked"
+    return TeacherFacts(keys=keys, trained=True, labels=labels, data=named, masks=False, guesses=(guess,))
 
 
 def _image_input(
@@ -186,11 +232,13 @@ def _image_input(
 def _check_outputs(model: Any, path: Path, data: DataFacts) -> None:
     """Raise InputError if the outputs say a number of classes that is not that of the data."""
     sizes = [[dim.dim_value or None for dim in one.type.tensor_type.shape.dim] for one in model.graph.output]
-    flat = [shape[1] for shape in sizes if len(shape) == 2]
+    axes = 4 if data.task == "segmentation" else 2
+    flat = [shape[1] for shape in sizes if len(shape) == axes]
     if sizes and (not flat or None not in flat) and len(data.classes) not in flat:
         raise InputError(
             f"--teacher {path}: gives outputs of shape {' and '.join(map(str, sizes))}; the data have "
-            f"{len(data.classes)} classes, so (batch, {len(data.classes)}) is needed"
+            f"{len(data.classes)} classes, so (batch, {len(data.classes)}{', height, width' if axes == 4 else ''}) is "
+            "needed"
         )
 
 

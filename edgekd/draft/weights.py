@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgekd.draft.facts import Option
 from edgekd.errors import InputError, cut
-from edgekd.nets.families import TEXT_FAMILIES
+from edgekd.nets.families import FAMILIES
 
 __all__ = ["Family", "family_of"]
 
@@ -25,20 +26,23 @@ class Family:
     size: int | None = None
     channels: int | None = None
     vocabulary: int | None = None
+    options: tuple[Option, ...] = ()
+    """What the weights do not show."""
 
     @property
-    def text(self) -> bool:
-        """Whether it is a family for sentences."""
-        return self.family in TEXT_FAMILIES
+    def task(self) -> str:
+        """The name of the task that the family is for."""
+        return next((task for task, families in FAMILIES.items() if self.family in families), "image-classification")
 
 
 def family_of(state: Mapping[str, Tensor], path: Path) -> Family:
-    """The family of these weights, one of edgekd's image families or torchvision's.
+    """The family of these weights, one of edgekd's or torchvision's.
 
     Raises InputError if they belong to none of them.
     """
     sizes = {name: tuple(value.shape) for name, value in state.items()}
-    found = _cifar_resnet(sizes) or _sequential(sizes) or _text(sizes) or _torchvision(sizes)
+    known = (_cifar_resnet, _sequential, _keywords, _text, _unet, _seq2seq, _torchvision)
+    found = next((family for one in known if (family := one(sizes)) is not None), None)
     if found is None:
         names = ", ".join(cut(name) for name in list(sizes)[:3])
         raise InputError(
@@ -104,6 +108,62 @@ def _text(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
     else:
         return None
     return Family(family=family, shape=shape, outputs=heads[-1][0], vocabulary=vocabulary)
+
+
+def _keywords(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
+    """A `keyword-cnn` or a `ds-cnn`, whose layers are numbered, and whose strides no weight shows."""
+    if not all(name.partition(".")[0].isdecimal() for name in sizes):
+        return None
+    ordered = [sizes[name] for name in sorted((n for n in sizes if n.endswith(".weight")), key=_number)]
+    convolutions, matrices = [one for one in ordered if len(one) == 4], [one for one in ordered if len(one) == 2]
+    if len(matrices) != 1 or not convolutions or convolutions[0][1] != 1:
+        return None
+    outputs, widths = matrices[0][0], [one[0] for one in convolutions]
+    if any(one[1] == 1 for one in convolutions[1:]):
+        shape = {"width": widths[0], "layers": len(widths) // 2, "kernel": list(convolutions[0][2:])}
+        strides = [Option(words=f"stride {a}×{b}", shape={"stride": [a, b]}) for a in (2, 1) for b in (2, 1)]
+        return Family(family="ds-cnn", shape=shape, outputs=outputs, channels=1, options=tuple(strides))
+    if any(one[2:] != (3, 3) for one in convolutions):
+        return None
+    found = []
+    for layers in (count for count in range(1, len(widths) + 1) if len(widths) % count == 0):
+        stages = [widths[start : start + layers] for start in range(0, len(widths), layers)]
+        if all(len(set(stage)) == 1 for stage in stages):
+            values = {"channels": [stage[0] for stage in stages], "layers": layers}
+            found.append(Option(words=f"{len(stages)} stages", shape=values))
+    return Family(family="keyword-cnn", shape={}, outputs=outputs, channels=1, options=tuple(found))
+
+
+def _unet(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
+    """A `unet`, of whose first convolution no weight shows the stride."""
+    if not {"stem.0.weight", "head.weight", "up.0.0.weight"} <= sizes.keys():
+        return None
+    width, channels = sizes["stem.0.weight"][:2]
+    depth = len({name.split(".")[1] for name in sizes if name.startswith("up.")})
+    separable = sizes["up.0.0.weight"][1] == 1
+    inside = [name for name in sizes if name.startswith("up.0.") and len(sizes[name]) == 4]
+    shape: dict[str, Any] = {"width": width, "depth": depth, "layers": len(inside) // (2 if separable else 1)}
+    lowest = [size[0] for name, size in sizes.items() if name.startswith(f"down.{depth}.") and len(size) == 4]
+    shape["widest"] = max(lowest)
+    shape |= {"separable": True} if separable else {}
+    strides = tuple(Option(words=f"a first stride of {one}", shape={"stem_stride": one}) for one in (1, 2))
+    outputs = sizes["head.weight"][0]
+    return Family(family="unet", shape=shape, outputs=outputs, channels=channels, options=strides)
+
+
+def _seq2seq(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
+    """A `seq2seq`, whose number of heads no weight shows."""
+    if not {"table.weight", "encoder_norm.weight", "decoder_norm.weight"} <= sizes.keys():
+        return None
+    vocabulary, width = sizes["table.weight"]
+    feed = next((size[0] for name, size in sizes.items() if name.startswith("encoder.0.feed.") and len(size) == 2), 0)
+    counts = {
+        f"{part}_layers": len({name.split(".")[1] for name in sizes if name.startswith(f"{part}.")})
+        for part in ("encoder", "decoder")
+    }
+    heads = tuple(Option(words=f"{n} heads", shape={"heads": n}) for n in (4, 8, 2, 1, 16, 3, 6) if width % n == 0)
+    shape = {"width": width, **counts, "feed": feed}
+    return Family(family="seq2seq", shape=shape, outputs=vocabulary, vocabulary=vocabulary, options=heads)
 
 
 _TELLING = {

@@ -29,6 +29,7 @@ from edgekd.export.front_end import with_front_end
 from edgekd.export.parts import parts_of
 from edgekd.export.resize import SHAPE_KEY, with_resize
 from edgekd.export.shrink import save_model
+from edgekd.external import decoder_of, name_decoder
 from edgekd.files import atomic
 from edgekd.nets.deployed import Deployed, example_inputs
 from edgekd.nets.generation import generate
@@ -91,6 +92,8 @@ def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: d
         module, example, name = exported_part(net, card.data)
         model = converted(module, example, target, (name, "logits"), task_of(card.data).free)
     describe(model, card, target, provenance)
+    if task_of(card.data).generates:
+        name_decoder(model, decoder_of(path))
     save_model(completed(model, card), path)
 
 
@@ -150,7 +153,13 @@ def fix_shapes(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
 
 
 def refuse_free_shapes(card: Card, target: Target) -> None:
-    """Raise ConfigError if the card's files need free shapes, and the target wants fixed ones."""
+    """Raise ConfigError if the card's files need free shapes, and the target wants fixed ones; or if the model
+    generates, and the target's runtime cannot."""
+    if task_of(card.data).generates and target.provider.name == "wasm":
+        raise ConfigError(
+            f"{card.file}: task {card.task}: its model generates token by token, which target {target.name} cannot; "
+            "take another target"
+        )
     if not target.fixed_shapes:
         return
     if card.export.resize:
@@ -322,7 +331,8 @@ def parity(net: nn.Module, card: Card, images: NDArray[Any], logits: NDArray[np.
     """
     with torch.no_grad():
         expected = Deployed(net, card.data).eval()(torch.from_numpy(images)).numpy()
-    return compared(expected, logits, task_of(card.data))
+    # A model that generates has a row for each token.
+    return dataclasses.replace(compared(expected, logits, task_of(card.data)), examples=len(images))
 
 
 def compared(expected: NDArray[np.float32], logits: NDArray[np.float32], task: Task) -> Parity:

@@ -16,12 +16,13 @@ from edgekd.export.onnx import export
 from edgekd.export.quantize import quantize, quantize_weights, to_half
 from edgekd.export.shrink import save_model, shrink
 from edgekd.export.teacher import export_teacher
-from edgekd.external import decoder_of, generates
+from edgekd.external import decoder_of, generates, name_decoder
 from edgekd.nets.deployed import count_macs, count_params
 from edgekd.nets.fakequant import deployable
 from edgekd.nets.folding import folded
 from edgekd.nets.teachers import LoadedTeacher
 from edgekd.run import Run
+from edgekd.scratch import scratch
 from edgekd.target import Precision, Target
 from edgekd.tasks.known import task_of
 
@@ -137,8 +138,21 @@ def make_variant(
 
     The decoder of a model that generates is converted, too. Raises ModelError if the conversion fails.
     """
-    if generates(onnx.load(fp32, load_external_data=False)):
-        make_variant(decoder_of(fp32), precision, target, images, decoder_of(path))
+    model = onnx.load(fp32, load_external_data=False)
+    if not generates(model):
+        _write_variant(fp32, precision, target, images, path)
+        return
+    _write_variant(decoder_of(fp32), precision, target, images, decoder_of(path))
+    name_decoder(model, decoder_of(path))  # the conversion keeps the metadata
+    with scratch() as folder:
+        named = folder / fp32.name
+        save_model(model, named)
+        _write_variant(named, precision, target, images, path)
+
+
+def _write_variant(
+    fp32: Path, precision: Precision, target: Target, images: NDArray[np.uint8] | None, path: Path
+) -> None:
     if precision == "int8" and images is None:
         quantize_weights(fp32, path, target.quantization)
     elif precision == "int8" and images is not None:

@@ -161,8 +161,9 @@ def test_the_family_of_weights_is_found_by_their_names_and_sizes() -> None:
     for net, family, shape in cases:
         found = family_of(net.state_dict(), Path("teacher.safetensors"))
         assert (found.family, found.shape) == (family, shape)
-        assert found.outputs == (2 if found.text else 10)
-        assert found.vocabulary == (50 if found.text else None)
+        text = found.task == "text-classification"
+        assert found.outputs == (2 if text else 10)
+        assert found.vocabulary == (50 if text else None)
     import torchvision
 
     net = torchvision.models.shufflenet_v2_x0_5(num_classes=10)
@@ -241,7 +242,7 @@ def test_wrong_numbers_of_classes_and_kinds_are_named(tmp_path: Path) -> None:
     save_state(BagOfWords(BagOfWordsShape(embedding=4), 9, 2), tmp_path / "words.safetensors", {})
     with pytest.raises(EdgekdError, match="has 10 outputs, and the data 2 classes"):
         look_at_teacher(str(tmp_path / "ten.safetensors"), data, tmp_path)
-    with pytest.raises(EdgekdError, match="is for sentences; the data are images"):
+    with pytest.raises(EdgekdError, match="family bag-of-words, which is for sentences; the data are images"):
         look_at_teacher(str(tmp_path / "words.safetensors"), data, tmp_path)
 
 
@@ -250,15 +251,14 @@ def test_wrong_numbers_of_classes_and_kinds_are_named(tmp_path: Path) -> None:
     [
         ("--data nowhere", "nowhere: no such folder"),
         ("--data empty", "holds nothing; edgekd init knows folders of images by class"),
-        (
-            "--data sounds",
-            "sounds: holds clips of sound (a.wav), for which edgekd init makes no card; copy the one that",
-        ),
+        ("--data sounds", "sounds/train: has 1 folder of clips; it should hold one for each of at least two keywords"),
+        ("--data loose", "loose: holds clips of sound, but neither a folder 'train' with one folder for each keyword"),
         ("--data digits --out card.txt", "a card is a TOML file"),
         ("--data digits --out there.toml", "is there already"),
         ("--data digits --out no/card.toml", "there is no folder no"),
-        ("--data masked", "holds images and masks, for which edgekd init makes no card; copy the one"),
-        ("--data pairs", "holds pairs of texts, for which edgekd init makes no card; copy the one that"),
+        ("--data masked", "masked: holds 0 images and 0 masks; it needs a mask for each image"),
+        ("--data pairs", "has pairs of texts for training and none for a test; add test.en and test.de"),
+        ("--data three", "three: holds train.* in 3 languages (de, en, fr); leave two of them there"),
         ("--data boxes", "holds images with boxes, and edgekd has no task for detection"),
         ("--data broken", "an image of class '0' does not decode: no known format"),
         ("--data one", "has 1 subfolder; it should hold one for each of at least two classes"),
@@ -270,10 +270,14 @@ def test_mistakes_are_one_line(cli: Cli, tmp_path: Path, arguments: str, message
     (tmp_path / "empty").mkdir()
     (tmp_path / "sounds" / "train" / "yes").mkdir(parents=True)
     (tmp_path / "sounds" / "train" / "yes" / "a.wav").write_bytes(b"")
+    (tmp_path / "loose" / "yes").mkdir(parents=True)
+    (tmp_path / "loose" / "yes" / "a.wav").write_bytes(b"")
     for name in ("images", "masks"):
         (tmp_path / "masked" / name).mkdir(parents=True)
-    for name in ("boxes/Annotations", "boxes/JPEGImages", "pairs"):
+    for name in ("boxes/Annotations", "boxes/JPEGImages", "pairs", "three"):
         (tmp_path / name).mkdir(parents=True)
+    for name in ("train.en", "train.de", "train.fr"):
+        (tmp_path / "three" / name).write_bytes(b"")
     for name in ("train.en", "train.de.gz"):
         (tmp_path / "pairs" / name).write_bytes(b"")
     digits_folder(tmp_path / "broken", 12, 2)

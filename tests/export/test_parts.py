@@ -1,5 +1,6 @@
 """A model of two files: what it computes, in NumPy as in torch, and that both files count."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,8 @@ from edgekd.bench.records import Plan, Record
 from edgekd.bench.worker import WorkerError, measure, opened
 from edgekd.card import Card, Student, Teacher
 from edgekd.devices.orders import order_of
-from edgekd.errors import InputError, ModelError
-from edgekd.export.onnx import cpu_logits, export
+from edgekd.errors import ConfigError, InputError, ModelError
+from edgekd.export.onnx import cpu_logits, export, parity, refuse_free_shapes
 from edgekd.export.parts import parts_of
 from edgekd.export.variants import make_variant, precision_of
 from edgekd.external import decoder_of, file_digest, model_bytes, model_files
@@ -75,6 +76,7 @@ def test_logits_after_each_token_are_torchs(model: Path) -> None:
     with torch.no_grad():
         expected = net_of()(torch.from_numpy(sources())).numpy()
     np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+    assert parity(net_of(), card_of(), sources(), found).examples == len(sources()) < len(found)
 
 
 @pytest.mark.parametrize(("beam", "penalty"), [(1, 1.0), (3, 1.0), (3, 0.0), (8, 0.6)])
@@ -103,6 +105,31 @@ def test_both_files_count_in_size_and_digest(model: Path, tmp_path: Path) -> Non
     assert file_digest(copy) == file_digest(model)
     decoder_of(copy).write_bytes(decoder_of(model.with_name("int8.onnx")).read_bytes())
     assert file_digest(copy) != file_digest(model)
+
+
+def test_an_encoder_names_its_decoder(model: Path, tmp_path: Path) -> None:
+    for file in (model, model.with_name("int8.onnx")):
+        known = onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
+        assert known["decoder_sha256"] == hashlib.sha256(decoder_of(file).read_bytes()).hexdigest()
+    copy = tmp_path / "copy.onnx"
+    copy.write_bytes(model.read_bytes())
+    decoder_of(copy).write_bytes(decoder_of(model.with_name("int8.onnx")).read_bytes())
+    told = r"copy\.decoder\.onnx: is not the decoder with which copy\.onnx was written \(SHA-256 \w{12}…, the encoder"
+    for ask in (model_files, model_bytes):
+        with pytest.raises(InputError, match=told):
+            ask(copy)
+    assert "is not the decoder with which" in str(weights_problem(copy, load_target("cpu-x86")))
+    decoder_of(copy).write_bytes(decoder_of(model).read_bytes())
+    assert model_files(copy) == [copy, decoder_of(copy)]
+
+
+def test_an_encoder_of_an_earlier_version_names_no_decoder(model: Path, tmp_path: Path) -> None:
+    old = onnx.load(model)
+    kept = {entry.key: entry.value for entry in old.metadata_props if entry.key != "decoder_sha256"}
+    onnx.helper.set_model_props(old, kept)
+    onnx.save(old, tmp_path / "old.onnx")
+    decoder_of(tmp_path / "old.onnx").write_bytes(decoder_of(model).read_bytes())
+    assert len(model_files(tmp_path / "old.onnx")) == 2
 
 
 def test_both_files_are_sent_to_a_device(model: Path, tmp_path: Path) -> None:
@@ -176,6 +203,8 @@ def test_what_cannot_generate_is_refused(model: Path) -> None:
         opened(str(decoder_of(model)))
     problem = weights_problem(model, load_target("wasm"))
     assert "generates token by token, which target wasm cannot" in str(problem)
+    with pytest.raises(ConfigError, match=r"t\.toml: task translation: its model generates token by token"):
+        refuse_free_shapes(card_of(), load_target("wasm"))
     with pytest.raises(ModelError, match="a Linear has no encoder and decoder"):
         parts_of(torch.nn.Linear(1, 1), card_of().data, model)
 
