@@ -16,6 +16,7 @@ from edgekd.console import say
 from edgekd.devices.device import Site
 from edgekd.errors import EdgekdError
 from edgekd.export.onnx import export
+from edgekd.export.ort import deployed_file
 from edgekd.export.untrained import unequal
 from edgekd.export.variants import make_variant
 from edgekd.figures import Figure
@@ -116,6 +117,7 @@ def measured(
         file = run.scratch / f"pruned-{precision}.onnx"
         if precision != "fp32":
             make_variant(fp32, precision, site.target, calibration, file)
+        file = deployed_file(file, site.target)
         subjects.append(Subject(name=precision, file=file, precision=precision, params=params, macs=macs))
     effort = dataclasses.replace(EFFORT, instructions="always" if counted else "never")
     figures = with_estimates(measure_speed(subjects, site, inputs, None, effort), subjects, site)
