@@ -174,13 +174,11 @@ class Layer(nn.Module):
         return scale, scale * of_input
 
     def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self._exported() if self.deployed else self._rounded()
         if self.observing:
-            self.power = self.get_buffer("power") + x.float().square().sum(
-                [axis for axis in range(x.dim()) if axis != 1]
-            )
+            every = [axis for axis in range(x.dim()) if axis != 1]
+            self.power = self.get_buffer("power") + x.float().square().sum(every)
             weight, bias = self.weight, self.bias
-        else:
-            weight, bias = self._exported() if self.deployed else self._rounded()
         if self.convolution is None:
             return F.linear(x, weight, bias)
         stride, padding, dilation, groups = self.convolution
