@@ -1,5 +1,6 @@
 """Figures with their provenance, the figures of one model file, and the table of all metrics."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,8 +14,10 @@ __all__ = [
     "BUDGETED",
     "COMPARED",
     "FIGURES",
+    "GIVEN",
     "METRICS",
     "RARE",
+    "WHOLE",
     "Figure",
     "Metric",
     "ModelFigures",
@@ -25,6 +28,7 @@ __all__ = [
     "metric_of",
     "rows_of",
     "score_metric",
+    "whole_words",
 ]
 
 Provenance = Literal["measured", "emulated", "proxy", "estimated", "exact", "unknown"]
@@ -43,6 +47,11 @@ class Figure:
 
 
 UNKNOWN = Figure()
+
+GIVEN = "given"
+"""The name of the first model of a pruning: the network as it was given."""
+WHOLE = ("teacher", GIVEN)
+"""The names of the first model of a run, with which the others are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,13 +339,23 @@ def score_metric(kind: ScoreKind) -> Metric:
     return Metric(**about, better=kind.better, asked=kind.asked, get=get, budget=kind.limit_key)
 
 
-def rows_of(models: Sequence[ModelFigures]) -> list[Metric]:
-    """The metrics for which a table of these models has a row, in order."""
+def rows_of(models: Sequence[ModelFigures], first: ModelFigures | None = None) -> list[Metric]:
+    """The metrics for which a table of these models has a row, in order; `first` is the first model of their run, by
+    default of `models`."""
     kinds = dict.fromkeys(kind for model in models for kind in model.kinds)
     scores = [score_metric(kind) for kind in kinds]
     others = [metric for metric in METRICS[len(_FIRST) :] if metric.row]
     known = [one for one in others if not one.rare or any(one.figure(model).value is not None for model in models)]
+    first = first or next(iter(models), None)
+    if first and first.name == GIVEN:
+        renamed = {"agreement": f"agreement with {whole_words(first)}"}
+        known = [dataclasses.replace(one, words=renamed.get(one.name, one.words)) for one in known]
     return [*_FIRST, *scores, *known]
+
+
+def whole_words(first: ModelFigures) -> str:
+    """What the first model of a run is in a sentence: `the teacher`, or of a pruning `the given network`."""
+    return "the given network" if first.name == GIVEN else "the teacher"
 
 
 @cache

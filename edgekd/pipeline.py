@@ -26,6 +26,7 @@ from edgekd.distill.teacher import (
 from edgekd.distill.training import StudentTraining, train_student
 from edgekd.errors import EdgekdError
 from edgekd.export.onnx import cpu_logits, keep_torch_logits, parity
+from edgekd.export.ort import as_deployed
 from edgekd.export.resize import fidelity, same_answers
 from edgekd.export.variants import INT8_TRAINED, export_variants
 from edgekd.figures import ModelFigures
@@ -122,6 +123,7 @@ def conclude(setup: Setup, plan: TargetPlan, student: TrainedStudent) -> Result:
         agreement["resize"] = dataclasses.asdict(dataclasses.replace(resizing, same=same))
     counted = plan.budget.limit("instructions_m") is not None
     effort = dataclasses.replace(EFFORT, instructions="always") if counted else EFFORT
+    subjects = as_deployed(subjects, plan.site.target)
     figures = measure_speed(subjects, plan.site, plan.inputs, plan.run.records, effort)
     figures = with_estimates(figures, subjects, plan.site)
     known = scored(plan, student, subjects, figures, plan.inputs)

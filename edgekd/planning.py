@@ -38,6 +38,7 @@ from edgekd.distill.teacher import (
 )
 from edgekd.errors import BudgetError, ConfigError
 from edgekd.export.onnx import refuse_free_shapes
+from edgekd.export.ort import refuse_two_files
 from edgekd.export.trial import try_teacher
 from edgekd.export.variants import calibration_of
 from edgekd.judge import effective_budget
@@ -183,6 +184,7 @@ def _ready(setup: Setup, site: Site, run: Run) -> tuple[Search, Budget]:
     card = setup.card
     budget = effective_budget(card.budget(site.target.name, setup.asked.budget), site.target)
     refuse_free_shapes(card, site.target)
+    refuse_two_files(card, site.target)
     require_counting(budget, site)
     if card.recipe.qat and "int8" in site.target.precisions:
         refuse_scheme(site.target.quantization, site.target.file)

@@ -78,6 +78,7 @@ def prune_network(asked: Request, site: Site, run: Run) -> Result | Fits:
     if not run.pruning.exists():  # it is written after this
         whole = measured(card, given.net, site, trial.inputs, trial.calibration, run, trial.instructions)
         if meets_early(whole, budget):
+            shutil.rmtree(run.scratch, ignore_errors=True)
             return Fits(_limits(budget), judge(whole.precisions.get("fp32", {}), budget))
     return _prune(setup, trial, budget)
 
@@ -123,6 +124,7 @@ def _prune(setup: Setup, trial: Search, budget: Budget) -> Result:
     say(f"{given.file}: {kind.show(reached)} on {len(setup.validation)} validation {task_of(card.data).units}")
     ratio = fitting_ratio(card, given.net, trial.site, budget, trial.inputs, trial.calibration, run)
     if ratio is None:
+        shutil.rmtree(run.scratch, ignore_errors=True)
         raise BudgetError(
             f"{given.file}: no share of the channels that can be removed meets {_limits(budget)}; nothing was trained; "
             "widen the limits"

@@ -152,8 +152,9 @@ class Run:
 
     @property
     def model(self) -> Path:
-        """The shipped ONNX file."""
-        return self.folder / "model.onnx"
+        """The shipped file: ONNX, or the ORT format where the target wants that."""
+        ort = self.folder / "model.ort"
+        return ort if ort.exists() else self.folder / "model.onnx"
 
     @property
     def result(self) -> Path:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgekd import units
-from edgekd.figures import Figure, Metric, ModelFigures, Placement, rows_of
+from edgekd.figures import GIVEN, Figure, Metric, ModelFigures, Placement, rows_of, whole_words
 from edgekd.judge import Verdict, verdict_words
 from edgekd.result import Result
 
@@ -22,6 +22,7 @@ __all__ = [
     "int8_text",
     "markdown_report",
     "markdown_table",
+    "network_words",
     "notes",
     "parity_rows",
     "parity_table",
@@ -38,7 +39,8 @@ Rows = list[list[str]]
 def figure_rows(models: Sequence[ModelFigures]) -> tuple[list[str], Rows]:
     """Header and rows: one row for each figure, one column for each model, and a last column for the provenance.
 
-    Ratios are relative to the first model, the teacher. Rows without any requested figure are left out.
+    Ratios are relative to the first model, the teacher or the given network. Rows without any requested
+    figure are left out.
     """
     header = ["", *(model.name for model in models), "how"]
     rows: Rows = []
@@ -366,6 +368,19 @@ def resize_words(parity: Mapping[str, Any]) -> str:
     )
 
 
+def _shipped_file(result: Result) -> str:
+    """The name of the shipped file in the run folder: `model.onnx`, or `model.ort` in the ORT format."""
+    chosen = next(model for model in result.models if model.name == result.chosen)
+    return "model.ort" if chosen.file.endswith(".ort") else "model.onnx"
+
+
+def network_words(first: ModelFigures, shape: str, candidates: int) -> str:
+    """How the network of a run whose first model is `first` was found, as a sentence without its full stop."""
+    if first.name == GIVEN:
+        return f"The network is {whole_words(first)} pruned: {shape}"
+    return f"Student: {shape}, chosen among {candidates} candidates before training"
+
+
 def markdown_report(result: Result, picture: str | None) -> str:
     """`report.md`: verdict, budget, table, and how to read it."""
     header, rows, unknown = _known_rows(result.models)
@@ -373,8 +388,8 @@ def markdown_report(result: Result, picture: str | None) -> str:
     parts = [
         f"# {units.flat(headline(result))}",
         "\n".join(f"- {units.flat(text)}" for text in budget_lines(result.verdict)),
-        f"The file is `model.onnx` ({units.flat(result.chosen)}): {units.flat(result.why_chosen)}. "
-        f"Student: {units.flat(shape)}, chosen among {result.candidates} candidates before training.",
+        f"The file is `{_shipped_file(result)}` ({units.flat(result.chosen)}): {units.flat(result.why_chosen)}. "
+        f"{units.flat(network_words(result.models[0], shape, result.candidates))}.",
         markdown_table(header, rows),
         *([f"Not known: {'; '.join(unknown)}."] if unknown else []),
         _data_text(result),

@@ -241,6 +241,9 @@ class Target:
     fixed_shapes: bool = False
     """Whether exported files have fixed shapes and take one example a call, which neural processors need; otherwise
     they take any number of examples."""
+    format: Literal["onnx", "ort"] = "onnx"
+    """The format of the shipped file. `ort` is ONNX Runtime's own, which its minimal builds need: the graph in it is
+    already optimised. Only the CPU provider takes it."""
     environment: str = ""
     """The environment of the target's runtime, if it is not edgekd's own Python: a name that `edgekd doctor --install`
     knows, or the path of a folder with `bin/python` or `node_modules`. See edgekd/devices/environments.py."""
@@ -254,10 +257,20 @@ class Target:
             raise ValueError(
                 "session.batch_sizes: has no effect with fixed_shapes = true, where a call has one example"
             )
+        if self.format == "ort" and (problem := self._ort_problem()):
+            raise ValueError(f'format: "ort" {problem}')
         wide = self.quantization.activation == "uint16" or "a16w8" in self.quantization.schemes
         if wide and (problem := wide_problem(self.provider.name)):
             raise ValueError(f"quantization: {problem}")
         return self
+
+    def _ort_problem(self) -> str:
+        """The reason why the ORT format is of no use for this target; empty if it is."""
+        if self.provider.name != "CPUExecutionProvider":
+            return f"is for CPUExecutionProvider; {self.provider.name} compiles the ONNX file itself"
+        if self.quantization.activation == "float" or "w8" in self.quantization.schemes:
+            return 'would hold the weights of the scheme "w8" in float again; leave it out of [quantization]'
+        return ""
 
     def differences(self, here: Machine) -> list[str]:
         """The reasons why the machine `here` is not the target's hardware; empty if it is."""

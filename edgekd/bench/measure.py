@@ -27,7 +27,7 @@ from edgekd.bench.statistics import Interval, Latency, between, bootstrap, laten
 from edgekd.devices.device import OnProgress, Site
 from edgekd.errors import EdgekdError, InputError, ModelError, UnavailableError
 from edgekd.external import file_digest, model_bytes, model_files
-from edgekd.figures import Figure, ModelFigures, Placement
+from edgekd.figures import WHOLE, Figure, ModelFigures, Placement
 from edgekd.files import read_json, write_json
 from edgekd.target import Target
 from edgekd.tasks.task import Outputs, Targets, Task
@@ -312,7 +312,8 @@ def evaluate(
 ) -> list[ModelFigures]:
     """Add scores and agreement to the figures, computed from each model's outputs.
 
-    Every model except the one named `teacher` was exported from the PyTorch student and is also compared with it.
+    Every model except the first one of a run, see `WHOLE`, was exported from the PyTorch student and is also compared
+    with it.
     """
     return [_scored(model, answer, references, site) for model, answer in zip(figures, outputs, strict=True)]
 
@@ -328,7 +329,7 @@ def _scored(model: ModelFigures, outputs: Outputs, references: References, site:
     teacher, torch = references.teacher, references.torch
     if task.same is not None and teacher is not None and teacher.shape == outputs.shape:
         found["agreement"] = figure(task.same(outputs, teacher))
-    if torch is not None and torch.shape == outputs.shape and model.name != "teacher":
+    if torch is not None and torch.shape == outputs.shape and model.name not in WHOLE:
         if task.same is not None:
             found["torch_agreement"] = figure(task.same(outputs, torch))
         if task.writes == "rows" and outputs.dtype.kind in "fiu":  # texts have no differences

@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.external import generates
+from edgekd.external import GENERATION
 
 if TYPE_CHECKING:
     from onnx import GraphProto
@@ -62,24 +62,44 @@ def _found_in(model: Path) -> _Found:
 @lru_cache(maxsize=64)
 def _read(model: Path, changed: int, size: int) -> _Found:
     """Read the model file. Results are cached by modification time and size, because many workers need them."""
-    import onnx
-
     try:
-        content = onnx.load(model, load_external_data=False)
-        found = {entry.key: entry.value for entry in content.metadata_props}
-        steering = tuple(sorted(set(_steering(content.graph))))
-    except Exception:  # protobuf's errors have no common base; the runtime reports what is wrong with the file
+        found, inputs, steering = _in_ort(model) if model.suffix == ".ort" else _in_onnx(model)
+    except (
+        Exception
+    ):  # protobuf's and onnxruntime's have no common base; the worker reports what is wrong with the file
         return _NOTHING
     task = found.get("task", "") if "edgekd" in found else ""
     try:
         values = {key: int(found[key]) for key in KEYS if key in found and "edgekd" in found}
-        text = found.get(SHAPE_KEY) if "edgekd" in found and len(content.graph.input) == 1 else None
+        text = found.get(SHAPE_KEY) if "edgekd" in found and len(inputs) == 1 else None
         shape = tuple(int(size) for size in text.split(",")) if text else ()
     except ValueError:
         return (), steering, task, (), False
-    shapes = ((content.graph.input[0].name, shape),) if shape else ()
+    shapes = ((inputs[0], shape),) if shape else ()
     sequence = tuple(values.items()) if values.get("sequence_length", 0) > 0 else ()
-    return sequence, steering, task, shapes, generates(content)
+    return sequence, steering, task, shapes, {"edgekd", GENERATION} <= found.keys()
+
+
+_Content = tuple[dict[str, str], list[str], tuple[str, ...]]
+"""The metadata of a model file, the names of its inputs, and the operators that steer it."""
+
+
+def _in_onnx(model: Path) -> _Content:
+    import onnx
+
+    content = onnx.load(model, load_external_data=False)
+    found = {entry.key: entry.value for entry in content.metadata_props}
+    return found, [value.name for value in content.graph.input], tuple(sorted(set(_steering(content.graph))))
+
+
+def _in_ort(model: Path) -> _Content:
+    """What ONNX Runtime says of a file in its own format, whose operators it does not tell."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return session.get_modelmeta().custom_metadata_map, [value.name for value in session.get_inputs()], ()
 
 
 def _steering(graph: "GraphProto") -> Iterable[str]:

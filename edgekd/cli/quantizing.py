@@ -61,6 +61,8 @@ def quantize_model(model: Path, target: str, options: QuantizeOptions) -> int:
     half = None if options.out else model.with_name(f"{model.stem}-fp16.onnx")
     if real(path) == real(model):
         raise ConfigError(f"--out {path}: is the model itself; name another file")
+    if path.suffix == ".ort":
+        raise ConfigError(f'--out {path}: names the ONNX file; format = "ort" of a target writes NAME.ort beside it')
     for module in ("onnx", "onnxruntime"):
         require(module, "cpu", "quantizing")
     from edgekd.search.quantizing import Asked, in_range, layer_damage, quantize_file
@@ -95,6 +97,8 @@ def quantize_model(model: Path, target: str, options: QuantizeOptions) -> int:
     outcome = found.outcome(options.max_drop)
     proxy = " (proxy: answers of the CPU provider)" if asked.proxy else ""
     out(f"{done.file}: {done.how}")
+    if chosen.format == "ort":
+        out(_in_ort_format(done.file, chosen))
     out(f"  {found.words}")
     out(f"  a loss of {found.loss_points:.2f} points, {options.max_drop:g} allowed: {outcome}{proxy}")
     if options.save:
@@ -102,6 +106,15 @@ def quantize_model(model: Path, target: str, options: QuantizeOptions) -> int:
         damage = [dataclasses.asdict(layer) for layer in layers]
         write_json(options.save, about | {"outcome": outcome} | _content(done) | {"layers": damage})
     return EXIT_CODES.get(outcome, ExitCode.INCONCLUSIVE)
+
+
+def _in_ort_format(file: Path, target: Target) -> str:
+    """Write the file in the ORT format beside it, and say so."""
+    from edgekd.export.ort import write_ort
+
+    made = file.with_suffix(".ort")
+    write_ort(file, target, made)
+    return f"{made}: the same in the ORT format, {units.bytes_(made.stat().st_size)}"
 
 
 def _content(done: "Quantized") -> dict[str, Any]:
@@ -123,6 +136,8 @@ def _with_scheme(target: Target, options: QuantizeOptions) -> Target:
         return target
     if options.scheme not in SCHEMES:
         raise ConfigError(f"--scheme {shown(options.scheme)}: {did_you_mean(options.scheme, SCHEMES)}")
+    if options.scheme == "w8" and target.format == "ort":
+        raise ConfigError(f'--scheme w8: target {target.name} has format = "ort", which holds such weights in float')
     if options.dynamic:
         raise ConfigError("--scheme, --dynamic: give one of them; --dynamic scales activations at run time")
     if options.scheme == "a16w8" and (problem := wide_problem(target.provider.name)):

@@ -51,7 +51,7 @@ def check_pruning(card: Card, given: LoadedTeacher | None) -> None:
     if card.recipe.prune:
         check_small(smaller, card, noise_inputs(card.data, 2), card.recipe.prune, "recipe.prune")
     if widths_of(smaller) == widths_of(whole):
-        raise ConfigError(f"{where}: no layer of the teacher has more than {multiple} channels, so none can be removed")
+        raise ConfigError(f"{where}: no layer of the network has more than {multiple} channels, so none can be removed")
 
 
 def distill_pruned(
@@ -83,7 +83,7 @@ def distill_pruned(
                 multiple=settings.multiple,
                 loss=_loss_of(card, data[0]) if settings.importance == "taylor" else None,
             )
-            name, log = f"pruned teacher, round {number} of {settings.rounds}", out.with_name("pruned-log")
+            name, log = f"pruning, round {number} of {settings.rounds}", out.with_name("pruned-log")
             epochs += learn(tuned, {}, net, teachers, data, _scratch(out, number), options, name, log=log)
         if world().first:
             write_json(out.with_name("pruned-history.json"), {"schema_version": 1, "epochs": epochs})

@@ -12,6 +12,7 @@ from edgekd.card import Card
 from edgekd.errors import ModelError
 from edgekd.export.fast import UnknownOperationError, convert
 from edgekd.export.onnx import completed, describe, export, exported_part, save_model
+from edgekd.export.ort import deployed_file
 from edgekd.export.trial import check_answers
 from edgekd.export.variants import make_variant
 from edgekd.nets.deployed import Deployed
@@ -76,4 +77,4 @@ def write_precisions(fp32: Path, target: Target, calibration: NDArray[np.uint8] 
         if precision != "fp32":
             files[precision] = fp32.with_name(f"{fp32.stem}-{precision}.onnx")
             make_variant(fp32, precision, target, few, files[precision])
-    return files
+    return {precision: deployed_file(file, target) for precision, file in files.items()}

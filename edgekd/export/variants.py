@@ -17,6 +17,7 @@ from edgekd.export.quantize import quantize, quantize_weights, to_half
 from edgekd.export.shrink import save_model, shrink
 from edgekd.export.teacher import export_teacher
 from edgekd.external import decoder_of, generates, name_decoder
+from edgekd.figures import GIVEN
 from edgekd.nets.deployed import count_macs, count_params
 from edgekd.nets.fakequant import deployable
 from edgekd.nets.folding import folded
@@ -67,15 +68,17 @@ def export_variants(
 
     The student's `net` is the network that runs on the device, with its branches folded. `notes` are added to the
     metadata. `trained_int8` is the student after its training for int8, which is exported as a further int8 file, and
-    `pruned` the pruned teacher, which is exported in every precision. `name` is how the variants of `net` are called.
+    `pruned` the pruned teacher, which is exported in every precision. `name` is how the variants of `net` are called:
+    `pruned` if the teacher itself was pruned, and there is no student.
     """
-    teacher_onnx = run.exported / "teacher-fp32.onnx"
+    whole = GIVEN if name == "pruned" else "teacher"
+    teacher_onnx = run.exported / f"{whole}-fp32.onnx"
     export_teacher(teacher, card, target, teacher_onnx, notes)
     provenance = {"teacher": teacher.file.name, **notes}
     own = folded(teacher.net, card.data) if teacher.net is not None else None
     subjects = [
         Subject(
-            name="teacher",
+            name=whole,
             file=teacher_onnx,
             precision="fp32",
             params=count_params(own) if own else None,

@@ -25,6 +25,9 @@ __all__ = ["Quantizer", "calibrated", "deployable", "fake_quantized", "refuse_sc
 TINY = 1e-12
 """The smallest scale; it only replaces the scale of values that are all zero."""
 
+BOUNDS = 64
+"""Number of the bounds that are tried for the weights of a layer, each nine tenths of the one before."""
+
 LARGEST_BIAS = 2.0**30
 """Biases are kept below this number of steps, so that they and the sum of products fit into 32 bits."""
 
@@ -157,7 +160,8 @@ class Layer(nn.Module):
         self.convolution = (
             (layer.stride, layer.padding, layer.dilation, layer.groups) if isinstance(layer, nn.Conv2d) else None
         )
-        self.deployed = False
+        self.observing = self.deployed = False
+        self.register_buffer("power", torch.zeros(()), persistent=False)
 
     def scales(self) -> tuple[Tensor, Tensor]:
         """The scales of the weights (outputs,), or () for one scale, and of the bias."""
@@ -171,6 +175,10 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self._exported() if self.deployed else self._rounded()
+        if self.observing:
+            every = [axis for axis in range(x.dim()) if axis != 1]
+            self.power = self.get_buffer("power") + x.float().square().sum(every)
+            weight, bias = self.weight, self.bias
         if self.convolution is None:
             return F.linear(x, weight, bias)
         stride, padding, dilation, groups = self.convolution
@@ -181,6 +189,26 @@ class Layer(nn.Module):
         wide = scale.view(-1, *(1,) * (self.weight.dim() - 1)) if self.per_channel else scale
         weight = _rounded(self.weight / wide).clamp(-self.top, self.top) * wide
         return weight, None if self.bias is None else _rounded(self.bias / of_bias) * of_bias
+
+    def settle(self) -> None:
+        """Clip the weights at the bound of the smallest error, which counts by the power of the values they multiply.
+
+        Otherwise a channel whose values are always 0 spoils the one scale of a layer: its batch normalisation divides
+        by nearly 0, and next to its folded weights those of all other channels are rounded to 0."""
+        groups = self.convolution[3] if self.convolution else 1
+        rows, each = self.weight.shape[:2]
+        power = self.get_buffer("power").view(groups, each).repeat_interleave(rows // groups, dim=0)
+        power = power.view(rows, each, *(1,) * (self.weight.dim() - 2))
+        with torch.no_grad():
+            largest = self.weight.abs().max()
+
+            def error(bound: Tensor) -> float:
+                scale = (bound / self.top).clamp(min=TINY)
+                rounded = (self.weight / scale).round().clamp(-self.top, self.top) * scale
+                return float((power * (rounded - self.weight).square()).sum())
+
+            bound = min((largest * 0.9**step for step in range(BOUNDS)), key=error)
+            self.weight.clamp_(-bound, bound)
 
     def deploy(self) -> None:
         """Keep the weights and the bias as whole numbers, for the export."""
@@ -342,17 +370,18 @@ class _Placing:
 
 def calibrated(net: nn.Module, batches: Iterator[Tensor]) -> None:
     """Set the scale and the zero point of every quantizer in `net` by the range of its values for `batches`, which are
-    inputs of `net`."""
+    inputs of `net`, and clip the weights of layers that have one scale for all of them."""
     net.eval()
-    found = [module for module in net.modules() if isinstance(module, Quantizer)]
-    for quantizer in found:
-        quantizer.observing = True
+    found: list[Quantizer | Layer] = [module for module in net.modules() if isinstance(module, Quantizer)]
+    found += [module for module in net.modules() if isinstance(module, Layer) and not module.per_channel]
+    for part in found:
+        part.observing = True
     with torch.no_grad():
         for batch in batches:
             net(batch)
-    for quantizer in found:
-        quantizer.settle()
-        quantizer.observing = False
+    for part in found:
+        part.settle()
+        part.observing = False
 
 
 def deployable(net: fx.GraphModule) -> fx.GraphModule:

@@ -116,10 +116,9 @@ def _estimate(subject: Subject, site: Site) -> Figure:
             raise _NoEstimate("no published network generates, so its time cannot be estimated")
         references = usable_references(subject.precision, target)
         refuse_tiny(subject, references)
-        local_ms = _local_p50_ms(
-            subject.file, here, SUBJECT_EFFORT
-        )  # in a worker, so that a crash does not end this process
-        weights = spoken_shares(profile_shares(subject.file, here), {r.kernel_class for r in references})
+        file = _onnx_of(subject.file)
+        local_ms = _local_p50_ms(file, here, SUBJECT_EFFORT)  # in a worker, so that a crash does not end this process
+        weights = spoken_shares(profile_shares(file, here), {r.kernel_class for r in references})
         used = {r: reference_ms(r, here) for r in references if r.kernel_class in weights}
         if local_ms * MAX_FASTER < (fastest := min(used.values())):
             times = f"{units.milliseconds(local_ms)} here, the reference's {units.milliseconds(fastest)}"
@@ -130,6 +129,15 @@ def _estimate(subject: Subject, site: Site) -> Figure:
     low, value, high = combine(local_ms, weights, ratios)
     why = f"{elsewhere}; {units.milliseconds(local_ms)} on one thread here × {_terms(weights, ratios, used)}"
     return Figure(value, "estimated", low, high, why)
+
+
+def _onnx_of(file: Path) -> Path:
+    """The ONNX file from which one in the ORT format was made, because that one lacks the layout that the references
+    were timed with."""
+    onnx_file = file.with_suffix(".onnx")
+    if file.suffix == ".ort" and not onnx_file.exists():
+        raise _NoEstimate(f"{onnx_file.name}, of which {file.name} was made, is not beside it")
+    return onnx_file if file.suffix == ".ort" else file
 
 
 def usable_references(precision: str, target: Target) -> list[Reference]:

@@ -16,6 +16,7 @@ from edgekd.console import say
 from edgekd.devices.device import Site
 from edgekd.errors import EdgekdError
 from edgekd.export.onnx import export
+from edgekd.export.ort import deployed_file
 from edgekd.export.untrained import unequal
 from edgekd.export.variants import make_variant
 from edgekd.figures import Figure
@@ -58,7 +59,7 @@ def fitting_ratio(
     if known is not None:
         return known["ratio"] or None
     if not any(budget.limit(key) for key in (*BEFORE_TRAINING, "latency_p95_ms")):
-        say("pruning: the budget limits neither latency nor size, so the teacher is not pruned")
+        say("pruning: the budget limits neither latency nor size, so no channel is removed")
         return None
     net, tried = unequal(prunable(teacher)), list[dict[str, Any]]()
     sizes, low, high = widths_of(net), 0, STEPS  # low is not enough (or not tried), high is enough (or not tried)
@@ -73,9 +74,9 @@ def fitting_ratio(
     ratio = high / STEPS if high < STEPS else None
     write_json(run.pruning, {"schema_version": SCHEMA_VERSION, "ratio": ratio, "tried": tried})
     say(
-        f"pruning: {ratio:.0%} of the teacher's channels must be removed to meet the budget"
+        f"pruning: {ratio:.0%} of the channels must be removed to meet the budget"
         if ratio
-        else "pruning: the teacher does not meet the budget however much is removed, so it is not pruned"
+        else "pruning: the budget is not met however many channels are removed, so none is"
     )
     return ratio
 
@@ -116,6 +117,7 @@ def measured(
         file = run.scratch / f"pruned-{precision}.onnx"
         if precision != "fp32":
             make_variant(fp32, precision, site.target, calibration, file)
+        file = deployed_file(file, site.target)
         subjects.append(Subject(name=precision, file=file, precision=precision, params=params, macs=macs))
     effort = dataclasses.replace(EFFORT, instructions="always" if counted else "never")
     figures = with_estimates(measure_speed(subjects, site, inputs, None, effort), subjects, site)

@@ -15,7 +15,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -98,13 +98,13 @@ class Contender:
         return found
 
 
-def measure(asked: dict[str, Any], python: str) -> list[dict[str, Any]]:
-    """What every contender answered in every round, in the order of their turns."""
+def measure(asked: dict[str, Any], python: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """What every contender of these names answered in every round, in the order of their turns."""
     rounds = []
     draw = random.Random(0)
     with ExitStack() as stack:
         contenders = []
-        for name in CONTENDERS:
+        for name in names:
             interpreter = python if name == "torchdistill" else sys.executable
             log = Path(asked["work"], f"{name.replace(' ', '-')}.log")
             contenders.append(Contender(name, interpreter, asked, stack, log))
@@ -114,7 +114,7 @@ def measure(asked: dict[str, Any], python: str) -> list[dict[str, Any]]:
             turns = {one.name: one.turn() for one in draw.sample(contenders, len(contenders))}
             rounds.append({"load": os.getloadavg()[0], "turns": turns})
             found = per_image(rounds[-1:], "seconds")[0]
-            print(f"round {number + 1}:", *(f"{name} {1 / found[name]:.0f}," for name in CONTENDERS), flush=True)
+            print(f"round {number + 1}:", *(f"{name} {1 / found[name]:.0f}," for name in names), flush=True)
     return rounds
 
 
@@ -136,11 +136,14 @@ def versions(python: str) -> dict[str, str]:
 def summary(rounds: list[Round]) -> dict[str, Any]:
     """Speeds and ratios with their intervals."""
     speeds, ratios = {}, {}
-    for name in CONTENDERS:
+    for name in rounds[0]:
         over = between([1 / seconds[name] for seconds in rounds])
         speeds[name] = {"median": median(1 / seconds[name] for seconds in rounds), "interval_95": [over.low, over.high]}
     for name, ratio in RATIOS.items():
-        each = [ratio(seconds) for seconds in rounds]
+        try:
+            each = [ratio(seconds) for seconds in rounds]
+        except KeyError:  # of a contender that was left out
+            continue
         over = between(each)
         ratios[name] = {"median": median(each), "mean": over.value, "interval_95": [over.low, over.high]}
         if name in WANTED:
@@ -156,6 +159,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=20, help="of a turn")
     parser.add_argument("--workers", type=int, default=1, help="processes that load images for the DataLoaders")
     parser.add_argument("--precision", default="fp32", help="of edgekd")
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS, help="these contenders")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         asked = {
@@ -166,7 +170,7 @@ def main() -> None:
             "workers": given.workers,
             "precision": given.precision,
         }
-        rounds = measure(asked, given.torchdistill)
+        rounds = measure(asked, given.torchdistill, given.only)
     content = {
         "schema_version": 1,
         **summary(per_image(rounds, "seconds")),

@@ -62,11 +62,21 @@ def test_a_function_is_pruned_to_a_size(cli: Cli, mine: str, images: Path, elsew
     asked = ["--target", elsewhere, "--data", images, "--input", "3,8,8", "--mean", "0.4,0.4,0.4"]
     done = cli("prune", f"{mine}:wide", *asked, "--budget", "size_kb=5.5", "--epochs", 1, "--rounds", 1)
     assert done.returncode == 0, done.stderr
-    assert "of the teacher's channels must be removed to meet the budget" in done.stderr
+    assert "% of the channels must be removed to meet the budget" in done.stderr
     assert "file size" in done.stdout
     assert "shipped: pruned fp32" in done.stdout
     run = tmp_path / "runs" / "wide-pruned@elsewhere"
-    assert (run / "model.onnx").stat().st_size <= 5_500 < (run / "exported" / "teacher-fp32.onnx").stat().st_size
+    assert (run / "model.onnx").stat().st_size <= 5_500 < (run / "exported" / "given-fp32.onnx").stat().st_size
+    assert [model["name"] for model in json.loads((run / "result.json").read_text())["models"]] == [
+        "given",
+        "pruned fp32",
+    ]
+    told = (run / "report.md").read_text() + cli("report", run, "--html", tmp_path / "page.html").stdout
+    told += (tmp_path / "page.html").read_text().partition('class="run"')[2]
+    assert "The network is the given network pruned: removed = " in told
+    assert "smaller than the given network" in told and "agreement with the given network" in told
+    told = (told + done.stdout).lower().replace("student/pruned.safetensors", "")
+    assert "teacher" not in told and "student" not in told
     widths = json.loads((run / "student" / "pruned.json").read_text())["widths"]
     assert 8 <= widths["0"][1] < 48  # channels of the convolution
     program = torch.export.load(run / "exported" / "pruned.pt2").module()  # needs neither edgekd nor torch-pruning
@@ -85,6 +95,7 @@ def test_a_function_is_pruned_to_a_size(cli: Cli, mine: str, images: Path, elsew
     fits = cli("prune", f"{mine}:wide", *asked, "--budget", "size_kb=50", "--out", tmp_path / "other")
     assert fits.returncode == 0, fits.stderr
     assert "meets the limits as it is (file size ≤ 50.0 kB); nothing is removed" in fits.stdout
+    assert not (tmp_path / "other" / "scratch").exists()
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_a_killed_training_goes_on_with_identical_weights(
 def test_teachers_that_cannot_be_pruned_are_refused() -> None:
     check_pruning(card_of(settings()), None)
     small = dataclasses.replace(TEACHER, shape={"depth": 8, "width": 2})
-    with pytest.raises(ConfigError, match=r"recipe.prune: no layer of the teacher has more than 64 channels"):
+    with pytest.raises(ConfigError, match=r"recipe.prune: no layer of the network has more than 64 channels"):
         check_pruning(dataclasses.replace(card_of(settings(multiple=64)), teacher=small), None)
     mlp = Teacher(family="mlp", shape={"hidden": [32]})
     with pytest.raises(ConfigError, match=r"recipe\.prune\.small_share: the network cannot take smaller images"):

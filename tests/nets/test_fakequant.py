@@ -159,3 +159,36 @@ def test_what_would_stay_in_float_is_refused(net: nn.Module, said: str) -> None:
 def test_uint8_weights_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"^board.toml: quantization.weight: got 'uint8'; \[recipe.qat\] of the card"):
         refuse_scheme(Quantization(weight="uint8"), "board.toml")
+
+
+def with_a_dead_channel() -> nn.Sequential:
+    """A network in which one channel is 0 for every image, as training leaves some: the folded batch normalisation
+    after it has divided by nearly 0, so that its weights are a thousand times larger than those of the others."""
+    torch.manual_seed(0)
+    first, depthwise = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, groups=4)
+    with torch.no_grad():
+        first.bias[0] = -100  # type: ignore[index]
+        depthwise.weight[0] *= 1_000
+    parts = [first, nn.ReLU(), depthwise, nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)]
+    return nn.Sequential(*parts).eval()
+
+
+def test_weights_that_nothing_reaches_do_not_spoil_the_one_scale_of_a_layer() -> None:
+    net, images = with_a_dead_channel(), noise_inputs(CARD.data, 64)
+    graph = fake_quantized(net, CARD.data, Quantization(per_channel=False))
+    layer = graph.get_submodule("2_int8")
+    scale = layer.weight.abs().max() / 127  # type: ignore[operator]
+    assert not (layer.weight[1:] / scale).round().any()  # type: ignore[index]  # all others would be 0
+    whole = Deployed(graph, CARD.data)
+    calibrated(whole, iter([images]))
+    with torch.no_grad():
+        expected, found = Deployed(net, CARD.data)(images), whole.eval()(images)
+    assert (found - expected).abs().max() <= 0.1 * (expected - expected.mean(0)).abs().max()
+    assert torch.equal(layer.weight[1:], net[2].weight[1:])  # type: ignore[index]  # they are not clipped
+
+
+def test_scales_per_channel_need_no_clipping() -> None:
+    net = with_a_dead_channel()
+    graph = fake_quantized(net, CARD.data, Quantization())
+    calibrated(Deployed(graph, CARD.data), iter([noise_inputs(CARD.data, 64)]))
+    assert torch.equal(graph.get_submodule("2_int8").weight, net[2].weight)  # type: ignore[arg-type]

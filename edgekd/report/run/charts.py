@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgekd import units
-from edgekd.figures import BUDGETED, Figure, ModelFigures
+from edgekd.figures import BUDGETED, Figure, ModelFigures, whole_words
 from edgekd.judge import Line, show_limit
 from edgekd.report.drawing import (
     FAINT,
@@ -152,7 +152,8 @@ def _models(story: Story, panel: _Panel) -> list[Chart]:
         x, y = _figure(story, model, panel.x), _figure(story, model, panel.y)
         if not x.value or y.value is None:
             continue
-        role = "teacher" if place == 0 else "shipped" if model.name == story.chosen else "trained, not shipped"
+        role = "shipped" if model.name == story.chosen else "trained, not shipped"
+        role = whole_words(model).removeprefix("the ") if place == 0 else role
         lines = [f"{entry.word} {entry.text} {_bounds(entry.interval)}{entry.figure.provenance}"
                  for entry in entries(model, story.own.count) if entry.key in (story.kind.name, *_HOVERED)]  # fmt: skip
         style = {
@@ -281,7 +282,7 @@ def _score_levels(story: Story) -> list[tuple[float, str]]:
         if line.key == kind.change_key and teacher is not None:
             sign, unit = ("−", -1) if kind.better == "higher" else ("+", 1)
             words = f"{line.limit:g} points" if kind.share else kind.show_change(line.limit)
-            levels.append((kind.factor * teacher + unit * line.limit, f"teacher {sign} {words}"))
+            levels.append((kind.factor * teacher + unit * line.limit, f"{story.teacher.name} {sign} {words}"))
     return levels
 
 

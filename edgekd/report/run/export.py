@@ -39,7 +39,8 @@ MOST = 4
 """Largest number of remarks, of commands, and of rows of other targets in a comment, which should stay short."""
 
 _COMMENTED = {
-    *("file size", "parameters", "multiply-accumulates", "agreement with the teacher"),
+    *("file size", "parameters", "multiply-accumulates"),
+    *("agreement with the teacher", "agreement with the given network"),
     *("latency p50", "latency p95", "load time", "peak memory", "energy per call", "where it ran", "int8 kernels"),
 }
 """The rows of the table in a comment, besides the scores that are `brief`."""
@@ -67,11 +68,11 @@ class FigureEntry:
         return "" if low is None or high is None else f"{self.show(low)} … {self.show(high)}"
 
 
-def entries(model: ModelFigures, count: int) -> list[FigureEntry]:
+def entries(model: ModelFigures, count: int, first: ModelFigures | None = None) -> list[FigureEntry]:
     """Every figure of a model that is known, or whose absence has a known reason. The score that decides
-    gets its interval."""
+    gets its interval. `first` is the first model of the run."""
     found = []
-    for metric in rows_of([model]):
+    for metric in rows_of([model], first):
         figure = metric.figure(model)
         bounds = interval_of(model, count) if metric.name == model.kinds[0].name else None
         if bounds:
@@ -237,7 +238,7 @@ def as_csv(stories: Sequence[Story]) -> str:
             for model in column.models:
                 head = [story.name, story.card, column.target, column.split, column.count, model.name, model.precision]
                 shipped = "yes" if model.name == story.chosen else "no"
-                for entry in entries(model, column.count):
+                for entry in entries(model, column.count, column.models[0]):
                     figure = entry.figure
                     value = [entry.key, figure.value, figure.low, figure.high, entry.unit]
                     row = [*head, shipped, model.sha256, *value, figure.provenance, figure.why]

@@ -17,7 +17,7 @@ from edgekd.bench.statistics import Interval, wilson
 from edgekd.budget import read_budget
 from edgekd.card import Card, caller_rule
 from edgekd.errors import EdgekdError, InputError, one_line
-from edgekd.figures import Figure, ModelFigures
+from edgekd.figures import Figure, ModelFigures, whole_words
 from edgekd.files import read_json, real
 from edgekd.judge import Line, verdict_words
 from edgekd.result import read_bench, read_verdict
@@ -121,7 +121,7 @@ class Story:
 
     @property
     def teacher(self) -> ModelFigures:
-        """The teacher, on the run's own target."""
+        """The teacher, or the network that was pruned, on the run's own target."""
         return self.own.models[0]
 
     @property
@@ -143,7 +143,7 @@ class Story:
         if ours.value and theirs.value:
             guess = "an estimated " if "estimated" in (ours.provenance, theirs.provenance) else ""
             parts.append(guess + _times(theirs.value / ours.value, "faster", "slower"))
-        text = f"The shipped file is {' and '.join(parts)} than the teacher"
+        text = f"The shipped file is {' and '.join(parts)} than {whole_words(self.teacher)}"
         ours, theirs = self.shipped.instructions_m, self.teacher.instructions_m
         if len(parts) == 1 and ours.value and theirs.value:
             text += f", needs {_times(theirs.value / ours.value, 'fewer', 'more')} instructions"

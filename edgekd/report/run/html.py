@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from edgekd import units
-from edgekd.figures import ModelFigures, Placement
+from edgekd.figures import GIVEN, ModelFigures, Placement, whole_words
 from edgekd.report.page import bullets, chart_of, css_class, facts_of, page_of, pill, safe, section, table_of
 from edgekd.report.run.charts import latency_chart, trade_chart
 from edgekd.report.run.export import budget_rows, entries, overview_rows, parity_of, remarks
@@ -85,7 +85,7 @@ def _about(story: Story) -> dict[str, str]:
     model, training, parity = story.shipped, story.training, story.parity
     about = {
         "file": f"{model.name}, {units.bytes_(model.size_bytes)}: {story.why_chosen}",
-        "student": f"{story.shape}, one of {story.candidate_count} candidates measured before training",
+        **_network(story),
     }
     if {"epochs", "seconds"} <= training.keys():
         about["trained"] = f"{training['epochs']} epochs in {units.duration(training['seconds'])}"
@@ -103,6 +103,12 @@ def _about(story: Story) -> dict[str, str]:
     if resized := resize_words(parity):
         about["resize in the graph"] = resized
     return about
+
+
+def _network(story: Story) -> dict[str, str]:
+    if story.teacher.name == GIVEN:
+        return {"pruned": f"{whole_words(story.teacher)}: {story.shape}"}
+    return {"student": f"{story.shape}, one of {story.candidate_count} candidates measured before training"}
 
 
 def _trade(story: Story) -> str:
@@ -163,7 +169,7 @@ def _figures(column: Column, story: Story) -> str:
 
 
 def _with_ratio(cell: str) -> str:
-    """HTML for a figure, followed by the ratio to the teacher in a lighter colour."""
+    """HTML for a figure, followed by the ratio to the first model in a lighter colour."""
     parts = re.fullmatch(r"(.*) (\([×÷][^()]*\))", cell)
     if not parts:
         return _together(cell)
@@ -249,7 +255,7 @@ def _provenance(story: Story) -> str:
         rows: list[list[str]] = []
         for model in column.models:
             rows.append([safe(model.name)])
-            for entry in entries(model, column.count):
+            for entry in entries(model, column.count, column.models[0]):
                 cells = [entry.word, entry.text, entry.interval, entry.figure.provenance, entry.figure.why]
                 rows.append([safe(cell) for cell in cells])
         summary = f"<summary>Every figure on {safe(column.label)}, with its interval</summary>"

@@ -18,9 +18,9 @@ def write_reports(result: Result, candidates: Sequence[Candidate], run: Run) -> 
     """Write the chosen file, the picture, `report.md` and, last, `result.json`, which marks the run as finished."""
     chosen = next(model for model in result.models if model.name == result.chosen)
     own = run.exported / chosen.file
-    decoder = decoder_of(own)
-    parts = [(decoder, decoder_of(run.model))] if decoder in model_files(own) else []
-    for source, path in (*parts, (own, run.model)):
+    shipped, decoder = run.folder / f"model{own.suffix}", decoder_of(own)
+    parts = [(decoder, decoder_of(shipped))] if decoder in model_files(own) else []
+    for source, path in (*parts, (own, shipped)):
         with atomic(path) as temporary:
             shutil.copyfile(source, temporary)
     plot_run(
