@@ -337,11 +337,11 @@ def _refuse_terms_on_logits(recipe: Recipe) -> None:
 def _require_outputs(card: Card, found: dict[str, torch.Size], examples: Examples, name: str) -> None:
     """Raise ConfigError if the network does not have as many outputs as the task needs."""
     task = task_of(card.data)
-    wanted = task.shape(card.data, tuple(_first_two(examples).shape))[1:]
-    if found["logits"] != wanted:
+    given = tuple(_first_two(examples).shape)
+    if not task.gives(found["logits"], card.data, given):
         raise ConfigError(
             f"{card.file}: {name}: the network gives {tuple(found['logits'])} outputs for {task.targets(card.data)}; "
-            f"its last layer should give {shape_words(wanted)}"
+            f"its last layer should give {shape_words(task.shape(card.data, given)[1:])}"
         )
 
 
