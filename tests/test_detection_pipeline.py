@@ -107,7 +107,7 @@ def test_what_does_not_fit_detection_is_refused(tmp_path: Path, things: Any, cli
     changes = {
         ("views = 2", "views = 2\nsmall_share = 0.5"): "recipe.small_share: is for images that get one class",
         ("kd = 1.0, ce", "dkd = 1.0, ce"): "dkd: needs logits of classes",
-        ("strides = [[8]], deepest = [8]", "strides = [[4]], deepest = [8]"): "should have the same strides",
+        ("strides = [[8]], deepest = [8]", "strides = [[4]], deepest = [8]"): "both should have the same places",
         ("height = 48", "height = 52"): "does not divide 52",
         ("views = 2", "views = 2\nlabel_smoothing = 0.1"): "recipe.label_smoothing: is for classes that exclude",
     }

@@ -300,6 +300,8 @@ def _objective(
         weights = learning.weights(recipe, examples.labels, card.data, "recipe.class_weights")
         torch.manual_seed(recipe.seed)
         theirs = shapes(teachers[0], examples, teacher_layers(recipe)) if needs_teacher(recipe) else {}
+        if learning.soft is not None and theirs and theirs["logits"] != found["logits"]:
+            _refuse_other_places(found["logits"], theirs["logits"])
 
         def hard(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             return learning.loss(outputs, targets, recipe.label_smoothing, weights)
@@ -332,6 +334,13 @@ def _refuse_terms_on_logits(recipe: Recipe) -> None:
     given = {"sampling": recipe.sampling != "none", "standardize": recipe.standardize}
     if others := [name for name, used_here in given.items() if used_here]:
         raise ConfigError(f"recipe.{others[0]}: needs logits of classes, which the outputs of this task are not")
+
+
+def _refuse_other_places(mine: torch.Size, theirs: torch.Size) -> None:
+    raise ConfigError(
+        f"recipe.losses: kd: the student gives {shape_words(tuple(mine))} outputs and the teacher "
+        f"{shape_words(tuple(theirs))}; both should have the same places, which `strides` in their shapes say"
+    )
 
 
 def _require_outputs(card: Card, found: dict[str, torch.Size], examples: Examples, name: str) -> None:

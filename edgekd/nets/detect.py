@@ -102,7 +102,7 @@ class _Head(nn.Module):
         nn.init.constant_(self.scores.bias, -math.log((1 - _SURE) / _SURE))  # type: ignore[arg-type]
         nn.init.normal_(self.scores.weight, std=0.01)
         nn.init.normal_(self.sides.weight, std=0.01)
-        nn.init.constant_(self.sides.bias, 1.0)  # type: ignore[arg-type]
+        nn.init.zeros_(self.sides.bias)  # type: ignore[arg-type]  # a box of two strides, as small objects have
 
     def forward(self, features: Tensor, stride: int) -> Tensor:
         x = self.trunk(features)

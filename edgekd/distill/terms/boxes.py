@@ -14,6 +14,9 @@ BOX = 2.0
 CHOSEN = 10
 """Number of places that learn an object at most."""
 
+FOREGROUND = 0.1
+"""The teacher's score from which on a place is taken to see an object."""
+
 NEARNESS = 6.0
 """The exponent of the intersection over union in the measure by which places are chosen."""
 
@@ -78,7 +81,7 @@ def box_loss(outputs: Tensor, targets: Tensor, smoothing: float, weights: Tensor
 
     Scores learn the quality of the box by the quality focal loss (Li et al. 2020, arXiv 2006.04388, equation 2, β = 2),
     boxes by 1 − GIoU, each place with its target score as weight; both are divided by the sum of all target scores.
-    `weights` (C,) multiply the losses of each class's scores. `smoothing` is always 0, see `edgekd.distill.tasks`.
+    `weights` (C,) multiply the losses of each class's scores and boxes. `smoothing` is always 0, see `edgekd.distill.tasks`.
     """
     height, width = int(targets[0, 0, 4]), int(targets[0, 0, 3])
     at, reach = _places(outputs.shape[2], (height, width))
@@ -88,7 +91,7 @@ def box_loss(outputs: Tensor, targets: Tensor, smoothing: float, weights: Tensor
     each = _cross_entropy(scores, wanted) * (wanted - scores).detach().abs() ** 2 * judged[:, None]
     if weights is not None:
         each = each * weights[:, None]
-    share = wanted.amax(dim=1)
+    share = (wanted if weights is None else wanted * weights[:, None]).amax(dim=1)
     boxes = ((1 - giou(outputs[:, :4].transpose(1, 2), corners)) * share).sum()
     return (each.sum() + BOX * boxes) / total
 
@@ -96,19 +99,14 @@ def box_loss(outputs: Tensor, targets: Tensor, smoothing: float, weights: Tensor
 def box_kd(outputs: Tensor, teacher: Tensor) -> Tensor:
     """The distance of the student's corners and scores (B, 4 + C, L) from the teacher's.
 
-    Scores: cross-entropy, without the teacher's own entropy, of the scores as probabilities, where it is multiplied
-    with the square of their difference, as in `box_loss`. Boxes: 1 − GIoU, each place with the teacher's largest score
-    as weight, so that only places where it sees an object count. Both are divided by the sum of these scores.
-
-    Raises ConfigError if the two have different places.
+    Scores: the cross-entropy of the scores as probabilities, less the teacher's own entropy, times the difference of
+    the two, which keeps the many places of the background from outweighing the others, as in `box_loss`. Boxes:
+    1 − GIoU at the places where the teacher's largest score is at least FOREGROUND, with this score as weight. Both are
+    divided by the sum of these weights.
     """
-    if outputs.shape != teacher.shape:
-        raise ConfigError(
-            f"recipe.losses: kd: the student gives {tuple(outputs.shape[1:])} and the teacher "
-            f"{tuple(teacher.shape[1:])} outputs; both should have the same strides"
-        )
     scores, wanted = outputs[:, 4:], teacher[:, 4:]
-    share = wanted.amax(dim=1)
+    best = wanted.amax(dim=1)
+    share = best * (best >= FOREGROUND)
     total = share.sum().clamp(min=1)
     excess = _cross_entropy(scores, wanted) - _cross_entropy(wanted, wanted)
     each = excess * (wanted - scores).detach().abs()
