@@ -387,12 +387,12 @@ def test_class_maps_are_those_of_the_python_worker(
 
 
 def test_detections_are_those_of_the_python_worker(measure: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    image, boxes = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 7, 90]) for name in ("image", "boxes"))
+    image, boxes = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 7, 30]) for name in ("image", "boxes"))
     graph = helper.make_graph([helper.make_node("Identity", ["image"], ["boxes"])], "same", [image], [boxes])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
     rng = np.random.default_rng(0)
-    corners, sides = rng.uniform(0, 60, (6, 2, 90)), rng.uniform(5, 40, (6, 2, 90))
-    raw = np.concatenate([corners, corners + sides, rng.random((6, 3, 90)) ** 4], axis=1).astype(np.float32)
+    corners, sides = rng.uniform(0, 60, (6, 2, 30)), rng.uniform(5, 40, (6, 2, 30))
+    raw = np.concatenate([corners, corners + sides, rng.random((6, 3, 30)) ** 4], axis=1).astype(np.float32)
     raw[5, 4:] = 0  # an image without detections
     np.save(tmp_path / "inputs.npy", raw)
     plan = make_plan(mode="predict", inputs=str(tmp_path / "inputs.npy"), answers="boxes", batch_size=4)
