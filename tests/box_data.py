@@ -127,8 +127,13 @@ def write_coco(folder: Path, count: int = 10, beside: bool = False) -> Path:
             for name, (x1, y1, x2, y2) in things:
                 number = {"square": 3, "disc": 7}[name]
                 told["annotations"].append(
-                    {"id": len(told["annotations"]), "image_id": 100 + seed, "category_id": number, "iscrowd": 0,
-                     "bbox": [x1, y1, x2 - x1, y2 - y1]}  # fmt: skip
+                    {
+                        "id": len(told["annotations"]),
+                        "image_id": 100 + seed,
+                        "category_id": number,
+                        "iscrowd": 0,
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    }
                 )
         file = images / "_annotations.coco.json" if beside else folder / "annotations" / f"instances_{part}2017.json"
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -71,7 +71,9 @@ def test_the_decoding_of_boxes_stays_in_float(run: Path) -> None:
     quantized = {value for node in graph.node if node.op_type == "DequantizeLinear" for value in node.output}
     assert quantized
     for node in graph.node:
-        if node.op_type in ("Exp", "Sub", "Sigmoid") or (node.op_type == "Concat" and graph.output[0].name in node.output):
+        if node.op_type in ("Exp", "Sub", "Sigmoid") or (
+            node.op_type == "Concat" and graph.output[0].name in node.output
+        ):
             readers = {one.op_type for one in graph.node if set(node.output) & set(one.input)}
             assert "QuantizeLinear" not in readers
 

@@ -148,11 +148,11 @@ def coco_part(file: Path, place: Path, classes: Sequence[str]) -> list[Annotated
 
 
 def coco_names(file: Path) -> list[str]:
-    """The names of the categories that the objects of a COCO file have, in the order of their numbers."""
+    """The names of the categories that the objects of a COCO file have, in the order of the file."""
     told = _json(file)
     used = {one.get("category_id") for one in _list(told, "annotations", file)}
     named = {one.get("id"): str(one.get("name", "")) for one in _list(told, "categories", file)}
-    return [named[key] for key in sorted(named) if key in used]
+    return [named[key] for key in named if key in used]
 
 
 def _coco_object(one: Mapping[str, Any], name: str, classes: Sequence[str], where: str) -> Object:

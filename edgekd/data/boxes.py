@@ -165,8 +165,8 @@ def _boxes(one: Annotated, data: BoxData) -> tuple[NDArray[np.float32], int]:
             flat += 1
             continue
         across, down = wide / size[0], high / size[1]
-        corners = (x1 * across + left, y1 * down + top, x2 * across + left, y2 * down + top)
-        rows.append((thing.label, *corners, float(thing.aside)))
+        inside = (x1 * across + left, y1 * down + top, x2 * across + left, y2 * down + top)
+        rows.append((thing.label, *inside, float(thing.aside)))
     return np.array(rows, np.float32).reshape(-1, 6), flat
 
 

@@ -40,9 +40,7 @@ class Frame:
     """The number of quarter turns, counter-clockwise, after that; an even one if the view is no square."""
 
 
-def frames_of(
-    seed: int, indices: NDArray[np.int64], k: int, size: tuple[int, int], augment: Augment
-) -> list[Frame]:
+def frames_of(seed: int, indices: NDArray[np.int64], k: int, size: tuple[int, int], augment: Augment) -> list[Frame]:
     """The frame of view k of each of the images at `indices`, which have this `size` (height, width).
 
     Views are squares with `augment.crop`, else they have the size of the images. The sides of the rectangle are those
@@ -66,7 +64,10 @@ def frames_of(
     quarters = (4 * u[:, 4]).astype(np.int64) if out[0] == out[1] else 2 * (2 * u[:, 4]).astype(np.int64)
     return [
         Frame(
-            *(int(values[i]) for values in (tops, lefts, heights, widths)),
+            int(tops[i]),
+            int(lefts[i]),
+            int(heights[i]),
+            int(widths[i]),
             out,
             bool(augment.flip) and bool(mirrored[i]),
             int(quarters[i]) if augment.turn else 0,

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.card import Augment, Card
+from edgekd.card import Card
 from edgekd.console import say
 from edgekd.data.arrays import digest, duplicates
 from edgekd.data.examples import Batch, Examples
@@ -266,4 +266,3 @@ def mask_examples(card: Card, split: Split) -> Examples:
 
 
 _KEYS = ("flip", "turn", "crop", "scale", "brightness", "seed")
-

@@ -152,7 +152,11 @@ def _static(
             per_channel=scheme.per_channel,
             reduce_range=scheme.reduce_range,
             calibrate_method=METHODS[scheme.calibration],
-            nodes_to_exclude=[*_preprocessing(onnx.load(prepared)), *_decoding(onnx.load(prepared), original), *in_float],
+            nodes_to_exclude=[
+                *_preprocessing(onnx.load(prepared)),
+                *_decoding(onnx.load(prepared), original),
+                *in_float,
+            ],
             extra_options=_options(original, scheme),
             **_kept_ranges(prepared, scheme),
         )

@@ -71,7 +71,9 @@ class Detector(nn.Module):
             _stage(inside, outside, shape) for inside, outside in itertools.pairwise(widths)
         )  # strides 4, 8, …
         self.kept = [level for level in range(count - 1) if 4 * 2**level >= shape.strides[0]]
-        self.lateral = nn.ModuleList(nn.Sequential(*conv_bn_relu(widths[level + 1], shape.neck, 1)) for level in self.kept)
+        self.lateral = nn.ModuleList(
+            nn.Sequential(*conv_bn_relu(widths[level + 1], shape.neck, 1)) for level in self.kept
+        )
         self.strides = shape.strides
         self.heads = nn.ModuleList(_Head(shape, outputs - 4) for _ in shape.strides)
 

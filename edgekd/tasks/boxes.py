@@ -39,7 +39,7 @@ def overlaps(boxes: Boxes, others: Boxes, of_first: bool = False) -> NDArray[np.
     both = np.maximum(sides, 0).prod(axis=2)
     areas = [np.maximum(each[..., 2:4] - each[..., :2], 0).prod(axis=2) for each in (one, two)]
     whole = areas[0] if of_first else areas[0] + areas[1] - both
-    return np.divide(both, whole, out=np.zeros_like(both), where=whole > 0)
+    return np.asarray(np.divide(both, whole, out=np.zeros_like(both), where=whole > 0))
 
 
 def matches(found: Boxes, truth: Boxes, category: int, thresholds: tuple[float, ...] = THRESHOLDS) -> Matches:
@@ -117,7 +117,7 @@ def influence(found: Matches) -> NDArray[np.float64]:
         ones, shares = (np.append(np.cumsum((hit * v / (reached + 1))[::-1])[::-1], 0.0) for v in (1.0, precision))
         first = np.searchsorted(reached, np.arange(len(hit)), side="left")
         own = hit * precision + hit * ones[first] - shares[first]
-        change = np.bincount(image, own, minlength=len(change))
+        change += np.bincount(image, own, minlength=len(change))
         mean = float((hit * precision).sum()) / total
     else:
         mean = 0.0

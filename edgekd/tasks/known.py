@@ -25,7 +25,8 @@ from edgekd.tasks.translation import TRANSLATION
 __all__ = ["TASKS", "build_card", "deciding", "load_card", "task_named", "task_of"]
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, KEYWORD_SPOTTING, DETECTION, SEGMENTATION, TRANSLATION)
+    task.name: task
+    for task in (IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, KEYWORD_SPOTTING, DETECTION, SEGMENTATION, TRANSLATION)
 }
 """The tasks by the name that a card gives as `task`."""
 

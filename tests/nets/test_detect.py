@@ -53,4 +53,4 @@ def test_wrong_shapes_are_refused() -> None:
         Detector(DetectorShape(), 3, 64, 72, 5)
     for strides, told in (((16, 8), "should rise"), ((8, 32), "at most deepest, 16")):
         with pytest.raises(ValidationError, match=told):
-            DetectorShape(strides=strides, deepest=16)
+            DetectorShape(strides=strides, deepest=16)  # type: ignore[arg-type]

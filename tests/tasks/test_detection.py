@@ -69,7 +69,7 @@ def by_pycocotools(found: NDArray[np.float32], truth: NDArray[np.float32]) -> ND
         judged.evaluate()
         judged.accumulate()
     precision: NDArray[np.float64] = judged.eval["precision"][:, :, :, 0, 2]  # all areas, 100 detections
-    return precision.mean(axis=1)
+    return np.asarray(precision.mean(axis=1))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -97,6 +97,8 @@ def test_scores_by_hand() -> None:
     both = matches(np.array([[hit, miss]], np.float32), truth, 0)
     assert average_precision(both) == pytest.approx(np.full(10, 0.5 * 51 / 101))
     assert average_precision(matches(np.array([[hit]], np.float32), truth, 1)) is None
+    nothing = matches(np.array([[(0, 0, 0, 0, 0, -1)]], np.float32), truth, 0)
+    assert average_precision(nothing) == pytest.approx(np.zeros(10)) and influence(nothing).tolist() == [0]
     twice = matches(np.array([[hit, hit]], np.float32), truth, 0)
     assert twice.hit[0].tolist() == [1, 0]  # the second one finds nothing free
     assert overlaps(np.array([[0, 0, 2, 2]]), np.array([[1, 1, 3, 3], [4, 4, 5, 5], [0, 0, 2, 2]]))[0].tolist() == [
@@ -199,5 +201,5 @@ def test_a_card_of_detection_says_what_is_wrong(things: Any) -> None:
     for change, told in (({"height": 20}, "height"), ({"mean": [0.1, 0.2]}, "mean"), ({"size": 48}, "size")):
         with pytest.raises(ConfigError, match=told):
             build_card(tables | {"data": tables["data"] | change}, "things.toml")
-    with pytest.raises(ConfigError, match="augment.crop: got 50; it should be at most 48"):
+    with pytest.raises(ConfigError, match=r"augment\.crop: got 50; it should be at most 48"):
         build_card(tables | {"augment": {"crop": 50}}, "things.toml")

@@ -81,7 +81,8 @@ def box_loss(outputs: Tensor, targets: Tensor, smoothing: float, weights: Tensor
 
     Scores learn the quality of the box by the quality focal loss (Li et al. 2020, arXiv 2006.04388, equation 2, β = 2),
     boxes by 1 − GIoU, each place with its target score as weight; both are divided by the sum of all target scores.
-    `weights` (C,) multiply the losses of each class's scores and boxes. `smoothing` is always 0, see `edgekd.distill.tasks`.
+    `weights` (C,) multiply the losses of each class's scores and boxes. `smoothing` is always 0: `_weights` in
+    edgekd/distill/tasks/detection.py refuses others.
     """
     height, width = int(targets[0, 0, 4]), int(targets[0, 0, 3])
     at, reach = _places(outputs.shape[2], (height, width))

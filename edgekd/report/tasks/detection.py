@@ -40,7 +40,9 @@ def _table(story: Story, names: Sequence[str]) -> str:
     for place, name in enumerate(names):
         for key, words in (("ap50", "AP50"), ("ap", "AP50-95")):
             values = [story.own.details[model.name][key] for model in models]
-            cells = [units.accuracy(one[place]) if place < len(one) and one[place] is not None else "–" for one in values]
+            cells = [
+                units.accuracy(one[place]) if place < len(one) and one[place] is not None else "–" for one in values
+            ]
             rows.append([f"{safe(name)}, {words}", *cells])
     shipped = next((place for place, model in enumerate(models, 1) if model.name == story.chosen), -1)
     return table_of(["", *(safe(model.name) for model in models)], rows, set(), shipped)
