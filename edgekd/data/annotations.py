@@ -12,7 +12,7 @@ from typing import Any
 from edgekd.data.folders import VALIDATION_NAMES, plain_files
 from edgekd.errors import InputError, did_you_mean, one_line, shown
 
-__all__ = ["Annotated", "Object", "coco_names", "coco_part", "coco_parts", "voc_names", "voc_part", "voc_parts"]
+__all__ = ["Annotated", "Object", "coco_names", "coco_part", "coco_parts", "voc_classes", "voc_names", "voc_part", "voc_parts"]
 
 PARTS = {"train": ("train", "trainval"), "validation": VALIDATION_NAMES, "test": ("test",)}
 """The names that stand for each part in names of files and folders."""
@@ -65,6 +65,15 @@ def voc_part(place: Path, names: Sequence[str], classes: Sequence[str]) -> list[
     return [_voc(place, name, images, classes) for name in names]
 
 
+def voc_classes(place: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """The names of the classes of all objects in `Annotations/NAME.xml`, in the order of the alphabet."""
+    found = set[str]()
+    for name in names:
+        root = _tree(place / "Annotations" / f"{name}.xml")
+        found |= {_plain(one.findtext("name") or "") for one in root.findall("object")}
+    return tuple(sorted(found))
+
+
 def voc_names(place: Path) -> list[str]:
     """The names of all images that have annotations. Raises InputError for an image without any, and the reverse."""
     images = {file.stem: file for file in _files(place / "JPEGImages")}
@@ -88,12 +97,16 @@ def _voc(place: Path, name: str, images: Mapping[str, Path], classes: Sequence[s
         raise InputError(f"{place / 'JPEGImages'}: has no image {shown(name)}, which ImageSets/Main names")
     if not file.is_file():
         raise InputError(f"{images[name]}: has no annotation; {file.parent} should hold {shown(file.name)}")
-    try:
-        root = ElementTree.fromstring(_text(file))
-    except ElementTree.ParseError as error:
-        raise InputError(f"{file}: is no valid XML: {one_line(error)}") from error
+    root = _tree(file)
     objects = tuple(_voc_object(one, file, number, classes) for number, one in enumerate(root.findall("object"), 1))
     return Annotated(images[name], file, objects, str(file))
+
+
+def _tree(file: Path) -> Any:
+    try:
+        return ElementTree.fromstring(_text(file))
+    except ElementTree.ParseError as error:
+        raise InputError(f"{file}: is no valid XML: {one_line(error)}") from error
 
 
 def _voc_object(one: Any, file: Path, number: int, classes: Sequence[str]) -> Object:
@@ -152,7 +165,7 @@ def coco_names(file: Path) -> list[str]:
     told = _json(file)
     used = {one.get("category_id") for one in _list(told, "annotations", file)}
     named = {one.get("id"): str(one.get("name", "")) for one in _list(told, "categories", file)}
-    return [named[key] for key in named if key in used]
+    return [_plain(named[key]) for key in named if key in used]
 
 
 def _coco_object(one: Mapping[str, Any], name: str, classes: Sequence[str], where: str) -> Object:
@@ -177,10 +190,14 @@ def _coco_image(one: Mapping[str, Any], file: Path, place: Path) -> Path:
 
 
 def _label(name: str, classes: Sequence[str], where: str) -> int:
-    name = unicodedata.normalize("NFC", name.strip())
+    name = _plain(name)
     if name not in classes:
         raise InputError(f"{where}: is of class {shown(name)}, which is not in the card; {did_you_mean(name, classes)}")
     return list(classes).index(name)
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name.strip())
 
 
 def _finite(corners: Sequence[float], where: str) -> tuple[float, float, float, float]:

@@ -248,7 +248,8 @@ def to_half(source: Path, path: Path) -> None:
             warnings.simplefilter("ignore")  # rounding of weights below fp16's smallest number is intended
             model = onnx.load(source)
             in_float = [node.name for node in model.graph.node if node.name.startswith(front_end.PREFIX)]
-            options = {"node_block_list": in_float} if in_float else {}  # energies of sound do not fit into fp16
+            in_float += _decoding(model, model)  # energies of sound do not fit into fp16, nor do exact corners
+            options = {"node_block_list": in_float} if in_float else {}
             model = convert_float_to_float16(model, keep_io_types=True, **options)
         OnnxModel(model).topological_sort()  # the converter puts casts of inputs at the end
     except Exception as error:  # the converter may raise any exception

@@ -131,7 +131,7 @@ def test_the_influence_of_an_image_is_what_happens_without_it(seed: int) -> None
     change = influence(own)
     assert change.sum() == pytest.approx(0, abs=1e-9)
     assert np.corrcoef(change, without)[0, 1] > 0.85
-    assert change.std() == pytest.approx(np.std(without), rel=0.15)
+    assert change.std() == pytest.approx(np.std(without), rel=0.25)
 
 
 def test_the_figures_of_images_have_the_mean_and_the_spread_of_the_score() -> None:
