@@ -12,7 +12,17 @@ from typing import Any
 from edgekd.data.folders import VALIDATION_NAMES, plain_files
 from edgekd.errors import InputError, did_you_mean, one_line, shown
 
-__all__ = ["Annotated", "Object", "coco_names", "coco_part", "coco_parts", "voc_classes", "voc_names", "voc_part", "voc_parts"]
+__all__ = [
+    "Annotated",
+    "Object",
+    "coco_names",
+    "coco_part",
+    "coco_parts",
+    "voc_classes",
+    "voc_names",
+    "voc_part",
+    "voc_parts",
+]
 
 PARTS = {"train": ("train", "trainval"), "validation": VALIDATION_NAMES, "test": ("test",)}
 """The names that stand for each part in names of files and folders."""

@@ -4,9 +4,9 @@
     EDGEKD_DATA=DIR OMP_NUM_THREADS=1 python tests/benchmarks/students.py bccd TEACHER OUT.json kd 0 1 2
 
 TEACHER is the `teacher.safetensors` of a finished run of that card, whose settings are used, on the data in the folder
-of its name. The way is `alone` (the task's own loss), `kd` (the card's recipe) or, for `nuclei`, `channel` (the same with
-channel-wise distillation of the logits). What OUT.json holds already is not trained again. The networks are torch's, in
-fp32; the teacher is scored, too.
+of its name. The way is `alone` (the task's own loss), `kd` (the card's recipe) or, for `nuclei`, `channel` (the same
+with channel-wise distillation of the logits). What OUT.json holds already is not trained again. The networks are
+torch's, in fp32; the teacher is scored, too.
 """
 
 import dataclasses

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from edgekd.card import Augment, Card
+from edgekd.data.annotations import voc_classes, voc_part, voc_parts
 from edgekd.data.boxes import box_examples, letterboxed, load_boxed_test, load_boxed_training, load_boxed_whole, placing
 from edgekd.data.frames import Frame, framed_boxes
 from edgekd.errors import InputError
@@ -254,3 +256,18 @@ def test_boxes_turn_with_the_pixels(turns: int) -> None:
     rows, columns = (torch.nonzero(turned.any(dim=axis)).flatten() for axis in (1, 0))
     (moved,) = framed_boxes(torch.tensor([[0.0, 2, 1, 7, 3, 0]]), Frame(0, 0, 8, 8, (8, 8), mirror=True, turns=turns))
     assert moved[1:5].tolist() == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+
+
+def test_the_boxes_of_bccd_are_all_read(data_folder: Path) -> None:
+    """The numbers of boxes that its authors publish (Shenggan/BCCD_Dataset)."""
+    place, classes = data_folder / "bccd", ("RBC", "WBC", "Platelets")
+    parts = voc_parts(place)
+    assert {part: len(names) for part, names in parts.items()} == {"train": 205, "validation": 87, "test": 72}
+    counts = Counter(
+        classes[thing.label]
+        for names in parts.values()
+        for one in voc_part(place, names, classes)
+        for thing in one.objects
+    )
+    assert counts == {"RBC": 4155, "WBC": 372, "Platelets": 361}
+    assert voc_classes(place, parts["test"]) == tuple(sorted(classes))
