@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from edgekd.bench.worker import detections
 from edgekd.nets.teachers import load_teacher_file
 from edgekd.tasks.boxes import overlaps
 from edgekd.tasks.known import load_card
@@ -83,6 +84,22 @@ def test_workers_write_detections(run: Path) -> None:
     written = [np.load(path) for path in (run / "records").glob("*.test.*.npy")]
     assert len(written) == 3
     assert {(found.dtype.name, found.shape) for found in written} == {("float32", (len(truth), 100, 6))}
+
+
+def test_the_page_for_callers_finds_what_workers_find(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block in docs/deploying.md, which is executed as it is."""
+    page = (Path(__file__).parents[1] / "docs" / "deploying.md").read_text(encoding="utf-8")
+    block = page.partition("## Boxes")[2].partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(run)
+    code: dict[str, Any] = {}
+    exec(compile(block, "deploying.md", "exec"), code)
+    session, images = onnxruntime.InferenceSession("model.onnx"), test_set(run)[0]
+    for image in images:
+        (kept,) = detections(session.run(None, {"image": image[None]})[0], 1)
+        kept = kept[(kept[:, 5] >= 0) & (kept[:, 4] >= 0.3)]
+        found = code["detect"](image)
+        assert [name for name, _, _ in found] == [("disc", "square")[int(label)] for label in kept[:, 5]]
+        assert np.allclose([box for _, _, box in found], kept[:, :4].reshape(len(found), 4))
 
 
 def test_the_report_shows_truth_and_boxes(run: Path, cli: Cli, tmp_path: Path) -> None:
