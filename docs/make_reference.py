@@ -13,7 +13,7 @@ from types import ModuleType
 from edgekd import card, recipe, target
 from edgekd.budget import budget_keys
 from edgekd.figures import budgeted
-from edgekd.tasks import keyword_spotting, segmentation, translation
+from edgekd.tasks import detection, keyword_spotting, segmentation, translation
 from edgekd.tasks.known import deciding
 
 PAGE = Path(__file__).with_name("reference.md")
@@ -26,6 +26,7 @@ TABLES: Mapping[str, str] = {
     "TextData": "`[data]` of sentences",
     "ClipData": "`[data]` of clips of sound",
     "MaskData": "`[data]` of images with masks",
+    "BoxData": "`[data]` of images with boxes",
     "TranslationData": "`[data]` of translation",
     "Augment": "`[augment]`",
     "Teacher": "`[teacher]`, `[[more_teachers]]`, `[[assistants]]`",
@@ -69,9 +70,9 @@ def page() -> str:
         "Made from the code by `docs/make_reference.py`; do not edit. A key without a default must be given. Paths are "
         "relative to the card or target file.",
     ]
-    modules = recipe, card, segmentation, translation, target
+    modules = recipe, card, detection, segmentation, translation, target
     aliases = {name: node for module in modules for name, node in _aliases(module)}
-    for module in (card, keyword_spotting, segmentation, translation, recipe, target):
+    for module in (card, keyword_spotting, segmentation, detection, translation, recipe, target):
         for node in _classes(module):
             if not node.name.startswith("_"):
                 parts += _section(node, aliases, TABLES.get(node.name, node.name))

@@ -35,6 +35,7 @@ __all__ = [
     "caller_rule",
     "card_tables",
     "check_card",
+    "composed_names",
     "is_published",
     "read_tables",
     "require_one_a_channel",
@@ -59,7 +60,7 @@ ImportPath = Annotated[str, AfterValidator(_import_path)]
 Level = Annotated[int, Field(ge=0, le=255)]
 
 
-def _composed_names(names: tuple[str, ...]) -> tuple[str, ...]:
+def composed_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """Convert class names to Unicode NFC. macOS writes folder names in NFD, where an accent is a separate character."""
     composed = tuple(unicodedata.normalize("NFC", name) for name in names)
     if len(set(composed)) < len(set(names)):
@@ -68,7 +69,7 @@ def _composed_names(names: tuple[str, ...]) -> tuple[str, ...]:
     return composed
 
 
-Classes = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_composed_names)]
+Classes = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(composed_names)]
 
 
 def require_one_a_channel(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
@@ -327,12 +328,15 @@ def caller_rule(card: Mapping[str, Any]) -> str:
     The text is empty if the data are not images.
     """
     data = card.get("data", {})
+    colour = "RGB" if data.get("channels", 3) == 3 else "grey"
+    if "height" in data and "width" in data:
+        inside = f"upright, scaled to fit into {data['height']}x{data['width']} (height x width, bilinear)"
+        return f"{inside}, in the middle, grey 114 around; {colour}, uint8, 0 to 255"
     if "size" not in data:
         return ""
     size = data["size"]
     fitted = f"upright, shorter side to {data.get('resize') or size} (bilinear), centre {size}x{size} cut out"
     given = data.get("source") in ("digits", "import")  # edgekd does not resize these
-    colour = "RGB" if data.get("channels", 3) == 3 else "grey"
     if card.get("export", {}).get("resize"):
         inside = fitted.removeprefix("upright, ")
         return f"none, any height and width, upright; in the graph: {inside}; {colour}, uint8, 0 to 255"

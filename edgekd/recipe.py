@@ -58,13 +58,16 @@ class Augment:
     """Side in pixels of a grey square at a random place of the image, after all other operations (DeVries and Taylor
     2017); 0 turns it off."""
     crop: Annotated[int, Field(ge=0)] = 0
-    """Segmentation only: side in pixels of a square that is cut out at random, with its mask; 0 turns it off."""
+    """Masks and boxes only: side in pixels of a square that is cut out at random, with its mask or boxes; 0 turns it
+    off."""
     scale: tuple[Positive, Positive] = (1.0, 1.0)
-    """Segmentation only: the smallest and the largest factor by which what is cut out is scaled, with its mask."""
+    """Masks and boxes only: the smallest and the largest factor by which what is cut out is scaled, with its mask or
+    boxes."""
     turn: bool = False
-    """Segmentation only: whether images are turned by 0, 90, 180 or 270 degrees at random, with their masks."""
+    """Masks and boxes only: whether images are turned by 0, 90, 180 or 270 degrees at random, with their masks or
+    boxes; views that are no squares by 0 or 180."""
     brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Segmentation only: grey levels are multiplied by a factor between 1 − b and 1 + b; 0 turns it off."""
+    """Masks and boxes only: grey levels are multiplied by a factor between 1 − b and 1 + b; 0 turns it off."""
     word_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Sentences only: share of the tokens that are replaced by the unknown token, which must have id 1."""
     time_shift_ms: NotNegative = 0.0

@@ -97,6 +97,14 @@ def discs() -> Any:
         return importlib.import_module("mask_data")
 
 
+@pytest.fixture(scope="session")
+def things() -> Any:
+    """The module `box_data`: a small folder of images with boxes, and its card."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent)
+        return importlib.import_module("box_data")
+
+
 @pytest.fixture(autouse=True)
 def own_cache(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor that of another test."""

@@ -341,7 +341,7 @@ def test_defaults_are_those_the_documentation_names(tmp_path: Path) -> None:
         ('title = "a card"', 'title = "a"\nfile = "b"', r"file: unknown key; .*"),
         ('title = "a card"', 'title = "a"\nbudgets = 3', r"budgets: unknown key; did you mean 'budget'\? .*"),
         ('title = "a card"', 'titel = "a"', r"titel: unknown key; did you mean 'title' or 'trials'\? .*"),
-        ('title = "a card"', 'title = "a"\ntask = "detection"', r"task: got 'detection'; .+Known: image-class.+"),
+        ('title = "a card"', 'title = "a"\ntask = "colouring"', r"task: got 'colouring'; Known: .*image-class.+"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(tmp_path: Path, before: str, after: str, said: str) -> None:

@@ -91,7 +91,7 @@ class Plan:
     values: dict[str, Any] = field(default_factory=dict)
     batch_axes: dict[str, int | None] = field(default_factory=dict)
     output: str | None = None
-    answers: Literal["rows", "classes"] = "rows"
+    answers: Literal["rows", "classes", "boxes"] = "rows"
     custom_ops: tuple[str, ...] = ()
     steered: bool = False
     sequence_length: int | None = None

@@ -221,10 +221,10 @@ def predict(
     effort: Effort | None = None,
     batch_size: int = 64,
     on_progress: OnProgress | None = None,
-    answers: Literal["rows", "classes"] = "rows",
+    answers: Literal["rows", "classes", "boxes"] = "rows",
 ) -> Record:
     """Run the model on all inputs with the target's provider and write the logits to `outputs` (.npy), or the class
-    maps, if these are asked for as `answers`.
+    maps or the boxes, if these are asked for as `answers`.
 
     Sequences are run one by one: dynamic int8 quantization scales by the values of the whole batch, so that an answer
     would depend on the other rows.

@@ -79,7 +79,7 @@ const LEVELS = { disable: 'disabled', basic: 'basic', extended: 'extended', all:
 const CHOICES = {
   mode: ['latency', 'pair', 'throughput', 'memory', 'profile', 'predict', 'load'],
   binding: ['run', 'io'],
-  answers: ['rows', 'classes'],
+  answers: ['rows', 'classes', 'boxes'],
   graph_level: Object.keys(LEVELS),
 };
 // The .npy code of each type, with its name in numpy and onnxruntime-web, and the class of its array
@@ -97,6 +97,10 @@ const DTYPES = {
 const SHORTEST_S = 50e-6; // shorter calls are timed in inner loops, because the clock has an overhead
 const LOADS = 5; // pair: number of timed loads of each model
 const SLOW_LOAD_S = 0.5;
+const LOWEST = Math.fround(0.01); // boxes: these four are those of worker.py
+const OVERLAP = 0.6;
+const FIRST = 1000;
+const KEPT = 100;
 const ROTATED = 64; // rows that are prepared for the timed calls (at least two batches)
 const COMPILING_S = 3.0; // longest warm-up while V8 compiles the code
 const TICKS_PER_S = 100; // unit of /proc/stat: Linux' USER_HZ, which Node cannot query
@@ -986,10 +990,10 @@ async function predict(session, feeds, plan) {
     // A fixed batch is filled up with the first rows; their answers are dropped.
     const fed = feeds.fixed ? batch : some;
     const call = caller(session, { ready: [feeds.feed(start, fed)], output: feeds.output });
-    const maps = plan.answers === 'classes';
-    const answer = await (maps ? classMaps : oneRowEach)(call, fed, feeds);
-    const labels = !maps && ['int32', 'int64'].includes(answer.type) && product(answer.dims) === fed; // one class per row
-    const sizes = maps ? answer.dims.slice(1) : [answer.dims[1]];
+    const [maps, rows] = [plan.answers === 'classes', plan.answers === 'rows'];
+    const answer = await { rows: oneRowEach, classes: classMaps, boxes: detections }[plan.answers](call, fed, feeds);
+    const labels = rows && ['int32', 'int64'].includes(answer.type) && product(answer.dims) === fed; // one class per row
+    const sizes = rows ? [answer.dims[1]] : answer.dims.slice(1);
     const width = labels ? 1 : product(sizes);
     if (!shape) {
       shape = labels ? [count] : [count, ...sizes];
@@ -1061,6 +1065,60 @@ async function classMaps(call, rows, { axes, plan }) {
     }
   }
   return { type: 'uint8', dims: [rows, ...dims.slice(2)], data };
+}
+
+/**
+ * Return what non-maximum suppression leaves of an output of corners and scores (rows, 4 + C, L), as float32
+ * (rows, KEPT, 6), as worker.py does.
+ */
+async function detections(call, rows, { axes, plan }) {
+  const which = plan.output ? `output ${plan.output}` : 'the first output';
+  const needed = 'detection needs corners and scores (batch, 4 + C, L)';
+  const answer = await tensorOf(call, `${which} is no tensor; ${needed}`);
+  const dims = Object.keys(axes).length || answer.dims[0] === 1 ? answer.dims : [1, ...answer.dims];
+  const ready = dims[1] === KEPT && dims[2] === 6;
+  if (!answer.type.startsWith('float') || dims.length !== 3 || dims[0] !== rows || (!ready && dims[1] < 5)) {
+    throw new WorkerError(`${which} is ${answer.type} ${listed(dims)}; ${needed}`);
+  }
+  const values = asFloats(answer);
+  if (!values.every(Number.isFinite)) throw new WorkerError('gives NaN or infinite outputs');
+  if (ready) return { type: 'float32', dims, data: values };
+  const data = new Float32Array(rows * KEPT * 6);
+  const size = dims[1] * dims[2];
+  for (let row = 0; row < rows; row += 1) {
+    data.set(suppressed(values.subarray(row * size, (row + 1) * size), dims[1] - 4, dims[2]), row * KEPT * 6);
+  }
+  return { type: 'float32', dims: [rows, KEPT, 6], data };
+}
+
+/** Return the detections (KEPT, 6) of one image: x1, y1, x2, y2, score and class; rows of class -1 are unused. */
+function suppressed(raw, classes, places) {
+  const found = [];
+  for (let label = 0; label < classes; label += 1) {
+    for (let place = 0; place < places; place += 1) {
+      const score = raw[(4 + label) * places + place];
+      if (score > LOWEST) found.push([...[0, 1, 2, 3].map((side) => raw[side * places + place]), score, label]);
+    }
+  }
+  found.sort((a, b) => b[4] - a[4]); // stable: equal scores keep the order of classes and places
+  const kept = [];
+  for (const one of found.slice(0, FIRST)) {
+    if (kept.length === KEPT) break;
+    if (kept.every((other) => other[5] !== one[5] || !overlapping(one, other))) kept.push(one);
+  }
+  const rows = new Float32Array(KEPT * 6);
+  for (let row = 0; row < KEPT; row += 1) rows.set(kept[row] ?? [0, 0, 0, 0, 0, -1], row * 6);
+  return rows;
+}
+
+/** Whether the intersection over union of two boxes is larger than OVERLAP; in single precision, as in NumPy. */
+function overlapping(one, other) {
+  const side = (low, high) => Math.max(Math.fround(high - low), 0);
+  const area = ([x1, y1, x2, y2]) => Math.fround(side(x1, x2) * side(y1, y2));
+  const width = side(Math.max(one[0], other[0]), Math.min(one[2], other[2]));
+  const both = Math.fround(width * side(Math.max(one[1], other[1]), Math.min(one[3], other[3])));
+  const union = Math.fround(Math.fround(area(one) + area(other)) - both);
+  return both > Math.fround(Math.fround(OVERLAP) * union);
 }
 
 function npyHeader(shape, descr = '<f4') {

@@ -31,7 +31,8 @@ it omits have the values of DEFAULTS below:
               inputs; for inputs that are not listed it is derived from the names of dimensions, see `batch_axis`
     output    predict: the output to write; null: the first one
     answers   predict: "rows": write one row of numbers for each example, as float32; "classes": of an output with one
-              number for each class and pixel (n, C, …), write the largest one's class (n, …), as uint8
+              number for each class and pixel (n, C, …), write the largest one's class (n, …), as uint8; "boxes": of
+              decoded boxes and scores (n, 4 + C, L), write those that non-maximum suppression leaves, see `detections`
     custom_ops                               libraries to load before the model; they run with this process's rights
     steered   whether the time of a call depends on the values of the inputs: inner loops then repeat a call with the
               same inputs
@@ -73,7 +74,21 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["DEFAULTS", "Feeds", "Generating", "energy_counter", "main", "measure", "opened"]
+__all__ = [
+    "DEFAULTS",
+    "FIRST",
+    "KEPT",
+    "LOWEST",
+    "OVERLAP",
+    "Feeds",
+    "Generating",
+    "WorkerError",
+    "detections",
+    "energy_counter",
+    "main",
+    "measure",
+    "opened",
+]
 
 # History of the format of results:
 # 1 - latency_s, first_call_s, load_s, memory, fingerprint
@@ -140,7 +155,7 @@ LEVELS = {
 CHOICES = {
     "mode": ("latency", "pair", "throughput", "memory", "profile", "predict", "load", "count", "generate"),
     "binding": ("run", "io"),
-    "answers": ("rows", "classes"),
+    "answers": ("rows", "classes", "boxes"),
     "graph_level": tuple(LEVELS),
 }
 DTYPES = {
@@ -175,6 +190,10 @@ MARK = (
 )
 BLOCKS = 5  # count: number of blocks
 UNCOUNTED = 20  # count: calls before the first block
+LOWEST = 0.01  # boxes: detections with a lower score are left out
+OVERLAP = 0.6  # boxes: the largest intersection over union of two detections of a class
+FIRST = 1_000  # boxes: as many detections with the highest scores are compared
+KEPT = 100  # boxes: the largest number of detections of an image
 ROTATED = 64  # rows that are prepared for the timed calls (at least two batches)
 Clock = Callable[[], float]
 
@@ -463,6 +482,52 @@ def class_maps(answer: Any, rows: int, which: str = "the first output", others: 
     if numbers and not np.isfinite(answer).all():
         raise WorkerError("gives NaN or infinite outputs")
     return (answer if whole else answer.argmax(axis=1)).astype(np.uint8)
+
+
+def detections(answer: Any, rows: int, which: str = "the first output", others: str = "") -> Any:
+    """Return what non-maximum suppression leaves of an output of decoded boxes and scores (rows, 4 + C, L), as float32
+    (rows, KEPT, 6): corners x1, y1, x2, y2, score and class, with the highest score first; rows of class −1 are unused.
+
+    An output (rows, KEPT, 6) is returned as it is. Raises WorkerError for any other output, and for NaN or infinite
+    numbers.
+    """
+    if not isinstance(answer, np.ndarray) or answer.ndim != 3 or answer.dtype.kind != "f" or answer.shape[0] != rows:
+        got = str(answer.dtype) + " " + str(list(answer.shape)) if isinstance(answer, np.ndarray) else "no tensor"
+        raise WorkerError(which + " is " + got + "; detection needs corners and scores (batch, 4 + C, L)" + others)
+    if not np.isfinite(answer).all():
+        raise WorkerError("gives NaN or infinite outputs")
+    if answer.shape[1:] == (KEPT, 6):
+        return answer.astype(np.float32)
+    if answer.shape[1] < 5:
+        raise WorkerError(which + " is " + str(list(answer.shape)) + "; it has no scores behind four corners" + others)
+    return np.stack([suppressed(one) for one in answer.astype(np.float32)])
+
+
+def suppressed(raw: Any) -> Any:
+    """Return the detections (KEPT, 6) of one image from corners and scores (4 + C, L); see `detections`.
+
+    Greedy non-maximum suppression: of the detections of a class, in order of their scores, one is kept if it overlaps
+    with none that was kept before by more than OVERLAP.
+    """
+    classes, places = np.nonzero(raw[4:] > LOWEST)
+    order = np.argsort(-raw[4 + classes, places], kind="stable")[:FIRST]
+    classes, places = classes[order], places[order]
+    x1, y1, x2, y2 = raw[:4, places]
+    areas = np.maximum(x2 - x1, 0) * np.maximum(y2 - y1, 0)
+    left = np.ones(len(order), bool)
+    kept = np.zeros((KEPT, 6), np.float32)
+    kept[:, 5] = -1
+    for row in range(KEPT):
+        if not left.any():
+            break
+        k = int(left.argmax())
+        kept[row] = (x1[k], y1[k], x2[k], y2[k], raw[4 + classes[k], places[k]], classes[k])
+        width = np.maximum(np.minimum(x2, x2[k]) - np.maximum(x1, x1[k]), 0)
+        height = np.maximum(np.minimum(y2, y2[k]) - np.maximum(y1, y1[k]), 0)
+        both = width * height
+        left &= (classes != classes[k]) | (both <= OVERLAP * (areas + areas[k] - both))
+        left[k] = False
+    return kept
 
 
 def require(onnxruntime: Any, provider: str) -> None:
@@ -1389,7 +1454,8 @@ def predict(call: Caller, feeds: Feeds, plan: dict[str, Any]) -> list[int]:
     which = "output " + name if plan["output"] else "the first output"
     others = "; --output chooses another one: " + ", ".join(names) if len(names) > 1 else ""
     size, rows = feeds.batch, feeds.count
-    as_rows, dtype = (class_maps, "|u1") if plan["answers"] == "classes" else (one_row_each, "<f4")
+    kinds = {"rows": (one_row_each, "<f4"), "classes": (class_maps, "|u1"), "boxes": (detections, "<f4")}
+    as_rows, dtype = kinds[plan["answers"]]
     shape: list[int] = []
     told = 0.0
     with open(plan["outputs"], "wb") as file:  # noqa: PTH123

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgekd.errors import InputError, did_you_mean, shown
 
-__all__ = ["class_files", "class_names", "part_folder", "plain_files", "validation_folder"]
+__all__ = ["VALIDATION_NAMES", "class_files", "class_names", "part_folder", "plain_files", "validation_folder"]
 
 VALIDATION_NAMES = ("validation", "val", "valid")
 """Possible names of a folder with validation images."""

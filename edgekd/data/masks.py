@@ -11,16 +11,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.card import Augment, Card
+from edgekd.card import Card
 from edgekd.console import say
 from edgekd.data.arrays import digest, duplicates
 from edgekd.data.examples import Batch, Examples
 from edgekd.data.folders import plain_files, validation_folder
-from edgekd.data.frames import DRAWS, framed_image, framed_map, frames_of
+from edgekd.data.frames import framed_image, framed_map, frames_of, lit
 from edgekd.data.images import Split, decode, decoded_split, look, named, read_file
 from edgekd.data.pixels import turned_size
 from edgekd.data.sources import HELD_OUT, place_of
-from edgekd.data.views import draws
 from edgekd.errors import InputError, shown
 from edgekd.tasks.segmentation import IGNORED, SEGMENTATION, MaskData
 
@@ -251,10 +250,10 @@ def mask_examples(card: Card, split: Split) -> Examples:
     def batch(indices: NDArray[np.int64], k: int | None) -> Batch:
         images, maps = torch.from_numpy(split.read(indices)), torch.from_numpy(split.labels[indices])
         if k is not None:
-            frames = frames_of(augment.seed, indices, k, data.size, augment)
+            frames = frames_of(augment.seed, indices, k, (data.size, data.size), augment)
             images = torch.stack([framed_image(one, frame) for one, frame in zip(images, frames, strict=True)])
             maps = torch.stack([framed_map(one, frame) for one, frame in zip(maps, frames, strict=True)])
-            images = _lit(images, indices, k, augment)
+            images = lit(images, indices, k, augment)
         return Batch(images, maps.long())
 
     augmented = {key: value for key, value in dataclasses.asdict(augment).items() if key in _KEYS}
@@ -268,12 +267,3 @@ def mask_examples(card: Card, split: Split) -> Examples:
 
 
 _KEYS = ("flip", "turn", "crop", "scale", "brightness", "seed")
-
-
-def _lit(images: torch.Tensor, indices: NDArray[np.int64], k: int, augment: Augment) -> torch.Tensor:
-    """Images whose grey levels are multiplied by a factor between 1 − b and 1 + b, where b is `augment.brightness`."""
-    if not augment.brightness:
-        return images
-    u = draws(augment.seed, indices, k, DRAWS + 1)[:, DRAWS]
-    factors = torch.from_numpy((1 + augment.brightness * (2 * u - 1)).astype(np.float32))
-    return (images * factors[:, None, None, None]).clamp_(0, 255).to(torch.uint8)

@@ -300,6 +300,8 @@ def _objective(
         weights = learning.weights(recipe, examples.labels, card.data, "recipe.class_weights")
         torch.manual_seed(recipe.seed)
         theirs = shapes(teachers[0], examples, teacher_layers(recipe)) if needs_teacher(recipe) else {}
+        if learning.soft is not None and theirs and theirs["logits"] != found["logits"]:
+            _refuse_other_places(found["logits"], theirs["logits"])
 
         def hard(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             return learning.loss(outputs, targets, recipe.label_smoothing, weights)
@@ -334,14 +336,21 @@ def _refuse_terms_on_logits(recipe: Recipe) -> None:
         raise ConfigError(f"recipe.{others[0]}: needs logits of classes, which the outputs of this task are not")
 
 
+def _refuse_other_places(mine: torch.Size, theirs: torch.Size) -> None:
+    raise ConfigError(
+        f"recipe.losses: kd: the student gives {shape_words(tuple(mine))} outputs and the teacher "
+        f"{shape_words(tuple(theirs))}; both should have the same places, which `strides` in their shapes say"
+    )
+
+
 def _require_outputs(card: Card, found: dict[str, torch.Size], examples: Examples, name: str) -> None:
     """Raise ConfigError if the network does not have as many outputs as the task needs."""
     task = task_of(card.data)
-    wanted = task.shape(card.data, tuple(_first_two(examples).shape))[1:]
-    if found["logits"] != wanted:
+    given = tuple(_first_two(examples).shape)
+    if not task.gives(found["logits"], card.data, given):
         raise ConfigError(
             f"{card.file}: {name}: the network gives {tuple(found['logits'])} outputs for {task.targets(card.data)}; "
-            f"its last layer should give {shape_words(wanted)}"
+            f"its last layer should give {shape_words(task.shape(card.data, given)[1:])}"
         )
 
 

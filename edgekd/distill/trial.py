@@ -43,7 +43,7 @@ def check_learning(net: nn.Module, card: Card, inputs: Tensor, where: str) -> No
     task = task_of(card.data)
     wanted, each = task.shape(card.data, tuple(inputs.shape)), not task.generates
     answers = check_steady(whole, inputs, where, len(wanted), each)
-    if answers.shape[1:] != wanted[1:]:
+    if not task.gives(answers.shape[1:], card.data, tuple(inputs.shape)):
         raise ConfigError(
             f"{where}: the network gives {tuple(answers.shape[1:])} outputs for {task.targets(card.data)}; its "
             f"last layer should give {shape_words(wanted[1:])}"

@@ -119,7 +119,7 @@ def bring_by_card(net: nn.Module, card: Card) -> Brought:
         part=exported_part(net, card.data),
         card=card,
         task=task,
-        names=(task.input, "logits"),
+        names=(task.input, task.output),
     )
 
 

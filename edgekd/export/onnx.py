@@ -90,7 +90,7 @@ def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: d
         model = _exported(main.module, main.inputs, target, main.names, main.free)
     else:
         module, example, name = exported_part(net, card.data)
-        model = converted(module, example, target, (name, "logits"), task_of(card.data).free)
+        model = converted(module, example, target, (name, task_of(card.data).output), task_of(card.data).free)
     describe(model, card, target, provenance)
     if task_of(card.data).generates:
         name_decoder(model, decoder_of(path))
@@ -341,7 +341,7 @@ def compared(expected: NDArray[np.float32], logits: NDArray[np.float32], task: T
     Raises ModelError as `parity` does.
     """
     difference = float(np.abs(expected - logits).max())
-    axes = 4 if task.writes == "classes" else 2
+    axes = {"rows": 2, "classes": 4, "boxes": 3}[task.writes]
     result = Parity(
         examples=len(expected),
         max_abs=difference,

@@ -152,7 +152,11 @@ def _static(
             per_channel=scheme.per_channel,
             reduce_range=scheme.reduce_range,
             calibrate_method=METHODS[scheme.calibration],
-            nodes_to_exclude=[*_preprocessing(onnx.load(prepared)), *in_float],
+            nodes_to_exclude=[
+                *_preprocessing(onnx.load(prepared)),
+                *_decoding(onnx.load(prepared), original),
+                *in_float,
+            ],
             extra_options=_options(original, scheme),
             **_kept_ranges(prepared, scheme),
         )
@@ -244,7 +248,8 @@ def to_half(source: Path, path: Path) -> None:
             warnings.simplefilter("ignore")  # rounding of weights below fp16's smallest number is intended
             model = onnx.load(source)
             in_float = [node.name for node in model.graph.node if node.name.startswith(front_end.PREFIX)]
-            options = {"node_block_list": in_float} if in_float else {}  # energies of sound do not fit into fp16
+            in_float += _decoding(model, model)  # energies of sound do not fit into fp16, nor do exact corners
+            options = {"node_block_list": in_float} if in_float else {}
             model = convert_float_to_float16(model, keep_io_types=True, **options)
         OnnxModel(model).topological_sort()  # the converter puts casts of inputs at the end
     except Exception as error:  # the converter may raise any exception
@@ -275,6 +280,23 @@ def _preprocessing(model: onnx.ModelProto) -> list[str]:
             return names
         names.append(readers[0].name)
         value = readers[0].output[0]
+
+
+def _decoding(model: onnx.ModelProto, original: onnx.ModelProto) -> list[str]:
+    """Return the names of the nodes that make boxes and scores of what the last layers of a detector give.
+
+    Corners are pixels, and exponents of distances: 8 bits are too coarse for them, and these nodes take little time.
+    """
+    if not any(entry.key == "suppression" for entry in original.metadata_props):
+        return []
+    makers = {value: node for node in model.graph.node for value in node.output}
+    waiting, names = [entry.name for entry in model.graph.output], set[str]()
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is not None and node.op_type not in ("Conv", "Gemm", "MatMul") and node.name not in names:
+            names.add(node.name)
+            waiting += node.input
+    return sorted(names)
 
 
 @contextlib.contextmanager

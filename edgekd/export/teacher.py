@@ -124,7 +124,8 @@ def _with_preprocessing(model: onnx.ModelProto, data: Data, path: Path) -> onnx.
         helper.make_node("Mul", ["pixels", "scale"], ["scaled"]),
         helper.make_node("Add", ["scaled", "shift"], ["normalized"]),
     ]
-    shape: list[str | int | None] = ["batch", data.size, data.size, data.channels]
+    _, height, width, channels = task_of(data).example(data, 1).shape
+    shape: list[str | int | None] = ["batch", height, width, channels]
     scale = [1 / (255 * std) for std in data.std]
     shift = [-mean / std for mean, std in zip(data.mean, data.std, strict=True)]
     graph = helper.make_graph(
@@ -132,9 +133,7 @@ def _with_preprocessing(model: onnx.ModelProto, data: Data, path: Path) -> onnx.
         "preprocessing",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, shape)],
         [
-            helper.make_tensor_value_info(
-                "normalized", TensorProto.FLOAT, ["batch", data.channels, data.size, data.size]
-            )
+            helper.make_tensor_value_info("normalized", TensorProto.FLOAT, ["batch", channels, height, width]),
         ],
         [_per_channel("scale", scale), _per_channel("shift", shift)],
     )

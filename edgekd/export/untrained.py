@@ -54,7 +54,7 @@ def export_untrained(net: nn.Module, card: Card, target: Target, inputs: NDArray
     try:
         part, example, name = exported_part(net, card.data)
         axis = 1 if target.fixed_shapes else task_of(card.data).free[0]
-        model = convert(part, example, target.opset.export, (name, "logits"), axis)
+        model = convert(part, example, target.opset.export, (name, task_of(card.data).output), axis)
         describe(model, card, target, provenance)
         save_model(completed(model, card), path)
         check_answers(module, card, inputs, path)

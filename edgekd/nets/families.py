@@ -20,6 +20,7 @@ from edgekd.imports import import_function, require
 from edgekd.nets.airbench import Airbench, AirbenchShape
 from edgekd.nets.cifar_resnet import CifarResNet, CifarResNetShape
 from edgekd.nets.deployed import Deployed, example_inputs, noise_inputs
+from edgekd.nets.detect import Detector, DetectorShape
 from edgekd.nets.inverted import InvertedShape, inverted_residual
 from edgekd.nets.keywords import BcResNetShape, DsCnnShape, KeywordCnnShape, bc_resnet, ds_cnn, keyword_cnn
 from edgekd.nets.mobile import MobileNetV2Shape, MobileNetV3Shape, for_channels, mobilenet_v2, mobilenet_v3
@@ -45,6 +46,7 @@ from edgekd.spec import build
 from edgekd.tasks.known import task_of
 
 __all__ = [
+    "DETECTION_FAMILIES",
     "FAMILIES",
     "FOREIGN",
     "IMAGE_FAMILIES",
@@ -168,6 +170,9 @@ KEYWORD_FAMILIES: dict[str, tuple[type, Any]] = {
 }
 """Maps the name of a family to (shape class, function of (shape, bins, frames, outputs))."""
 
+DETECTION_FAMILIES: dict[str, tuple[type, Any]] = {"detector": (DetectorShape, Detector)}
+"""Maps the name of a family to (shape class, function of (shape, channels, height, width, outputs))."""
+
 SEGMENTATION_FAMILIES: dict[str, tuple[type, Any]] = {
     "unet": (UNetShape, UNet),
     "fast-scnn": (FastScnnShape, FastScnn),
@@ -181,6 +186,7 @@ FAMILIES: dict[str, dict[str, tuple[type, Any]]] = {
     "image-classification": IMAGE_FAMILIES,
     "text-classification": TEXT_FAMILIES,
     "keyword-spotting": KEYWORD_FAMILIES,
+    "detection": DETECTION_FAMILIES,
     "segmentation": SEGMENTATION_FAMILIES,
     "translation": TRANSLATION_FAMILIES,
 }

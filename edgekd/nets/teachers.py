@@ -195,8 +195,8 @@ def load_teacher_file(card: Card, path: Path) -> LoadedTeacher:
         raise InputError(
             f"{path}: the teacher cannot take a batch of 2 {task.takes(card.data)}: {one_line(error, 150)}"
         ) from error
-    wanted = task.shape(card.data, tuple(example.shape))
-    if logits.shape[1:] != wanted[1:] or (len(logits) != len(example) and not task.generates):
+    fits = task.gives(logits.shape[1:], card.data, tuple(example.shape))
+    if not fits or (len(logits) != len(example) and not task.generates):
         raise InputError(f"{path}: the teacher gives {tuple(logits.shape[1:])} outputs for {task.targets(card.data)}")
     if _settled(module, noise_inputs(card.data, 8)):
         say(f"{path}: the teacher gives probabilities; their logarithms are taken as its logits")

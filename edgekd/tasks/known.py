@@ -14,6 +14,7 @@ from edgekd.presets import with_presets
 from edgekd.scores import ScoreKind
 from edgekd.settings import Setting, built_with
 from edgekd.spec import build
+from edgekd.tasks.detection import DETECTION
 from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION
 from edgekd.tasks.keyword_spotting import KEYWORD_SPOTTING
 from edgekd.tasks.segmentation import SEGMENTATION
@@ -24,7 +25,8 @@ from edgekd.tasks.translation import TRANSLATION
 __all__ = ["TASKS", "build_card", "deciding", "load_card", "task_named", "task_of"]
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, KEYWORD_SPOTTING, SEGMENTATION, TRANSLATION)
+    task.name: task
+    for task in (IMAGE_CLASSIFICATION, TEXT_CLASSIFICATION, KEYWORD_SPOTTING, DETECTION, SEGMENTATION, TRANSLATION)
 }
 """The tasks by the name that a card gives as `task`."""
 

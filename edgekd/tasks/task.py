@@ -13,12 +13,16 @@ from edgekd.recipe import Augment
 from edgekd.scores import ScoreKind
 from edgekd.tasks.front_end import FrontEnd
 
-__all__ = ["Normalization", "Outputs", "Targets", "Task"]
+__all__ = ["ANY", "Normalization", "Outputs", "Targets", "Task"]
+
+ANY = -1
+"""Stands in the shape of outputs for a length that the network chooses."""
 
 Outputs = NDArray[Any]
 """What a model gives for n examples, as `Task.read` returns it: for most tasks (n, C) float32."""
 Targets = NDArray[Any]
-"""What the data say is right for n examples: classes (n,) int64, numbers (n,) float32, or class maps (n, H, W)."""
+"""What the data say is right for n examples: classes (n,) int64, numbers (n,) float32, class maps (n, H, W),
+or boxes (n, M, 6)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,8 @@ class Task:
     """The name of the exported file's input."""
     free: Mapping[int, str]
     """The names of that input's dynamic axes, by position."""
+    output: str = "logits"
+    """The name of the exported file's output."""
     generates: bool = False
     """Whether the exported model has two files and generates its answers token by token, see docs/translation.md. Its
     network then gives a row of outputs for each token instead of each example."""
@@ -65,12 +71,13 @@ class Task:
     """The parameter that passes that number to a user's own function; empty if it gets no such argument."""
     grid: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda inputs: ()
     """Returns the axes of the outputs behind that of the classes, given the shape of the inputs (n, …): height and
-    width of a class map; none if there is one answer for each example."""
+    width of a class map; none if there is one answer for each example. An axis of length ANY is the network's choice,
+    such as the number of places where a detector looks for objects."""
     together: int = 500
     """The largest number of examples that are computed together where nothing else limits it."""
-    writes: Literal["rows", "classes"] = "rows"
-    """What a worker writes of the outputs: as they are, or, of outputs (n, C, …), the most likely class of each place
-    (n, …)."""
+    writes: Literal["rows", "classes", "boxes"] = "rows"
+    """What a worker writes of the outputs: as they are; or, of outputs (n, C, …), the most likely class of each place
+    (n, …); or, of boxes and scores (n, 4 + C, L), what non-maximum suppression leaves."""
     targets: Callable[[Any], str]
     """Describes what these outputs stand for: `10 classes of data`."""
     example: Callable[[Any, int], NDArray[Any]]
@@ -123,6 +130,11 @@ class Task:
     def shape(self, data: Any, inputs: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a network's outputs for inputs of this shape: (n, C), or (n, C, H, W) for class maps."""
         return (inputs[0], self.outputs(data), *self.grid(inputs))
+
+    def gives(self, found: Sequence[int], data: Any, inputs: tuple[int, ...]) -> bool:
+        """Whether outputs for one example, of the shape `found` without the batch, are what the task needs."""
+        wanted = self.shape(data, inputs)[1:]
+        return len(found) == len(wanted) and all(b in (ANY, a) for a, b in zip(found, wanted, strict=True))
 
     def read_from(self, raw: NDArray[Any], file: Path) -> Outputs:
         """Convert what a worker wrote for n examples with the model in `file` to `Outputs`."""

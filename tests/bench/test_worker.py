@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.bench import worker
 from edgekd.bench.records import Plan, Record
+from edgekd.bench.worker import WorkerError, detections
 
 FILE = Path(worker.__file__)
 TICK = 2.0**-10
@@ -1079,3 +1080,49 @@ def test_the_package_around_it_brings_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
     assert done.stdout == "['edgekd', 'edgekd.bench', 'edgekd.bench.worker'] False\n"
+
+
+# --- boxes ---
+
+
+def boxes_and_scores(seed: int, classes: int = 3, places: int = 80) -> NDArray[np.float32]:
+    """Outputs (4 + C, L) of a detector: many overlapping boxes, few high scores."""
+    rng = np.random.default_rng(seed)
+    corners, sides = rng.uniform(0, 60, (2, places)), rng.uniform(5, 40, (2, places))
+    return np.concatenate([corners, corners + sides, rng.random((classes, places)) ** 4]).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_detections_are_those_of_torchvision(seed: int) -> None:
+    torch, ops = pytest.importorskip("torch"), pytest.importorskip("torchvision.ops")
+    raw = boxes_and_scores(seed)
+    (found,) = detections(raw[None], 1)
+    classes, places = np.nonzero(raw[4:] > 0.01)
+    boxes, scores = raw[:4, places].T, raw[4 + classes, places]
+    kept = ops.batched_nms(*(torch.from_numpy(one) for one in (boxes, scores, classes)), 0.6).numpy()[:100]
+    used = found[found[:, 5] >= 0]
+    assert np.array_equal(used[:, :4], boxes[kept])
+    assert np.array_equal(used[:, 4], scores[kept]) and np.array_equal(used[:, 5], classes[kept])
+
+
+def test_detections_by_hand() -> None:
+    raw = np.zeros((6, 4), np.float32)
+    raw[:4] = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 10, 10], [50, 50, 60, 60]]).T
+    raw[4], raw[5, 2] = (0.9, 0.8, 0, 0.005), 0.7
+    (found,) = detections(raw[None], 1)
+    assert found.shape == (100, 6) and found.dtype == np.float32
+    assert found[:2] == pytest.approx(np.array([[0, 0, 10, 10, 0.9, 0], [0, 0, 10, 10, 0.7, 1]]))
+    assert (found[2:, 5] == -1).all()  # the second one overlaps, the last one has no score
+    assert np.array_equal(detections(found[None], 1)[0], found)
+
+
+def test_outputs_that_are_no_boxes_are_refused() -> None:
+    for answer, told in (
+        (np.zeros((2, 7), np.float32), "corners and scores"),
+        (np.zeros((2, 4, 9), np.float32), "no scores behind four corners"),
+        (np.zeros((2, 7, 9), np.int64), "int64"),
+        (np.full((2, 7, 9), np.inf, np.float32), "NaN or infinite"),
+        ([1, 2], "no tensor"),
+    ):
+        with pytest.raises(WorkerError, match=told):
+            detections(answer, 2)

@@ -6,6 +6,7 @@ from edgekd.card import Card
 from edgekd.data.examples import Examples
 from edgekd.data.images import Split
 from edgekd.distill.tasks.classification import IMAGES, KEYWORDS, SENTENCES
+from edgekd.distill.tasks.detection import BOXES
 from edgekd.distill.tasks.learning import Learning
 from edgekd.distill.tasks.segmentation import MAPS
 from edgekd.distill.tasks.translation import PAIRS
@@ -17,6 +18,7 @@ LEARNING: dict[str, Learning] = {
     "image-classification": IMAGES,
     "text-classification": SENTENCES,
     "keyword-spotting": KEYWORDS,
+    "detection": BOXES,
     "segmentation": MAPS,
     "translation": PAIRS,
 }

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from edgekd.report.run.gather import Story
 from edgekd.report.tasks.classification import class_section
+from edgekd.report.tasks.detection import box_section
 from edgekd.report.tasks.segmentation import map_section
 from edgekd.report.tasks.translation import translation_section
 
@@ -11,6 +12,7 @@ __all__ = ["CHARTS"]
 
 CHARTS: dict[str, Callable[[Story, int], tuple[str, str]]] = {
     "classes": class_section,
+    "boxes": box_section,
     "maps": map_section,
     "translations": translation_section,
 }

@@ -13,7 +13,7 @@ from edgekd import units
 from edgekd.report.page import safe, table_of
 from edgekd.report.run.gather import Story
 
-__all__ = ["colours_of", "map_section", "png"]
+__all__ = ["bright", "colour", "colours_of", "map_section", "picture", "png"]
 
 WIDTH = 150
 """Width of a picture in the page, in CSS pixels."""
@@ -65,14 +65,14 @@ def _examples(story: Story, names: Sequence[str]) -> str:
     first = next(iter(found.values()))
     rows = []
     for place, number in enumerate(first["examples"]):
-        cells = [f"image {number}", _picture(_bright(first["images"][place]), f"image {number}"),
-                 _picture(colours_of(first["truth"][place], len(names)), "truth")]  # fmt: skip
+        cells = [f"image {number}", picture(bright(first["images"][place]), f"image {number}"),
+                 picture(colours_of(first["truth"][place], len(names)), "truth")]  # fmt: skip
         for name, shown in found.items():
-            drawn = _picture(colours_of(shown["maps"][place], len(names)), name)
+            drawn = picture(colours_of(shown["maps"][place], len(names)), name)
             cells.append(f"{drawn}<br>{units.accuracy(shown['miou'][place])}")
         rows.append(cells)
     heads = ["", "image", "truth", *(safe(name) for name in found)]
-    keys = "".join(f'<span style="color:rgb{_colour(k)}">■</span> {safe(name)} ' for k, name in enumerate(names))
+    keys = "".join(f'<span style="color:rgb{colour(k)}">■</span> {safe(name)} ' for k, name in enumerate(names))
     note = f'<p class="note">{keys}White pixels are not judged. {_NOTE}</p>'
     return f"<h3>Examples</h3>{note}{table_of(heads, rows, {1, 2, *range(3, len(heads))})}"
 
@@ -80,13 +80,14 @@ def _examples(story: Story, names: Sequence[str]) -> str:
 _NOTE = "Dark images are shown brighter. Below each map: the mean IoU of this image alone."
 
 
-def _bright(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def bright(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The image, with levels multiplied so that the brightest ones are white, if none is bright."""
     top = max(1.0, float(np.percentile(image, 99.8)))
     return image if top > 127 else np.minimum(image * (255 / top), 255).astype(np.uint8)
 
 
-def _colour(number: int) -> tuple[int, ...]:
+def colour(number: int) -> tuple[int, ...]:
+    """The colour of a class, as red, green and blue."""
     return tuple(int(level) for level in _PALETTE[number % len(_PALETTE)])
 
 
@@ -97,9 +98,10 @@ def colours_of(classes: NDArray[Any], count: int) -> NDArray[np.uint8]:
     return np.asarray(table[classes])
 
 
-def _picture(pixels: NDArray[np.uint8], text: str) -> str:
+def picture(pixels: NDArray[np.uint8], text: str, width: int = WIDTH) -> str:
+    """HTML of a picture (H, W, 3 or 1) with this alternative text and width in CSS pixels."""
     data = base64.b64encode(png(pixels)).decode()
-    return f'<img alt="{safe(text)}" width="{WIDTH}" src="data:image/png;base64,{data}">'
+    return f'<img alt="{safe(text)}" width="{width}" src="data:image/png;base64,{data}">'
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:

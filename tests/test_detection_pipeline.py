@@ -1,0 +1,149 @@
+"""Detection goes the whole road, from a folder of boxes to a judged file and its report."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from edgekd.bench.worker import detections
+from edgekd.nets.teachers import load_teacher_file
+from edgekd.tasks.boxes import overlaps
+from edgekd.tasks.known import load_card
+
+Cli = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("finished") / "run"
+
+
+@pytest.fixture
+def run(finished: Path, cli: Cli, tmp_path: Path, things: Any) -> Path:
+    """The finished run, made by the first test that asks. Its target is another device, so no time is measured."""
+    if not finished.exists():
+        things.write_voc(tmp_path / "things")
+        (tmp_path / "things.toml").write_text(things.CARD)
+        done = cli("distill", "things.toml", "-t", "cpu-arm", "--out", finished)
+        assert done.returncode == 0, done.stderr + done.stdout
+        assert "mAP50" in done.stdout
+    return finished
+
+
+def result_of(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "result.json").read_text())
+    return content
+
+
+def test_set(run: Path) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    return np.load(run / "data" / "test.npy"), np.load(run / "data" / "test.labels.npy")
+
+
+test_set.__test__ = False  # type: ignore[attr-defined]
+
+
+def test_the_files_give_boxes_in_pixels_and_scores(run: Path) -> None:
+    result, (images, truth) = result_of(run), test_set(run)
+    assert [model["name"] for model in result["models"]] == ["teacher", "student fp32", "student int8"]
+    assert result["verdict"] == "pass" and result["parity"]["same"] > 0.999
+    for model in result["models"]:
+        session = onnxruntime.InferenceSession(run / "exported" / model["file"])
+        assert [one.name for one in session.get_outputs()] == ["boxes"]
+        (outputs,) = session.run(None, {"image": images})
+        assert outputs.shape == (len(images), 6, 6 * 8)
+        best = outputs[:, 4:].max(axis=1).argmax(axis=1)
+        for number, place in enumerate(best):  # the surest box of each image lies on an object
+            known = truth[number][truth[number][:, 0] >= 0]
+            assert overlaps(outputs[number, :4, place][None], known[:, 1:5]).max() > 0.5
+        assert 0 <= outputs[:, 4:].min() and outputs[:, 4:].max() <= 1
+        assert json.loads(session.get_modelmeta().custom_metadata_map["suppression"])["kept"] == 100
+
+
+def test_the_decoding_of_boxes_stays_in_float(run: Path) -> None:
+    file = next(model["file"] for model in result_of(run)["models"] if model["name"] == "student int8")
+    graph = onnx.load(run / "exported" / file).graph
+    quantized = {value for node in graph.node if node.op_type == "DequantizeLinear" for value in node.output}
+    assert quantized
+    for node in graph.node:
+        if node.op_type in ("Exp", "Sub", "Sigmoid") or (
+            node.op_type == "Concat" and graph.output[0].name in node.output
+        ):
+            readers = {one.op_type for one in graph.node if set(node.output) & set(one.input)}
+            assert "QuantizeLinear" not in readers
+
+
+def test_workers_write_detections(run: Path) -> None:
+    _, truth = test_set(run)
+    written = [np.load(path) for path in (run / "records").glob("*.test.*.npy")]
+    assert len(written) == 3
+    assert {(found.dtype.name, found.shape) for found in written} == {("float32", (len(truth), 100, 6))}
+
+
+def test_the_page_for_callers_finds_what_workers_find(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block in docs/deploying.md, which is executed as it is."""
+    page = (Path(__file__).parents[1] / "docs" / "deploying.md").read_text(encoding="utf-8")
+    block = page.partition("## Boxes")[2].partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(run)
+    code: dict[str, Any] = {}
+    exec(compile(block, "deploying.md", "exec"), code)
+    session, images = onnxruntime.InferenceSession("model.onnx"), test_set(run)[0]
+    for image in images:
+        (kept,) = detections(session.run(None, {"image": image[None]})[0], 1)
+        kept = kept[(kept[:, 5] >= 0) & (kept[:, 4] >= 0.3)]
+        found = code["detect"](image)
+        assert [name for name, _, _ in found] == [("disc", "square")[int(label)] for label in kept[:, 5]]
+        assert np.allclose([box for _, _, box in found], kept[:, :4].reshape(len(found), 4))
+
+
+def test_the_report_shows_truth_and_boxes(run: Path, cli: Cli, tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    done = cli("report", run, "--html", tmp_path / "page.html")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('<img alt="') == 4 * min(6, len(test_set(run)[1]))  # truth, and three models
+    assert "square, AP50-95" in page and "found" in page
+
+
+def test_the_exported_teacher_can_teach_again(run: Path, tmp_path: Path, things: Any) -> None:
+    (tmp_path / "things.toml").write_text(things.CARD)
+    card, (images, _) = load_card(str(tmp_path / "things.toml")), test_set(run)
+    given = load_teacher_file(card, run / "exported" / "teacher-fp32.onnx")
+    trained = load_teacher_file(card, run / "teacher" / "teacher.safetensors")
+    with torch.no_grad():
+        answers, expected = (one.module(torch.from_numpy(images)) for one in (given, trained))
+    assert torch.allclose(answers, expected, atol=1e-3)
+
+
+def test_what_does_not_fit_detection_is_refused(tmp_path: Path, things: Any, cli: Cli) -> None:
+    things.write_voc(tmp_path / "things", 12)
+    changes = {
+        ("views = 2", "views = 2\nsmall_share = 0.5"): "recipe.small_share: is for images that get one class",
+        ("kd = 1.0, ce", "dkd = 1.0, ce"): "dkd: needs logits of classes",
+        ("strides = [[8]], deepest = [8]", "strides = [[4]], deepest = [8]"): "both should have the same places",
+        ("height = 48", "height = 52"): "does not divide 52",
+        ("views = 2", "views = 2\nlabel_smoothing = 0.1"): "recipe.label_smoothing: is for classes that exclude",
+    }
+    for (old, new), told in changes.items():
+        (tmp_path / "things.toml").write_text(things.CARD.replace(old, new))
+        done = cli("distill", "things.toml", "-t", "cpu-arm", "--out", tmp_path / "refused")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert told in done.stderr
+
+
+def test_a_model_is_checked_against_another_one(run: Path, cli: Cli, tmp_path: Path) -> None:
+    images, truth = test_set(run)
+    np.savez(tmp_path / "set.npz", inputs=images, labels=truth)
+    files = [run / "exported" / model["file"] for model in result_of(run)["models"][1::-1]]  # student, teacher
+    done = cli(
+        *("check", files[0], "--baseline", files[1], "--target", "cpu-arm", "--data", tmp_path / "set.npz"),
+        *("--json", tmp_path / "check.json"),
+    )
+    assert done.returncode in (0, 1, 3), done.stderr
+    assert "mAP50" in done.stdout
