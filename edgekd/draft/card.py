@@ -16,6 +16,7 @@ from edgekd.data.images import Split
 from edgekd.data.sources import require_test
 from edgekd.devices.device import Site
 from edgekd.distill.tasks.known import learning_of
+from edgekd.draft.boxes import boxes_in, look_at_boxes
 from edgekd.draft.clips import SOUND, look_at_clips
 from edgekd.draft.compose import Tables, for_channels, image_size, tables_for, toml_text
 from edgekd.draft.facts import DataFacts, Option, Scale, TeacherFacts
@@ -138,7 +139,7 @@ def _read(
 def _options(data: DataFacts, seen: TeacherFacts) -> list[Option]:
     """The readings of a teacher's file that are tried."""
     found = list(seen.options) or [Option(words="")]
-    if data.task == "segmentation":
+    if data.task in ("segmentation", "detection"):
         channels = seen.channels or data.keys["channels"]
         own = {key: tuple(for_channels(data.keys[key], channels)) for key in ("mean", "std")}
         tried = scales(Scale(words="mean and std of the training images", mean=own["mean"], std=own["std"]))
@@ -164,6 +165,8 @@ def look_at_data(folder: Path) -> DataFacts:
         return look_at_parquet(folder)
     if (folder / "train.tsv").is_file():
         return look_at_sentences(folder)
+    if boxes_in(folder):
+        return look_at_boxes(folder)
     if masks_in(folder) is not None:
         return look_at_masks(folder)
     if len(languages_in(folder).get("train", ())) > 1:
@@ -171,8 +174,6 @@ def look_at_data(folder: Path) -> DataFacts:
     first = [path for path in itertools.islice(folder.rglob("*"), SOME) if path.is_file()]
     if any(path.suffix.lower() in SOUND for path in first):
         return look_at_clips(folder)
-    if (folder / "Annotations").is_dir() or any(path.name.startswith("instances_") for path in first):
-        raise InputError(f"--data {folder}: holds images with boxes, and edgekd has no task for detection")
     if any(path.is_dir() for path in folder.iterdir()):
         return look_at_folder(folder)
     if array := next((path for path in sorted(folder.iterdir()) if path.suffix in (".npz", ".npy")), None):
@@ -183,8 +184,8 @@ def look_at_data(folder: Path) -> DataFacts:
     some = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
     raise InputError(
         f"--data {folder}: holds {some}; edgekd init knows folders of images by class, images with masks (images/, "
-        "masks/), parquet files (train*, test*), clips of sound by keyword, sentences (train.tsv, test.tsv) and pairs "
-        "of texts (train.en, train.de)"
+        "masks/) or boxes (Pascal VOC, COCO), parquet files (train*, test*), clips of sound by keyword, sentences "
+        "(train.tsv, test.tsv) and pairs of texts (train.en, train.de)"
     )
 
 

@@ -16,7 +16,12 @@ LARGEST_OWN = 128
 STEPS = 1_500
 """About this many steps of the optimiser are proposed for a training."""
 
-_LENGTHS = {"segmentation": (16, 600), "keyword-spotting": (64, 1_500), "translation": (64, 5_000)}
+_LENGTHS = {
+    "segmentation": (16, 600),
+    "detection": (4, 2_300),
+    "keyword-spotting": (64, 1_500),
+    "translation": (64, 5_000),
+}
 """The largest batch size, and about how many steps of the optimiser are proposed for a training of these tasks."""
 
 Tables = dict[str, dict[str, Any]]
@@ -26,6 +31,7 @@ _GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 _COMMENTS = {
     "data.path": "relative to this card; --data DIR takes another folder",
     "data.size": "pixels, height and width of the network's input",
+    "data.height": "pixels of the network's input; images are scaled to fit inside",
     "data.channels": "3 is RGB, 1 is grey",
     "data.classes": "in the order of the network's outputs",
     "data.mean": "per channel, pixels scaled to 0–1",
@@ -40,7 +46,7 @@ _COMMENTS = {
     "augment.crop_padding": "shifts the image by up to so many pixels",
     "augment.flip": "mirrors left and right; false where that changes the class",
     "augment.crop": "learns from squares of so many pixels",
-    "augment.turn": "turns images by quarters, with their masks",
+    "augment.turn": "turns images by quarters, with their masks or boxes",
     "augment.noise": "share of the clips to which noise is added",
     "augment.time_mask": "frames that a mask hides, at most",
     "augment.frequency_mask": "bins that a mask hides, at most",
@@ -54,6 +60,7 @@ _COMMENTS = {
     "budget.size_kb": "the model's file, kB of 1,000 B",
     "budget.max_accuracy_drop": "points below the teacher",
     "budget.max_miou_drop": "points below the teacher",
+    "budget.max_map50_drop": "points below the teacher",
     "budget.max_bleu_drop": "BLEU below the teacher",
 }
 

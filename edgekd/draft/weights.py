@@ -1,5 +1,6 @@
 """Find the family and the shape of a network by the names and sizes of its weights."""
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ def family_of(state: Mapping[str, Tensor], path: Path) -> Family:
     Raises InputError if they belong to none of them.
     """
     sizes = {name: tuple(value.shape) for name, value in state.items()}
-    known = (_cifar_resnet, _sequential, _keywords, _text, _unet, _seq2seq, _torchvision)
+    known = (_cifar_resnet, _sequential, _keywords, _text, _unet, _detector, _seq2seq, _torchvision)
     found = next((family for one in known if (family := one(sizes)) is not None), None)
     if found is None:
         names = ", ".join(cut(name) for name in list(sizes)[:3])
@@ -149,6 +150,32 @@ def _unet(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
     strides = tuple(Option(words=f"a first stride of {one}", shape={"stem_stride": one}) for one in (1, 2))
     outputs = sizes["head.weight"][0]
     return Family(family="unet", shape=shape, outputs=outputs, channels=channels, options=strides)
+
+
+def _detector(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
+    """A `detector`, of whose strides the weights show the number and the first one."""
+    if not {"stem.0.weight", "lateral.0.0.weight", "heads.0.scores.weight"} <= sizes.keys():
+        return None
+    width, channels = sizes["stem.0.weight"][:2]
+    stages, lateral, heads = (
+        len({name.split(".")[1] for name in sizes if name.startswith(f"{part}.")})
+        for part in ("stages", "lateral", "heads")
+    )
+    classes, neck = sizes["heads.0.scores.weight"][:2]
+    depth = len({name.split(".")[2] for name in sizes if name.startswith("stages.0.") and ".parts." in name})
+    trunk = [sizes[name] for name in sizes if name.startswith("heads.0.trunk.") and len(sizes[name]) == 4]
+    separable = any(size[1] == 1 for size in trunk)
+    deepest = 2 ** (stages + 1)
+    shape: dict[str, Any] = {"width": width, "widest": sizes[f"stages.{stages - 1}.0.weight"][0], "depth": depth}
+    shape |= {"deepest": deepest, "neck": neck, "layers": len(trunk) // (2 if separable else 1)}
+    shape |= {"separable": True} if separable else {}
+    first = deepest // 2 ** (lateral - 1)
+    further = [stride for stride in (4, 8, 16, 32) if first < stride <= deepest]
+    options = tuple(
+        Option(words=f"strides {[first, *some]}", shape={"strides": [first, *some]})
+        for some in itertools.combinations(further, heads - 1)
+    )
+    return Family(family="detector", shape=shape, outputs=classes, channels=channels, options=options)
 
 
 def _seq2seq(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:

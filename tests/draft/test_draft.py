@@ -259,7 +259,7 @@ def test_wrong_numbers_of_classes_and_kinds_are_named(tmp_path: Path) -> None:
         ("--data masked", "masked: holds 0 images and 0 masks; it needs a mask for each image"),
         ("--data pairs", "has pairs of texts for training and none for a test; add test.en and test.de"),
         ("--data three", "three: holds train.* in 3 languages (de, en, fr); leave two of them there"),
-        ("--data boxes", "holds images with boxes, and edgekd has no task for detection"),
+        ("--data boxes", "boxes: has no training images with boxes"),
         ("--data broken", "an image of class '0' does not decode: no known format"),
         ("--data one", "has 1 subfolder; it should hold one for each of at least two classes"),
     ],

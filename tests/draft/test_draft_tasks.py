@@ -16,6 +16,7 @@ from edgekd.draft.card import look_at_data
 from edgekd.draft.teachers import look_at_teacher
 from edgekd.draft.weights import family_of
 from edgekd.errors import EdgekdError
+from edgekd.nets.detect import Detector, DetectorShape
 from edgekd.nets.keywords import DsCnnShape, KeywordCnnShape, ds_cnn, keyword_cnn
 from edgekd.nets.segment import UNet, UNetShape
 from edgekd.nets.translation import Seq2Seq, Seq2SeqShape
@@ -98,6 +99,28 @@ def test_the_border_of_voc_is_not_a_class(tmp_path: Path) -> None:
         look_at_data(tmp_path)
 
 
+@pytest.mark.parametrize("layout", ["voc", "coco"])
+def test_boxes_tell_layout_classes_and_size(tmp_path: Path, things: ModuleType, layout: str) -> None:
+    folder = tmp_path / "things"
+    if layout == "voc":
+        things.write_voc(folder, 20, parts=True)
+    else:
+        things.write_coco(folder, 12)
+    facts = look_at_data(folder)
+    assert (facts.task, set(facts.classes), facts.examples) == ("detection", {"disc", "square"}, 12)
+    assert (facts.keys["source"], facts.keys["height"], facts.keys["width"]) == (layout, 64, 64)
+    assert facts.keys["channels"] == 1 and facts.tests == (4 if layout == "voc" else 12)
+    assert any("the data have their own parts" in one for one in facts.guesses)
+
+
+def test_a_detector_is_found_by_its_weights() -> None:
+    shape = DetectorShape(width=8, widest=16, depth=1, strides=(8, 32), neck=24, layers=2, separable=True)
+    found = family_of(Detector(shape, 3, 64, 64, 4 + 5).state_dict(), Path("teacher.safetensors"))
+    assert (found.family, found.outputs, found.channels) == ("detector", 5, 3)
+    built = [DetectorShape(**found.shape, **one.shape) for one in found.options]
+    assert shape in built
+
+
 def test_pairs_tell_languages_parts_and_tokens(tmp_path: Path) -> None:
     facts = look_at_data(write_pairs(tmp_path / "pairs", ("train", "dev", "test_2016"), 40))
     keys = facts.keys
@@ -139,8 +162,10 @@ def test_teachers_for_other_data_are_named(tmp_path: Path, discs: ModuleType) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["clips", "masks", "pairs"])
-def test_the_card_runs_unchanged(cli: Cli, tmp_path: Path, kind: str, sounds: ModuleType, discs: ModuleType) -> None:
+@pytest.mark.parametrize("kind", ["clips", "masks", "boxes", "pairs"])
+def test_the_card_runs_unchanged(
+    cli: Cli, tmp_path: Path, kind: str, sounds: ModuleType, discs: ModuleType, things: ModuleType
+) -> None:
     """Each card is read as it was written; only the epochs of the training are cut. Its own teacher then is given to
     init, which finds out what the weights do not show."""
     folder = tmp_path / "data"
@@ -148,6 +173,8 @@ def test_the_card_runs_unchanged(cli: Cli, tmp_path: Path, kind: str, sounds: Mo
         sounds.write_clips(folder, (("train", 8), ("val", 4), ("test", 4)))
     elif kind == "masks":
         discs.write_masked(folder, 20)
+    elif kind == "boxes":
+        things.write_voc(folder, 20)
     else:
         write_pairs(folder)
     done = cli("init", "--data", str(folder), "--target", "cpu-arm", "--out", "mine.toml")
