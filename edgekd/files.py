@@ -75,12 +75,13 @@ def write_json(path: Path, data: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, with or without a byte order mark; InputError if the file is not JSON."""
+def read_json(path: Path, advice: str = "delete it to have it made again") -> Any:
+    """The content of a JSON file, with or without a byte order mark; InputError, which ends in `advice`, if the file is
+    not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON: {one_line(error)}; delete it to have it made again") from error
+        raise InputError(f"{path}: not valid JSON: {one_line(error)}; {advice}") from error
 
 
 def at_home(path: str) -> str:

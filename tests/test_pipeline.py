@@ -243,6 +243,15 @@ def test_bench_of_a_run_that_lost_its_data(run: Path, cli: Cli, tmp_path: Path) 
     assert "validation.npy: is missing; run its `edgekd distill` with --fresh" in done.stderr
 
 
+def test_check_of_a_run_that_lost_what_it_was_made_from(run: Path, cli: Cli, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "run.json").unlink()
+    done = cli("check", copy, "-t", "cpu-x86")
+    assert done.returncode == 2
+    assert done.stderr == f"edgekd: {copy}/run.json: is missing; run its `edgekd distill` with --fresh\n"
+
+
 def test_check_passes_fails_and_knows_when_it_cannot_tell(run: Path, cli: Cli) -> None:
     done = cli("check", run, "-t", "cpu-x86")
     assert done.returncode == 0, done.stderr

@@ -47,6 +47,8 @@ def source_of(path: Path, target: Target, inputs: Inputs | None, own_data: bool 
         task = task_of_file(path)
         return Source(name=visible(path.name), file=path, inputs=inputs, budget=Budget(task.scores[0]), task=task)
     run, content, models = finished(path)
+    if not (run.folder / "run.json").is_file():  # it holds the task and the budget
+        raise InputError(f"{run.folder / 'run.json'}: is missing; run its `edgekd distill` with --fresh")
     chosen = next((model for model in models if model.name == content.get("chosen")), None)
     if chosen is None or not run.model.is_file():
         raise InputError(f"{run.model}: is missing; run its `edgekd distill` with --fresh")

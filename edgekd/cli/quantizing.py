@@ -16,6 +16,7 @@ from edgekd.external import generates, model_files
 from edgekd.files import atomic, real, write_json
 from edgekd.imports import require
 from edgekd.judge import EXIT_CODES
+from edgekd.runs import task_of_file
 from edgekd.scratch import scratch
 from edgekd.tables import rich_table
 from edgekd.target import SCHEMES, Provider, Quantization, Target, load_target, wide_problem
@@ -171,6 +172,10 @@ def _examples(model: Path, options: QuantizeOptions) -> Any:
         raise InputError(f"{model}: cannot be read as ONNX") from error
     if generates(loaded):
         raise InputError(f"{model}: generates token by token; edgekd distill makes the int8 files of such models")
+    if (task := task_of_file(model)).writes != "rows":
+        raise InputError(
+            f"{model}: is a model for {task.name}, which quantize cannot judge; edgekd distill makes its int8 file"
+        )
     model_files(model, loaded)  # raises InputError for weights in other files that cannot be read
     if options.data.is_dir():
         require("PIL", "train", f"--data {options.data}: reading image files")

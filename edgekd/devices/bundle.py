@@ -152,7 +152,7 @@ class Brought:
         """Read the results. Raises InputError for a file that holds none."""
         if not self.path.is_file():
             raise InputError(f"--from {self.path}: no such file")
-        content = read_json(self.path)
+        content = read_json(self.path, "`sh run.sh` of a bundle writes it on the device; copy it from there again")
         try:
             if content["kind"] != "edgekd results" or content["schema_version"] != 1:
                 raise ValueError

@@ -345,3 +345,14 @@ def test_a_loss_that_may_be_chance_is_inconclusive(lost: int, won: int, outcome:
         bytes_after=700,
     )
     assert compared.outcome(1.0) == outcome
+
+
+def test_a_model_that_gives_no_logits_is_refused(cli: Cli, tmp_path: Path) -> None:
+    """Its answers are boxes or maps of classes, whose scores `quantize` does not compute."""
+    model = onnx.load(float_model(tmp_path / "m.onnx"))
+    helper.set_model_props(model, {"edgekd": "0.2.0", "task": "detection"})
+    onnx.save(model, tmp_path / "m.onnx")
+    np.savez(tmp_path / "set.npz", inputs=np.zeros((2, 3, SIDE, SIDE), np.float32))
+    done = cli("quantize", tmp_path / "m.onnx", "-t", "cpu-x86", "--data", tmp_path / "set.npz")
+    assert done.returncode == 2
+    assert "m.onnx: is a model for detection, which quantize cannot judge" in done.stderr

@@ -181,6 +181,9 @@ def test_python_without_onnxruntime_is_told_on_the_device(files: Path, cli: Call
 def test_what_is_no_bundle_or_holds_no_results_is_told(files: Path, cli: Callable[..., Any]) -> None:
     with pytest.raises(InputError, match=r"^--from .*: no such file$"):
         Brought(files / "none.json")
+    (files / "x.json").write_text("{")
+    with pytest.raises(InputError, match=r"not valid JSON.* `sh run\.sh` of a bundle writes it on the device; copy"):
+        Brought(files / "x.json")
     (files / "x.json").write_text('{"kind": "other"}')
     with pytest.raises(InputError, match=r"holds no results; `sh run\.sh` of a bundle writes them$"):
         Brought(files / "x.json")
