@@ -390,7 +390,7 @@ def test_class_maps_are_those_of_the_python_worker(
 def test_detections_are_those_of_the_python_worker(
     measure: Callable[..., dict[str, Any]], tmp_path: Path, classes: int, places: int
 ) -> None:
-    shape = ["n", 4 + classes, places]
+    shape: list[str | int | None] = ["n", 4 + classes, places]
     image, boxes = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("image", "boxes"))
     graph = helper.make_graph([helper.make_node("Identity", ["image"], ["boxes"])], "same", [image], [boxes])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
