@@ -488,15 +488,15 @@ def detections(answer: Any, rows: int, which: str = "the first output", others: 
     """Return what non-maximum suppression leaves of an output of decoded boxes and scores (rows, 4 + C, L), as float32
     (rows, KEPT, 6): corners x1, y1, x2, y2, score and class, with the highest score first; rows of class −1 are unused.
 
-    An output (rows, KEPT, 6) is returned as it is. Raises WorkerError for any other output, and for NaN or infinite
-    numbers.
+    An output (rows, KEPT, 6) whose classes are whole numbers is returned as it is. Raises WorkerError for any other
+    output, and for NaN or infinite numbers.
     """
     if not isinstance(answer, np.ndarray) or answer.ndim != 3 or answer.dtype.kind != "f" or answer.shape[0] != rows:
         got = str(answer.dtype) + " " + str(list(answer.shape)) if isinstance(answer, np.ndarray) else "no tensor"
         raise WorkerError(which + " is " + got + "; detection needs corners and scores (batch, 4 + C, L)" + others)
     if not np.isfinite(answer).all():
         raise WorkerError("gives NaN or infinite outputs")
-    if answer.shape[1:] == (KEPT, 6):
+    if answer.shape[1:] == (KEPT, 6) and (answer[..., 5] == np.floor(answer[..., 5])).all():
         return answer.astype(np.float32)
     if answer.shape[1] < 5:
         raise WorkerError(which + " is " + str(list(answer.shape)) + "; it has no scores behind four corners" + others)

@@ -29,6 +29,9 @@ PARTS = {"train": ("train", "trainval"), "validation": VALIDATION_NAMES, "test":
 
 _COCO = "_annotations.coco.json"
 
+_NO_BOXES = ("captions_", "image_info_", "panoptic_", "stuff_")
+"""How the names of those files of COCO begin that hold no boxes."""
+
 
 @dataclass(frozen=True)
 class Object:
@@ -54,15 +57,23 @@ class Annotated:
 
 
 def voc_parts(place: Path) -> dict[str, list[str]]:
-    """The names of the images of each part, as the lists in `ImageSets/Main` give them; empty without lists."""
+    """The names of the images of each part, as the lists in `ImageSets/Main` give them; empty without lists.
+
+    Without `train.txt`, the training images are those of `trainval.txt` that the validation list does not name.
+    """
     lists = place / "ImageSets" / "Main"
-    found = {}
+    found: dict[str, list[str]] = {}
     for part, names in PARTS.items():
         file = next((lists / f"{name}.txt" for name in names if (lists / f"{name}.txt").is_file()), None)
         if file is not None:
             found[part] = [line.split()[0] for line in _text(file).splitlines() if line.strip()]
             if not found[part]:
                 raise InputError(f"{file}: names no images")
+    if "train" in found and not (lists / "train.txt").is_file():
+        held = set(found.get("validation", ()))
+        found["train"] = [name for name in found["train"] if name not in held]
+        if not found["train"]:
+            raise InputError(f"{lists / 'trainval.txt'}: names no images besides those of the validation list")
     return found
 
 
@@ -136,7 +147,7 @@ def coco_parts(place: Path) -> dict[str, Path]:
         named = (
             file
             for name in names
-            for file in sorted((place / "annotations").glob("*.json"))
+            for file in _with_boxes(place / "annotations")
             if name in file.stem.replace("-", "_").split("_") or file.stem.rstrip("0123456789").endswith(f"_{name}")
         )
         file = next((file for file in (*beside, *named) if file.is_file()), None)
@@ -145,24 +156,29 @@ def coco_parts(place: Path) -> dict[str, Path]:
     return found
 
 
+def _with_boxes(folder: Path) -> list[Path]:
+    """The JSON files of a folder that may hold boxes: `instances_….json` before others, such as those of key points."""
+    files = (file for file in folder.glob("*.json") if not file.name.startswith(_NO_BOXES))
+    return sorted(files, key=lambda file: (not file.name.startswith("instances"), file.name))
+
+
 def coco_part(file: Path, place: Path, classes: Sequence[str]) -> list[Annotated]:
     """The images that a COCO file names, in the order of their names, with their objects, which are of these classes.
 
     Raises InputError, which names the file, for a broken file, a missing image and an object of another class.
     """
     told = _json(file)
-    labels = {}
-    for one in _list(told, "categories", file):
-        labels[one.get("id")] = str(one.get("name", ""))
-    images = {one.get("id"): one for one in _list(told, "images", file)}
-    objects: dict[Any, list[Object]] = {key: [] for key in images}
+    labels = {key: str(one.get("name", "")) for key, one in _by_id(told, "categories", file).items()}
+    images = _by_id(told, "images", file)
+    objects: dict[int, list[Object]] = {key: [] for key in images}
     for number, one in enumerate(_list(told, "annotations", file), 1):
         where = f"{file}: annotation {shown(str(one.get('id', number)))}"
-        if one.get("image_id") not in images:
+        image, category = _whole(one, "image_id", where), _whole(one, "category_id", where)
+        if image not in images:
             raise InputError(f"{where}: is for an image that the file does not name")
-        if one.get("category_id") not in labels:
+        if category not in labels:
             raise InputError(f"{where}: has a category that the file does not name")
-        objects[one["image_id"]].append(_coco_object(one, labels[one["category_id"]], classes, where))
+        objects[image].append(_coco_object(one, labels[category], classes, where))
     found = [
         Annotated(path := _coco_image(one, file, place), file, tuple(objects[key]), f"{file}: {path.name}")
         for key, one in images.items()
@@ -173,17 +189,41 @@ def coco_part(file: Path, place: Path, classes: Sequence[str]) -> list[Annotated
 def coco_names(file: Path) -> list[str]:
     """The names of the categories that the objects of a COCO file have, in the order of the file."""
     told = _json(file)
-    used = {one.get("category_id") for one in _list(told, "annotations", file)}
-    named = {one.get("id"): str(one.get("name", "")) for one in _list(told, "categories", file)}
-    return [_plain(named[key]) for key in named if key in used]
+    used = {_whole(one, "category_id", f"{file}: annotations") for one in _list(told, "annotations", file)}
+    named = _by_id(told, "categories", file)
+    return [_plain(str(one.get("name", ""))) for key, one in named.items() if key in used]
+
+
+def _by_id(told: Mapping[str, Any], key: str, file: Path) -> dict[int, Mapping[str, Any]]:
+    """The objects of a list of a COCO file by their numbers. Raises InputError if a number is missing or used twice."""
+    found: dict[int, Mapping[str, Any]] = {}
+    for place, one in enumerate(_list(told, key, file), 1):
+        number = _whole(one, "id", f"{file}: {key}: entry {place}")
+        if number in found:
+            raise InputError(f"{file}: {key}: entry {place} has the id {shown(number)} of an entry before it")
+        found[number] = one
+    return found
+
+
+def _whole(one: Mapping[str, Any], key: str, where: str) -> int:
+    number = one.get(key)
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise InputError(f"{where}: {key} should be a whole number, got {shown(number)}")
+    return number
 
 
 def _coco_object(one: Mapping[str, Any], name: str, classes: Sequence[str], where: str) -> Object:
     label, box = _label(name, classes, where), one.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
         raise InputError(f"{where}: bbox should be [x, y, width, height]")
-    x, y, width, height = box
-    return Object(label, _finite((x, y, x + width, y + height), where), bool(one.get("iscrowd", 0)))
+    crowd = one.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        raise InputError(f"{where}: iscrowd should be 0 or 1, got {shown(crowd)}")
+    try:
+        x, y, width, height = map(float, box)
+    except OverflowError:
+        raise InputError(f"{where}: a number of bbox is too large") from None
+    return Object(label, _finite((x, y, x + width, y + height), where), bool(crowd))
 
 
 def _coco_image(one: Mapping[str, Any], file: Path, place: Path) -> Path:
@@ -193,7 +233,10 @@ def _coco_image(one: Mapping[str, Any], file: Path, place: Path) -> Path:
     if not name or inside.is_absolute() or ".." in inside.parts:
         raise InputError(f"{file}: names the image {shown(name)}; a name below the folder of the data is needed")
     folders = [file.parent, place / "images", place, place / file.stem.rpartition("_")[2]]
-    found = next((folder / inside for folder in folders if (folder / inside).is_file()), None)
+    try:
+        found = next((folder / inside for folder in folders if (folder / inside).is_file()), None)
+    except OSError as error:  # such as a name that is too long
+        raise InputError(f"{file}: names the image {shown(name)}, which cannot be read: {error.strerror}") from error
     if found is None:
         raise InputError(f"{file}: names the image {shown(name)}, which is not there; it may be in {place / 'images'}")
     return found
@@ -229,7 +272,7 @@ def _text(file: Path) -> str:
 def _json(file: Path) -> Mapping[str, Any]:
     try:
         told = json.loads(_text(file))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: is no valid JSON: {one_line(error)}") from error
     if not isinstance(told, dict):
         raise InputError(f"{file}: should be a JSON object with images, annotations and categories")

@@ -30,6 +30,9 @@ __all__ = ["box_examples", "letterboxed", "load_boxed_test", "load_boxed_trainin
 VIEWS_VERSION = 1
 """Part of the key of cached teacher outputs. Increase it whenever the views of images with boxes change."""
 
+ROUNDING = 0.02
+"""So many pixels a corner may lie outside its image: COCO rounds x and width of a box to hundredths each."""
+
 GREY = 114
 """The level of the pixels around a letterboxed image."""
 
@@ -44,9 +47,13 @@ def load_boxed_training(card: Card, folder: Path | None) -> tuple[Split, Split]:
     parts = _parts(card, folder)
     rest, held = parts["train"], parts.get("validation")
     if held is None:
+        count = len(rest)
         rest, held = _divided(rest, card.data.validation_fraction, f"validation {card.data.validation_seed}")
-    if not rest:
-        raise InputError(f"{_place(card, folder)}: no training images are left; lower data.validation_fraction")
+        if not rest:
+            raise InputError(
+                f"{_place(card, folder)}: no training images are left, because validation takes all {count} of them; "
+                "add images, or lower data.validation_fraction"
+            )
     return _split(rest, card.data, "train"), _split(held, card.data, "validation")
 
 
@@ -97,7 +104,13 @@ def _parts(card: Card, folder: Path | None) -> dict[str, list[Annotated]]:
     if "test" not in found and "validation" in found:
         found["test"] = found.pop("validation")
     if "test" not in found:
+        count = len(found["train"])
         found["train"], found["test"] = _divided(found["train"], HELD_OUT, "test")
+        if not found["train"]:
+            raise InputError(
+                f"{place}: no training images are left, because the test takes all {count} of them; add images, or "
+                "give the data a test part"
+            )
     return found
 
 
@@ -122,14 +135,12 @@ def _split(images: Sequence[Annotated], data: BoxData, part: str) -> Split:
     boxes[..., 0] = -1
     for row, (found, _) in zip(boxes, each, strict=True):
         row[: len(found)] = found
-    if problem := DETECTION.targets_problem(boxes):
-        raise InputError(f"{part} part in {images[0].file.parent}: {problem}")
 
     def origin(i: int) -> bytes:
         stat = images[i].image.stat()
         return f"{images[i].image.name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode(errors="surrogateescape")
 
-    return decoded_split(
+    split = decoded_split(
         boxes,
         lambda i: letterboxed(read_file(images[i].image), data, str(images[i].image)),
         origin,
@@ -137,6 +148,9 @@ def _split(images: Sequence[Annotated], data: BoxData, part: str) -> Split:
         lambda i: look(images[i].image, data, str(images[i].image)),
         f"{part} part in {images[0].image.parent}",
     )
+    if problem := DETECTION.targets_problem(split.labels):
+        raise InputError(f"{part} part in {images[0].file.parent}: {problem}")
+    return split
 
 
 @cache  # so that the message is printed once, even if a part is read several times
@@ -148,13 +162,17 @@ def _report_flat(part: str, where: tuple[str, ...]) -> None:
 
 def _boxes(one: Annotated, data: BoxData) -> tuple[NDArray[np.float32], int]:
     """The boxes (m, 6) of an image in pixels of the network's input, and the number of those without area, which are
-    left out. Raises InputError for a box outside of its image."""
-    with named(str(one.image)), Image.open(one.image) as opened:
-        size = turned_size(opened)
+    left out; none if the image cannot be opened, which `decoded_split` reports. Raises InputError for a box outside of
+    its image."""
+    try:
+        with named(str(one.image)), Image.open(one.image) as opened:
+            size = turned_size(opened)
+    except InputError:
+        return np.zeros((0, 6), np.float32), 0
     (wide, high), (left, top) = placing(size, data)
     rows, flat = [], 0
     for number, thing in enumerate(one.objects, 1):
-        x1, y1, x2, y2 = thing.corners
+        x1, y1, x2, y2 = _inside(thing.corners, size)
         if x1 < 0 or y1 < 0 or x2 > size[0] or y2 > size[1] or x2 < x1 or y2 < y1:
             corners = ", ".join(f"{corner:g}" for corner in thing.corners)
             raise InputError(
@@ -168,6 +186,13 @@ def _boxes(one: Annotated, data: BoxData) -> tuple[NDArray[np.float32], int]:
         inside = (x1 * across + left, y1 * down + top, x2 * across + left, y2 * down + top)
         rows.append((thing.label, *inside, float(thing.aside)))
     return np.array(rows, np.float32).reshape(-1, 6), flat
+
+
+def _inside(corners: Sequence[float], size: tuple[int, int]) -> list[float]:
+    """The corners, without what the rounding of a file's numbers adds to the sides of an image of this size."""
+    limits = (*size, *size)
+    near = [min(max(corner, 0.0), float(limit)) for corner, limit in zip(corners, limits, strict=True)]
+    return [new if abs(new - old) <= ROUNDING else old for new, old in zip(near, corners, strict=True)]
 
 
 def placing(size: tuple[int, int], data: BoxData) -> tuple[tuple[int, int], tuple[int, int]]:

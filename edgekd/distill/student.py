@@ -255,6 +255,11 @@ def _refuse_float(card: Card, shape: Shape, net: nn.Module) -> None:
     """Raise ConfigError if the student cannot be trained for int8: an operation of it would stay in float."""
     if task_of(card.data).calibration != "static":
         raise ConfigError(f"{card.file}: recipe.qat: has no effect with task = {card.task!r}, whose int8 is dynamic")
+    if card.task == "detection":
+        raise ConfigError(
+            f"{card.file}: recipe.qat: detectors cannot be trained for int8, because what decodes their boxes stays in "
+            "float; leave [recipe.qat] out"
+        )
     try:
         fake_quantized(net, card.data, Quantization())
     except ModelError as error:

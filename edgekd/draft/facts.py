@@ -12,7 +12,7 @@ MAX_CLASSES = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """What a card proposes for a task whose data decide it alone: clips, masks and pairs of texts."""
+    """What a card proposes for a task whose data decide it alone: clips, masks, boxes and pairs of texts."""
 
     augment: Mapping[str, Any]
     teacher: Mapping[str, Any]

@@ -63,7 +63,9 @@ class Detector(nn.Module):
         super().__init__()
         for side in (height, width):
             if side % shape.deepest:
-                raise ValueError(f"the resolution is made {shape.deepest} times smaller, which does not divide {side}")
+                raise ValueError(
+                    f"deepest: the resolution is made {shape.deepest} times smaller, which does not divide {side}"
+                )
         count = round(math.log2(shape.deepest))
         widths = [min(shape.width * 2**level, shape.widest) for level in range(count)]
         self.stem = nn.Sequential(*conv_bn_relu(channels, widths[0], 3, 2))
@@ -156,4 +158,7 @@ def strides_of(count: int, size: tuple[int, int]) -> tuple[int, ...]:
         for strides in itertools.combinations(known, some):
             if sum((size[0] // stride) * (size[1] // stride) for stride in strides) == count:
                 return strides
-    raise ValueError(f"{count} places are no grids of strides 4, 8, 16 and 32 in images of {size[0]}×{size[1]}")
+    raise ValueError(
+        f"the network gives {count} places, which are no grids of strides 4, 8, 16 and 32 in images of "
+        f"{size[0]}×{size[1]} pixels"
+    )

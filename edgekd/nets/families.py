@@ -291,7 +291,18 @@ def _made(card: Card, owner: Teacher | Family, shape: Shape, where: str) -> nn.M
         raise ConfigError(f"{card.file}: {where}: {one_line(error)}") from error
     except (ValueError, RuntimeError, AssertionError, TypeError, OverflowError) as error:  # also raised by torch
         raise UnbuildableError(f"{card.file}: {where}: {one_line(error)}") from error
+    if card.augment.crop:
+        _require_crop(card, lambda crop: function(typed, sizes[0], *(crop for _ in sizes[1:]), outputs), where)
     return nn.Sequential(OrderedDict(shrink=nn.AvgPool2d(factor), net=net)) if factor > 1 else net
+
+
+def _require_crop(card: Card, function: Callable[[int], nn.Module], where: str) -> None:
+    """Raise UnbuildableError if `function`, which builds the network for squares of some pixels, refuses the views."""
+    try:
+        with torch.device("meta"):
+            function(card.augment.crop)
+    except ValueError as error:
+        raise UnbuildableError(f"{card.file}: augment.crop: {where}: {one_line(error)}") from error
 
 
 def _without_resolution(card: Card, shape: Shape, where: str) -> tuple[Shape, int]:

@@ -22,6 +22,9 @@ __all__ = ["DETECTION", "SURE", "BoxData", "found_in", "mean_precision", "precis
 SHOWN = 6
 """Number of examples whose pictures a report shows."""
 
+MOST_CLASSES = 10_000
+"""Labels hold at most so many classes."""
+
 SURE = 0.3
 """The score from which on a picture shows a detection, and two models' answers are compared."""
 
@@ -80,30 +83,37 @@ class BoxData:
 def found_in(outputs: NDArray[Any]) -> NDArray[np.float32]:
     """The detections (n, KEPT, 6) of outputs (n, 4 + C, L); detections are returned as they are.
 
-    Raises ModelError for outputs that hold no boxes and scores.
+    Raises ModelError for outputs that hold no boxes and scores, or that are not finite.
     """
     try:
         kept: NDArray[np.float32] = detections(outputs, len(outputs), "the output")
     except WorkerError as error:
-        raise ModelError(str(error)) from error
+        told = str(error)
+        raise ModelError(told if told.startswith("the output") else f"the model {told}") from error
     return kept
 
 
 def precisions(outputs: NDArray[Any], truth: NDArray[Any]) -> list[NDArray[np.float64] | None]:
     """The average precision (10,) of each class at each of THRESHOLDS; None for a class without judged boxes."""
     found = found_in(outputs)
-    return [average_precision(matches(found, truth, number)) for number in range(_classes(truth))]
+    each = {number: average_precision(matches(found, truth, number)) for number in _judged(truth)}
+    return [each.get(number) for number in range(_classes(truth))]
 
 
 def mean_precision(outputs: NDArray[Any], truth: NDArray[Any]) -> float:
     """mAP50: the mean over classes of the average precision at an intersection over union of 0.5."""
     found = found_in(outputs)
-    each = [average_precision(matches(found, truth, number, THRESHOLDS[:1])) for number in range(_classes(truth))]
+    each = [average_precision(matches(found, truth, number, THRESHOLDS[:1])) for number in _judged(truth)]
     return float(np.mean([one[0] for one in each if one is not None]))
 
 
 def _classes(truth: NDArray[Any]) -> int:
     return 1 + int(truth[..., 0].max(initial=0))
+
+
+def _judged(truth: NDArray[Any]) -> list[int]:
+    """The classes that have judged boxes."""
+    return [int(one) for one in np.unique(truth[..., 0][(truth[..., 0] >= 0) & (truth[..., 5] == 0)])]
 
 
 def _scores(outputs: NDArray[Any], truth: NDArray[Any]) -> dict[str, float]:
@@ -117,7 +127,7 @@ def _each(outputs: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
     infinitesimal jackknife, see `influence`."""
     found = found_in(outputs)
     values, changes = [], []
-    for number in range(_classes(truth)):
+    for number in _judged(truth):
         own = matches(found, truth, number, THRESHOLDS[:1])
         precision = average_precision(own)
         if precision is not None:
@@ -150,7 +160,14 @@ def _targets_problem(targets: NDArray[Any]) -> str:
             "labels should be boxes (images, boxes, 6) of class, x1, y1, x2, y2 and 0 or 1 for a box that is not "
             f"judged, got {targets.dtype} {list(targets.shape)}"
         )
-    used = targets[..., 0] >= 0
+    labels, used = targets[..., 0], targets[..., 0] >= 0
+    if not np.isfinite(targets).all():
+        return "some numbers are not finite; boxes are given by class, corners and whether they are not judged"
+    if (labels != np.floor(labels)).any() or labels.min() < -1 or labels.max() >= MOST_CLASSES:
+        wrong = labels[(labels != np.floor(labels)) | (labels < -1) | (labels >= MOST_CLASSES)][0]
+        return f"a class is a whole number from 0 to {MOST_CLASSES - 1:,}, and −1 stands for no box; got {wrong:g}"
+    if not np.isin(targets[used][:, 5], (0, 1)).all():
+        return "the last number of some boxes is neither 0 nor 1, which stands for a box that is not judged"
     if not (used & (targets[..., 5] == 0)).any():
         return "no image has a box that is judged; a class is 0 or more, and −1 stands for no box"
     if (targets[used][:, 3:5] <= targets[used][:, 1:3]).any():
@@ -177,7 +194,7 @@ def _pictured(outputs: NDArray[Any], truth: NDArray[Any], inputs: NDArray[Any]) 
     found = found_in(outputs[chosen])
     found[found[..., 4] < SURE, 5] = -1
     hits = np.zeros(len(chosen), np.int64)
-    for number in range(_classes(truth)):
+    for number in _judged(truth[chosen]):
         own = matches(found, truth[chosen], number, THRESHOLDS[:1])
         hits += np.bincount(own.image, own.hit[0] == 1, minlength=len(chosen)).astype(np.int64)
     return {

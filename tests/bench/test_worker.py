@@ -1114,6 +1114,8 @@ def test_detections_by_hand() -> None:
     assert found[:2] == pytest.approx(np.array([[0, 0, 10, 10, 0.9, 0], [0, 0, 10, 10, 0.7, 1]]))
     assert (found[2:, 5] == -1).all()  # the second one overlaps, the last one has no score
     assert np.array_equal(detections(found[None], 1)[0], found)
+    many = boxes_and_scores(0, 96, 6)[None]  # as large as finished detections
+    assert many.shape == (1, 100, 6) and set(detections(many, 1)[0, :, 5]) <= set(range(-1, 96))
 
 
 def test_outputs_that_are_no_boxes_are_refused() -> None:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from edgekd.card import Augment, Card
-from edgekd.data.annotations import voc_classes, voc_part, voc_parts
+from edgekd.data.annotations import coco_names, coco_parts, voc_classes, voc_part, voc_parts
 from edgekd.data.boxes import box_examples, letterboxed, load_boxed_test, load_boxed_training, load_boxed_whole, placing
 from edgekd.data.frames import Frame, framed_boxes
 from edgekd.errors import InputError
@@ -46,6 +46,36 @@ def test_lists_divide_the_images(things: Any, card: Any, tmp_path: Path) -> None
     train, validation = load_boxed_training(card(), tmp_path)
     assert len(train) + len(validation) == 12 and len(validation) > 0
     assert np.array_equal(load_boxed_test(card(), tmp_path).read(np.arange(1))[0, ..., 0], image)
+
+
+def test_trainval_teaches_without_the_images_of_val(things: Any, tmp_path: Path) -> None:
+    lists = things.write_voc(tmp_path, 20, parts=True) / "ImageSets" / "Main"
+    names = voc_parts(tmp_path)
+    both = [*names["train"], *names["validation"]]
+    (lists / "trainval.txt").write_text("\n".join(both))
+    assert voc_parts(tmp_path) == names
+    (lists / "train.txt").unlink()
+    assert voc_parts(tmp_path) == names
+    (lists / "trainval.txt").write_text("\n".join(names["validation"]))
+    with pytest.raises(InputError, match=r"trainval\.txt: names no images besides those of the validation list"):
+        voc_parts(tmp_path)
+    (lists / "trainval.txt").write_text("\n".join(both))
+    (lists / "val.txt").unlink()
+    assert voc_parts(tmp_path) == {"train": both, "test": names["test"]}
+
+
+def test_too_few_images_are_told(things: Any, card: Any, tmp_path: Path) -> None:
+    things.write_voc(tmp_path, 2)
+    for folder, end in (("JPEGImages", "png"), ("Annotations", "xml")):
+        (tmp_path / folder / f"thing-1.{end}").unlink()
+    with pytest.raises(InputError, match="because the test takes all 1 of them; add images, or give the data a test"):
+        load_boxed_training(card(), tmp_path)
+    things.write_voc(tmp_path, 2)
+    lists = tmp_path / "ImageSets" / "Main"
+    (lists / "train.txt").write_text("thing-0")
+    (lists / "test.txt").write_text("thing-1")
+    with pytest.raises(InputError, match="because validation takes all 1 of them; add images, or lower data"):
+        load_boxed_training(card(), tmp_path)
 
 
 def test_without_lists_names_divide_the_images(things: Any, card: Any, tmp_path: Path) -> None:
@@ -82,6 +112,31 @@ def test_a_crowd_of_coco_is_not_judged(things: Any, card: Any, tmp_path: Path) -
     file.write_text(json.dumps(told))
     train, _ = load_boxed_training(card(source="coco"), tmp_path)
     assert train.labels[..., 5].sum() == 1 and train.labels[0, 0, 5] == 1
+
+
+def test_the_official_files_of_coco_are_told_apart(things: Any, card: Any, tmp_path: Path) -> None:
+    folder = things.write_coco(tmp_path, 3) / "annotations"
+    for part in ("train", "val", "test"):
+        for name in ("captions", "image_info", "panoptic", "person_keypoints", "stuff"):
+            (folder / f"{name}_{part}2017.json").write_text("{}")
+    assert {part: file.name for part, file in coco_parts(tmp_path).items()} == {
+        "train": "instances_train2017.json",
+        "validation": "instances_val2017.json",
+        "test": "instances_test2017.json",
+    }
+    assert len(load_boxed_training(card(source="coco"), tmp_path)[0]) == 3
+    (folder / "instances_test2017.json").unlink()  # then what has no boxes is no test part
+    (folder / "person_keypoints_test2017.json").unlink()
+    assert set(coco_parts(tmp_path)) == {"train", "validation"}
+
+
+def test_rounding_of_a_box_at_the_edge_is_no_error(things: Any, card: Any, tmp_path: Path) -> None:
+    file = things.write_coco(tmp_path, 3) / "annotations" / "instances_train2017.json"
+    told = json.loads(file.read_text())
+    told["annotations"][0]["bbox"] = [-0.01, 3, 64.02, 45.01]
+    file.write_text(json.dumps(told))
+    train, _ = load_boxed_training(card(source="coco"), tmp_path)
+    assert train.labels[0, 0, 1:5].tolist() == [0, 3, 64, 48]
 
 
 def png(pixels: Any) -> bytes:
@@ -176,6 +231,15 @@ BAD_COCO: dict[str, tuple[Callable[[Any], object], str]] = {
     "file": (lambda told: told["images"][0].update(file_name="gone.png"), "names the image 'gone.png', which is not"),
     "path": (lambda told: told["images"][0].update(file_name="../x.png"), "a name below the folder of the data"),
     "keys": (lambda told: told.pop("categories"), "categories should be a list"),
+    "id": (lambda told: told["images"][0].update(id=[1]), r"images: entry 1: id should be a whole number, got \[1\]"),
+    "no id": (lambda told: told["images"][1].pop("id"), "images: entry 2: id should be a whole number, got None"),
+    "twice": (lambda told: told["images"][1].update(id=100), "images: entry 2 has the id 100 of an entry before it"),
+    "two classes": (lambda told: told["categories"][1].update(id=3), "categories: entry 2 has the id 3"),
+    "image id": (lambda told: told["annotations"][0].update(image_id=[1]), r"'0': image_id should be a whole number"),
+    "category id": (lambda told: told["annotations"][0].update(category_id={}), "category_id should be a whole number"),
+    "crowd": (lambda told: told["annotations"][0].update(iscrowd="0"), "iscrowd should be 0 or 1, got '0'"),
+    "large": (lambda told: told["annotations"][0].update(bbox=[1, 2, 3, 10**400]), "a number of bbox is too large"),
+    "long name": (lambda told: told["images"][0].update(file_name="x" * 400), "names the image 'xxx.*cannot be read"),
 }
 
 
@@ -188,11 +252,39 @@ def test_bad_coco_files_are_told_in_one_line(kind: str, things: Any, card: Any, 
     with pytest.raises(InputError, match=BAD_COCO[kind][1]) as raised:
         load_boxed_training(card(source="coco"), tmp_path)
     assert str(file) in str(raised.value)
-    file.write_text("{")
-    with pytest.raises(InputError, match="is no valid JSON"):
-        load_boxed_training(card(source="coco"), tmp_path)
+    for text in ("{", "[" * 200_000):
+        file.write_text(text)
+        with pytest.raises(InputError, match="is no valid JSON"):
+            load_boxed_training(card(source="coco"), tmp_path)
     with pytest.raises(InputError, match=r"has neither annotations/\*.json nor"):
         load_boxed_training(card(source="coco"), tmp_path / "images")
+
+
+def test_the_names_of_coco_need_whole_numbers(things: Any, tmp_path: Path) -> None:
+    file = things.write_coco(tmp_path, 3) / "annotations" / "instances_train2017.json"
+    assert coco_names(file) == ["square", "disc"]
+    told = json.loads(file.read_text())
+    told["annotations"][0]["category_id"] = [1]
+    file.write_text(json.dumps(told))
+    with pytest.raises(InputError, match=r"category_id should be a whole number, got \[1\]"):
+        coco_names(file)
+
+
+@pytest.mark.parametrize("content", [b"no image", "half"])
+def test_broken_images_are_left_out_if_the_card_says_so(
+    things: Any, card: Any, tmp_path: Path, content: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = things.write_voc(tmp_path, 20, parts=True) / "JPEGImages" / "thing-3.png"
+    file.write_bytes(file.read_bytes()[:400] if content == "half" else content)
+    with pytest.raises(InputError, match=r"thing-3\.png: the image does not decode.*`skip_broken = true`"):
+        load_boxed_training(card(), tmp_path)
+    train, _ = load_boxed_training(card(skip_broken=True), tmp_path)
+    assert len(train) == len(train.labels) == 11
+    image, objects = things.drawn(4)
+    assert np.array_equal(train.read(np.arange(3, 4))[0, ..., 0], image)
+    assert [tuple(row[1:5]) for row in train.labels[3][: len(objects)]] == [box for _, box in objects]
+    told = capsys.readouterr()
+    assert "left out 1 of 12 images" in told.out + told.err
 
 
 def test_boxes_without_area_are_left_out_and_told(

@@ -19,7 +19,7 @@ def test_the_places_are_the_middles_of_the_cells() -> None:
 def test_strides_are_known_from_the_number_of_places(strides: tuple[int, ...]) -> None:
     for size in ((64, 96), (192, 256)):
         assert strides_of(centres(size, strides).shape[1], size) == strides
-    with pytest.raises(ValueError, match="5 places are no grids"):
+    with pytest.raises(ValueError, match="the network gives 5 places, which are no grids of"):
         strides_of(5, (64, 64))
 
 
@@ -49,7 +49,7 @@ def test_gradients_reach_all_weights() -> None:
 
 
 def test_wrong_shapes_are_refused() -> None:
-    with pytest.raises(ValueError, match="does not divide 72"):
+    with pytest.raises(ValueError, match="deepest: the resolution is made 32 times smaller, which does not divide 72"):
         Detector(DetectorShape(), 3, 64, 72, 5)
     for strides, told in (((16, 8), "should rise"), ((8, 32), "at most deepest, 16")):
         with pytest.raises(ValidationError, match=told):

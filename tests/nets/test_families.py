@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision.models
 
-from edgekd.card import Card, Student, TextData
+from edgekd.card import Augment, Card, Student, TextData
 from edgekd.errors import ConfigError, UnavailableError
 from edgekd.nets.deployed import count_params
 from edgekd.nets.families import IMAGE_FAMILIES, TEXT_FAMILIES, UnbuildableError, make, make_shapes
@@ -119,6 +119,20 @@ def test_counting_parameters_draws_no_random_numbers(family: str) -> None:
     assert isinstance(card.data, TextData)
     plain = function(cls(), card.data.vocabulary, len(card.data.classes)).state_dict()
     assert all(torch.equal(made[name], plain[name]) for name in plain)
+
+
+def test_views_must_suit_the_network() -> None:
+    card = dataclasses.replace(load_card("bccd"), augment=Augment(crop=64))
+    made, drawn = [], []
+    for one in (card, load_card("bccd")):
+        torch.manual_seed(0)
+        made.append(make(one, card.teacher, card.teacher.shape, "teacher.shape"))
+        drawn.append(torch.rand(1))
+    assert all(map(torch.equal, *(net.parameters() for net in made)))
+    assert torch.equal(*drawn)  # the check draws no random numbers
+    wrong = dataclasses.replace(card, augment=Augment(crop=40))
+    with pytest.raises(UnbuildableError, match=r"augment\.crop: teacher\.shape: deepest: .* which does not divide 40"):
+        make(wrong, card.teacher, card.teacher.shape, "teacher.shape")
 
 
 def test_an_unknown_family_is_told_with_the_nearest_name() -> None:

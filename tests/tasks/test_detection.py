@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from edgekd.card import Augment
+from edgekd.data.examples import Batch, Examples
+from edgekd.distill.tasks.detection import mean_average_precision
 from edgekd.errors import ConfigError, ModelError
 from edgekd.tasks.boxes import average_precision, influence, matches, overlaps
 from edgekd.tasks.detection import DETECTION
@@ -167,8 +170,27 @@ def test_raw_outputs_and_detections_score_the_same() -> None:
     assert DETECTION.same(read, found) < 0.9
     with pytest.raises(ModelError, match="corners and scores"):
         DETECTION.read(np.zeros((3, 7), np.float32))
-    with pytest.raises(ModelError, match="NaN"):
+    with pytest.raises(ModelError, match=r"^the model gives NaN"):
         DETECTION.read(np.full((3, 7, 8), np.nan, np.float32))
+
+
+def test_six_places_of_96_classes_are_no_detections() -> None:
+    raw = np.random.default_rng(0).random((2, 100, 6)).astype(np.float32)
+    read = DETECTION.read(raw)
+    assert not np.array_equal(read, raw) and set(np.unique(read[..., 5])) <= {-1.0, *map(float, range(96))}
+    assert np.array_equal(DETECTION.read(read), read)
+
+
+def test_networks_whose_numbers_are_not_finite_are_told() -> None:
+    class Broken(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(images), 6, 48), torch.nan)
+
+    examples = Examples(
+        boxes((0, 0, 0, 9, 9, 0)), lambda i, k: Batch(torch.zeros(1, 8, 8, 1), torch.zeros(1, 2, 6)), {}
+    )
+    with pytest.raises(ModelError, match=r"^the model gives NaN"):
+        mean_average_precision(Broken(), examples, "fp32")
 
 
 def test_wrong_labels_are_described() -> None:
@@ -178,6 +200,12 @@ def test_wrong_labels_are_described() -> None:
     assert "(images, boxes, 6)" in problem(truth[..., :5])
     assert "no image has a box" in problem(np.full((3, 2, 6), -1.0))
     assert "no area" in problem(boxes((0, 5, 5, 5, 9, 0)))
+    for label in (0.5, -2, 10_000, 3e9):
+        assert "a whole number from 0 to 9,999" in problem(boxes((label, 0, 0, 5, 5, 0), (0, 0, 0, 5, 5, 0)))
+    assert problem(boxes((9_999, 0, 0, 5, 5, 0), (-1, 0, 0, 0, 0, -1))) == ""
+    for number in (np.nan, np.inf):
+        assert "not finite" in problem(boxes((0, 0, 0, number, 5, 0)))
+    assert "neither 0 nor 1" in problem(boxes((0, 0, 0, 5, 5, 2), (0, 0, 0, 5, 5, 0)))
 
 
 def test_pictures_show_sure_boxes_and_count_hits() -> None:

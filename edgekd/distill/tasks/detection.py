@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgekd.bench.worker import KEPT, detections
+from edgekd.bench.worker import KEPT
 from edgekd.data import boxes
 from edgekd.data.examples import Examples
 from edgekd.distill.distributed import World, device, summed
@@ -17,7 +17,7 @@ from edgekd.distill.tasks.weighing import class_weights
 from edgekd.distill.terms.boxes import box_kd, box_loss
 from edgekd.errors import ConfigError
 from edgekd.recipe import Training
-from edgekd.tasks.detection import DETECTION, mean_precision
+from edgekd.tasks.detection import DETECTION, found_in, mean_precision
 
 __all__ = ["BOXES", "mean_average_precision"]
 
@@ -28,14 +28,17 @@ def mean_average_precision(
     precision: str,
     among: World = World(),  # noqa: B008 - frozen
 ) -> float:
-    """mAP50 of `net` on the examples, in evaluation mode; the processes of `among` share the work."""
+    """mAP50 of `net` on the examples, in evaluation mode; the processes of `among` share the work.
+
+    Raises ModelError if the network gives numbers that are not finite.
+    """
     net.eval()
     mine = np.arange(len(examples))[among.share(len(examples))]
     found = np.zeros((len(examples), KEPT, 6), np.float32)
     with torch.no_grad(), autocast(precision):
         for chosen in np.array_split(mine, max(1, -(-len(mine) // DETECTION.together))):
             outputs = net(examples.batch(chosen, None).inputs.to(device()))
-            found[chosen] = detections(outputs.float().cpu().numpy(), len(chosen))
+            found[chosen] = found_in(outputs.float().cpu().numpy())
     if among.size > 1:
         found = summed(torch.from_numpy(found)).cpu().numpy()  # each row is zero in all processes but one
     return mean_precision(found, examples.labels)

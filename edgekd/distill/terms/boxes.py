@@ -126,5 +126,5 @@ def _places(count: int, size: tuple[int, int]) -> tuple[Tensor, float]:
     try:
         strides = strides_of(count, size)
     except ValueError as error:
-        raise ConfigError(f"the network gives outputs of {error}") from error
+        raise ConfigError(str(error)) from error
     return centres(size, strides), 0.51 * strides[0]
