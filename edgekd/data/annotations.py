@@ -125,9 +125,12 @@ def _voc(place: Path, name: str, images: Mapping[str, Path], classes: Sequence[s
 
 def _tree(file: Path) -> Any:
     try:
-        return ElementTree.fromstring(_text(file))
+        root = ElementTree.fromstring(_text(file))
     except ElementTree.ParseError as error:
         raise InputError(f"{file}: is no valid XML: {one_line(error)}") from error
+    if root.tag != "annotation":  # any other file would be an image without objects
+        raise InputError(f"{file}: its first element should be annotation, got {shown(root.tag)}")
+    return root
 
 
 def _voc_object(one: Any, file: Path, number: int, classes: Sequence[str]) -> Object:

@@ -197,7 +197,10 @@ def load_teacher_file(card: Card, path: Path) -> LoadedTeacher:
         ) from error
     fits = task.gives(logits.shape[1:], card.data, tuple(example.shape))
     if not fits or (len(logits) != len(example) and not task.generates):
-        raise InputError(f"{path}: the teacher gives {tuple(logits.shape[1:])} outputs for {task.targets(card.data)}")
+        gives = f"the teacher gives {tuple(logits.shape[1:])} outputs for {task.targets(card.data)}"
+        if len(logits) != len(example) and not task.generates:
+            gives = f"the teacher gives outputs of {len(logits)} examples for a batch of {len(example)}"
+        raise InputError(f"{path}: {gives}")
     if _settled(module, noise_inputs(card.data, 8)):
         say(f"{path}: the teacher gives probabilities; their logarithms are taken as its logits")
         identity["outputs"] = "logarithms"

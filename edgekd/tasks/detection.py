@@ -31,6 +31,12 @@ SURE = 0.3
 Side = Annotated[int, Field(ge=32, le=MAX_SIDE, multiple_of=4)]
 
 
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("should name each class once")
+    return names
+
+
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class BoxData:
     """Where the images and their boxes come from, and how they enter the network."""
@@ -48,7 +54,7 @@ class BoxData:
     """The colour (red, green, blue) onto which transparent images are composed."""
     skip_broken: bool = False
     """Whether images that cannot be decoded are left out. Otherwise the command stops before anything is trained."""
-    classes: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(composed_names)]
+    classes: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(composed_names), AfterValidator(_each_once)]
     """Names of the classes of objects, in the order of their numbers in answers."""
     mean: Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
     """Per channel, on the scale 0–1."""

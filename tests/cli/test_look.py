@@ -120,4 +120,4 @@ def test_layers_of_a_card_with_their_shapes(cli: Cli) -> None:
     assert ["6", "ReLU", "16", "×", "4", "×", "4"] in rows  # and that of the smallest student
     assert cli("models", "sst2", "--layers").returncode == 0
     done = cli("models", "--layers")
-    assert (done.returncode, done.stderr) == (2, "edgekd: --layers: name a card, such as cifar10\n")
+    assert (done.returncode, done.stderr) == (2, "edgekd: --layers: name a card, such as bccd\n")

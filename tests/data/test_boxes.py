@@ -195,6 +195,10 @@ BAD: dict[str, tuple[Callable[[Path, Any], object], str]] = {
         lambda folder, things: (folder / "Annotations/thing-3.xml").write_text("<annotation>"),
         r"thing-3.xml: is no valid XML",
     ),
+    "other xml": (
+        lambda folder, things: (folder / "Annotations/thing-3.xml").write_text("<svg></svg>"),
+        r"thing-3.xml: its first element should be annotation, got 'svg'",
+    ),
     "no annotation": (
         lambda folder, things: (folder / "Annotations/thing-3.xml").unlink(),
         r"thing-3.png: has no annotation; .*Annotations should hold 'thing-3.xml'",

@@ -226,7 +226,12 @@ def test_a_card_of_detection_says_what_is_wrong(things: Any) -> None:
     tables |= {"budgets": {"": tables.pop("budget")}}
     card = build_card(tables, "things.toml")
     assert card.augment == Augment(scale=(1.0, 1.3), flip=True, turn=True)
-    for change, told in (({"height": 20}, "height"), ({"mean": [0.1, 0.2]}, "mean"), ({"size": 48}, "size")):
+    for change, told in (
+        ({"height": 20}, "height"),
+        ({"mean": [0.1, 0.2]}, "mean"),
+        ({"size": 48}, "size"),
+        ({"classes": ["a", "a"]}, "each class once"),
+    ):
         with pytest.raises(ConfigError, match=told):
             build_card(tables | {"data": tables["data"] | change}, "things.toml")
     with pytest.raises(ConfigError, match=r"augment\.crop: got 50; it should be at most 48"):
