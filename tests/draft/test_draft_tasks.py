@@ -8,11 +8,14 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import soundfile
+from onnx import helper
 from PIL import Image
 
 from edgekd.draft.card import look_at_data
+from edgekd.draft.compose import tables_for
 from edgekd.draft.teachers import look_at_teacher
 from edgekd.draft.weights import family_of
 from edgekd.errors import EdgekdError
@@ -21,6 +24,7 @@ from edgekd.nets.keywords import DsCnnShape, KeywordCnnShape, ds_cnn, keyword_cn
 from edgekd.nets.segment import UNet, UNetShape
 from edgekd.nets.translation import Seq2Seq, Seq2SeqShape
 from edgekd.nets.weights import save_state
+from edgekd.target import load_target
 from edgekd.tasks.known import load_card
 
 Cli = Callable[..., Any]
@@ -119,6 +123,47 @@ def test_a_detector_is_found_by_its_weights() -> None:
     assert (found.family, found.outputs, found.channels) == ("detector", 5, 3)
     built = [DetectorShape(**found.shape, **one.shape) for one in found.options]
     assert shape in built
+
+
+def detector_file(file: Path, shape: tuple[Any, ...], places: int, values: int, labels: str = "[]") -> str:
+    """An ONNX file with the input and the output of a detector, and nothing between them that could run."""
+    types = onnx.TensorProto
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["images"], ["boxes"])],
+        "detector",
+        [helper.make_tensor_value_info("images", types.UINT8 if shape[-1] in (1, 3) else types.FLOAT, shape)],
+        [helper.make_tensor_value_info("boxes", types.FLOAT, ["batch", values, places])],
+    )
+    model = helper.make_model(graph)
+    helper.set_model_props(model, {"labels": labels})
+    onnx.save(model, file)
+    return str(file)
+
+
+def test_a_detector_as_onnx_decides_height_width_and_strides(tmp_path: Path, things: ModuleType) -> None:
+    facts = look_at_data(things.write_voc(tmp_path / "things", 6))
+    names = '["square", "disc"]'
+    file = detector_file(tmp_path / "own.onnx", ("batch", 48, 80, 1), 6 * 10 + 3 * 5, 6, names)
+    seen = look_at_teacher(file, facts, tmp_path)
+    assert seen.data == {"height": 48, "width": 80, "channels": 1, "classes": ["square", "disc"]}
+    assert "so height = 48, width = 80, channels = 1" in seen.guesses[0]
+    tables, guesses = tables_for("mine", "things", facts, seen, load_target("cpu-arm"), None)
+    assert tables["data"]["height"] == 48 and "size" not in tables["data"]
+    assert (tables["student.knobs"]["strides"], tables["student.knobs"]["deepest"]) == ([[8, 16]], [16])
+    assert "strides: [8, 16], as the teacher has, because the student learns from it place by place" in guesses
+    for name, shape, places, values, message in (
+        (
+            "two",
+            (1, 48, 80, 1),
+            75,
+            80,
+            r"outputs of shape \[None, 80, 75\]; .* so \(batch, 4 \+ 2, places\) is needed",
+        ),
+        ("odd", (1, 1, 48, 80), 76, 6, "its 76 places are no grids of strides 4, 8, 16 and 32 in images of 48×80"),
+        ("five", (1, 5, 48, 80), 75, 6, "images of 1 or 3 channels are needed"),
+    ):
+        with pytest.raises(EdgekdError, match=message):
+            look_at_teacher(detector_file(tmp_path / f"{name}.onnx", shape, places, values), facts, tmp_path)
 
 
 def test_pairs_tell_languages_parts_and_tokens(tmp_path: Path) -> None:
