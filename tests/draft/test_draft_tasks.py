@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import soundfile
+import torch
 from onnx import helper
 from PIL import Image
 
@@ -123,6 +124,40 @@ def test_a_detector_is_found_by_its_weights() -> None:
     assert (found.family, found.outputs, found.channels) == ("detector", 5, 3)
     built = [DetectorShape(**found.shape, **one.shape) for one in found.options]
     assert shape in built
+
+
+def test_convolutions_in_two_steps_are_seen_in_heads_and_in_blocks() -> None:
+    for depth, layers in ((0, 2), (1, 0), (2, 1)):
+        shape = DetectorShape(width=8, depth=depth, strides=(8, 16), layers=layers, separable=True)
+        found = family_of(Detector(shape, 1, 64, 64, 4 + 2).state_dict(), Path("t.safetensors"))
+        assert (found.shape["separable"], found.shape["depth"], found.shape["layers"]) == (True, depth, layers)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"stem.0.weight": (8, 3, 3, 3), "head.weight": (2, 8, 1, 1), "up.0.0.weight": (8, 16, 3, 3)},
+        {"stem.0.weight": (8,), "head.weight": (2, 8, 1, 1), "up.0.0.weight": (8, 16, 3, 3)},
+        {"stem.0.weight": (8, 3, 3, 3), "lateral.0.0.weight": (8, 8, 1, 1), "heads.0.scores.weight": (2, 8, 1, 1)},
+        {"layer3.0.conv1.weight": (8, 8, 3, 3), "linear.weight": (10, 64)},
+        {"0.weight": (0, 3, 3, 3), "1.weight": (4, 8), "2.weight": (2, 4)},
+        {"embedding.table.weight": (50, 8), "forwards.0.weight_hh_l0": (24, 6)},
+        {"table.weight": (50,), "encoder_norm.weight": (8,), "decoder_norm.weight": (8,)},
+    ],
+)
+def test_weights_with_some_names_of_a_family_are_foreign(sizes: dict[str, tuple[int, ...]]) -> None:
+    with pytest.raises(EdgekdError, match="are those of no network that edgekd or torchvision makes"):
+        family_of({name: torch.zeros(size) for name, size in sizes.items()}, Path("foreign.pt"))
+
+
+def test_a_teacher_of_colours_decides_the_channels_of_grey_images(tmp_path: Path, things: ModuleType) -> None:
+    facts = look_at_data(things.write_voc(tmp_path / "things", 6))
+    assert facts.keys["channels"] == 1
+    save_state(Detector(DetectorShape(width=8), 3, 64, 64, 4 + 2), tmp_path / "colour.safetensors", {})
+    seen = look_at_teacher(str(tmp_path / "colour.safetensors"), facts, tmp_path)
+    assert seen.data == {"channels": 3} and "channels: 3, which the teacher takes" in seen.guesses
+    tables, _ = tables_for("mine", "things", facts, seen, load_target("cpu-arm"), None)
+    assert tables["data"]["channels"] == len(tables["data"]["mean"]) == 3
 
 
 def detector_file(file: Path, shape: tuple[Any, ...], places: int, values: int, labels: str = "[]") -> str:
