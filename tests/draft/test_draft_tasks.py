@@ -211,6 +211,16 @@ def test_pairs_tell_languages_parts_and_tokens(tmp_path: Path) -> None:
     assert any("dev.* for validation" in one for one in facts.guesses)
 
 
+def test_tables_beside_folders_of_images_are_no_languages(tmp_path: Path) -> None:
+    for part, name in itertools.product(("train", "test"), ("cat", "dog")):
+        (tmp_path / part / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / part / name / "a.png")
+    for name in ("train.csv", "train.txt", "train.zip", "train.npz", "train.gz", "train.json", "test.xml"):
+        (tmp_path / name).write_bytes(b"")
+    facts = look_at_data(tmp_path)
+    assert (facts.task, facts.classes) == ("image-classification", ("cat", "dog"))
+
+
 def test_families_of_the_other_tasks_are_found_by_their_weights() -> None:
     seq2seq = Seq2SeqShape(width=16, encoder_layers=2, decoder_layers=1, heads=2, feed=24)
     unet = UNetShape(width=8, depth=2, layers=2, widest=16)
