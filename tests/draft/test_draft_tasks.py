@@ -83,6 +83,28 @@ def test_clips_of_low_and_of_different_rates(tmp_path: Path) -> None:
         look_at_data(both)
 
 
+def test_long_clips_are_named(tmp_path: Path) -> None:
+    for part, name in itertools.product(("train", "test"), ("on", "off")):
+        (tmp_path / part / name).mkdir(parents=True)
+        soundfile.write(tmp_path / part / name / "a.wav", np.zeros(8000), 8000)
+    soundfile.write(tmp_path / "train" / "on" / "long.wav", np.zeros(8000 * 61, np.int16), 8000)
+    with pytest.raises(
+        EdgekdError, match=r"on/long\.wav: lasts 61 s, and a clip of 8000 Hz lasts 60 s at most; cut it"
+    ):
+        look_at_data(tmp_path)
+    for path in tmp_path.rglob("*.wav"):
+        soundfile.write(path, np.zeros(50_000 if path.stem == "a" else 1_050_000, np.int16), 48_000)
+    with pytest.raises(EdgekdError, match=r"long\.wav: lasts 21\.88 s, and a clip of 48000 Hz lasts 20\.83 s at most"):
+        look_at_data(tmp_path)
+
+
+def test_few_of_many_long_clips_are_measured(tmp_path: Path) -> None:
+    for part, name, number in itertools.product(("train", "test"), ("on", "off"), range(20)):
+        (tmp_path / part / name).mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / part / name / f"{number}.flac", np.zeros(960_000, np.int16), 16_000)
+    assert "mean, std: those of the features of 16 training clips" in look_at_data(tmp_path).guesses
+
+
 def test_masks_tell_numbers_size_and_colour(tmp_path: Path, discs: ModuleType) -> None:
     facts = look_at_data(discs.write_masked(tmp_path / "shapes", 10))
     assert (facts.task, facts.classes) == ("segmentation", ("background", "class 7", "class 9"))
