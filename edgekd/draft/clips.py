@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from edgekd.data.clips import LISTS, NOISE_FOLDER, read_sound
 from edgekd.data.folders import class_files, class_names, part_folder, validation_folder
 from edgekd.draft.facts import DataFacts, Proposal
+from edgekd.draft.images import some_of
 from edgekd.errors import InputError, one_line
 from edgekd.imports import require
 from edgekd.nets.spectrogram import Spectrogram
@@ -131,8 +132,7 @@ def _measured(files: Sequence[Path], rate: int, seconds: float) -> tuple[dict[st
         "high_hz": high,
     }
     data = _with_mels(keys, files[0])
-    count = min(SAMPLE, len(files), max(1, SAMPLES // samples))
-    some = [files[i] for i in np.linspace(0, len(files) - 1, count).astype(int)]
+    some = some_of(files, min(SAMPLE, max(1, SAMPLES // samples)))
     clips = np.zeros((len(some), samples), np.int16)
     for place, file in enumerate(some):
         sound = read_sound(file, data)[:samples]
