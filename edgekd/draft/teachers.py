@@ -273,7 +273,7 @@ def _grids(model: Any, path: Path, data: DataFacts, size: Sides) -> tuple[int, .
     try:
         return strides_of(count, (height, width))
     except ValueError as error:
-        raise InputError(f"--teacher {path}: its {error}; a student learns from it place by place") from error
+        raise InputError(f"--teacher {path}: {error}; a student learns from it place by place") from error
 
 
 def _outputs(model: Any) -> list[list[int | None]]:

@@ -216,7 +216,13 @@ def test_a_detector_as_onnx_decides_height_width_and_strides(tmp_path: Path, thi
             80,
             r"outputs of shape \[None, 80, 75\]; .* so \(batch, 4 \+ 2, places\) is needed",
         ),
-        ("odd", (1, 1, 48, 80), 76, 6, "its 76 places are no grids of strides 4, 8, 16 and 32 in images of 48×80"),
+        (
+            "odd",
+            (1, 1, 48, 80),
+            76,
+            6,
+            "gives 76 places, which are no grids of strides 4, 8, 16 and 32 in images of 48×80",
+        ),
         ("five", (1, 5, 48, 80), 75, 6, "images of 1 or 3 channels are needed"),
     ):
         with pytest.raises(EdgekdError, match=message):
