@@ -23,7 +23,7 @@ from edgekd.data.boxes import letterboxed
 from edgekd.data.images import named, read_file
 from edgekd.data.pixels import turned_size
 from edgekd.draft.facts import DataFacts, Proposal
-from edgekd.draft.images import measured_scale
+from edgekd.draft.images import NO_PARTS, measured_scale, seen_channels, some_of
 from edgekd.errors import InputError
 from edgekd.tasks.detection import BoxData
 
@@ -55,8 +55,9 @@ def look_at_boxes(folder: Path) -> DataFacts:
         raise InputError(f"--data {folder}: has no training images with boxes")
     tests = len(parts.get("test", parts.get("validation", ()))) or round(0.2 * len(train))
     count = len(train) if len(parts) > 1 else len(train) - tests
-    shape, grey, pixels, sides = _pixels(train, classes)
-    scale = measured_scale(pixels)
+    shape, coloured, sides = _pixels(train, classes)
+    pixels, channels = seen_channels(coloured)
+    scale, grey = measured_scale(pixels), pixels.shape[-1] == 1
     keys: dict[str, Any] = {"source": source, "height": shape[0], "width": shape[1], "channels": 1 if grey else 3}
     counts = Counter(thing.label for one in train for thing in one.objects)
     least = min(counts.values(), default=0)
@@ -74,7 +75,7 @@ def look_at_boxes(folder: Path) -> DataFacts:
             *said,
             f"classes: the {len(classes)} names that the boxes have{rare}",
             f"height, width: {shape[0]}×{shape[1]} pixels, near the images' ratio; images are scaled to fit inside",
-            f"channels: {'1, for the images are grey' if grey else '3, for the images have colours'}",
+            channels,
             f"mean, std: {scale.words}",
         ),
     )
@@ -108,7 +109,7 @@ def _coco(folder: Path) -> tuple[tuple[str, ...], Parts, list[str]]:
 
 def _split(parts: Sequence[str]) -> str:
     if parts == ["train"]:
-        return "split: a fifth of the images is set apart for the test, and a tenth of the others for validation"
+        return NO_PARTS
     if "test" not in parts:
         return "split: the validation part is for the test, and a tenth of the training images for validation"
     own = "the data have their own parts" if "validation" in parts else "a tenth of the training images validates"
@@ -117,10 +118,10 @@ def _split(parts: Sequence[str]) -> str:
 
 def _pixels(
     train: Sequence[Annotated], classes: tuple[str, ...]
-) -> tuple[tuple[int, int], bool, np.ndarray[Any, np.dtype[np.uint8]], list[float]]:
-    """Height and width for the card, whether all images are grey, some images (n, height, width, C), and the sides of
-    the objects in them in pixels of the network's input."""
-    some = [train[i] for i in np.linspace(0, len(train) - 1, min(SAMPLE, len(train))).astype(int)]
+) -> tuple[tuple[int, int], np.ndarray[Any, np.dtype[np.uint8]], list[float]]:
+    """Height and width for the card, some images (n, height, width, 3), and the sides of the objects in them in pixels
+    of the network's input."""
+    some = some_of(train, SAMPLE)
     sizes = []
     for one in some:
         with named(str(one.image)), Image.open(one.image) as image:
@@ -130,13 +131,12 @@ def _pixels(
     height, width = (max(DEEPEST, DEEPEST * round(side * factor / DEEPEST)) for side in (high, wide))
     data = BoxData(source="voc", height=height, width=width, classes=classes, mean=(0.0,) * 3, std=(1.0,) * 3)
     pixels = np.stack([letterboxed(read_file(one.image), data, str(one.image)) for one in some])
-    grey = bool((pixels == pixels[..., :1]).all())
     sides = [
         (max(0.0, x2 - x1) * max(0.0, y2 - y1)) ** 0.5 * min(width / size[0], height / size[1])
         for one, size in zip(some, sizes, strict=True)
         for x1, y1, x2, y2 in (thing.corners for thing in one.objects)
     ]
-    return (height, width), grey, pixels[..., :1] if grey else pixels, sides
+    return (height, width), pixels, sides
 
 
 def _proposal(sides: Sequence[float]) -> Proposal:

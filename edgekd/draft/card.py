@@ -90,7 +90,8 @@ def draft_card(folder: Path, teacher: str, site: Site, timed: bool, out: Path, t
     if limits.here:
         tables[f"budget.{site.target.name}"] = limits.here
     card_of(tables)  # every key is one that a card may have
-    guesses = (*data.guesses, *seen.guesses, *said, *more, *limits.guesses)
+    own = [one for one in data.guesses if not {*one.partition(":")[0].split(", ")} <= seen.data.keys()]
+    guesses = (*own, *seen.guesses, *said, *more, *limits.guesses)
     head = [
         f"Drafted by edgekd init for {site.target.name}. What it guessed, and why:",
         *(f"  {one}" for one in guesses),

@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from edgekd.data.clips import LISTS, NOISE_FOLDER, read_sound
 from edgekd.data.folders import class_files, class_names, part_folder, validation_folder
 from edgekd.draft.facts import DataFacts, Proposal
+from edgekd.draft.images import some_of
 from edgekd.errors import InputError, one_line
 from edgekd.imports import require
 from edgekd.nets.spectrogram import Spectrogram
-from edgekd.tasks.keyword_spotting import ClipData, front_end
+from edgekd.tasks.keyword_spotting import MOST_SAMPLES, MOST_SECONDS, ClipData, front_end
 from edgekd.units import natural
 
 __all__ = ["SOUND", "look_at_clips"]
@@ -25,6 +26,8 @@ __all__ = ["SOUND", "look_at_clips"]
 SOUND = (".wav", ".flac")
 SAMPLE = 256
 """This many training clips are decoded to measure their features."""
+SAMPLES = 16_000_000
+"""Fewer, if the clips are long: they have at most this many samples together."""
 HIGHEST = 4000
 """Hz up to which features are proposed: most of what tells words apart lies below."""
 MELS = (40, 32, 24, 16, 12, 8, 4)
@@ -102,6 +105,12 @@ def _lengths(files: Sequence[Path]) -> tuple[int, float, list[str]]:
         told = ", ".join(f"{count} of {rate} Hz" for rate, count in rates.most_common(4))
         raise InputError(f"{files[0].parent.parent}: holds clips of different rates ({told}); resample them to one")
     rate, longest = next(iter(rates)), max(lengths)
+    most = min(MOST_SECONDS, MOST_SAMPLES / rate)
+    if longest > most:
+        raise InputError(
+            f"{files[int(np.argmax(lengths))]}: lasts {longest:.4g} s, and a clip of {rate} Hz lasts {most:.4g} s at "
+            "most; cut it into shorter clips"
+        )
     seconds = round(longest, 4)
     if not math.isclose(seconds * rate, longest * rate, abs_tol=0.4):
         seconds = math.ceil(longest * 100) / 100
@@ -123,7 +132,7 @@ def _measured(files: Sequence[Path], rate: int, seconds: float) -> tuple[dict[st
         "high_hz": high,
     }
     data = _with_mels(keys, files[0])
-    some = [files[i] for i in np.linspace(0, len(files) - 1, min(SAMPLE, len(files))).astype(int)]
+    some = some_of(files, min(SAMPLE, max(1, SAMPLES // samples)))
     clips = np.zeros((len(some), samples), np.int16)
     for place, file in enumerate(some):
         sound = read_sound(file, data)[:samples]

@@ -146,8 +146,22 @@ def _proposed(tables: Tables, data: DataFacts, teacher: TeacherFacts, proposal: 
         tables["teacher.training"] = _length(data) | dict(proposal.training)
     tables["student"] = {"family": proposal.student}
     tables["student.knobs"] = dict(proposal.knobs)
+    guesses = list(proposal.guesses)
+    if data.task == "detection" and teacher.trained:
+        own = _grids(teacher, found)
+        tables["student.knobs"] |= own
+        if "strides" in own:
+            why = f"strides: {own['strides'][0]}, as the teacher has, because the student learns from it place by place"
+            guesses = [why if one.startswith("strides:") else one for one in guesses]
     tables["recipe"] = _length(data) | dict(proposal.recipe)
-    return {name: table for name, table in tables.items() if table}, [*proposal.guesses, _recipe(tables, data)]
+    return {name: table for name, table in tables.items() if table}, [*guesses, _recipe(tables, data)]
+
+
+def _grids(teacher: TeacherFacts, keys: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The knobs of a student with the grids of its teacher, for images of the card's height and width."""
+    strides = teacher.strides or teacher.keys.get("shape", {}).get("strides", ())
+    deepest = max((one for one in (4, 8, 16, 32) if not keys["height"] % one and not keys["width"] % one), default=32)
+    return ({"strides": [list(strides)]} if strides else {}) | ({"deepest": [deepest]} if deepest < 32 else {})
 
 
 def for_channels(values: Sequence[float], channels: int) -> list[float]:

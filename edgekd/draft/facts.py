@@ -95,5 +95,8 @@ class TeacherFacts:
     """Further keys of `[data]` that it decides, such as its vocabulary."""
     options: tuple[Option, ...] = ()
     """What its file does not show: the readings of which that one is taken with which the teacher answers best."""
+    strides: tuple[int, ...] = ()
+    """Detection: the strides of its grids, if its file shows them. A student, which learns place by place, has the
+    same ones."""
     masks: bool = True
     """Clips: whether features can be masked before it; False if it takes samples."""

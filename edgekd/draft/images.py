@@ -22,7 +22,18 @@ from edgekd.units import natural
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["look_at_folder", "look_at_parquet", "measured_scale", "pixels_of"]
+__all__ = [
+    "NO_PARTS",
+    "look_at_folder",
+    "look_at_parquet",
+    "measured_scale",
+    "pixels_of",
+    "seen_channels",
+    "some_of",
+]
+
+NO_PARTS = "split: a fifth of the images is set apart for the test, and a tenth of the others for validation"
+"""The sentence about images with masks or boxes that are in one part."""
 
 SAMPLE = 256
 """This many training images are looked at."""
@@ -140,6 +151,19 @@ def pixels_of(facts: DataFacts, size: int, channels: int) -> np.ndarray[Any, np.
         source="image-folder", size=size, channels=1 if channels == 1 else 3, classes=("a", "b"), mean=zero, std=one
     )
     return np.stack([decode(content, data, "a training image") for content in facts.sample])
+
+
+def some_of(files: Sequence[Any], most: int) -> list[Any]:
+    """At most so many of the files, at equal distances."""
+    return [files[i] for i in np.linspace(0, len(files) - 1, min(most, len(files))).astype(int)]
+
+
+def seen_channels(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], str]:
+    """RGB images (n, H, W, 3) as they are, or with one channel if all of them are grey, and the sentence that says
+    which."""
+    if (pixels == pixels[..., :1]).all():
+        return pixels[..., :1], "channels: 1, for the images are grey"
+    return pixels, "channels: 3, for the images have colours"
 
 
 def measured_scale(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Scale:

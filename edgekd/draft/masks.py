@@ -12,7 +12,7 @@ from edgekd.data.folders import plain_files, validation_folder
 from edgekd.data.images import decode, named, read_file
 from edgekd.data.masks import mask_numbers
 from edgekd.draft.facts import DataFacts, Proposal
-from edgekd.draft.images import measured_scale
+from edgekd.draft.images import NO_PARTS, measured_scale, seen_channels, some_of
 from edgekd.errors import InputError
 from edgekd.tasks.segmentation import IGNORED, MaskData
 
@@ -44,8 +44,9 @@ def look_at_masks(folder: Path) -> DataFacts:
     values, ignored = _numbers(masks)
     names = {0: "background"} | ({values[1]: "foreground"} if len(values) == 2 and not values[0] else {})
     classes = tuple(names.get(one, f"class {one}") for one in values)
-    size, side, grey, pixels = _pixels(images)
-    scale = measured_scale(pixels)
+    size, side, coloured = _pixels(images)
+    pixels, channels = seen_channels(coloured)
+    scale, grey = measured_scale(pixels), pixels.shape[-1] == 1
     parts = root != folder
     tests = len(list(plain_files(folder / "test" / "images"))) if parts and (folder / "test").is_dir() else 0
     keys: dict[str, Any] = {"source": "mask-folder", "size": size, "channels": 1 if grey else 3}
@@ -67,7 +68,7 @@ def look_at_masks(folder: Path) -> DataFacts:
             f"classes: the masks hold {', '.join(map(str, values))}; give the classes their names"
             + (f"; {IGNORED} marks pixels that are not judged, as in PASCAL VOC" if ignored else ""),
             f"size: {size} pixels, because the median of the shorter sides is {side}; the centre is cut out of others",
-            f"channels: {'1, for the images are grey' if grey else '3, for the images have colours'}",
+            channels,
             f"mean, std: {scale.words}",
         ),
     )
@@ -75,7 +76,7 @@ def look_at_masks(folder: Path) -> DataFacts:
 
 def _parts(folder: Path, parts: bool) -> list[str]:
     if not parts:
-        return ["split: a fifth of the images is set apart for the test, and a tenth of the others for validation"]
+        return [NO_PARTS]
     if validation_folder(folder) is None:
         return ["split: a tenth of the training images is set apart for validation"]
     return ["split: the folder has its own parts for training, validation and test"]
@@ -103,9 +104,9 @@ def _numbers(masks: Sequence[Path]) -> tuple[list[int], list[int]]:
     return values, []
 
 
-def _pixels(images: Sequence[Path]) -> tuple[int, int, bool, np.ndarray[Any, np.dtype[np.uint8]]]:
-    """Size for the card, median of the shorter sides, whether all are grey, and some images (n, size, size, C)."""
-    some = [images[i] for i in np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int)]
+def _pixels(images: Sequence[Path]) -> tuple[int, int, np.ndarray[Any, np.dtype[np.uint8]]]:
+    """Size for the card, median of the shorter sides, and some images (n, size, size, 3)."""
+    some = some_of(images, SAMPLE)
     sides = []
     for file in some:
         with named(str(file)), Image.open(file) as image:
@@ -113,9 +114,7 @@ def _pixels(images: Sequence[Path]) -> tuple[int, int, bool, np.ndarray[Any, np.
     side = round(statistics.median(sides))
     size = max(one for one in SIZES if one <= max(side, SIZES[0]))
     data = MaskData(source="mask-folder", size=size, classes=("a", "b"), mean=(0.0,) * 3, std=(1.0,) * 3)
-    pixels = np.stack([decode(read_file(file), data, str(file)) for file in some])
-    grey = bool((pixels == pixels[..., :1]).all())
-    return size, side, grey, pixels[..., :1] if grey else pixels
+    return size, side, np.stack([decode(read_file(file), data, str(file)) for file in some])
 
 
 def _proposal(size: int, classes: int, count: int) -> Proposal:

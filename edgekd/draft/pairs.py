@@ -15,6 +15,8 @@ __all__ = ["languages_in", "look_at_pairs"]
 
 LONGEST_NAME = 3
 """Letters of the longest ending of a file that is taken for a language, such as `en` or `deu`."""
+FORMATS = frozenset("csv gif gz jpg log md npy npz pdf pkl png tar tgz tsv txt xml yml zip".split())
+"""Endings of so few letters that name a format of files, and no language."""
 VALIDATION, TEST = ("val", "valid", "validation", "dev"), ("test", "eval")
 """Beginnings of the names of the files of these parts."""
 SMALL = 8_000
@@ -26,7 +28,8 @@ def languages_in(folder: Path) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for path in folder.iterdir():
         part, _, language = path.name.removesuffix(".gz").rpartition(".")
-        if part and path.is_file() and 2 <= len(language) <= LONGEST_NAME and language.isalpha():
+        named = 2 <= len(language) <= LONGEST_NAME and language.isalpha() and language.lower() not in FORMATS
+        if part and named and path.is_file():
             found.setdefault(part, set()).add(language)
     return found
 

@@ -4,18 +4,22 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgekd.draft.facts import DataFacts, Scale, TeacherFacts
 from edgekd.draft.weights import family_of
 from edgekd.errors import ConfigError, InputError, one_line, shown
+from edgekd.nets.detect import strides_of
 from edgekd.tasks.known import TASKS
 
 __all__ = ["look_at_teacher", "own_teacher"]
 
 IMAGENET = Scale(words="ImageNet's", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
+
+Sides = tuple[int | None, int | None]
 
 _SEQ2SEQ = "a teacher for translation is of the family seq2seq; give its weights, of which edgekd teach trains some"
 _FEATURES = "window_ms, hop_ms, mels, low_hz, high_hz, mean and std should be those of the teacher's training"
@@ -135,10 +139,11 @@ def _from_weights(path: Path, inside: str, data: DataFacts) -> TeacherFacts:
             "of these classes, or write a card with [teacher.training], which gives it a new head"
         )
     named = {"vocabulary": found.vocabulary} if found.vocabulary else {}
-    if data.task == "segmentation" and found.channels:
-        named["channels"] = found.channels
     told = ", ".join(f"{key} {value}" for key, value in found.shape.items())
     guesses = [f"teacher: the names and sizes in {path} are those of {found.family}" + (f" ({told})" if told else "")]
+    if data.task in ("segmentation", "detection") and found.channels:
+        named["channels"] = found.channels
+        guesses.append(f"channels: {found.channels}, which the teacher takes")
     if data.task == "keyword-spotting":
         guesses.append(f"features: {_FEATURES}")
     return TeacherFacts(
@@ -155,10 +160,7 @@ def _from_weights(path: Path, inside: str, data: DataFacts) -> TeacherFacts:
 def _from_onnx(path: Path, inside: str, data: DataFacts) -> TeacherFacts:
     import onnx
 
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # onnx and protobuf raise several exceptions for a damaged file
-        raise InputError(f"--teacher {path}: onnx cannot read it: {one_line(error, 120)}") from error
+    model = _opened(path)
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [one for one in model.graph.input if one.name not in weights]
     shapes = [tuple(dim.dim_value or None for dim in one.type.tensor_type.shape.dim) for one in inputs]
@@ -180,12 +182,29 @@ def _from_onnx(path: Path, inside: str, data: DataFacts) -> TeacherFacts:
             raise InputError(f"--teacher {path}: takes {told}; one input of token ids (batch, length) is needed")
         guess = f"teacher: {path} takes {told}, so it is run as it is"
         return TeacherFacts(keys=keys, trained=True, labels=labels, guesses=(guess,))
-    size, channels = _image_input(path, kinds, shapes, told, onnx.TensorProto)
+    height, width, channels = _image_input(path, kinds, shapes, told, onnx.TensorProto)
+    if data.task == "detection":
+        known = list(labels) if sorted(labels) == sorted(data.classes) else []
+        found = TeacherFacts(keys=keys, trained=True, channels=channels, data={"classes": known} if known else {})
+        return _box_teacher(model, found, told, data, (height, width), path)
+    if height and width and height != width:
+        raise InputError(f"--teacher {path}: takes {told}; square images are needed")
+    size = height or width
     guess = f"teacher: {path} takes {told}, so size = {size or 'any'}, channels = {channels or 'any'}"
     named = {key: value for key, value in (("size", size), ("channels", channels)) if value}
     return TeacherFacts(
         keys=keys, trained=True, size=size, channels=channels, labels=labels, data=named, guesses=(guess,)
     )
+
+
+def _opened(path: Path) -> Any:
+    """The ONNX model in a file, without its weights. Raises InputError if it cannot be read."""
+    import onnx
+
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:  # onnx and protobuf raise several exceptions for a damaged file
+        raise InputError(f"--teacher {path}: onnx cannot read it: {one_line(error, 120)}") from error
 
 
 def _sound_input(
@@ -214,31 +233,69 @@ def _sound_input(
 
 def _image_input(
     path: Path, kinds: list[int], shapes: list[tuple[int | None, ...]], told: str, types: Any
-) -> tuple[int | None, int | None]:
-    """Size and channels of the one input, each None where any will do. Raises InputError for another kind of input."""
+) -> tuple[int | None, int | None, int | None]:
+    """Height, width and channels of the one input, each None where any will do. Raises InputError for another kind of
+    input."""
     if len(shapes) != 1 or len(shapes[0]) != 4 or kinds[0] not in (types.FLOAT, types.UINT8):
         raise InputError(f"--teacher {path}: takes {told}; one input, uint8 NHWC or float NCHW, is needed")
     last = kinds[0] == types.UINT8
     _, first, second, third = shapes[0]
     height, width, channels = (first, second, third) if last else (second, third, first)
-    if channels not in (None, 1, 3) or (height and width and height != width):
+    if channels not in (None, 1, 3):
         raise InputError(
-            f"--teacher {path}: takes {told}; square images of 1 or 3 channels are needed, "
+            f"--teacher {path}: takes {told}; images of 1 or 3 channels are needed, "
             f"{'uint8 (batch, height, width, channels)' if last else 'float (batch, channels, height, width)'}"
         )
-    return height or width, channels
+    return height, width, channels
+
+
+def _box_teacher(model: Any, found: TeacherFacts, told: str, data: DataFacts, size: Sides, path: Path) -> TeacherFacts:
+    """Facts of a detector that takes images of this height and width, each None where any will do."""
+    sides = dict(zip(("height", "width", "channels"), (*size, found.channels), strict=True))
+    named = {key: value for key, value in sides.items() if value}
+    so = ", ".join(f"{key} = {value or 'any'}" for key, value in sides.items())
+    guesses = [f"teacher: {path} takes {told}, so {so}"]
+    if "classes" in found.data:
+        guesses.append(f"classes: in the order in which {path} names them")
+    strides = _grids(model, path, data, size)
+    return replace(found, data=named | dict(found.data), strides=strides, guesses=tuple(guesses))
+
+
+def _grids(model: Any, path: Path, data: DataFacts, size: Sides) -> tuple[int, ...]:
+    """The strides of the grids of a detector, by the number of its places; empty if the file leaves it open.
+
+    Raises InputError for places that are no grids, because a student learns place by place.
+    """
+    height, width = size
+    count = next((one[2] for one in _outputs(model) if len(one) == 3 and one[1] in (None, 4 + len(data.classes))), None)
+    if not (count and height and width):
+        return ()
+    try:
+        return strides_of(count, (height, width))
+    except ValueError as error:
+        raise InputError(f"--teacher {path}: {error}; a student learns from it place by place") from error
+
+
+def _outputs(model: Any) -> list[list[int | None]]:
+    """The shapes of all outputs, with None for an axis that the file leaves open."""
+    return [[dim.dim_value or None for dim in one.type.tensor_type.shape.dim] for one in model.graph.output]
+
+
+_FURTHER = {"segmentation": (0, 4, ", height, width"), "detection": (4, 3, ", places")}
+"""What outputs of these tasks have beside (batch, classes): values of a box, the number of axes, and their names."""
 
 
 def _check_outputs(model: Any, path: Path, data: DataFacts) -> None:
     """Raise InputError if the outputs say a number of classes that is not that of the data."""
-    sizes = [[dim.dim_value or None for dim in one.type.tensor_type.shape.dim] for one in model.graph.output]
-    axes = 4 if data.task == "segmentation" else 2
-    flat = [shape[1] for shape in sizes if len(shape) == axes]
-    if sizes and (not flat or None not in flat) and len(data.classes) not in flat:
+    sizes = _outputs(model)
+    more, axes, rest = _FURTHER.get(data.task, (0, 2, ""))
+    wanted = more + len(data.classes)
+    fitting = [shape[1] for shape in sizes if len(shape) == axes]
+    if sizes and (not fitting or None not in fitting) and wanted not in fitting:
+        own = f"{more} + {len(data.classes)}" if more else str(wanted)
         raise InputError(
             f"--teacher {path}: gives outputs of shape {' and '.join(map(str, sizes))}; the data have "
-            f"{len(data.classes)} classes, so (batch, {len(data.classes)}{', height, width' if axes == 4 else ''}) is "
-            "needed"
+            f"{len(data.classes)} classes, so (batch, {own}{rest}) is needed"
         )
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,10 @@ class Family:
         return next((task for task, families in FAMILIES.items() if self.family in families), "image-classification")
 
 
+Sizes = Mapping[str, tuple[int, ...]]
+"""The shape of each weight, by its name."""
+
+
 def family_of(state: Mapping[str, Tensor], path: Path) -> Family:
     """The family of these weights, one of edgekd's or torchvision's.
 
@@ -43,7 +47,7 @@ def family_of(state: Mapping[str, Tensor], path: Path) -> Family:
     """
     sizes = {name: tuple(value.shape) for name, value in state.items()}
     known = (_cifar_resnet, _sequential, _keywords, _text, _unet, _detector, _seq2seq, _torchvision)
-    found = next((family for one in known if (family := one(sizes)) is not None), None)
+    found = next((family for one in known if (family := _recognised(one, sizes)) is not None), None)
     if found is None:
         names = ", ".join(cut(name) for name in list(sizes)[:3])
         raise InputError(
@@ -53,7 +57,16 @@ def family_of(state: Mapping[str, Tensor], path: Path) -> Family:
     return found
 
 
-def _cifar_resnet(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
+def _recognised(look: Callable[[Sizes], Family | None], sizes: Sizes) -> Family | None:
+    """What `look` finds; None also for a foreign network that has some of the family's names but not the others, or
+    other sizes at them."""
+    try:
+        return look(sizes)
+    except (KeyError, ValueError, IndexError, ZeroDivisionError):
+        return None
+
+
+def _cifar_resnet(sizes: Sizes) -> Family | None:
     blocks = {name.split(".")[1] for name in sizes if name.startswith("layer1.")}
     if "linear.weight" not in sizes or "layer3.0.conv1.weight" not in sizes or "layer4.0.conv1.weight" in sizes:
         return None
@@ -62,7 +75,7 @@ def _cifar_resnet(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
     return Family(family="cifar-resnet", shape=shape, outputs=sizes["linear.weight"][0], channels=channels)
 
 
-def _sequential(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
+def _sequential(sizes: Sizes) -> Family | None:
     """An `mlp` or a `convnet`, whose layers are numbered."""
     if not all(name.partition(".")[0].isdecimal() for name in sizes):
         return None
@@ -90,7 +103,7 @@ def _number(name: str) -> int:
     return int(name.partition(".")[0])
 
 
-def _text(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
+def _text(sizes: Sizes) -> Family | None:
     """A `bag-of-words`, a `text-cnn` or an `lstm`; a `transformer` has a number of heads, which no weight shows."""
     if "embedding.table.weight" not in sizes:
         return None
@@ -111,7 +124,7 @@ def _text(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
     return Family(family=family, shape=shape, outputs=heads[-1][0], vocabulary=vocabulary)
 
 
-def _keywords(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
+def _keywords(sizes: Sizes) -> Family | None:
     """A `keyword-cnn` or a `ds-cnn`, whose layers are numbered, and whose strides no weight shows."""
     if not all(name.partition(".")[0].isdecimal() for name in sizes):
         return None
@@ -135,7 +148,7 @@ def _keywords(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
     return Family(family="keyword-cnn", shape={}, outputs=outputs, channels=1, options=tuple(found))
 
 
-def _unet(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
+def _unet(sizes: Sizes) -> Family | None:
     """A `unet`, of whose first convolution no weight shows the stride."""
     if not {"stem.0.weight", "head.weight", "up.0.0.weight"} <= sizes.keys():
         return None
@@ -152,7 +165,7 @@ def _unet(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
     return Family(family="unet", shape=shape, outputs=outputs, channels=channels, options=strides)
 
 
-def _detector(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
+def _detector(sizes: Sizes) -> Family | None:
     """A `detector`, of whose strides the weights show the number and the first one."""
     if not {"stem.0.weight", "lateral.0.0.weight", "heads.0.scores.weight"} <= sizes.keys():
         return None
@@ -164,7 +177,8 @@ def _detector(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
     classes, neck = sizes["heads.0.scores.weight"][:2]
     depth = len({name.split(".")[2] for name in sizes if name.startswith("stages.0.") and ".parts." in name})
     trunk = [sizes[name] for name in sizes if name.startswith("heads.0.trunk.") and len(sizes[name]) == 4]
-    separable = any(size[1] == 1 for size in trunk)
+    blocks = [size for name, size in sizes.items() if ".parts." in name and len(size) == 4]
+    separable = any(size[1] == 1 for size in (*trunk, *blocks))
     deepest = 2 ** (stages + 1)
     shape: dict[str, Any] = {"width": width, "widest": sizes[f"stages.{stages - 1}.0.weight"][0], "depth": depth}
     shape |= {"deepest": deepest, "neck": neck, "layers": len(trunk) // (2 if separable else 1)}
@@ -178,7 +192,7 @@ def _detector(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
     return Family(family="detector", shape=shape, outputs=classes, channels=channels, options=options)
 
 
-def _seq2seq(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
+def _seq2seq(sizes: Sizes) -> Family | None:
     """A `seq2seq`, whose number of heads no weight shows."""
     if not {"table.weight", "encoder_norm.weight", "decoder_norm.weight"} <= sizes.keys():
         return None
@@ -208,7 +222,7 @@ _TELLING = {
 """The beginning of a weight's name, and of the names of torchvision's networks that have such a weight."""
 
 
-def _torchvision(sizes: Mapping[str, tuple[int, ...]]) -> Family | None:
+def _torchvision(sizes: Sizes) -> Family | None:
     """torchvision's classification network with these names and sizes, where the head may have any number of
     outputs."""
     import torchvision

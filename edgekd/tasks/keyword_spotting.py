@@ -21,6 +21,8 @@ __all__ = ["KEYWORD_SPOTTING", "ClipData", "front_end"]
 
 MOST_SAMPLES = 1_000_000
 """Largest number of samples of a clip: about a minute at 16 kHz."""
+MOST_SECONDS = 60
+"""Largest length of a clip."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -39,7 +41,7 @@ class ClipData:
     """The keywords in label order; for an audio folder, the names of its subfolders."""
     rate: Annotated[int, Field(ge=1000, le=384_000)] = 16_000
     """Samples per second. A file of another rate is refused."""
-    seconds: Annotated[float, Field(gt=0, le=60)] = 1.0
+    seconds: Annotated[float, Field(gt=0, le=MOST_SECONDS)] = 1.0
     """Length of a clip. Zeros are added to the end of shorter files; longer files are refused."""
     input: Literal["int16", "float32"] = "int16"
     """Type of the samples that the exported file takes; floats are in −1 … 1."""

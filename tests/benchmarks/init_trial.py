@@ -1,9 +1,10 @@
 """`edgekd init` on folders and teachers of several kinds: what it guesses, and whether the card runs as it is.
 
-    EDGEKD_DATA=DIR python tests/benchmarks/init_trial.py OUT.json FOLDER [CASE …]
+    EDGEKD_DATA=DIR python tests/benchmarks/init_trial.py [--only-init] OUT.json FOLDER [CASE …]
 
 The folders are made in FOLDER from real data. For each case `edgekd init` writes a card, its guesses are compared with
-what the folder was made of, and `edgekd distill` runs the unchanged card, with trainings cut to one epoch by --set.
+what the folder was made of, and `edgekd distill` runs the unchanged card, with trainings cut to one epoch by --set;
+with --only-init no card is run.
 Cases that are in OUT.json already are kept, so that cases can be run one after the other.
 """
 
@@ -150,6 +151,16 @@ def sentences(top: Path) -> None:
         (top / f"{part}.tsv").write_text("".join(lines[:: max(1, len(lines) // count)]), encoding="utf-8")
 
 
+def whole(name: str) -> Callable[[Path], None]:
+    """A function that makes the folder a link to one of the real data sets."""
+
+    def make(top: Path) -> None:
+        top.parent.mkdir(parents=True, exist_ok=True)
+        top.symlink_to((DATA / name).resolve())
+
+    return make
+
+
 NO_SCHOOL = CUT[:2]
 RESNET20 = {"data.size": 32, "data.channels": 3, "data.mean": [0.485, 0.456, 0.406], "teacher.family": "cifar-resnet"}
 CASES = {
@@ -183,6 +194,36 @@ CASES = {
         make=sentences,
         right={"task": "text-classification", "data.classes": ["0", "1"], "teacher.family": "lstm"},
     ),
+    "clips of keywords": Case(
+        make=whole("speech-commands-ar"),
+        right={"task": "keyword-spotting", "data.rate": 16_000, "data.seconds": 1.0, "student.family": "keyword-cnn"},
+    ),
+    "images with masks": Case(
+        make=whole("nuclei"),
+        right={"task": "segmentation", "data.values": [0, 255], "data.size": 256, "student.family": "unet"},
+    ),
+    "images with boxes": Case(
+        make=whole("bccd"),
+        right={
+            "task": "detection",
+            "data.source": "voc",
+            "data.classes": ["Platelets", "RBC", "WBC"],
+            "data.height": 192,
+            "data.width": 256,
+            "student.knobs.strides": [[8, 16]],
+        },
+    ),
+    "pairs of texts": Case(
+        make=whole("multi30k"),
+        cut=(CUT[0], CUT[2]),
+        right={
+            "task": "translation",
+            "data.source_language": "en",
+            "data.target_language": "de",
+            "data.test": "test_2016_flickr",
+            "student.family": "seq2seq",
+        },
+    ),
     "arrays": Case(make=arrays, refusal="arrays"),
     "parts with other names": Case(
         make=lambda top: mnist_folder(top, ("training", "testing")), refusal="not like classes; call"
@@ -213,8 +254,8 @@ def command(folder: Path, *words: str) -> tuple[int, list[str], float]:
     return done.returncode, done.stdout.splitlines(), seconds
 
 
-def tried(name: str, case: Case, folder: Path) -> dict[str, Any]:
-    """What happened in one case."""
+def tried(name: str, case: Case, folder: Path, runs: bool) -> dict[str, Any]:
+    """What happened in one case; `runs` says whether its card is run."""
     place = folder / name.replace(" ", "-").replace(",", "").replace("'", "")
     top = place / "data"
     if not top.exists():
@@ -231,6 +272,8 @@ def tried(name: str, case: Case, folder: Path) -> dict[str, Any]:
     card = tomllib.loads((place / "card.toml").read_text(encoding="utf-8"))
     values = {key: value_of(card, key) for key in case.right}
     wrong = {key: value for key, value in values.items() if value != case.right[key]}
+    if not runs:
+        return found | {"wrong": wrong, "right": not wrong, "ran": None}
     cut = [word for setting in case.cut for word in ("--set", setting)]
     code, lines, seconds = command(place, "distill", "card.toml", *cut)
     distilled = {"code": code, "cpu_s": round(seconds, 1), "last": lines[-3:]}
@@ -243,10 +286,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--only-init", action="store_true", help="run no card")
     parser.add_argument("cases", nargs="*", choices=[*CASES, []])
     asked = parser.parse_args()
     for title in asked.cases or CASES:
-        result = tried(title, CASES[title], asked.folder.resolve())
+        result = tried(title, CASES[title], asked.folder.resolve(), not asked.only_init)
         print(title, {key: result[key] for key in ("right", "ran")}, flush=True)
         known = read_json(asked.out) if asked.out.exists() else {"cases": {}}
         write_json(asked.out, {"edgekd": __version__, "cases": known["cases"] | {title: result}})

@@ -8,11 +8,15 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import soundfile
+import torch
+from onnx import helper
 from PIL import Image
 
 from edgekd.draft.card import look_at_data
+from edgekd.draft.compose import tables_for
 from edgekd.draft.teachers import look_at_teacher
 from edgekd.draft.weights import family_of
 from edgekd.errors import EdgekdError
@@ -21,6 +25,7 @@ from edgekd.nets.keywords import DsCnnShape, KeywordCnnShape, ds_cnn, keyword_cn
 from edgekd.nets.segment import UNet, UNetShape
 from edgekd.nets.translation import Seq2Seq, Seq2SeqShape
 from edgekd.nets.weights import save_state
+from edgekd.target import load_target
 from edgekd.tasks.known import load_card
 
 Cli = Callable[..., Any]
@@ -78,6 +83,28 @@ def test_clips_of_low_and_of_different_rates(tmp_path: Path) -> None:
         look_at_data(both)
 
 
+def test_long_clips_are_named(tmp_path: Path) -> None:
+    for part, name in itertools.product(("train", "test"), ("on", "off")):
+        (tmp_path / part / name).mkdir(parents=True)
+        soundfile.write(tmp_path / part / name / "a.wav", np.zeros(8000), 8000)
+    soundfile.write(tmp_path / "train" / "on" / "long.wav", np.zeros(8000 * 61, np.int16), 8000)
+    with pytest.raises(
+        EdgekdError, match=r"on/long\.wav: lasts 61 s, and a clip of 8000 Hz lasts 60 s at most; cut it"
+    ):
+        look_at_data(tmp_path)
+    for path in tmp_path.rglob("*.wav"):
+        soundfile.write(path, np.zeros(50_000 if path.stem == "a" else 1_050_000, np.int16), 48_000)
+    with pytest.raises(EdgekdError, match=r"long\.wav: lasts 21\.88 s, and a clip of 48000 Hz lasts 20\.83 s at most"):
+        look_at_data(tmp_path)
+
+
+def test_few_of_many_long_clips_are_measured(tmp_path: Path) -> None:
+    for part, name, number in itertools.product(("train", "test"), ("on", "off"), range(20)):
+        (tmp_path / part / name).mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / part / name / f"{number}.flac", np.zeros(960_000, np.int16), 16_000)
+    assert "mean, std: those of the features of 16 training clips" in look_at_data(tmp_path).guesses
+
+
 def test_masks_tell_numbers_size_and_colour(tmp_path: Path, discs: ModuleType) -> None:
     facts = look_at_data(discs.write_masked(tmp_path / "shapes", 10))
     assert (facts.task, facts.classes) == ("segmentation", ("background", "class 7", "class 9"))
@@ -121,6 +148,87 @@ def test_a_detector_is_found_by_its_weights() -> None:
     assert shape in built
 
 
+def test_convolutions_in_two_steps_are_seen_in_heads_and_in_blocks() -> None:
+    for depth, layers in ((0, 2), (1, 0), (2, 1)):
+        shape = DetectorShape(width=8, depth=depth, strides=(8, 16), layers=layers, separable=True)
+        found = family_of(Detector(shape, 1, 64, 64, 4 + 2).state_dict(), Path("t.safetensors"))
+        assert (found.shape["separable"], found.shape["depth"], found.shape["layers"]) == (True, depth, layers)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"stem.0.weight": (8, 3, 3, 3), "head.weight": (2, 8, 1, 1), "up.0.0.weight": (8, 16, 3, 3)},
+        {"stem.0.weight": (8,), "head.weight": (2, 8, 1, 1), "up.0.0.weight": (8, 16, 3, 3)},
+        {"stem.0.weight": (8, 3, 3, 3), "lateral.0.0.weight": (8, 8, 1, 1), "heads.0.scores.weight": (2, 8, 1, 1)},
+        {"layer3.0.conv1.weight": (8, 8, 3, 3), "linear.weight": (10, 64)},
+        {"0.weight": (0, 3, 3, 3), "1.weight": (4, 8), "2.weight": (2, 4)},
+        {"embedding.table.weight": (50, 8), "forwards.0.weight_hh_l0": (24, 6)},
+        {"table.weight": (50,), "encoder_norm.weight": (8,), "decoder_norm.weight": (8,)},
+    ],
+)
+def test_weights_with_some_names_of_a_family_are_foreign(sizes: dict[str, tuple[int, ...]]) -> None:
+    with pytest.raises(EdgekdError, match="are those of no network that edgekd or torchvision makes"):
+        family_of({name: torch.zeros(size) for name, size in sizes.items()}, Path("foreign.pt"))
+
+
+def test_a_teacher_of_colours_decides_the_channels_of_grey_images(tmp_path: Path, things: ModuleType) -> None:
+    facts = look_at_data(things.write_voc(tmp_path / "things", 6))
+    assert facts.keys["channels"] == 1
+    save_state(Detector(DetectorShape(width=8), 3, 64, 64, 4 + 2), tmp_path / "colour.safetensors", {})
+    seen = look_at_teacher(str(tmp_path / "colour.safetensors"), facts, tmp_path)
+    assert seen.data == {"channels": 3} and "channels: 3, which the teacher takes" in seen.guesses
+    tables, _ = tables_for("mine", "things", facts, seen, load_target("cpu-arm"), None)
+    assert tables["data"]["channels"] == len(tables["data"]["mean"]) == 3
+
+
+def detector_file(file: Path, shape: tuple[Any, ...], places: int, values: int, labels: str = "[]") -> str:
+    """An ONNX file with the input and the output of a detector, and nothing between them that could run."""
+    types = onnx.TensorProto
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["images"], ["boxes"])],
+        "detector",
+        [helper.make_tensor_value_info("images", types.UINT8 if shape[-1] in (1, 3) else types.FLOAT, shape)],
+        [helper.make_tensor_value_info("boxes", types.FLOAT, ["batch", values, places])],
+    )
+    model = helper.make_model(graph)
+    helper.set_model_props(model, {"labels": labels})
+    onnx.save(model, file)
+    return str(file)
+
+
+def test_a_detector_as_onnx_decides_height_width_and_strides(tmp_path: Path, things: ModuleType) -> None:
+    facts = look_at_data(things.write_voc(tmp_path / "things", 6))
+    names = '["square", "disc"]'
+    file = detector_file(tmp_path / "own.onnx", ("batch", 48, 80, 1), 6 * 10 + 3 * 5, 6, names)
+    seen = look_at_teacher(file, facts, tmp_path)
+    assert seen.data == {"height": 48, "width": 80, "channels": 1, "classes": ["square", "disc"]}
+    assert "so height = 48, width = 80, channels = 1" in seen.guesses[0]
+    tables, guesses = tables_for("mine", "things", facts, seen, load_target("cpu-arm"), None)
+    assert tables["data"]["height"] == 48 and "size" not in tables["data"]
+    assert (tables["student.knobs"]["strides"], tables["student.knobs"]["deepest"]) == ([[8, 16]], [16])
+    assert "strides: [8, 16], as the teacher has, because the student learns from it place by place" in guesses
+    for name, shape, places, values, message in (
+        (
+            "two",
+            (1, 48, 80, 1),
+            75,
+            80,
+            r"outputs of shape \[None, 80, 75\]; .* so \(batch, 4 \+ 2, places\) is needed",
+        ),
+        (
+            "odd",
+            (1, 1, 48, 80),
+            76,
+            6,
+            "gives 76 places, which are no grids of strides 4, 8, 16 and 32 in images of 48×80",
+        ),
+        ("five", (1, 5, 48, 80), 75, 6, "images of 1 or 3 channels are needed"),
+    ):
+        with pytest.raises(EdgekdError, match=message):
+            look_at_teacher(detector_file(tmp_path / f"{name}.onnx", shape, places, values), facts, tmp_path)
+
+
 def test_pairs_tell_languages_parts_and_tokens(tmp_path: Path) -> None:
     facts = look_at_data(write_pairs(tmp_path / "pairs", ("train", "dev", "test_2016"), 40))
     keys = facts.keys
@@ -129,6 +237,16 @@ def test_pairs_tell_languages_parts_and_tokens(tmp_path: Path) -> None:
     assert (keys["validation"], keys["test"], keys["max_length"]) == ("dev", "test_2016", 8)
     assert 30 < keys["vocabulary"] < 200  # so few words make no more tokens
     assert any("dev.* for validation" in one for one in facts.guesses)
+
+
+def test_tables_beside_folders_of_images_are_no_languages(tmp_path: Path) -> None:
+    for part, name in itertools.product(("train", "test"), ("cat", "dog")):
+        (tmp_path / part / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / part / name / "a.png")
+    for name in ("train.csv", "train.txt", "train.zip", "train.npz", "train.gz", "train.json", "test.xml"):
+        (tmp_path / name).write_bytes(b"")
+    facts = look_at_data(tmp_path)
+    assert (facts.task, facts.classes) == ("image-classification", ("cat", "dog"))
 
 
 def test_families_of_the_other_tasks_are_found_by_their_weights() -> None:
