@@ -126,7 +126,7 @@ class Story:
 
     @property
     def shipped(self) -> ModelFigures:
-        """The model that is `model.onnx`, on the run's own target."""
+        """The model of the shipped file, on the run's own target."""
         return next(model for model in self.own.models if model.name == self.chosen)
 
     @property
