@@ -98,7 +98,13 @@ def test_results_that_do_not_fit_or_come_too_late_erase_nothing(card: str, searc
     same = (card, FEW, "--rank", "capacity", "--budget", "size_kb=60")
     assert search(*same).returncode == 0
     here = Local().facts()
-    told = {"architecture": here.architecture, "system": here.system, "cpuinfo": "", "folder": "", "board": ""}
+    told: dict[str, Any] = {
+        "architecture": here.architecture,
+        "system": here.system,
+        "cpuinfo": "",
+        "folder": "",
+        "board": "",
+    }
     told |= {"runtime": {"providers": ["CPUExecutionProvider"]}}
     nothing = {"kind": "edgekd results", "schema_version": 1, "facts": told, "orders": [], "answers": []}
     Path("results.json").write_text(json.dumps(nothing), encoding="utf-8")
