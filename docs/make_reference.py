@@ -6,7 +6,7 @@ A test fails when the page is older than the code.
 import ast
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -71,7 +71,7 @@ def page() -> str:
         "relative to the card or target file.",
     ]
     modules = recipe, card, detection, segmentation, translation, target
-    aliases = {name: node for module in modules for name, node in _aliases(module)}
+    aliases = _joined(alias for module in modules for alias in _aliases(module))
     for module in (card, keyword_spotting, segmentation, detection, translation, recipe, target):
         for node in _classes(module):
             if not node.name.startswith("_"):
@@ -161,6 +161,16 @@ def _classes(module: ModuleType) -> list[ast.ClassDef]:
 
 def _aliases(module: ModuleType) -> Iterator[tuple[str, ast.expr]]:
     return _types_in(ast.parse(inspect.getsource(module)))
+
+
+def _joined(aliases: Iterable[tuple[str, ast.expr]]) -> dict[str, ast.expr]:
+    """The types by their names. Raises ValueError if a name stands for two types, because it is looked up without its
+    module."""
+    joined: dict[str, ast.expr] = {}
+    for name, node in aliases:
+        if ast.unparse(joined.setdefault(name, node)) != ast.unparse(node):
+            raise ValueError(f"{name} stands for {ast.unparse(joined[name])} and for {ast.unparse(node)}; rename one")
+    return joined
 
 
 def _types_in(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:

@@ -18,6 +18,7 @@ from edgekd.files import file_sha256, listening, read_json, write_json
 
 __all__ = [
     "LIST",
+    "SHIPPED",
     "Damage",
     "Digests",
     "damaged",
@@ -32,6 +33,9 @@ __all__ = [
 ]
 
 LIST = "artefacts.json"
+
+SHIPPED = ("model.onnx", "model.decoder.onnx", "model.ort")
+"""The names that the files which a run ships may have, in each format."""
 
 # artefacts.json history:
 # 1 - files: path -> the SHA-256 it has, and, while it is being replaced, the one it had ("" for none); sha256 of that
@@ -52,18 +56,20 @@ KEYS = {
     "test_reads.json": ("test_reads",),
     "result.json": ("schema_version", "models"),
     "bench.json": ("schema_version", "models"),
+    ".ort.json": ("onnx_sha256", "sha256"),
 }
 """The keys that a JSON file of this name must contain."""
 
 NEWEST = {
     "run.json": 2,
-    "candidates.json": 4,
+    "candidates.json": 5,
     "pruning.json": 1,
     "history.json": 1,
     "pruned.json": 1,
     "int8.json": 2,
     "result.json": 3,
     "bench.json": 2,
+    ".ort.json": 1,
 }
 """The newest schema_version of a JSON file whose name ends like this that this edgekd can read."""
 
@@ -198,7 +204,7 @@ def own_files(folder: Path) -> list[Path]:
     places = ("teacher", "student", "exported", "data", "records")
     inside = [path for place in places for path in sorted((folder / place).rglob("*"))]
     names = ("run.json", "candidates.json", "pruning.json", "tokenizer.json", "result.json")
-    top = [folder / name for name in (*names, "model.onnx", "model.decoder.onnx")]
+    top = [folder / name for name in (*names, *SHIPPED)]
     return [path for path in [*top, *inside] if path.is_file() and path.name[0] != "."]
 
 

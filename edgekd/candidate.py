@@ -24,6 +24,8 @@ class Candidate:
     """Whether the figures are predicted from those of other shapes, and not measured."""
     timed_on: str = ""
     """The further device that timed it, whose times are scaled to the run's own device; empty for the run's own."""
+    brought: str = ""
+    """The name and the SHA-256 of the results that its times were read from, if they were brought by hand."""
     shared: dict[str, dict[str, Figure]] = field(default_factory=dict)
     """The scaled figures, like `precisions`, of a candidate that the run's own device measured again; others are
     predicted from them, so that a run that is continued predicts what it predicted before."""

@@ -97,8 +97,8 @@ def model_files(file: Path, model: "ModelProto | None" = None) -> list[Path]:
 
 
 def _refuse_other_decoder(file: Path, model: "ModelProto") -> None:
-    """Raise InputError if the decoder beside an encoder is not the one that the encoder names; files that edgekd wrote
-    before it named the decoder are not judged."""
+    """Raise InputError if the decoder beside an encoder is not the one that the encoder names; an encoder that names
+    none is not judged."""
     wanted = next((entry.value for entry in model.metadata_props if entry.key == DECODER), "")
     if not wanted or not generates(model):
         return

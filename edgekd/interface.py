@@ -185,15 +185,17 @@ def search_candidates(
         _require_training(asked.track)
         from edgekd.devices.bundle import Brought
         from edgekd.planning import survey
-        from edgekd.search.candidates import forget_candidates
 
         site = stack.enter_context(contextlib.closing(connect_all(target, asked.devices, asked.accuracy_on)))
         brought = isinstance(site.device, Brought)
         if brought:  # the results hold the candidates alone, so `distill` goes on without this device
             site = dataclasses.replace(site, target=target)
         run, request = stack.enter_context(_searching(card, site.target, asked))
-        if brought:
-            forget_candidates(run)
+        if brought and run.student_weights.parent.exists():
+            raise ConfigError(
+                f"{run.folder}: its student was chosen by other times and has been trained; name another folder with "
+                "--out, or use --fresh to start this run again"
+            )
         return run.folder, *survey(request, site, run)
 
 

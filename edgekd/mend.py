@@ -138,6 +138,8 @@ def remove_derived(folder: Path, name: str) -> None:
 
 
 def _derived(folder: Path, name: str) -> Iterator[Path]:
+    if name.endswith((".ort", ".ort.json")):
+        return  # made of the ONNX file beside it, as nothing is made of them; ONNX Runtime never writes equal bytes
     for begin, patterns in DERIVED.items():
         if name.startswith(begin):
             found = {path for pattern in patterns for path in folder.glob(pattern)}

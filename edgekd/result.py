@@ -4,7 +4,7 @@ schema version."""
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, get_args
 
 from edgekd import __version__
@@ -52,7 +52,7 @@ class Result:
     target: str
     verdict: Verdict
     chosen: str
-    """Name of the model that was shipped as `model.onnx`."""
+    """Name of the model that was shipped as `shipped_file`."""
     why_chosen: str
     models: tuple[ModelFigures, ...]
     """All models; the teacher is the first."""
@@ -69,6 +69,16 @@ class Result:
     int8: dict[str, Any] = field(default_factory=dict)
     """How the student was quantised: what was tried, the reason, and the layers that stay in float. Empty if nothing
     was tried."""
+
+    @property
+    def shipped(self) -> ModelFigures:
+        """The model that was shipped."""
+        return next(model for model in self.models if model.name == self.chosen)
+
+    @property
+    def shipped_file(self) -> str:
+        """The name of the shipped file in the run folder: `model.onnx`, or `model.ort` in the ORT format."""
+        return f"model{PurePath(self.shipped.file).suffix}"
 
 
 def write_result(result: Result, path: Path) -> None:

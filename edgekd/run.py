@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from edgekd import __version__
-from edgekd.artefacts import LIST, Digests, keeping, write_list
+from edgekd.artefacts import LIST, SHIPPED, Digests, keeping, write_list
 from edgekd.budget import Budget
 from edgekd.card import Augment, Card, Data, Export, Recipe, Training
 from edgekd.console import say
@@ -354,8 +354,8 @@ def _as_before(key: str, value: Any) -> bool:
         makers[part] = Training(epochs=1)
     if part == "card.student" and name in ("families", "rank"):
         return value in ([], "capacity")
-    if part == "target" and name in ("device", "python", "accuracy_on", "fixed_shapes"):
-        return value in ("", "device", False)
+    if part == "target" and name in ("device", "python", "accuracy_on", "fixed_shapes", "format"):
+        return value in ("", "device", False, "onnx")
     if part not in makers:
         return key.startswith("target.session.")
     defaults = _plain(makers[part])
@@ -394,8 +394,7 @@ def _empty(folder: Path) -> None:
         "candidates.json",
         "pruning.json",
         "tokenizer.json",
-        "model.onnx",
-        "model.decoder.onnx",
+        *SHIPPED,
         "result.json",
         "report.md",
         "figures.png",

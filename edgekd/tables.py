@@ -368,12 +368,6 @@ def resize_words(parity: Mapping[str, Any]) -> str:
     )
 
 
-def _shipped_file(result: Result) -> str:
-    """The name of the shipped file in the run folder: `model.onnx`, or `model.ort` in the ORT format."""
-    chosen = next(model for model in result.models if model.name == result.chosen)
-    return "model.ort" if chosen.file.endswith(".ort") else "model.onnx"
-
-
 def network_words(first: ModelFigures, shape: str, candidates: int) -> str:
     """How the network of a run whose first model is `first` was found, as a sentence without its full stop."""
     if first.name == GIVEN:
@@ -388,7 +382,7 @@ def markdown_report(result: Result, picture: str | None) -> str:
     parts = [
         f"# {units.flat(headline(result))}",
         "\n".join(f"- {units.flat(text)}" for text in budget_lines(result.verdict)),
-        f"The file is `{_shipped_file(result)}` ({units.flat(result.chosen)}): {units.flat(result.why_chosen)}. "
+        f"The file is `{result.shipped_file}` ({units.flat(result.chosen)}): {units.flat(result.why_chosen)}. "
         f"{units.flat(network_words(result.models[0], shape, result.candidates))}.",
         markdown_table(header, rows),
         *([f"Not known: {'; '.join(unknown)}."] if unknown else []),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import edgekd.export.ort
 import edgekd.result
 import edgekd.run
 import edgekd.search.candidates
@@ -103,6 +104,9 @@ def test_files_without_a_digest_get_one(tmp_path: Path) -> None:
     [
         ("teacher/teacher.safetensors", {"student/student.safetensors", "exported/student-int8.onnx"}),
         ("student/student.safetensors", {"exported/student-int8.onnx"}),
+        ("exported/student-fp32.onnx", {"exported/student-int8.onnx"}),
+        ("exported/student-fp32.ort", set[str]()),
+        ("exported/student-fp32.ort.json", set[str]()),
         ("records/a.json", set[str]()),
     ],
 )
@@ -112,6 +116,7 @@ def test_what_was_made_from_another_file_is_removed(tmp_path: Path, name: str, g
     before = there()
     remove_derived(run, name)
     assert gone <= before - there()
+    assert gone or before == there()
     assert "model.onnx" in there()
 
 
@@ -152,11 +157,12 @@ def test_a_decoder_written_before_its_encoder_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", [99, "3", -1.5, [1], True])
 @pytest.mark.parametrize(
-    "name", ["candidates.json", "student/history.json", "result.json", "exported/student-int8.json"]
+    "name",
+    ["candidates.json", "student/history.json", "result.json", "exported/student-int8.json", "exported/s.ort.json"],
 )
 def test_a_file_of_a_newer_version_is_refused(tmp_path: Path, name: str, version: object) -> None:
     run = a_run(tmp_path)
-    content = read_json(run / name) if (run / name).exists() else {"sha256": ""}
+    content = read_json(run / name) if (run / name).exists() else {"sha256": "", "onnx_sha256": ""}
     write_json(run / name, content | {"schema_version": version})
     write_list(run)
     for ask in (refuse_tampered, lambda folder: mend(folder, expected(folder), trained=True)):
@@ -175,6 +181,7 @@ def test_the_newest_versions_are_those_that_are_written() -> None:
         "int8.json": edgekd.search.int8.SCHEMA_VERSION,
         "result.json": edgekd.result.SCHEMA_VERSION,
         "bench.json": edgekd.result.BENCH_VERSION,
+        ".ort.json": edgekd.export.ort.SCHEMA_VERSION,
     }
     assert written.items() <= NEWEST.items()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edgekd.artefacts import SHIPPED
 from edgekd.card import Budget, Card, Teacher
 from edgekd.errors import ConfigError, InputError
 from edgekd.files import atomic, read_json, write_json
@@ -120,7 +121,7 @@ def test_a_run_of_an_edgekd_that_knew_fewer_options_goes_on(tmp_path: Path, card
         run.begin("digest")
         train_a_little(run)
     content = read_json(folder / "run.json")
-    del content["card"]["recipe"]["standardize"], content["target"]["session"]["arena"]
+    del content["card"]["recipe"]["standardize"], content["target"]["session"]["arena"], content["target"]["format"]
     for key in ("weights", "download"):
         del content["card"]["student"][key]
     del content["card"]["teacher"]["download"]
@@ -138,6 +139,21 @@ def test_a_run_of_an_edgekd_that_knew_fewer_options_goes_on(tmp_path: Path, card
         open_run(folder, other, target, Budget(), FILES, False),
     ):
         pass
+    with (
+        pytest.raises(ConfigError, match=r"target\.format was None .* is 'ort' now"),
+        open_run(folder, card, dataclasses.replace(load_target("cpu-arm"), format="ort"), Budget(), FILES, False),
+    ):
+        pass
+
+
+def test_fresh_removes_what_was_shipped_in_any_format(tmp_path: Path, card: Card, target: Target) -> None:
+    with open_run(tmp_path / "run", card, target, Budget(), FILES, False) as run:
+        run.begin("digest")
+        for name in SHIPPED:
+            (run.folder / name).write_bytes(b"shipped")
+    with open_run(tmp_path / "run", card, target, Budget(), FILES, True) as run:
+        assert run.model == run.folder / "model.onnx"
+        assert [path.name for path in run.folder.iterdir()] == [".lock"]
 
 
 def test_a_comment_in_the_card_changes_nothing(tmp_path: Path, card: Card, target: Target) -> None:

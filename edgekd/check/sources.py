@@ -36,7 +36,7 @@ class Source:
 
 
 def source_of(path: Path, target: Target, inputs: Inputs | None, own_data: bool = True) -> Source:
-    """Return the model at a path: a file, or the `model.onnx` of a run folder, with the run's test data and budget.
+    """Return the model at a path: a file, or the shipped file of a run folder, with the run's test data and budget.
 
     The user's `inputs` replace the run's data, which are also ignored if `own_data` is False. Raises InputError for
     other paths.

@@ -33,7 +33,7 @@ def pack(
 
     A bench runs without measuring, on a device that only notes what it is asked.
     """
-    refuse_other_names(path)
+    refuse_other_names(path, "--out")
     require_scratch()
     target = load_target(target_name)
     effort = dataclasses.replace(asked.effort, processes=processes, min_processes=processes)

@@ -70,12 +70,13 @@ def pack_card(
     asked: DistillRequest,
     settings: "Sequence[str]",
     path: Path,
+    rank: str | None,
 ) -> int:
     """Write a bundle of all candidates, and say what to do with it; returns the exit code."""
-    refuse_other_names(path)
+    refuse_other_names(path, "--bundle")
     if asked.devices:
         raise ConfigError("--bundle: is for a device that nothing can reach; leave --device and --from out")
-    card, target = _loaded(card_name, target_name, settings, None)
+    card, target = _loaded(card_name, target_name, settings, rank)
     count, workers = pack_search(card, target, asked, path)
     show(f"wrote {bundle_words(path, workers)}")
     show(f"afterwards, with the same options: edgekd search … --from results.json reads the {count} candidates")

@@ -156,7 +156,7 @@ def search(
         ray=ray,
     )
     if bundle is not None:
-        end([pack_card(card, target, asked, settings, bundle)])
+        end([pack_card(card, target, asked, settings, bundle, rank)])
     end([search_card(card, target, asked, settings, rank)])
 
 

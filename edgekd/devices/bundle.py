@@ -120,10 +120,10 @@ def write_bundle(path: Path, orders: list[Order], python: str) -> None:
             archive.addfile(info, io.BytesIO(data))
 
 
-def refuse_other_names(path: Path) -> None:
-    """Raise ConfigError for a name that a bundle cannot have."""
+def refuse_other_names(path: Path, option: str) -> None:
+    """Raise ConfigError for a name that a bundle cannot have, and that was given with `option`."""
     if not path.name.endswith(".tar.gz"):
-        raise ConfigError(f"{path}: a bundle is a compressed archive; give a name that ends in .tar.gz")
+        raise ConfigError(f"{option} {path}: a bundle is a compressed archive; give a name that ends in .tar.gz")
 
 
 def bundle_words(path: Path, workers: int) -> str:
@@ -161,6 +161,11 @@ class Brought:
                 self._answers[_identity(order["plan"], order["links"])].append((order, answer))
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InputError(f"--from {self.path}: holds no results; `sh run.sh` of a bundle writes them") from None
+
+    @property
+    def source(self) -> str:
+        """The name and the SHA-256 of the results, which figures made of them keep."""
+        return f"{self.path.name}, SHA-256 {file_sha256(self.path)}"
 
     @property
     def processes(self) -> int:

@@ -174,11 +174,14 @@ class Layer(nn.Module):
         return scale, scale * of_input
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self._exported() if self.deployed else self._rounded()
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
         if self.observing:
-            every = [axis for axis in range(x.dim()) if axis != 1]
+            inputs = 1 if self.convolution else x.dim() - 1
+            every = [axis for axis in range(x.dim()) if axis != inputs]
             self.power = self.get_buffer("power") + x.float().square().sum(every)
-            weight, bias = self.weight, self.bias
+        else:
+            weight, bias = self._exported() if self.deployed else self._rounded()
         if self.convolution is None:
             return F.linear(x, weight, bias)
         stride, padding, dilation, groups = self.convolution

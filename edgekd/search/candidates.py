@@ -17,6 +17,7 @@ from edgekd.candidate import Candidate, Score, Shape, shape_name
 from edgekd.card import Card
 from edgekd.console import progress, say
 from edgekd.data.examples import Examples
+from edgekd.devices.bundle import Brought
 from edgekd.devices.device import Site
 from edgekd.distill.student import check_student
 from edgekd.errors import ConfigError, EdgekdError, InputError, ModelError
@@ -40,7 +41,6 @@ __all__ = [
     "Search",
     "add_score",
     "effort_of",
-    "forget_candidates",
     "measure_candidates",
     "measure_shape",
     "usable",
@@ -52,7 +52,8 @@ __all__ = [
 # 3 - candidates may be predicted; fitted: how well their figures are predicted; scores: of short distillations
 #     instructions_m per precision
 # 4 - candidates may be timed_on another device; shared: their figures from there; anchor: what each device timed
-SCHEMA_VERSION = 4
+# 5 - brought: the results by hand from which a candidate's times come
+SCHEMA_VERSION = 5
 
 EFFORT = Effort(processes=2, min_processes=2, warmup_s=0.05, max_calls=300, max_s=0.15, budget_s=4.0, placement=False)
 """The effort for one candidate. It is small, because a ranking needs less certainty than a verdict."""
@@ -116,13 +117,16 @@ def measure_candidates(search: Search) -> Found:
 
     A shape that cannot be built, trained or exported is left out; the reason is printed and written. Candidates that
     are already in `run.candidates` are not measured again; those that were left out are tried again until a training
-    has begun. Raises ConfigError if no candidate is left.
+    has begun. Times that were brought by hand replace all others, and are written when they are complete. Raises
+    ConfigError if no candidate is left.
     """
     card, run = search.card, search.run
     shapes = make_shapes(card, card.student)
     found = _read(run.candidates)
     if not run.student_weights.parent.exists():
         found.left_out.clear()
+    if isinstance(search.site.device, Brought):
+        found = Found([], [], scores=found.scores)
     shapes, counts = _counted(card, shapes, found.left_out)
     wanted = [shapes[place] for place in spread_out(shapes, counts, MEASURED)] if counts else shapes
     found = _measure_missing(search, found, wanted, alone=len(shapes) == 1)
@@ -143,7 +147,8 @@ def _measure_missing(search: Search, found: Found, wanted: Sequence[Shape], alon
     with progress() as bar:
         for shape in bar.track(missing, description="measuring candidates"):
             _try(search, shape, found.candidates, found.left_out, alone)
-            _write(search, found)
+            if not isinstance(search.site.device, Brought):
+                _write(search, found)
     return found
 
 
@@ -222,12 +227,6 @@ def add_score(search: Search, found: Found, score: Score) -> Found:
     found = dataclasses.replace(found, scores=[*found.scores, score])
     _write(search, found)
     return found
-
-
-def forget_candidates(run: Run) -> None:
-    """Remove the measured candidates from the run, so that all are measured again; what candidates learnt is kept."""
-    if run.candidates.exists():
-        write_json(run.candidates, read_json(run.candidates) | {"candidates": [], "left_out": [], "anchor": None})
 
 
 def _try(search: Search, shape: Shape, done: list[Candidate], left_out: list[LeftOut], alone: bool) -> None:
@@ -353,6 +352,7 @@ def _measure(shape: Shape, subjects: list[Subject], search: Search) -> Candidate
         params=params,
         macs=macs,
         precisions={model.precision: _budgeted(model) for model in figures},
+        brought=search.site.device.source if isinstance(search.site.device, Brought) else "",
     )
 
 
@@ -391,6 +391,7 @@ def _read(path: Path) -> Found:
             macs=entry["macs"],
             precisions=_figures(entry["precisions"]),
             timed_on=entry.get("timed_on", ""),
+            brought=entry.get("brought", ""),
             shared=_figures(entry.get("shared", {})),
         )
         for entry in content["candidates"]

@@ -28,7 +28,7 @@ MOST_CLASSES = 10_000
 SURE = 0.3
 """The score from which on a picture shows a detection, and two models' answers are compared."""
 
-Side = Annotated[int, Field(ge=32, le=MAX_SIDE, multiple_of=4)]
+GridSide = Annotated[int, Field(ge=32, le=MAX_SIDE, multiple_of=4)]
 
 
 def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -46,8 +46,8 @@ class BoxData:
     JSON file for each part, or `PART/_annotations.coco.json` beside its images."""
     path: str = ""
     """Folder of the data, relative to the card; `--data` overrides it."""
-    height: Side
-    width: Side
+    height: GridSide
+    width: GridSide
     """Height and width of the network's input in pixels. Images are scaled to fit inside, and grey fills the rest."""
     channels: Literal[1, 3] = 3
     background: tuple[Level, Level, Level] = (0, 0, 0)

@@ -94,6 +94,30 @@ def test_where_nothing_fits_the_limit_to_relax_is_told(card: str, search: Comman
     assert not Path("run/teacher").exists()  # nothing is trained, although ranking by learning is the default
 
 
+def test_results_that_do_not_fit_or_come_too_late_erase_nothing(card: str, search: Command) -> None:
+    same = (card, FEW, "--rank", "capacity", "--budget", "size_kb=60")
+    assert search(*same).returncode == 0
+    here = Local().facts()
+    told: dict[str, Any] = {
+        "architecture": here.architecture,
+        "system": here.system,
+        "cpuinfo": "",
+        "folder": "",
+        "board": "",
+    }
+    told |= {"runtime": {"providers": ["CPUExecutionProvider"]}}
+    nothing = {"kind": "edgekd results", "schema_version": 1, "facts": told, "orders": [], "answers": []}
+    Path("results.json").write_text(json.dumps(nothing), encoding="utf-8")
+    before = Path("run/candidates.json").read_bytes()
+    for student, expected in ((False, "of exactly this file on target"), (True, "its student was chosen by")):
+        if student:
+            Path("run/student").mkdir()
+        done = search(*same, "--from", "results.json")
+        assert done.returncode == 2
+        assert expected in done.stderr and len(done.stderr.strip().splitlines()) == 1
+        assert Path("run/candidates.json").read_bytes() == before
+
+
 def test_an_unknown_rank_is_told(card: str, search: Command) -> None:
     done = search(card, "--rank", "size")
     assert done.returncode == 2

@@ -15,6 +15,7 @@ import pytest
 from edgekd.devices.bundle import Brought
 from edgekd.devices.local import Local
 from edgekd.errors import InputError
+from edgekd.files import file_sha256
 
 HERE = """
 title = "This machine"
@@ -147,6 +148,7 @@ def test_all_candidates_of_a_search_are_timed_by_one_call(
         searched = cli(*same, "--from", "c/results.json", "--rank", "capacity")
         assert searched.returncode == 0, searched.stderr
         found = json.loads(Path("run/candidates.json").read_text())["candidates"]
+        assert {one["brought"] for one in found} == {f"results.json, SHA-256 {file_sha256(files / 'c/results.json')}"}
         times = [one["precisions"]["fp32"]["latency_p50_ms"] for one in found]
         assert {time["provenance"] for time in times} == {"measured"}
         for number, time in enumerate(times):
@@ -163,7 +165,10 @@ def test_what_cannot_be_packed_for_a_search_is_told(files: Path, tiny_card: Path
     placed = cli(*same, "c.tar.gz", "--device", "ssh://board")
     assert placed.returncode == 2
     assert placed.stderr == "edgekd: --bundle: is for a device that nothing can reach; leave --device and --from out\n"
-    assert "give a name that ends in .tar.gz" in cli(*same, "c.zip").stderr
+    named = "c.zip: a bundle is a compressed archive; give a name that ends in .tar.gz"
+    assert cli(*same, "c.zip").stderr == f"edgekd: --bundle {named}\n"
+    assert cli("bundle", "a.onnx", "--target", "here.toml", "--out", "c.zip").stderr == f"edgekd: --out {named}\n"
+    assert "--rank size: student.rank: got" in cli(*same, "c.tar.gz", "--rank", "size").stderr
     many = cli(*same, "c.tar.gz", "--set", f"student.knobs.hidden={list(range(1, 42))}")
     assert many.returncode == 2
     assert "shapes, and a bundle holds at most 40; give fewer values" in many.stderr

@@ -92,7 +92,7 @@ def own_target(folder: Path, *replaced: tuple[str, str]) -> Path:
 
 
 def test_a_run_measures_judges_and_ships_it(cli: Cli, tiny_card: Path, tmp_path: Path) -> None:
-    target, run = own_target(tmp_path, (', "w8"', "")), tmp_path / "run"
+    target, run = own_target(tmp_path, (', "w8"', ""), ('["int8", "fp32"]', '["int8"]')), tmp_path / "run"
     done = cli("distill", tiny_card, "--target", target, "--out", run)
     assert done.returncode == 0, done.stderr
     assert f"{run / 'model.ort'}, " in done.stdout and not (run / "model.onnx").exists()
@@ -109,11 +109,19 @@ def test_a_run_measures_judges_and_ships_it(cli: Cli, tiny_card: Path, tmp_path:
     assert shipped["scores"][0]["value"] == pytest.approx(right.mean())
     checked = cli("check", run, "--target", target)
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    (run / "exported" / "student-int8.ort").write_bytes(b"damaged")
+    weights = file_sha256(run / "exported" / "student-int8.onnx")
+    for name in ("student-int8.ort", "student-fp32.ort", "student-fp32.ort.json"):
+        (run / "exported" / name).write_bytes(b"damaged")
+    (run / "model.onnx").write_bytes(b"of another format")
     again = cli("distill", tiny_card, "--target", target, "--out", run)
     assert again.returncode == 0, again.stderr
-    assert "student-int8.ort: " in again.stderr and "it is made again" in again.stderr
+    for name in ("student-int8.ort", "student-fp32.ort", "student-fp32.ort.json"):
+        assert f"{name}: " in again.stderr and "it is made again" in again.stderr
+    assert file_sha256(run / "exported" / "student-int8.onnx") == weights
     assert file_sha256(run / "model.ort") == file_sha256(run / "exported" / "student-int8.ort")
+    assert not (run / "model.onnx").exists()
+    done = cli("distill", tiny_card, "--target", target, "--out", run)
+    assert done.returncode == 0 and "again" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,18 @@ def test_weights_that_nothing_reaches_do_not_spoil_the_one_scale_of_a_layer() ->
     assert torch.equal(layer.weight[1:], net[2].weight[1:])  # type: ignore[index]  # they are not clipped
 
 
+@pytest.mark.parametrize("channels", [4, 64])
+def test_the_inputs_of_a_linear_layer_on_sequences_are_its_last_axis(channels: int) -> None:
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(1, channels, 3, padding=1), nn.Flatten(2), nn.Linear(64, 8), nn.Flatten()]
+    net, images = nn.Sequential(*parts, nn.Linear(8 * channels, 10)).eval(), noise_inputs(CARD.data, 16)
+    whole = Deployed(fake_quantized(net, CARD.data, Quantization(per_channel=False)), CARD.data)
+    calibrated(whole, iter([images]))
+    sequences = net[:2](whole.preprocess(images))
+    layer = next(module for name, module in whole.named_modules() if name.endswith("2_int8"))
+    torch.testing.assert_close(layer.get_buffer("power"), sequences.square().sum((0, 1)))
+
+
 def test_scales_per_channel_need_no_clipping() -> None:
     net = with_a_dead_channel()
     graph = fake_quantized(net, CARD.data, Quantization())

@@ -167,7 +167,7 @@ def test_devices_that_cannot_share_are_told(monkeypatch: pytest.MonkeyPatch, pla
     wrong = place(dataclasses.replace(load_target("cpu-x86"), device="ssh://b"))
     known = {"ssh://a": place(dataclasses.replace(target, device="ssh://a")), "ssh://b": wrong}
     known["ssh://b"] = Site(dataclasses.replace(target, device="ssh://b"), wrong.device)
-    monkeypatch.setattr("edgekd.devices.local.connect", lambda target, where, accuracy_on: known[where])
+    monkeypatch.setattr("edgekd.devices.local.connect", lambda target, where, accuracy_on, shared: known[where])
     with pytest.raises(
         ConfigError, match=r"^--device ssh://b: cannot share candidates, because it is not target cpu-arm"
     ):

@@ -126,7 +126,7 @@ class Story:
 
     @property
     def shipped(self) -> ModelFigures:
-        """The model that is `model.onnx`, on the run's own target."""
+        """The model of the shipped file, on the run's own target."""
         return next(model for model in self.own.models if model.name == self.chosen)
 
     @property
@@ -269,7 +269,8 @@ def _candidates(path: Path) -> tuple[Untrained, ...]:
     return tuple(
         Untrained(
             f"{_shape(entry['shape'])}{', predicted' if entry.get('predicted') else ''}"
-            + (f", timed on {visible(str(entry['timed_on']))}" if entry.get("timed_on") else ""),
+            + (f", timed on {visible(str(entry['timed_on']))}" if entry.get("timed_on") else "")
+            + (f", times from {visible(str(entry['brought']))}" if entry.get("brought") else ""),
             entry["params"],
             entry["macs"],
             {

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 
+from edgekd.artefacts import SHIPPED
 from edgekd.candidate import Candidate
 from edgekd.external import decoder_of, model_files
 from edgekd.files import atomic
@@ -16,13 +17,15 @@ __all__ = ["write_reports"]
 
 def write_reports(result: Result, candidates: Sequence[Candidate], run: Run) -> None:
     """Write the chosen file, the picture, `report.md` and, last, `result.json`, which marks the run as finished."""
-    chosen = next(model for model in result.models if model.name == result.chosen)
-    own = run.exported / chosen.file
-    shipped, decoder = run.folder / f"model{own.suffix}", decoder_of(own)
+    own = run.exported / result.shipped.file
+    shipped, decoder = run.folder / result.shipped_file, decoder_of(own)
     parts = [(decoder, decoder_of(shipped))] if decoder in model_files(own) else []
     for source, path in (*parts, (own, shipped)):
         with atomic(path) as temporary:
             shutil.copyfile(source, temporary)
+    for name in set(SHIPPED) - {path.name for _, path in parts} - {shipped.name}:  # of another format
+        (run.folder / name).unlink(missing_ok=True)
+        run.artefacts.pop(name, None)
     plot_run(
         result.models, candidates, headline(result), run.folder / "figures.png", result.verdict.lines, result.chosen
     )
