@@ -1,5 +1,6 @@
 """A .npy file that one or several processes write block by block, and that can be continued after a kill."""
 
+import errno
 import fcntl
 import io
 import math
@@ -79,11 +80,13 @@ class PartFile:
 def open_part(path: Path, grid: Grid, like: NDArray[Any] | None = None) -> PartFile:
     """Open the unfinished file of `path`. If it does not exist, create it for rows with the shape and dtype of `like`.
 
-    Raises FileNotFoundError if it does not exist and `like` is None.
+    Raises FileNotFoundError if `like` is None and it does not exist, or is empty because another rank is creating it.
     """
     descriptor = os.open(part_file(path), os.O_RDWR | (os.O_CREAT if like is not None else 0), 0o644)
     with _locked(descriptor):  # the first rank creates the file, the others open it
-        if like is not None and os.fstat(descriptor).st_size == 0:
+        if os.fstat(descriptor).st_size == 0:
+            if like is None:
+                raise FileNotFoundError(errno.ENOENT, "nothing is in it yet", str(part_file(path)))
             header = _header((grid.count, *like.shape[1:]), like.dtype)
             os.pwrite(descriptor, header, 0)
             os.ftruncate(descriptor, file_bytes((grid.count, *like.shape[1:]), like.dtype) + grid.blocks)

@@ -16,7 +16,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -189,7 +189,7 @@ def _parts(cache: Cache, k: int, missing: Mapping[str, Path]) -> Iterator[dict[s
     parts = dict[str, PartFile]()
     try:
         for name, path in missing.items():
-            if part_file(path).exists():
+            with suppress(FileNotFoundError):
                 parts[name] = open_part(path, cache.grid)
         yield parts
     except OSError as error:

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgekd.distill.cache.blocks import file_bytes
-from edgekd.distill.cache.files import cache_folder, cache_limit_bytes, clear_key, list_entries
+from edgekd.distill.cache.blocks import Grid, file_bytes, open_part
+from edgekd.distill.cache.files import cache_folder, cache_limit_bytes, clear_key, list_entries, part_file
 from edgekd.distill.cache.store import Cache, fits, open_cache, outputs
 from edgekd.errors import ConfigError, InputError, UnavailableError
 
@@ -329,6 +329,17 @@ def test_ranks_share_the_work(tmp_path: Path, world: int) -> None:
     assert asked == STARTS  # each a run of its own, in the ranks' order
     assert max(len(teacher.asked) for teacher in teachers) == -(-len(STARTS) // world)
     assert not any(teacher.asked for teacher in in_ranks([tmp_path] * world)[0])
+
+
+def test_a_file_that_another_rank_is_creating_is_not_there_yet(tmp_path: Path) -> None:
+    path, grid = tmp_path / "logits.npy", Grid(count=10, size=4)
+    part_file(path).touch()
+    with pytest.raises(FileNotFoundError, match=r"nothing is in it yet"):
+        open_part(path, grid)
+    open_part(path, grid, like=np.zeros((1, 5), np.float32)).close()
+    part = open_part(path, grid)
+    assert (part.row_bytes, [part.has(block) for block in range(grid.blocks)]) == (20, [False] * 3)
+    part.close()
 
 
 def test_another_number_of_ranks_goes_on(tmp_path: Path) -> None:
