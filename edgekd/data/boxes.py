@@ -1,7 +1,6 @@
 """Images with boxes: the parts of a data set for detection, letterboxed, and their views."""
 
 import dataclasses
-import hashlib
 import io
 from collections.abc import Sequence
 from functools import cache
@@ -17,8 +16,9 @@ from edgekd.console import say
 from edgekd.data.annotations import Annotated, coco_part, coco_parts, voc_names, voc_part, voc_parts
 from edgekd.data.arrays import digest, duplicates
 from edgekd.data.examples import Batch, Examples
+from edgekd.data.folders import divided_by_name
 from edgekd.data.frames import framed_boxes, framed_image, frames_of, lit
-from edgekd.data.images import Split, decoded_split, look, named, read_file
+from edgekd.data.images import Split, decoded_split, look, named, origin_of, read_file
 from edgekd.data.pixels import turned_size, upright_8_bit
 from edgekd.data.sources import HELD_OUT, place_of
 from edgekd.errors import InputError, shown
@@ -115,17 +115,7 @@ def _parts(card: Card, folder: Path | None) -> dict[str, list[Annotated]]:
 
 
 def _divided(images: Sequence[Annotated], share: float, purpose: str) -> tuple[list[Annotated], list[Annotated]]:
-    """The images whose names have a hash in the first `share` of all hashes, at least one of them, behind the others.
-
-    So adding or removing a file does not move other files between the parts.
-    """
-
-    def place(one: Annotated) -> float:
-        return int.from_bytes(hashlib.sha256(f"{purpose}/{one.image.stem}".encode()).digest()[:6]) / 2**48
-
-    held = [one for one in images if place(one) < share] or [min(images, key=place)]
-    chosen = {one.image for one in held}
-    return [one for one in images if one.image not in chosen], held
+    return divided_by_name(images, [one.image.stem for one in images], share, purpose)
 
 
 def _split(images: Sequence[Annotated], data: BoxData, part: str) -> Split:
@@ -136,14 +126,10 @@ def _split(images: Sequence[Annotated], data: BoxData, part: str) -> Split:
     for row, (found, _) in zip(boxes, each, strict=True):
         row[: len(found)] = found
 
-    def origin(i: int) -> bytes:
-        stat = images[i].image.stat()
-        return f"{images[i].image.name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode(errors="surrogateescape")
-
     split = decoded_split(
         boxes,
         lambda i: letterboxed(read_file(images[i].image), data, str(images[i].image)),
-        origin,
+        lambda i: origin_of(images[i].image),
         data,
         lambda i: look(images[i].image, data, str(images[i].image)),
         f"{part} part in {images[0].image.parent}",

@@ -1,18 +1,46 @@
 """Folders of images or clips: the parts of a data set, their class folders, and the files in them."""
 
+import hashlib
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from edgekd.errors import InputError, did_you_mean, shown
 
-__all__ = ["VALIDATION_NAMES", "class_files", "class_names", "part_folder", "plain_files", "validation_folder"]
+__all__ = [
+    "VALIDATION_NAMES",
+    "class_files",
+    "class_names",
+    "divided_by_name",
+    "part_folder",
+    "plain_files",
+    "validation_folder",
+]
+
+Item = TypeVar("Item")
 
 VALIDATION_NAMES = ("validation", "val", "valid")
 """Possible names of a folder with validation images."""
 
 _LITTER = ("__macosx", "thumbs.db", "desktop.ini")
 """Files that macOS and Windows create in folders, apart from names that begin with a dot."""
+
+
+def divided_by_name(
+    items: Sequence[Item], names: Sequence[str], share: float, purpose: str
+) -> tuple[list[Item], list[Item]]:
+    """Divide items by the hash of their names: those that stay, and those that are held out for this purpose.
+
+    Held out are the items whose hash is in the first `share` of all hashes, and at least one. So adding or removing a
+    file does not move other files between the parts.
+    """
+    places = [int.from_bytes(hashlib.sha256(f"{purpose}/{name}".encode()).digest()[:6]) / 2**48 for name in names]
+    first = min(range(len(items)), key=places.__getitem__)
+    held = [place < share for place in places]
+    held[first] = held[first] or not any(held)
+    both = list(zip(items, held, strict=True))
+    return [item for item, out in both if not out], [item for item, out in both if out]
 
 
 def part_folder(folder: Path, part: str) -> Path:

@@ -28,6 +28,7 @@ __all__ = [
     "in_memory",
     "look",
     "named",
+    "origin_of",
     "original_of",
     "read_file",
 ]
@@ -108,6 +109,12 @@ def read_file(path: Path) -> bytes:
     """The content of an image file; InputError if it cannot be read."""
     with named(str(path)):
         return path.read_bytes()
+
+
+def origin_of(file: Path, name: str = "") -> bytes:
+    """What identifies an image file without reading it: its name (or `name`), its size and its time of change."""
+    stat = file.stat()
+    return f"{name or file.name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode(errors="surrogateescape")
 
 
 def decode(content: bytes, data: PixelRule, where: str) -> Images:

@@ -1,7 +1,6 @@
 """Folders of images and masks: the parts of a data set for segmentation, and their views."""
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,9 +14,9 @@ from edgekd.card import Card
 from edgekd.console import say
 from edgekd.data.arrays import digest, duplicates
 from edgekd.data.examples import Batch, Examples
-from edgekd.data.folders import plain_files, validation_folder
+from edgekd.data.folders import divided_by_name, plain_files, validation_folder
 from edgekd.data.frames import framed_image, framed_map, frames_of, lit
-from edgekd.data.images import Split, decode, decoded_split, look, named, read_file
+from edgekd.data.images import Split, decode, decoded_split, look, named, origin_of, read_file
 from edgekd.data.pixels import turned_size
 from edgekd.data.sources import HELD_OUT, place_of
 from edgekd.errors import InputError, shown
@@ -59,8 +58,7 @@ def load_masked_training(card: Card, folder: Path | None) -> tuple[Split, Split]
         raise InputError(f"{place}: has {len(pairs) or 'no'} training images; at least two are needed")
     if validation_folder(place) is not None:
         return _split(pairs, data, "train"), _split(_pairs(place, "validation"), data, "validation")
-    held = _held(pairs, data.validation_fraction, f"validation {data.validation_seed}")
-    rest = _without(pairs, held)
+    rest, held = _divided(pairs, data.validation_fraction, f"validation {data.validation_seed}")
     if not rest:
         raise InputError(f"{place}: all {len(pairs)} training images fall to validation; lower validation_fraction")
     return _split(rest, data, "train"), _split(held, data, "validation")
@@ -96,8 +94,8 @@ def _pairs(place: Path, part: str) -> list[_Pair]:
     """The images of a part with their masks, in the order of their names."""
     if not (place / "train").is_dir():
         pairs = _pairs_in(place)
-        held = _held(pairs, HELD_OUT, "test")
-        return held if part == "test" else _without(pairs, held)
+        rest, held = _divided(pairs, HELD_OUT, "test")
+        return held if part == "test" else rest
     own = validation_folder(place)
     roots = {"train": place / "train", "validation": own, "test": place / "test"}
     root = roots[part]
@@ -122,11 +120,6 @@ def _pairs_in(root: Path) -> list[_Pair]:
     return [_Pair(file, masks[stem], stem) for stem, file in images.items()]
 
 
-def _without(pairs: Sequence[_Pair], held: Sequence[_Pair]) -> list[_Pair]:
-    names = {pair.name for pair in held}
-    return [pair for pair in pairs if pair.name not in names]
-
-
 def _by_stem(folder: Path) -> dict[str, Path]:
     """The files below a folder by their path in it without the ending, such as `plate1/a` for `plate1/a.png`."""
     found: dict[str, Path] = {}
@@ -138,16 +131,8 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _held(pairs: Sequence[_Pair], share: float, purpose: str) -> list[_Pair]:
-    """The pairs whose names have a hash in the first `share` of all hashes, and at least one of them.
-
-    So adding or removing a file does not move other files between the parts.
-    """
-
-    def place(pair: _Pair) -> float:
-        return int.from_bytes(hashlib.sha256(f"{purpose}/{pair.name}".encode()).digest()[:6]) / 2**48
-
-    return [pair for pair in pairs if place(pair) < share] or [min(pairs, key=place)]
+def _divided(pairs: Sequence[_Pair], share: float, purpose: str) -> tuple[list[_Pair], list[_Pair]]:
+    return divided_by_name(pairs, [pair.name for pair in pairs], share, purpose)
 
 
 def _split(pairs: Sequence[_Pair], data: MaskData, part: str) -> Split:
@@ -160,14 +145,10 @@ def _split(pairs: Sequence[_Pair], data: MaskData, part: str) -> Split:
     if problem := SEGMENTATION.targets_problem(maps):
         raise InputError(f"{part} part in {pairs[0].mask.parent}: {problem}")
 
-    def origin(i: int) -> bytes:
-        stat = pairs[i].image.stat()
-        return f"{pairs[i].image.name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode(errors="surrogateescape")
-
     return decoded_split(
         maps,
         lambda i: decode(read_file(pairs[i].image), data, str(pairs[i].image)),
-        origin,
+        lambda i: origin_of(pairs[i].image),
         data,
         lambda i: look(pairs[i].image, data, str(pairs[i].image)),
         f"{part} part in {pairs[0].image.parent}",

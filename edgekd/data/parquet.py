@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.card import Data
-from edgekd.data.images import read_file
+from edgekd.data.images import origin_of, read_file
 from edgekd.errors import InputError, cut, did_you_mean, one_line, shown
 
 if TYPE_CHECKING:
@@ -48,10 +48,7 @@ class Rows:
     def origin(self, i: int) -> bytes:
         """Identifies the image of row i: its bytes, or its file's name, size and time of change."""
         image = self.file(i)
-        if isinstance(image, bytes):
-            return image
-        stat = image.stat()
-        return f"{image.name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode(errors="surrogateescape")
+        return image if isinstance(image, bytes) else origin_of(image)
 
 
 def parquet_files(folder: Path, part: str) -> list[Path]:

@@ -22,6 +22,7 @@ from edgekd.data.images import (
     fit,
     in_memory,
     look,
+    origin_of,
     original_of,
     read_file,
 )
@@ -235,14 +236,10 @@ def _image_folder(data: Data, folder: Path, part: str) -> Split:
     chosen = np.arange(len(every)) if root != folder else _by_name(files, every, part)
     kept = [files[i] for i in chosen]
 
-    def origin(i: int) -> bytes:
-        stat = kept[i].stat()
-        return f"{kept[i].relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}".encode(errors="surrogateescape")
-
     return decoded_split(
         every[chosen],
         lambda i: decode(read_file(kept[i]), data, str(kept[i])),
-        origin,
+        lambda i: origin_of(kept[i], str(kept[i].relative_to(root))),
         data,
         lambda i: look(kept[i], data, str(kept[i])),
         f"{part} part in {root}",
