@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgekd.report.tasks.segmentation import colours_of, png
+from edgekd.report.pictures import png
+from edgekd.report.tasks.segmentation import colours_of
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])

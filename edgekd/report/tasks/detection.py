@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd import units
 from edgekd.report.page import safe, table_of
+from edgekd.report.pictures import bright, class_names, colour, colour_key, picture, score_table
 from edgekd.report.run.gather import Story
-from edgekd.report.tasks.segmentation import bright, colour, picture
 from edgekd.tasks.detection import SURE
 
 __all__ = ["box_section", "drawn"]
@@ -20,32 +19,8 @@ WIDTH = 260
 def box_section(story: Story, runs: int) -> tuple[str, str]:
     """Title and HTML of the section, in a page that shows this number of runs. The HTML is empty if neither scores of
     classes nor answers on test data are kept."""
-    names = _names(story)
-    return "Boxes", _table(story, names) + _examples(story, names)
-
-
-def _names(story: Story) -> tuple[str, ...]:
-    """The names of the classes; numbers if the run does not keep all of them."""
-    count = max((len(details["ap50"]) for details in story.own.details.values()), default=0)
-    named = tuple(story.data.get("classes", ()))
-    return named if len(named) >= count else tuple(f"class {place}" for place in range(count))
-
-
-def _table(story: Story, names: Sequence[str]) -> str:
-    """AP50 and AP50-95 of each class, by model."""
-    models = [model for model in story.own.models if model.name in story.own.details]
-    if not models:
-        return ""
-    rows = []
-    for place, name in enumerate(names):
-        for key, words in (("ap50", "AP50"), ("ap", "AP50-95")):
-            values = [story.own.details[model.name][key] for model in models]
-            cells = [
-                units.accuracy(one[place]) if place < len(one) and one[place] is not None else "–" for one in values
-            ]
-            rows.append([f"{safe(name)}, {words}", *cells])
-    shipped = next((place for place, model in enumerate(models, 1) if model.name == story.chosen), -1)
-    return table_of(["", *(safe(model.name) for model in models)], rows, set(), shipped)
+    names = class_names(story, "ap50")
+    return "Boxes", score_table(story, names, {"ap50": "AP50", "ap": "AP50-95"}) + _examples(story, names)
 
 
 def _examples(story: Story, names: Sequence[str]) -> str:
@@ -67,8 +42,8 @@ def _examples(story: Story, names: Sequence[str]) -> str:
             cells.append(f"{drawing}<br>{shown['hits'][place]} of {judged} found, {len(boxes)} boxes")
         rows.append(cells)
     heads = ["", "truth", *(safe(name) for name in found)]
-    keys = "".join(f'<span style="color:rgb{colour(k + 1)}">■</span> {safe(name)} ' for k, name in enumerate(names))
-    note = f'<p class="note">{keys}Boxes with a score of at least {SURE:g}. Dark images are shown brighter.</p>'
+    told = f"Boxes with a score of at least {SURE:g}. Dark images are shown brighter."
+    note = f'<p class="note">{colour_key(names, 1)}{told}</p>'
     return f"<h3>Examples</h3>{note}{table_of(heads, rows, {1, *range(2, len(heads))})}"
 
 
