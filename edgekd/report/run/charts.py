@@ -312,7 +312,8 @@ def _score_range(kind: ScoreKind, values: Sequence[float]) -> list[float]:
 
 
 def _capital(words: str) -> str:
-    return words[:1].upper() + words[1:]
+    """The words with a capital letter first, but names such as mAP50 as they are."""
+    return words if words[1:2].isupper() else words[:1].upper() + words[1:]
 
 
 def _vertical(limits: dict[str, Line], panel: _Panel, ranges: dict[str, list[float]]) -> list[Chart]:

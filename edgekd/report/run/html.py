@@ -178,7 +178,7 @@ def _with_ratio(cell: str) -> str:
 
 def _together(cell: str) -> str:
     """HTML that keeps a figure and its unit on one line; a list may be wrapped."""
-    return f'<span class="one">{safe(cell)}</span>' if len(cell) <= 32 else safe(cell)
+    return f'<span class="one">{safe(cell)}</span>' if len(cell) <= 28 else safe(cell)
 
 
 def _holds(column: Column, story: Story) -> bool:

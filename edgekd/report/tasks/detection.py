@@ -12,7 +12,7 @@ from edgekd.tasks.detection import SURE
 
 __all__ = ["box_section", "drawn"]
 
-WIDTH = 260
+WIDTH = 220
 """Width of a picture in the page, in CSS pixels."""
 
 
