@@ -67,11 +67,14 @@ def _recognised(look: Callable[[Sizes], Family | None], sizes: Sizes) -> Family 
 
 
 def _cifar_resnet(sizes: Sizes) -> Family | None:
-    blocks = {name.split(".")[1] for name in sizes if name.startswith("layer1.")}
     if "linear.weight" not in sizes or "layer3.0.conv1.weight" not in sizes or "layer4.0.conv1.weight" in sizes:
         return None
     width, channels = sizes["conv1.weight"][:2]
-    shape = {"depth": 6 * len(blocks) + 2, "width": width}
+    blocks = [len({name.split(".")[1] for name in sizes if name.startswith(f"layer{stage}.")}) for stage in (1, 2, 3)]
+    widths = [width, *(sizes[f"layer{stage}.0.conv1.weight"][0] for stage in (2, 3))]
+    shape: dict[str, Any] = {"depth": 6 * blocks[0] + 2} if len(set(blocks)) == 1 else {"blocks": blocks}
+    shape |= {"width": width} if widths == [width, 2 * width, 4 * width] else {"widths": widths}
+    shape |= {"shortcut": "B"} if "layer3.0.shortcut.0.weight" in sizes else {}
     return Family(family="cifar-resnet", shape=shape, outputs=sizes["linear.weight"][0], channels=channels)
 
 

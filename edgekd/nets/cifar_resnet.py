@@ -11,6 +11,8 @@ from torch import Tensor, nn
 __all__ = ["CifarResNet", "CifarResNetShape"]
 
 Width = Annotated[int, Field(ge=2, le=65_536, multiple_of=2)]
+NoBlock = Annotated[int, Field(ge=0, le=200)]
+Blocks = Annotated[int, Field(ge=1, le=200)]
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -19,6 +21,8 @@ class CifarResNetShape:
     as many channels."""
 
     depth: Annotated[int, Field(ge=8, le=1202, multiple_of=2)] = 20
+    blocks: tuple[NoBlock, Blocks, Blocks] | None = None
+    """The residual blocks of the three stages, in place of `depth`. A first stage of 0 is the stem alone."""
     width: Width = 16
     widths: tuple[Width, Width, Width] | None = None
     """The channels of the three stages, in place of `width`. With option A no stage may be narrower than the one before
@@ -32,6 +36,8 @@ class CifarResNetShape:
     def __post_init__(self) -> None:
         if (self.depth - 2) % 6:
             raise ValueError(f"should be a depth of 6 n + 2 (8, 14, 20, 26, …), got {self.depth}")
+        if self.blocks and self.depth != 20:
+            raise ValueError("should give depth or blocks, not both")
         if self.widths and self.width != 16:
             raise ValueError("should give width or widths, not both")
         if self.shortcut == "A" and self.widths and list(self.widths) != sorted(self.widths):
@@ -41,6 +47,12 @@ class CifarResNetShape:
     def stages(self) -> tuple[int, int, int]:
         """The channels of the three stages."""
         return self.widths or (self.width, 2 * self.width, 4 * self.width)
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """The residual blocks of the three stages."""
+        each = (self.depth - 2) // 6
+        return self.blocks or (each, each, each)
 
 
 class _Block(nn.Module):
@@ -84,12 +96,12 @@ class CifarResNet(nn.Module):
 
     def __init__(self, shape: CifarResNetShape, channels: int, classes: int) -> None:
         super().__init__()
-        (first, second, third), blocks = shape.stages, (shape.depth - 2) // 6
+        (first, second, third), blocks = shape.stages, shape.counts
         self.conv1 = nn.Conv2d(channels, first, 3, shape.stem_stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(first)
-        self.layer1 = _stage(first, first, blocks, 1, shape.shortcut)
-        self.layer2 = _stage(first, second, blocks, 2, shape.shortcut)
-        self.layer3 = _stage(second, third, blocks, 2, shape.shortcut)
+        self.layer1 = _stage(first, first, blocks[0], 1, shape.shortcut)
+        self.layer2 = _stage(first, second, blocks[1], 2, shape.shortcut)
+        self.layer3 = _stage(second, third, blocks[2], 2, shape.shortcut)
         self.linear = nn.Linear(third, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -111,5 +123,5 @@ class CifarResNet(nn.Module):
 
 
 def _stage(inside: int, outside: int, blocks: int, stride: int, shortcut: str) -> nn.Sequential:
-    first = _Block(inside, outside, stride, shortcut)
-    return nn.Sequential(first, *(_Block(outside, outside, 1, shortcut) for _ in range(blocks - 1)))
+    sizes = [(inside, stride), *[(outside, 1)] * (blocks - 1)][:blocks]
+    return nn.Sequential(*(_Block(before, outside, step, shortcut) for before, step in sizes))

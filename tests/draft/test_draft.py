@@ -138,6 +138,11 @@ def test_sentences_tell_length_and_vocabulary(tmp_path: Path) -> None:
 def test_the_family_of_weights_is_found_by_their_names_and_sizes() -> None:
     cases = [
         (CifarResNet(CifarResNetShape(depth=14, width=8), 3, 10), "cifar-resnet", {"depth": 14, "width": 8}),
+        (
+            CifarResNet(CifarResNetShape(blocks=(0, 2, 1), widths=(8, 16, 24), shortcut="B"), 3, 10),
+            "cifar-resnet",
+            {"blocks": [0, 2, 1], "widths": [8, 16, 24], "shortcut": "B"},
+        ),
         (mlp(MlpShape(hidden=(32, 16)), 1, 8, 10), "mlp", {"hidden": [32, 16]}),
         (convnet(ConvNetShape(channels=(8, 16), hidden=32), 1, 8, 10), "convnet", {"channels": [8, 16], "hidden": 32}),
         (

@@ -109,6 +109,25 @@ def test_stages_may_have_widths_of_their_own() -> None:
     assert narrower(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
+def test_stages_may_have_numbers_of_blocks_of_their_own() -> None:
+    net = CifarResNet(CifarResNetShape(blocks=(0, 3, 1), widths=(8, 32, 48), shortcut="B"), 3, 10)
+    assert [len(stage) for stage in (net.layer1, net.layer2, net.layer3)] == [0, 3, 1]
+    stem, second = 8 * 27 + 16, 8 * 32 * 9 + 5 * 32 * 32 * 9 + 8 * 32 + 7 * 64
+    third = 32 * 48 * 9 + 48 * 48 * 9 + 32 * 48 + 3 * 96
+    assert count_params(net) == stem + second + third + 49 * 10
+    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_equal_numbers_of_blocks_are_a_depth() -> None:
+    shapes = [CifarResNetShape(depth=14), CifarResNetShape(blocks=(2, 2, 2))]
+    nets = []
+    for shape in shapes:
+        torch.manual_seed(0)
+        nets.append(CifarResNet(shape, 3, 10).eval())
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(nets[0](x), nets[1](x))
+
+
 def test_the_plain_shape_keeps_its_names_and_its_weights() -> None:
     torch.manual_seed(0)
     net = CifarResNet(CifarResNetShape(depth=8, width=8), 3, 10)
@@ -123,9 +142,11 @@ def test_the_plain_shape_keeps_its_names_and_its_weights() -> None:
     ("shape", "said"),
     [
         ({"width": 8, "widths": (8, 16, 32)}, "should give width or widths, not both"),
+        ({"depth": 14, "blocks": (1, 2, 1)}, "should give depth or blocks, not both"),
+        ({"blocks": (1, 0, 1)}, "greater than or equal to 1"),
         ({"widths": (32, 16, 32)}, 'widths: should not decrease with shortcut = "A"'),
     ],
 )
-def test_widths_that_do_not_fit_are_told(shape: dict[str, Any], said: str) -> None:
+def test_stages_that_do_not_fit_are_told(shape: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         CifarResNetShape(**shape)
