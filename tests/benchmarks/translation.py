@@ -1,7 +1,7 @@
 """Ways to distil a translator: alone, per token at several temperatures, per sequence, and both; greedy and by beam.
 
     python tests/benchmarks/translation.py CARD DATA TEACHER.safetensors FOLDER OUT.json [--seeds 3]
-        [--repeated alone 'token, T 1'] [--temperatures 0.1,0.5,1,2,4] [--beams 1,4] [--target cpu-x86]
+        [--ways alone sequence …] [--repeated alone …] [--temperatures 0.1,0.5,1,2,4] [--beams 1,4] [--target cpu-x86]
 
 TEACHER is what `edgekd teach CARD` wrote. The student is the card's first shape, each way with the card's epochs; all
 ways, or those of --repeated alone, with all seeds. All choices are the reader's: validation and test scores are
@@ -109,6 +109,7 @@ def main() -> None:
     for name in ("card", "data", "teacher", "folder", "out"):
         parser.add_argument(name)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--ways", nargs="*", help="the ways to compare, in this order; default all")
     parser.add_argument("--repeated", nargs="*")
     parser.add_argument("--temperatures", default="0.1,0.5,1,2,4")
     parser.add_argument("--beams", default="1,4")
@@ -122,7 +123,9 @@ def main() -> None:
     shape = shapes_of(card, card.student)[0]
     data = (examples_of(card, train), examples_of(card, validation))
     nets: dict[tuple[str, int], Seq2Seq] = {}
-    for name, recipe in ways(card.recipe, [float(t) for t in asked.temperatures.split(",")]).items():
+    known = ways(card.recipe, [float(t) for t in asked.temperatures.split(",")])
+    for name in asked.ways or known:
+        recipe = known[name]
         for seed in range(asked.seeds if asked.repeated is None or name in asked.repeated else 1):
             place = folder / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
             nets[name, seed] = student(card, shape, dataclasses.replace(recipe, seed=seed), data, teacher, place)
