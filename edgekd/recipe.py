@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 __all__ = [
+    "PLACED",
     "TEMPERED",
     "Augment",
     "Feature",
@@ -33,6 +34,8 @@ Preset = Literal["fast", "long"]
 Term = Literal["ce", "kd", "soft_ce", "mse", "dkd", "dist", "mutual"]
 TEMPERED: frozenset[Term] = frozenset({"kd", "soft_ce", "dkd", "dist"})
 """The terms that depend on softmax outputs at the temperature T; they have the factor T²."""
+PLACED = ("match", "hint", "channel")
+"""The terms on features that can be restricted to some places of maps."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -206,6 +209,9 @@ class Feature:
     teacher: str = ""
     student: str = ""
     """Module paths of both layers, such as `layer3.0`; an empty path means the logits."""
+    where: Literal["everywhere", "foreground"] = "everywhere"
+    """Which places of the maps count: all, or those of objects, each object as much as any other. `foreground` is for
+    data with boxes."""
     distance_weight: NotNegative = 25.0
     angle_weight: NotNegative = 50.0
     """Weights of the two parts of `rkd` (Park et al. 2019, section 4)."""
@@ -223,6 +229,8 @@ class Feature:
         owners = {"distance_weight": "rkd", "angle_weight": "rkd", "hidden": "adversarial"}
         owners["channel_temperature"] = "channel"
         owners |= dict.fromkeys(("embedding", "negatives", "contrast_temperature"), "crd")
+        if self.where == "foreground" and self.term not in PLACED:
+            yield f"features: {self.name()}: where: has no effect here; it is for {', '.join(PLACED)}"
         for name, term in owners.items():
             if term != self.term and getattr(self, name) != getattr(Feature, name):
                 yield f"features: {self.name()}: {name}: has no effect here; it is for {term}"

@@ -239,6 +239,8 @@ def test_an_unknown_budget_of_the_command_line() -> None:
         ('losses = { mse = 1.0 }\nsampling = "points"', "sampling: "),
         ("sampling_strength = 2.0", "recipe.sampling_strength: has no effect here; it needs sampling"),
         ('[[recipe.features]]\nterm = "hint"\nnegatives = 5', "recipe.features: hint: negatives: has no effect "),
+        ('[[recipe.features]]\nterm = "vid"\nwhere = "foreground"',
+         "recipe.features: vid: where: has no effect here; it is for match, hint, channel"),
         ('schedule = "one-cycle"\nwarmup_epochs = 2', "recipe.warmup_epochs: has no effect here; schedule ="),
         ("warmup_epochs = 4", "warmup_epochs: should be at most the 3 epochs, got 4"),
         ("warmup_epochs = 2\nstages = [{ epochs = 1, losses = { kd = 1.0 } }, { epochs = 2, losses = { kd = 1.0 } }]",

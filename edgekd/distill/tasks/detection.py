@@ -14,7 +14,7 @@ from edgekd.distill.distributed import World, device, summed
 from edgekd.distill.optimise import autocast
 from edgekd.distill.tasks.learning import Learning, as_it_is, nothing_kept
 from edgekd.distill.tasks.weighing import class_weights
-from edgekd.distill.terms.boxes import box_kd, box_loss
+from edgekd.distill.terms.boxes import box_kd, box_loss, foreground
 from edgekd.errors import ConfigError
 from edgekd.recipe import Training
 from edgekd.tasks.detection import DETECTION, found_in, mean_precision
@@ -62,6 +62,7 @@ BOXES = Learning(
     examples=boxes.box_examples,
     loss=box_loss,
     soft=box_kd,
+    foreground=foreground,
     weights=_weights,
     score=mean_average_precision,
 )
