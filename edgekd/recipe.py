@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
+
+from edgekd.errors import shown
 
 __all__ = [
     "PLACED",
@@ -36,6 +38,15 @@ TEMPERED: frozenset[Term] = frozenset({"kd", "soft_ce", "dkd", "dist"})
 """The terms that depend on softmax outputs at the temperature T; they have the factor T²."""
 PLACED = ("match", "hint", "channel")
 """The terms on features that can be restricted to some places of maps."""
+
+
+def _weights_of_classes(value: Any) -> Any:
+    if value in ("none", "balanced"):
+        return value
+    numbers = isinstance(value, list | tuple) and all(isinstance(one, int | float) for one in value)
+    if not numbers or not value or not all(0 < one < float("inf") for one in value):
+        raise ValueError(f'got {shown(value)}; it should be "none", "balanced" or a positive number for each class')
+    return tuple(value)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -128,7 +139,9 @@ class Training:
     weight_decay: NotNegative = 5e-4
     warmup_epochs: NotNegative = 1.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    class_weights: Literal["none", "balanced"] | tuple[Positive, ...] = "none"
+    class_weights: Annotated[
+        Literal["none", "balanced"] | tuple[Positive, ...], BeforeValidator(_weights_of_classes)
+    ] = "none"
     """Weight of each class in the cross-entropy; `balanced` is images / (classes × images of the class)."""
     clip_norm: Positive | None = None
     """Largest norm of the gradient; a larger gradient is scaled down to it."""

@@ -49,7 +49,7 @@ def _weights(training: Training, labels: NDArray[Any], data: Any, where: str) ->
         key = f"{where.rpartition('.')[0]}.label_smoothing".lstrip(".")
         raise ConfigError(f"{key}: is for classes that exclude one another; set it to 0 for {DETECTION.name}")
     known = labels[..., 0][labels[..., 0] >= 0].astype(np.int64)
-    return class_weights(training, known, len(data.classes), where)
+    return class_weights(training, known, data.classes, where, "objects")
 
 
 BOXES = Learning(
