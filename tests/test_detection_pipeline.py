@@ -151,10 +151,10 @@ def test_what_does_not_fit_detection_is_refused(tmp_path: Path, things: Any, cli
 def test_a_student_learns_features_where_objects_are(tmp_path: Path, things: Any) -> None:
     """The student's map is half as wide and high as the teacher's, and the term falls."""
     things.write_voc(tmp_path / "things", 16)
-    feature = {"term": "hint", "teacher": "stem", "student": "heads.0.trunk", "where": "foreground"}
+    feature = Feature(term="hint", teacher="stem", student="heads.0.trunk", where="foreground")
     (tmp_path / "things.toml").write_text(things.CARD)
     card = load_card(str(tmp_path / "things.toml"))
-    recipe = dataclasses.replace(card.recipe, epochs=4, losses={"ce": 1.0}, features=(Feature(**feature),))
+    recipe = dataclasses.replace(card.recipe, epochs=4, losses={"ce": 1.0}, features=(feature,))
     card = dataclasses.replace(card, recipe=recipe)
     train, validation = (BOXES.examples(card, part) for part in BOXES.load(card, None))
     torch.manual_seed(0)

@@ -130,7 +130,7 @@ def test_the_foreground_are_the_cells_that_boxes_overlap() -> None:
             for y in range(round(10 * y1) + 1, round(10 * y2))
         }
         for row, column in found:
-            expected[0, row, column] = max(expected[0, row, column], 1 / len(found))
+            expected[0, row, column] = max(float(expected[0, row, column]), 1 / len(found))
     assert torch.allclose(foreground(targets, (4, 8)), expected)
     assert expected[0].count_nonzero() == 9 + 4 and expected[0, 1, 1] == 1  # the second one lies within the first
 
