@@ -4,12 +4,15 @@ import dataclasses
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from edgekd.errors import shown
+
 __all__ = [
+    "PLACED",
     "TEMPERED",
     "Augment",
     "Feature",
@@ -33,6 +36,17 @@ Preset = Literal["fast", "long"]
 Term = Literal["ce", "kd", "soft_ce", "mse", "dkd", "dist", "mutual"]
 TEMPERED: frozenset[Term] = frozenset({"kd", "soft_ce", "dkd", "dist"})
 """The terms that depend on softmax outputs at the temperature T; they have the factor T²."""
+PLACED = ("match", "hint", "channel")
+"""The terms on features that can be restricted to some places of maps."""
+
+
+def _weights_of_classes(value: Any) -> Any:
+    if value in ("none", "balanced"):
+        return value
+    numbers = isinstance(value, list | tuple) and all(isinstance(one, int | float) for one in value)
+    if not numbers or not value or not all(0 < one < float("inf") for one in value):
+        raise ValueError(f'got {shown(value)}; it should be "none", "balanced" or a positive number for each class')
+    return tuple(value)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -125,7 +139,9 @@ class Training:
     weight_decay: NotNegative = 5e-4
     warmup_epochs: NotNegative = 1.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    class_weights: Literal["none", "balanced"] | tuple[Positive, ...] = "none"
+    class_weights: Annotated[
+        Literal["none", "balanced"] | tuple[Positive, ...], BeforeValidator(_weights_of_classes)
+    ] = "none"
     """Weight of each class in the cross-entropy; `balanced` is images / (classes × images of the class)."""
     clip_norm: Positive | None = None
     """Largest norm of the gradient; a larger gradient is scaled down to it."""
@@ -206,6 +222,9 @@ class Feature:
     teacher: str = ""
     student: str = ""
     """Module paths of both layers, such as `layer3.0`; an empty path means the logits."""
+    where: Literal["everywhere", "foreground"] = "everywhere"
+    """Which places of the maps count: all, or those of objects, each object as much as any other. `foreground` is for
+    data with boxes."""
     distance_weight: NotNegative = 25.0
     angle_weight: NotNegative = 50.0
     """Weights of the two parts of `rkd` (Park et al. 2019, section 4)."""
@@ -223,6 +242,8 @@ class Feature:
         owners = {"distance_weight": "rkd", "angle_weight": "rkd", "hidden": "adversarial"}
         owners["channel_temperature"] = "channel"
         owners |= dict.fromkeys(("embedding", "negatives", "contrast_temperature"), "crd")
+        if self.where == "foreground" and self.term not in PLACED:
+            yield f"features: {self.name()}: where: has no effect here; it is for {', '.join(PLACED)}"
         for name, term in owners.items():
             if term != self.term and getattr(self, name) != getattr(Feature, name):
                 yield f"features: {self.name()}: {name}: has no effect here; it is for {term}"

@@ -20,6 +20,7 @@ from edgekd.errors import ConfigError, shown
 from edgekd.files import atomic, file_sha256, read_json, write_json
 from edgekd.imports import sources_of
 from edgekd.mend import adopted, expected, mend, refuse_lost_settings, remove_derived
+from edgekd.recipe import Feature
 from edgekd.target import Quantization, Target
 
 __all__ = ["Run", "open_run", "take_over"]
@@ -352,6 +353,8 @@ def _as_before(key: str, value: Any) -> bool:
         return not value
     if part.endswith(".training"):
         makers[part] = Training(epochs=1)
+    if part.startswith("card.recipe.") and part.rpartition(".")[0].endswith(".features"):
+        makers[part] = Feature(term="match")
     if part == "card.student" and name in ("families", "rank"):
         return value in ([], "capacity")
     if part == "target" and name in ("device", "python", "accuracy_on", "fixed_shapes", "format"):

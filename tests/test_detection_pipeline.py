@@ -1,5 +1,6 @@
 """Detection goes the whole road, from a folder of boxes to a judged file and its report."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from edgekd.bench.worker import detections
-from edgekd.nets.teachers import load_teacher_file
+from edgekd.distill.student import learn, new_student
+from edgekd.distill.tasks.detection import BOXES
+from edgekd.nets.deployed import Deployed
+from edgekd.nets.families import make_shapes
+from edgekd.nets.teachers import LoadedTeacher, load_teacher_file, make_teacher_net
+from edgekd.recipe import Feature
 from edgekd.tasks.boxes import overlaps
 from edgekd.tasks.known import load_card
 
@@ -140,6 +146,24 @@ def test_what_does_not_fit_detection_is_refused(tmp_path: Path, things: Any, cli
         done = cli("distill", "things.toml", "-t", "cpu-arm", "--out", tmp_path / "refused")
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert told in done.stderr
+
+
+def test_a_student_learns_features_where_objects_are(tmp_path: Path, things: Any) -> None:
+    """The student's map is half as wide and high as the teacher's, and the term falls."""
+    things.write_voc(tmp_path / "things", 16)
+    feature = Feature(term="hint", teacher="stem", student="heads.0.trunk", where="foreground")
+    (tmp_path / "things.toml").write_text(things.CARD)
+    card = load_card(str(tmp_path / "things.toml"))
+    recipe = dataclasses.replace(card.recipe, epochs=4, losses={"ce": 1.0}, features=(feature,))
+    card = dataclasses.replace(card, recipe=recipe)
+    train, validation = (BOXES.examples(card, part) for part in BOXES.load(card, None))
+    torch.manual_seed(0)
+    teacher = LoadedTeacher(Deployed(make_teacher_net(card).eval(), card.data), Path())
+    shape = make_shapes(card, card.student)[0]
+    net, _ = new_student(card, shape, teacher)
+    history = learn(card, shape, net, [teacher], (train, validation), tmp_path / "student")
+    terms = [epoch["terms"]["hint heads.0.trunk"] for epoch in history]
+    assert terms[-1] < 0.9 * terms[0]
 
 
 def test_a_model_is_checked_against_another_one(run: Path, cli: Cli, tmp_path: Path) -> None:

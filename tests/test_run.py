@@ -12,6 +12,7 @@ from edgekd.artefacts import SHIPPED
 from edgekd.card import Budget, Card, Teacher
 from edgekd.errors import ConfigError, InputError
 from edgekd.files import atomic, read_json, write_json
+from edgekd.recipe import Feature, Stage
 from edgekd.run import Run, open_run
 from edgekd.target import Target, load_target
 from edgekd.tasks.known import load_card
@@ -144,6 +145,24 @@ def test_a_run_of_an_edgekd_that_knew_fewer_options_goes_on(tmp_path: Path, card
         open_run(folder, card, dataclasses.replace(load_target("cpu-arm"), format="ort"), Budget(), FILES, False),
     ):
         pass
+
+
+def test_a_run_whose_terms_on_features_had_fewer_options_goes_on(tmp_path: Path, card: Card, target: Target) -> None:
+    features = (Feature(term="hint"), Feature(term="match"))
+    stages = (Stage(epochs=1, features=features), Stage(epochs=1, losses={"kd": 1.0}))
+    for name, values in (("plain", {"features": features}), ("staged", {"stages": stages, "epochs": 2})):
+        older = dataclasses.replace(card, recipe=dataclasses.replace(card.recipe, **values))
+        with open_run(tmp_path / name, older, target, Budget(), FILES, False) as run:
+            run.begin("digest")
+            train_a_little(run)
+        content = read_json(tmp_path / name / "run.json")
+        recipe = content["card"]["recipe"]
+        for feature in (recipe["stages"][0] if name == "staged" else recipe)["features"]:
+            del feature["where"]
+        write_json(tmp_path / name / "run.json", content | {"schema_version": 1})
+        (tmp_path / name / "artefacts.json").unlink()
+        with open_run(tmp_path / name, older, target, Budget(), FILES, False):
+            pass
 
 
 def test_fresh_removes_what_was_shipped_in_any_format(tmp_path: Path, card: Card, target: Target) -> None:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from edgekd.distill.sampling import generator_for, sample
 from edgekd.distill.terms import losses
 from edgekd.distill.terms.feature_losses import FeatureTerm, feature_term, teacher_name
+from edgekd.distill.terms.features import smaller_size
 from edgekd.distill.terms.temperature import LearnedTemperature, scheduled
+from edgekd.errors import ConfigError
 from edgekd.recipe import Recipe, Stage, Training
 
-__all__ = ["Objective", "Part", "Rows", "Seen", "distillation", "plain", "student_layers", "teacher_layers"]
+__all__ = ["Objective", "Part", "Places", "Rows", "Seen", "distillation", "plain", "student_layers", "teacher_layers"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,9 @@ Rows = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(outputs (B, C, …), targets (B, …)) -> outputs (N, C) and targets (N,) of the N answers that are judged, such as the
 pixels of class maps."""
 
+Places = Callable[[Tensor, tuple[int, int]], Tensor]
+"""(targets, height and width of maps) -> weights (B, height, width) of the places of these maps."""
+
 
 def plain(training: Training, loss: Loss, weights: Tensor | None = None, rows: Rows | None = None) -> Objective:
     """An objective without a teacher: only the task's own loss, under the name `ce` that recipes use."""
@@ -118,13 +123,15 @@ def distillation(
     peers: Sequence[nn.Module] = (),
     soft: Soft | None = None,
     rows: Rows | None = None,
+    foreground: Places | None = None,
 ) -> Objective:
     """The objective of a recipe, for `count` training examples and networks whose layers have these shapes (without the
     batch dimension).
 
     `hard` is the term `ce`, the task's own loss; `soft` is the term `kd` if the outputs are no logits. With `rows`, the
     terms on logits get the rows that it makes, and the terms on features still get whole outputs. `peers` are
-    further students, which map inputs to logits, for the term `mutual`. Raises ConfigError if a term does not fit the
+    further students, which map inputs to logits, for the term `mutual`. `foreground` gives the weights for terms on
+    features that are restricted to the foreground. Raises ConfigError if a term does not fit the
     shapes.
     """
     learned = nn.ModuleDict()
@@ -142,12 +149,22 @@ def distillation(
 
     parts = []
     for place, stage in enumerate(recipe.parts()):
+        _require_places(stage, foreground)
         on_features = [feature_term(feature, student, teacher, count, recipe.seed) for feature in stage.features]
         for number, term in enumerate(on_features):
             if term.learned is not None:
                 learned[f"part{place}-{number}"] = term.learned
-        parts.append(Part(stage.epochs, _terms(recipe, stage, on_features, hard, soft, rows)))
+        parts.append(Part(stage.epochs, _terms(recipe, stage, on_features, hard, soft, rows, foreground)))
     return Objective(tuple(parts), student_layers(recipe), teacher_layers(recipe), learned, temperature)
+
+
+def _require_places(stage: Stage, foreground: Places | None) -> None:
+    restricted = [feature for feature in stage.features if feature.where == "foreground"]
+    if restricted and foreground is None:
+        raise ConfigError(
+            f'recipe.features: {restricted[0].name()}: where = "foreground" is for data with boxes, which this task '
+            "does not have; leave it out"
+        )
 
 
 def by_rows(seen: Seen, rows: Rows | None) -> Seen:
@@ -167,6 +184,7 @@ def _terms(
     hard: Hard,
     soft: Soft | None,
     rows: Rows | None,
+    foreground: Places | None,
 ) -> Terms:
     on_logits = {name: _logit_term(name, recipe, hard, soft) for name in stage.losses}
 
@@ -178,7 +196,11 @@ def _terms(
         for feature, term in zip(stage.features, on_features, strict=True):
             mine = seen.features[feature.student] if feature.student else seen.logits
             theirs = seen.teacher[teacher_name(feature)]
-            value = feature.weight * term.loss(mine, theirs.float(), seen.indices, seen.step)
+            if foreground and term.among and feature.where == "foreground":
+                loss = term.among(mine, theirs.float(), foreground(seen.targets, smaller_size(mine, theirs)))
+            else:
+                loss = term.loss(mine, theirs.float(), seen.indices, seen.step)
+            value = feature.weight * loss
             name = feature.name()  # equal if one student layer learns from two teacher layers
             found[name] = found[name] + value if name in found else value
         return found

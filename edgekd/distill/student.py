@@ -311,7 +311,8 @@ def _objective(
         def hard(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             return learning.loss(outputs, targets, recipe.label_smoothing, weights)
 
-        return distillation(recipe, found, theirs, len(examples), hard, peers, learning.soft, learning.rows)
+        own = (learning.soft, learning.rows, learning.foreground)
+        return distillation(recipe, found, theirs, len(examples), hard, peers, *own)
     except ConfigError as error:
         raise ConfigError(f"{card.file}: {error}") from error
 

@@ -5,6 +5,7 @@ such networks consist of and refuses all others, so that the caller can use the 
 the same operators as that of the full exporter, with BatchNorm folded into the convolution before it.
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -95,6 +96,12 @@ class _Graph:
     def model(self, inputs: Tensor, opset: int, names: tuple[str, str], axis: str | int) -> onnx.ModelProto:
         final = {self.traced.input: names[0], self.renamed.get(self.traced.output, self.traced.output): names[1]}
         short = {name: f"v{number}" for number, name in enumerate(self._made())} | final
+        # ONNX infers no named batch behind a Resize, without which ONNX Runtime fuses no addition there.
+        known = [
+            helper.make_tensor_value_info(short[name], TensorProto.FLOAT, [axis, *self.traced.shapes[name][1:]])
+            for name in (node.output[0] for node in self.nodes if node.op_type == "Resize")
+            if short[name] != names[1]
+        ]
         for node in self.nodes:
             node.input[:] = [short.get(name, name) for name in node.input]
             node.output[:] = [short.get(name, name) for name in node.output]
@@ -105,7 +112,7 @@ class _Graph:
         last = helper.make_tensor_value_info(names[1], TensorProto.FLOAT, [axis, *rest])
         used = {name for node in self.nodes for name in node.input}
         weights = [numpy_helper.from_array(array, key) for key, array in self.weights.items() if key in used]
-        graph = helper.make_graph(self.nodes, "main_graph", [first], [last], weights)
+        graph = helper.make_graph(self.nodes, "main_graph", [first], [last], weights, value_info=known)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
 
     def _made(self) -> list[str]:
@@ -208,6 +215,12 @@ def _clip(graph: _Graph, call: Call) -> None:
     graph.put("Clip", [graph.value(call.args[0]), graph.value(float(low)), graph.value(float(high))], call)
 
 
+def _clamp(graph: _Graph, call: Call) -> None:
+    low, high = _option(call, 1, "min", None), _option(call, 2, "max", None)
+    ends = ["" if end is None else graph.value(float(end)) for end in (low, high)]
+    graph.put("Clip", [graph.value(call.args[0]), *(ends if ends[1] else ends[:1])], call)
+
+
 def _silu(graph: _Graph, call: Call) -> None:
     x, gate = graph.value(call.args[0]), f"{call.output}_gate"
     graph.put("Sigmoid", [x], call, gate)
@@ -239,6 +252,27 @@ def _adaptive_pool(graph: _Graph, call: Call) -> None:
         raise UnknownOperationError("average pooling to a size that does not divide the input is not known")
     kernel = [size // out for size, out in zip(given, wanted, strict=True)]
     graph.put("AveragePool", [graph.value(x)], call, kernel_shape=kernel, strides=kernel, count_include_pad=1)
+
+
+def _enlarge(mode: str, **attributes: Any) -> Callable[[_Graph, Call], None]:
+    """A map of another height and width, by fixed factors. Torch gives the factors last."""
+
+    def add(graph: _Graph, call: Call) -> None:
+        x, corners, factors = call.args[0], call.args[2:-2], call.args[2:][-2:]
+        if call.kwargs or any(corners) or len(factors) < 2 or None in factors:
+            raise UnknownOperationError("this kind of scaling is not known to the fast exporter")
+        scales = graph.constant(np.array([1, 1, *factors], np.float32))
+        graph.put("Resize", [graph.value(x), "", scales], call, mode=mode, **attributes)
+
+    return add
+
+
+def _restride(graph: _Graph, call: Call) -> None:
+    """A pooled map of one place, of which torch changes the order in memory alone."""
+    x, shape = call.args[:2]
+    if tuple(shape) != tuple(graph.traced.shapes[x]) or any(size != 1 for size in shape[2:]):
+        raise UnknownOperationError("other strides are not known to the fast exporter")
+    graph.same(call)
 
 
 def _mean(graph: _Graph, call: Call) -> None:
@@ -285,6 +319,9 @@ def _pad(graph: _Graph, call: Call) -> None:
 
 def _concat(graph: _Graph, call: Call) -> None:
     axis = _option(call, 1, "dim", 0)
+    if len(call.args[0]) == 1:
+        graph.same(dataclasses.replace(call, args=call.args[0]))
+        return
     graph.put("Concat", [graph.value(one) for one in call.args[0]], call, axis=axis)
 
 
@@ -318,9 +355,11 @@ _CONVERTERS: dict[str, Callable[[_Graph, Call], None]] = {
     "hardswish.default": _plain("HardSwish"),
     "hardsigmoid.default": _plain("HardSigmoid", alpha=1 / 6, beta=0.5),
     "sigmoid.default": _plain("Sigmoid"),
+    "exp.default": _plain("Exp"),
     "tanh.default": _plain("Tanh"),
     "silu.default": _silu,
     "hardtanh.default": _clip,
+    "clamp.default": _clamp,
     "add.Tensor": _two("Add"),
     "sub.Tensor": _two("Sub"),
     "mul.Tensor": _two("Mul"),
@@ -328,6 +367,11 @@ _CONVERTERS: dict[str, Callable[[_Graph, Call], None]] = {
     "max_pool2d_with_indices.default": _max_pool,
     "avg_pool2d.default": _average_pool,
     "_adaptive_avg_pool2d.default": _adaptive_pool,
+    "upsample_nearest2d.default": _enlarge(
+        "nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"
+    ),
+    "upsample_bilinear2d.default": _enlarge("linear", coordinate_transformation_mode="half_pixel"),
+    "as_strided.default": _restride,
     "mean.dim": _mean,
     "view.default": _view,
     "_unsafe_view.default": _view,

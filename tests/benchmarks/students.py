@@ -4,9 +4,10 @@
     EDGEKD_DATA=DIR OMP_NUM_THREADS=1 python tests/benchmarks/students.py bccd TEACHER OUT.json kd 0 1 2
 
 TEACHER is the `teacher.safetensors` of a finished run of that card, whose settings are used, on the data in the folder
-of its name. The way is `alone` (the task's own loss), `kd` (the card's recipe) or, for `nuclei`, `channel` (the same
-with channel-wise distillation of the logits). What OUT.json holds already is not trained again. The networks are
-torch's, in fp32; the teacher is scored, too.
+of its name. The way is `alone` (the task's own loss), `kd` (the card's recipe), for `nuclei` `channel` (the same
+with channel-wise distillation of the logits), or for `bccd` `hint` (the same with hints between the convolutions of the
+heads) and `foreground` (with these hints where objects are). What OUT.json holds already is not trained again. The
+networks are torch's, in fp32; the teacher is scored, too.
 """
 
 import dataclasses
@@ -31,10 +32,15 @@ from edgekd.nets.teachers import LoadedTeacher, load_teacher_file, make_teacher_
 from edgekd.recipe import Feature
 from edgekd.tasks.known import load_card, task_of
 
+TRUNKS = ("heads.0.trunk", "heads.1.trunk")
 WAYS: dict[str, dict[str, Any]] = {
     "alone": {"losses": {"ce": 1.0}, "temperature": 4.0},
     "kd": {},
     "channel": {"features": (Feature(term="channel", weight=3.0),)},
+    "hint": {"features": tuple(Feature(term="hint", teacher=trunk, student=trunk) for trunk in TRUNKS)},
+    "foreground": {
+        "features": tuple(Feature(term="hint", teacher=trunk, student=trunk, where="foreground") for trunk in TRUNKS)
+    },
 }
 
 

@@ -85,7 +85,7 @@ class_weights = {}
         (
             "[budget]",
             ASSISTANTS.format("convnet", "channels", "[1]") + "[budget]",
-            "assistants[1].training.class_weights: got 1 weights",
+            "assistants[1].training.class_weights: got 1 weight; the",
         ),
     ],
 )

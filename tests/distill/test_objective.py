@@ -112,6 +112,31 @@ def test_terms_on_logits_get_the_rows_that_the_task_makes() -> None:
     assert alone.item() == pytest.approx(found["ce"].item())
 
 
+def test_terms_of_the_foreground_get_weights_for_the_smaller_map() -> None:
+    """Of two hints on one pair of layers, one counts the place that the function chooses."""
+    asked: list[tuple[Tensor, tuple[int, int]]] = []
+
+    def first_place(targets: Tensor, size: tuple[int, int]) -> Tensor:
+        asked.append((targets, size))
+        weights = torch.zeros(2, *size)
+        weights[:, 0, 0] = 2.0
+        return weights
+
+    features = [{"term": "match", "student": "mine", "teacher": "theirs", "where": "foreground", "weight": 3.0}]
+    recipe = recipe_of(losses={"ce": 1.0}, features=features)
+    student, teacher = SHAPES | {"mine": Size((4, 2, 3))}, SHAPES | {"theirs": Size((4, 2, 3))}
+    objective = distillation(recipe, student, teacher, 20, hard(recipe), foreground=first_place)
+    mine, theirs = torch.randn(2, 4, 2, 3), torch.randn(2, 4, 2, 3)
+    seen = seen_by(objective, features={"mine": mine}, teacher={"theirs": theirs})
+    expected = 3 * ((mine - theirs)[:, :, 0, 0] ** 2).mean()
+    assert objective.parts[0].terms(seen)["match mine"].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert [(targets is seen.targets, size) for targets, size in asked] == [(True, (2, 3))]
+    with pytest.raises(
+        ConfigError, match=r'^recipe\.features: match mine: where = "foreground" is for data with boxes'
+    ):
+        distillation(recipe, student, teacher, 20, hard(recipe))
+
+
 def test_cross_entropy_alone_needs_no_teacher() -> None:
     training = Training(epochs=3, label_smoothing=0.2)
     objective = plain(training, cross_entropy)

@@ -258,6 +258,10 @@ def test_drawn_labels_are_repeatable(digits: Digits, teacher: LoadedTeacher, tmp
             {"teacher": VECTORS, "student": MAPS},
             r"toml: recipe\.features: hint between the student's 6 \(8, 4, 4\) and the teacher's 9 \(16,\): ",
         ),
+        (
+            {"teacher": MAPS, "student": MAPS, "where": "foreground"},
+            r'toml: recipe\.features: hint 6: where = "foreground" is for data with boxes, which this task',
+        ),
     ],
 )
 def test_layers_that_do_not_suit_are_told_before_the_first_step(

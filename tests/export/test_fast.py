@@ -1,5 +1,6 @@
 """The fast exporter: the same answers and the same optimised graph as the full one, or a refusal."""
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,57 @@ def test_the_optimised_graphs_are_those_of_the_final_files(family: str, shape: d
         assert files[precision].stat().st_size == pytest.approx(final.stat().st_size, rel=0.1)
 
 
+def smaller(card_name: str) -> Any:
+    """The card with inputs of fewer pixels, so that the full exporter takes less time."""
+    card = load_card(card_name)
+    sizes = {"height": 64, "width": 96} if card_name == "bccd" else {"size": 64}
+    return dataclasses.replace(card, data=dataclasses.replace(card.data, **sizes))
+
+
+@pytest.mark.parametrize(
+    ("card_name", "family", "shape"),
+    [
+        ("bccd", "detector", {"width": 8, "strides": (8,), "deepest": 8, "separable": True}),
+        ("bccd", "detector", {"width": 8, "strides": (4, 16)}),
+        ("nuclei", "unet", {"width": 8, "stem_stride": 2}),
+        ("nuclei", "fast-scnn", {"width": 8}),
+    ],
+)
+def test_boxes_and_maps_are_those_of_torch_for_any_batch(card_name: str, family: str, shape: dict[str, Any]) -> None:
+    card = smaller(card_name)
+    module = Deployed(network(family, shape, card), card.data).eval()
+    model = converted(module, example_inputs(card.data, 2))
+    inputs = noise_inputs(card.data, 3)
+    with torch.no_grad():
+        expected = module(inputs).numpy()
+    np.testing.assert_allclose(answers(model, inputs), expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("card_name", "family", "shape"),
+    [
+        ("bccd", "detector", {"width": 8, "depth": 0, "neck": 16}),
+        ("nuclei", "fast-scnn", {"width": 8, "depth": 1}),
+    ],
+)
+def test_files_for_boxes_and_maps_are_the_final_ones(
+    card_name: str, family: str, shape: dict[str, Any], tmp_path: Path
+) -> None:
+    card = smaller(card_name)
+    net, inputs = network(family, shape, card), noise_inputs(card.data, 8)
+    full, fast = tmp_path / "full.onnx", tmp_path / "fast.onnx"
+    export(net, card, TARGET, full, {})
+    make_variant(full, "int8", TARGET, inputs.numpy(), tmp_path / "full-int8.onnx")
+    assert export_untrained(net, card, TARGET, inputs[:2].numpy(), fast)
+    files = write_precisions(fast, TARGET, inputs.numpy())
+    # The full exporter writes the shape of every value into fp32 files.
+    for precision, final, rel in (("fp32", full, 0.1), ("int8", tmp_path / "full-int8.onnx", 0.03)):
+        assert kernels(files[precision], tmp_path) == kernels(final, tmp_path)
+        assert files[precision].stat().st_size == pytest.approx(final.stat().st_size, rel=rel)
+        found, expected = (answers(onnx.load(file), inputs) for file in (files[precision], final))
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
 def test_what_the_fast_exporter_does_not_know_the_full_one_writes(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), dtype=np.uint8)
 
@@ -195,6 +247,11 @@ def test_batch_normalisation_is_folded_only_where_it_may_be(kind: str) -> None:
         lambda x: torch.add(x.float(), x.float(), alpha=2),
         lambda x: (x.float(), x.float()),
         lambda x: F.adaptive_avg_pool2d(x.float(), 5),
+        lambda x: F.interpolate(x.float(), size=(7, 7), mode="nearest"),
+        lambda x: F.interpolate(x.float(), scale_factor=2.0, mode="bilinear", align_corners=True),
+        lambda x: F.interpolate(x.float(), scale_factor=0.5, mode="bilinear", antialias=True),
+        lambda x: torch.clamp(x.float(), min=x.float().mean()),
+        lambda x: x.float().as_strided((2, 32, 32, 3), (0, 96, 3, 1)),
         lambda x: torch.cumsum(x.float(), 1),
     ],
 )

@@ -31,7 +31,7 @@ def accuracy(net: nn.Module, examples: Examples, precision: str, among: World = 
 
 
 def _weights(training: Training, labels: NDArray[np.int64], data: Any, where: str) -> Tensor | None:
-    return class_weights(training, labels, len(data.classes), where)
+    return class_weights(training, labels, data.classes, where)
 
 
 IMAGES = Learning(

@@ -14,7 +14,7 @@ from edgekd.distill.distributed import World, device, summed
 from edgekd.distill.optimise import autocast
 from edgekd.distill.tasks.learning import Learning, as_it_is, nothing_kept
 from edgekd.distill.tasks.weighing import class_weights
-from edgekd.distill.terms.boxes import box_kd, box_loss
+from edgekd.distill.terms.boxes import box_kd, box_loss, foreground
 from edgekd.errors import ConfigError
 from edgekd.recipe import Training
 from edgekd.tasks.detection import DETECTION, found_in, mean_precision
@@ -49,7 +49,7 @@ def _weights(training: Training, labels: NDArray[Any], data: Any, where: str) ->
         key = f"{where.rpartition('.')[0]}.label_smoothing".lstrip(".")
         raise ConfigError(f"{key}: is for classes that exclude one another; set it to 0 for {DETECTION.name}")
     known = labels[..., 0][labels[..., 0] >= 0].astype(np.int64)
-    return class_weights(training, known, len(data.classes), where)
+    return class_weights(training, known, data.classes, where, "objects")
 
 
 BOXES = Learning(
@@ -62,6 +62,7 @@ BOXES = Learning(
     examples=boxes.box_examples,
     loss=box_loss,
     soft=box_kd,
+    foreground=foreground,
     weights=_weights,
     score=mean_average_precision,
 )

@@ -13,7 +13,7 @@ from edgekd.card import Card
 from edgekd.data.examples import Examples
 from edgekd.data.images import Split
 from edgekd.distill.distributed import World
-from edgekd.distill.objective import Rows
+from edgekd.distill.objective import Places, Rows
 from edgekd.recipe import Training
 
 __all__ = ["Learning", "Score", "as_it_is", "nothing_kept", "shares"]
@@ -47,6 +47,8 @@ class Learning:
     rows: Rows | None = None
     """Returns the rows of logits (N, C) and targets (N,) that the terms on logits are about, of outputs (B, C, …) and
     targets (B, …); None if there is one row for each example."""
+    foreground: Places | None = None
+    """The weights of places for the terms on features with `where = "foreground"`; None if the task has no objects."""
     weights: Callable[[Training, NDArray[Any], Any, str], Tensor | None]
     """Returns the weights of the loss, from the training's settings, all targets and the card's `[data]`; raises
     ConfigError, whose message begins with the last argument, if they do not fit."""

@@ -48,7 +48,7 @@ def mean_iou(net: nn.Module, examples: Examples, precision: str, among: World = 
 
 
 def _weights(training: Training, maps: NDArray[Any], data: Any, where: str) -> Tensor | None:
-    return class_weights(training, maps[maps != IGNORED].astype(np.int64), len(data.classes), where)
+    return class_weights(training, maps[maps != IGNORED].astype(np.int64), data.classes, where, "pixels")
 
 
 MAPS = Learning(

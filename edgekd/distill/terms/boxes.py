@@ -6,7 +6,7 @@ from torch import Tensor
 from edgekd.errors import ConfigError
 from edgekd.nets.detect import centres, strides_of
 
-__all__ = ["assigned", "box_kd", "box_loss", "giou", "iou"]
+__all__ = ["assigned", "box_kd", "box_loss", "foreground", "giou", "iou"]
 
 BOX = 2.0
 """The weight of the boxes beside the scores."""
@@ -114,6 +114,30 @@ def box_kd(outputs: Tensor, teacher: Tensor) -> Tensor:
     corners = [one[:, :4].transpose(1, 2) for one in (outputs, teacher)]
     boxes = ((1 - giou(*corners)) * share).sum()
     return (each.sum() + BOX * boxes) / total
+
+
+def foreground(targets: Tensor, size: tuple[int, int]) -> Tensor:
+    """The weights (B, *size) of the places of maps of that `size` (height, width), for the boxes (B, 1 + M, 6) of which
+    the first one is the whole view.
+
+    The places of an object are the cells that its box overlaps, at least one, and together they weigh 1, whatever
+    their number; a place in several objects has the weight of the object with the fewest cells. All others, and those
+    of boxes that are not judged, weigh 0. This is the product of the masks M and S of the foreground in FGD (Yang et
+    al. 2022, arXiv 2111.11837, section 3.1, equations 3 and 4). The losses divide by the sum of all weights, as that
+    of fine-grained feature imitation does by the number of places (Wang et al. 2019, arXiv 1906.03609, section 3.2).
+    """
+    boxes = targets[:, 1:]
+    judged = (boxes[:, :, 0] >= 0) & (boxes[:, :, 5] == 0)
+    cells = torch.tensor([size[1], size[0]], dtype=boxes.dtype, device=boxes.device)
+    scale = cells / targets[:, :1, 3:5]
+    limit = (cells - 1).expand_as(boxes[:, :, 1:3])
+    first = torch.minimum((boxes[:, :, 1:3] * scale).floor(), limit)
+    last = torch.maximum(torch.minimum((boxes[:, :, 3:5] * scale).ceil() - 1, limit), first)
+    columns, rows = (torch.arange(count, device=boxes.device) for count in (size[1], size[0]))
+    across = (columns >= first[:, :, :1]) & (columns <= last[:, :, :1])
+    down = (rows >= first[:, :, 1:]) & (rows <= last[:, :, 1:])
+    inside = down[:, :, :, None] & across[:, :, None, :] & judged[:, :, None, None]
+    return (inside / (last - first + 1).prod(dim=2)[:, :, None, None]).amax(dim=1)
 
 
 def _cross_entropy(scores: Tensor, wanted: Tensor) -> Tensor:

@@ -9,7 +9,18 @@ from torch import Tensor, nn
 
 from edgekd.distill.terms.adversary import Discriminator, adversarial
 from edgekd.distill.terms.contrast import Contrast
-from edgekd.distill.terms.features import Regressor, Vid, attention, channel, hint, match, pooled, similarity, vid
+from edgekd.distill.terms.features import (
+    Regressor,
+    Vid,
+    attention,
+    channel,
+    hint,
+    match,
+    pooled,
+    similarity,
+    smaller_size,
+    vid,
+)
 from edgekd.distill.terms.relations import rkd_angle, rkd_distance
 from edgekd.errors import ConfigError
 from edgekd.recipe import Feature
@@ -26,6 +37,9 @@ class FeatureTerm:
     loss: Callable[[Tensor, Tensor, Tensor, int], Tensor]
     """(student's features, teacher's features, indices (B,), step) -> a scalar."""
     learned: nn.Module | None = None
+    among: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    """The loss at weighted places: (student's maps, teacher's maps, weights (B, H, W) at the places of the smaller
+    map) -> a scalar. None if the term has no such form."""
 
 
 def feature_term(feature: Feature, student: Shapes, teacher: Shapes, count: int, seed: int) -> FeatureTerm:
@@ -52,6 +66,10 @@ def _try(feature: Feature, term: FeatureTerm, mine: Tensor, theirs: Tensor) -> N
     them. `crd` is not computed, because this would change its memory banks."""
     if feature.term == "crd":
         pooled(mine), pooled(theirs)
+    elif feature.where == "foreground":
+        if mine.dim() != 4 or theirs.dim() != 4 or term.among is None:
+            raise ConfigError('where = "foreground" is for maps (channels, height, width); choose such layers')
+        term.among(mine, theirs, torch.ones(2, *smaller_size(mine, theirs)))
     else:
         term.loss(mine, theirs, torch.arange(2), 0)
 
@@ -68,19 +86,27 @@ def _simple(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Featu
     return lambda *_: FeatureTerm(lambda mine, theirs, indices, step: function(mine, theirs))
 
 
+def _match(*_: object) -> FeatureTerm:
+    return FeatureTerm(lambda a, b, indices, step: match(a, b), among=match)
+
+
 def _hint(feature: Feature, mine: torch.Size, theirs: torch.Size, count: int, seed: int) -> FeatureTerm:
     regressor = Regressor(mine, theirs)
-    return FeatureTerm(lambda a, b, indices, step: hint(regressor, a, b), regressor)
+    return FeatureTerm(
+        lambda a, b, indices, step: hint(regressor, a, b),
+        regressor,
+        lambda a, b, weights: hint(regressor, a, b, weights),
+    )
 
 
 def _channel(feature: Feature, mine: torch.Size, theirs: torch.Size, count: int, seed: int) -> FeatureTerm:
     other = len(mine) == len(theirs) == 3 and mine[0] != theirs[0]
     widened = nn.Conv2d(mine[0], theirs[0], 1) if other else None  # as in the paper's section 3.2
 
-    def loss(mine: Tensor, theirs: Tensor, indices: Tensor, step: int) -> Tensor:
-        return channel(widened(mine) if widened else mine, theirs, feature.channel_temperature)
+    def among(mine: Tensor, theirs: Tensor, weights: Tensor | None) -> Tensor:
+        return channel(widened(mine) if widened else mine, theirs, feature.channel_temperature, weights)
 
-    return FeatureTerm(loss, widened)
+    return FeatureTerm(lambda a, b, indices, step: among(a, b, None), widened, among)
 
 
 def _vid(feature: Feature, mine: torch.Size, theirs: torch.Size, count: int, seed: int) -> FeatureTerm:
@@ -128,7 +154,7 @@ def _channels(shape: torch.Size) -> int:
 
 
 _MAKERS: dict[str, Callable[..., FeatureTerm]] = {
-    "match": _simple(match),
+    "match": _match,
     "hint": _hint,
     "attention": _simple(attention),
     "similarity": _simple(similarity),

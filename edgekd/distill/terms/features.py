@@ -13,9 +13,15 @@ from torch import Tensor, nn
 
 from edgekd.errors import ConfigError
 
-__all__ = ["Regressor", "Vid", "attention", "attention_map", "channel", "hint", "match", "pooled", "similarity", "vid"]
+__all__ = ["Regressor", "Vid", "attention", "attention_map", "channel", "hint", "match", "pooled", "similarity",
+           "smaller_size", "vid"]  # fmt: skip
 
 FIRST_VARIANCE, LEAST_VARIANCE = 5.0, 1e-5
+
+_LEAST = 1e-12
+
+_NOWHERE = -1e4
+"""Added to the exponent of a place that takes no part in a softmax. Two times −∞ would differ by NaN."""
 
 
 def pooled(features: Tensor) -> Tensor:
@@ -31,15 +37,24 @@ def pooled(features: Tensor) -> Tensor:
     return wide.mean(dim=1) if wide.dim() == 3 else wide.mean(dim=(2, 3))
 
 
-def match(student: Tensor, teacher: Tensor) -> Tensor:
+def match(student: Tensor, teacher: Tensor, weights: Tensor | None = None) -> Tensor:
     """The mean squared difference of features that have the same shape.
 
     FitNets' hint (Romero et al. 2015, arXiv 1412.6550, equation 3) without its regressor, and with the mean
-    instead of half the sum.
+    instead of half the sum. `weights` (B, H, W) of the places of maps
+    (B, C, H, W) make the mean over the places a weighted one, over the batch together; it is 0 if all weights are.
     """
     if student.shape != teacher.shape:
         raise _unfit("match", student, teacher, "must be equal; use hint, which learns to map one onto the other")
-    return F.mse_loss(_wide(student), _wide(teacher))
+    return _difference(_wide(student), _wide(teacher), weights)
+
+
+def _difference(a: Tensor, b: Tensor, weights: Tensor | None) -> Tensor:
+    """The mean squared difference. With `weights` (B, H, W), it is the mean over the channels of maps (B, C, H, W), and
+    the weighted mean over the places of all maps together, which is 0 if all weights are."""
+    if weights is None:
+        return F.mse_loss(a, b)
+    return (weights * (a - b).square().mean(dim=1)).sum() / weights.sum().clamp(min=_LEAST)
 
 
 class Regressor(nn.Module):
@@ -80,15 +95,15 @@ class Regressor(nn.Module):
         return out
 
 
-def hint(regressor: Regressor, student: Tensor, teacher: Tensor) -> Tensor:
+def hint(regressor: Regressor, student: Tensor, teacher: Tensor, weights: Tensor | None = None) -> Tensor:
     """The mean of (teacher − r(student))², where the regressor r is trained with the student (Romero et al. 2015,
     equation 3).
 
     The features have the shapes that `regressor` was made for, after a batch dimension. A larger map of the teacher is
     average-pooled to the smaller size. The paper uses half the sum instead of the mean, and trains with the hint alone
-    in a first stage.
+    in a first stage. `weights` are those of `match`, at the places of the smaller map.
     """
-    return F.mse_loss(*_aligned("hint", regressor(student), teacher))
+    return _difference(*_aligned("hint", regressor(student), teacher), weights)
 
 
 def attention_map(features: Tensor) -> Tensor:
@@ -130,19 +145,27 @@ def similarity(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(_gram(student), _gram(teacher))
 
 
-def channel(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def channel(student: Tensor, teacher: Tensor, temperature: float, weights: Tensor | None = None) -> Tensor:
     """Channel-wise distillation: T² KL(φ(teacher) ‖ φ(student)), the mean over batch and channels.
 
     φ is the softmax of a channel over its positions at the temperature T, so that each channel says where it is active.
     Features are maps (B, C, H, W) with the same C (Shu et al. 2021, arXiv 2011.13256, equations 3 and 4). If they
     differ in height or width, the larger map is average-pooled. The paper weighs logits by 3 and features by 50.
+
+    With `weights` (B, H, W) of the places of the smaller map, φ is w exp(·/T), divided by its sum, so that places of
+    weight 0 take no part; the mean is over the images that have other places, and 0 if none has.
     """
     if student.dim() != 4 or teacher.dim() != 4 or student.shape[:2] != teacher.shape[:2]:
         raise _unfit("channel", student, teacher, "must be maps (B, C, H, W) with the same number of channels")
-    ours, theirs = (
-        F.log_softmax(one.flatten(2) / temperature, dim=2) for one in _smaller(_wide(student), _wide(teacher))
-    )
-    return F.kl_div(ours, theirs, reduction="sum", log_target=True) * temperature**2 / ours.shape[:2].numel()
+    flat = [one.flatten(2) / temperature for one in _smaller(_wide(student), _wide(teacher))]
+    if weights is None:
+        ours, theirs = (F.log_softmax(one, dim=2) for one in flat)
+        return F.kl_div(ours, theirs, reduction="sum", log_target=True) * temperature**2 / ours.shape[:2].numel()
+    share = torch.where(weights > 0, weights.clamp(min=_LEAST).log(), _NOWHERE).flatten(1)[:, None]
+    ours, theirs = (F.log_softmax(one + share, dim=2) for one in flat)
+    each = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=2).mean(dim=1)
+    counted = weights.flatten(1).amax(dim=1) > 0
+    return (each * counted).sum() * temperature**2 / counted.sum().clamp(min=1)
 
 
 class Vid(nn.Module):
@@ -182,9 +205,14 @@ def _wide(features: Tensor) -> Tensor:
     return features if features.dtype == torch.float64 else features.float()
 
 
+def smaller_size(a: Tensor, b: Tensor) -> tuple[int, int]:
+    """The smaller height and the smaller width of two maps (…, H, W)."""
+    return min(a.shape[-2], b.shape[-2]), min(a.shape[-1], b.shape[-1])
+
+
 def _smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Average-pool both maps (…, H, W) to the smaller height and the smaller width of the two."""
-    size = (min(a.shape[-2], b.shape[-2]), min(a.shape[-1], b.shape[-1]))
+    """Average-pool both maps (…, H, W) to their `smaller_size`."""
+    size = smaller_size(a, b)
     return F.adaptive_avg_pool2d(a, size), F.adaptive_avg_pool2d(b, size)
 
 

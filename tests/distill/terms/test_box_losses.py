@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou, generalized_box_iou
 
-from edgekd.distill.terms.boxes import assigned, box_kd, box_loss, giou, iou
+from edgekd.distill.terms.boxes import assigned, box_kd, box_loss, foreground, giou, iou
 from edgekd.errors import ConfigError
 from edgekd.nets.detect import centres
 
@@ -115,3 +115,29 @@ def test_distillation_is_zero_for_equal_outputs_and_ignores_boxes_of_the_backgro
     assert box_kd(unsure, teacher) > 0.05
     with pytest.raises(ConfigError, match=r"^the network gives 63 places, which are no grids"):
         box_loss(teacher[:, :, :63], targets_of(OBJECT), 0.0, None)
+
+
+def test_the_foreground_are_the_cells_that_boxes_overlap() -> None:
+    """Cells of 4 × 8 maps of a view of 32 × 64 pixels, found by looking at points a tenth of a pixel apart."""
+    rows = [(0.0, 3.0, 9.0, 20.0, 31.0, 0.0), (1.0, 8.0, 8.0, 16.0, 16.0, 0.0), (1.0, 60.5, 0.0, 64.0, 32.0, 0.0)]
+    aside, unused = (0.0, 30.0, 0.0, 50.0, 10.0, 1.0), (-1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    targets = torch.tensor([[(-1.0, 0, 0, 64, 32, 0), *rows, aside, unused], [(-1.0, 0, 0, 64, 32, 0), *[unused] * 5]])
+    expected = torch.zeros(2, 4, 8)
+    for _, x1, y1, x2, y2, _ in rows:
+        found = {
+            (int(y / 10 // 8), int(x / 10 // 8))
+            for x in range(round(10 * x1) + 1, round(10 * x2))
+            for y in range(round(10 * y1) + 1, round(10 * y2))
+        }
+        for row, column in found:
+            expected[0, row, column] = max(float(expected[0, row, column]), 1 / len(found))
+    assert torch.allclose(foreground(targets, (4, 8)), expected)
+    assert expected[0].count_nonzero() == 9 + 4 and expected[0, 1, 1] == 1  # the second one lies within the first
+
+
+def test_objects_weigh_the_same_at_each_resolution() -> None:
+    small, large = (0.0, 1.0, 1.0, 2.0, 2.0, 0.0), (0.0, 16.0, 16.0, 64.0, 64.0, 0.0)
+    for size in ((64, 64), (8, 8), (2, 2)):
+        for box in (small, large):
+            assert foreground(targets_of(box), size).sum() == pytest.approx(1)
+    assert foreground(targets_of(small), (8, 8))[0, 0, 0] == 1

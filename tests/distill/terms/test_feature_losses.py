@@ -85,6 +85,28 @@ def test_a_learned_map_from_student_to_teacher() -> None:
         assert value(found, feature_of(term), mine, theirs).item() == expected.item()
 
 
+@pytest.mark.parametrize("term", ["match", "hint", "channel"])
+def test_terms_at_weighted_places(term: str) -> None:
+    """Maps of different sizes, but for `match`; places that all weigh the same are the whole map."""
+    feature, theirs = feature_of(term, where="foreground"), maps(4 if term == "match" else 9, 6, seed=1)
+    mine = maps(4, 6 if term == "match" else 12)
+    found = made(feature, tuple(mine.shape[1:]), tuple(theirs.shape[1:]))
+    assert found.among is not None
+    weights = torch.zeros(3, 6, 6)
+    weights[:, 2:4] = 0.5
+    half = found.among(mine, theirs, weights)
+    assert half.item() != pytest.approx(value(found, feature, mine, theirs).item(), rel=1e-3)
+    whole = found.among(mine, theirs, torch.ones(3, 6, 6))
+    assert whole.item() == pytest.approx(value(found, feature, mine, theirs).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [((8,), (8,)), ((7, 4), (7, 4))])
+def test_only_maps_have_places(mine: tuple[int, ...], theirs: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match=r'where = "foreground" is for maps \(channels, height, width\)') as caught:
+        made(feature_of("hint", where="foreground"), mine, theirs)
+    assert "\n" not in str(caught.value)
+
+
 def test_contrast_has_the_cards_sizes_and_an_untouched_memory() -> None:
     feature = feature_of("crd", contrast_temperature=0.2)
     found = made(feature, (4, 6, 6), (9,))

@@ -291,6 +291,55 @@ def test_gradients_by_finite_differences(name: str) -> None:
     assert torch.autograd.gradcheck(term, student.requires_grad_(), atol=1e-7)
 
 
+# --- weighted places ---
+
+
+def weights_of(*shape: int) -> NDArray[np.float64]:
+    """Weights of which a half is 0."""
+    rng = np.random.default_rng(5)
+    return np.asarray(rng.random(shape) * (rng.random(shape) < 0.5))
+
+
+def test_differences_at_weighted_places_against_a_plain_loop() -> None:
+    mine, theirs, weights = maps(2, 3, 4, 5), maps(2, 3, 4, 5, seed=1), weights_of(2, 4, 5)
+    total = sum(
+        weights[b, y, x] * ((mine[b, :, y, x] - theirs[b, :, y, x]).numpy() ** 2).mean()
+        for b, y, x in np.ndindex(2, 4, 5)
+    )
+    given = torch.from_numpy(weights)
+    assert match(mine, theirs, given).item() == pytest.approx(total / weights.sum(), rel=1e-9)
+    assert match(mine, theirs, torch.ones(2, 4, 5)).item() == pytest.approx(match(mine, theirs).item(), rel=1e-9)
+    assert match(mine, theirs, torch.zeros(2, 4, 5)).item() == 0
+    regressor = Regressor((3, 8, 10), (3, 4, 5)).double()  # the larger map is pooled first
+    larger = maps(2, 3, 8, 10)
+    assert hint(regressor, larger, theirs, given).item() == match(regressor(larger), theirs, given).item()
+
+
+def test_channel_at_weighted_places_against_a_plain_loop() -> None:
+    mine, theirs, weights = maps(3, 2, 4, 5), maps(3, 2, 4, 5, seed=1), weights_of(3, 4, 5)
+    weights[1] = 0  # an image without objects does not count
+    temperature, total = 3.0, 0.0
+    for b, c in ((0, 0), (0, 1), (2, 0), (2, 1)):
+        p, q = (weights[b] * np.exp(one[b, c].numpy() / temperature) for one in (theirs, mine))
+        p, q, used = p / p.sum(), q / q.sum(), weights[b] > 0
+        total += (p[used] * np.log(p[used] / q[used])).sum()
+    found = channel(mine, theirs, temperature, torch.from_numpy(weights))
+    assert found.item() == pytest.approx(temperature**2 * total / 4, rel=1e-9)
+    ones = torch.ones(3, 4, 5)
+    assert channel(mine, theirs, 3.0, ones).item() == pytest.approx(channel(mine, theirs, 3.0).item(), rel=1e-9)
+    assert channel(mine, theirs, temperature, torch.zeros(3, 4, 5)).item() == 0
+
+
+@pytest.mark.parametrize("name", ["match", "channel"])
+def test_places_of_weight_0_get_no_gradient(name: str) -> None:
+    mine, weights = maps(2, 3, 4, 5).requires_grad_(), torch.from_numpy(weights_of(2, 4, 5))
+    term = match if name == "match" else lambda a, b, w: channel(a, b, 4.0, w)
+    term(mine, maps(2, 3, 4, 5, seed=1), weights).backward()
+    assert mine.grad is not None
+    moved = mine.grad.abs().amax(dim=1)
+    assert (moved[weights == 0] == 0).all() and (moved[weights > 0] > 0).all()
+
+
 # --- channel-wise distillation ---
 
 
