@@ -27,6 +27,7 @@ from edgekd.errors import ModelError, one_line
 from edgekd.export import front_end, resize
 from edgekd.export.equalize import correct_bias, equalize
 from edgekd.export.shrink import save_model, shrink
+from edgekd.export.tied import gathers_of_tied_tables, tie
 from edgekd.export.weights import store_weights
 from edgekd.scratch import scratch
 from edgekd.target import Quantization
@@ -84,9 +85,14 @@ def prepare(source: Path, path: Path) -> None:
     except Exception as error:  # the quantisation tool may raise any exception
         raise ModelError(f"{source}: ONNX Runtime cannot quantise it: {one_line(error)}") from error
     model = onnx.load(path)
-    for number, node in enumerate(model.graph.node):
-        node.name = node.name or f"{node.op_type}_{number}"  # nodes are kept in float by their names
+    _name_nodes(model)
     onnx.save_model(model, path)
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Give every node a name, because nodes are kept in float by their names."""
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{number}"
 
 
 def quantize_prepared(
@@ -221,6 +227,8 @@ def quantize_weights(source: Path, path: Path, scheme: Quantization) -> None:
             if scheme.activation == "float":
                 _keep_stored(model, original, path, scheme)
                 return
+            _name_nodes(model)
+            tied = gathers_of_tied_tables(model) if scheme.weight == "int8" else {}
             del model.graph.value_info[:]  # the tool transposes weights and would otherwise read their old shapes here
             quantize_dynamic(
                 model,
@@ -228,10 +236,12 @@ def quantize_weights(source: Path, path: Path, scheme: Quantization) -> None:
                 weight_type=TYPES[scheme.weight],
                 per_channel=scheme.per_channel,
                 reduce_range=scheme.reduce_range,
+                nodes_to_exclude=list(tied),
             )
+            model = onnx.load(quantized)
+            tie(model, tied)
         except Exception as error:  # the quantisation tool may raise any exception
             raise ModelError(f"{source}: ONNX Runtime cannot quantise it: {one_line(error)}") from error
-        model = onnx.load(quantized)
     _keep(model, original, path)
 
 
