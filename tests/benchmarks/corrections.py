@@ -32,6 +32,7 @@ from edgekd.files import write_json
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import make
 from edgekd.nets.folding import folded
+from edgekd.nets.inverted import InvertedBlock
 from edgekd.nets.teachers import load_teacher_file
 from edgekd.nets.weights import load_into, read_state, save_state
 from edgekd.scratch import scratch
@@ -77,7 +78,7 @@ def skewed(net: nn.Module) -> nn.Module:
     same outputs."""
     torch.manual_seed(0)
     for block in net.modules():
-        if type(block).__name__ == "_Inverted":
+        if isinstance(block, InvertedBlock):
             parts: Any = block.parts
             factors = 10 ** (3 * torch.rand(parts[1].num_features) - 1.5)
             with torch.no_grad():
