@@ -34,7 +34,7 @@ __all__ = [
 Precision = Literal["fp32", "fp16", "int8"]
 Calibration = Literal["minmax", "entropy", "percentile"]
 Form = Literal["qdq", "qoperator"]
-Correction = Literal["equalize", "bias"]
+Correction = Literal["equalize", "clip", "bias"]
 Scheme = Literal["u8s8", "u8s8-7bit", "s8s8", "u8u8", "a16w8", "w8"]
 SCHEMES: dict[str, dict[str, Any]] = {
     "u8s8": {"activation": "uint8", "weight": "int8", "reduce_range": False},
@@ -49,6 +49,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
         "form": "qdq",
         "forms": (),
         "equalize": False,
+        "clip_weights": False,
         "correct_bias": False,
     },
     "w8": {
@@ -57,6 +58,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
         "reduce_range": False,
         "form": "qdq",
         "equalize": False,
+        "clip_weights": False,
         "correct_bias": False,
     },
 }
@@ -173,6 +175,9 @@ class Quantization:
     understands, or with int8 operators, which make a smaller file for the CPU provider."""
     equalize: bool = False
     """Whether the ranges of channels are made alike between neighbouring layers before the quantization."""
+    clip_weights: bool = False
+    """Whether the weights of a layer, which have one scale (`per_channel = false`), are clipped at the bound with the
+    smallest error before the quantization."""
     correct_bias: bool = False
     """Whether the mean error that rounded weights give to each channel is taken from the biases."""
     calibration_images: Annotated[int, Field(ge=1, le=1_000_000)] = 256
@@ -186,7 +191,8 @@ class Quantization:
     forms: tuple[Form, ...] = ()
     """Other forms that may be tried then."""
     corrections: tuple[Correction, ...] = ()
-    """What may be tried then if int8 is surely less accurate than fp32: `equalize`, `bias`, and both together."""
+    """What may be tried then if int8 is surely less accurate than fp32: `equalize`, `clip`, `bias`, and each of their
+    combinations."""
 
     @model_validator(mode="after")
     def _check(self) -> "Quantization":
@@ -194,6 +200,8 @@ class Quantization:
             raise ValueError('with activation = "uint16", form must be "qdq", and so must all forms')
         if self.activation == "float" and (self.weight != "int8" or self.form != "qdq"):
             raise ValueError('with activation = "float", weight must be "int8" and form "qdq"')
+        if self.per_channel and (self.clip_weights or "clip" in self.corrections):
+            raise ValueError("clip_weights, and clip among the corrections, need per_channel = false")
         return self
 
 

@@ -16,7 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 
-__all__ = ["correct_bias", "equalize"]
+__all__ = ["channel_means", "correct_bias", "equalize", "number_of", "outgoing"]
 
 PASSING = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool")
 """Operators f on single channels with f(s·x) = s·f(x) for s > 0. Clip (ReLU6) is none of them."""
@@ -70,32 +70,33 @@ def _movable(node: NodeProto, constants: set[str], uses: Counter[str], sizes: Ma
     if node.op_type not in ("Conv", "Gemm") or any(name not in constants or uses[name] > 1 for name in names):
         return False
     if node.op_type == "Gemm":
-        plain = all(_number(node, key, 1.0) == 1 for key in ("alpha", "beta"))
-        return plain and not _number(node, "transA", 0) and all(len(sizes[name]) == 1 for name in names[1:])
-    group, shape = _number(node, "group", 1), sizes[names[0]]
+        plain = all(number_of(node, key, 1.0) == 1 for key in ("alpha", "beta"))
+        return plain and not number_of(node, "transA", 0) and all(len(sizes[name]) == 1 for name in names[1:])
+    group, shape = number_of(node, "group", 1), sizes[names[0]]
     return group == 1 or (shape[1] == 1 and group == shape[0])
 
 
-def _number(node: NodeProto, name: str, default: float) -> float:
+def number_of(node: NodeProto, name: str, default: float) -> float:
+    """The value of a node's attribute that is a number."""
     return next((float(onnx.helper.get_attribute_value(a)) for a in node.attribute if a.name == name), default)
 
 
-def _outgoing(node: NodeProto) -> int:
+def outgoing(node: NodeProto) -> int:
     """The axis of a layer's weights that counts its output channels."""
-    return 0 if node.op_type == "Conv" or _number(node, "transB", 0) else 1
+    return 0 if node.op_type == "Conv" or number_of(node, "transB", 0) else 1
 
 
 def _incoming(node: NodeProto, weights: NDArray[Any]) -> int:
     """The axis that counts the input channels; those of a depthwise convolution are its output channels."""
     if node.op_type == "Conv":
-        return 0 if _number(node, "group", 1) > 1 else 1
-    return 1 - _outgoing(node)
+        return 0 if number_of(node, "group", 1) > 1 else 1
+    return 1 - outgoing(node)
 
 
 def _equalize_pair(first: NodeProto, second: NodeProto, arrays: dict[str, NDArray[Any]]) -> float:
     """Equalise two layers, and return how far the largest factor is from 1."""
     one, other = arrays[first.input[1]], arrays[second.input[1]]
-    gives, reads = _outgoing(first), _incoming(second, other)
+    gives, reads = outgoing(first), _incoming(second, other)
     r1, r2 = _largest(one, gives), _largest(other, reads)
     usable = (r1 > 0) & (r2 > 0)
     factors = np.where(usable, np.sqrt(np.where(usable, r1, 1) / np.where(usable, r2, 1)), 1)
@@ -138,7 +139,7 @@ def correct_bias(model: ModelProto, quantized: ModelProto, batches: Iterable[Map
         for node in graph.node
         if node.op_type in ("Conv", "Gemm") and node.input[1] in arrays and f"{node.input[1]}_quantized" in stored
     ]
-    means = _means(model, {node.input[0] for node in layers}, batches)
+    means = channel_means(model, {node.input[0] for node in layers}, batches)
     for node in layers:
         error = _restored(node, stored) - arrays[node.input[1]]
         shift = _shift(node, error, means[node.input[0]])
@@ -155,10 +156,10 @@ def correct_bias(model: ModelProto, quantized: ModelProto, batches: Iterable[Map
     return len(layers)
 
 
-def _means(
-    model: ModelProto, names: set[str], batches: Iterable[Mapping[str, NDArray[Any]]]
+def channel_means(
+    model: ModelProto, names: set[str], batches: Iterable[Mapping[str, NDArray[Any]]], squared: bool = False
 ) -> dict[str, NDArray[np.float64]]:
-    """The mean of each channel (axis 1) of the named values."""
+    """The mean of each channel (axis 1) of the named values over `batches` of examples, or of its squares."""
     inputs = {value.name for value in model.graph.input}
     watched = ModelProto()
     watched.CopyFrom(model)
@@ -174,7 +175,8 @@ def _means(
         count += 1
         for name, value in found.items():
             axes = (0, *range(2, value.ndim))
-            sums[name] = sums.get(name, 0) + np.asarray(value, np.float64).mean(axis=axes)
+            numbers = np.asarray(value, np.float64)
+            sums[name] = sums.get(name, 0) + (np.square(numbers) if squared else numbers).mean(axis=axes)
     return {name: total / count for name, total in sums.items()}
 
 
@@ -184,7 +186,7 @@ def _restored(node: NodeProto, stored: Mapping[str, NDArray[Any]]) -> NDArray[np
     levels = stored[f"{name}_quantized"].astype(np.float64)
     shape = [1] * levels.ndim
     if stored[f"{name}_scale"].size > 1:
-        shape[_outgoing(node)] = -1
+        shape[outgoing(node)] = -1
     scale, point = (stored[f"{name}_{end}"].astype(np.float64).reshape(shape) for end in ("scale", "zero_point"))
     return np.asarray((levels - point) * scale)
 
@@ -192,9 +194,9 @@ def _restored(node: NodeProto, stored: Mapping[str, NDArray[Any]]) -> NDArray[np
 def _shift(node: NodeProto, error: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.float64]:
     """The mean error of each output channel."""
     if node.op_type == "Gemm":
-        turned = error if _outgoing(node) == 0 else error.T
+        turned = error if outgoing(node) == 0 else error.T
         return np.asarray(turned @ means)
-    groups = int(_number(node, "group", 1))
+    groups = int(number_of(node, "group", 1))
     summed = error.sum(axis=tuple(range(2, error.ndim)))  # (outputs, inputs of the group)
     each = means.reshape(groups, -1)
     parts = np.einsum("goi,gi->go", summed.reshape(groups, -1, summed.shape[1]), each)

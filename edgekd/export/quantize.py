@@ -6,8 +6,10 @@ import inspect
 import io
 import logging
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,10 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgekd.errors import ModelError, one_line
 from edgekd.export import front_end, resize
+from edgekd.export.clip import clip_weights
 from edgekd.export.equalize import correct_bias, equalize
 from edgekd.export.shrink import save_model, shrink
+from edgekd.export.tied import gathers_of_tied_tables, tie
 from edgekd.export.weights import store_weights
 from edgekd.scratch import scratch
 from edgekd.target import Quantization
@@ -61,6 +65,17 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ship
         return next(self.batches, None)
 
 
+@dataclass(frozen=True)
+class _Calibration:
+    """The examples by which a network is calibrated, and how many of them a call takes."""
+
+    examples: Examples
+    size: int
+
+    def batches(self) -> _Batches:
+        return _Batches(self.examples, self.size)
+
+
 def quantize(source: Path, path: Path, scheme: Quantization, examples: Examples | NDArray[Any]) -> None:
     """Write `source` (fp32 ONNX) as static int8, calibrated on `examples`; a single array is for the first input.
 
@@ -84,9 +99,14 @@ def prepare(source: Path, path: Path) -> None:
     except Exception as error:  # the quantisation tool may raise any exception
         raise ModelError(f"{source}: ONNX Runtime cannot quantise it: {one_line(error)}") from error
     model = onnx.load(path)
-    for number, node in enumerate(model.graph.node):
-        node.name = node.name or f"{node.op_type}_{number}"  # nodes are kept in float by their names
+    _name_nodes(model)
     onnx.save_model(model, path)
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Give every node a name, because nodes are kept in float by their names."""
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{number}"
 
 
 def quantize_prepared(
@@ -109,22 +129,41 @@ def quantize_prepared(
         return
     if not isinstance(examples, Mapping):
         examples = {original.graph.input[0].name: examples}
+    calibration = _Calibration(examples, _fixed_batch(original) or BATCH)
     try:
         with _quiet():
             if scheme.equalize:
                 prepared = _equalized(prepared)
-            model = _static(prepared, scheme, examples, original, in_float)
-            if scheme.correct_bias:
-                corrected = onnx.load(prepared)
-                correct_bias(corrected, model, _Batches(examples, _fixed_batch(original) or BATCH).batches)
-                prepared = prepared.with_name(f"{prepared.stem}-corrected.onnx")
-                onnx.save_model(corrected, prepared)
-                prepared.with_suffix(f".{scheme.calibration}.json").unlink(missing_ok=True)  # ranges of other biases
-                model = _static(prepared, scheme, examples, original, in_float)
+            in_float = _in_float(prepared, original, in_float)
+            model = _corrected(prepared, scheme, calibration, in_float)
     except Exception as error:  # the quantisation tool may raise any exception
         raise ModelError(f"{source}: ONNX Runtime cannot quantise it: {one_line(error)}") from error
     _keep_opset(model, onnx.load(prepared, load_external_data=False))
     _keep(model, original, path)
+
+
+def _in_float(prepared: Path, original: onnx.ModelProto, asked: Collection[str]) -> list[str]:
+    """The names of all nodes that stay in float."""
+    model = onnx.load(prepared)
+    return [*_preprocessing(model), *_decoding(model, original), *asked]
+
+
+def _corrected(
+    prepared: Path, scheme: Quantization, calibration: _Calibration, in_float: Collection[str]
+) -> onnx.ModelProto:
+    """What ONNX Runtime's tool makes of the prepared file, after its weights were clipped and its biases corrected, if
+    `scheme` asks for that."""
+    source = _clipped(prepared, scheme, calibration, in_float) if scheme.clip_weights else prepared
+    model = _static(source, scheme, calibration, in_float)
+    if not scheme.correct_bias:
+        return model
+    corrected = onnx.load(prepared)  # with the weights as they were, so that what clipping takes away is corrected, too
+    correct_bias(corrected, model, calibration.batches().batches)
+    _take_constants(corrected, onnx.load(source))
+    source = source.with_name(f"{source.stem}-corrected.onnx")
+    onnx.save_model(corrected, source)
+    source.with_suffix(f".{scheme.calibration}.json").unlink(missing_ok=True)  # ranges of other biases
+    return _static(source, scheme, calibration, in_float)
 
 
 def _equalized(prepared: Path) -> Path:
@@ -136,8 +175,27 @@ def _equalized(prepared: Path) -> Path:
     return path
 
 
+def _take_constants(model: onnx.ModelProto, other: onnx.ModelProto) -> None:
+    """Give the constants of `model` the values that the `other` model has under the same names."""
+    values = {tensor.name: tensor for tensor in other.graph.initializer}
+    for tensor in model.graph.initializer:
+        if tensor.name in values:
+            tensor.CopyFrom(values[tensor.name])
+
+
+def _clipped(prepared: Path, scheme: Quantization, calibration: _Calibration, in_float: Collection[str]) -> Path:
+    """The prepared file with clipped weights, which depend on the scheme and on the nodes that stay in float."""
+    about = f"{scheme.weight} {scheme.reduce_range} {sorted(in_float)}"
+    path = prepared.with_name(f"{prepared.stem}-clipped-{zlib.crc32(about.encode()):08x}.onnx")
+    if not path.exists():
+        model = onnx.load(prepared)
+        clip_weights(model, scheme, calibration.batches().batches, in_float)
+        onnx.save_model(model, path)
+    return path
+
+
 def _static(
-    prepared: Path, scheme: Quantization, examples: Examples, original: onnx.ModelProto, in_float: Collection[str]
+    prepared: Path, scheme: Quantization, calibration: _Calibration, in_float: Collection[str]
 ) -> onnx.ModelProto:
     """What ONNX Runtime's tool makes of the prepared file."""
     with scratch() as folder:
@@ -145,19 +203,15 @@ def _static(
         quantize_static(
             prepared,
             quantized,
-            _Batches(examples, _fixed_batch(original) or BATCH),
+            calibration.batches(),
             quant_format=FORMS[scheme.form],
             activation_type=TYPES[scheme.activation],
             weight_type=TYPES[scheme.weight],
             per_channel=scheme.per_channel,
             reduce_range=scheme.reduce_range,
             calibrate_method=METHODS[scheme.calibration],
-            nodes_to_exclude=[
-                *_preprocessing(onnx.load(prepared)),
-                *_decoding(onnx.load(prepared), original),
-                *in_float,
-            ],
-            extra_options=_options(original, scheme),
+            nodes_to_exclude=list(in_float),
+            extra_options=_options(onnx.load(prepared), scheme),
             **_kept_ranges(prepared, scheme),
         )
         return onnx.load(quantized)
@@ -221,6 +275,8 @@ def quantize_weights(source: Path, path: Path, scheme: Quantization) -> None:
             if scheme.activation == "float":
                 _keep_stored(model, original, path, scheme)
                 return
+            _name_nodes(model)
+            tied = gathers_of_tied_tables(model) if scheme.weight == "int8" else {}
             del model.graph.value_info[:]  # the tool transposes weights and would otherwise read their old shapes here
             quantize_dynamic(
                 model,
@@ -228,10 +284,12 @@ def quantize_weights(source: Path, path: Path, scheme: Quantization) -> None:
                 weight_type=TYPES[scheme.weight],
                 per_channel=scheme.per_channel,
                 reduce_range=scheme.reduce_range,
+                nodes_to_exclude=list(tied),
             )
+            model = onnx.load(quantized)
+            tie(model, tied)
         except Exception as error:  # the quantisation tool may raise any exception
             raise ModelError(f"{source}: ONNX Runtime cannot quantise it: {one_line(error)}") from error
-        model = onnx.load(quantized)
     _keep(model, original, path)
 
 

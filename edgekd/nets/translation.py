@@ -64,7 +64,7 @@ class Seq2Seq(nn.Module):
         source, target = _trimmed(source), _trimmed(target)
         mask, kept = source != 0, target != 0
         memory, bias = self.encode(source, mask), masked(mask)
-        x = self.embedded(target, 0)[kept]
+        x = self.embedded(target)[kept]
         later = torch.ones(target.shape[1], target.shape[1], device=x.device).triu(1) * LOWEST
         for layer in self.decoder:
             x = layer(x, memory, bias, later, mask, kept)
@@ -72,16 +72,16 @@ class Seq2Seq(nn.Module):
 
     def encode(self, source: Tensor, mask: Tensor | None) -> Tensor:
         """The encoder's rows (N, C) for the tokens of sources (B, S), whose mask is (B, S); without it (B, S, C)."""
-        x, bias = gathered(self.embedded(source, 0), mask), masked(source != 0)
+        x, bias = gathered(self.embedded(source), mask), masked(source != 0)
         for layer in self.encoder:
             x = layer(x, bias, mask)
         rows: Tensor = self.encoder_norm(x)
         return rows
 
-    def embedded(self, ids: Tensor, first: int) -> Tensor:
-        """Embeddings (B, L, C) of ids (B, L) with the encodings of their positions, which begin at `first`."""
+    def embedded(self, ids: Tensor) -> Tensor:
+        """Embeddings (B, L, C) of ids (B, L) with the encodings of their positions."""
         x = self.table(ids) * self.shape.width**0.5
-        embedded: Tensor = self.dropout(x + self.positions(torch.arange(ids.shape[1], device=ids.device) + first))
+        embedded: Tensor = self.dropout(x + self.positions(torch.arange(ids.shape[1], device=ids.device)))
         return embedded
 
     def positions(self, places: Tensor) -> Tensor:
@@ -101,7 +101,8 @@ class Seq2Seq(nn.Module):
 
     def step(self, tokens: Tensor, memory: Past, bias: Tensor, past: Past) -> tuple[Tensor, Past]:
         """Logits (B, V) after the tokens (B, 1), given the `past` tokens; and the past that includes these."""
-        x = self.embedded(tokens, past[0][0].shape[2])[:, 0]
+        angles = self.get_buffer("rates") * past[0][0].shape[2]  # fewer nodes in the decoder's file than `positions`
+        x = self.table(tokens[:, 0]) * self.shape.width**0.5 + torch.cat([angles.sin(), angles.cos()])
         grown: Past = []
         for layer, cross, own in zip(self.decoder, memory, past, strict=True):
             x, own = layer.step(x, cross, bias, own)  # type: ignore[operator]

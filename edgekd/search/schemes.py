@@ -5,6 +5,7 @@ fastest on an x86 CPU with VNNI, and saturates on one without. This module needs
 """
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,9 @@ SLOWER = 1.02
 
 LIMIT_S = 300.0
 """No further trial of a step begins after this time."""
-NAMED = ("activation", "weight", "reduce_range", "calibration", "equalize", "correct_bias")
+NUMBERS = ("calibration", "equalize", "clip_weights", "correct_bias")
+"""The settings that change the numbers in a file, and not the kernels that compute with them."""
+NAMED = ("activation", "weight", "reduce_range", *NUMBERS)
 """The settings that `as_json` names."""
 
 
@@ -119,8 +122,13 @@ def scheme_words(scheme: Quantization) -> str:
 
 
 def _corrections(scheme: Quantization) -> str:
-    words = {"equalised": scheme.equalize, "biases corrected": scheme.correct_bias}
-    return " and ".join(word for word, asked in words.items() if asked)
+    words = {
+        "equalised": scheme.equalize,
+        "weights clipped": scheme.clip_weights,
+        "biases corrected": scheme.correct_bias,
+    }
+    found = [word for word, asked in words.items() if asked]
+    return " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
 
 
 def choose_scheme(material: Material) -> Choice:
@@ -220,7 +228,7 @@ class _Bench:
         file = known.folder / f"trial-{len(self.trials) + len(self.failed)}.onnx"
         quantize_prepared(self.prepared, file, scheme, known.calibration, known.fp32)
         each = figures_of(file, known)
-        numbers = {key: getattr(scheme, key) for key in ("calibration", "equalize", "correct_bias")}
+        numbers = {key: getattr(scheme, key) for key in NUMBERS}
         if best and scheme == dataclasses.replace(best.scheme, **numbers):  # the same kernels with other numbers
             trial = dataclasses.replace(best, scheme=scheme, file=file, size_bytes=file.stat().st_size, each=each)
         else:
@@ -247,7 +255,7 @@ class _Bench:
 
 def _settings(scheme: Quantization) -> tuple[object, ...]:
     kernels = scheme.activation, scheme.weight, scheme.per_channel, scheme.reduce_range, scheme.form
-    return *kernels, scheme.calibration, scheme.equalize, scheme.correct_bias
+    return *kernels, *(getattr(scheme, key) for key in NUMBERS)
 
 
 def figures_of(file: Path, material: Material, name: str = "") -> NDArray[np.float64]:
@@ -319,10 +327,11 @@ def _corrected(best: Trial, tried: Sequence[Trial], task: Task) -> tuple[Trial, 
 
 
 def _corrections_of(settings: Quantization) -> list[dict[str, Any]]:
-    """The corrections that may be tried: each alone, and both together."""
-    known = {"equalize": {"equalize": True}, "bias": {"correct_bias": True}}
-    each = [known[name] for name in dict.fromkeys(settings.corrections)]
-    return [*each, {"equalize": True, "correct_bias": True}] if len(each) > 1 else each
+    """The corrections that may be tried: each alone, and then each combination of them."""
+    known = {"equalize": "equalize", "clip": "clip_weights", "bias": "correct_bias"}
+    keys = [known[name] for name in dict.fromkeys(settings.corrections)]
+    chosen = [some for size in range(1, len(keys) + 1) for some in itertools.combinations(keys, size)]
+    return [dict.fromkeys(some, True) for some in chosen]
 
 
 def _smallest(best: Trial, tried: Sequence[Trial], task: Task) -> tuple[Trial, str]:

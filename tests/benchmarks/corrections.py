@@ -4,9 +4,9 @@
 
 DATA holds `cifar10/` and `teachers/`. An inverted-residual network (MobileNetV2-like, ReLU) is trained for eight
 epochs on 10,000 images of CIFAR-10; its int8 files with one scale for each tensor or channel, with and without
-equalisation and bias correction, are scored on 2,000 test images; so are those of the same network after channels were
-scaled, which changes no output. The ResNet-20 of DATA/teachers is timed in fp16, with
-weights alone in int8, and with both signs of activations, by turns with fp32, on each provider that is installed.
+equalisation, clipped weights and bias correction, are scored on 2,000 test images; so are those of the same network
+after channels were scaled, which changes no output. The ResNet-20 of DATA/teachers is timed in fp16, with weights alone
+in int8, and with both signs of activations, by turns with fp32, on each provider that is installed.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ from edgekd.files import write_json
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import make
 from edgekd.nets.folding import folded
+from edgekd.nets.inverted import InvertedBlock
 from edgekd.nets.teachers import load_teacher_file
 from edgekd.nets.weights import load_into, read_state, save_state
 from edgekd.scratch import scratch
@@ -77,7 +78,7 @@ def skewed(net: nn.Module) -> nn.Module:
     same outputs."""
     torch.manual_seed(0)
     for block in net.modules():
-        if type(block).__name__ == "_Inverted":
+        if isinstance(block, InvertedBlock):
             parts: Any = block.parts
             factors = 10 ** (3 * torch.rand(parts[1].num_features) - 1.5)
             with torch.no_grad():
@@ -109,11 +110,13 @@ def corrected(fp32: Path, images: NDArray[np.uint8], x: NDArray[np.uint8], label
     for name, scheme in others.items():
         quantize_prepared(folder / "prepared.onnx", made, scheme, images, fp32)
         row(name, made)
-    for per_channel, equal, bias in product((True, False), repeat=3):
-        scheme = Quantization(per_channel=per_channel, equalize=equal, correct_bias=bias)
+    for per_channel, equal, clip, bias in product((True, False), repeat=4):
+        if per_channel and clip:
+            continue
+        scheme = Quantization(per_channel=per_channel, equalize=equal, clip_weights=clip, correct_bias=bias)
         quantize_prepared(folder / "prepared.onnx", made, scheme, images, fp32)
-        words = [f"U8S8 per {'channel' if per_channel else 'tensor'}"]
-        row(", ".join([*words, *["equalised"] * equal, *["biases corrected"] * bias]), made)
+        words = [f"U8S8 per {'channel' if per_channel else 'tensor'}", *["equalised"] * equal]
+        row(", ".join([*words, *["weights clipped"] * clip, *["biases corrected"] * bias]), made)
     return rows
 
 

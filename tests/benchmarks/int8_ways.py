@@ -5,13 +5,13 @@ int8, and layers that return to float.
 
 Each network is distilled once (that of `cifar10-cnn` is the student of RUN, a folder made by `edgekd distill
 cifar10-cnn`, whose teacher also teaches the other network of CIFAR-10). Then, for each quantization scheme, these int8
-files are compared: that of the network itself (`ptq`), the same equalised and with corrected biases (`corrected`),
-that of the network after further epochs in float (`control`),
-that of the training for int8 with the same epochs, images and settings (`qat`), and that of the network with as many
-layers in float as bring the validation accuracy to half a point below float (`fallback`; None where `ptq` has it). All
-accuracies are those of ONNX Runtime on the 10,000 test images, the times are divided by that of the network's own fp32
-file in the same processes. Calibration and fallback see training and validation images alone. FOLDER keeps the trained
-networks, so that a run that was interrupted goes on.
+files are compared: that of the network itself (`ptq`), the same equalised and with corrected biases (`corrected`), the
+same with clipped weights, too, where they have one scale (`clipped`), that of the network after further epochs in
+float (`control`), that of the training for int8 with the same epochs, images and settings (`qat`), and that of the
+network with as many layers in float as bring the validation accuracy to half a point below float (`fallback`; None
+where `ptq` has it). All accuracies are those of ONNX Runtime on the 10,000 test images, the times are divided by that
+of the network's own fp32 file in the same processes. Calibration and fallback see training and validation images alone.
+FOLDER keeps the trained networks, so that a run that was interrupted goes on.
 """
 
 import argparse
@@ -232,6 +232,8 @@ def ways(known: Known, scheme: Quantization, number: int) -> dict[str, Any]:
     whole, longer = known.material.fp32, known.folder / "fp32-longer.onnx"
     corrected = dataclasses.replace(scheme, equalize=True, correct_bias=True)
     files = {"ptq": (whole, scheme), "corrected": (whole, corrected), "control": (longer, scheme)}
+    if not scheme.per_channel:
+        files["clipped"] = (whole, dataclasses.replace(corrected, clip_weights=True))
     rows, right = {}, {}
     for name, (fp32, settings) in files.items():
         file = known.folder / f"{name}-{number}.onnx"

@@ -20,6 +20,7 @@ from edgekd.errors import EdgekdError, InputError, one_line
 from edgekd.figures import Figure, ModelFigures, whole_words
 from edgekd.files import read_json, real
 from edgekd.judge import Line, verdict_words
+from edgekd.report.run.lost import lost_epochs, refuse_lost_model
 from edgekd.result import read_bench, read_verdict
 from edgekd.run import Run
 from edgekd.runs import finished
@@ -159,6 +160,7 @@ def gather(folder: Path) -> Story:
     """Read the story of a finished run folder. Raises InputError if the folder is not a finished run or is damaged."""
     try:
         with blamed(folder):
+            refuse_lost_model(folder)
             return _story(*finished(folder))
     except OSError as error:
         raise InputError(f"{folder}: cannot be read: {one_line(error)}") from error
@@ -212,6 +214,7 @@ def _story(run: Run, content: dict[str, Any], models: Sequence[ModelFigures]) ->
     missing += [] if any(own.samples_ms.values()) else [f"records: the latency of single calls on {own.target}"]
     if task.charts and not own.details:
         missing.append("records, data: the answers on test data, and what their charts show")
+    missing += lost_epochs(run.folder)
     shipped = next(model for model in models if model.name == content["chosen"])
     judged = read_verdict(content, run.result)
     return Story(

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from edgekd.artefacts import write_list
 from edgekd.errors import InputError
 from edgekd.figures import Figure, ModelFigures
 from edgekd.files import read_json, write_json
@@ -98,6 +99,38 @@ def test_what_is_missing_is_said(make_run) -> None:
     story = gather(folder)
     assert [text.split(":")[0] for text in story.missing] == ["run.json", "candidates.json", "records", "records, data"]
     assert story.data == {}
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.decoder.onnx"])
+def test_a_run_whose_shipped_file_is_gone_or_changed_is_refused(make_run, name: str) -> None:
+    folder = make_run()
+    for file in ("model.onnx", "model.decoder.onnx"):
+        (folder / file).write_bytes(b"the file that was shipped")
+    write_list(folder)
+    assert gather(folder).missing == ()
+    (folder / name).write_bytes(b"another one")
+    with pytest.raises(InputError, match=rf"{name}: is not the file that the run wrote"):
+        gather(folder)
+    (folder / name).unlink()
+    with pytest.raises(InputError, match=rf"{name}: is missing; run its `edgekd distill` again, which makes it again$"):
+        gather(folder)
+
+
+def test_a_log_that_was_cut_is_said(make_run) -> None:
+    folder = make_run()
+    log = folder / "student" / "log" / "training.jsonl"
+    log.parent.mkdir(parents=True)
+    write_json(folder / "student" / "history.json", {"schema_version": 1, "epochs": [{"epoch": n} for n in (1, 2, 3)]})
+    lines = [json.dumps({"step": 10 * n, "epoch": n, "loss": 0.5}) + "\n" for n in (1, 2, 3)]
+    log.write_text("".join(lines))
+    assert gather(folder).missing == ()
+    log.write_text("".join(lines)[:-5])
+    assert gather(folder).missing == ("student/log/training.jsonl: the last 1 of 3 epochs",)
+    log.write_bytes(b"\xff")
+    assert gather(folder).missing == ("student/log/training.jsonl: the last 3 of 3 epochs",)
+    assert "missing: student/log/training.jsonl: the last 3 of 3 epochs" in as_markdown([gather(folder)])
+    log.unlink()
+    assert gather(folder).missing == ()  # as in runs of earlier versions
 
 
 def test_without_the_card_classes_have_numbers(make_run) -> None:
