@@ -246,6 +246,7 @@ DETECTION = Task(
     problem=_problem,
     input="image",
     output="boxes",
+    output_words="boxes and scores",
     free={0: "batch"},
     calibration="static",
     outputs=lambda data: 4 + len(data.classes),

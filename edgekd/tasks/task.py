@@ -60,6 +60,8 @@ class Task:
     """The names of that input's dynamic axes, by position."""
     output: str = "logits"
     """The name of the exported file's output."""
+    output_words: str = "logits"
+    """What the numbers of that output are, in the plural."""
     generates: bool = False
     """Whether the exported model has two files and generates its answers token by token, see docs/translation.md. Its
     network then gives a row of outputs for each token instead of each example."""
