@@ -229,6 +229,32 @@ def test_what_does_not_fit_detection_is_refused(tmp_path: Path, things: Any, cli
         assert told in done.stderr
 
 
+def test_a_file_is_quantized_by_its_own_score(run: Path, cli: Cli, tmp_path: Path, things: Any) -> None:
+    things.write_voc(tmp_path / "more", 160, parts=True)
+    file, out = run / "exported" / "teacher-fp32.onnx", tmp_path / "int8.onnx"
+    told = ("--out", out, "--json", tmp_path / "told.json", "--max-drop", "20")
+    done = cli("quantize", file, "--target", "cpu-arm", "--data", tmp_path / "more", *told)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "mAP50" in done.stdout and "accuracy" not in done.stdout
+    compared = json.loads((tmp_path / "told.json").read_text())["comparison"]
+    assert (compared["score"], compared["labelled"], compared["lost"]) == ("map50", True, None)
+    assert compared["change"]["low"] <= compared["change"]["value"] <= compared["change"]["high"]
+    graph = onnx.load(out).graph
+    assert any(node.op_type.endswith("Conv") for node in graph.node)
+    read = {value for node in graph.node if node.op_type in ("Exp", "Sigmoid") for value in node.output}
+    assert not [node for node in graph.node if node.op_type == "QuantizeLinear" and set(node.input) & read]
+    images = np.stack([things.drawn(seed)[0][..., None] for seed in range(200, 236)])
+    np.savez(tmp_path / "set.npz", inputs=images)  # without labels: what the file before finds is the truth
+    done = cli("quantize", file, "--target", "cpu-arm", "--data", tmp_path / "set.npz", *told)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "mAP50 with the file before as the truth 100.00 % → " in done.stdout
+    wrong = np.zeros((36, 1, 6), np.float32)
+    wrong[:, 0] = (7, 1, 1, 9, 9, 0)
+    np.savez(tmp_path / "wrong.npz", inputs=images, labels=wrong)
+    done = cli("quantize", file, "--target", "cpu-arm", "--data", tmp_path / "wrong.npz", *told)
+    assert done.returncode == 2 and "wrong.npz: holds the class 7, and the model tells 2 classes" in done.stderr
+
+
 def test_a_model_is_checked_against_another_one(run: Path, cli: Cli, tmp_path: Path) -> None:
     images, truth = test_set(run)
     np.savez(tmp_path / "set.npz", inputs=images, labels=truth)

@@ -27,7 +27,7 @@ Boxes = NDArray[np.float32]
 
 def passing(rows: int, places: int | str = 40) -> onnx.ModelProto:
     """A model that gives its input (batch, rows, places) as `boxes`."""
-    shape = ["batch", rows, places]
+    shape: list[str | int | None] = ["batch", rows, places]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("image", "boxes")]
     graph = helper.make_graph([helper.make_node("Identity", ["image"], ["boxes"])], "passing", ends[:1], ends[1:])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
