@@ -396,6 +396,11 @@ def check_card(card: Card) -> Card:
         raise ConfigError(f"{card.file}: export.resize: has no effect {given}; it is for image files of any size")
     if card.export.nms and card.task != "detection":
         raise ConfigError(f"{card.file}: export.nms: has no effect for {card.task}; it is for detection")
+    own = card.teacher.training if card.teacher.family == "ssdlite" else None
+    if own is not None and own.class_weights != "none":
+        raise ConfigError(
+            f"{card.file}: teacher.training.class_weights: has no effect; torchvision's loss of ssdlite has none"
+        )
     for problem in (*_unused_teacher_settings(card), *_unused_weights_settings(card)):
         raise ConfigError(f"{card.file}: {problem}")
     return card

@@ -13,10 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from edgekd.bench.worker import detections, suppressed
+from edgekd.distill.student import distill_student
+from edgekd.distill.tasks.known import examples_of, learning_of
 from edgekd.errors import InputError
 from edgekd.export.suppress import final_detections
 from edgekd.export.teacher import export_teacher
 from edgekd.nets.teachers import load_teacher_file
+from edgekd.run import Run
 from edgekd.target import load_target
 from edgekd.tasks.boxes import overlaps
 from edgekd.tasks.known import load_card
@@ -253,6 +256,43 @@ def test_a_file_is_quantized_by_its_own_score(run: Path, cli: Cli, tmp_path: Pat
     np.savez(tmp_path / "wrong.npz", inputs=images, labels=wrong)
     done = cli("quantize", file, "--target", "cpu-arm", "--data", tmp_path / "wrong.npz", *told)
     assert done.returncode == 2 and "wrong.npz: holds the class 7, and the model tells 2 classes" in done.stderr
+
+
+def with_ssdlite(card: str) -> str:
+    """The card with another teacher, trainings of one epoch, and no limits of scores."""
+    head, _, rest = card.partition("[teacher]")
+    head = head.replace("channels = 1", "channels = 3").replace("[0.2]", "[0.2, 0.2, 0.2]")
+    rest = "[teacher.training]" + rest.partition("[teacher.training]")[2].partition("[budget]")[0]
+    return f'{head}[teacher]\nfamily = "ssdlite"\n\n{rest}[budget]\nsize_kb = 60\n'.replace("epochs = 25", "epochs = 1")
+
+
+def test_ssdlite_teaches_by_its_detections(cli: Cli, tmp_path: Path, things: Any) -> None:
+    things.write_voc(tmp_path / "things", 30)
+    text, file = with_ssdlite(things.CARD), tmp_path / "teacher.safetensors"
+    (tmp_path / "things.toml").write_text(text)
+    done = cli("teach", "things.toml", "--out", file)
+    assert done.returncode == 0, done.stderr + done.stdout
+    card = load_card(str(tmp_path / "things.toml"))
+    given, run = load_teacher_file(card, file), Run(tmp_path / "run")
+    data = tuple(examples_of(card, part) for part in learning_of(card.data).load(card, None))
+    with torch.no_grad():
+        assert given.module(data[1].batch(np.arange(2), None).inputs).shape == (2, 6, 6 * (12 + 4 + 4))
+    distill_student(card, {"strides": [8], "deepest": 8}, [given], (data[0], data[1]), run)
+    history = json.loads((run.student_weights.parent / "history.json").read_text())["epochs"]
+    assert history[0]["terms"]["kd"] > 0 and history[0]["terms"]["ce"] > 0
+    for (old, new), told in {
+        ("kd = 1.0, ce", "mse = 1.0, ce"): "recipe.losses: mse: compares places one by one, and the teacher has others",
+        ("[teacher.training]", "[teacher.training]\nclass_weights = [1, 2]"): "teacher.training.class_weights: has no",
+        (
+            '[student]\nfamily = "detector"\nknobs = {',
+            '[student]\nfamily = "ssdlite"\n# {',
+        ): "student.family: ssdlite is",
+    }.items():
+        assert old in text
+        (tmp_path / "things.toml").write_text(text.replace(old, new))
+        done = cli("distill", "things.toml", "-t", "cpu-arm", "--teacher", file, "--out", tmp_path / "refused")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert told in done.stderr
 
 
 def test_a_model_is_checked_against_another_one(run: Path, cli: Cli, tmp_path: Path) -> None:
