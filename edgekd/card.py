@@ -227,9 +227,20 @@ class Export:
     """Whether the files take images of any height and width, and resize and crop them as edgekd does."""
     timed_size: tuple[Side, Side] | None = None
     """Height and width of the images for all measurements of time; needed with `resize`."""
+    nms: bool = False
+    """Detection only: whether the files do non-maximum suppression and give the final detections."""
+    nms_score: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Detections with this score or a lower one are left out in the graph."""
+    nms_overlap: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    """The largest intersection over union of two detections of a class that the graph keeps."""
+    nms_boxes: Annotated[int, Field(ge=1, le=100)] = 100
+    """The number of rows that the graph gives for each image."""
 
     @model_validator(mode="after")
     def _check(self) -> "Export":
+        for name in ("nms_score", "nms_overlap", "nms_boxes"):
+            if not self.nms and getattr(self, name) != getattr(Export, name):
+                raise ValueError(f"{name}: has no effect without nms = true")
         if self.resize and self.timed_size is None:
             raise ValueError("must give timed_size = [height, width] with resize = true, the size to measure time at")
         if self.timed_size is not None and not self.resize:
@@ -383,6 +394,13 @@ def check_card(card: Card) -> Card:
     if card.export.resize and (not isinstance(card.data, Data) or card.data.source in ("digits", "import")):
         given = f'with source = "{card.data.source}"' if isinstance(card.data, Data) else f"for {card.task}"
         raise ConfigError(f"{card.file}: export.resize: has no effect {given}; it is for image files of any size")
+    if card.export.nms and card.task != "detection":
+        raise ConfigError(f"{card.file}: export.nms: has no effect for {card.task}; it is for detection")
+    own = card.teacher.training if card.teacher.family == "ssdlite" else None
+    if own is not None and own.class_weights != "none":
+        raise ConfigError(
+            f"{card.file}: teacher.training.class_weights: has no effect; torchvision's loss of ssdlite has none"
+        )
     for problem in (*_unused_teacher_settings(card), *_unused_weights_settings(card)):
         raise ConfigError(f"{card.file}: {problem}")
     return card

@@ -32,7 +32,7 @@ __all__ = [
 # 3 - models: scores (name, words, unit, better, value, provenance, low, high, why …; the first decides) and details
 #     in place of accuracy, top5, macro_f1, ece and recall
 #     budget: score, the name of the score that decides
-#     test_examples in place of test_images; examples is always there
+#     test_examples in place of test_images; examples is always there; later also parity: outputs, what was compared
 #     parity: examples, same and same_words in place of images and argmax_agreement
 SCHEMA_VERSION = 3
 READABLE = (1, 2, 3)

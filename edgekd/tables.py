@@ -339,10 +339,10 @@ def result_items(result: Result) -> list[object]:
 
 
 def _parity_text(parity: Mapping[str, Any], examples: str) -> str:
-    """How closely the exported file agrees with torch: `… differs by at most 1e-05 (1e-06 of the largest logit)`."""
+    """How closely the exported file agrees with torch: `… logits differ by at most 1e-05 (1e-06 of the largest)`."""
     text = (
-        f"Against torch on {parity['examples']} real {examples} the fp32 export differs by at most "
-        f"{parity['max_abs']:.2g} ({parity['relative']:.2g} of the largest logit)"
+        f"Against torch on {parity['examples']} real {examples}, {parity.get('outputs', 'logits')} of the fp32 export "
+        f"differ by at most {parity['max_abs']:.2g} ({parity['relative']:.2g} of the largest)"
     )
     return text + (f", {parity['same_words']} {100 * parity['same']:.2f} %" if parity["same"] is not None else "")
 

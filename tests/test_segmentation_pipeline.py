@@ -116,3 +116,23 @@ def test_a_model_is_checked_against_another_one(run: Path, cli: Cli, tmp_path: P
     assert "mean IoU" in done.stdout
     same = cli("check", files[0], "--baseline", files[0], "--target", "cpu-arm", "--data", tmp_path / "set.npz")
     assert same.returncode in (0, 3), same.stderr + same.stdout
+
+
+def test_a_file_is_quantized_by_its_own_score(run: Path, cli: Cli, tmp_path: Path, discs: Any) -> None:
+    discs.write_masked(tmp_path / "more", 160)
+    file = run / "exported" / "teacher-fp32.onnx"
+    told = ("--out", tmp_path / "int8.onnx", "--json", tmp_path / "told.json", "--max-drop", "20")
+    done = cli("quantize", file, "--target", "cpu-arm", "--data", tmp_path / "more", *told)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "mean IoU" in done.stdout and "accuracy" not in done.stdout
+    compared = json.loads((tmp_path / "told.json").read_text())["comparison"]
+    assert (compared["score"], compared["labelled"], compared["mcnemar_p"]) == ("miou", True, None)
+    images = np.stack([discs.drawn(seed)[0][..., None] for seed in range(200, 236)])
+    truth = np.zeros((36, 31, 32), np.uint8)
+    truth[:, 5] = 1
+    np.savez(tmp_path / "set.npz", inputs=images)
+    done = cli("quantize", file, "--target", "cpu-arm", "--data", tmp_path / "set.npz", *told)
+    assert "mean IoU with the file before as the truth 100.00 % → " in done.stdout, done.stderr
+    np.savez(tmp_path / "wrong.npz", inputs=images, labels=truth)
+    done = cli("quantize", file, "--target", "cpu-arm", "--data", tmp_path / "wrong.npz", *told)
+    assert done.returncode == 2 and "class maps are [31, 32], and teacher-fp32.onnx gives [32, 32]" in done.stderr

@@ -85,7 +85,7 @@ def fed(fingerprint: dict[str, Any]) -> str:
 
 
 def steering_remarks(record: Record, steering: Sequence[str]) -> list[str]:
-    """Return a line if a model with If or Loop was fed random inputs: such inputs also determine how long it takes."""
+    """Return a line if a model whose time depends on its inputs was fed random ones, see `steering_of`."""
     if not steering or record.fingerprint.get("inputs") != "random":
         return []
     values, types = record.fingerprint.get("values") or {}, record.fingerprint.get("input_types") or {}

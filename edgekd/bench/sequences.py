@@ -1,4 +1,4 @@
-"""Read a model file's metadata, and whether it has If or Loop, without running the model."""
+"""Read a model file's metadata, and whether inputs steer the time of a call, without running the model."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -16,7 +16,7 @@ KEYS = ("sequence_length", "padding")
 """Metadata keys that edgekd writes into the ONNX files of text models, in addition to its own version."""
 SHAPE_KEY = "timed_shape"
 """Metadata key that edgekd writes if the model takes images of any size: the input's shape, separated by commas."""
-STEERING = ("If", "Loop")
+STEERING = ("If", "Loop", "NonMaxSuppression")
 """Op types whose time depends on the values of their inputs."""
 
 
@@ -36,7 +36,7 @@ def generates_of(model: Path) -> bool:
 
 
 def steering_of(model: Path) -> tuple[str, ...]:
-    """Return which of If and Loop occur in the model or its subgraphs; if empty, only shapes determine the time of a
+    """Return which of STEERING occur in the model or its subgraphs; if empty, only shapes determine the time of a
     call.
     """
     return _found_in(model)[1]

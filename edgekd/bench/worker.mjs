@@ -1076,16 +1076,23 @@ async function detections(call, rows, { axes, plan }) {
   const needed = 'detection needs corners and scores (batch, 4 + C, L)';
   const answer = await tensorOf(call, `${which} is no tensor; ${needed}`);
   const dims = Object.keys(axes).length || answer.dims[0] === 1 ? answer.dims : [1, ...answer.dims];
-  const ready = dims[1] === KEPT && dims[2] === 6;
+  const ready = dims[1] > 0 && dims[1] <= KEPT && dims[2] === 6; // perhaps of a file with the suppression in its graph
   if (!answer.type.startsWith('float') || dims.length !== 3 || dims[0] !== rows || (!ready && dims[1] < 5)) {
     throw new WorkerError(`${which} is ${answer.type} ${listed(dims)}; ${needed}`);
   }
   const values = asFloats(answer);
   if (!values.every(Number.isFinite)) throw new WorkerError('gives NaN or infinite outputs');
-  const whole = values.every((value, place) => place % 6 !== 5 || Number.isInteger(value)); // the classes
-  if (ready && whole) return { type: 'float32', dims, data: values };
+  const whole = values.every((value, place) => place % 6 !== 5 || (Number.isInteger(value) && value >= -1)); // the classes
   const data = new Float32Array(rows * KEPT * 6);
   const size = dims[1] * dims[2];
+  if (ready && whole) {
+    for (let row = 0; row < rows; row += 1) {
+      for (let k = dims[1]; k < KEPT; k += 1) data[(row * KEPT + k) * 6 + 5] = -1;
+      data.set(values.subarray(row * size, (row + 1) * size), row * KEPT * 6);
+    }
+    return { type: 'float32', dims: [rows, KEPT, 6], data };
+  }
+  if (dims[1] < 5) throw new WorkerError(`${which} is ${answer.type} ${listed(dims)}; ${needed}`);
   for (let row = 0; row < rows; row += 1) {
     data.set(suppressed(values.subarray(row * size, (row + 1) * size), dims[1] - 4, dims[2]), row * KEPT * 6);
   }

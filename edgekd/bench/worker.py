@@ -88,6 +88,7 @@ __all__ = [
     "main",
     "measure",
     "opened",
+    "suppressed",
 ]
 
 # History of the format of results:
@@ -488,28 +489,42 @@ def detections(answer: Any, rows: int, which: str = "the first output", others: 
     """Return what non-maximum suppression leaves of an output of decoded boxes and scores (rows, 4 + C, L), as float32
     (rows, KEPT, 6): corners x1, y1, x2, y2, score and class, with the highest score first; rows of class −1 are unused.
 
-    An output (rows, KEPT, 6) whose classes are whole numbers is returned as it is. Raises WorkerError for any other
-    output, and for NaN or infinite numbers.
+    An output (rows, K, 6) with K up to KEPT, whose classes are whole numbers from −1, comes from a file with the
+    suppression in its graph, and is only filled up with unused rows. Raises WorkerError for any other output, and for
+    NaN or infinite numbers.
     """
     if not isinstance(answer, np.ndarray) or answer.ndim != 3 or answer.dtype.kind != "f" or answer.shape[0] != rows:
         got = str(answer.dtype) + " " + str(list(answer.shape)) if isinstance(answer, np.ndarray) else "no tensor"
         raise WorkerError(which + " is " + got + "; detection needs corners and scores (batch, 4 + C, L)" + others)
     if not np.isfinite(answer).all():
         raise WorkerError("gives NaN or infinite outputs")
-    if answer.shape[1:] == (KEPT, 6) and (answer[..., 5] == np.floor(answer[..., 5])).all():
-        return answer.astype(np.float32)
+    if finished(answer):
+        found = np.zeros((rows, KEPT, 6), np.float32)
+        found[..., 5] = -1
+        found[:, : answer.shape[1]] = answer
+        return found
     if answer.shape[1] < 5:
         raise WorkerError(which + " is " + str(list(answer.shape)) + "; it has no scores behind four corners" + others)
     return np.stack([suppressed(one) for one in answer.astype(np.float32)])
 
 
-def suppressed(raw: Any) -> Any:
+def finished(answer: Any) -> bool:
+    """Whether an output (rows, K, 6) holds detections rather than scores at six places: its classes are whole."""
+    labels = answer[..., -1]
+    return (
+        answer.shape[2] == 6
+        and 0 < answer.shape[1] <= KEPT
+        and bool(((labels == np.floor(labels)) & (labels >= -1)).all())
+    )
+
+
+def suppressed(raw: Any, lowest: float = LOWEST, overlap: float = OVERLAP, most: int = KEPT) -> Any:
     """Return the detections (KEPT, 6) of one image from corners and scores (4 + C, L); see `detections`.
 
-    Greedy non-maximum suppression: of the detections of a class, in order of their scores, one is kept if it overlaps
-    with none that was kept before by more than OVERLAP.
+    Greedy non-maximum suppression: of the detections of a class with a score above `lowest`, in order of their scores,
+    one is kept if it overlaps with none that was kept before by more than `overlap`; `most` are kept of an image.
     """
-    classes, places = np.nonzero(raw[4:] > LOWEST)
+    classes, places = np.nonzero(raw[4:] > np.float32(lowest))
     order = np.argsort(-raw[4 + classes, places], kind="stable")[:FIRST]
     classes, places = classes[order], places[order]
     x1, y1, x2, y2 = raw[:4, places]
@@ -517,7 +532,7 @@ def suppressed(raw: Any) -> Any:
     left = np.ones(len(order), bool)
     kept = np.zeros((KEPT, 6), np.float32)
     kept[:, 5] = -1
-    for row in range(KEPT):
+    for row in range(most):
         if not left.any():
             break
         k = int(left.argmax())
@@ -525,7 +540,7 @@ def suppressed(raw: Any) -> Any:
         width = np.maximum(np.minimum(x2, x2[k]) - np.maximum(x1, x1[k]), 0)
         height = np.maximum(np.minimum(y2, y2[k]) - np.maximum(y1, y1[k]), 0)
         both = width * height
-        left &= (classes != classes[k]) | (both <= OVERLAP * (areas + areas[k] - both))
+        left &= (classes != classes[k]) | (both <= np.float32(overlap) * (areas + areas[k] - both))
         left[k] = False
     return kept
 

@@ -233,7 +233,7 @@ def _examples(model: Any, brought: "Brought", options: ExportOptions) -> "Exampl
     if data is not None and not data.exists():
         raise InputError(f"--data {data}: no such folder or .npz file")
     if data is not None and data.is_file():
-        ready = ready_npz(data, model)
+        ready = ready_npz(data, model, brought.task.targets_problem)
         some = next(iter(ready.inputs.values()))[:COMPARED]
         return Examples(inputs=some, words=f"{len(some)} examples of {data}")
     if card is not None and (data is not None or card.data.source in brought.task.embedded):

@@ -11,7 +11,7 @@ from edgekd import units
 from edgekd.console import out, say
 from edgekd.devices.device import Site
 from edgekd.devices.local import connect
-from edgekd.errors import ConfigError, ExitCode, InputError, UnavailableError, did_you_mean, shown
+from edgekd.errors import ConfigError, ExitCode, InputError, ModelError, UnavailableError, did_you_mean, shown
 from edgekd.external import generates, model_files
 from edgekd.files import atomic, real, write_json
 from edgekd.imports import require
@@ -20,6 +20,8 @@ from edgekd.runs import task_of_file
 from edgekd.scratch import scratch
 from edgekd.tables import rich_table
 from edgekd.target import SCHEMES, Provider, Quantization, Target, load_target, wide_problem
+from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION
+from edgekd.tasks.task import Task
 
 if TYPE_CHECKING:
     from edgekd.search.quantizing import Quantized
@@ -29,7 +31,9 @@ __all__ = ["QuantizeOptions", "numbers", "quantize_model"]
 # quantize.json history:
 # 1 - model, out, target, how, comparison, trials, failed, fallback, layers
 # 2 - also answers: how they were obtained (measured, emulated, proxy)
-SCHEMA_VERSION = 2
+# 3 - comparison: also score, and change (value, low, high), which is null for accuracy; lost, won and mcnemar_p are
+#     null for other scores
+SCHEMA_VERSION = 3
 MOST_IMAGES = 3_000
 """Images of a folder that are read at most."""
 
@@ -72,6 +76,7 @@ def quantize_model(model: Path, target: str, options: QuantizeOptions) -> int:
         examples = _examples(model, options)
         asked = Asked(
             model=model,
+            task=_task(model),
             out=path,
             out_half=half,
             site=site,
@@ -88,7 +93,7 @@ def quantize_model(model: Path, target: str, options: QuantizeOptions) -> int:
         layers = []
         if options.sensitivity:
             layers = layer_damage(asked)
-            _show_layers(layers, options.sensitivity)
+            _show_layers(layers, options.sensitivity, asked.task)
         done = quantize_file(asked)
         answers = "proxy" if asked.proxy else site.answering.provenance
     if asked.model != model:
@@ -121,10 +126,14 @@ def _in_ort_format(file: Path, target: Target) -> str:
 def _content(done: "Quantized") -> dict[str, Any]:
     """What was made, tried and compared, for quantize.json."""
     found, choice = done.comparison, done.choice
+    compared = dataclasses.asdict(found) | {"score": found.kind.name, "loss_points": found.loss_points}
+    del compared["kind"]
+    if found.change is not None:
+        compared |= dict.fromkeys(("lost", "won"))
     return {
         "out": done.file.name,
         "how": done.how,
-        "comparison": dataclasses.asdict(found) | {"loss_points": found.loss_points, "mcnemar_p": found.p},
+        "comparison": compared | {"mcnemar_p": found.p if found.change is None else None},
         "trials": [trial.as_json() for trial in choice.trials] if choice else [],
         "failed": choice.failed if choice else {},
         "fallback": done.fallback.as_json() if done.fallback else None,
@@ -172,11 +181,10 @@ def _examples(model: Path, options: QuantizeOptions) -> Any:
         raise InputError(f"{model}: cannot be read as ONNX") from error
     if generates(loaded):
         raise InputError(f"{model}: generates token by token; edgekd distill makes the int8 files of such models")
-    if (task := task_of_file(model)).writes != "rows":
-        raise InputError(
-            f"{model}: is a model for {task.name}, which quantize cannot judge; edgekd distill makes its int8 file"
-        )
     model_files(model, loaded)  # raises InputError for weights in other files that cannot be read
+    task = _task(model)
+    if options.data.is_dir() and task.writes != "rows":
+        return _told(model, loaded, task, options)
     if options.data.is_dir():
         require("PIL", "train", f"--data {options.data}: reading image files")
         mean, std = numbers("--mean", options.mean), numbers("--std", options.std)
@@ -185,7 +193,33 @@ def _examples(model: Path, options: QuantizeOptions) -> Any:
         raise InputError(f"--data {options.data}: no such folder or .npz file")
     if options.mean or options.std or options.size:
         raise ConfigError("--mean, --std, --size: are for a folder of images; an .npz file holds ready inputs")
-    return ready_npz(options.data, loaded)
+    ready = ready_npz(options.data, loaded, task.targets_problem)
+    if task.writes != "rows" and ready.labels is not None:
+        from edgekd.draft.told import beyond_classes
+
+        if problem := beyond_classes(ready.labels, task, loaded):
+            raise InputError(f"{options.data}: {problem}")
+    return ready
+
+
+def _task(model: Path) -> Task:
+    """What the model is for; all that give a row of logits are judged as classifiers are."""
+    task = task_of_file(model)
+    return task if task.writes != "rows" else IMAGE_CLASSIFICATION
+
+
+def _told(model: Path, loaded: Any, task: Task, options: QuantizeOptions) -> Any:
+    """The examples of a folder for a model whose metadata say what it takes."""
+    if options.mean or options.std or options.size:
+        raise ConfigError(f"--mean, --std, --size: have no effect here; the metadata of {model} say what it takes")
+    for module in ("PIL", "torch"):
+        require(module, "train", f"--data {options.data}: reading image files")
+    from edgekd.draft.told import told_examples
+
+    try:
+        return told_examples(options.data, loaded, task, MOST_IMAGES)
+    except ModelError as error:
+        raise InputError(f"{model}: {error}") from error
 
 
 def numbers(option: str, text: str) -> list[float]:
@@ -199,10 +233,10 @@ def numbers(option: str, text: str) -> list[float]:
     return numbers
 
 
-def _show_layers(layers: list[Any], path: Path) -> None:
+def _show_layers(layers: list[Any], path: Path, task: Task) -> None:
     """Print a table of the layers, the most damaged first, and write it as a bar chart."""
     rows = [[one.name, f"{one.sqnr_db:.1f} dB", units.accuracy(one.score), f"{100 * one.drop:+.2f}"] for one in layers]
-    header = ["layer", "SQNR of the outputs", "accuracy", "points lost"]
+    header = ["layer", "SQNR of the outputs", task.scores[0].limit_words, "points lost"]
     out(rich_table(header, rows, "int8 in one layer at a time, the rest in float"))
     require("matplotlib", "report", "--sensitivity")
     from edgekd.report.layers import draw_layers

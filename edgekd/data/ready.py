@@ -1,6 +1,6 @@
 """Examples for an ONNX model that edgekd did not train: ready arrays of an .npz file, or images of a folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,8 @@ class Ready:
 
     inputs: Mapping[str, NDArray[Any]]
     """An array for each input of the model, by its name; the first axis counts the examples."""
-    labels: NDArray[np.int64] | None
-    """Class numbers (n,), or None if they are not known."""
+    labels: NDArray[Any] | None
+    """Class numbers (n,), or what else is right for each example, or None if that is not known."""
     about: str
     """Where they are from, in words."""
 
@@ -46,8 +46,9 @@ def model_inputs(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
     return {value.name: value.type.tensor_type for value in model.graph.input if value.name not in weights}
 
 
-def ready_npz(path: Path, model: onnx.ModelProto) -> Ready:
+def ready_npz(path: Path, model: onnx.ModelProto, problem_of: Callable[[NDArray[Any]], str] = labels_problem) -> Ready:
     """Read the array `inputs`, or one array for each input of the model, and perhaps `labels`, from an .npz file.
+    `problem_of` describes why an array cannot be labels; it is a task's `targets_problem`.
 
     Raises InputError if arrays are missing, or if their types or numbers do not fit.
     """
@@ -72,10 +73,11 @@ def ready_npz(path: Path, model: onnx.ModelProto) -> Ready:
     counts = {len(array) if array.ndim else 0 for array in (*arrays.values(), *([] if labels is None else [labels]))}
     if len(counts) != 1:
         raise InputError(f"{path}: its arrays hold different numbers of examples ({_listed(map(str, counts))})")
-    if labels is not None and (problem := labels_problem(labels)):
+    if labels is not None and (problem := problem_of(labels)):
         raise InputError(f"{path}: {problem}")
-    known = None if labels is None else labels.astype(np.int64)
-    return Ready(inputs=arrays, labels=known, about=str(path))
+    if labels is not None and labels.ndim == 1:
+        labels = labels.astype(np.int64)
+    return Ready(inputs=arrays, labels=labels, about=str(path))
 
 
 def ready_images(

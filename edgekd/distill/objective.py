@@ -46,8 +46,9 @@ Terms = Callable[[Seen], dict[str, Tensor]]
 Hard = Callable[[Tensor, Tensor], Tensor]
 """The task's own loss, a function of outputs (B, C) and targets."""
 
-Soft = Callable[[Tensor, Tensor], Tensor]
-"""The task's own loss between outputs (B, C) of student and teacher, if these are no logits."""
+Soft = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""The task's own loss between outputs (B, C) of student and teacher, if these are no logits; it also gets the
+targets."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ def _logit_term(name: str, recipe: Recipe, hard: Hard, own: Soft | None) -> Call
 
     terms: dict[str, Callable[[Seen], Tensor]] = {
         "ce": lambda seen: hard(seen.logits, seen.targets),
-        "kd": soft if own is None else lambda seen: own(seen.logits, seen.teacher["logits"]),
+        "kd": soft if own is None else lambda seen: own(seen.logits, seen.teacher["logits"], seen.targets),
         "soft_ce": soft,
         "mse": lambda seen: losses.mse(*pair(seen)),
         "dkd": dkd,

@@ -30,6 +30,7 @@ from edgekd.nets.deployed import Deployed
 from edgekd.nets.fakequant import fake_quantized
 from edgekd.nets.families import make
 from edgekd.nets.published import weights_file
+from edgekd.nets.ssd import SsdLite
 from edgekd.nets.start import Start, describe, load_fitting
 from edgekd.nets.teachers import LoadedTeacher, load_teacher_file
 from edgekd.nets.weights import load_into, read_state, save_state
@@ -296,6 +297,8 @@ def _objective(
     peers = [Deployed(_new(card, shape, recipe.seed + 7_919 * (n + 1)), card.data) for n in range(_peers(recipe))]
     found = probe(whole, _first_two(examples), student_layers(recipe), f"{card.file}: recipe.features: student")
     _require_outputs(card, found, examples, "student")
+    if isinstance(whole, Deployed) and isinstance(whole.net, SsdLite):
+        raise ConfigError(f"{card.file}: student.family: ssdlite is for teachers; take detector")
     try:
         learning = learning_of(card.data)
         _check_terms(recipe, teachers)
@@ -306,7 +309,9 @@ def _objective(
         torch.manual_seed(recipe.seed)
         theirs = shapes(teachers[0], examples, teacher_layers(recipe)) if needs_teacher(recipe) else {}
         if learning.soft is not None and theirs and theirs["logits"] != found["logits"]:
-            _refuse_other_places(found["logits"], theirs["logits"])
+            if not learning.by_answers(card, tuple(theirs["logits"])):
+                _refuse_other_places(found["logits"], theirs["logits"])
+            _refuse_all_but_answers(recipe, teachers)
 
         def hard(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             return learning.loss(outputs, targets, recipe.label_smoothing, weights)
@@ -347,6 +352,17 @@ def _refuse_other_places(mine: torch.Size, theirs: torch.Size) -> None:
         f"recipe.losses: kd: the student gives {shape_words(tuple(mine))} outputs and the teacher "
         f"{shape_words(tuple(theirs))}; both should have the same places, which `strides` in their shapes say"
     )
+
+
+def _refuse_all_but_answers(recipe: Recipe, teachers: Sequence[LoadedTeacher]) -> None:
+    """Raise ConfigError if the recipe needs more of a teacher that looks at other places than its detections."""
+    used = {str(name) for part in recipe.parts() for name in part.losses}
+    if "mse" in used:
+        raise ConfigError(
+            "recipe.losses: mse: compares places one by one, and the teacher has others; kd learns from its detections"
+        )
+    if len(teachers) > 1:
+        raise ConfigError("more_teachers: kd from detections takes one teacher, whose places are not the student's")
 
 
 def _require_outputs(card: Card, found: dict[str, torch.Size], examples: Examples, name: str) -> None:

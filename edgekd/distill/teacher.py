@@ -20,6 +20,7 @@ from edgekd.errors import BudgetError, InputError
 from edgekd.files import write_json
 from edgekd.nets.deployed import Deployed, count_macs
 from edgekd.nets.published import weights_file
+from edgekd.nets.ssd import SsdLite
 from edgekd.nets.start import describe, load_all_but_head
 from edgekd.nets.teachers import LoadedTeacher, load_teacher_file, make_teacher_net
 from edgekd.nets.weights import save_state
@@ -196,7 +197,7 @@ def _attempt(
         train=data[0],
         validation=data[1],
         training=training,
-        objective=plain(training, learning.loss, weights, learning.rows),
+        objective=plain(training, net.loss if isinstance(net, SsdLite) else learning.loss, weights, learning.rows),
         score=learning.score,
         kind=kind,
         views=training.epochs,

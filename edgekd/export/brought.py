@@ -136,7 +136,7 @@ def write(
     model = converted(module, example, target, (name, brought.names[1]), free)
     if brought.card is not None:
         describe(model, brought.card, target, {"trained": "elsewhere"})
-        if name != brought.names[0]:  # the front end for sound is not the exporter's
+        if name != brought.names[0] or brought.card.export.nms:  # the exporter knows neither front end nor suppression
             model = completed(model, brought.card)
     else:
         for key, value in (brought.notes | {"target": target.name}).items():

@@ -29,6 +29,14 @@ from edgekd.export.front_end import with_front_end
 from edgekd.export.parts import parts_of
 from edgekd.export.resize import SHAPE_KEY, with_resize
 from edgekd.export.shrink import save_model
+from edgekd.export.suppress import (
+    before_suppression,
+    final_detections,
+    refuse_suppression,
+    suppression_notes,
+    two_stages,
+    with_suppression,
+)
 from edgekd.external import decoder_of, name_decoder
 from edgekd.files import atomic
 from edgekd.nets.deployed import Deployed, example_inputs
@@ -56,7 +64,7 @@ __all__ = [
 ]
 
 MAX_RELATIVE_DIFFERENCE = 1e-3
-"""Largest allowed |torch − ONNX Runtime|, relative to the largest |torch| logit; 5e-7 is usual for fp32."""
+"""Largest allowed |torch − ONNX Runtime|, relative to the largest |torch| output; 5e-7 is usual for fp32."""
 MIN_AGREEMENT = 0.999
 
 
@@ -73,6 +81,8 @@ class Parity:
     """The share of examples with the same answer; None if that says nothing for the task."""
     same_words: str
     """Describes that share: `same class`."""
+    outputs: str = "logits"
+    """What was compared: logits, or boxes and scores."""
 
 
 def export(net: nn.Module, card: Card, target: Target, path: Path, provenance: dict[str, str]) -> None:
@@ -153,8 +163,9 @@ def fix_shapes(model: onnx.ModelProto, shape: tuple[int, ...]) -> None:
 
 
 def refuse_free_shapes(card: Card, target: Target) -> None:
-    """Raise ConfigError if the card's files need free shapes, and the target wants fixed ones; or if the model
-    generates, and the target's runtime cannot."""
+    """Raise ConfigError if the card's files need free shapes, and the target wants fixed ones; if the model generates,
+    and the target's runtime cannot; or if the provider cannot suppress boxes that the graph should."""
+    refuse_suppression(card, target)
     if task_of(card.data).generates and target.provider.name == "wasm":
         raise ConfigError(
             f"{card.file}: task {card.task}: its model generates token by token, which target {target.name} cannot; "
@@ -189,8 +200,11 @@ def exported_part(net: nn.Module, data: Any) -> tuple[nn.Module, torch.Tensor, s
 
 
 def completed(model: onnx.ModelProto, card: Card) -> onnx.ModelProto:
-    """Put before a converted network what the exporters do not convert: the front end, or the resizing of images."""
+    """Put before a converted network what the exporters do not convert, the front end or the resizing of images, and
+    behind it non-maximum suppression, if the card wants these."""
     task = task_of(card.data)
+    if card.export.nms:
+        return with_suppression(model, card.export)
     how = task.normalization(card.data)
     if isinstance(how, FrontEnd):
         return with_front_end(model, how, task.input)
@@ -227,6 +241,7 @@ def describe(model: onnx.ModelProto, card: Card, target: Target, provenance: dic
         **({"task": card.task} if card.task != Card.task else {}),
         **task_of(card.data).describe(card.data),
         **_resizing(card),
+        **suppression_notes(card),
         **provenance,
     }
     if target.fixed_shapes and "input" in values:
@@ -274,7 +289,8 @@ def quiet_export() -> Iterator[None]:
 def cpu_logits(file: Path, task: Task, images: NDArray[Any]) -> NDArray[np.float32]:
     """Return the file's outputs (n, C) on the CPU provider for every target, because parity is a property of the
     file. For a model that generates they are the logits after each token, where the source is the target, too; raises
-    ModelError if they are NaN or infinite.
+    ModelError if they are NaN or infinite. For a file with non-maximum suppression in its graph they are those before
+    it; raises ModelError if its detections are not what NumPy leaves of these.
     """
     if task.generates:
         session = opened(str(file))
@@ -282,11 +298,15 @@ def cpu_logits(file: Path, task: Task, images: NDArray[Any]) -> NDArray[np.float
             return np.concatenate([_stepwise(session, part) for part in task.calls(images)])
         except WorkerError as error:
             raise ModelError(f"{file}: {error}") from error
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    staged = two_stages(file) if task.writes == "boxes" else None
+    given_model = staged.SerializeToString() if staged is not None else file
+    session = onnxruntime.InferenceSession(given_model, providers=["CPUExecutionProvider"])
     given = session.get_inputs()[0]
     calls = task.calls(images)
     if given.shape[0] == 1:  # the target wants fixed shapes
         calls = [call[number : number + 1] for call in calls for number in range(len(call))]
+    if staged is not None:
+        return before_suppression(session, [{given.name: call} for call in calls], file)
     logits: NDArray[np.float32] = np.concatenate([session.run(None, {given.name: call})[0] for call in calls])
     return logits
 
@@ -315,10 +335,10 @@ def keep_torch_logits(net: nn.Module, card: Card, inputs: Path, name: str = "stu
     else:
         with torch.no_grad():
             parts = [
-                task.read(deployed(torch.from_numpy(images[n : n + size].copy())).numpy())
-                for n in range(0, len(images), size)
+                deployed(torch.from_numpy(images[n : n + size].copy())).numpy() for n in range(0, len(images), size)
             ]
-        logits = np.concatenate(parts)
+        export = card.export
+        logits = np.concatenate([task.read(final_detections(p, export) if export.nms else p) for p in parts])
     with atomic(inputs.with_suffix(f".{name}.npy")) as temporary:
         np.save(temporary, logits)
     return logits
@@ -348,13 +368,15 @@ def compared(expected: NDArray[np.float32], logits: NDArray[np.float32], task: T
         relative=difference / max(float(np.abs(expected).max()), 1e-12),
         same=task.same(expected, logits) if task.same and expected.ndim == axes else None,
         same_words=task.same_words,
+        outputs=task.output_words,
     )
     if not result.relative <= MAX_RELATIVE_DIFFERENCE or (result.same is not None and result.same < MIN_AGREEMENT):
         same = ""
         if result.same is not None:
             same = f", {task.same_words} {100 * result.same:.2f} % ({100 * MIN_AGREEMENT:g} % asked)"
         raise ModelError(
-            f"the exported file differs from torch on {result.examples} {task.units}: largest difference "
-            f"{difference:.3g} ({result.relative:.2g} of the largest logit, {MAX_RELATIVE_DIFFERENCE:g} allowed){same}"
+            f"the exported file differs from torch on {result.examples} {task.units}: their {result.outputs} "
+            f"differ by {difference:.3g} ({result.relative:.2g} of the largest, {MAX_RELATIVE_DIFFERENCE:g} "
+            f"allowed){same}"
         )
     return result

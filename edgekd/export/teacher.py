@@ -13,6 +13,7 @@ from edgekd.errors import InputError, one_line
 from edgekd.export.onnx import completed, export, fix_shapes, taking_any_size
 from edgekd.export.resize import OLDEST_OPSET as OLDEST_FOR_RESIZE
 from edgekd.export.shrink import save_model
+from edgekd.export.suppress import suppression_notes, with_suppression
 from edgekd.nets.deployed import example_inputs
 from edgekd.nets.folding import folded
 from edgekd.nets.outputs import TINY
@@ -54,7 +55,19 @@ def export_teacher(
         model = completed(model, card) if own else _with_preprocessing(model, card.data, teacher.file)
     if target.fixed_shapes:
         fix_shapes(model, tuple(example_inputs(card.data, 1).shape))
+    if card.export.nms:
+        model = with_suppression(model, card.export)
+        _add_notes(model, suppression_notes(card))
     save_model(taking_any_size(model, card) if card.export.resize else model, path)
+
+
+def _add_notes(model: onnx.ModelProto, notes: Mapping[str, str]) -> None:
+    """Write metadata in place of those with the same keys."""
+    others = [entry for entry in model.metadata_props if entry.key not in notes]
+    del model.metadata_props[:]
+    model.metadata_props.extend(others)
+    for key, value in notes.items():
+        model.metadata_props.add(key=key, value=value)
 
 
 def _modern(model: onnx.ModelProto, path: Path, oldest: int) -> onnx.ModelProto:

@@ -66,5 +66,5 @@ def check_answers(module: nn.Module, card: Card, inputs: NDArray[Any], file: Pat
     if not difference <= MAX_RELATIVE_DIFFERENCE:
         raise ModelError(
             f"the exported file differs from torch on {len(rows)} real examples by {difference:.2g} of the largest "
-            f"logit, {MAX_RELATIVE_DIFFERENCE:g} is allowed"
+            f"of its {task_of(card.data).output_words}, {MAX_RELATIVE_DIFFERENCE:g} is allowed"
         )

@@ -29,6 +29,7 @@ from edgekd.nets.repvgg import repvgg
 from edgekd.nets.segment import FastScnn, FastScnnShape, UNet, UNetShape
 from edgekd.nets.separable import separable
 from edgekd.nets.small import ConvNetShape, MlpShape, convnet, mlp
+from edgekd.nets.ssd import SsdLite, SsdLiteShape
 from edgekd.nets.stages import StagedShape
 from edgekd.nets.text import (
     BagOfWords,
@@ -170,7 +171,10 @@ KEYWORD_FAMILIES: dict[str, tuple[type, Any]] = {
 }
 """Maps the name of a family to (shape class, function of (shape, bins, frames, outputs))."""
 
-DETECTION_FAMILIES: dict[str, tuple[type, Any]] = {"detector": (DetectorShape, Detector)}
+DETECTION_FAMILIES: dict[str, tuple[type, Any]] = {
+    "detector": (DetectorShape, Detector),
+    "ssdlite": (SsdLiteShape, SsdLite),
+}
 """Maps the name of a family to (shape class, function of (shape, channels, height, width, outputs))."""
 
 SEGMENTATION_FAMILIES: dict[str, tuple[type, Any]] = {

@@ -14,23 +14,25 @@ from numpy.typing import NDArray
 from edgekd import units
 from edgekd.bench.arrays import save_arrays
 from edgekd.bench.measure import Subject, logits_of
-from edgekd.bench.statistics import Interval
+from edgekd.bench.statistics import Interval, bootstrap
 from edgekd.data.ready import Ready
 from edgekd.devices.device import Site
 from edgekd.distributions import mcnemar
 from edgekd.errors import EdgekdError, InputError, ModelError, cut, one_line
 from edgekd.export.opset import within_range
-from edgekd.export.quantize import prepare, quantize, quantize_weights, to_half
+from edgekd.export.quantize import Examples, prepare, quantize, quantize_weights, to_half
 from edgekd.export.shrink import save_model, shrink
 from edgekd.export.unsigned import to_unsigned
 from edgekd.external import model_bytes
 from edgekd.files import atomic
 from edgekd.judge import Outcome
+from edgekd.scores import ScoreKind
 from edgekd.search.int8 import keep_accuracy
 from edgekd.search.layers import Fallback, LayerDamage, sensitivity
 from edgekd.search.schemes import Choice, Material, choose_scheme, figures_of, scheme_words, time_ratio
 from edgekd.target import Precision, Quantization
-from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION as TASK
+from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION
+from edgekd.tasks.task import Outputs, Targets, Task
 
 __all__ = ["Asked", "Comparison", "Quantized", "in_range", "layer_damage", "quantize_file"]
 
@@ -58,6 +60,8 @@ class Asked:
     """The time for returning layers to float."""
     scheme: Quantization
     """The settings of the target."""
+    task: Task = IMAGE_CLASSIFICATION
+    """What the model is for; a model that does not say it counts as a classifier."""
     precisions: tuple[Precision, ...]
     """The precisions that may be made. fp16 is made without int8 among them, or if it is surely faster."""
     proxy: bool = False
@@ -78,11 +82,15 @@ class Comparison:
     count: int
     labelled: bool
     """Whether labels are known. Otherwise an answer is right if it is the one of the file before."""
+    kind: ScoreKind
     before: float
     after: float
-    lost: int
+    change: Interval | None = None
+    """The score after minus that before, with its interval of a paired bootstrap; None if answers are right or wrong,
+    so that they are counted."""
+    lost: int = 0
     """The number of examples that only the file before answers right."""
-    won: int
+    won: int = 0
     ratio: Interval | None
     """The time after divided by the time before, in the same processes; None if the target cannot be measured here."""
     bytes_before: int
@@ -91,6 +99,8 @@ class Comparison:
     @property
     def loss_points(self) -> float:
         """The loss in percentage points."""
+        if self.change is not None:
+            return -100 * self.change.value
         return 100 * (self.lost - self.won) / self.count
 
     @property
@@ -102,16 +112,25 @@ class Comparison:
         """The verdict on the loss: inconclusive if it is larger than allowed and may be chance."""
         if self.loss_points <= max_drop:
             return "pass"
-        return "fail" if self.p <= 0.05 else "inconclusive"
+        sure = self.p <= 0.05 if self.change is None else self.change.high < 0
+        return "fail" if sure else "inconclusive"
+
+    @property
+    def _cost(self) -> str:
+        if self.change is None:
+            what = "accuracy" if self.labelled else "agreement with the file before"
+            found = f"{self.lost} answers lost, {self.won} won, McNemar p {self.p:.2g}"
+        else:
+            what = self.kind.words if self.labelled else f"{self.kind.words} with the file before as the truth"
+            low, value, high = (100 * one for one in (self.change.low, self.change.value, self.change.high))
+            found = f"{value:+.2f} points, 95 % interval {low:+.2f} … {high:+.2f}"
+        scores = f"{self.kind.show(self.before)} → {self.kind.show(self.after)}"
+        return f"{what} {scores} on {self.count} examples that no choice has seen ({found})"
 
     @property
     def words(self) -> str:
         """What int8 cost and gained, in one sentence."""
-        what = "accuracy" if self.labelled else "agreement with the file before"
-        cost = (
-            f"{what} {units.accuracy(self.before)} → {units.accuracy(self.after)} on {self.count} examples that no "
-            f"choice has seen ({self.lost} answers lost, {self.won} won, McNemar p {self.p:.2g})"
-        )
+        cost = self._cost
         size = f"size {units.bytes_(self.bytes_before)} → {units.bytes_(self.bytes_after)}"
         if self.ratio is None:
             return f"{size}; {cost}; time not measured"
@@ -195,8 +214,7 @@ def quantize_file(asked: Asked) -> Quantized:
         material = _material(asked, parts.choosing, parts.calibration)
         choice = choose_scheme(material)
         best, how = choice.best.file, choice.why
-        top = float((_logits(asked.model, asked, material.inputs).argmax(axis=1) == material.targets).mean())
-        floor = top - asked.max_drop / 100
+        floor = float(figures_of(asked.model, material).mean()) - asked.max_drop / 100
         if choice.best.score < floor:
             choice, fallback = keep_accuracy(material, choice, floor, asked.limit_s)
             best, how = choice.best.file, choice.why
@@ -268,7 +286,7 @@ def _refuse_labels(asked: Asked, part: Ready) -> None:
     if asked.examples.labels is None:
         return
     outputs = _logits(asked.model, asked, _written(asked, part, "judging"))
-    if problem := TASK.fit_problem(outputs, asked.examples.labels, asked.model.name):
+    if problem := asked.task.fit_problem(outputs, asked.examples.labels, asked.model.name):
         raise InputError(f"{asked.examples.about}: {problem}")
 
 
@@ -285,22 +303,36 @@ def _written(asked: Asked, part: Ready, name: str) -> Path:
 
 def _material(asked: Asked, choosing: Ready, calibration: Ready) -> Material:
     inputs = _written(asked, choosing, "choosing")
-    labels = choosing.labels
-    if labels is None:
-        labels = _logits(asked.model, asked, inputs).argmax(axis=1)
+    return _measuring(asked, inputs, _targets(asked, choosing, inputs), calibration.inputs)
+
+
+def _measuring(asked: Asked, inputs: Path, targets: Targets, calibration: Examples) -> Material:
     return Material(
         fp32=asked.model,
-        calibration=calibration.inputs,
+        calibration=calibration,
         inputs=inputs,
-        targets=labels,
-        task=TASK,
+        targets=targets,
+        task=asked.task,
         site=asked.site,
         folder=asked.folder,
     )
 
 
-def _logits(file: Path, asked: Asked, inputs: Path) -> NDArray[Any]:
-    return logits_of(Subject(name=file.stem, file=file, precision="as it is"), asked.site, inputs, asked.folder, TASK)
+def _targets(asked: Asked, part: Ready, inputs: Path) -> Targets:
+    """What is right for a part of the examples: its labels, or what the given file answers.
+
+    Raises InputError for class maps and boxes of which nothing could be judged.
+    """
+    targets = asked.task.truth(_logits(asked.model, asked, inputs)) if part.labels is None else part.labels
+    if asked.task.writes != "rows" and (problem := asked.task.targets_problem(targets)):
+        whose = part.about if part.labels is not None else f"{asked.model} as the truth for {part.about}"
+        raise InputError(f"{whose}: a part of {len(part)} examples: {problem}")
+    return targets
+
+
+def _logits(file: Path, asked: Asked, inputs: Path) -> Outputs:
+    subject = Subject(name=file.stem, file=file, precision="as it is")
+    return logits_of(subject, asked.site, inputs, asked.folder, asked.task)
 
 
 def _shifted(asked: Asked, model: onnx.ModelProto, made: Path, part: Ready) -> str:
@@ -335,28 +367,22 @@ def _unoptimized(file: Path, inputs: dict[str, NDArray[Any]]) -> list[NDArray[An
 
 
 def _compared(asked: Asked, made: Path, part: Ready) -> Comparison:
-    inputs = _written(asked, part, "judging")
-    before, after = (_logits(file, asked, inputs).argmax(axis=1) for file in (asked.model, made))
-    labels = before if part.labels is None else part.labels
-    ratio = None
-    if asked.measurable:
-        material = Material(
-            fp32=asked.model,
-            calibration={},
-            inputs=inputs,
-            targets=labels,
-            task=TASK,
-            site=asked.site,
-            folder=asked.folder,
-        )
-        ratio = time_ratio(made, asked.model, material)
+    inputs, task = _written(asked, part, "judging"), asked.task
+    targets, kind = _targets(asked, part, inputs), asked.task.scores[0]
+    outputs = [_logits(file, asked, inputs) for file in (asked.model, made)]
+    before, after = (task.score(one, targets)[kind.name] for one in outputs)
+    each = [task.each(one, targets) for one in outputs]
+    counted = task.paired == "mcnemar"
+    ratio = time_ratio(made, asked.model, _measuring(asked, inputs, targets, {})) if asked.measurable else None
     return Comparison(
-        count=len(labels),
+        count=len(targets),
         labelled=part.labels is not None,
-        before=float((before == labels).mean()),
-        after=float((after == labels).mean()),
-        lost=int(((before == labels) & (after != labels)).sum()),
-        won=int(((before != labels) & (after == labels)).sum()),
+        kind=kind,
+        before=before,
+        after=after,
+        change=None if counted else bootstrap(each[1] - each[0], after - before),
+        lost=int((each[0] > each[1]).sum()) if counted else 0,
+        won=int((each[1] > each[0]).sum()) if counted else 0,
         ratio=ratio,
         bytes_before=model_bytes(asked.model),
         bytes_after=made.stat().st_size,

@@ -160,6 +160,14 @@ def _confirmed(found: NDArray[Any], other: NDArray[Any]) -> tuple[int, int]:
     return int(alike.any(axis=1).sum()), len(sure)
 
 
+def _truth(outputs: NDArray[Any]) -> NDArray[np.float32]:
+    """The detections with a score of at least SURE as true boxes (n, KEPT, 6)."""
+    found = found_in(outputs)
+    used = (found[..., 5] >= 0) & (found[..., 4] >= SURE)
+    labels = np.where(used, found[..., 5], -1)[..., None]
+    return np.concatenate([labels, found[..., :4], np.zeros_like(labels)], axis=2).astype(np.float32)
+
+
 def _targets_problem(targets: NDArray[Any]) -> str:
     if targets.ndim != 3 or targets.shape[2] != 6 or targets.dtype.kind not in "fiu" or not targets.size:
         return (
@@ -246,6 +254,7 @@ DETECTION = Task(
     problem=_problem,
     input="image",
     output="boxes",
+    output_words="boxes and scores",
     free={0: "batch"},
     calibration="static",
     outputs=lambda data: 4 + len(data.classes),
@@ -269,6 +278,7 @@ DETECTION = Task(
         ScoreKind(name="worst_ap50", words="AP50 of the worst class", short="worst AP50"),
     ),
     score=_scores,
+    truth=_truth,
     each=_each,
     paired="bootstrap",
     same=_same,

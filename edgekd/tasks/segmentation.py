@@ -244,6 +244,7 @@ SEGMENTATION = Task(
         ScoreKind(name="pixel_accuracy", words="pixel accuracy", brief=False),
     ),
     score=_scores,
+    truth=class_maps,
     each=_each,
     paired="bootstrap",
     answers=_answers,

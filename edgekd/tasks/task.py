@@ -60,6 +60,8 @@ class Task:
     """The names of that input's dynamic axes, by position."""
     output: str = "logits"
     """The name of the exported file's output."""
+    output_words: str = "logits"
+    """What the numbers of that output are, in the plural."""
     generates: bool = False
     """Whether the exported model has two files and generates its answers token by token, see docs/translation.md. Its
     network then gives a row of outputs for each token instead of each example."""
@@ -105,6 +107,9 @@ class Task:
     """The scores; the first one decides: it is used for choices and early stopping, and gives budgets their keys."""
     score: Callable[[Outputs, Targets], dict[str, float]]
     """Computes the scores by name; those that are not known for these outputs are left out."""
+    truth: Callable[[Outputs], Targets] = lambda outputs: outputs.argmax(axis=1)
+    """What would be right if these outputs of a model were: the most likely classes. Other models are compared with
+    it where the data say nothing."""
     each: Callable[[Outputs, Targets], NDArray[np.float64]]
     """One figure (n,) of each example for paired tests; its mean is the score that decides, if that is possible."""
     paired: Literal["mcnemar", "bootstrap"]

@@ -20,6 +20,7 @@ from edgekd.card import Export
 from edgekd.data.images import in_memory
 from edgekd.data.originals import keep_originals, keep_timed
 from edgekd.devices.environments import environment_folder
+from edgekd.export.suppress import with_suppression
 from edgekd.tasks.known import load_card
 
 FILE = Path(worker.__file__).with_name("worker.mjs")
@@ -409,6 +410,31 @@ def test_detections_are_those_of_the_python_worker(
     assert np.array_equal(*found)
     assert (found[0][5, :, 5] == -1).all() and (found[0][:5, 0, 5] >= 0).all()
     assert classes > 3 or (found[0][:5, 20:, 5] == -1).any()
+
+
+def test_suppression_in_the_graph_finds_what_the_workers_find(
+    measure: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    shape: list[str | int | None] = ["n", 7, 60]
+    image, boxes = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("image", "boxes"))
+    graph = helper.make_graph([helper.make_node("Identity", ["image"], ["boxes"])], "same", [image], [boxes])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.save(model, tmp_path / "plain.onnx")
+    onnx.save(with_suppression(model, Export(nms=True, nms_boxes=9)), tmp_path / "suppressing.onnx")
+    rng = np.random.default_rng(1)
+    corners, sides = rng.uniform(0, 60, (5, 2, 60)), rng.uniform(5, 40, (5, 2, 60))
+    scores = rng.integers(0, 8, (5, 3, 60)) / 8  # many are equal
+    raw = np.concatenate([corners, corners + sides, scores], axis=1).astype(np.float32)
+    raw[4, 4:] = 0
+    np.save(tmp_path / "inputs.npy", raw)
+    plan = make_plan(mode="predict", inputs=str(tmp_path / "inputs.npy"), answers="boxes", batch_size=2)
+    found = {}
+    for name in ("plain", "suppressing"):
+        told = measure({**plan, "outputs": str(tmp_path / "o.npy")}, tmp_path / f"{name}.onnx")["outputs_shape"]
+        found[name] = np.load(tmp_path / "o.npy")
+        assert list(found[name].shape) == told == [5, 100, 6]
+    assert np.array_equal(found["plain"][:, :9], found["suppressing"][:, :9])
+    assert (found["suppressing"][:, 9:, 5] == -1).all() and (found["suppressing"][4, :, 5] == -1).all()
 
 
 def test_progress_of_predictions_is_told(run: Run, tmp_path: Path) -> None:

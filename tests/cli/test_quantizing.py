@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from edgekd.bench.statistics import Interval
 from edgekd.data.ready import ready_images, ready_npz
 from edgekd.export.opset import opset_of
 from edgekd.export.quantize import quantize
+from edgekd.scores import ACCURACY
 from edgekd.search.quantizing import Comparison
 from edgekd.spec import locate
 from edgekd.target import Quantization
+from edgekd.tasks.detection import DETECTION
 
 Cli = Callable[..., Any]
 RNG = np.random.default_rng(0)
@@ -336,6 +339,7 @@ def test_a_loss_that_may_be_chance_is_inconclusive(lost: int, won: int, outcome:
     compared = Comparison(
         count=400,
         labelled=True,
+        kind=ACCURACY,
         before=0.9,
         after=0.9 - (lost - won) / 400,
         lost=lost,
@@ -347,12 +351,35 @@ def test_a_loss_that_may_be_chance_is_inconclusive(lost: int, won: int, outcome:
     assert compared.outcome(1.0) == outcome
 
 
-def test_a_model_that_gives_no_logits_is_refused(cli: Cli, tmp_path: Path) -> None:
-    """Its answers are boxes or maps of classes, whose scores `quantize` does not compute."""
-    model = onnx.load(float_model(tmp_path / "m.onnx"))
-    helper.set_model_props(model, {"edgekd": "0.2.0", "task": "detection"})
-    onnx.save(model, tmp_path / "m.onnx")
-    np.savez(tmp_path / "set.npz", inputs=np.zeros((2, 3, SIDE, SIDE), np.float32))
-    done = cli("quantize", tmp_path / "m.onnx", "-t", "cpu-x86", "--data", tmp_path / "set.npz")
-    assert done.returncode == 2
-    assert "m.onnx: is a model for detection, which quantize cannot judge" in done.stderr
+@pytest.mark.parametrize(("high", "outcome"), [(-0.004, "fail"), (0.001, "inconclusive")])
+def test_a_loss_of_another_score_has_an_interval(high: float, outcome: str) -> None:
+    compared = Comparison(
+        count=40,
+        labelled=True,
+        kind=DETECTION.scores[0],
+        before=0.83,
+        after=0.81,
+        change=Interval(-0.02, -0.05, high),
+        ratio=None,
+        bytes_before=2_000,
+        bytes_after=700,
+    )
+    assert (compared.outcome(1.0), compared.outcome(3.0)) == (outcome, "pass")
+    found = f"-2.00 points, 95 % interval -5.00 … {100 * high:+.2f}"
+    assert f"mAP50 83.00 % → 81.00 % on 40 examples that no choice has seen ({found})" in compared.words
+
+
+def test_a_model_without_what_its_task_needs_is_told_in_one_line(cli: Cli, tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", inputs=np.zeros((40, 3, SIDE, SIDE), np.float32))
+    (tmp_path / "images").mkdir()
+    for told, data in (
+        ("detection needs corners and scores", "set.npz"),
+        ("m.onnx: its metadata name no classes", "images"),
+    ):
+        model = onnx.load(float_model(tmp_path / "m.onnx"))
+        if data == "images":
+            model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+        helper.set_model_props(model, {"edgekd": "0.2.0", "task": "detection"})
+        onnx.save(model, tmp_path / "m.onnx")
+        done = cli("quantize", tmp_path / "m.onnx", "-t", "cpu-arm", "--data", tmp_path / data)
+        assert done.returncode in (1, 2) and told in done.stderr, done.stderr

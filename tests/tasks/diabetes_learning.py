@@ -73,5 +73,6 @@ def both(card: Card, folder: Path | None) -> tuple[Split, Split]:
 NUMBERS = Learning(
     load=both, examine=both, require_test=lambda card, folder: None, load_test=lambda card, folder, kept: part(2),
     keep=nothing_kept, settle=as_it_is, examples=examples, weights=lambda *asked: None, score=score,
-    loss=lambda outputs, targets, smoothing, weights: squared(outputs, targets), soft=squared,
+    loss=lambda outputs, targets, smoothing, weights: squared(outputs, targets),
+    soft=lambda outputs, teacher, targets: squared(outputs, teacher),
 )  # fmt: skip

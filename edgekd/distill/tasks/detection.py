@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgekd.bench.worker import KEPT
+from edgekd.card import Card
 from edgekd.data import boxes
 from edgekd.data.examples import Examples
 from edgekd.distill.distributed import World, device, summed
@@ -15,7 +16,9 @@ from edgekd.distill.optimise import autocast
 from edgekd.distill.tasks.learning import Learning, as_it_is, nothing_kept
 from edgekd.distill.tasks.weighing import class_weights
 from edgekd.distill.terms.boxes import box_kd, box_loss, foreground
+from edgekd.distill.terms.detections import detections_kd
 from edgekd.errors import ConfigError
+from edgekd.nets.detect import strides_of
 from edgekd.recipe import Training
 from edgekd.tasks.detection import DETECTION, found_in, mean_precision
 
@@ -52,6 +55,22 @@ def _weights(training: Training, labels: NDArray[Any], data: Any, where: str) ->
     return class_weights(training, known, data.classes, where, "objects")
 
 
+def _soft(outputs: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+    if outputs.shape == teacher.shape:
+        return box_kd(outputs, teacher)
+    return detections_kd(outputs, teacher, targets)
+
+
+def _by_detections(card: Card, outputs: tuple[int, ...]) -> bool:
+    """Whether the places of a teacher are no grids of strides, as those of anchors."""
+    crop = card.augment.crop
+    try:
+        strides_of(outputs[-1], (crop, crop) if crop else (card.data.height, card.data.width))
+    except ValueError:
+        return True
+    return False
+
+
 BOXES = Learning(
     load=boxes.load_boxed_training,
     examine=boxes.load_boxed_whole,
@@ -61,8 +80,9 @@ BOXES = Learning(
     settle=as_it_is,
     examples=boxes.box_examples,
     loss=box_loss,
-    soft=box_kd,
+    soft=_soft,
     foreground=foreground,
+    by_answers=_by_detections,
     weights=_weights,
     score=mean_average_precision,
 )

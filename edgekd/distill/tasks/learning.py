@@ -42,8 +42,12 @@ class Learning:
     """Converts a part of the data to the type that the training loop takes."""
     loss: Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
     """The loss of outputs (B, C) and targets, with label smoothing and weights if the task has them."""
-    soft: Callable[[Tensor, Tensor], Tensor] | None = None
-    """The term `kd` of student and teacher outputs (B, C), for tasks whose outputs are no logits; None if they are."""
+    soft: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    """The term `kd` of student and teacher outputs (B, C) and targets, for tasks whose outputs are no logits; None if
+    they are."""
+    by_answers: Callable[[Card, tuple[int, ...]], bool] = lambda card, outputs: False
+    """Whether a teacher whose outputs have this shape, which is not the student's, teaches by its final answers; then
+    `soft` takes its outputs, and no other term does."""
     rows: Rows | None = None
     """Returns the rows of logits (N, C) and targets (N,) that the terms on logits are about, of outputs (B, C, …) and
     targets (B, …); None if there is one row for each example."""

@@ -96,7 +96,8 @@ def _about(story: Story) -> dict[str, str]:
     reads = "once" if story.test_reads == 1 else f"{story.test_reads} times"
     about["judged"] = f"on {story.own.count:,} test {story.own.examples}, which were read {reads}"
     if {"examples", "max_abs", "same", "same_words"} <= parity.keys():
-        words = f"{parity['examples']} real {story.own.examples}, logits within {parity['max_abs']:.2g}"
+        outputs = parity.get("outputs", "logits")
+        words = f"{parity['examples']} real {story.own.examples}, {outputs} within {parity['max_abs']:.2g}"
         if parity["same"] is not None:
             words = f"{parity['same_words']} as torch on {units.accuracy(parity['same'])} of {words}"
         about["export"] = words

@@ -1,0 +1,58 @@
+"""Distillation from the final detections of a teacher that looks at other places than the student."""
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from edgekd.bench.worker import KEPT, OVERLAP
+from edgekd.distill.terms.boxes import BOX, FOREGROUND, assigned, giou
+from edgekd.nets.detect import centres, strides_of
+
+__all__ = ["detections_kd", "sure_detections"]
+
+_LEAST = 1e-6
+
+
+def sure_detections(outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """What non-maximum suppression leaves of corners and scores (B, 4 + C, L): boxes (B, KEPT, 6) as true boxes are
+    given, and their scores (B, KEPT), which are at least FOREGROUND; unused boxes have the class −1."""
+    boxes = torch.zeros(len(outputs), KEPT, 6, device=outputs.device)
+    boxes[..., 0] = -1
+    scores = torch.zeros(len(outputs), KEPT, device=outputs.device)
+    for place, one in enumerate(outputs):
+        labels, at = (one[4:] >= FOREGROUND).nonzero(as_tuple=True)
+        corners, found = one[:4, at].T, one[4 + labels, at]
+        kept = batched_nms(corners, found, labels, OVERLAP)[:KEPT]
+        boxes[place, : len(kept), 0] = labels[kept].float()
+        boxes[place, : len(kept), 1:5] = corners[kept]
+        scores[place, : len(kept)] = found[kept]
+    return boxes, scores
+
+
+def detections_kd(outputs: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+    """The distance of the student's corners and scores (B, 4 + C, L) from what a teacher (B, 4 + C, A) finds; the first
+    row of `targets` (B, 1 + M, 6) is the whole view.
+
+    Each of the teacher's detections is assigned to places of the student as an object is (`assigned`), but its target
+    scores are multiplied by its own score. The losses of scores and boxes are those of `box_kd`.
+    """
+    size = int(targets[0, 0, 4]), int(targets[0, 0, 3])
+    strides = strides_of(outputs.shape[2], size)
+    boxes, sure = sure_detections(teacher.float())
+    at = centres(size, strides).to(outputs.device)
+    quality, corners, _ = assigned(outputs.detach(), boxes, at, 0.51 * strides[0])
+    best = quality.amax(dim=1)
+    label = quality.argmax(dim=1)
+    owns = (corners[:, :, None] == boxes[:, None, :, 1:5]).all(dim=3) & (label[:, :, None] == boxes[:, None, :, 0])
+    wanted = quality * (sure[:, None] * owns).amax(dim=2)[:, None]
+    share = best * (sure[:, None] * owns).amax(dim=2)
+    scores = outputs[:, 4:]
+    excess = _cross_entropy(scores, wanted) - _cross_entropy(wanted, wanted)
+    each = excess * (wanted - scores).detach().abs()
+    lost = ((1 - giou(outputs[:, :4].transpose(1, 2), corners)) * share).sum()
+    return (each.sum() + BOX * lost) / share.sum().clamp(min=1)
+
+
+def _cross_entropy(scores: Tensor, wanted: Tensor) -> Tensor:
+    scores = scores.clamp(_LEAST, 1 - _LEAST)
+    return -wanted * scores.log() - (1 - wanted) * (1 - scores).log()
