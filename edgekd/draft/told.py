@@ -107,6 +107,11 @@ def _masked(folder: Path, shape: tuple[int, int, int], common: dict[str, Any]) -
     values, ignored = keys["values"], keys.get("ignored", [])
     if len(values) == told + 1 and values[-1] == IGNORED:
         values, ignored = values[:-1], [IGNORED]
+    elif told > 2 and values[-1] == IGNORED and max(values[:-1]) < told:
+        raise InputError(
+            f"{folder}: its masks hold {IGNORED}, which may be a class or mark pixels that are not judged; give an "
+            ".npz file with the numbers of classes"
+        )
     if len(values) != told:
         numbers = ", ".join(map(str, values))
         raise InputError(f"{folder}: its masks hold the numbers {numbers}, and the model tells {told} classes apart")

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from edgekd.draft.told import told_examples
-from edgekd.errors import ConfigError
+from edgekd.errors import ConfigError, InputError
 from edgekd.tasks.detection import DETECTION
 from edgekd.tasks.segmentation import SEGMENTATION
 
@@ -38,6 +38,18 @@ def test_images_alone_are_read_as_the_model_takes_them(images: Path) -> None:
     assert found.labels is None
     assert found.inputs["image"].shape == (2, 32, 64, 1)
     assert [int(one[16, 32, 0]) for one in found.inputs["image"]] == [0, 80]  # the first and the last
+
+
+def test_numbers_of_masks_that_may_be_two_things_are_refused(images: Path) -> None:
+    """Of three classes, 1 does not occur and 255 is not judged; or the classes are 0, 2 and 255."""
+    for name in ("images", "masks"):
+        (images / name).mkdir()
+    for number in range(3):
+        (images / f"{number}.png").rename(images / "images" / f"{number}.png")
+        mask = np.full((48, 64), (0, 2, 255)[number], np.uint8)
+        Image.fromarray(mask).save(images / "masks" / f"{number}.png")
+    with pytest.raises(InputError, match="its masks hold 255, which may be a class or mark pixels"):
+        told_examples(images, model_of('["sky", "road", "car"]', 48, 48, 3), SEGMENTATION, 3)
 
 
 @pytest.mark.parametrize(
