@@ -43,7 +43,7 @@ PLACED = ("match", "hint", "channel")
 def _weights_of_classes(value: Any) -> Any:
     if value in ("none", "balanced"):
         return value
-    numbers = isinstance(value, list | tuple) and all(isinstance(one, int | float) for one in value)
+    numbers = isinstance(value, list | tuple) and all(type(one) in (int, float) for one in value)
     if not numbers or not value or not all(0 < one < float("inf") for one in value):
         raise ValueError(f'got {shown(value)}; it should be "none", "balanced" or a positive number for each class')
     return tuple(value)

@@ -251,6 +251,7 @@ def test_an_unknown_budget_of_the_command_line() -> None:
         ('class_weights = [1.0, "a"]', "recipe.class_weights: got [1.0, 'a']; it should be"),
         ("class_weights = [1.0, nan]", "recipe.class_weights: got [1.0, nan]; it should be"),
         ("class_weights = []", "recipe.class_weights: got []; it should be"),
+        ("class_weights = [true, 1.0]", 'recipe.class_weights: got [True, 1.0]; it should be "none", "balanced" or a'),
         ("class_weights = 3", "recipe.class_weights: got 3; it should be"),
         ("seed = 4294967296", "seed: got 4294967296; it should be less than 4294967296"),
         ("[augment]\nrand_magnitude = 3", "rand_operations, rand_magnitude: have no effect without policy"),

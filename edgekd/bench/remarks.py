@@ -91,7 +91,8 @@ def steering_remarks(record: Record, steering: Sequence[str]) -> list[str]:
     values, types = record.fingerprint.get("values") or {}, record.fingerprint.get("input_types") or {}
     drawn = [name for name in record.fingerprint.get("shapes") or {} if name not in values]
     steers = [name for name in drawn if not str(types.get(name)).startswith(("float", "double"))]
-    value = f", or a value, such as --input {steers[0]}=1" if steers else ""
+    branches = set(steering) - {"NonMaxSuppression"}  # which needs real images: one of a single value shows no objects
+    value = f", or a value, such as --input {steers[0]}=1" if steers and branches else ""
     which = ", ".join(steers or drawn)
     return [
         f"the model has {' and '.join(steering)}, and its inputs are drawn at random ({which}): how long a call takes "

@@ -510,12 +510,10 @@ def detections(answer: Any, rows: int, which: str = "the first output", others: 
 
 def finished(answer: Any) -> bool:
     """Whether an output (rows, K, 6) holds detections rather than scores at six places: its classes are whole."""
-    labels = answer[..., -1]
-    return (
-        answer.shape[2] == 6
-        and 0 < answer.shape[1] <= KEPT
-        and bool(((labels == np.floor(labels)) & (labels >= -1)).all())
-    )
+    if answer.shape[2] != 6 or not 0 < answer.shape[1] <= KEPT:
+        return False
+    labels = answer[..., 5]
+    return bool(((labels == np.floor(labels)) & (labels >= -1)).all())
 
 
 def suppressed(raw: Any, lowest: float = LOWEST, overlap: float = OVERLAP, most: int = KEPT) -> Any:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -18,18 +18,22 @@ from edgekd.draft.boxes import boxes_in
 from edgekd.draft.masks import look_at_masks, masks_in
 from edgekd.errors import InputError, ModelError
 from edgekd.recipe import Recipe
+from edgekd.spec import build
 from edgekd.tasks.detection import BoxData
 from edgekd.tasks.segmentation import IGNORED, MaskData
 from edgekd.tasks.task import Task
 
 __all__ = ["beyond_classes", "told_examples"]
 
+Data = TypeVar("Data", BoxData, MaskData)
+
 
 def told_examples(folder: Path, model: onnx.ModelProto, task: Task, most: int) -> Ready:
     """The test part of a folder of images with boxes or masks, or the images of a folder without these, of which the
     answers are not known; up to `most`, as the model takes them.
 
-    Raises ModelError if the metadata of the model do not say its classes, InputError if the data do not fit them.
+    Raises ModelError if the metadata of the model do not say its classes, InputError if the data do not fit them, and
+    ConfigError for a model whose images or classes no card could have.
     """
     name, shape = _input(model)
     names = class_names(model)
@@ -83,11 +87,16 @@ def _input(model: onnx.ModelProto) -> tuple[str, tuple[int, int, int]]:
     return name, (shape[1], shape[2], shape[3])
 
 
+def _built(kind: type[Data], **values: Any) -> Data:
+    """The `[data]` of a card that reads images as the model takes them. Raises ConfigError where no card could."""
+    return build(kind, values, "--data: a folder cannot be read as the model takes it, give an .npz file")
+
+
 def _boxed(folder: Path, shape: tuple[int, int, int], common: dict[str, Any]) -> Split | None:
     source = boxes_in(folder)
     if not source:
         return None
-    data = BoxData(source=source, height=shape[0], width=shape[1], **common)  # type: ignore[arg-type]
+    data = _built(BoxData, source=source, height=shape[0], width=shape[1], **common)
     return load_boxed_test(_card(data, "detection"), folder)
 
 
@@ -98,10 +107,15 @@ def _masked(folder: Path, shape: tuple[int, int, int], common: dict[str, Any]) -
     values, ignored = keys["values"], keys.get("ignored", [])
     if len(values) == told + 1 and values[-1] == IGNORED:
         values, ignored = values[:-1], [IGNORED]
+    elif told > 2 and values[-1] == IGNORED and max(values[:-1]) < told:
+        raise InputError(
+            f"{folder}: its masks hold {IGNORED}, which may be a class or mark pixels that are not judged; give an "
+            ".npz file with the numbers of classes"
+        )
     if len(values) != told:
         numbers = ", ".join(map(str, values))
         raise InputError(f"{folder}: its masks hold the numbers {numbers}, and the model tells {told} classes apart")
-    data = MaskData(source="mask-folder", size=shape[0], values=tuple(values), ignored=tuple(ignored), **common)
+    data = _built(MaskData, source="mask-folder", size=shape[0], values=values, ignored=ignored, **common)
     return load_masked_test(_card(data, "segmentation"), folder)
 
 
@@ -121,7 +135,7 @@ def _plain(
         raise InputError(f"--data {folder}: holds no images ({', '.join(IMAGE_ENDINGS)})")
     chosen = [files[i] for i in _some(len(files), most)]
     if boxes:
-        data = BoxData(source="voc", height=shape[0], width=shape[1], **common)
+        data = _built(BoxData, source="voc", height=shape[0], width=shape[1], **common)
         return np.stack([letterboxed(read_file(file), data, str(file)) for file in chosen])
-    masks = MaskData(source="mask-folder", size=shape[0], **common)
+    masks = _built(MaskData, source="mask-folder", size=shape[0], **common)
     return np.stack([decode(read_file(file), masks, str(file)) for file in chosen])

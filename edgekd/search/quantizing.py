@@ -100,7 +100,7 @@ class Comparison:
     def loss_points(self) -> float:
         """The loss in percentage points."""
         if self.change is not None:
-            return -100 * self.change.value
+            return 100 * (0 - self.change.value)  # 0 rather than −0 if nothing changes
         return 100 * (self.lost - self.won) / self.count
 
     @property

@@ -254,6 +254,8 @@ def test_a_model_with_if_is_known_and_told(tmp_path: Path) -> None:
     )
     assert told.endswith("give real ones by --data, or a value, such as --input cond=1")
     assert steering_remarks(record, ()) == []
+    (told,) = steering_remarks(record, ("NonMaxSuppression",))
+    assert told.endswith("may depend on what they say; give real ones by --data")
     np.savez(tmp_path / "d.npz", x=np.zeros((4, 4), np.float32), cond=np.array(True))
     record = Record.from_json(worker.measure(make_plan(inputs=str(tmp_path / "d.npz")), str(model)))
     assert steering_remarks(record, ("If",)) == []

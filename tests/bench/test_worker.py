@@ -1116,6 +1116,7 @@ def test_detections_by_hand() -> None:
     assert np.array_equal(detections(found[None], 1)[0], found)
     many = boxes_and_scores(0, 96, 6)[None]  # as large as finished detections
     assert many.shape == (1, 100, 6) and set(detections(many, 1)[0, :, 5]) <= set(range(-1, 96))
+    assert (detections(np.zeros((2, 7, 0), np.float32), 2)[..., 5] == -1).all()  # a network without places
 
 
 def test_outputs_that_are_no_boxes_are_refused() -> None:

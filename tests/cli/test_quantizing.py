@@ -1,5 +1,6 @@
 """`edgekd quantize` on files that edgekd did not make, as a user calls it."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -365,6 +366,8 @@ def test_a_loss_of_another_score_has_an_interval(high: float, outcome: str) -> N
         bytes_after=700,
     )
     assert (compared.outcome(1.0), compared.outcome(3.0)) == (outcome, "pass")
+    same = dataclasses.replace(compared, change=Interval(0.0, 0.0, 0.0))
+    assert f"{same.loss_points:.2f}" == "0.00"
     found = f"-2.00 points, 95 % interval -5.00 … {100 * high:+.2f}"
     assert f"mAP50 83.00 % → 81.00 % on 40 examples that no choice has seen ({found})" in compared.words
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from edgekd.errors import ConfigError
 from edgekd.nets.detect import centres, strides_of
 
-__all__ = ["assigned", "box_kd", "box_loss", "foreground", "giou", "iou"]
+__all__ = ["assigned", "box_kd", "box_loss", "cross_entropy", "foreground", "giou", "iou", "places"]
 
 BOX = 2.0
 """The weight of the boxes beside the scores."""
@@ -85,11 +85,11 @@ def box_loss(outputs: Tensor, targets: Tensor, smoothing: float, weights: Tensor
     edgekd/distill/tasks/detection.py refuses others.
     """
     height, width = int(targets[0, 0, 4]), int(targets[0, 0, 3])
-    at, reach = _places(outputs.shape[2], (height, width))
+    at, reach = places(outputs.shape[2], (height, width))
     wanted, corners, judged = assigned(outputs.detach(), targets[:, 1:], at.to(outputs.device), reach)
     total = wanted.sum().clamp(min=1)
     scores = outputs[:, 4:]
-    each = _cross_entropy(scores, wanted) * (wanted - scores).detach().abs() ** 2 * judged[:, None]
+    each = cross_entropy(scores, wanted) * (wanted - scores).detach().abs() ** 2 * judged[:, None]
     if weights is not None:
         each = each * weights[:, None]
     share = (wanted if weights is None else wanted * weights[:, None]).amax(dim=1)
@@ -109,7 +109,7 @@ def box_kd(outputs: Tensor, teacher: Tensor) -> Tensor:
     best = wanted.amax(dim=1)
     share = best * (best >= FOREGROUND)
     total = share.sum().clamp(min=1)
-    excess = _cross_entropy(scores, wanted) - _cross_entropy(wanted, wanted)
+    excess = cross_entropy(scores, wanted) - cross_entropy(wanted, wanted)
     each = excess * (wanted - scores).detach().abs()
     corners = [one[:, :4].transpose(1, 2) for one in (outputs, teacher)]
     boxes = ((1 - giou(*corners)) * share).sum()
@@ -140,13 +140,16 @@ def foreground(targets: Tensor, size: tuple[int, int]) -> Tensor:
     return (inside / (last - first + 1).prod(dim=2)[:, :, None, None]).amax(dim=1)
 
 
-def _cross_entropy(scores: Tensor, wanted: Tensor) -> Tensor:
+def cross_entropy(scores: Tensor, wanted: Tensor) -> Tensor:
+    """The binary cross-entropy of each score and the wanted one, both from 0 to 1."""
     scores = scores.clamp(_LEAST, 1 - _LEAST)
     return -wanted * scores.log() - (1 - wanted) * (1 - scores).log()
 
 
-def _places(count: int, size: tuple[int, int]) -> tuple[Tensor, float]:
-    """The centres (2, L) of the places, and how far from the centre of an object there is always one."""
+def places(count: int, size: tuple[int, int]) -> tuple[Tensor, float]:
+    """The centres (2, L) of the places of images of that `size` (height, width), and how far from the centre of an
+    object there is always one. Raises ConfigError if so many places are no grids.
+    """
     try:
         strides = strides_of(count, size)
     except ValueError as error:

@@ -5,12 +5,9 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from edgekd.bench.worker import KEPT, OVERLAP
-from edgekd.distill.terms.boxes import BOX, FOREGROUND, assigned, giou
-from edgekd.nets.detect import centres, strides_of
+from edgekd.distill.terms.boxes import BOX, FOREGROUND, assigned, cross_entropy, giou, places
 
 __all__ = ["detections_kd", "sure_detections"]
-
-_LEAST = 1e-6
 
 
 def sure_detections(outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,25 +31,19 @@ def detections_kd(outputs: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
     row of `targets` (B, 1 + M, 6) is the whole view.
 
     Each of the teacher's detections is assigned to places of the student as an object is (`assigned`), but its target
-    scores are multiplied by its own score. The losses of scores and boxes are those of `box_kd`.
+    scores are multiplied by its own score. The losses of scores and boxes are those of `box_kd`. Raises ConfigError if
+    the student's places are no grids.
     """
-    size = int(targets[0, 0, 4]), int(targets[0, 0, 3])
-    strides = strides_of(outputs.shape[2], size)
+    at, reach = places(outputs.shape[2], (int(targets[0, 0, 4]), int(targets[0, 0, 3])))
     boxes, sure = sure_detections(teacher.float())
-    at = centres(size, strides).to(outputs.device)
-    quality, corners, _ = assigned(outputs.detach(), boxes, at, 0.51 * strides[0])
+    quality, corners, _ = assigned(outputs.detach(), boxes, at.to(outputs.device), reach)
     best = quality.amax(dim=1)
     label = quality.argmax(dim=1)
     owns = (corners[:, :, None] == boxes[:, None, :, 1:5]).all(dim=3) & (label[:, :, None] == boxes[:, None, :, 0])
     wanted = quality * (sure[:, None] * owns).amax(dim=2)[:, None]
     share = best * (sure[:, None] * owns).amax(dim=2)
     scores = outputs[:, 4:]
-    excess = _cross_entropy(scores, wanted) - _cross_entropy(wanted, wanted)
+    excess = cross_entropy(scores, wanted) - cross_entropy(wanted, wanted)
     each = excess * (wanted - scores).detach().abs()
     lost = ((1 - giou(outputs[:, :4].transpose(1, 2), corners)) * share).sum()
     return (each.sum() + BOX * lost) / share.sum().clamp(min=1)
-
-
-def _cross_entropy(scores: Tensor, wanted: Tensor) -> Tensor:
-    scores = scores.clamp(_LEAST, 1 - _LEAST)
-    return -wanted * scores.log() - (1 - wanted) * (1 - scores).log()

@@ -5,6 +5,7 @@ import torch
 
 from edgekd.distill.terms.boxes import assigned
 from edgekd.distill.terms.detections import detections_kd, sure_detections
+from edgekd.errors import ConfigError
 from edgekd.nets.detect import centres
 
 SIZE = (32, 32)
@@ -54,3 +55,8 @@ def test_gradients_move_scores_towards_those_of_the_teacher() -> None:
     assert (far > 0).all()
     surer = [detections_kd(student(0.5), teacher(score), TARGETS).item() for score in (0.9, 0.5)]
     assert surer[0] != surer[1]
+
+
+def test_places_that_are_no_grids_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^the network gives 15 places, which are no grids"):
+        detections_kd(student()[:, :, :15], teacher(), TARGETS)
