@@ -70,6 +70,8 @@ def ready_npz(path: Path, model: onnx.ModelProto, problem_of: Callable[[NDArray[
         kind = _dtype(name, wanted[name])
         if array.dtype != kind:
             raise InputError(f"{path}: {name} is {array.dtype}, and the model takes {kind}; convert it")
+        if problem := _shape_problem(array.shape, wanted[name]):
+            raise InputError(f"{path}: {name} {problem}")
     counts = {len(array) if array.ndim else 0 for array in (*arrays.values(), *([] if labels is None else [labels]))}
     if len(counts) != 1:
         raise InputError(f"{path}: its arrays hold different numbers of examples ({_listed(map(str, counts))})")
@@ -78,6 +80,17 @@ def ready_npz(path: Path, model: onnx.ModelProto, problem_of: Callable[[NDArray[
     if labels is not None and labels.ndim == 1:
         labels = labels.astype(np.int64)
     return Ready(inputs=arrays, labels=labels, about=str(path))
+
+
+def _shape_problem(shape: tuple[int, ...], wanted: onnx.TypeProto.Tensor) -> str:
+    """Why arrays of this shape cannot be fed, or nothing. Any number of examples can, because each is fed by itself."""
+    if not wanted.HasField("shape"):
+        return ""
+    sizes = [dim.dim_value or dim.dim_param or "?" for dim in wanted.shape.dim]
+    fixed = [size if isinstance(size, int) else own for size, own in zip(sizes[1:], shape[1:], strict=False)]
+    if len(shape) == len(sizes) and list(shape[1:]) == fixed:
+        return ""
+    return f"has the shape {'×'.join(map(str, shape))}, and the model takes {'×'.join(map(str, sizes))}"
 
 
 def ready_images(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edgekd import __version__
 from edgekd.card import Card
-from edgekd.errors import InputError, ModelError, one_line
+from edgekd.errors import EdgekdError, InputError, ModelError, one_line
 from edgekd.export.onnx import (
     Parity,
     compared,
@@ -159,5 +159,7 @@ def write(
 def _answers(file: Path, task: Task, inputs: NDArray[Any]) -> NDArray[np.float32]:
     try:
         return cpu_logits(file, task, inputs)
+    except EdgekdError:
+        raise
     except Exception as error:  # onnxruntime's exceptions have no common base below Exception
         raise InputError(f"ONNX Runtime cannot run the exported file: {one_line(error, 150)}") from error

@@ -24,8 +24,9 @@ WITHOUT = ("TensorrtExecutionProvider", "CoreMLExecutionProvider", "QNNExecution
 """Providers that leave NonMaxSuppression to another one: TensorRT by the default of `trt_op_types_to_exclude`, the
 others because they do not list it among their operators."""
 
-SAME_ROWS = 0.999
-"""The smallest share of rows of detections that must be those of NumPy."""
+SAME_IMAGES = 0.95
+"""The smallest share of images whose detections must all be those of NumPy. Two boxes that overlap by just the limit
+may be rounded to either side, which moves all rows behind them."""
 
 _GRAPH = """
 agraph (float[batch, rows, places] raw) => (float[batch, kept, 6] found)
@@ -196,9 +197,9 @@ def before_suppression(session: onnxruntime.InferenceSession, feeds: list[dict[s
     found, raw = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
     settings = rule["lowest_score"], rule["overlap"], rule["kept"]
     expected = np.stack([suppressed(one, *settings) for one in raw])[:, : rule["kept"]]
-    same = float((found == expected).all(axis=2).mean())
-    if same < SAME_ROWS:
+    same = float((found == expected).all(axis=(1, 2)).mean())
+    if same < SAME_IMAGES:
         raise ModelError(
-            f"{file}: its suppression gives other detections than NumPy's in {100 * (1 - same):.2f} % of rows"
+            f"{file}: its suppression gives other detections than NumPy's for {100 * (1 - same):.0f} % of the images"
         )
     return np.asarray(raw)

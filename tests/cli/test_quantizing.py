@@ -264,6 +264,7 @@ def test_16_bit_activations_for_an_npu_that_is_not_here(cli: Cli, model: Path, a
         (["--data", "arrays.npz", "--out", "model.onnx"], "--out model.onnx: is the model itself"),
         (["--data", "few.npz"], "few.npz: holds 6 examples; at least 30 are needed"),
         (["--data", "double.npz"], "double.npz: image is float64, and the model takes float32"),
+        (["--data", "flat.npz"], "flat.npz: image has the shape 60×64, and the model takes "),
         (["--data", "other.npz"], "holds the arrays pixels; it should hold `inputs`, or one for each input"),
         (["--data", "uneven.npz"], "its arrays hold different numbers of examples (5, 6)"),
         (["--data", "text.npz"], "text.npz: cannot be read as .npz"),
@@ -283,6 +284,7 @@ def test_what_does_not_suit_is_told_in_one_line(
     x = np.load(arrays)["inputs"]
     np.savez(tmp_path / "few.npz", inputs=x[:6])
     np.savez(tmp_path / "double.npz", inputs=x.astype(np.float64))
+    np.savez(tmp_path / "flat.npz", inputs=x[:60].reshape(60, -1)[:, :64])
     np.savez(tmp_path / "other.npz", pixels=x)
     np.savez(tmp_path / "uneven.npz", inputs=x[:6], labels=np.zeros(5, np.int64))
     np.savez(tmp_path / "strange.npz", inputs=x, labels=np.full(len(x), 3))

@@ -120,7 +120,7 @@ def card_with(things: Any, export: str) -> Any:
 
 def test_answers_are_compared_before_and_behind_the_suppression(tmp_path: Path, things: Any) -> None:
     card, outputs = card_with(things, "nms = true"), some_outputs(2, classes=2)
-    for overlap, told in ((0.6, ""), (0.3, "other detections than NumPy's in")):
+    for overlap, told in ((0.6, ""), (0.3, "other detections than NumPy's for 100 %")):
         model = with_suppression(passing(6), Export(nms=True, nms_overlap=overlap))
         for key, value in suppression_notes(card).items():
             model.metadata_props.add(key=key, value=value)
