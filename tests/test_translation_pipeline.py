@@ -177,9 +177,12 @@ def test_the_report_shows_translations(run: Path, tmp_path: Path, cli: Cli) -> N
     sentence, reference, _ = result_of(run)["models"][0]["details"]["translations"][0]
     assert "<h2>Translations</h2>" in page and f'<td class="text">{sentence}</td>' in page and reference in page
     without = tmp_path / "without"
-    shutil.copytree(run, without, ignore=shutil.ignore_patterns("*.onnx"))
+    shutil.copytree(run, without, ignore=shutil.ignore_patterns("exported"))
     done = cli("report", without, "--html", tmp_path / "page.html")
     assert done.returncode == 0 and sentence in (tmp_path / "page.html").read_text(encoding="utf-8"), done.stderr
+    (without / "model.decoder.onnx").unlink()
+    done = cli("report", without, "--html", tmp_path / "page.html")
+    assert done.returncode == 2 and f"{without / 'model.decoder.onnx'}: is missing; run its" in done.stderr
 
 
 def test_a_model_is_checked_against_another_on_the_same_sentences(run: Path, tmp_path: Path, cli: Cli) -> None:
