@@ -53,8 +53,14 @@ class SsdLite(nn.Module):
         encoded, logits = found["bbox_regression"].float(), found["cls_logits"].float()
         if self.training:
             return torch.cat([encoded, logits], dim=2).transpose(1, 2)
-        corners = decoded(encoded, self.boxes_for(images.shape[2], images.shape[3]).to(encoded.device))
+        corners = self.corners(encoded, self.boxes_for(images.shape[2], images.shape[3]).to(encoded.device))
         return torch.cat([corners, logits.softmax(dim=2)[..., 1:]], dim=2).transpose(1, 2)
+
+    def corners(self, encoded: Tensor, anchors: Tensor) -> Tensor:
+        """Corners (B, A, 4) of boxes that are encoded relative to the anchors (A, 4), which all images share;
+        torchvision decodes several boxes of an anchor side by side."""
+        found: Tensor = self.box_coder.decode_single(encoded.transpose(0, 1).flatten(1), anchors)
+        return found.reshape(len(anchors), -1, 4).transpose(0, 1)
 
     def boxes_for(self, height: int, width: int) -> Tensor:
         """The default boxes (A, 4) of images of this size; views may be smaller than the card's images."""
@@ -89,12 +95,3 @@ def default_boxes(height: int, width: int) -> Tensor:
         images = ImageList(torch.zeros(1, 3, height, width), [(height, width)])
         corners: Tensor = generator(images, grids)[0]
     return corners
-
-
-def decoded(encoded: Tensor, anchors: Tensor) -> Tensor:
-    """Corners (B, A, 4) of boxes that are encoded relative to the anchors (A, 4), as torchvision's BoxCoder with the
-    weights 10, 10, 5, 5 does it."""
-    sides = anchors[:, 2:] - anchors[:, :2]
-    middle = (anchors[:, :2] + anchors[:, 2:]) / 2 + encoded[..., :2] / 10 * sides
-    half = (encoded[..., 2:] / 5).clamp(max=math.log(1000 / 16)).exp() * sides / 2
-    return torch.cat([middle - half, middle + half], dim=2)
