@@ -51,7 +51,7 @@ def source_of(path: Path, target: Target, inputs: Inputs | None, own_data: bool 
         raise InputError(f"{run.folder / 'run.json'}: is missing; run its `edgekd distill` with --fresh")
     chosen = next((model for model in models if model.name == content.get("chosen")), None)
     if chosen is None or not run.model.is_file():
-        raise InputError(f"{run.model}: is missing; run its `edgekd distill` with --fresh")
+        raise InputError(f"{run.model}: is missing; run its `edgekd distill` again, which makes it again")
     if file_digest(run.model) != chosen.sha256:
         raise InputError(f"{run.model}: is not the file the run made (its SHA-256 differs); check it by its own path")
     return Source(

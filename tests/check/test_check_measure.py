@@ -432,7 +432,7 @@ def test_a_file_that_is_not_the_runs_is_told(run: Path, site: Site) -> None:
     with pytest.raises(InputError, match=r"model.onnx: is not the file that the run wrote \(its SHA-256 differs\)"):
         source_of(run, site.target, None)
     (run / "model.onnx").unlink()
-    with pytest.raises(InputError, match=r"model.onnx: is missing; run its `edgekd distill` with --fresh$"):
+    with pytest.raises(InputError, match=r"model.onnx: is missing; run its `edgekd distill` again, which makes"):
         source_of(run, site.target, None)
 
 
