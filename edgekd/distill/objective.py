@@ -132,8 +132,7 @@ def distillation(
     `hard` is the term `ce`, the task's own loss; `soft` is the term `kd` if the outputs are no logits. With `rows`, the
     terms on logits get the rows that it makes, and the terms on features still get whole outputs. `peers` are
     further students, which map inputs to logits, for the term `mutual`. `foreground` gives the weights for terms on
-    features that are restricted to the foreground. Raises ConfigError if a term does not fit the
-    shapes.
+    features that are restricted to the foreground. Raises ConfigError if a term does not fit the shapes.
     """
     learned = nn.ModuleDict()
     if peers:

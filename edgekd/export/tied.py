@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from edgekd.export.equalize import number_of
+
 __all__ = ["gathers_of_tied_tables", "tie"]
 
 
@@ -27,7 +29,7 @@ def gathers_of_tied_tables(model: ModelProto) -> dict[str, int]:
     shapes = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info)}
     found: dict[str, int] = {}
     for node in graph.node:
-        if node.op_type != "Gather" or node.input[0] not in constants or _value(node, "axis", 0) != 0:
+        if node.op_type != "Gather" or node.input[0] not in constants or number_of(node, "axis", 0) != 0:
             continue
         table, ids = numpy_helper.to_array(constants[node.input[0]]), shapes.get(node.input[1])
         same = any(one is not None and np.array_equal(one.T, table) for one in matrices)
@@ -40,19 +42,15 @@ def _matrix(node: NodeProto, constants: dict[str, TensorProto]) -> NDArray[Any] 
     """The matrix (C, V) by which a product multiplies its rows, where ONNX Runtime's tool writes it in 8 bits."""
     plain = node.op_type == "MatMul" or (
         node.op_type == "Gemm"
-        and _value(node, "alpha", 1.0) == _value(node, "beta", 1.0) == 1
-        and not _value(node, "transA", 0)
+        and number_of(node, "alpha", 1.0) == number_of(node, "beta", 1.0) == 1
+        and not number_of(node, "transA", 0)
     )
     if not plain or node.input[1] not in constants:
         return None
     matrix = numpy_helper.to_array(constants[node.input[1]])
     if matrix.ndim != 2:
         return None
-    return matrix.T if _value(node, "transB", 0) else matrix
-
-
-def _value(node: NodeProto, name: str, default: float) -> float:
-    return next((helper.get_attribute_value(one) for one in node.attribute if one.name == name), default)
+    return matrix.T if number_of(node, "transB", 0) else matrix
 
 
 def tie(model: ModelProto, gathers: dict[str, int]) -> None:

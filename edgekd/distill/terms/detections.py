@@ -40,8 +40,8 @@ def detections_kd(outputs: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
     best = quality.amax(dim=1)
     label = quality.argmax(dim=1)
     owns = (corners[:, :, None] == boxes[:, None, :, 1:5]).all(dim=3) & (label[:, :, None] == boxes[:, None, :, 0])
-    wanted = quality * (sure[:, None] * owns).amax(dim=2)[:, None]
-    share = best * (sure[:, None] * owns).amax(dim=2)
+    surest = (sure[:, None] * owns).amax(dim=2)
+    wanted, share = quality * surest[:, None], best * surest
     scores = outputs[:, 4:]
     excess = cross_entropy(scores, wanted) - cross_entropy(wanted, wanted)
     each = excess * (wanted - scores).detach().abs()

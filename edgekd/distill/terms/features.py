@@ -13,8 +13,19 @@ from torch import Tensor, nn
 
 from edgekd.errors import ConfigError
 
-__all__ = ["Regressor", "Vid", "attention", "attention_map", "channel", "hint", "match", "pooled", "similarity",
-           "smaller_size", "vid"]  # fmt: skip
+__all__ = [
+    "Regressor",
+    "Vid",
+    "attention",
+    "attention_map",
+    "channel",
+    "hint",
+    "match",
+    "pooled",
+    "similarity",
+    "smaller_size",
+    "vid",
+]
 
 FIRST_VARIANCE, LEAST_VARIANCE = 5.0, 1e-5
 
@@ -41,8 +52,8 @@ def match(student: Tensor, teacher: Tensor, weights: Tensor | None = None) -> Te
     """The mean squared difference of features that have the same shape.
 
     FitNets' hint (Romero et al. 2015, arXiv 1412.6550, equation 3) without its regressor, and with the mean
-    instead of half the sum. `weights` (B, H, W) of the places of maps
-    (B, C, H, W) make the mean over the places a weighted one, over the batch together; it is 0 if all weights are.
+    instead of half the sum. `weights` (B, H, W) of the places of maps (B, C, H, W) make the mean over the places a
+    weighted one, over the batch together; it is 0 if all weights are.
     """
     if student.shape != teacher.shape:
         raise _unfit("match", student, teacher, "must be equal; use hint, which learns to map one onto the other")
