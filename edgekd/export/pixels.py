@@ -7,12 +7,13 @@ number: more than half of the time of a small detector.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-__all__ = ["PREFIX", "normalise_rows"]
+__all__ = ["PREFIX", "normalize_rows"]
 
 PREFIX = "edgekd_pixels_"
 """Beginning of the names of all values and constants that are put in."""
@@ -27,7 +28,7 @@ class _Normalisation:
     """A number for each channel (C,)."""
 
 
-def normalise_rows(model: ModelProto) -> None:
+def normalize_rows(model: ModelProto) -> None:
     """Let `model` normalise its images (B, H, W, C) on rows of W · C numbers, before it transposes them.
 
     All numbers stay the same. A model that does not begin with Transpose, Cast, Mul and Add, or whose images have no
@@ -41,7 +42,7 @@ def normalise_rows(model: ModelProto) -> None:
     if found is None or len(dims) != 4 or not all(dims[1:]) or dims[3] == 1 or dims[3] != found.scale.size:
         return
     _, height, width, channels = dims
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "scale": found.scale,
         "shift": found.shift,
         "times": np.array([width], np.int64),
@@ -50,15 +51,15 @@ def normalise_rows(model: ModelProto) -> None:
     }
     graph.initializer.extend(numpy_helper.from_array(value, PREFIX + name) for name, value in constants.items())
     steps = [
-        ("Cast", [graph.input[0].name], "float", {"to": TensorProto.FLOAT}),
-        ("Reshape", [f"{PREFIX}float", f"{PREFIX}rows"], "flat", {}),
-        ("Tile", [f"{PREFIX}scale", f"{PREFIX}times"], "scales", {}),
-        ("Mul", [f"{PREFIX}flat", f"{PREFIX}scales"], "scaled", {}),
-        ("Tile", [f"{PREFIX}shift", f"{PREFIX}times"], "shifts", {}),
-        ("Add", [f"{PREFIX}scaled", f"{PREFIX}shifts"], "shifted", {}),
-        ("Reshape", [f"{PREFIX}shifted", f"{PREFIX}image"], "normal", {}),
+        ("Reshape", [f"{PREFIX}float", f"{PREFIX}rows"], "flat"),
+        ("Tile", [f"{PREFIX}scale", f"{PREFIX}times"], "scales"),
+        ("Mul", [f"{PREFIX}flat", f"{PREFIX}scales"], "scaled"),
+        ("Tile", [f"{PREFIX}shift", f"{PREFIX}times"], "shifts"),
+        ("Add", [f"{PREFIX}scaled", f"{PREFIX}shifts"], "shifted"),
+        ("Reshape", [f"{PREFIX}shifted", f"{PREFIX}image"], "normal"),
     ]
-    nodes = [helper.make_node(op, inputs, [PREFIX + output], **attributes) for op, inputs, output, attributes in steps]
+    nodes = [helper.make_node("Cast", [graph.input[0].name], [f"{PREFIX}float"], to=TensorProto.FLOAT)]
+    nodes += [helper.make_node(op, inputs, [PREFIX + output]) for op, inputs, output in steps]
     nodes.append(helper.make_node("Transpose", [f"{PREFIX}normal"], [found.nodes[-1].output[0]], perm=[0, 3, 1, 2]))
     kept = [node for node in graph.node if not any(node is one for one in found.nodes)]
     del graph.node[:]

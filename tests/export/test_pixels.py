@@ -1,14 +1,22 @@
 """Images normalised row by row are the same numbers, and other models stay as they are."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekd.export.pixels import PREFIX, normalise_rows
+from edgekd.card import Student
+from edgekd.export.onnx import export
+from edgekd.export.pixels import PREFIX, normalize_rows
+from edgekd.export.variants import make_variant
+from edgekd.nets.families import make
+from edgekd.target import load_target
+from edgekd.tasks.known import load_card
 
 SCALE, SHIFT = np.array([0.017, 0.0175, 0.0171], np.float32), np.array([-2.1, -2.0, -1.8], np.float32)
 
@@ -46,7 +54,7 @@ def answers(one: onnx.ModelProto, images: Any, optimised: bool) -> Any:
 @pytest.mark.parametrize("optimised", [False, True])
 def test_all_numbers_stay_the_same(channels: int, optimised: bool) -> None:
     before, after = model((6, 5, channels), (1, channels, 1, 1)), model((6, 5, channels), (1, channels, 1, 1))
-    normalise_rows(after)
+    normalize_rows(after)
     assert [node.op_type for node in after.graph.node] == [
         "Cast", "Reshape", "Tile", "Mul", "Tile", "Add", "Reshape", "Transpose", "MaxPool",
     ]  # fmt: skip
@@ -67,6 +75,18 @@ def test_all_numbers_stay_the_same(channels: int, optimised: bool) -> None:
 )
 def test_others_stay_as_they_are(other: onnx.ModelProto) -> None:
     before = other.SerializeToString()
-    normalise_rows(other)
+    normalize_rows(other)
     assert other.SerializeToString() == before
     assert PREFIX not in str(other)
+
+
+@pytest.mark.parametrize(("target", "first"), [("cpu-x86", "Cast"), ("openvino-cpu", "Transpose")])
+def test_the_target_says_whether_its_int8_files_do_it(target: str, first: str, tmp_path: Path) -> None:
+    card, known = load_card("cifar10"), load_target(target)
+    torch.manual_seed(0)
+    net = make(card, Student(family="cifar-resnet"), {"depth": 8, "width": 4}, "student.knobs").eval()
+    export(net, card, known, tmp_path / "fp32.onnx", {})
+    images = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), np.uint8)
+    make_variant(tmp_path / "fp32.onnx", "int8", known, images, tmp_path / "int8.onnx")
+    assert onnx.load(tmp_path / "int8.onnx").graph.node[0].op_type == first
+    assert onnx.load(tmp_path / "fp32.onnx").graph.node[0].op_type == "Transpose"
