@@ -29,6 +29,7 @@ from edgekd.errors import ModelError, one_line
 from edgekd.export import front_end, resize
 from edgekd.export.clip import clip_weights
 from edgekd.export.equalize import correct_bias, equalize
+from edgekd.export.pixels import normalize_rows
 from edgekd.export.shrink import save_model, shrink
 from edgekd.export.tied import gathers_of_tied_tables, tie
 from edgekd.export.weights import store_weights
@@ -139,6 +140,8 @@ def quantize_prepared(
     except Exception as error:  # the quantisation tool may raise any exception
         raise ModelError(f"{source}: ONNX Runtime cannot quantise it: {one_line(error)}") from error
     _keep_opset(model, onnx.load(prepared, load_external_data=False))
+    if scheme.normalize_rows:
+        normalize_rows(model)
     _keep(model, original, path)
 
 

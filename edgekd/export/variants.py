@@ -13,6 +13,7 @@ from edgekd.bench.measure import Subject
 from edgekd.card import Card
 from edgekd.data.images import Split
 from edgekd.export.onnx import export
+from edgekd.export.pixels import normalize_rows
 from edgekd.export.quantize import quantize, quantize_weights, to_half
 from edgekd.export.shrink import save_model, shrink
 from edgekd.export.teacher import export_teacher
@@ -105,6 +106,8 @@ def _export_int8(
     written = run.scratch / "int8-qat.onnx"
     export(deployable(net), card, target, written, provenance)
     model = onnx.load(written)
+    if target.quantization.normalize_rows:
+        normalize_rows(model)
     shrink(model)
     save_model(model, file)
 

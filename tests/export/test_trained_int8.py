@@ -15,6 +15,7 @@ from torch import nn
 
 from edgekd.card import Student
 from edgekd.export.onnx import export
+from edgekd.export.pixels import normalize_rows
 from edgekd.nets.deployed import Deployed, noise_inputs
 from edgekd.nets.fakequant import calibrated, deployable, fake_quantized
 from edgekd.nets.families import make
@@ -87,6 +88,18 @@ def test_the_file_answers_as_torch_does(
         expected = whole(images).numpy()
     assert np.mean(answers.argmax(1) == expected.argmax(1)) >= 0.98  # of 64 answers of an untrained network
     assert np.abs(answers - expected).max() <= 0.05 * np.abs(expected).max()
+
+
+def test_images_normalized_by_rows_give_the_same_answers(tmp_path: Path) -> None:
+    _, file = made(WIDE, "cifar-resnet", {"depth": 8, "width": 8}, Quantization(), tmp_path)
+    images, level = noise_inputs(WIDE.data, 64), onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    before, kernels = run(file, images, level)
+    model = onnx.load(file)
+    normalize_rows(model)
+    onnx.save(model, file)
+    after, now = run(file, images, level)
+    assert np.array_equal(before, after)
+    assert now["Reshape"] == kernels["Reshape"] + 2 and now["QLinearConv"] == kernels["QLinearConv"]
 
 
 def test_weights_are_stored_as_int8_and_biases_as_int32(tmp_path: Path) -> None:
