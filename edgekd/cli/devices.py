@@ -128,6 +128,7 @@ weight = "int8"
 per_channel = true         # one scale per output channel of a convolution
 reduce_range = {reduce}       # 7-bit weights, where 8-bit ones saturate: x86 CPUs without VNNI
 symmetric_activation = false
+normalize_rows = true      # images by rows of pixels: the same values, in less time
 calibration = "minmax"     # or "entropy", "percentile"
 calibration_images = 256   # taken from the training images
 schemes = {schemes} # what may be tried where the target is measured: the fastest accurate one
