@@ -33,7 +33,7 @@ from edgekd.data.views import permutation
 from edgekd.distill.checkpoint import Progress, begin, keep
 from edgekd.distill.distributed import averaged, device, reaches_all, world
 from edgekd.distill.objective import Objective
-from edgekd.distill.optimise import clip, learning_rate, make_optimizer, set_rate
+from edgekd.distill.optimise import clip, computes_bf16, learning_rate, make_optimizer, set_rate
 from edgekd.distill.step import TrainingStep
 from edgekd.distill.tasks.learning import Score
 from edgekd.distill.threads import threads_for
@@ -118,6 +118,7 @@ def _train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
         open_trackers(kinds, log, job.name, recipe, len(state.history)) if log else _no_log() as log_values,
         progress() as bar,
     ):
+        bf16 = computes_bf16(training.precision)
         task = bar.add_task(job.name, total=steps * training.epochs, completed=steps * len(state.history))
         for epoch in range(len(state.history), training.epochs):
             if state.finished or (job.stop and state.history and job.stop(state.history)):
@@ -128,7 +129,7 @@ def _train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
                 optimizer = make_optimizer(step_of, training, loaded)
             torch.manual_seed((training.seed * 1_000_003 + epoch) * 1_009 + among.rank)  # for dropout and the like
             order = permutation(training.seed, epoch, len(job.train))
-            watch = Watch(job.name, job.checkpoint, training.learning_rate, epoch)
+            watch = Watch(job.name, job.checkpoint, training.learning_rate, epoch, bf16)
             step_of.train()
             for step, indices in enumerate(batches(len(job.train), training.batch_size, order)):
                 optimizer.zero_grad()
@@ -162,7 +163,7 @@ def _train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
                 "examples": steps * min(training.batch_size, len(job.train)),
                 "seconds": time.perf_counter() - started,
             }
-            check_epoch(job.name, job.checkpoint, step_of, state.history[first:], entry)
+            check_epoch(job.name, job.checkpoint, step_of, state.history[first:], entry, bf16)
             state.add(entry, net, training.patience, job.kind)
             if among.first:
                 # Before the checkpoint: a resumed training removes logged epochs that the checkpoint does not have.

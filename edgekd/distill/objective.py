@@ -125,6 +125,7 @@ def distillation(
     soft: Soft | None = None,
     rows: Rows | None = None,
     foreground: Places | None = None,
+    groups: int | None = None,
 ) -> Objective:
     """The objective of a recipe, for `count` training examples and networks whose layers have these shapes (without the
     batch dimension).
@@ -132,7 +133,8 @@ def distillation(
     `hard` is the term `ce`, the task's own loss; `soft` is the term `kd` if the outputs are no logits. With `rows`, the
     terms on logits get the rows that it makes, and the terms on features still get whole outputs. `peers` are
     further students, which map inputs to logits, for the term `mutual`. `foreground` gives the weights for terms on
-    features that are restricted to the foreground. Raises ConfigError if a term does not fit the shapes.
+    features that are restricted to the foreground. With `groups`, the terms `kd` and `soft_ce` take all classes but the
+    teacher's `groups` most probable ones together. Raises ConfigError if a term does not fit the shapes.
     """
     learned = nn.ModuleDict()
     if peers:
@@ -154,7 +156,7 @@ def distillation(
         for number, term in enumerate(on_features):
             if term.learned is not None:
                 learned[f"part{place}-{number}"] = term.learned
-        parts.append(Part(stage.epochs, _terms(recipe, stage, on_features, hard, soft, rows, foreground)))
+        parts.append(Part(stage.epochs, _terms(recipe, stage, on_features, hard, soft, rows, foreground, groups)))
     return Objective(tuple(parts), student_layers(recipe), teacher_layers(recipe), learned, temperature)
 
 
@@ -185,8 +187,9 @@ def _terms(
     soft: Soft | None,
     rows: Rows | None,
     foreground: Places | None,
+    groups: int | None,
 ) -> Terms:
-    on_logits = {name: _logit_term(name, recipe, hard, soft) for name in stage.losses}
+    on_logits = {name: _logit_term(name, recipe, hard, soft, groups) for name in stage.losses}
 
     def terms(seen: Seen) -> dict[str, Tensor]:
         each = by_rows(seen, rows)
@@ -208,7 +211,9 @@ def _terms(
     return terms
 
 
-def _logit_term(name: str, recipe: Recipe, hard: Hard, own: Soft | None) -> Callable[[Seen], Tensor]:
+def _logit_term(
+    name: str, recipe: Recipe, hard: Hard, own: Soft | None, groups: int | None
+) -> Callable[[Seen], Tensor]:
     """The term `name` of the card's `losses` on logits, without its weight."""
 
     def pair(seen: Seen) -> tuple[Tensor, Tensor]:
@@ -216,7 +221,7 @@ def _logit_term(name: str, recipe: Recipe, hard: Hard, own: Soft | None) -> Call
         return (losses.standardized(both[0]), losses.standardized(both[1])) if recipe.standardize else both
 
     def soft(seen: Seen) -> Tensor:
-        mine, theirs = pair(seen)
+        mine, theirs = pair(seen) if groups is None else losses.grouped(*pair(seen), groups)
         exact = (losses.kd if name == "kd" else losses.soft_cross_entropy)(mine, theirs, seen.temperature)
         if recipe.sampling == "none":
             return exact

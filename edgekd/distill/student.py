@@ -316,7 +316,7 @@ def _objective(
         def hard(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             return learning.loss(outputs, targets, recipe.label_smoothing, weights)
 
-        own = (learning.soft, learning.rows, learning.foreground)
+        own = (learning.soft, learning.rows, learning.foreground, learning.groups)
         return distillation(recipe, found, theirs, len(examples), hard, peers, *own)
     except ConfigError as error:
         raise ConfigError(f"{card.file}: {error}") from error

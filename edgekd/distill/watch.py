@@ -20,10 +20,11 @@ DIVERGED = 10.0
 
 
 class Watch:
-    """Sums the loss terms of an epoch, and raises BudgetError for the first value that is not finite."""
+    """Sums the loss terms of an epoch, and raises BudgetError for the first value that is not finite; with `bf16`, its
+    message also advises to train in fp32."""
 
-    def __init__(self, name: str, checkpoint: Path, rate: float, epoch: int) -> None:
-        self._name, self._checkpoint, self._rate, self._epoch = name, checkpoint, rate, epoch
+    def __init__(self, name: str, checkpoint: Path, rate: float, epoch: int, bf16: bool = False) -> None:
+        self._name, self._checkpoint, self._rate, self._epoch, self._bf16 = name, checkpoint, rate, epoch, bf16
         self._names: list[str] = []
         self._waiting: list[tuple[int, Tensor]] = []
         self._totals: dict[str, float] = {}
@@ -55,22 +56,27 @@ class Watch:
                         self._checkpoint,
                         self._epoch,
                         self._rate,
+                        self._bf16,
                     )
                 self._totals[name] = self._totals.get(name, 0.0) + value
         self._waiting.clear()
 
 
 def check_epoch(
-    name: str, checkpoint: Path, module: nn.Module, before: list[dict[str, Any]], entry: dict[str, Any]
+    name: str,
+    checkpoint: Path,
+    module: nn.Module,
+    before: list[dict[str, Any]],
+    entry: dict[str, Any],
+    bf16: bool = False,
 ) -> None:
     """Raise BudgetError if a weight is not finite after this epoch, or if the loss is more than ten times that of the
     first epoch with the same terms (`before`). If the temperature has changed, terms with a factor T² are ignored."""
     epoch, rate = entry["epoch"] - 1, entry["learning_rate"]
     for weight, value in module.named_parameters():
         if not bool(torch.isfinite(value).all()):
-            raise _stopped(
-                name, f"the weights {weight} are not finite after epoch {epoch + 1}", checkpoint, epoch, rate
-            )
+            what = f"the weights {weight} are not finite after epoch {epoch + 1}"
+            raise _stopped(name, what, checkpoint, epoch, rate, bf16)
     if not before:
         return
     moved = before[0]["temperature"] != entry["temperature"]
@@ -93,9 +99,10 @@ def _worst(before: dict[str, float], now: dict[str, float]) -> str:
     return max(now, key=lambda name: now[name] - before.get(name, 0.0))
 
 
-def _stopped(name: str, what: str, checkpoint: Path, epoch: int, rate: float) -> BudgetError:
+def _stopped(name: str, what: str, checkpoint: Path, epoch: int, rate: float, bf16: bool = False) -> BudgetError:
+    exact = 'set precision = "fp32" (now it is bf16), ' if bf16 else ""
     kept = f"; the last good checkpoint is {checkpoint}, after epoch {epoch}" if epoch else ""
     return BudgetError(
-        f"{name}: {what}; lower the learning rate (now {rate:g}), raise warmup_epochs or set clip_norm, and "
+        f"{name}: {what}; {exact}lower the learning rate (now {rate:g}), raise warmup_epochs or set clip_norm, and "
         f"train anew{kept}"
     )

@@ -49,12 +49,25 @@ class SsdLite(nn.Module):
         self.register_buffer("default_boxes", default_boxes(height, width), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        found = self.head(list(self.backbone(images).values()))
+        found = self.head(self._maps(images))
         encoded, logits = found["bbox_regression"].float(), found["cls_logits"].float()
         if self.training:
             return torch.cat([encoded, logits], dim=2).transpose(1, 2)
         corners = self.corners(encoded, self.boxes_for(images.shape[2], images.shape[3]).to(encoded.device))
         return torch.cat([corners, logits.softmax(dim=2)[..., 1:]], dim=2).transpose(1, 2)
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        """The maps of the six grids, as torchvision's backbone gives them. The last four are always in fp32: on
+        small images they have one pixel, for which a gradient of a bf16 convolution on a CPU has been seen to be NaN.
+        """
+        maps = []
+        for block in self.backbone.get_submodule("features").children():
+            images = block(images)
+            maps.append(images)
+        with torch.autocast(images.device.type, enabled=False):
+            for block in self.backbone.get_submodule("extra").children():
+                maps.append(block(maps[-1].float()))
+        return maps
 
     def corners(self, encoded: Tensor, anchors: Tensor) -> Tensor:
         """Corners (B, A, 4) of boxes that are encoded relative to the anchors (A, 4), which all images share;

@@ -104,3 +104,10 @@ def test_a_temperature_that_rises_is_no_divergence() -> None:
 def test_a_loss_below_zero_has_no_tenfold() -> None:
     check_epoch("student", CHECKPOINT, nn.Linear(1, 1), [entry(1, vid=-0.1)], entry(2, vid=3.0))
     check_epoch("student", CHECKPOINT, nn.Linear(1, 1), [], entry(1, vid=3.0))
+
+
+def test_a_training_in_bf16_is_advised_to_train_in_fp32() -> None:
+    found = Watch("student", CHECKPOINT, 0.05, 0, bf16=True)
+    found.add(0, terms(ce=math.nan), 1.0)
+    with pytest.raises(BudgetError, match=r'nan at epoch 1, step 1; set precision = "fp32" \(now it is bf16\), lower'):
+        found.means(1)

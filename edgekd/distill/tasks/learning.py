@@ -51,6 +51,9 @@ class Learning:
     rows: Rows | None = None
     """Returns the rows of logits (N, C) and targets (N,) that the terms on logits are about, of outputs (B, C, …) and
     targets (B, …); None if there is one row for each example."""
+    groups: int | None = None
+    """How many of the teacher's most probable classes the terms `kd` and `soft_ce` tell apart, which take all others
+    together; None if all, as for tasks with few classes."""
     foreground: Places | None = None
     """The weights of places for the terms on features with `where = "foreground"`; None if the task has no objects."""
     weights: Callable[[Training, NDArray[Any], Any, str], Tensor | None]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from edgekd.data import translation
 from edgekd.data.examples import Examples
+from edgekd.distill.cache.tokens import KEPT
 from edgekd.distill.distributed import World
 from edgekd.distill.optimise import autocast
 from edgekd.distill.tasks.learning import Learning
@@ -49,6 +50,7 @@ PAIRS = Learning(
     settle=translation.settled_pairs,
     examples=translation.pair_examples,
     loss=cross_entropy,
+    groups=KEPT,
     weights=_no_weights,
     score=bleu,
 )

@@ -10,6 +10,7 @@ __all__ = [
     "dkd",
     "draw_noise",
     "fixed",
+    "grouped",
     "kd",
     "mse",
     "mutual",
@@ -67,6 +68,26 @@ def draw_noise(student_logits: Tensor, p: Tensor, drawn: Tensor, temperature: fl
 def fixed(temperature: float | Tensor) -> float | Tensor:
     """The temperature, detached from the autograd graph."""
     return temperature.detach() if isinstance(temperature, Tensor) else temperature
+
+
+def grouped(student_logits: Tensor, teacher_logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Logits (B, count + 1) of student and teacher, from logits (B, C): of the `count` classes that the teacher finds
+    most probable, and of all others together.
+
+    They are the logarithms of probabilities. In thousands of classes a temperature above 1 would give most of the
+    probability to those that nobody expects; here it moves probability among the `count` classes and the one for the
+    others. At T = 1 the divergence of the groups is at most that of the classes. Logits of at most `count` + 1 classes
+    are returned unchanged.
+    """
+    if student_logits.shape[1] <= count + 1:
+        return student_logits, teacher_logits
+    places = teacher_logits.topk(count, dim=1).indices
+    chosen = torch.zeros_like(teacher_logits, dtype=torch.bool).scatter(1, places, True)
+    found = []
+    for logits in (student_logits, teacher_logits):
+        others = logits.masked_fill(chosen, float("-inf")).logsumexp(dim=1, keepdim=True)
+        found.append(F.log_softmax(torch.cat([logits.gather(1, places), others], dim=1), dim=1))
+    return found[0], found[1]
 
 
 def mutual(logits: Tensor, others: list[Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ from edgekd.distill.terms.losses import (
     dist,
     dkd,
     draw_noise,
+    grouped,
     kd,
     mse,
     mutual,
@@ -253,6 +254,30 @@ def test_noise_of_drawn_labels_by_hand() -> None:
     assert student.grad is not None
     # With the exact term's 3 (q − p) / 2 it makes that of a cross-entropy with what was drawn.
     assert student.grad.numpy() == pytest.approx(3 * (p - labels) / 2, abs=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_all_but_the_most_probable_classes_count_as_one(temperature: float) -> None:
+    """Against probabilities that are added up in NumPy, class by class."""
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(size=(5, 9)) * 2, rng.normal(size=(5, 9)) * 3
+    total = 0.0
+    for mine, theirs in zip(student, teacher, strict=True):
+        order = np.argsort(-theirs)
+        shares = []
+        for logits in (mine, theirs):
+            p = np.exp(logits) / np.exp(logits).sum()
+            tempered = np.array([*p[order[:3]], p[order[3:]].sum()]) ** (1 / temperature)
+            shares.append(tempered / tempered.sum())
+        total += (shares[1] * np.log(shares[1] / shares[0])).sum() * temperature**2 / 5
+    found = kd(*grouped(torch.tensor(student), torch.tensor(teacher), 3), temperature)
+    assert found.item() == pytest.approx(total, rel=1e-9)
+
+
+def test_few_classes_are_not_grouped() -> None:
+    student, teacher = torch.randn(2, 4), torch.randn(2, 4)
+    assert grouped(student, teacher, 3) == (student, teacher)
+    assert grouped(student, teacher, 2)[0].shape == (2, 3)
 
 
 def test_mutual_is_the_mean_divergence_from_the_others() -> None:
