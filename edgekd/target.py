@@ -181,8 +181,9 @@ class Quantization:
     correct_bias: bool = False
     """Whether the mean error that rounded weights give to each channel is taken from the biases."""
     normalize_rows: bool = False
-    """Whether files with int8 activations normalize their images on rows of W · C numbers instead of pixels of C: the
-    same values, faster where the provider moves the transposition of the images behind their normalization."""
+    """Whether files with quantized activations normalize their images on rows of W · C numbers instead of pixels of C:
+    the same values, faster where the provider moves the transposition of the images behind their normalization. Grey
+    images, and those of no fixed size, stay as they are."""
     calibration_images: Annotated[int, Field(ge=1, le=1_000_000)] = 256
     schemes: tuple[Scheme, ...] = ()
     """What else may be tried if the target can be measured: activations and weights of 8 bits, unsigned (u) or signed

@@ -71,7 +71,8 @@ def check_epoch(
     bf16: bool = False,
 ) -> None:
     """Raise BudgetError if a weight is not finite after this epoch, or if the loss is more than ten times that of the
-    first epoch with the same terms (`before`). If the temperature has changed, terms with a factor T² are ignored."""
+    first epoch with the same terms (`before`). If the temperature has changed, terms with a factor T² are ignored. With
+    `bf16`, the message about weights that are not finite also advises to train in fp32."""
     epoch, rate = entry["epoch"] - 1, entry["learning_rate"]
     for weight, value in module.named_parameters():
         if not bool(torch.isfinite(value).all()):

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from edgekd.export.shrink import graphs
+
 __all__ = ["PREFIX", "normalize_rows"]
 
 PREFIX = "edgekd_pixels_"
@@ -31,11 +33,12 @@ class _Normalisation:
 def normalize_rows(model: ModelProto) -> None:
     """Let `model` normalise its images (B, H, W, C) on rows of W · C numbers, before it transposes them.
 
-    All numbers stay the same. A model that does not begin with Transpose, Cast, Mul and Add, or whose images have no
-    fixed size or only one channel, stays as it is.
+    All numbers stay the same. A model that does not begin with Transpose, Cast, Mul and Add, whose images have no fixed
+    size (as where the graph resizes them) or only one channel, or that has more than one input or branches (If, Loop),
+    stays as it is.
     """
     graph = model.graph
-    if len(graph.input) != 1:
+    if len(graph.input) != 1 or len(list(graphs(model))) > 1:
         return
     dims = [dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim]
     found = _normalisation(graph)
@@ -68,10 +71,11 @@ def normalize_rows(model: ModelProto) -> None:
 
 def _normalisation(graph: GraphProto) -> _Normalisation | None:
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    outputs = {output.name for output in graph.output}
     value, nodes, numbers = graph.input[0].name, list[NodeProto](), list[NDArray[np.float32]]()
     for op in ("Transpose", "Cast", "Mul", "Add"):
         readers = [node for node in graph.node if value in node.input]
-        if len(readers) != 1 or readers[0].op_type != op:
+        if len(readers) != 1 or readers[0].op_type != op or value in outputs:
             return None
         node = readers[0]
         others = [constants.get(name) for name in node.input if name != value]

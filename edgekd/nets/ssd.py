@@ -49,7 +49,9 @@ class SsdLite(nn.Module):
         self.register_buffer("default_boxes", default_boxes(height, width), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        found = self.head(self._maps(images))
+        maps = self._maps(images)
+        with torch.autocast(images.device.type, enabled=False):
+            found = self.head([one.float() for one in maps])
         encoded, logits = found["bbox_regression"].float(), found["cls_logits"].float()
         if self.training:
             return torch.cat([encoded, logits], dim=2).transpose(1, 2)
@@ -57,8 +59,9 @@ class SsdLite(nn.Module):
         return torch.cat([corners, logits.softmax(dim=2)[..., 1:]], dim=2).transpose(1, 2)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
-        """The maps of the six grids, as torchvision's backbone gives them. The last four are always in fp32: on
-        small images they have one pixel, for which a gradient of a bf16 convolution on a CPU has been seen to be NaN.
+        """The maps of the six grids, as torchvision's backbone gives them. The last four, as the heads of all six, are
+        always in fp32: on small images they have one pixel, and there a gradient of a bf16 convolution on a CPU has
+        been seen to be NaN.
         """
         maps = []
         for block in self.backbone.get_submodule("features").children():

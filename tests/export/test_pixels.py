@@ -63,6 +63,27 @@ def test_all_numbers_stay_the_same(channels: int, optimised: bool) -> None:
     assert np.array_equal(answers(before, images, optimised), answers(after, images, optimised))
 
 
+def shown(name: str) -> onnx.ModelProto:
+    """A model of which a value between the image and the network is an output, too."""
+    made: onnx.ModelProto = model()
+    made.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    return made
+
+
+def branching() -> onnx.ModelProto:
+    """A model with a branch that reads the images in float."""
+    made: onnx.ModelProto = model()
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["f"], ["b"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)],
+    )
+    made.graph.initializer.append(numpy_helper.from_array(np.array(True), "c"))
+    made.graph.node.append(helper.make_node("If", ["c"], ["i"], then_branch=branch, else_branch=branch))
+    return made
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -70,8 +91,10 @@ def test_all_numbers_stay_the_same(channels: int, optimised: bool) -> None:
         model(("height", "width", 3)),
         model((6, 3, 3), (1, 1, 1, 3)),
         model(last="Sub"),
+        shown("m"),
+        branching(),
     ],
-    ids=["one channel", "free sizes", "other axis", "other steps"],
+    ids=["one channel", "free sizes", "other axis", "other steps", "an output", "a branch"],
 )
 def test_others_stay_as_they_are(other: onnx.ModelProto) -> None:
     before = other.SerializeToString()

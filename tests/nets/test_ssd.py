@@ -54,6 +54,22 @@ def test_boxes_scores_and_loss_are_those_of_torchvision(net: SsdLite) -> None:
     assert float(found_loss) == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_maps_of_one_pixel_are_computed_in_fp32_where_the_rest_is_in_bf16() -> None:
+    torch.manual_seed(0)
+    small = SsdLite(SsdLiteShape(), 3, 48, 64, 4 + CLASSES)
+    inputs: dict[str, torch.dtype] = {}
+    for name, module in small.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda _, given, out, name=name: inputs.update({name: out.dtype}))
+    rows = torch.tensor([[[-1.0, 0, 0, 64, 48, 0], [0, 20, 10, 50, 40, 0]]]).repeat(4, 1, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = small(torch.rand(4, 3, 48, 64))
+    small.loss(outputs, rows, 0.0, None).backward()
+    exact = {name for name, kind in inputs.items() if kind == torch.float32}
+    assert exact == {name for name in inputs if name.startswith(("backbone.extra", "head"))}
+    assert all(bool(one.grad.isfinite().all()) for one in small.parameters() if one.grad is not None)
+
+
 def test_other_sizes_and_what_does_not_suit(net: SsdLite) -> None:
     small = SsdLite(SsdLiteShape(), 3, 48, 64, 4 + CLASSES).eval()
     with torch.no_grad():

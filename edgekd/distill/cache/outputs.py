@@ -118,7 +118,7 @@ def _cached(
     cache = stack.enter_context(
         open_cache(
             cache_folder(),
-            key_of(teacher, examples, recipe) | ({} if longest is None else {"kept": KEPT}),
+            key_of(teacher, examples, recipe) | ({} if longest is None else {"kept": KEPT, "rest": "logsumexp"}),
             len(examples),
             cache_limit_bytes(),
             block=task_of(card.data).together,  # in one forward pass of the teacher

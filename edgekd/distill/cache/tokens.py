@@ -1,5 +1,7 @@
 """The form in which the cache keeps logits of tokens: the largest of each token, and the probability of all others."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -20,8 +22,8 @@ def packed(logits: Tensor, inputs: Tensor, longest: int) -> Tensor:
     shape = packed_shape(longest, logits.shape[1])
     logs = logits.float().log_softmax(1)
     values, places = logs.topk(shape[1] // 2, 1)
-    rest = (1 - values.double().exp().sum(1, keepdim=True)).clamp(min=1e-12) / (logits.shape[1] - values.shape[1])
-    rows = torch.cat([values, places.float(), rest.log().float()], 1)
+    others = logs.scatter(1, places, float("-inf")).logsumexp(1, keepdim=True)
+    rows = torch.cat([values, places.float(), others - math.log(logits.shape[1] - values.shape[1])], 1)
     kept = inputs[:, 1, :longest] != 0  # sources may be longer than all targets
     whole = rows.new_zeros(len(inputs), *shape)
     whole[:, : kept.shape[1]][kept] = rows

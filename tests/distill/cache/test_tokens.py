@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from edgekd.distill.cache.tokens import KEPT, packed, packed_shape, unpacked
-from edgekd.distill.terms.losses import kd
+from edgekd.distill.terms.losses import grouped, kd, standardized
 
 INPUTS = torch.tensor([[[4, 7, 8, 3], [2, 5, 6, 0]], [[5, 3, 0, 0], [2, 0, 0, 0]]])
 """Two sentences with three and one tokens of translation; the longer one has four tokens itself."""
@@ -35,3 +35,17 @@ def test_the_loss_against_kept_logits_is_near_that_against_all_of_them() -> None
     student = teacher + torch.randn(4, 500, generator=generator)
     kept = unpacked(packed(teacher, INPUTS, 3), INPUTS, 500)
     assert float(kd(student, kept, 1.0)) == pytest.approx(float(kd(student, teacher, 1.0)), rel=0.2)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("sure", [0, 12, 40])
+def test_what_groups_of_tokens_need_is_kept(temperature: float, sure: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    teacher = torch.randn(4, 500, generator=generator)
+    teacher[torch.arange(4), torch.tensor([3, 10, 77, 400])] += sure
+    student = teacher + torch.randn(4, 500, generator=generator)
+    kept = unpacked(packed(teacher, INPUTS, 3), INPUTS, 500)
+    (mine, theirs), (own, true) = grouped(student, kept, KEPT), grouped(student, teacher, KEPT)
+    assert float(kd(mine, theirs, temperature)) == pytest.approx(float(kd(own, true, temperature)), rel=1e-4)
+    found = kd(standardized(mine), standardized(theirs), temperature)
+    assert float(found) == pytest.approx(float(kd(standardized(own), standardized(true), temperature)), rel=1e-4)
