@@ -2,8 +2,8 @@
 
     python tests/benchmarks/grow.py STUDENT.safetensors GROWN.safetensors 0,2 0,1,+,2,+ 0,1,2
 
-For each stage of GROWN the blocks are listed: the number of a block of STUDENT, or + for one that is put in and begins as
-an identity. The shortcuts begin as 1×1 convolutions of zeros and ones. Where all old blocks are listed in order, the
+For each stage of GROWN the blocks are listed: the number of a block of STUDENT, or + for one that is put in and begins
+as an identity. The shortcuts begin as 1×1 convolutions of zeros and ones. Where all old blocks are listed in order, the
 grown network gives the answers of the old one. `edgekd distill` goes on from there with `[student] weights`.
 """
 
