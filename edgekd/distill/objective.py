@@ -216,14 +216,14 @@ def _logit_term(
 ) -> Callable[[Seen], Tensor]:
     """The term `name` of the card's `losses` on logits, without its weight."""
 
-    def pair(seen: Seen, groups: int | None = None) -> tuple[Tensor, Tensor]:
+    def pair(seen: Seen, together: bool = False) -> tuple[Tensor, Tensor]:
         both = (seen.logits, seen.teacher["logits"])
-        if groups is not None:
+        if together and groups is not None:
             both = losses.grouped(*both, groups)
         return (losses.standardized(both[0]), losses.standardized(both[1])) if recipe.standardize else both
 
     def soft(seen: Seen) -> Tensor:
-        mine, theirs = pair(seen, groups)
+        mine, theirs = pair(seen, together=True)
         exact = (losses.kd if name == "kd" else losses.soft_cross_entropy)(mine, theirs, seen.temperature)
         if recipe.sampling == "none":
             return exact

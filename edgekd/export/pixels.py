@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from edgekd.export.equalize import number_of
 from edgekd.export.shrink import graphs
 
 __all__ = ["PREFIX", "normalize_rows"]
@@ -70,6 +71,7 @@ def normalize_rows(model: ModelProto) -> None:
 
 
 def _normalisation(graph: GraphProto) -> _Normalisation | None:
+    """What is between the image and the network; None if it is anything else, or if others read a part of it."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     outputs = {output.name for output in graph.output}
     value, nodes, numbers = graph.input[0].name, list[NodeProto](), list[NDArray[np.float32]]()
@@ -86,8 +88,8 @@ def _normalisation(graph: GraphProto) -> _Normalisation | None:
         nodes.append(node)
         value = node.output[0]
     perm = next((list(one.ints) for one in nodes[0].attribute if one.name == "perm"), [])
-    kind = next((one.i for one in nodes[1].attribute if one.name == "to"), 0)
-    if perm != [0, 3, 1, 2] or kind != TensorProto.FLOAT or any(one.shape != (1, one.size, 1, 1) for one in numbers):
+    to_float = number_of(nodes[1], "to", 0) == TensorProto.FLOAT
+    if perm != [0, 3, 1, 2] or not to_float or any(one.shape != (1, one.size, 1, 1) for one in numbers):
         return None
     scale, shift = (one.reshape(-1) for one in numbers)
     return _Normalisation(nodes=tuple(nodes), scale=scale, shift=shift) if scale.size == shift.size else None

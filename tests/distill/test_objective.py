@@ -16,6 +16,7 @@ from edgekd.card import Recipe, Training
 from edgekd.distill.objective import Objective, Seen, distillation, plain, student_layers, teacher_layers
 from edgekd.distill.sampling import generator_for, sample
 from edgekd.distill.tasks.segmentation import judged_pixels
+from edgekd.distill.terms import losses
 from edgekd.distill.terms.features import match, similarity
 from edgekd.distill.terms.losses import cross_entropy
 from edgekd.errors import ConfigError
@@ -390,3 +391,14 @@ def test_a_batch_without_a_judged_pixel_changes_nothing(loss: str, more: dict[st
     (term,) = objective.parts[0].terms(seen_by(objective, mine, targets=none, teacher={"logits": theirs})).values()
     term.backward()
     assert torch.isfinite(term) and mine.grad is not None and (mine.grad == 0).all()
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_soft_terms_take_the_less_probable_classes_together(standardize: bool) -> None:
+    recipe = recipe_of(losses={"kd": 1.0, "mse": 1.0}, temperature=4.0, standardize=standardize)
+    objective = objective_of(recipe, groups=1)
+    found = objective.parts[0].terms(seen_by(objective))
+    both = losses.grouped(S, T, 1)
+    mine, theirs = map(losses.standardized, both) if standardize else both
+    assert found["kd"].item() == pytest.approx(losses.kd(mine, theirs, 4.0).item())
+    assert found["mse"].item() == pytest.approx(terms_of(recipe)["mse"])  # of all classes
