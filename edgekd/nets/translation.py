@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from edgekd.nets.dropout import Dropout
 from edgekd.nets.text import LOWEST, Share, Width
 
 __all__ = ["Seq2Seq", "Seq2SeqShape"]
@@ -55,7 +56,7 @@ class Seq2Seq(nn.Module):
         self.encoder = nn.ModuleList(EncoderLayer(shape) for _ in range(shape.encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(shape) for _ in range(shape.decoder_layers))
         self.encoder_norm, self.decoder_norm = nn.LayerNorm(shape.width), nn.LayerNorm(shape.width)
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = Dropout(shape.dropout)
         rates = torch.exp(torch.arange(0, shape.width, 2) * (-torch.log(torch.tensor(10_000.0)) / shape.width))
         self.register_buffer("rates", rates, persistent=False)
 
@@ -169,7 +170,7 @@ class Feed(nn.Sequential):
     """The feed-forward part of a layer, with its normalisation."""
 
     def __init__(self, shape: Seq2SeqShape) -> None:
-        inner = nn.Linear(shape.width, shape.feed), nn.ReLU(), nn.Dropout(shape.dropout)
+        inner = nn.Linear(shape.width, shape.feed), nn.ReLU(), Dropout(shape.dropout)
         super().__init__(nn.LayerNorm(shape.width), *inner, nn.Linear(shape.feed, shape.width))
 
 
@@ -179,7 +180,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, shape: Seq2SeqShape) -> None:
         super().__init__()
         self.norm, self.own, self.feed = nn.LayerNorm(shape.width), Attention(shape), Feed(shape)
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = Dropout(shape.dropout)
 
     def forward(self, x: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
         """Rows (N, C) of the tokens of the mask (B, L), or (B, L, C) without a mask."""
@@ -199,7 +200,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.norm, self.own = nn.LayerNorm(shape.width), Attention(shape)
         self.cross_norm, self.cross = nn.LayerNorm(shape.width), Attention(shape)
-        self.feed, self.dropout = Feed(shape), nn.Dropout(shape.dropout)
+        self.feed, self.dropout = Feed(shape), Dropout(shape.dropout)
 
     def forward(self, x: Tensor, memory: Tensor, bias: Tensor, later: Tensor, mask: Tensor, kept: Tensor) -> Tensor:
         """Rows (N, C) of the tokens of `kept` (B, T), and of the memory of the mask (B, S)."""
