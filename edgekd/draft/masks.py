@@ -1,7 +1,7 @@
 """Look at a folder of images and masks: `images/` and `masks/`, in it or below `train` and `test`."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from edgekd.draft.images import NO_PARTS, measured_scale, seen_channels, some_of
 from edgekd.errors import InputError
 from edgekd.tasks.segmentation import IGNORED, MaskData
 
-__all__ = ["look_at_masks", "masks_in"]
+__all__ = ["look_at_masks", "masks_in", "numbers_in"]
 
 SAMPLE = 64
 """This many training images are decoded."""
@@ -82,8 +82,8 @@ def _parts(folder: Path, parts: bool) -> list[str]:
     return ["split: the folder has its own parts for training, validation and test"]
 
 
-def _numbers(masks: Sequence[Path]) -> tuple[list[int], list[int]]:
-    """The numbers in all masks that stand for classes, and those that are not judged."""
+def numbers_in(masks: Iterable[Path]) -> set[int]:
+    """All numbers that these masks hold. Raises InputError if they are so many that they cannot be classes."""
     found: set[int] = set()
     for mask in masks:
         with named(str(mask)), Image.open(mask) as image:
@@ -93,7 +93,12 @@ def _numbers(masks: Sequence[Path]) -> tuple[list[int], list[int]]:
                 f"{mask}: the masks hold more than {MOST_NUMBERS} different numbers; a mask has the number of a class "
                 "at each pixel, and is written without loss (PNG)"
             )
-    values = sorted(found)
+    return found
+
+
+def _numbers(masks: Sequence[Path]) -> tuple[list[int], list[int]]:
+    """The numbers in all masks that stand for classes, and those that are not judged."""
+    values = sorted(numbers_in(masks))
     rest = [one for one in values if one != IGNORED]
     if len(rest) > 1 and len(rest) < len(values) and rest == list(range(len(rest))):
         return rest, [IGNORED]

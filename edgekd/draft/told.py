@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 from edgekd.budget import Budget
 from edgekd.card import Card, Student, Teacher
 from edgekd.data.boxes import letterboxed, load_boxed_test
+from edgekd.data.folders import plain_files
 from edgekd.data.images import Split, decode, read_file
 from edgekd.data.masks import load_masked_test
 from edgekd.data.ready import IMAGE_ENDINGS, Ready, model_inputs
 from edgekd.draft.boxes import boxes_in
-from edgekd.draft.masks import look_at_masks, masks_in
+from edgekd.draft.masks import look_at_masks, masks_in, numbers_in
 from edgekd.errors import InputError, ModelError
 from edgekd.recipe import Recipe
 from edgekd.spec import build
 from edgekd.tasks.detection import BoxData
-from edgekd.tasks.segmentation import IGNORED, MaskData
+from edgekd.tasks.segmentation import IGNORED, MASKS_KEY, MaskData
 from edgekd.tasks.task import Task
 
 __all__ = ["beyond_classes", "told_examples"]
@@ -38,8 +39,8 @@ def told_examples(folder: Path, model: onnx.ModelProto, task: Task, most: int) -
     name, shape = _input(model)
     names = class_names(model)
     common = {"channels": shape[2], "classes": names, "mean": (0.0,) * shape[2], "std": (1.0,) * shape[2]}
-    read = {"boxes": _boxed, "classes": _masked}[task.writes]
-    split, about = read(folder, shape, common), f"the images in {folder}"
+    split = _boxed(folder, shape, common) if task.writes == "boxes" else _masked(folder, shape, common, model)
+    about = f"the images in {folder}"
     if split is None:
         images = _plain(folder, shape, common, most, boxes=task.writes == "boxes")
         return Ready(inputs={name: images}, labels=None, about=about)
@@ -100,10 +101,31 @@ def _boxed(folder: Path, shape: tuple[int, int, int], common: dict[str, Any]) ->
     return load_boxed_test(_card(data, "detection"), folder)
 
 
-def _masked(folder: Path, shape: tuple[int, int, int], common: dict[str, Any]) -> Split | None:
-    if masks_in(folder) is None:
+def _masked(folder: Path, shape: tuple[int, int, int], common: dict[str, Any], model: onnx.ModelProto) -> Split | None:
+    root = masks_in(folder)
+    if root is None:
         return None
-    keys, told = look_at_masks(folder).keys, len(common["classes"])
+    known = _numbers_of(model)
+    if not known or not numbers_in(plain_files(root / "masks")) <= {*known[0], *known[1]}:
+        known = _numbers_guessed(folder, len(common["classes"]))
+    data = _built(MaskData, source="mask-folder", size=shape[0], values=known[0], ignored=known[1], **common)
+    return load_masked_test(_card(data, "segmentation"), folder)
+
+
+def _numbers_of(model: onnx.ModelProto) -> tuple[list[int], list[int]] | None:
+    """The numbers in masks that stand for the classes, and those that are not judged, by the model's metadata; None if
+    they do not say it, as files of earlier versions do not."""
+    known = {entry.key: entry.value for entry in model.metadata_props}
+    try:
+        told = json.loads(known[MASKS_KEY])
+        return [int(one) for one in told["values"]], [int(one) for one in told["ignored"]]
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def _numbers_guessed(folder: Path, told: int) -> tuple[list[int], list[int]]:
+    """The same for a model that tells `told` classes, by what the masks hold: as many numbers, in their order."""
+    keys = look_at_masks(folder).keys
     values, ignored = keys["values"], keys.get("ignored", [])
     if len(values) == told + 1 and values[-1] == IGNORED:
         values, ignored = values[:-1], [IGNORED]
@@ -115,8 +137,7 @@ def _masked(folder: Path, shape: tuple[int, int, int], common: dict[str, Any]) -
     if len(values) != told:
         numbers = ", ".join(map(str, values))
         raise InputError(f"{folder}: its masks hold the numbers {numbers}, and the model tells {told} classes apart")
-    data = _built(MaskData, source="mask-folder", size=shape[0], values=values, ignored=ignored, **common)
-    return load_masked_test(_card(data, "segmentation"), folder)
+    return values, ignored
 
 
 def _card(data: Any, task: str) -> Card:

@@ -15,10 +15,13 @@ from edgekd.recipe import Positive, Seed
 from edgekd.scores import ScoreKind
 from edgekd.tasks.task import Normalization, Task
 
-__all__ = ["IGNORED", "SEGMENTATION", "MaskData", "class_maps", "counts", "ious"]
+__all__ = ["IGNORED", "MASKS_KEY", "SEGMENTATION", "MaskData", "class_maps", "counts", "ious"]
 
 IGNORED = 255
 """The class of pixels that are neither learnt nor judged."""
+
+MASKS_KEY = "masks"
+"""The metadata of a file that hold the numbers of its classes in masks, and those that are not judged."""
 
 SHOWN = 6
 """Number of examples whose pictures a report shows."""
@@ -206,6 +209,7 @@ def _describe(data: MaskData) -> dict[str, str]:
     given = f"float32 (batch, {len(data.classes)}, {side}, {side})"
     return {
         "labels": json.dumps(data.classes),
+        MASKS_KEY: json.dumps({"values": data.numbers, "ignored": data.ignored}),
         "normalization": json.dumps(normalization),
         "input": f"uint8 (batch, {side}, {side}, {data.channels}), {color}",
         "output": f"{given}; the class of a pixel is the place of the largest number along axis 1",

@@ -1,5 +1,6 @@
 """Examples for a file of edgekd's own, as its metadata and its input say."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,39 @@ def test_images_alone_are_read_as_the_model_takes_them(images: Path) -> None:
     assert [int(one[16, 32, 0]) for one in found.inputs["image"]] == [0, 80]  # the first and the last
 
 
-def test_numbers_of_masks_that_may_be_two_things_are_refused(images: Path) -> None:
-    """Of three classes, 1 does not occur and 255 is not judged; or the classes are 0, 2 and 255."""
+def add_masks(images: Path) -> None:
+    """Move the images into `images/`, and put masks full of 0, 2 and 255 beside them."""
     for name in ("images", "masks"):
         (images / name).mkdir()
     for number in range(3):
         (images / f"{number}.png").rename(images / "images" / f"{number}.png")
         mask = np.full((48, 64), (0, 2, 255)[number], np.uint8)
         Image.fromarray(mask).save(images / "masks" / f"{number}.png")
+
+
+def test_the_model_says_which_numbers_of_masks_are_its_classes(images: Path) -> None:
+    add_masks(images)
+    folder = images / "parts"
+    for part in ("train", "test"):
+        for name in ("images", "masks"):
+            shutil.copytree(images / name, folder / part / name)
+    model = model_of('["sky", "road", "car"]', 48, 48, 3)
+    told = model.metadata_props.add(key="masks", value='{"values": [0, 1, 2], "ignored": [255]}')
+    found = told_examples(folder, model, SEGMENTATION, 3).labels
+    assert found is not None
+    assert [int(one) for one in found[:, 24, 24]] == [0, 2, 255]
+    told.value = '{"values": [0, 2, 255], "ignored": []}'
+    found = told_examples(folder, model, SEGMENTATION, 3).labels
+    assert found is not None
+    assert [int(one) for one in found[:, 24, 24]] == [0, 1, 2]
+    told.value = '{"values": [0, 1, 2], "ignored": []}'  # these masks are numbered in another way
+    with pytest.raises(InputError, match="its masks hold 255, which may be a class or mark pixels"):
+        told_examples(folder, model, SEGMENTATION, 3)
+
+
+def test_numbers_of_masks_that_may_be_two_things_are_refused(images: Path) -> None:
+    """Of three classes, 1 does not occur and 255 is not judged; or the classes are 0, 2 and 255."""
+    add_masks(images)
     with pytest.raises(InputError, match="its masks hold 255, which may be a class or mark pixels"):
         told_examples(images, model_of('["sky", "road", "car"]', 48, 48, 3), SEGMENTATION, 3)
 
