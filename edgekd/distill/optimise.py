@@ -22,9 +22,9 @@ START, END = 1 / 25, 1 / 10_000
 def make_optimizer(
     module: nn.Module, training: Training, loaded: AbstractSet[str] = frozenset()
 ) -> torch.optim.Optimizer:
-    """A new optimiser for the training; SGD uses Nesterov momentum. The learned temperature (`theta`) has no weight decay,
-    which would pull it to the middle of its range for no reason. The fused optimisers read and write each value once: on
-    a CPU, their step takes a third (SGD) or a quarter (AdamW) of the time.
+    """A new optimiser for the training; SGD uses Nesterov momentum. The learned temperature (`theta`) has no weight
+    decay, which would pull it to the middle of its range for no reason. The fused optimisers read and write each value
+    once: on a CPU, their step takes a third (SGD) or a quarter (AdamW) of the time.
 
     `loaded` are the names of the parameters that were loaded from a weights file. They are a group of their own, whose
     learning rate `set_rate` multiplies by `loaded_learning_rate_factor`.
