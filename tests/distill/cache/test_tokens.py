@@ -48,4 +48,4 @@ def test_what_groups_of_tokens_need_is_kept(temperature: float, sure: float) -> 
     (mine, theirs), (own, true) = grouped(student, kept, KEPT), grouped(student, teacher, KEPT)
     assert float(kd(mine, theirs, temperature)) == pytest.approx(float(kd(own, true, temperature)), rel=1e-4)
     found = kd(standardized(mine), standardized(theirs), temperature)
-    assert float(found) == pytest.approx(float(kd(standardized(own), standardized(true), temperature)), rel=1e-4)
+    assert float(found) == pytest.approx(float(kd(standardized(own), standardized(true), temperature)), rel=1e-3)
