@@ -1,5 +1,5 @@
-"""Find the files of an ONNX model: those in which it keeps weights, and the decoder of a model that generates. All code
-that needs these files uses this module."""
+"""Find what belongs to an ONNX model: the files in which it keeps weights, the decoder of a model that generates, and
+its metadata. All code that needs these uses this module."""
 
 import hashlib
 import os
@@ -22,6 +22,7 @@ __all__ = [
     "external_files",
     "file_digest",
     "generates",
+    "metadata_of",
     "model_bytes",
     "model_files",
     "name_decoder",
@@ -50,17 +51,21 @@ def encoder_of(file: Path) -> Path:
     return encoder if belongs else file
 
 
+def metadata_of(model: "ModelProto") -> dict[str, str]:
+    """The model's metadata by key."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
 def generates(model: "ModelProto") -> bool:
     """Whether edgekd exported the model as the encoder of a model that generates."""
-    return {"edgekd", GENERATION} <= {entry.key for entry in model.metadata_props}
+    return {"edgekd", GENERATION} <= metadata_of(model).keys()
 
 
 def name_decoder(model: "ModelProto", decoder: Path) -> None:
     """Write the SHA-256 of the decoder's file into the metadata of an encoder, in place of the one that is there."""
     from onnx.helper import set_model_props
 
-    known = {entry.key: entry.value for entry in model.metadata_props}
-    set_model_props(model, known | {DECODER: file_sha256(decoder)})
+    set_model_props(model, metadata_of(model) | {DECODER: file_sha256(decoder)})
 
 
 def external_files(model: "ModelProto") -> list[str]:

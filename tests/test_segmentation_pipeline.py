@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import jaccard_score
 
+from edgekd.bench.worker import DEFAULTS, make_session
 from edgekd.nets.teachers import load_teacher_file
 from edgekd.tasks.known import load_card
 
@@ -51,9 +52,8 @@ def test_the_scores_are_those_of_scikit_learn(run: Path) -> None:
     result, (images, truth) = result_of(run), test_set(run)
     assert [model["name"] for model in result["models"]] == ["teacher", "student fp32", "student int8"]
     for model in result["models"]:
-        options = onnxruntime.SessionOptions()
-        options.add_session_config_entry("session.x64quantprecision", "1")  # as on an Arm CPU, also without VNNI
-        session = onnxruntime.InferenceSession(run / "exported" / model["file"], options)
+        exact = {**DEFAULTS, "precise_int8": True}  # as on an Arm CPU, also without VNNI
+        session = make_session(onnxruntime, exact, str(run / "exported" / model["file"]))
         (logits,) = session.run(None, {"image": images})
         expected = jaccard_score(truth.ravel(), logits.argmax(1).ravel(), average=None)
         miou, worst, _ = model["scores"]

@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.external import GENERATION
+from edgekd.external import GENERATION, metadata_of
 
 if TYPE_CHECKING:
     from onnx import GraphProto
@@ -88,8 +88,11 @@ def _in_onnx(model: Path) -> _Content:
     import onnx
 
     content = onnx.load(model, load_external_data=False)
-    found = {entry.key: entry.value for entry in content.metadata_props}
-    return found, [value.name for value in content.graph.input], tuple(sorted(set(_steering(content.graph))))
+    return (
+        metadata_of(content),
+        [value.name for value in content.graph.input],
+        tuple(sorted(set(_steering(content.graph)))),
+    )
 
 
 def _in_ort(model: Path) -> _Content:

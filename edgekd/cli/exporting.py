@@ -258,8 +258,9 @@ def _examples(model: Any, brought: "Brought", options: ExportOptions) -> "Exampl
 def _told(path: Path, key: str) -> str:
     import onnx
 
-    known = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
-    return str(known.get(key, ""))
+    from edgekd.external import metadata_of
+
+    return metadata_of(onnx.load(path, load_external_data=False)).get(key, "")
 
 
 def _labels(path: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from edgekd.draft.facts import DataFacts, Scale, TeacherFacts
 from edgekd.draft.weights import family_of
 from edgekd.errors import ConfigError, InputError, one_line, shown
+from edgekd.external import metadata_of
 from edgekd.nets.detect import strides_of
 from edgekd.tasks.known import TASKS
 
@@ -169,7 +170,7 @@ def _from_onnx(path: Path, inside: str, data: DataFacts) -> TeacherFacts:
         f"{one.name} {onnx.TensorProto.DataType.Name(kind).lower()} {list(shape)}"
         for one, kind, shape in zip(inputs, kinds, shapes, strict=True)
     )
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    metadata = metadata_of(model)
     keys: dict[str, Any] = {"family": "onnx", "weights": inside}
     labels = _labels_in(metadata)
     if data.task == "translation":

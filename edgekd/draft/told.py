@@ -18,6 +18,7 @@ from edgekd.data.ready import IMAGE_ENDINGS, Ready, model_inputs
 from edgekd.draft.boxes import boxes_in
 from edgekd.draft.masks import look_at_masks, masks_in, numbers_in
 from edgekd.errors import InputError, ModelError
+from edgekd.external import metadata_of
 from edgekd.recipe import Recipe
 from edgekd.spec import build
 from edgekd.tasks.detection import BoxData
@@ -54,9 +55,8 @@ def _some(count: int, most: int) -> NDArray[np.int64]:
 
 def class_names(model: onnx.ModelProto) -> tuple[str, ...]:
     """The names of the classes in the model's metadata. Raises ModelError if there are none."""
-    known = {entry.key: entry.value for entry in model.metadata_props}
     try:
-        names = tuple(json.loads(known["labels"]))
+        names = tuple(json.loads(metadata_of(model)["labels"]))
     except (KeyError, ValueError, TypeError):
         names = ()
     if not names or not all(isinstance(name, str) for name in names):
@@ -115,9 +115,8 @@ def _masked(folder: Path, shape: tuple[int, int, int], common: dict[str, Any], m
 def _numbers_of(model: onnx.ModelProto) -> tuple[list[int], list[int]] | None:
     """The numbers in masks that stand for the classes, and those that are not judged, by the model's metadata; None if
     they do not say it, as files of earlier versions do not."""
-    known = {entry.key: entry.value for entry in model.metadata_props}
     try:
-        told = json.loads(known[MASKS_KEY])
+        told = json.loads(metadata_of(model)[MASKS_KEY])
         return [int(one) for one in told["values"]], [int(one) for one in told["ignored"]]
     except (KeyError, ValueError, TypeError):
         return None

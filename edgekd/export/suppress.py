@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, parser
 from edgekd.bench.worker import FIRST, KEPT, suppressed
 from edgekd.card import Card, Export
 from edgekd.errors import ConfigError, ModelError
+from edgekd.external import metadata_of
 from edgekd.target import Target
 
 __all__ = ["PREFIX", "final_detections", "refuse_suppression", "suppression_notes", "two_stages", "with_suppression"]
@@ -176,8 +177,7 @@ def two_stages(file: Path) -> onnx.ModelProto | None:
     """The model of a file that suppresses in its graph, which also gives what goes into the suppression, as its second
     output; None for any other file."""
     model = onnx.load(file)
-    known = {entry.key: entry.value for entry in model.metadata_props}
-    if not json.loads(known.get("suppression", "{}")).get("in_graph"):
+    if not json.loads(metadata_of(model).get("suppression", "{}")).get("in_graph"):
         return None
     makers = {name: node for node in model.graph.node for name in node.output}
     node = next(node for node in model.graph.node if node.op_type == "NonMaxSuppression")

@@ -5,7 +5,8 @@
 
 TEACHER is the `teacher.safetensors` of a finished run of that card, whose settings are used, on the data in the folder
 of its name. The way is `alone` (the task's own loss), `kd` (the card's recipe), for `nuclei` `channel` (the same
-with channel-wise distillation of the logits), or for `bccd` `hint` (the same with hints between the convolutions of the
+with channel-wise distillation of the logits), or for `bccd` `kd03` (`kd` with a weight of 0.3), `hint` (the card's
+recipe with hints between the convolutions of the
 heads) and `foreground` (with these hints where objects are). What OUT.json holds already is not trained again. The
 networks are torch's, in fp32; the teacher is scored, too.
 """
@@ -36,6 +37,7 @@ TRUNKS = ("heads.0.trunk", "heads.1.trunk")
 WAYS: dict[str, dict[str, Any]] = {
     "alone": {"losses": {"ce": 1.0}, "temperature": 4.0},
     "kd": {},
+    "kd03": {"losses": {"kd": 0.3, "ce": 1.0}},
     "channel": {"features": (Feature(term="channel", weight=3.0),)},
     "hint": {"features": tuple(Feature(term="hint", teacher=trunk, student=trunk) for trunk in TRUNKS)},
     "foreground": {

@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from edgekd.bench.worker import DEFAULTS, make_session
 from edgekd.card import Augment, Card
 from edgekd.errors import InputError
 from edgekd.export.onnx import export
@@ -47,9 +48,8 @@ def fp32(net: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def answers(path: Path, samples: NDArray[Any]) -> NDArray[np.float32]:
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")  # 8-bit products saturate without VNNI
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    exact = {**DEFAULTS, "precise_int8": True}  # 8-bit products saturate without VNNI
+    session = make_session(onnxruntime, exact, str(path))
     (given,) = session.get_inputs()
     assert (given.name, given.shape) == ("samples", ["batch", 16_000])
     found: NDArray[np.float32] = session.run(None, {"samples": samples})[0]

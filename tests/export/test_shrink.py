@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from edgekd.bench.worker import DEFAULTS, make_session
 from edgekd.export.onnx import export
 from edgekd.export.quantize import quantize
 from edgekd.export.shrink import save_model, shrink
@@ -230,10 +231,8 @@ def test_layers_of_equal_shape_run_on_exact_kernels(form: Any, per_channel: bool
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), tmp_path / "m.onnx")
     x = rng.normal(size=(64, 16)).astype(np.float32)
     quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", Quantization(per_channel=per_channel, form=form), x)
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")
     answers = []
     for name in ("m.onnx", "q.onnx"):
-        session = onnxruntime.InferenceSession(tmp_path / name, options, providers=["CPUExecutionProvider"])
+        session = make_session(onnxruntime, {**DEFAULTS, "precise_int8": True}, str(tmp_path / name))
         answers.append(session.run(None, {"x0": x})[0])
     assert np.abs(answers[0] - answers[1]).max() < 0.05 * np.abs(answers[0]).max()

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from edgekd.bench.records import Plan, Record
+from edgekd.bench.worker import DEFAULTS, make_session
 from edgekd.budget import Budget
 from edgekd.devices.device import OnProgress, Site
 from edgekd.errors import InputError, ModelError
@@ -139,10 +140,7 @@ def _layer(node: onnx.NodeProto, sources: dict[str, onnx.NodeProto], values: dic
 
 def exactly(file: Path, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """The answers where nothing saturates, on whichever CPU the test runs."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    session = make_session(onnxruntime, {**DEFAULTS, "precise_int8": True, "graph_level": "disable"}, str(file))
     return np.asarray(session.run(None, {"x": x})[0])
 
 

@@ -76,7 +76,8 @@ def grouped(student_logits: Tensor, teacher_logits: Tensor, count: int) -> tuple
 
     They are the logarithms of probabilities. In thousands of classes a temperature above 1 would give most of the
     probability to those that nobody expects; here it moves probability among the `count` classes and the one for the
-    others. At T = 1 the divergence of the groups is at most that of the classes. Logits of at most `count` + 1 classes
+    others. At T = 1 the divergence of the groups is at most that of the classes. The others
+    together have a probability of at least 1e-6. Logits of at most `count` + 1 classes
     are returned unchanged.
     """
     if student_logits.shape[1] <= count + 1:
