@@ -40,7 +40,7 @@ from edgekd.run import Run, take_over
 from edgekd.search.choose import choose_network
 from edgekd.search.estimate import with_estimates
 from edgekd.search.int8 import follow, settle_int8
-from edgekd.search.schemes import Material, figures_of
+from edgekd.search.material import Material, figures_of
 from edgekd.target import Target
 from edgekd.tasks.known import task_of
 
@@ -140,12 +140,11 @@ def quantize_best(setup: Setup, plan: TargetPlan, subjects: list[Subject], name:
     """Choose how the network `name` is quantised by measuring, and replace its int8 file; returns what was tried. The
     pruned teacher is quantised by the same scheme.
 
-    Nothing is tried, and the target's own settings hold, if the target cannot be measured here, or if int8 needs no
-    calibration.
+    Nothing is tried, and the target's own settings hold, if the target cannot be measured here.
     """
     teacher, fp32, *others = subjects
     int8 = [subject.file for subject in others if subject.file.name == f"{name}-int8.onnx"]
-    if not int8 or plan.calibration is None or not plan.site.measurable:
+    if not int8 or not plan.site.measurable:
         return {}
     material = Material(
         fp32=fp32.file,
@@ -163,7 +162,7 @@ def quantize_best(setup: Setup, plan: TargetPlan, subjects: list[Subject], name:
     settled = settle_int8(material, int8[0], plan.budget, own)
     for other in others:
         if other.name == "pruned int8" and other.file != int8[0]:
-            follow(settled, other.file.with_name("pruned-fp32.onnx"), other.file, plan.calibration)
+            follow(settled, material, other.file.with_name("pruned-fp32.onnx"), other.file)
     return settled
 
 

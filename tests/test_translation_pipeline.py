@@ -1,5 +1,6 @@
 """The whole road on a language that is translated word for word: card to verdict, then what follows."""
 
+import dataclasses
 import json
 import random
 import re
@@ -17,7 +18,13 @@ import pytest
 import edgekd
 from edgekd.artefacts import write_list
 from edgekd.bench.worker import DEFAULTS, make_session, opened
-from edgekd.external import decoder_of, model_bytes
+from edgekd.budget import Budget
+from edgekd.devices.device import Site
+from edgekd.devices.local import Local
+from edgekd.external import decoder_of, file_digest, model_bytes
+from edgekd.search.int8 import settle_int8
+from edgekd.search.material import Material
+from edgekd.target import Hardware, Quantization, load_target
 from edgekd.tasks.translation import TRANSLATION, texts_of, tokenizer_from
 
 Cli = Callable[..., Any]
@@ -169,6 +176,26 @@ def test_a_lost_decoder_is_exported_again(run: Path, place: Path, cli: Cli) -> N
     done = cli("distill", place / "words.toml", "-t", "cpu-arm", "--out", run)
     assert done.returncode in (0, 3), done.stderr
     assert "student-fp32.decoder.onnx" in done.stderr and decoder.read_bytes() == before
+
+
+def test_int8_is_chosen_by_measuring_both_files(run: Path, tmp_path: Path) -> None:
+    """On this machine, whichever it is."""
+    hardware = Hardware(architecture="aarch64" if Local().facts().architecture == "aarch64" else "x86_64")
+    tried = Quantization(schemes=("u8s8-7bit",))
+    target = dataclasses.replace(load_target("cpu-x86"), hardware=hardware, quantization=tried)
+    fp32, inputs = run / "exported" / "student-fp32.onnx", run / "data" / "test.npy"
+    material = Material(fp32=fp32, calibration=None, inputs=inputs, targets=np.load(run / "data" / "test.labels.npy"),
+                        task=TRANSLATION, site=Site(target, Local()), folder=tmp_path / "trials")  # fmt: skip
+    file = tmp_path / "student-int8.onnx"
+    kept = settle_int8(material, file, Budget(), None)
+    names = [trial["name"] for trial in kept["trials"]]
+    assert names == ["dynamic U8S8, 8-bit weights", "dynamic U8S8, 7-bit weights"]
+    assert all(trial["validation_score"] > 5 for trial in kept["trials"])
+    assert file_digest(file) == kept["sha256"]
+    assert {trial["size_bytes"] for trial in kept["trials"]} >= {model_bytes(file)}
+    decoder_of(file).unlink()  # as if the process was killed between the two files
+    assert settle_int8(material, file, Budget(), None) == kept
+    assert file_digest(file) == kept["sha256"]
 
 
 def test_the_report_shows_translations(run: Path, tmp_path: Path, cli: Cli) -> None:

@@ -68,6 +68,8 @@ def quantize_model(model: Path, target: str, options: QuantizeOptions) -> int:
         raise ConfigError(f"--out {path}: is the model itself; name another file")
     if path.suffix == ".ort":
         raise ConfigError(f'--out {path}: names the ONNX file; format = "ort" of a target writes NAME.ort beside it')
+    if options.sensitivity and options.dynamic:
+        raise ConfigError("--sensitivity, --dynamic: give one of them; layers are compared with calibrated activations")
     for module in ("onnx", "onnxruntime"):
         require(module, "cpu", "quantizing")
     from edgekd.search.quantizing import Asked, in_range, layer_damage, quantize_file

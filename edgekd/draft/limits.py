@@ -17,8 +17,8 @@ from edgekd.card import Card
 from edgekd.devices.device import Site
 from edgekd.draft.facts import DataFacts
 from edgekd.export.onnx import export
+from edgekd.export.precisions import make_variant
 from edgekd.export.teacher import export_teacher
-from edgekd.export.variants import make_variant
 from edgekd.figures import ModelFigures
 from edgekd.nets.deployed import Deployed, count_params
 from edgekd.nets.families import UnbuildableError, make, make_shapes

@@ -14,8 +14,8 @@ from edgekd.errors import ModelError
 from edgekd.export.fast import UnknownOperationError, convert
 from edgekd.export.onnx import completed, describe, export, exported_part, save_model
 from edgekd.export.ort import deployed_file
+from edgekd.export.precisions import make_variant
 from edgekd.export.trial import check_answers
-from edgekd.export.variants import make_variant
 from edgekd.nets.deployed import Deployed
 from edgekd.target import Target
 from edgekd.tasks.known import task_of

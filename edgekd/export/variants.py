@@ -14,21 +14,19 @@ from edgekd.card import Card
 from edgekd.data.images import Split
 from edgekd.export.onnx import export
 from edgekd.export.pixels import normalize_rows
-from edgekd.export.quantize import quantize, quantize_weights, to_half
+from edgekd.export.precisions import make_variant
 from edgekd.export.shrink import save_model, shrink
 from edgekd.export.teacher import export_teacher
-from edgekd.external import decoder_of, generates, name_decoder
 from edgekd.figures import GIVEN
 from edgekd.nets.deployed import count_macs, count_params
 from edgekd.nets.fakequant import deployable
 from edgekd.nets.folding import folded
 from edgekd.nets.teachers import LoadedTeacher
 from edgekd.run import Run
-from edgekd.scratch import scratch
 from edgekd.target import Precision, Target
 from edgekd.tasks.known import task_of
 
-__all__ = ["INT8_TRAINED", "calibration_images", "calibration_of", "export_variants", "make_variant", "precision_of"]
+__all__ = ["INT8_TRAINED", "calibration_images", "calibration_of", "export_variants", "precision_of"]
 
 INT8_TRAINED = "student int8-qat"
 """The name of the variant that was trained for int8."""
@@ -135,38 +133,6 @@ def _precisions(
             make_variant(fp32, precision, target, calibration, file)
         subjects.append(Subject(name=f"{name} {precision}", file=file, precision=precision, params=params, macs=macs))
     return subjects
-
-
-def make_variant(
-    fp32: Path, precision: Precision, target: Target, images: NDArray[np.uint8] | None, path: Path
-) -> None:
-    """Write the fp32 file in `precision`; int8 is calibrated on uint8 `images` (n, H, W, C), or dynamic without images.
-
-    The decoder of a model that generates is converted, too. Raises ModelError if the conversion fails.
-    """
-    model = onnx.load(fp32, load_external_data=False)
-    if not generates(model):
-        _write_variant(fp32, precision, target, images, path)
-        return
-    _write_variant(decoder_of(fp32), precision, target, images, decoder_of(path))
-    name_decoder(model, decoder_of(path))  # the conversion keeps the metadata
-    with scratch() as folder:
-        named = folder / fp32.name
-        save_model(model, named)
-        _write_variant(named, precision, target, images, path)
-
-
-def _write_variant(
-    fp32: Path, precision: Precision, target: Target, images: NDArray[np.uint8] | None, path: Path
-) -> None:
-    if precision == "int8" and images is None:
-        quantize_weights(fp32, path, target.quantization)
-    elif precision == "int8" and images is not None:
-        quantize(fp32, path, target.quantization, images)
-    elif precision == "fp16":
-        to_half(fp32, path)
-    else:
-        save_model(onnx.load(fp32), path)
 
 
 def precision_of(file: Path) -> Precision:

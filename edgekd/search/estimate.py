@@ -52,8 +52,8 @@ from edgekd.devices.host import user_folder
 from edgekd.devices.local import Local
 from edgekd.errors import EdgekdError, one_line
 from edgekd.export.onnx import quiet_export
+from edgekd.export.precisions import make_variant
 from edgekd.export.shrink import save_model
-from edgekd.export.variants import make_variant
 from edgekd.figures import Figure, ModelFigures
 from edgekd.files import read_json, write_json
 from edgekd.scratch import scratch

@@ -5,17 +5,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from edgekd.budget import Budget
 from edgekd.console import say
-from edgekd.export.quantize import Examples, prepare, quantize, quantize_prepared
-from edgekd.files import atomic, file_sha256, read_json, write_json
+from edgekd.external import decoder_of, file_digest
+from edgekd.files import atomic, read_json, write_json
+from edgekd.scratch import scratch
 from edgekd.search.layers import Fallback, fall_back
-from edgekd.search.schemes import Choice, Material, choose_gentler, choose_scheme, figures_of
+from edgekd.search.material import Material, figures_of, write_int8
+from edgekd.search.schemes import Choice, choose_gentler, choose_reaching, choose_scheme
 from edgekd.target import Quantization
 
-__all__ = ["follow", "keep_accuracy", "score_floor", "settle_int8"]
+__all__ = ["copy_model", "follow", "keep_accuracy", "score_floor", "settle_int8"]
 
 # student-int8.json history:
 # 1 - sha256 of the int8 file, why, reduce_range, trials, failed, fallback
@@ -48,32 +48,47 @@ def settle_int8(material: Material, file: Path, budget: Budget, teacher: float |
     """
     record = file.with_suffix(".json")
     known = _known(record, material.fp32)
-    if known and file.exists() and file_sha256(file) == known["sha256"]:
+    if known and file.exists() and file_digest(file) == known["sha256"]:
         return known
     shutil.rmtree(material.folder, ignore_errors=True)
     material.folder.mkdir(parents=True)
     chosen, decision = _made(material, known) if known else _decided(material, budget, teacher)
-    content = {"schema_version": SCHEMA_VERSION, "sha256": file_sha256(chosen), **decision}
+    content = {"schema_version": SCHEMA_VERSION, "sha256": file_digest(chosen), **decision}
     write_json(record, content)
-    with atomic(file) as temporary:
-        shutil.copyfile(chosen, temporary)
+    copy_model(chosen, file)
     shutil.rmtree(material.folder, ignore_errors=True)
     return content
 
 
-def follow(settled: dict[str, Any], fp32: Path, file: Path, calibration: Examples | NDArray[Any]) -> None:
+def copy_model(source: Path, file: Path) -> None:
+    """Copy the single file of a model, or both files of one that generates: the decoder first, because the encoder
+    tells its digest."""
+    for one, copy in ((decoder_of(source), decoder_of(file)), (source, file)):
+        if one.exists():
+            with atomic(copy) as temporary:
+                shutil.copyfile(one, temporary)
+
+
+def follow(settled: dict[str, Any], material: Material, fp32: Path, file: Path) -> None:
     """Quantise another network of the run, `fp32`, by the scheme that was settled for the student, and write `file`."""
     if "scheme" in settled:  # a record of version 1 keeps no scheme
-        quantize(fp32, file, Quantization(**settled["scheme"]), calibration)
+        with scratch() as folder:
+            other = dataclasses.replace(material, fp32=fp32, folder=folder)
+            write_int8(other, Quantization(**settled["scheme"]), file)
 
 
 def keep_accuracy(
     material: Material, choice: Choice, floor: float, limit_s: float = 300.0
 ) -> tuple[Choice, Fallback | None]:
-    """Find what keeps the score of at least `floor`, which the best scheme misses: a few layers in float or, if these
-    are not enough or save no time, a scheme that keeps more of the activations. The reasons are printed."""
-    fallback = None
-    if choice.best.scheme.activation != "float":
+    """Find what keeps the score of at least `floor`, which the best scheme misses: another scheme that was tried; a few
+    layers in float; or, if these are not enough or save no time, a scheme that keeps more of the activations. The
+    reasons are printed."""
+    fallback, first = None, choice
+    choice = choose_reaching(first, floor, material.task)
+    if choice is not first:
+        say(f"int8: {choice.why}")
+        return choice, None
+    if choice.best.scheme.activation != "float" and material.calibration is not None:
         fallback = fall_back(material, choice.best.scheme, floor, limit_s)
         say(f"int8: {fallback.why}")
     if not (fallback and fallback.enough):
@@ -91,17 +106,15 @@ def _known(record: Path, fp32: Path) -> dict[str, Any] | None:
         return None
     kept: dict[str, Any] = read_json(record)
     if "scheme" in kept:
-        return kept if kept["fp32_sha256"] == file_sha256(fp32) else None
+        return kept if kept["fp32_sha256"] == file_digest(fp32) else None
     int8 = record.with_suffix(".onnx")
-    return kept if int8.exists() and file_sha256(int8) == kept["sha256"] else None
+    return kept if int8.exists() and file_digest(int8) == kept["sha256"] else None
 
 
 def _made(material: Material, decision: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """Make the int8 file of a kept decision again."""
-    prepared, file = material.folder / "prepared.onnx", material.folder / "again.onnx"
-    prepare(material.fp32, prepared)
-    scheme = Quantization(**decision["scheme"])
-    quantize_prepared(prepared, file, scheme, material.calibration, material.fp32, decision["in_float"])
+    file = material.folder / "again.onnx"
+    write_int8(material, Quantization(**decision["scheme"]), file, decision["in_float"])
     say(f"int8: {decision['why']} (as chosen before)")
     return file, {key: value for key, value in decision.items() if key not in ("schema_version", "sha256")}
 
@@ -120,7 +133,7 @@ def _decided(material: Material, budget: Budget, teacher: float | None) -> tuple
         if fallback and fallback.enough:
             chosen, scheme, in_float = fallback.file, fallback.scheme, fallback.nodes
     return chosen, {
-        "fp32_sha256": file_sha256(material.fp32),
+        "fp32_sha256": file_digest(material.fp32),
         "why": choice.why,
         "scheme": {key: value for key, value in dataclasses.asdict(scheme).items() if key not in TO_TRY},
         "in_float": list(in_float),

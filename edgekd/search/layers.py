@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from edgekd.bench.measure import Subject, logits_of
 from edgekd.bench.statistics import Interval
 from edgekd.console import progress
-from edgekd.export.quantize import prepare, quantize_prepared
 from edgekd.export.shrink import layer_names
-from edgekd.search.schemes import Material, figures_of, shown, time_ratio
+from edgekd.search.material import Material, figures_of, prepared_file, shown, time_ratio, write_int8
 from edgekd.target import Quantization
 
 __all__ = ["Fallback", "LayerDamage", "fall_back", "sensitivity"]
@@ -81,10 +80,7 @@ def sensitivity(material: Material, scheme: Quantization, limit_s: float = 300.0
     Operators that follow a layer and have no weights belong to it. If the time runs out, the layers that were not
     reached are missing; the time is checked after each layer.
     """
-    prepared = material.folder / "prepared.onnx"
-    if not prepared.exists():
-        prepare(material.fp32, prepared)
-    graph = onnx.load(prepared).graph
+    graph = onnx.load(prepared_file(material)).graph
     groups = _groups(graph)
     every = {name for nodes in groups.values() for name in nodes}
     before = {node.name for node in graph.node} - every
@@ -96,9 +92,7 @@ def sensitivity(material: Material, scheme: Quantization, limit_s: float = 300.0
             if time.monotonic() > end:
                 break
             file = material.folder / "one-layer.onnx"
-            quantize_prepared(
-                prepared, file, scheme, material.calibration, material.fp32, sorted(before | every - set(nodes))
-            )
+            write_int8(material, scheme, file, sorted(before | every - set(nodes)))
             score = _score(file, material)
             damage = {"sqnr_db": sqnr_db(expected, _outputs(file, material)), "score": score, "drop": top - score}
             found.append(LayerDamage(name=name, nodes=tuple(nodes), **damage))
@@ -183,8 +177,7 @@ def _mixed(material: Material, scheme: Quantization, layers: Sequence[LayerDamag
     """Write `mixed.onnx` with these layers in float, and return its score."""
     names = sorted(name for layer in layers for name in layer.nodes)
     file = material.folder / "mixed.onnx"
-    prepared = material.folder / "prepared.onnx"
-    quantize_prepared(prepared, file, scheme, material.calibration, material.fp32, names)
+    write_int8(material, scheme, file, names)
     return _score(file, material)
 
 

@@ -17,8 +17,8 @@ from edgekd.devices.device import Site
 from edgekd.errors import EdgekdError
 from edgekd.export.onnx import export
 from edgekd.export.ort import deployed_file
+from edgekd.export.precisions import make_variant
 from edgekd.export.untrained import unequal
-from edgekd.export.variants import make_variant
 from edgekd.figures import Figure
 from edgekd.files import read_json, write_json
 from edgekd.nets.deployed import count_macs, count_params

@@ -1,7 +1,6 @@
 """Quantise an ONNX file that edgekd did not train, and measure what that costs and gains."""
 
 import dataclasses
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,17 @@ from edgekd.devices.device import Site
 from edgekd.distributions import mcnemar
 from edgekd.errors import EdgekdError, InputError, ModelError, cut, one_line
 from edgekd.export.opset import within_range
-from edgekd.export.quantize import Examples, prepare, quantize, quantize_weights, to_half
+from edgekd.export.precisions import make_variant
+from edgekd.export.quantize import Examples, quantize, to_half
 from edgekd.export.shrink import save_model, shrink
 from edgekd.export.unsigned import to_unsigned
 from edgekd.external import model_bytes
-from edgekd.files import atomic
 from edgekd.judge import Outcome
 from edgekd.scores import ScoreKind
-from edgekd.search.int8 import keep_accuracy
+from edgekd.search.int8 import copy_model, keep_accuracy
 from edgekd.search.layers import Fallback, LayerDamage, sensitivity
-from edgekd.search.schemes import Choice, Material, choose_scheme, figures_of, scheme_words, time_ratio
+from edgekd.search.material import Material, figures_of, time_ratio
+from edgekd.search.schemes import Choice, choose_scheme, scheme_words
 from edgekd.target import Precision, Quantization
 from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION
 from edgekd.tasks.task import Outputs, Targets, Task
@@ -201,11 +201,7 @@ def quantize_file(asked: Asked) -> Quantized:
     file, choice, fallback = asked.out, None, None
     if any(node.op_type in ("QuantizeLinear", "QLinearConv") for node in model.graph.node):
         how = _shifted(asked, model, made, parts.judging)
-    elif asked.dynamic:
-        quantize_weights(asked.model, made, asked.scheme)
-        in_float = asked.scheme.activation == "float"
-        how = scheme_words(asked.scheme) if in_float else "weights in 8 bits, activations scaled at run time"
-    elif "int8" not in asked.precisions:
+    elif "int8" not in asked.precisions and not asked.dynamic:
         if "fp16" not in asked.precisions:
             raise InputError(f"target {asked.site.target.name}: has neither int8 nor fp16 among its precisions")
         to_half(asked.model, made)
@@ -220,16 +216,19 @@ def quantize_file(asked: Asked) -> Quantized:
             best, how = choice.best.file, choice.why
             if fallback:
                 best, how = fallback.file if fallback.enough else best, f"{how}; {fallback.why}"
-        if "fp16" in asked.precisions:
+        if "fp16" in asked.precisions and not asked.dynamic:
             best, how, file = _faster_half(asked, material, best, how, floor)
-        shutil.copyfile(best, made)
+        copy_model(best, made)
     else:
-        scheme = asked.scheme
-        quantize(asked.model, made, scheme, parts.calibration.inputs)
-        how = f"{scheme_words(scheme)}: the target's own settings, for it cannot be measured here"
+        if asked.dynamic:
+            target = dataclasses.replace(asked.site.target, quantization=asked.scheme)
+            make_variant(asked.model, "int8", target, None, made)
+        else:
+            quantize(asked.model, made, asked.scheme, parts.calibration.inputs)
+        words = scheme_words(asked.scheme, asked.dynamic)
+        how = f"{words}: the target's own settings, for it cannot be measured here"
     compared = _compared(asked, made, parts.judging)
-    with atomic(file) as temporary:
-        shutil.copyfile(made, temporary)
+    copy_model(made, file)
     return Quantized(comparison=compared, file=file, how=how, choice=choice, fallback=fallback)
 
 
@@ -254,7 +253,6 @@ def layer_damage(asked: Asked) -> list[LayerDamage]:
     parts = _parts(asked)
     material = _material(asked, parts.choosing, parts.calibration)
     scheme = dataclasses.replace(asked.scheme, form="qdq")
-    prepare(asked.model, asked.folder / "prepared.onnx")
     return sensitivity(material, scheme, asked.limit_s)
 
 
@@ -303,10 +301,11 @@ def _written(asked: Asked, part: Ready, name: str) -> Path:
 
 def _material(asked: Asked, choosing: Ready, calibration: Ready) -> Material:
     inputs = _written(asked, choosing, "choosing")
-    return _measuring(asked, inputs, _targets(asked, choosing, inputs), calibration.inputs)
+    examples = None if asked.dynamic else calibration.inputs
+    return _measuring(asked, inputs, _targets(asked, choosing, inputs), examples)
 
 
-def _measuring(asked: Asked, inputs: Path, targets: Targets, calibration: Examples) -> Material:
+def _measuring(asked: Asked, inputs: Path, targets: Targets, calibration: Examples | None) -> Material:
     return Material(
         fp32=asked.model,
         calibration=calibration,
@@ -373,7 +372,7 @@ def _compared(asked: Asked, made: Path, part: Ready) -> Comparison:
     before, after = (task.score(one, targets)[kind.name] for one in outputs)
     each = [task.each(one, targets) for one in outputs]
     counted = task.paired == "mcnemar"
-    ratio = time_ratio(made, asked.model, _measuring(asked, inputs, targets, {})) if asked.measurable else None
+    ratio = time_ratio(made, asked.model, _measuring(asked, inputs, targets, None)) if asked.measurable else None
     return Comparison(
         count=len(targets),
         labelled=part.labels is not None,
@@ -385,5 +384,5 @@ def _compared(asked: Asked, made: Path, part: Ready) -> Comparison:
         won=int((each[1] > each[0]).sum()) if counted else 0,
         ratio=ratio,
         bytes_before=model_bytes(asked.model),
-        bytes_after=made.stat().st_size,
+        bytes_after=model_bytes(made),
     )

@@ -16,22 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd import units
-from edgekd.bench.measure import Subject, logits_of
-from edgekd.bench.records import Effort
-from edgekd.bench.runner import measure_pair, measure_placement
-from edgekd.bench.statistics import Interval, between, bootstrap, ratios_of
+from edgekd.bench.runner import measure_placement
+from edgekd.bench.statistics import Interval, bootstrap
 from edgekd.console import progress, say
-from edgekd.devices.device import Site
 from edgekd.distributions import mcnemar
 from edgekd.errors import EdgekdError, cut
-from edgekd.export.quantize import Examples, prepare, quantize_prepared
+from edgekd.external import model_bytes
+from edgekd.search.material import EFFORT, Material, figures_of, shown, time_ratio, write_int8
 from edgekd.target import GENTLE, SCHEMES, Quantization
-from edgekd.tasks.task import Targets, Task
+from edgekd.tasks.task import Task
 
-__all__ = ["Choice", "Material", "Trial", "choose_gentler", "choose_scheme", "scheme_words"]
-
-EFFORT = Effort(processes=3, warmup_s=0.1, min_calls=30, max_calls=1_500, max_s=0.4)
-"""The effort for each trial: so many pairs of processes."""
+__all__ = ["Choice", "Trial", "choose_gentler", "choose_reaching", "choose_scheme", "scheme_words"]
 
 LEVEL = 0.05
 """A difference of accuracy counts if McNemar's exact p is at most this."""
@@ -43,24 +38,9 @@ LIMIT_S = 300.0
 """No further trial of a step begins after this time."""
 NUMBERS = ("calibration", "equalize", "clip_weights", "correct_bias")
 """The settings that change the numbers in a file, and not the kernels that compute with them."""
+KINDS = {"uint8": "U8", "int8": "S8"}
 NAMED = ("activation", "weight", "reduce_range", *NUMBERS)
 """The settings that `as_json` names."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Material:
-    """What the trials need: the network, the data, and where to measure."""
-
-    fp32: Path
-    calibration: Examples | NDArray[Any]
-    inputs: Path
-    """Validation inputs, which workers map into memory."""
-    targets: Targets
-    """What is right for each of these inputs; where that is not known, the answers of the fp32 file."""
-    task: Task
-    site: Site
-    folder: Path
-    """Where files and logits of the trials are written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +48,8 @@ class Trial:
     """One way to quantise the network, and what was measured of it."""
 
     scheme: Quantization
+    dynamic: bool
+    """Whether activations are scaled at run time."""
     file: Path
     size_bytes: int
     each: NDArray[np.float64]
@@ -78,6 +60,11 @@ class Trial:
     unfused: int | None
 
     @property
+    def words(self) -> str:
+        """The scheme in words."""
+        return scheme_words(self.scheme, self.dynamic)
+
+    @property
     def score(self) -> float:
         """The mean of these figures: the accuracy, or a deciding score in which higher is better."""
         return float(self.each.mean())
@@ -86,8 +73,9 @@ class Trial:
         """The trial in the form in which a run keeps it."""
         named = {key: getattr(self.scheme, key) for key in NAMED}
         return {
-            "name": scheme_words(self.scheme),
+            "name": self.words,
             **named,
+            "dynamic": self.dynamic,
             "form": self.scheme.form,
             "size_bytes": self.size_bytes,
             "validation_score": self.score,
@@ -108,17 +96,18 @@ class Choice:
     why: str
 
 
-def scheme_words(scheme: Quantization) -> str:
-    """A scheme in words: `U8S8, 7-bit weights, minmax, QDQ`."""
+def scheme_words(scheme: Quantization, dynamic: bool = False) -> str:
+    """A scheme in words: `U8S8, 7-bit weights, minmax, QDQ`, or `dynamic U8S8, 7-bit weights`."""
     if scheme.activation == "float":
         return "W8, the weights alone"
+    if dynamic:  # ONNX Runtime scales activations as unsigned numbers
+        return f"dynamic U8{KINDS[scheme.weight]}, {7 if scheme.reduce_range else 8}-bit weights"
     if scheme.activation == "uint16":
         return f"A16W8, {scheme.calibration}, QDQ"
-    kinds = {"uint8": "U8", "int8": "S8"}
     bits = ", 7-bit weights" if scheme.reduce_range else ""
     bits += f", {corrected}" if (corrected := _corrections(scheme)) else ""
     form = {"qdq": "QDQ", "qoperator": "QOperator"}[scheme.form]
-    return f"{kinds[scheme.activation]}{kinds[scheme.weight]}{bits}, {scheme.calibration}, {form}"
+    return f"{KINDS[scheme.activation]}{KINDS[scheme.weight]}{bits}, {scheme.calibration}, {form}"
 
 
 def _corrections(scheme: Quantization) -> str:
@@ -137,16 +126,16 @@ def choose_scheme(material: Material) -> Choice:
     First the schemes are compared: of those that are not slower than fp32 and whose accuracy McNemar's test does not
     tell apart from the best, the fastest is taken. Then calibrations, and corrections if int8 is surely less accurate
     than fp32, by accuracy alone. Then forms: the smallest file that is not slower and not less accurate. The target's
-    own settings win where nothing is better. Raises the EdgekdError of the target's own scheme; what else fails is left
-    out.
+    own settings win where nothing is better. If activations are scaled at run time, only schemes are compared. Raises
+    the EdgekdError of the target's own scheme; what else fails is left out.
     """
-    settings = material.site.target.quantization
+    settings, dynamic = material.site.target.quantization, material.calibration is None
     bench = _Bench(material)
-    prepare(material.fp32, bench.prepared)
-    best = bench.trial(settings)
-    calibrated = settings.activation != "float"
+    best = bench.trial(_at_run_time(settings) if dynamic else settings)
+    calibrated = settings.activation != "float" and not dynamic
+    schemes = [SCHEMES[name] for name in settings.schemes if name not in GENTLE]
     stages: list[tuple[_Rule, list[dict[str, Any]]]] = [
-        (_fastest_accurate, [SCHEMES[name] for name in settings.schemes if name not in GENTLE]),
+        (_fastest_accurate, [scheme | {"activation": "uint8"} for scheme in schemes] if dynamic else schemes),
         (_more_accurate, [{"calibration": name} for name in settings.calibrations if calibrated]),
         (_corrected, _corrections_of(settings) if calibrated else []),
         (_smallest, [{"form": form} for form in settings.forms if calibrated]),
@@ -162,7 +151,26 @@ def choose_scheme(material: Material) -> Choice:
             best, reason = rule(best, tried, material.task)
             reasons.append(reason)
     why = "; ".join(reasons) or "the target's own settings, and nothing else may be tried"
-    return Choice(best=best, trials=tuple(bench.trials), failed=bench.failed, why=f"{scheme_words(best.scheme)}: {why}")
+    return Choice(best=best, trials=tuple(bench.trials), failed=bench.failed, why=f"{best.words}: {why}")
+
+
+def _at_run_time(settings: Quantization) -> Quantization:
+    """The settings for activations that are scaled at run time, which ONNX Runtime does with unsigned numbers."""
+    return settings if settings.activation == "float" else dataclasses.replace(settings, activation="uint8")
+
+
+def choose_reaching(choice: Choice, floor: float, task: Task) -> Choice:
+    """Take another trial of `choose_scheme` if the best one misses a score of `floor` that the other one reaches.
+
+    The difference may be chance, so that `choose_scheme` left it, but a budget asks for the score. Of those that are
+    not surely slower than fp32, the most accurate is taken.
+    """
+    reaching = [trial for trial in choice.trials if trial.score >= floor and trial.ratio.low <= 1]
+    if choice.best.score >= floor or not reaching:
+        return choice
+    best = max(reaching, key=lambda trial: trial.score)
+    why = f"{best.words}: {_figures(best, task)}, {shown(floor, task)} asked; otherwise {choice.why}"
+    return dataclasses.replace(choice, best=best, why=why)
 
 
 def choose_gentler(material: Material, choice: Choice, floor: float) -> Choice:
@@ -172,7 +180,8 @@ def choose_gentler(material: Material, choice: Choice, floor: float) -> Choice:
     that stays, and the reason says why.
     """
     bench = _Bench(material, list(choice.trials), dict(choice.failed))
-    names = [name for name in material.site.target.quantization.schemes if name in GENTLE]
+    gentle = GENTLE if material.calibration is not None else ("w8",)  # activations have 8 bits at run time
+    names = [name for name in material.site.target.quantization.schemes if name in gentle]
     tried = bench.attempts(choice.best, [SCHEMES[name] for name in names])
     best = next((trial for trial in tried if trial.score >= floor and trial.ratio.low <= 1), choice.best)
     found = ", ".join(_named(trial, material.task) for trial in tried)
@@ -190,10 +199,6 @@ class _Bench:
     trials: list[Trial] = dataclasses.field(default_factory=list)
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    @property
-    def prepared(self) -> Path:
-        return self.material.folder / "prepared.onnx"
-
     def loses(self, best: Trial) -> bool:
         """Whether `best` is surely less accurate than the fp32 file."""
         return _surely_less(best.each, figures_of(self.material.fp32, self.material), self.material.task)
@@ -205,17 +210,18 @@ class _Bench:
         with progress() as bar:
             for change in bar.track(changes, description="trying int8 schemes"):
                 scheme = dataclasses.replace(best.scheme, **change)
+                words = scheme_words(scheme, self.material.calibration is None)
                 if any(_settings(scheme) == _settings(known.scheme) for known in self.trials):
                     continue
                 if time.monotonic() > end:
-                    self.failed[scheme_words(scheme)] = f"not tried: the {LIMIT_S:g} s of its step were over"
+                    self.failed[words] = f"not tried: the {LIMIT_S:g} s of its step were over"
                     continue
                 try:
                     tried.append(self.trial(scheme, best))
                 except EdgekdError as error:
                     reason = cut(str(error).replace(f"{self.material.folder}/", ""), 200)
-                    self.failed[scheme_words(scheme)] = reason
-                    say(f"int8: {scheme_words(scheme)} is left out: {reason}")
+                    self.failed[words] = reason
+                    say(f"int8: {words} is left out: {reason}")
         return tried
 
     def trial(self, scheme: Quantization, best: Trial | None = None) -> Trial:
@@ -226,18 +232,19 @@ class _Bench:
         """
         known = self.material
         file = known.folder / f"trial-{len(self.trials) + len(self.failed)}.onnx"
-        quantize_prepared(self.prepared, file, scheme, known.calibration, known.fp32)
+        write_int8(known, scheme, file)
         each = figures_of(file, known)
         numbers = {key: getattr(scheme, key) for key in NUMBERS}
         if best and scheme == dataclasses.replace(best.scheme, **numbers):  # the same kernels with other numbers
-            trial = dataclasses.replace(best, scheme=scheme, file=file, size_bytes=file.stat().st_size, each=each)
+            trial = dataclasses.replace(best, scheme=scheme, file=file, size_bytes=model_bytes(file), each=each)
         else:
             ratio = self._ratio(scheme, file, best)
             placed = measure_placement(file, known.site, known.inputs, EFFORT)
             trial = Trial(
                 scheme=scheme,
+                dynamic=known.calibration is None,
                 file=file,
-                size_bytes=file.stat().st_size,
+                size_bytes=model_bytes(file),
                 each=each,
                 ratio=ratio,
                 fused=placed.fused,
@@ -256,35 +263,6 @@ class _Bench:
 def _settings(scheme: Quantization) -> tuple[object, ...]:
     kernels = scheme.activation, scheme.weight, scheme.per_channel, scheme.reduce_range, scheme.form
     return *kernels, *(getattr(scheme, key) for key in NUMBERS)
-
-
-def figures_of(file: Path, material: Material, name: str = "") -> NDArray[np.float64]:
-    """The task's figure (n,) of each validation input on the target's provider, in which higher is better.
-
-    The answers are kept in the material's folder under `name`, by default the file's.
-    """
-    subject = Subject(name=name or file.stem, file=file, precision="int8")
-    outputs = logits_of(subject, material.site, material.inputs, material.folder, material.task)
-    figures = material.task.each(outputs, material.targets)
-    return figures if material.task.scores[0].better == "higher" else -figures
-
-
-def shown(score: float, task: Task) -> str:
-    """A score in which higher is better as text, in the task's own direction."""
-    kind = task.scores[0]
-    return kind.show(score if kind.better == "higher" else -score)
-
-
-def time_ratio(file: Path, baseline: Path, material: Material) -> Interval:
-    """The time of `file` divided by that of `baseline`, measured by turns in a few processes."""
-    ratios = []
-    for turn in range(EFFORT.processes):
-        record = measure_pair(file, baseline, material.site, material.inputs, EFFORT, turn)
-        other = record.baseline
-        assert other is not None  # a pair has two sides
-        loads = record.load_s, other["load_s"]
-        ratios.append(ratios_of(record.latency_s, other["latency_s"], record.block_calls, *loads).p50)
-    return between(ratios)
 
 
 def surely_worse(one: Trial, other: Trial, task: Task) -> bool:
@@ -348,5 +326,5 @@ def _figures(trial: Trial, task: Task) -> str:
 
 def _named(trial: Trial, task: Task) -> str:
     bits = " 7-bit" if trial.scheme.reduce_range else ""
-    name = scheme_words(trial.scheme).partition(",")[0]
+    name = trial.words.partition(",")[0]
     return f"{name}{bits} {shown(trial.score, task)}, {trial.ratio.value:.2f}"

@@ -36,7 +36,7 @@ from edgekd.nets.inverted import InvertedBlock
 from edgekd.nets.teachers import load_teacher_file
 from edgekd.nets.weights import load_into, read_state, save_state
 from edgekd.scratch import scratch
-from edgekd.search.schemes import Material, figures_of, time_ratio
+from edgekd.search.material import Material, figures_of, time_ratio
 from edgekd.target import Quantization, load_target
 from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION as TASK
 from edgekd.tasks.known import load_card

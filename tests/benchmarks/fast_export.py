@@ -28,8 +28,8 @@ from edgekd.card import Card, Student
 from edgekd.devices.device import Site
 from edgekd.devices.local import connect
 from edgekd.export.onnx import export
+from edgekd.export.precisions import make_variant
 from edgekd.export.untrained import export_untrained, unequal, write_precisions
-from edgekd.export.variants import make_variant
 from edgekd.files import write_json
 from edgekd.nets.deployed import count_params, noise_inputs
 from edgekd.nets.families import make

@@ -57,7 +57,7 @@ from edgekd.nets.weights import load_into, read_state, save_state
 from edgekd.recipe import Qat, Recipe, Training
 from edgekd.run import Run
 from edgekd.search.layers import fall_back
-from edgekd.search.schemes import Material, figures_of, time_ratio
+from edgekd.search.material import Material, figures_of, time_ratio
 from edgekd.target import Quantization, load_target
 from edgekd.tasks.known import load_card, task_of
 
@@ -235,6 +235,7 @@ def ways(known: Known, scheme: Quantization, number: int) -> dict[str, Any]:
     if not scheme.per_channel:
         files["clipped"] = (whole, dataclasses.replace(corrected, clip_weights=True))
     rows, right = {}, {}
+    assert known.material.calibration is not None
     for name, (fp32, settings) in files.items():
         file = known.folder / f"{name}-{number}.onnx"
         quantize(fp32, file, settings, known.material.calibration)

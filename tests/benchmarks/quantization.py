@@ -31,7 +31,8 @@ from edgekd.nets.families import make
 from edgekd.nets.folding import folded
 from edgekd.nets.teachers import load_teacher_file
 from edgekd.scratch import scratch
-from edgekd.search.schemes import Material, choose_scheme
+from edgekd.search.material import Material
+from edgekd.search.schemes import choose_scheme
 from edgekd.target import Quantization, load_target
 from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION
 from edgekd.tasks.known import load_card

@@ -29,7 +29,7 @@ from edgekd.distill.student import learn
 from edgekd.distill.tasks.known import examples_of
 from edgekd.distill.teacher import teach, validation_score
 from edgekd.export.onnx import cpu_logits, export, parity
-from edgekd.export.variants import make_variant
+from edgekd.export.precisions import make_variant
 from edgekd.nets.deployed import Deployed, count_macs, count_params
 from edgekd.nets.families import make
 from edgekd.nets.teachers import LoadedTeacher

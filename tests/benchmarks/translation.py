@@ -33,7 +33,7 @@ from edgekd.devices.local import Local, connect
 from edgekd.distill.student import learn
 from edgekd.distill.tasks.known import examples_of
 from edgekd.export.onnx import export
-from edgekd.export.variants import make_variant
+from edgekd.export.precisions import make_variant
 from edgekd.external import model_bytes
 from edgekd.files import read_json, write_json
 from edgekd.nets.families import make, shapes_of

@@ -174,7 +174,7 @@ def test_weights_alone(cli: Cli, model: Path, arrays: Path, elsewhere: Path, tmp
     assert done.returncode == 0, done.stderr
     kinds = {node.op_type for node in onnx.load(tmp_path / "d.onnx").graph.node}
     assert "DynamicQuantizeLinear" in kinds
-    assert "weights in 8 bits, activations scaled at run time" in done.stdout
+    assert "d.onnx: dynamic U8S8, 8-bit weights: the target's own settings, " in done.stdout
     text = elsewhere.read_text(encoding="utf-8")
     begin, kept = text.split("[quantization]\n")
     kept = "\n".join(line for line in kept.splitlines() if not line.startswith(("activation", "weight", "form")))

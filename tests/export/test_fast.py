@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from edgekd.card import Student
 from edgekd.export.fast import UnknownOperationError, convert
 from edgekd.export.onnx import export
+from edgekd.export.precisions import make_variant
 from edgekd.export.untrained import export_untrained, unequal, write_precisions
-from edgekd.export.variants import make_variant
 from edgekd.nets.deployed import Deployed, example_inputs, noise_inputs
 from edgekd.nets.families import make
 from edgekd.nets.folding import folded

@@ -15,10 +15,10 @@ from edgekd.bench.worker import DEFAULTS, make_session
 from edgekd.card import Augment, Card
 from edgekd.errors import InputError
 from edgekd.export.onnx import export
+from edgekd.export.precisions import make_variant
 from edgekd.export.quantize import quantize, quantize_weights
 from edgekd.export.teacher import export_teacher
 from edgekd.export.untrained import export_untrained
-from edgekd.export.variants import make_variant
 from edgekd.nets.deployed import Deployed, noise_inputs
 from edgekd.nets.families import make
 from edgekd.nets.teachers import load_teacher_file

@@ -20,7 +20,8 @@ from edgekd.devices.orders import order_of
 from edgekd.errors import ConfigError, InputError, ModelError
 from edgekd.export.onnx import cpu_logits, export, parity, refuse_free_shapes
 from edgekd.export.parts import parts_of
-from edgekd.export.variants import make_variant, precision_of
+from edgekd.export.precisions import make_variant
+from edgekd.export.variants import precision_of
 from edgekd.external import decoder_of, file_digest, model_bytes, model_files
 from edgekd.nets.generation import generate
 from edgekd.nets.translation import Seq2Seq, Seq2SeqShape

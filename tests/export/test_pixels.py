@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgekd.card import Student
 from edgekd.export.onnx import export
 from edgekd.export.pixels import PREFIX, normalize_rows
-from edgekd.export.variants import make_variant
+from edgekd.export.precisions import make_variant
 from edgekd.nets.families import make
 from edgekd.target import load_target
 from edgekd.tasks.known import load_card

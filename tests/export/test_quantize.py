@@ -22,8 +22,8 @@ from edgekd.distill.tasks.known import examples_of
 from edgekd.distill.terms.losses import cross_entropy
 from edgekd.errors import ModelError
 from edgekd.export.onnx import export
+from edgekd.export.precisions import make_variant
 from edgekd.export.quantize import quantize
-from edgekd.export.variants import make_variant
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import make
 from edgekd.target import Quantization, load_target

@@ -27,10 +27,10 @@ from edgekd.devices.device import Site
 from edgekd.devices.local import Local
 from edgekd.errors import ConfigError, ModelError
 from edgekd.export.onnx import export
+from edgekd.export.precisions import make_variant
 from edgekd.export.quantize import quantize
 from edgekd.export.resize import MAX_LEVELS, fidelity, same_answers, with_resize
 from edgekd.export.teacher import export_teacher
-from edgekd.export.variants import make_variant
 from edgekd.nets.families import make
 from edgekd.nets.teachers import LoadedTeacher, OnnxNet
 from edgekd.target import load_target

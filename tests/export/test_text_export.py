@@ -17,8 +17,9 @@ from torch import nn
 from edgekd.card import Card, Student, TextData
 from edgekd.errors import InputError
 from edgekd.export.onnx import cpu_logits, export, parity, save_model
+from edgekd.export.precisions import make_variant
 from edgekd.export.teacher import export_teacher
-from edgekd.export.variants import make_variant, precision_of
+from edgekd.export.variants import precision_of
 from edgekd.nets.families import make
 from edgekd.nets.teachers import LoadedTeacher, load_teacher_file
 from edgekd.nets.weights import save_state

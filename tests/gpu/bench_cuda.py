@@ -19,7 +19,7 @@ from edgekd.bench.records import Effort
 from edgekd.bench.worker import Feeds
 from edgekd.devices.local import connect
 from edgekd.errors import EdgekdError
-from edgekd.export.variants import make_variant
+from edgekd.export.precisions import make_variant
 from edgekd.files import write_json
 from edgekd.result import model_json
 from edgekd.tables import comparison_rows, markdown_table

@@ -24,7 +24,8 @@ from edgekd.files import file_sha256, listening
 from edgekd.machine import Machine
 from edgekd.search.int8 import follow, score_floor, settle_int8
 from edgekd.search.layers import sensitivity, sqnr_db
-from edgekd.search.schemes import Material, choose_scheme, scheme_words
+from edgekd.search.material import Material
+from edgekd.search.schemes import choose_scheme, scheme_words
 from edgekd.target import Quantization, Target, load_target
 from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION
 
@@ -377,7 +378,7 @@ def test_a_kill_after_the_decision_changes_nothing(
 def test_another_network_of_the_run_follows_the_scheme(material: Callable[..., Material], tmp_path: Path) -> None:
     known = material(TRIED, AVX2, answering(vnni=False))
     settled = settle_int8(known, tmp_path / "student-int8.onnx", Budget(), None)
-    follow(settled, known.fp32, tmp_path / "pruned-int8.onnx", known.calibration)
+    follow(settled, known, known.fp32, tmp_path / "pruned-int8.onnx")
     assert (tmp_path / "pruned-int8.onnx").read_bytes() == (tmp_path / "student-int8.onnx").read_bytes()
 
 
