@@ -62,7 +62,7 @@ KEYS = {
 
 NEWEST = {
     "run.json": 2,
-    "candidates.json": 5,
+    "candidates.json": 6,
     "pruning.json": 1,
     "history.json": 1,
     "pruned.json": 1,

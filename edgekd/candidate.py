@@ -20,6 +20,8 @@ class Candidate:
     macs: int
     precisions: dict[str, dict[str, Figure]]
     """Maps each precision to its figures by budget key (latency_p50_ms, size_kb, peak_memory_mb, instructions_m)."""
+    checked: bool = False
+    """Whether it was measured a second time, with more processes, because the first interval held the limit."""
     predicted: bool = False
     """Whether the figures are predicted from those of other shapes, and not measured."""
     timed_on: str = ""
@@ -27,7 +29,7 @@ class Candidate:
     brought: str = ""
     """The name and the SHA-256 of the results that its times were read from, if they were brought by hand."""
     shared: dict[str, dict[str, Figure]] = field(default_factory=dict)
-    """The scaled figures, like `precisions`, of a candidate that the run's own device measured again; others are
+    """The first figures, like `precisions`, of a candidate that the run's own device measured again; others are
     predicted from them, so that a run that is continued predicts what it predicted before."""
 
     @property

@@ -47,7 +47,7 @@ from edgekd.nets.families import make_shapes
 from edgekd.nets.teachers import LoadedTeacher, make_teacher_net
 from edgekd.run import Run, take_over
 from edgekd.search.candidates import Found, Search, add_score, measure_candidates, measure_shape
-from edgekd.search.choose import before_training, choose_shape, fitting, widened
+from edgekd.search.choose import before_training, choose_shape, doubtful, fitting, in_doubt, widened
 from edgekd.search.front import MORE
 from edgekd.search.packing import pack_candidates
 from edgekd.search.pruning import fitting_ratio
@@ -245,11 +245,40 @@ def survey(asked: Request, site: Site, run: Run) -> tuple[Found, Budget, Candida
 
 
 def _choose_capable(trial: Search, found: Found, budget: Budget) -> TargetPlan:
-    while not (choice := choose_shape(found.candidates, budget)).measured_here:  # what is chosen is always measured
-        found = measure_shape(trial, found, choice.shape)
+    choice, found = _sure_choice(trial, found, budget)
     say(f"search: {choice.name} of {len(found.candidates)} candidates, {units.count(choice.macs)} multiply-accumulates")
     kept: dict[str, Any] = {"inputs": trial.inputs, "calibration": trial.calibration, "trial": trial, "found": found}
     return TargetPlan(site=trial.site, run=trial.run, budget=budget, choice=choice, **kept)
+
+
+def _sure_choice(trial: Search, found: Found, budget: Budget) -> tuple[Candidate, Found]:
+    """The most capable candidate that meets the limits. What is chosen is always measured on the run's own device, and
+    what may meet the limit of the time or miss it is measured again before the choice."""
+    begun = trial.run.student_weights.parent.exists()  # then the choice must stay what it was
+    while True:
+        if not begun and (doubts := in_doubt(found.candidates, budget)):
+            found = measure_shape(trial, found, doubts[0].shape, again=True)
+            continue
+        choice = choose_shape(found.candidates, budget)
+        if choice.measured_here:
+            break
+        found = measure_shape(trial, found, choice.shape)
+    for one in found.candidates:
+        if one.checked and doubtful(one, budget):
+            say(f"search: {_doubt(one, budget)}; it is {'taken' if one is choice else 'not taken'}")
+    return choice, found
+
+
+def _doubt(candidate: Candidate, budget: Budget) -> str:
+    """What is not known of a candidate that was measured twice."""
+    limit = before_training(budget).limit("latency_p50_ms") or 0.0
+    times = [
+        f"{precision} {units.milliseconds(one.value or 0.0)} ({one.low:.3g} … {one.high:.3g})"
+        for precision, one in ((name, figures["latency_p50_ms"]) for name, figures in candidate.precisions.items())
+        if one.low is not None and one.high is not None
+    ]
+    told = f"{candidate.name} may meet {limit:g} ms or miss it, because this machine is busy or its times vary"
+    return f"{told}: {', '.join(times)}"
 
 
 def rank(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = (), wider: float = 1.0) -> TargetPlan:

@@ -53,10 +53,14 @@ __all__ = [
 #     instructions_m per precision
 # 4 - candidates may be timed_on another device; shared: their figures from there; anchor: what each device timed
 # 5 - brought: the results by hand from which a candidate's times come
-SCHEMA_VERSION = 5
+# 6 - checked: whether a candidate was measured a second time
+SCHEMA_VERSION = 6
 
 EFFORT = Effort(processes=2, min_processes=2, warmup_s=0.05, max_calls=300, max_s=0.15, budget_s=4.0, placement=False)
 """The effort for one candidate. It is small, because a ranking needs less certainty than a verdict."""
+
+CERTAIN = dataclasses.replace(EFFORT, processes=8, min_processes=5, max_s=0.3, budget_s=15.0)
+"""The effort for a candidate of which the first measurement does not tell whether it meets the limit."""
 
 ANCHORING = 5
 """The number of processes in which each device times the anchor, on which all scaled times depend."""
@@ -206,17 +210,17 @@ def _scaled(candidate: Candidate, anchor: Anchor, place: str) -> Candidate:
     return dataclasses.replace(candidate, precisions=precisions, timed_on=place)
 
 
-def measure_shape(search: Search, found: Found, shape: Shape) -> Found:
+def measure_shape(search: Search, found: Found, shape: Shape, again: bool = False) -> Found:
     """Measure a candidate that is predicted, or that another device timed, on the run's own device, and replace it; it
-    is left out if it cannot be used."""
+    is left out if it cannot be used. `again`: it was measured there, and is measured with more processes."""
     done: list[Candidate] = []
     left_out = list(found.left_out)
-    _try(search, shape, done, left_out, alone=False)
+    _try(search, shape, done, left_out, alone=False, again=again)
     shutil.rmtree(search.run.scratch, ignore_errors=True)
     others = [one for one in found.candidates if one.shape != shape]
-    before = next((one for one in found.candidates if one.shape == shape and one.timed_on), None)
+    before = next((one for one in found.candidates if one.shape == shape and not one.predicted), None)
     if before is not None:
-        done = [dataclasses.replace(one, shared=before.precisions) for one in done]
+        done = [dataclasses.replace(one, shared=before.shared or before.precisions) for one in done]
     found = dataclasses.replace(found, candidates=[*done, *others], left_out=left_out)
     _write(search, found)
     return found
@@ -229,11 +233,13 @@ def add_score(search: Search, found: Found, score: Score) -> Found:
     return found
 
 
-def _try(search: Search, shape: Shape, done: list[Candidate], left_out: list[LeftOut], alone: bool) -> None:
+def _try(
+    search: Search, shape: Shape, done: list[Candidate], left_out: list[LeftOut], alone: bool, again: bool = False
+) -> None:
     """Measure one shape and add it to `done`, or to `left_out` with the reason."""
     subjects = usable(search, shape, left_out, alone, "candidate")
     if subjects:
-        done.append(_measure(shape, subjects, search))
+        done.append(_measure(shape, subjects, search, again))
 
 
 def usable(search: Search, shape: Shape, left_out: list[LeftOut], alone: bool, name: str) -> list[Subject]:
@@ -336,14 +342,14 @@ def _prepare(search: Search, shape: Shape, name: str) -> list[Subject]:
     ]
 
 
-def effort_of(search: Search) -> Effort:
+def effort_of(search: Search, again: bool = False) -> Effort:
     """The effort for one candidate of this search."""
     counted: Literal["always", "never"] = "always" if search.instructions else "never"
-    return dataclasses.replace(EFFORT, memory=search.memory, instructions=counted)
+    return dataclasses.replace(CERTAIN if again else EFFORT, memory=search.memory, instructions=counted)
 
 
-def _measure(shape: Shape, subjects: list[Subject], search: Search) -> Candidate:
-    figures = measure_speed(subjects, search.site, search.inputs, None, effort_of(search))
+def _measure(shape: Shape, subjects: list[Subject], search: Search, again: bool = False) -> Candidate:
+    figures = measure_speed(subjects, search.site, search.inputs, None, effort_of(search, again))
     figures = with_estimates(figures, subjects, search.site)
     params, macs = subjects[0].params, subjects[0].macs
     assert params is not None and macs is not None  # _prepare counts them
@@ -353,6 +359,7 @@ def _measure(shape: Shape, subjects: list[Subject], search: Search) -> Candidate
         macs=macs,
         precisions={model.precision: _budgeted(model) for model in figures},
         brought=search.site.device.source if isinstance(search.site.device, Brought) else "",
+        checked=again,
     )
 
 
@@ -392,6 +399,7 @@ def _read(path: Path) -> Found:
             precisions=_figures(entry["precisions"]),
             timed_on=entry.get("timed_on", ""),
             brought=entry.get("brought", ""),
+            checked=entry.get("checked", False),
             shared=_figures(entry.get("shared", {})),
         )
         for entry in content["candidates"]

@@ -16,7 +16,9 @@ __all__ = [
     "choose_network",
     "choose_shape",
     "choose_variant",
+    "doubtful",
     "fitting",
+    "in_doubt",
     "meets_early",
     "widened",
 ]
@@ -48,6 +50,28 @@ def fitting(candidates: list[Candidate], budget: Budget) -> list[Candidate]:
 def meets_early(candidate: Candidate, budget: Budget) -> bool:
     """Whether the candidate meets, in at least one precision, all limits that can be judged before training."""
     return any(not _missed(figures, before_training(budget)) for figures in candidate.precisions.values())
+
+
+def in_doubt(candidates: list[Candidate], budget: Budget) -> list[Candidate]:
+    """The candidates whose time was measured once, and with so much spread that they may meet the limit or miss it, the
+    most capable first. Those that are less capable than the one that fits best cannot change the choice."""
+    limit = before_training(budget).limit("latency_p50_ms")
+    if limit is None:
+        return []
+    least = max(((c.macs, c.params) for c in candidates if meets_early(c, budget)), default=(0, 0))
+    found = [c for c in candidates if (c.macs, c.params) >= least and c.measured_here and not (c.checked or c.brought)]
+    return sorted((c for c in found if doubtful(c, budget)), key=lambda c: (c.macs, c.params), reverse=True)
+
+
+def doubtful(candidate: Candidate, budget: Budget) -> bool:
+    """Whether the limit of the time lies in the interval of a precision that meets all others, and none meets them all
+    for sure."""
+    early = before_training(budget)
+    limit = early.limit("latency_p50_ms") or 0.0
+    others = early.without("latency_p50_ms")
+    times = [f["latency_p50_ms"] for f in candidate.precisions.values() if not _missed(f, others)]
+    spans = [(one.low, one.high) for one in times if one.low is not None and one.high is not None]
+    return any(low <= limit < high for low, high in spans) and not any(high <= limit for _, high in spans)
 
 
 def widened(budget: Budget, factor: float) -> Budget:

@@ -12,7 +12,7 @@ from edgekd.errors import BudgetError
 from edgekd.figures import Figure, ModelFigures
 from edgekd.judge import effective_budget
 from edgekd.machine import Machine
-from edgekd.search.choose import choose_network, choose_shape, choose_variant
+from edgekd.search.choose import choose_network, choose_shape, choose_variant, doubtful, in_doubt
 from edgekd.target import Limits, load_target
 
 
@@ -44,6 +44,38 @@ def test_the_most_capable_that_fits_is_chosen() -> None:
     assert choose_shape([SMALL, LARGE], Budget(size_kb=50)) is LARGE  # in int8
     assert choose_shape([SMALL, LARGE], Budget(size_kb=44)) is SMALL
     assert choose_shape([SMALL, LARGE], Budget(latency_p50_ms=1.9)) is SMALL
+
+
+def timed(width: int, macs: int, **spans: tuple[float, float, float]) -> Candidate:
+    """A candidate with (latency, its interval) in ms per precision."""
+    figures = {name: Figure(ms, "measured", low, high) for name, (ms, low, high) in spans.items()}
+    precisions = {name: {"latency_p50_ms": figure} for name, figure in figures.items()}
+    return Candidate({"width": width}, params=width, macs=macs, precisions=precisions)
+
+
+def test_a_limit_inside_the_interval_is_a_doubt() -> None:
+    budget = Budget(latency_p50_ms=1.0)
+    assert doubtful(timed(8, 100, fp32=(1.1, 0.9, 1.3)), budget)
+    assert doubtful(timed(8, 100, fp32=(0.9, 0.8, 1.1)), budget)
+    assert not doubtful(timed(8, 100, fp32=(1.2, 1.1, 1.3)), budget)
+    assert not doubtful(timed(8, 100, fp32=(0.9, 0.8, 1.0)), budget)
+    assert not doubtful(timed(8, 100, fp32=(1.1, 0.9, 1.3), int8=(0.5, 0.4, 0.6)), budget)  # int8 is enough
+    large = {"size_kb": Figure(99, "exact")}
+    one = timed(8, 100, fp32=(1.1, 0.9, 1.3))
+    assert not doubtful(dataclasses.replace(one, precisions={"fp32": one.precisions["fp32"] | large}),
+                        Budget(latency_p50_ms=1.0, size_kb=50))  # fmt: skip
+
+
+def test_only_doubts_that_may_change_the_choice_are_named() -> None:
+    budget = Budget(latency_p50_ms=1.0)
+    small, fits, large = (timed(8, 100, fp32=(1.1, 0.9, 1.3)), timed(16, 400, fp32=(0.5, 0.4, 0.6)),
+                          timed(24, 900, fp32=(1.1, 0.9, 1.3)))  # fmt: skip
+    assert in_doubt([small, fits, large], budget) == [large]
+    assert in_doubt([small, large], budget) == [large, small]  # none fits
+    assert in_doubt([small, fits], budget) == []
+    assert in_doubt([small, fits, large], Budget(size_kb=1)) == []
+    for known in ({"checked": True}, {"predicted": True}, {"timed_on": "ssh://b"}, {"brought": "b.json"}):
+        assert in_doubt([fits, dataclasses.replace(large, **known)], budget) == []
 
 
 def test_instructions_rank_what_cannot_be_timed() -> None:
