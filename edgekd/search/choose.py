@@ -64,13 +64,14 @@ def in_doubt(candidates: list[Candidate], budget: Budget) -> list[Candidate]:
 
 
 def doubtful(candidate: Candidate, budget: Budget) -> bool:
-    """Whether the limit of the time lies in the interval of a precision that meets all others, and none meets them all
-    for sure."""
+    """Whether the limit of the time lies in the measured interval of a precision that meets all others, and none meets
+    them all for sure."""
     early = before_training(budget)
     limit = early.limit("latency_p50_ms") or 0.0
     others = early.without("latency_p50_ms")
     times = [f["latency_p50_ms"] for f in candidate.precisions.values() if not _missed(f, others)]
-    spans = [(one.low, one.high) for one in times if one.low is not None and one.high is not None]
+    measured = [one for one in times if one.provenance == "measured"]
+    spans = [(one.low, one.high) for one in measured if one.low is not None and one.high is not None]
     return any(low <= limit < high for low, high in spans) and not any(high <= limit for _, high in spans)
 
 

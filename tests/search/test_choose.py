@@ -74,6 +74,8 @@ def test_only_doubts_that_may_change_the_choice_are_named() -> None:
     assert in_doubt([small, large], budget) == [large, small]  # none fits
     assert in_doubt([small, fits], budget) == []
     assert in_doubt([small, fits, large], Budget(size_kb=1)) == []
+    estimate = {"fp32": {"latency_p50_ms": Figure(1.1, "estimated", 0.5, 2.0)}}  # another measurement tells no more
+    assert in_doubt([dataclasses.replace(large, precisions=estimate)], budget) == []
     for known in ({"checked": True}, {"predicted": True}, {"timed_on": "ssh://b"}, {"brought": "b.json"}):
         assert in_doubt([fits, dataclasses.replace(large, **known)], budget) == []
 
