@@ -247,7 +247,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """Run `edgekd ARGS` in the test's own folder; in this process, for importing torch takes seconds."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("edgekd.pipeline.EFFORT", QUICK)
-    monkeypatch.setattr("edgekd.search.schemes.EFFORT", QUICK)
+    monkeypatch.setattr("edgekd.search.material.EFFORT", QUICK)
     monkeypatch.setattr("edgekd.cli.checking.Effort", partial(Effort, **dataclasses.asdict(QUICK)))
     monkeypatch.setattr("edgekd.check.jobs.JobOptions", partial(JobOptions, effort=QUICK))
     monkeypatch.setattr("edgekd.check.measure.PAIR", QUICK)

@@ -26,13 +26,14 @@ TIMEOUT_S = 600
 """A bound for a machine that has other work; idle, a run takes about half a minute."""
 
 QUICKLY = """
-import edgekd.pipeline, edgekd.search.candidates
+import edgekd.pipeline, edgekd.search.candidates, edgekd.search.material
 import signal
 from edgekd.bench.records import Effort
 from edgekd.cli.main import main
 # Whoever runs the tests in the background may have it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-edgekd.pipeline.EFFORT = edgekd.search.candidates.EFFORT = Effort(processes=2, warmup_s=0.05, max_calls=100, max_s=0.05)
+quick = Effort(processes=2, warmup_s=0.05, max_calls=100, max_s=0.05)
+edgekd.pipeline.EFFORT = edgekd.search.candidates.EFFORT = edgekd.search.material.EFFORT = quick
 main()
 """
 
