@@ -119,6 +119,7 @@ def go(site: Site, card: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     """The result of the whole road on that device."""
     monkeypatch.setattr("edgekd.pipeline.EFFORT", QUICK)
     monkeypatch.setattr("edgekd.search.candidates.EFFORT", QUICK)
+    monkeypatch.setattr("edgekd.search.material.EFFORT", QUICK)
     loaded = load_card(str(card))
     budget = loaded.budget(site.target.name)
     with open_run(folder, loaded, site.target, budget, {}, False) as run:
