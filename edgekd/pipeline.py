@@ -41,7 +41,7 @@ from edgekd.search.choose import choose_network
 from edgekd.search.estimate import with_estimates
 from edgekd.search.int8 import follow, settle_int8
 from edgekd.search.material import Material, figures_of
-from edgekd.target import Target
+from edgekd.target import Quantization, Target
 from edgekd.tasks.known import task_of
 
 __all__ = ["TrainedStudent", "conclude", "distill_all", "on_emulated_core", "own_networks"]
@@ -307,8 +307,10 @@ def notes(plan: TargetPlan, int8: dict[str, Any]) -> tuple[str, ...]:
     if not int8:
         return plan.site.remarks
     target = plan.site.target
-    activation = int8.get("scheme", {}).get("activation", target.quantization.activation)
-    as_chosen = dataclasses.replace(target.quantization, reduce_range=int8["reduce_range"], activation=activation)
+    if "scheme" in int8:
+        as_chosen = Quantization(**int8["scheme"])
+    else:  # a record of version 1
+        as_chosen = dataclasses.replace(target.quantization, reduce_range=int8["reduce_range"])
     remarks = dataclasses.replace(target, quantization=as_chosen).remarks(plan.site.device.facts())
     fallback = [f"int8: {int8['fallback']['why']}"] if int8["fallback"] else []
     return (*remarks, f"int8: {int8['why']}", *fallback)

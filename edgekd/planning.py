@@ -220,7 +220,8 @@ def begin(setup: Setup, site: Site, run: Run, budget: Budget) -> Search:
 
 def search(setup: Setup, site: Site, run: Run) -> TargetPlan:
     """Measure the untrained candidates on the target, and choose the most capable one that meets the budget."""
-    plan = _choose_capable(*explore(setup, site, run))
+    trial, found, budget = explore(setup, site, run)
+    plan = _choose_capable(trial, _settled(trial, found, budget), budget)
     return dataclasses.replace(plan, pruning=_pruning(setup, plan)) if setup.card.recipe.prune else plan
 
 
@@ -236,6 +237,7 @@ def survey(asked: Request, site: Site, run: Run) -> tuple[Found, Budget, Candida
     this target, and the candidate that `distill` would train; None if none meets the limits."""
     setup = prepare(asked, [run])
     trial, found, budget = explore(setup, site, run)
+    found = _settled(trial, found, budget)
     try:
         plan = _choose_capable(trial, found, budget)
     except BudgetError:
@@ -245,40 +247,54 @@ def survey(asked: Request, site: Site, run: Run) -> tuple[Found, Budget, Candida
 
 
 def _choose_capable(trial: Search, found: Found, budget: Budget) -> TargetPlan:
-    choice, found = _sure_choice(trial, found, budget)
+    choice = choose_shape(found.candidates, budget)
     say(f"search: {choice.name} of {len(found.candidates)} candidates, {units.count(choice.macs)} multiply-accumulates")
     kept: dict[str, Any] = {"inputs": trial.inputs, "calibration": trial.calibration, "trial": trial, "found": found}
     return TargetPlan(site=trial.site, run=trial.run, budget=budget, choice=choice, **kept)
 
 
-def _sure_choice(trial: Search, found: Found, budget: Budget) -> tuple[Candidate, Found]:
-    """The most capable candidate that meets the limits. What is chosen is always measured on the run's own device, and
-    what may meet the limit of the time or miss it is measured again before the choice."""
-    begun = trial.run.student_weights.parent.exists()  # then the choice must stay what it was
+def _settled(trial: Search, found: Found, budget: Budget) -> Found:
+    """The candidates, of which the one that will be chosen is measured on the run's own device. What may meet the limit
+    of the time or miss it is measured again before the choice."""
     while True:
-        if not begun and (doubts := in_doubt(found.candidates, budget)):
-            found = measure_shape(trial, found, doubts[0].shape, again=True)
+        if doubts := _doubts(trial, found, budget):
+            found = _measured_again(trial, found, doubts[0], budget)
             continue
-        choice = choose_shape(found.candidates, budget)
+        try:
+            choice = choose_shape(found.candidates, budget)
+        except BudgetError:  # the caller meets it again
+            return found
         if choice.measured_here:
-            break
+            return found
         found = measure_shape(trial, found, choice.shape)
+
+
+def _doubts(trial: Search, found: Found, budget: Budget) -> list[Candidate]:
+    """The candidates to measure again; none after a training or the short distillations have begun, because a run that
+    is continued must keep its choice."""
+    if trial.run.student_weights.parent.exists() or found.scores:
+        return []
+    return in_doubt(found.candidates, budget, every=trial.card.student.rank != "capacity")
+
+
+def _measured_again(trial: Search, found: Found, candidate: Candidate, budget: Budget) -> Found:
+    say(f"search: {_doubt(candidate, budget)}: it is measured again")
+    found = measure_shape(trial, found, candidate.shape, again=True)
     for one in found.candidates:
-        if one.checked and doubtful(one, budget):
-            say(f"search: {_doubt(one, budget)}; it is {'taken' if one is choice else 'not taken'}")
-    return choice, found
+        if one.shape == candidate.shape and doubtful(one, budget):
+            say(f"search: {_doubt(one, budget)}: the median counts, because this machine is busy or its times vary")
+    return found
 
 
 def _doubt(candidate: Candidate, budget: Budget) -> str:
-    """What is not known of a candidate that was measured twice."""
+    """What the measured times of a candidate leave open."""
     limit = before_training(budget).limit("latency_p50_ms") or 0.0
     times = [
         f"{precision} {units.milliseconds(one.value or 0.0)} ({one.low:.3g} … {one.high:.3g})"
         for precision, one in ((name, figures["latency_p50_ms"]) for name, figures in candidate.precisions.items())
         if one.low is not None and one.high is not None
     ]
-    told = f"{candidate.name} may meet {limit:g} ms or miss it, because this machine is busy or its times vary"
-    return f"{told}: {', '.join(times)}"
+    return f"{candidate.name} may meet {limit:g} ms or miss it ({', '.join(times)})"
 
 
 def rank(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = (), wider: float = 1.0) -> TargetPlan:
@@ -294,6 +310,7 @@ def rank(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = (), wid
     found, limits = plan.found, widened(plan.budget, wider)
     while others := [one for one in shortlist(fitting(found.candidates, limits)) if not one.measured_here]:
         found = measure_shape(plan.trial, found, others[0].shape)
+        found = _settled(plan.trial, found, plan.budget)
     allowed = [one.shape for one in fitting(found.candidates, plan.budget)]
     starters = shortlist(fitting(found.candidates, limits))
 

@@ -19,7 +19,7 @@ from edgekd.tasks.known import load_card
 
 
 @pytest.mark.slow
-def test_resnet56_reaches_its_published_accuracy_in_torch_and_in_onnxruntime(data_folder: Path, tmp_path: Path) -> None:
+def test_resnet56_reaches_its_published_accuracy_and_answers_alike_in_torch(data_folder: Path, tmp_path: Path) -> None:
     card, target = load_card("cifar10"), load_target("cpu-x86")
     test = load_test(card, data_folder / "cifar10")
     assert np.bincount(test.labels).tolist() == [1_000] * 10

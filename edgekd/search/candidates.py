@@ -215,10 +215,16 @@ def measure_shape(search: Search, found: Found, shape: Shape, again: bool = Fals
     is left out if it cannot be used. `again`: it was measured there, and is measured with more processes."""
     done: list[Candidate] = []
     left_out = list(found.left_out)
-    _try(search, shape, done, left_out, alone=False, again=again)
+    before = next((one for one in found.candidates if one.shape == shape and not one.predicted), None)
+    try:
+        _try(search, shape, done, left_out, alone=False, again=again)
+    except ModelError as error:
+        if not again or before is None:
+            raise
+        say(f"search: the first figures of {shape_name(shape)} count, because a second measurement failed: {error}")
+        done = [dataclasses.replace(before, checked=True)]
     shutil.rmtree(search.run.scratch, ignore_errors=True)
     others = [one for one in found.candidates if one.shape != shape]
-    before = next((one for one in found.candidates if one.shape == shape and not one.predicted), None)
     if before is not None:
         done = [dataclasses.replace(one, shared=before.shared or before.precisions) for one in done]
     found = dataclasses.replace(found, candidates=[*done, *others], left_out=left_out)

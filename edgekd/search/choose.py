@@ -52,13 +52,15 @@ def meets_early(candidate: Candidate, budget: Budget) -> bool:
     return any(not _missed(figures, before_training(budget)) for figures in candidate.precisions.values())
 
 
-def in_doubt(candidates: list[Candidate], budget: Budget) -> list[Candidate]:
+def in_doubt(candidates: list[Candidate], budget: Budget, every: bool = False) -> list[Candidate]:
     """The candidates whose time was measured once, and with so much spread that they may meet the limit or miss it, the
-    most capable first. Those that are less capable than the one that fits best cannot change the choice."""
+    most capable first. Unless `every` one that fits competes, those that are less capable than the best of these are
+    left out, because they cannot change the choice."""
     limit = before_training(budget).limit("latency_p50_ms")
     if limit is None:
         return []
-    least = max(((c.macs, c.params) for c in candidates if meets_early(c, budget)), default=(0, 0))
+    fits = [] if every else [(c.macs, c.params) for c in candidates if meets_early(c, budget)]
+    least = max(fits, default=(0, 0))
     found = [c for c in candidates if (c.macs, c.params) >= least and c.measured_here and not (c.checked or c.brought)]
     return sorted((c for c in found if doubtful(c, budget)), key=lambda c: (c.macs, c.params), reverse=True)
 

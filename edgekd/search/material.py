@@ -54,6 +54,7 @@ def write_int8(material: Material, scheme: Quantization, file: Path, in_float: C
     """Quantise the network by `scheme`, with the nodes `in_float` of the prepared file left in float: static with the
     material's examples, dynamic without. Raises ModelError if ONNX Runtime cannot quantise it."""
     if material.calibration is None:
+        assert not in_float  # layers are left in float only after a calibration
         target = dataclasses.replace(material.site.target, quantization=scheme)
         make_variant(material.fp32, "int8", target, None, file)
     else:

@@ -19,8 +19,7 @@ from edgekd.devices.device import Site
 from edgekd.distributions import mcnemar
 from edgekd.errors import EdgekdError, InputError, ModelError, cut, one_line
 from edgekd.export.opset import within_range
-from edgekd.export.precisions import make_variant
-from edgekd.export.quantize import Examples, quantize, to_half
+from edgekd.export.quantize import Examples, quantize, quantize_weights, to_half
 from edgekd.export.shrink import save_model, shrink
 from edgekd.export.unsigned import to_unsigned
 from edgekd.external import model_bytes
@@ -221,8 +220,7 @@ def quantize_file(asked: Asked) -> Quantized:
         copy_model(best, made)
     else:
         if asked.dynamic:
-            target = dataclasses.replace(asked.site.target, quantization=asked.scheme)
-            make_variant(asked.model, "int8", target, None, made)
+            quantize_weights(asked.model, made, asked.scheme)
         else:
             quantize(asked.model, made, asked.scheme, parts.calibration.inputs)
         words = scheme_words(asked.scheme, asked.dynamic)

@@ -163,12 +163,14 @@ def choose_reaching(choice: Choice, floor: float, task: Task) -> Choice:
     """Take another trial of `choose_scheme` if the best one misses a score of `floor` that the other one reaches.
 
     The difference may be chance, so that `choose_scheme` left it, but a budget asks for the score. Of those that are
-    not surely slower than fp32, the most accurate is taken.
+    not surely slower than fp32, or than the best one where that is slower, the first is taken, or one that is surely
+    faster.
     """
-    reaching = [trial for trial in choice.trials if trial.score >= floor and trial.ratio.low <= 1]
+    allowed = max(1.0, choice.best.ratio.high)
+    reaching = [trial for trial in choice.trials if trial.score >= floor and trial.ratio.low <= allowed]
     if choice.best.score >= floor or not reaching:
         return choice
-    best = max(reaching, key=lambda trial: trial.score)
+    best = _fastest(reaching)
     why = f"{best.words}: {_figures(best, task)}, {shown(floor, task)} asked; otherwise {choice.why}"
     return dataclasses.replace(choice, best=best, why=why)
 
@@ -282,12 +284,17 @@ def _fastest_accurate(best: Trial, tried: Sequence[Trial], task: Task) -> tuple[
     trials = [best, *tried]
     useful = [trial for trial in trials if trial.ratio.low < 1] or trials
     top = max(useful, key=lambda trial: trial.score)
-    accurate = [trial for trial in useful if not surely_worse(trial, top, task)]
-    chosen = accurate[0]
-    for trial in accurate:
+    chosen = _fastest([trial for trial in useful if not surely_worse(trial, top, task)])
+    return chosen, f"{_figures(chosen, task)} against {', '.join(_named(t, task) for t in trials if t is not chosen)}"
+
+
+def _fastest(trials: Sequence[Trial]) -> Trial:
+    """The first one, unless a later one is surely faster."""
+    chosen = trials[0]
+    for trial in trials:
         if trial.ratio.high < chosen.ratio.low:
             chosen = trial
-    return chosen, f"{_figures(chosen, task)} against {', '.join(_named(t, task) for t in trials if t is not chosen)}"
+    return chosen
 
 
 def _more_accurate(best: Trial, tried: Sequence[Trial], task: Task) -> tuple[Trial, str]:

@@ -213,11 +213,17 @@ def test_a_scheme_by_name(cli: Cli, arrays: Path, elsewhere: Path, tmp_path: Pat
     graph = onnx.load(tmp_path / "w8.onnx").graph
     assert [node.op_type for node in graph.node if node.op_type.endswith("Linear")] == []
     assert TensorProto.INT8 in {tensor.data_type for tensor in graph.initializer}
-    for wrong in (["--scheme", "w9"], ["--scheme", "w8", "--dynamic"]):
+    for wrong in (["--scheme", "w9"], ["--sensitivity", "l.png", "--dynamic"], ["--scheme", "w8", "--dynamic"]):
         done = cli(*call, *wrong)
         assert done.returncode == 2
         assert len(done.stderr.strip().splitlines()) == 1
     assert "--scheme, --dynamic: give one of them" in done.stderr
+
+
+def test_dynamic_int8_for_an_npu_that_is_not_here(cli: Cli, model: Path, arrays: Path, tmp_path: Path) -> None:
+    done = cli("quantize", model, "-t", "qnn-npu", "--data", arrays, "--dynamic", "--out", tmp_path / "d.onnx")
+    assert done.returncode == 0, done.stderr
+    assert "DynamicQuantizeLinear" in {node.op_type for node in onnx.load(tmp_path / "d.onnx").graph.node}
 
 
 def test_16_bit_activations_for_an_npu_that_is_not_here(cli: Cli, model: Path, arrays: Path, tmp_path: Path) -> None:

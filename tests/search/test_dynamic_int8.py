@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.bench.records import Plan, Record
+from edgekd.bench.statistics import Interval
 from edgekd.bench.worker import DEFAULTS, make_session
 from edgekd.budget import Budget
 from edgekd.data.ready import Ready
@@ -22,7 +23,7 @@ from edgekd.errors import ModelError
 from edgekd.search.int8 import settle_int8
 from edgekd.search.material import Material
 from edgekd.search.quantizing import Asked, quantize_file
-from edgekd.search.schemes import choose_reaching, choose_scheme
+from edgekd.search.schemes import Choice, choose_reaching, choose_scheme
 from edgekd.target import Quantization, load_target
 from edgekd.tasks.image_classification import IMAGE_CLASSIFICATION
 
@@ -161,6 +162,33 @@ def test_a_scheme_that_reaches_the_budget_is_taken(material: Callable[..., Mater
     found = choose_reaching(other, 0.9, IMAGE_CLASSIFICATION)
     assert found.best is seven
     assert "90.00 % asked" in found.why
+    slow, slowest = Interval(1.5, 1.4, 1.6), Interval(1.9, 1.8, 2.0)
+
+    def timed(first: Interval, second: Interval) -> Choice:
+        trials = dataclasses.replace(eight, ratio=first), dataclasses.replace(seven, ratio=second)
+        return dataclasses.replace(choice, best=trials[0], trials=trials)
+
+    assert choose_reaching(timed(slow, slow), 0.9, IMAGE_CLASSIFICATION).best.score == seven.score
+    assert choose_reaching(timed(slow, slowest), 0.9, IMAGE_CLASSIFICATION).best.score == eight.score
+
+
+def test_of_those_that_reach_the_budget_the_first_counts_unless_a_later_one_is_faster(
+    material: Callable[..., Material],
+) -> None:
+    choice = choose_scheme(material(TRIED, device()))
+    low = dataclasses.replace(choice.trials[0], ratio=Interval(0.3, 0.2, 0.4))
+    first, better, faster = (
+        dataclasses.replace(choice.trials[1], each=each, ratio=ratio)
+        for each, ratio in (
+            (np.full(4, 0.95), Interval(0.5, 0.45, 0.55)),
+            (np.full(4, 0.99), Interval(0.95, 0.9, 1.1)),
+            (np.full(4, 0.95), Interval(0.4, 0.35, 0.44)),
+        )
+    )
+    three = dataclasses.replace(choice, best=low, trials=(low, first, better, faster))
+    assert choose_reaching(three, 0.9, IMAGE_CLASSIFICATION).best is faster
+    two = dataclasses.replace(choice, best=low, trials=(low, first, better))
+    assert choose_reaching(two, 0.9, IMAGE_CLASSIFICATION).best is first
 
 
 def test_the_decision_makes_the_same_file_again(material: Callable[..., Material], tmp_path: Path) -> None:
