@@ -22,7 +22,7 @@ from edgekd.devices.local import Local
 from edgekd.errors import BudgetError
 from edgekd.figures import Figure, ModelFigures
 from edgekd.machine import Machine
-from edgekd.pipeline import on_emulated_core
+from edgekd.pipeline import notes, on_emulated_core
 from edgekd.report.run.gather import gather
 from edgekd.result import read_bench
 from edgekd.target import load_target
@@ -386,6 +386,16 @@ def test_answers_are_emulated_only_in_place_of_this_machines(
     found, notes = on_emulated_core(plan, student, [], models, tmp_path / "test.npy")
     assert found == models
     assert len(notes) == told
+
+
+def test_the_weights_alone_are_told_where_the_target_writes_int8_operators(place: Callable[..., Site]) -> None:
+    """Only the whole of the chosen scheme is valid: such weights have no int8 operators."""
+    known = load_target("cpu-x86")
+    target = dataclasses.replace(known, quantization=dataclasses.replace(known.quantization, form="qoperator"))
+    plan: Any = SimpleNamespace(site=place(target))
+    scheme = {"activation": "float", "weight": "int8", "form": "qdq", "reduce_range": False}
+    told = notes(plan, {"scheme": scheme, "reduce_range": False, "why": "W8, the weights alone", "fallback": None})
+    assert told == ("int8: W8, the weights alone",)
 
 
 def test_an_onnx_teacher_teaches(run: Path, cli: Cli, tiny_card: Path, tmp_path: Path) -> None:
