@@ -3,12 +3,13 @@ its metadata. All code that needs these uses this module."""
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.errors import InputError, one_line
-from edgekd.files import file_sha256, real
+from edgekd.files import atomic, file_sha256, real
 from edgekd.units import flat
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DECODER",
     "GENERATION",
+    "copy_model",
     "decoder_of",
     "encoder_of",
     "external_files",
@@ -132,6 +134,18 @@ def _beside(file: Path, location: str) -> Path:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise InputError(f"{file}: keeps weights in {shown}, which cannot be read ({reason}); add it") from error
     return folder / location
+
+
+def copy_model(source: Path, file: Path) -> list[Path]:
+    """Copy a model, and return the files written: the decoder of one that generates first, because the encoder tells
+    its digest, then `file`. Raises InputError as `model_files` does."""
+    parts = [(source, file)]
+    if decoder_of(source) in model_files(source):
+        parts.insert(0, (decoder_of(source), decoder_of(file)))
+    for one, copy in parts:
+        with atomic(copy) as temporary:
+            shutil.copyfile(one, temporary)
+    return [copy for _, copy in parts]
 
 
 def whole_model(file: Path) -> tuple[int, str]:

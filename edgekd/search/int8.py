@@ -7,15 +7,15 @@ from typing import Any
 
 from edgekd.budget import Budget
 from edgekd.console import say
-from edgekd.external import decoder_of, file_digest
-from edgekd.files import atomic, read_json, write_json
+from edgekd.external import copy_model, file_digest
+from edgekd.files import read_json, write_json
 from edgekd.scratch import scratch
 from edgekd.search.layers import Fallback, fall_back
 from edgekd.search.material import Material, figures_of, write_int8
 from edgekd.search.schemes import Choice, choose_gentler, choose_reaching, choose_scheme
 from edgekd.target import Quantization
 
-__all__ = ["copy_model", "follow", "keep_accuracy", "score_floor", "settle_int8"]
+__all__ = ["follow", "keep_accuracy", "score_floor", "settle_int8"]
 
 # student-int8.json history:
 # 1 - sha256 of the int8 file, why, reduce_range, trials, failed, fallback
@@ -58,15 +58,6 @@ def settle_int8(material: Material, file: Path, budget: Budget, teacher: float |
     copy_model(chosen, file)
     shutil.rmtree(material.folder, ignore_errors=True)
     return content
-
-
-def copy_model(source: Path, file: Path) -> None:
-    """Copy the single file of a model, or both files of one that generates: the decoder first, because the encoder
-    tells its digest."""
-    for one, copy in ((decoder_of(source), decoder_of(file)), (source, file)):
-        if one.exists():
-            with atomic(copy) as temporary:
-                shutil.copyfile(one, temporary)
 
 
 def follow(settled: dict[str, Any], material: Material, fp32: Path, file: Path) -> None:

@@ -22,10 +22,10 @@ from edgekd.export.opset import within_range
 from edgekd.export.quantize import Examples, quantize, quantize_weights, to_half
 from edgekd.export.shrink import save_model, shrink
 from edgekd.export.unsigned import to_unsigned
-from edgekd.external import model_bytes
+from edgekd.external import copy_model, model_bytes
 from edgekd.judge import Outcome
 from edgekd.scores import ScoreKind
-from edgekd.search.int8 import copy_model, keep_accuracy
+from edgekd.search.int8 import keep_accuracy
 from edgekd.search.layers import Fallback, LayerDamage, sensitivity
 from edgekd.search.material import Material, figures_of, time_ratio
 from edgekd.search.schemes import Choice, choose_scheme, scheme_words

@@ -39,6 +39,7 @@ LIMIT_S = 300.0
 NUMBERS = ("calibration", "equalize", "clip_weights", "correct_bias")
 """The settings that change the numbers in a file, and not the kernels that compute with them."""
 KINDS = {"uint8": "U8", "int8": "S8"}
+"""How `scheme_words` calls the types."""
 NAMED = ("activation", "weight", "reduce_range", *NUMBERS)
 """The settings that `as_json` names."""
 

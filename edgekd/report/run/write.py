@@ -1,11 +1,10 @@
 """Write the files of a run that are meant for its reader."""
 
-import shutil
 from collections.abc import Sequence
 
 from edgekd.artefacts import SHIPPED
 from edgekd.candidate import Candidate
-from edgekd.external import decoder_of, model_files
+from edgekd.external import copy_model
 from edgekd.files import atomic
 from edgekd.report.run.plot import plot_run
 from edgekd.result import Result, write_result
@@ -17,13 +16,8 @@ __all__ = ["write_reports"]
 
 def write_reports(result: Result, candidates: Sequence[Candidate], run: Run) -> None:
     """Write the chosen file, the picture, `report.md` and, last, `result.json`, which marks the run as finished."""
-    own = run.exported / result.shipped.file
-    shipped, decoder = run.folder / result.shipped_file, decoder_of(own)
-    parts = [(decoder, decoder_of(shipped))] if decoder in model_files(own) else []
-    for source, path in (*parts, (own, shipped)):
-        with atomic(path) as temporary:
-            shutil.copyfile(source, temporary)
-    for name in set(SHIPPED) - {path.name for _, path in parts} - {shipped.name}:  # of another format
+    shipped = copy_model(run.exported / result.shipped.file, run.folder / result.shipped_file)
+    for name in set(SHIPPED) - {path.name for path in shipped}:  # of another format
         (run.folder / name).unlink(missing_ok=True)
         run.artefacts.pop(name, None)
     plot_run(
