@@ -36,22 +36,22 @@ from edgekd.nets.deployed import Deployed
 from edgekd.recipe import Training
 
 torch.set_num_threads(1)
-kind, folder, training = sys.argv[1], Path(sys.argv[2]), Training(**json.loads(sys.argv[3]))
 among = join()
 card = load_card("digits")
 splits = load_train_and_validation(card, None)
 parts = [examples(split.subset(np.arange(count)), card.data, card.augment) for split, count in zip(splits, (200, 60))]
-torch.manual_seed(1)
-middle = [nn.BatchNorm2d(8)] if kind == "norm" else []
-net = nn.Sequential(nn.Conv2d(1, 8, 3), *middle, nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
-stop_after = int(sys.argv[4]) if len(sys.argv) > 4 else 99
-job = TrainingJob(name="net", train=parts[0], validation=parts[1], training=training, score=accuracy, views=2,
-          objective=plain(training, cross_entropy),
-          checkpoint=folder / "checkpoint.pt", stop=lambda history: len(history) >= stop_after)
-history = train(Deployed(net, card.data), job)
-if among.first:
-    torch.save(net.state_dict(), folder / "net.pt")
-    (folder / "result.json").write_text(json.dumps(history))
+for kind, folder, stop_after, values in json.loads(sys.argv[1]):
+    training, folder = Training(**values), Path(folder)
+    torch.manual_seed(1)
+    middle = [nn.BatchNorm2d(8)] if kind == "norm" else []
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), *middle, nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+    job = TrainingJob(name="net", train=parts[0], validation=parts[1], training=training, score=accuracy, views=2,
+              objective=plain(training, cross_entropy),
+              checkpoint=folder / "checkpoint.pt", stop=lambda history: len(history) >= stop_after)
+    history = train(Deployed(net, card.data), job)
+    if among.first:
+        torch.save(net.state_dict(), folder / f"net-{among.size}.pt")
+        (folder / f"result-{among.size}.json").write_text(json.dumps(history))
 leave()
 """
 
@@ -102,19 +102,44 @@ def complaints(stderr: str) -> list[str]:
     return [line for line in stderr.splitlines() if "edgekd:" in line]
 
 
-def train(
-    folder: Path, processes: int, kind: str = "plain", stop: int = 99, **training: object
-) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    folder.mkdir(exist_ok=True)
+Trained = tuple[dict[str, Tensor], list[dict[str, float]]]
+"""Weights and history."""
+
+
+def train(folder: Path, processes: int, *jobs: tuple[str, str, int, dict[str, object]]) -> dict[str, Trained]:
+    """Train one after another in the same processes, whose start takes longer: each job is a network's kind, the name
+    of its folder, the epochs after which it stops, and what differs in its training."""
+    usual = {"epochs": 2, "batch_size": 64, "learning_rate": 0.05, "label_smoothing": 0.1}
+    asked = [(kind, str(folder / name), stop, usual | values) for kind, name, stop, values in jobs]
+    for _, name, _, _ in asked:
+        Path(name).mkdir(parents=True, exist_ok=True)
     script = folder / "train.py"
     script.write_text(TRAIN)
-    values = {"epochs": 2, "batch_size": 64, "learning_rate": 0.05, "label_smoothing": 0.1} | training
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    start = [sys.executable, *(several if processes > 1 else []), str(script)]
-    done = subprocess.run([*start, kind, str(folder), json.dumps(values), str(stop)], capture_output=True, text=True)
+    start = [sys.executable, *(several if processes > 1 else []), str(script), json.dumps(asked)]
+    done = subprocess.run(start, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    state: dict[str, Tensor] = torch.load(folder / "net.pt", weights_only=True)
-    return state, json.loads((folder / "result.json").read_text())
+    return {
+        name: (
+            torch.load(folder / name / f"net-{processes}.pt", weights_only=True),
+            json.loads((folder / name / f"result-{processes}.json").read_text()),
+        )
+        for _, name, _, _ in jobs
+    }
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Trained]]:
+    """What two processes trained, and the folder of it."""
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, train(folder, 2, ("plain", "two", 99, {}), ("norm", "norm", 99, {}), ("plain", "changed", 1, {}))
+
+
+@pytest.fixture(scope="module")
+def by_one(by_two: tuple[Path, dict[str, Trained]]) -> dict[str, Trained]:
+    """What one process trained; "changed" goes on with what two processes began."""
+    whole = ("plain", "one", 99, {}), ("norm", "whole", 99, {})
+    return train(by_two[0], 1, *whole, ("norm", "parts", 99, {"accumulate": 2}), ("plain", "changed", 99, {}))
 
 
 def furthest(first: dict[str, Tensor], second: dict[str, Tensor], buffers: bool = True) -> float:
@@ -134,9 +159,10 @@ def test_shares_are_disjoint_and_whole(size: int, count: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_trains_at_the_same_batch(tmp_path: Path) -> None:
-    alone, history = train(tmp_path / "one", 1)
-    both, together = train(tmp_path / "two", 2)
+def test_two_processes_train_what_one_trains_at_the_same_batch(
+    by_one: dict[str, Trained], by_two: tuple[Path, dict[str, Trained]]
+) -> None:
+    (alone, history), (both, together) = by_one["one"], by_two[1]["two"]
     assert furthest(alone, both) < 1e-5
     for one, two in zip(history, together, strict=True):
         assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
@@ -144,10 +170,10 @@ def test_two_processes_train_what_one_trains_at_the_same_batch(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_with_batch_norm_two_processes_are_two_accumulated_parts(tmp_path: Path) -> None:
-    parts, _ = train(tmp_path / "parts", 1, "norm", accumulate=2)
-    both, _ = train(tmp_path / "two", 2, "norm")
-    whole, _ = train(tmp_path / "whole", 1, "norm")
+def test_with_batch_norm_two_processes_are_two_accumulated_parts(
+    by_one: dict[str, Trained], by_two: tuple[Path, dict[str, Trained]]
+) -> None:
+    parts, whole, both = by_one["parts"][0], by_one["whole"][0], by_two[1]["norm"][0]
     assert furthest(parts, both, buffers=False) < 1e-5
     assert furthest(whole, both, buffers=False) > 1e-3  # the statistics are each part's
     # Kept are the running statistics of rank 0, which saw every other part.
@@ -155,14 +181,14 @@ def test_with_batch_norm_two_processes_are_two_accumulated_parts(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_training_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
-    folder = tmp_path / "changed"
-    _, first = train(folder, 2, stop=1)
+def test_a_training_goes_on_with_another_number_of_processes(
+    by_one: dict[str, Trained], by_two: tuple[Path, dict[str, Trained]]
+) -> None:
+    first = by_two[1]["changed"][1]
     assert len(first) == 1
-    resumed, history = train(folder, 1)
-    alone, _ = train(tmp_path / "one", 1)
+    resumed, history = by_one["changed"]
     assert len(history) == 2 and history[0] == first[0]
-    assert furthest(resumed, alone) < 1e-5
+    assert furthest(resumed, by_one["one"][0]) < 1e-5
 
 
 @pytest.mark.slow
