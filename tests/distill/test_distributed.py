@@ -138,8 +138,14 @@ def by_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tr
 @pytest.fixture(scope="module")
 def by_one(by_two: tuple[Path, dict[str, Trained]]) -> dict[str, Trained]:
     """What one process trained; "changed" goes on with what two processes began."""
-    whole = ("plain", "one", 99, {}), ("norm", "whole", 99, {})
-    return train(by_two[0], 1, *whole, ("norm", "parts", 99, {"accumulate": 2}), ("plain", "changed", 99, {}))
+    return train(
+        by_two[0],
+        1,
+        ("plain", "one", 99, {}),
+        ("norm", "whole", 99, {}),
+        ("norm", "parts", 99, {"accumulate": 2}),
+        ("plain", "changed", 99, {}),
+    )
 
 
 def furthest(first: dict[str, Tensor], second: dict[str, Tensor], buffers: bool = True) -> float:
