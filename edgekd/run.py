@@ -247,7 +247,7 @@ def _continued(folder: Path, wanted: dict[str, Any]) -> Digests:
         return {}
     if change := _change(folder, read_json(path), wanted):
         if _trained(folder):
-            raise ConfigError(f"{folder}: {change}; {_ADVICE}")
+            raise ConfigError(f"{folder}: {change}; {_judging(folder, change)}{_ADVICE}")
         say(f"{folder}: {change}; nothing was trained yet, so the run begins anew")
         _empty(folder)
         return {}
@@ -317,6 +317,13 @@ def _change(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
         for key, old, new in _differences(old_part, now[part], part):
             return f"{key} was {shown(old)} when this run began and is {shown(new)} now"
     return ""
+
+
+def _judging(folder: Path, change: str) -> str:
+    """How a finished run is judged by another limit without a training; empty if that is not what has changed."""
+    if not change.startswith("budget.") or not (folder / "result.json").exists():
+        return ""
+    return "`edgekd check RUN --budget KEY=VALUE` judges what it trained by another limit; "
 
 
 def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -225,6 +226,28 @@ def test_changed_data_are_said(tmp_path: Path, card: Card, target: Target) -> No
         open_run(tmp_path / "run", card, target, Budget(), FILES, False) as run,
     ):
         run.begin("another")
+
+
+def test_a_finished_run_is_judged_by_another_limit_without_a_training(
+    tmp_path: Path, card: Card, target: Target
+) -> None:
+    folder, asked = tmp_path / "run", Budget(size_kb=10.0)
+    with open_run(folder, card, target, asked, FILES, False) as run:
+        run.begin("digest")
+        train_a_little(run, "student/student.safetensors")
+    changed = "budget.size_kb was 10.0 when this run began and is 20.0 now; "
+    with (
+        pytest.raises(ConfigError, match=re.escape(f"run: {changed}use --fresh")),
+        open_run(folder, card, target, Budget(size_kb=20.0), FILES, False),
+    ):
+        pass
+    with open_run(folder, card, target, asked, FILES, False) as run:
+        write_json(run.result, {})
+    with (
+        pytest.raises(ConfigError, match=re.escape(f"{changed}`edgekd check RUN --budget KEY=VALUE` judges")),
+        open_run(folder, card, target, Budget(size_kb=20.0), FILES, False),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(
