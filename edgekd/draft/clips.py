@@ -179,7 +179,7 @@ def _proposal(keys: dict[str, Any]) -> Proposal:
         teacher={"family": "keyword-cnn", "shape": {"channels": [32, 64, 128][:stages], "layers": 2}},
         student="keyword-cnn",
         knobs={"channels": [list(one) for one, _ in itertools.groupby(w[:stages] for w in widths)], "layers": [1, 2]},
-        training=training | {"label_smoothing": 0.1},
+        training=training,
         recipe=training | {"temperature": 4.0, "alpha": 0.9, "views": 6},
         guesses=(
             f"augment: shifts of up to {shift} ms, noise on half of the clips, and masks over time and frequencies",
