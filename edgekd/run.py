@@ -323,7 +323,7 @@ def _judging(folder: Path, change: str) -> str:
     """How a finished run is judged by another limit without a training; empty if that is not what has changed."""
     if not change.startswith("budget.") or not (folder / "result.json").exists():
         return ""
-    return "`edgekd check RUN --budget KEY=VALUE` judges what it trained by another limit; "
+    return "`edgekd check RUN --target T --budget KEY=VALUE` judges what it trained by another limit; "
 
 
 def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:

@@ -236,6 +236,7 @@ def test_a_finished_run_is_judged_by_another_limit_without_a_training(
         run.begin("digest")
         train_a_little(run, "student/student.safetensors")
     changed = "budget.size_kb was 10.0 when this run began and is 20.0 now; "
+    advice = "`edgekd check RUN --target T --budget KEY=VALUE` judges"
     with (
         pytest.raises(ConfigError, match=re.escape(f"run: {changed}use --fresh")),
         open_run(folder, card, target, Budget(size_kb=20.0), FILES, False),
@@ -244,7 +245,7 @@ def test_a_finished_run_is_judged_by_another_limit_without_a_training(
     with open_run(folder, card, target, asked, FILES, False) as run:
         write_json(run.result, {})
     with (
-        pytest.raises(ConfigError, match=re.escape(f"{changed}`edgekd check RUN --budget KEY=VALUE` judges")),
+        pytest.raises(ConfigError, match=re.escape(changed + advice)),
         open_run(folder, card, target, Budget(size_kb=20.0), FILES, False),
     ):
         pass
