@@ -92,7 +92,7 @@ def _completed(given: Mapping[str, Any], role: str, images: bool) -> dict[str, A
 
 def _idle(given: Mapping[str, Any]) -> Iterator[str]:
     """The settings of presets that have no effect beside those `given`; the card would refuse them."""
-    if given.get("optimizer", "sgd") != "sgd":
+    if given.get("optimizer") == "adamw":
         yield "momentum"
     weighted = [_table(given, "losses"), *(_table(stage, "losses") for stage in _stages(given))]
     if any(weighted) or _stages(given):

@@ -127,8 +127,14 @@ class Training:
     batch_size: Annotated[int, Field(ge=2)] = 128
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Number of parts into which each batch is split. Their gradients are accumulated before each step."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
+    """`muon` updates the matrices of the hidden layers by edgekd/distill/muon.py, and all other parameters as `sgd`."""
     learning_rate: Positive = 0.1
+    matrix_learning_rate: Positive = 0.05
+    """The highest learning rate of the matrices that `muon` updates. It follows the schedule of `learning_rate`, which
+    is that of the other parameters."""
+    matrix_weight_decay: NotNegative = 0.025
+    """Share of the learning rate by which each step of `muon` shrinks a matrix."""
     loaded_learning_rate_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
     """The learning rate of the parameters that were loaded from a weights file before the training, as a share of the
     learning rate of those that are trained from new."""
@@ -178,8 +184,11 @@ class Training:
             yield f"warmup_epochs: should be at most the {self.epochs} epochs, got {self.warmup_epochs:g}"
         if self.schedule == "one-cycle" and self.warmup_epochs != type(self).warmup_epochs:
             yield 'warmup_epochs: has no effect here; schedule = "one-cycle" rises by itself'
-        if self.optimizer != "sgd" and self.momentum != Training.momentum:
-            yield 'momentum: has no effect here; it needs optimizer = "sgd"'
+        if self.optimizer == "adamw" and self.momentum != Training.momentum:
+            yield 'momentum: has no effect here; it needs optimizer = "sgd" or "muon"'
+        for name in ("matrix_learning_rate", "matrix_weight_decay"):
+            if self.optimizer != "muon" and getattr(self, name) != getattr(Training, name):
+                yield f'{name}: has no effect here; it needs optimizer = "muon"'
         if not self.small_share and self.small_scale != Training.small_scale:
             yield "small_scale: has no effect here; it needs small_share"
 

@@ -103,6 +103,7 @@ def test_the_words_of_a_training() -> None:
     ("given", "key", "value"),
     [
         ('preset = "fast"\noptimizer = "adamw"\nlearning_rate = 1e-3', "momentum", 0.9),
+        ('preset = "fast"\noptimizer = "muon"', "momentum", 0.85),
         ('preset = "long"\nlosses = { kd = 1.0 }', "alpha", 0.9),
         ('preset = "long"\nlosses = { kd = 1.0 }', "temperature", 2.0),
         ('preset = "long"\nlosses = { mse = 1.0 }', "temperature", 4.0),

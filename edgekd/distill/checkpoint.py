@@ -194,8 +194,9 @@ def keep(
 def _conditions(training: Training) -> dict[str, Any]:
     """The machine and the recipe: they must not change, or a resumed training gives another result."""
     recipe = dataclasses.asdict(training)
-    if training.loaded_learning_rate_factor == Training.loaded_learning_rate_factor:
-        del recipe["loaded_learning_rate_factor"]  # checkpoints of earlier versions lack it
+    for name in ("loaded_learning_rate_factor", "matrix_learning_rate", "matrix_weight_decay"):
+        if recipe[name] == getattr(Training, name):
+            del recipe[name]  # checkpoints of earlier versions lack it
     return {
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),

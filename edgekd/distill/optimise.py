@@ -1,6 +1,7 @@
 """Optimiser, gradient clipping, learning rate and autocast precision of a training."""
 
 import math
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from edgekd.distill.distributed import device
+from edgekd.distill.muon import Muon, hidden_matrices
 from edgekd.recipe import Training
 
 __all__ = ["autocast", "clip", "computes_bf16", "learning_rate", "make_optimizer", "set_rate"]
@@ -26,20 +28,23 @@ def make_optimizer(
     decay, which would pull it to the middle of its range for no reason. The fused optimisers read and write each value
     once: on a CPU, their step takes a third (SGD) or a quarter (AdamW) of the time.
 
-    `loaded` are the names of the parameters that were loaded from a weights file. They are a group of their own, whose
-    learning rate `set_rate` multiplies by `loaded_learning_rate_factor`.
+    `loaded` are the names of the parameters that were loaded from a weights file. They are groups of their own, whose
+    learning rate `set_rate` multiplies by `loaded_learning_rate_factor`. With Muon, the matrices of the network (the
+    submodule `net`, if there is one) are groups of their own, too.
     """
     named = dict(module.named_parameters())
-    others = [value for name, value in named.items() if name != THETA and name not in loaded]
-    slow = [value for name, value in named.items() if name in loaded]
-    groups: list[dict[str, Any]] = [{"params": others}] if others or not slow else []
-    if slow:
-        groups.append({"params": slow, "factor": training.loaded_learning_rate_factor})
+    matrices = _matrices(module) if training.optimizer == "muon" else set()
+    groups: list[dict[str, Any]] = []
+    for settings, names in ((_of_matrices(training), matrices), ({}, named.keys() - matrices - {THETA})):
+        for more, chosen in (({}, names - loaded), (_factor(settings, training), names & loaded)):
+            if chosen:
+                groups.append({"params": [named[name] for name in named if name in chosen], **settings, **more})
     if THETA in named:
         groups.append({"params": [named[THETA]], "weight_decay": 0.0})
     if training.optimizer == "adamw":
         return torch.optim.AdamW(groups, training.learning_rate, weight_decay=training.weight_decay, fused=True)
-    return torch.optim.SGD(
+    kind = Muon if training.optimizer == "muon" else torch.optim.SGD
+    return kind(
         groups,
         training.learning_rate,
         training.momentum,
@@ -47,6 +52,23 @@ def make_optimizer(
         nesterov=training.momentum > 0,
         fused=True,
     )
+
+
+def _matrices(module: nn.Module) -> set[str]:
+    inner = dict(module.named_children()).get("net")
+    if inner is None:
+        return hidden_matrices(module)
+    return {f"net.{name}" for name in hidden_matrices(inner)}
+
+
+def _of_matrices(training: Training) -> dict[str, Any]:
+    factor = training.matrix_learning_rate / training.learning_rate
+    return {"factor": factor, "weight_decay": 0.0, "matrix_weight_decay": training.matrix_weight_decay}
+
+
+def _factor(settings: Mapping[str, Any], training: Training) -> dict[str, float]:
+    """The learning rate of loaded parameters, relative to `learning_rate`, in a group with these settings."""
+    return {"factor": settings.get("factor", 1.0) * training.loaded_learning_rate_factor}
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -140,7 +140,7 @@ def test_without_patience_the_last_is_kept(tmp_path: Path) -> None:
 # --- the file ---
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_it_goes_on_where_it_was(tmp_path: Path, optimizer: str, capsys: pytest.CaptureFixture[str]) -> None:
     training = Training(epochs=4, optimizer=optimizer, learning_rate=0.05, ema=0.5, patience=3)  # type: ignore[arg-type]
     first = Whole()

@@ -525,6 +525,7 @@ LEARNED = [
 WAYS: dict[str, dict[str, Any]] = {
     "sgd": {},
     "adamw": {"optimizer": "adamw", "learning_rate": 0.01},
+    "muon": {"optimizer": "muon", "matrix_learning_rate": 0.02},
     "one-cycle": {"schedule": "one-cycle", "clip_norm": 1.0, "accumulate": 3},
     "ema": {"ema": 0.8},
     "patience": {"patience": 3, "ema": 0.5},

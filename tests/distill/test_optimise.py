@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import nn
 
 from edgekd.card import Training
+from edgekd.distill.muon import orthogonalised
 from edgekd.distill.optimise import autocast, computes_bf16, learning_rate, make_optimizer, set_rate
 
 
@@ -84,6 +85,81 @@ def test_the_optimisers() -> None:
     assert {id(p) for p in adamw.param_groups[0]["params"]} == {id(p) for p in net.parameters()}
 
 
+# --- Muon ---
+
+
+def convolutional() -> nn.Sequential:
+    torch.manual_seed(3)
+    first, deep, grouped = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3, bias=False), nn.Conv2d(4, 4, 3, groups=4)
+    return nn.Sequential(first, deep, nn.BatchNorm2d(4), grouped, nn.Flatten(), nn.Linear(16, 24), nn.Linear(24, 3))
+
+
+def muon(**values: Any) -> Training:
+    return Training(epochs=1, optimizer="muon", learning_rate=0.2, momentum=0.8, weight_decay=0.01, **values)
+
+
+def test_muon_updates_matrices_as_torchs_does_and_all_others_as_sgd_does() -> None:
+    """torch's takes matrices only and computes in bf16, which is why the steps agree within 2 % of their size."""
+    net, expected = convolutional(), convolutional()
+    chosen = ["1.weight", "5.weight"]
+    flat = {name: nn.Parameter(expected.get_parameter(name).detach().flatten(1).clone()) for name in chosen}
+    reference = [
+        torch.optim.Muon(flat.values(), lr=0.06, weight_decay=0.5, momentum=0.8),
+        torch.optim.SGD(
+            [value for name, value in expected.named_parameters() if name not in chosen],
+            lr=0.1,
+            momentum=0.8,
+            weight_decay=0.01,
+            nesterov=True,
+        ),
+    ]
+    optimizer = make_optimizer(net, muon(matrix_learning_rate=0.12, matrix_weight_decay=0.5))
+    before = {name: net.get_parameter(name).detach().clone() for name in chosen}
+    for seed in range(3):
+        torch.manual_seed(seed)
+        gradients = {name: torch.randn_like(value) for name, value in net.named_parameters()}
+        for name, value in gradients.items():
+            net.get_parameter(name).grad = value.clone()
+            expected.get_parameter(name).grad = value.clone()
+        for name, matrix in flat.items():
+            matrix.grad = gradients[name].flatten(1)
+        set_rate(optimizer, 0.1)
+        for one in (optimizer, *reference):
+            one.step()
+    for name, parameter in net.named_parameters():
+        value = parameter.detach()
+        if name in chosen:
+            moved, other = value - before[name], flat[name].detach().view(value.shape) - before[name]
+            assert float((moved - other).norm()) < 0.02 * float(other.norm()) and float(other.norm()) > 0.1
+        else:
+            torch.testing.assert_close(value, expected.get_parameter(name).detach(), rtol=0, atol=0)
+
+
+def test_an_update_has_equal_singular_values() -> None:
+    torch.manual_seed(0)
+    for shape in ((8, 72), (24, 16), (16, 16)):
+        matrix = torch.randn(shape) * 1e-3
+        found = orthogonalised(matrix)
+        left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+        inner = left.T @ found.double() @ right.T
+        spread = torch.diag(inner)[values > 0.2 * values.max()]
+        assert 0.6 < float(spread.min()) and float(spread.max()) < 1.3
+        # The directions are those of the matrix.
+        assert float((inner - torch.diag(torch.diag(inner))).abs().max()) < 1e-5
+    assert not orthogonalised(torch.zeros(4, 9)).any()
+
+
+def test_loaded_matrices_learn_at_a_share_of_their_rate() -> None:
+    net = convolutional()
+    optimizer = make_optimizer(net, muon(loaded_learning_rate_factor=0.5), {"1.weight", "0.weight"})
+    set_rate(optimizer, 0.1)
+    rates = {id(value): group["lr"] for group in optimizer.param_groups for value in group["params"]}
+    found = {name: rates[id(value)] for name, value in net.named_parameters()}
+    assert found == pytest.approx(
+        dict.fromkeys(found, 0.1) | {"0.weight": 0.05, "1.weight": 0.0125, "5.weight": 0.025}, rel=1e-6
+    )
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "auto"])
 def test_arithmetic(precision: Literal["fp32", "bf16", "auto"]) -> None:
     with autocast(precision):
@@ -112,8 +188,8 @@ def test_loaded_parameters_learn_at_a_share_of_the_rate() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.025])
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_groups_without_loaded_parameters_and_with_nothing_else(optimizer: Literal["sgd", "adamw"]) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_groups_without_loaded_parameters_and_with_nothing_else(optimizer: Literal["sgd", "adamw", "muon"]) -> None:
     net = nn.Linear(2, 2)
     training = Training(epochs=1, optimizer=optimizer, learning_rate=0.5)
     (alone,) = make_optimizer(net, training).param_groups
