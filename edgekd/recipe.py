@@ -128,13 +128,14 @@ class Training:
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Number of parts into which each batch is split. Their gradients are accumulated before each step."""
     optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
-    """`muon` updates the matrices of the hidden layers by edgekd/distill/muon.py, and all other parameters as `sgd`."""
+    """`muon` (Jordan et al. 2024) is for the weights of hidden convolutions and linear layers; all other parameters are
+    updated as by `sgd`."""
     learning_rate: Positive = 0.1
     matrix_learning_rate: Positive = 0.05
-    """The highest learning rate of the matrices that `muon` updates. It follows the schedule of `learning_rate`, which
-    is that of the other parameters."""
+    """The highest learning rate of the weights that `muon` updates. It follows the schedule of `learning_rate`, which is
+    that of the other parameters."""
     matrix_weight_decay: NotNegative = 0.025
-    """Share of the learning rate by which each step of `muon` shrinks a matrix."""
+    """Share of their learning rate by which each step shrinks the weights that `muon` updates."""
     loaded_learning_rate_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
     """The learning rate of the parameters that were loaded from a weights file before the training, as a share of the
     learning rate of those that are trained from new."""
