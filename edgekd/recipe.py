@@ -132,8 +132,8 @@ class Training:
     updated as by `sgd`."""
     learning_rate: Positive = 0.1
     matrix_learning_rate: Positive = 0.05
-    """The highest learning rate of the weights that `muon` updates. It follows the schedule of `learning_rate`, which is
-    that of the other parameters."""
+    """The highest learning rate of the weights that `muon` updates. It follows the schedule of `learning_rate`, which
+    is that of the other parameters."""
     matrix_weight_decay: NotNegative = 0.025
     """Share of their learning rate by which each step shrinks the weights that `muon` updates."""
     loaded_learning_rate_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
