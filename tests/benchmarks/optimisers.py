@@ -2,8 +2,8 @@
 
     EDGEKD_DATA=DIR OMP_NUM_THREADS=1 python tests/benchmarks/optimisers.py OUT.json 8 resnet/sgd resnet/muon
 
-The card is `cifar10` without labels (`alpha` 1), its teacher the ResNet-56 in DIR/teachers. The networks are three small
-ones and the ResNet-20 of the card. What OUT.json holds already is not trained again; test images are not read.
+The card is `cifar10` without labels (`alpha` 1), its teacher the ResNet-56 in DIR/teachers. The networks are three
+small ones and the ResNet-20 of the card. What OUT.json holds already is not trained again; test images are not read.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ COMMON: dict[str, Any] = {"weight_decay": 3e-4, "warmup_epochs": 1.0, "views": 6
 def card_of(network: str, optimiser: str, epochs: int) -> Card:
     """The card with that student and optimiser."""
     card, (family, shape) = load_card("cifar10"), NETWORKS[network]
-    student = Student(family=family, knobs={name: (value,) for name, value in shape.items()})
+    student = Student(family=family, knobs={name: [value] for name, value in shape.items()})
     recipe = dataclasses.replace(card.recipe, epochs=epochs, **COMMON, **OPTIMISERS[optimiser])
     return dataclasses.replace(card, student=student, recipe=recipe)
 
