@@ -128,14 +128,14 @@ class Training:
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Number of parts into which each batch is split. Their gradients are accumulated before each step."""
     optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
-    """`muon` (Jordan et al. 2024) is for the weights of hidden convolutions and linear layers; all other parameters are
-    updated as by `sgd`."""
+    """`muon` (Jordan et al. 2024) updates the weights of convolutions without groups and of linear layers, but not
+    those of the first and the last one that the network registers; all other parameters are updated as by `sgd`."""
     learning_rate: Positive = 0.1
     matrix_learning_rate: Positive = 0.05
     """The highest learning rate of the weights that `muon` updates. It follows the schedule of `learning_rate`, which
     is that of the other parameters."""
     matrix_weight_decay: NotNegative = 0.025
-    """Share of their learning rate by which each step shrinks the weights that `muon` updates."""
+    """Each step multiplies the weights that `muon` updates by 1 − their learning rate × this value."""
     loaded_learning_rate_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
     """The learning rate of the parameters that were loaded from a weights file before the training, as a share of the
     learning rate of those that are trained from new."""
@@ -144,6 +144,7 @@ class Training:
     steps and falls for the rest, both along cosines (Smith and Topin 2018)."""
     momentum: Fraction = 0.9
     weight_decay: NotNegative = 5e-4
+    """Not for the weights that `muon` updates."""
     warmup_epochs: NotNegative = 1.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     class_weights: Annotated[
@@ -151,7 +152,8 @@ class Training:
     ] = "none"
     """Weight of each class in the cross-entropy; `balanced` is images / (classes × images of the class)."""
     clip_norm: Positive | None = None
-    """Largest norm of the gradient; a larger gradient is scaled down to it."""
+    """Largest norm of the gradient; a larger gradient is scaled down to it. The size of a step of `muon` does not
+    depend on that of the gradient."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of the moving average of the weights, which rises to this value at the beginning. The average is
     validated and kept; 0 turns it off."""
@@ -188,7 +190,7 @@ class Training:
         if self.optimizer == "adamw" and self.momentum != Training.momentum:
             yield 'momentum: has no effect here; it needs optimizer = "sgd" or "muon"'
         for name in ("matrix_learning_rate", "matrix_weight_decay"):
-            if self.optimizer != "muon" and getattr(self, name) != getattr(Training, name):
+            if self.optimizer != "muon" and getattr(self, name) != getattr(type(self), name):
                 yield f'{name}: has no effect here; it needs optimizer = "muon"'
         if not self.small_share and self.small_scale != Training.small_scale:
             yield "small_scale: has no effect here; it needs small_share"
@@ -204,6 +206,12 @@ class Qat(Training):
     weight_decay: NotNegative = 0.0
     warmup_epochs: NotNegative = 0.0
     clip_norm: Positive | None = 1.0
+
+    def unused_settings(self) -> Iterator[str]:
+        """Yield a message for each setting that cannot have its documented effect, with the reason."""
+        if self.optimizer == "muon":
+            yield 'optimizer: "muon" has no effect on layers whose weights are rounded; take "sgd" or "adamw"'
+        yield from super().unused_settings()
 
 
 Importance = Literal["magnitude", "taylor", "bn-scale"]
@@ -221,6 +229,7 @@ class Prune(Training):
     multiple: Annotated[int, Field(ge=1, le=1024)] = 8
     """Numbers of channels are rounded to multiples of this number, which the int8 kernels of most CPUs fill."""
     learning_rate: Positive = 0.02
+    matrix_learning_rate: Positive = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

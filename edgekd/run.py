@@ -20,7 +20,7 @@ from edgekd.errors import ConfigError, shown
 from edgekd.files import atomic, file_sha256, read_json, write_json
 from edgekd.imports import sources_of
 from edgekd.mend import adopted, expected, mend, refuse_lost_settings, remove_derived
-from edgekd.recipe import Feature
+from edgekd.recipe import Feature, Prune, Qat
 from edgekd.target import Quantization, Target
 
 __all__ = ["Run", "open_run", "take_over"]
@@ -352,6 +352,8 @@ def _as_before(key: str, value: Any) -> bool:
         return name in defaults and bool(json.loads(json.dumps(defaults[name], default=str)) == value)
     makers: dict[str, Any] = {
         "card.recipe": Recipe(epochs=1),
+        "card.recipe.qat": Qat(epochs=1),
+        "card.recipe.prune": Prune(epochs=1),
         "card.augment": Augment(),
         "card.export": Export(),
         "target.quantization": Quantization(),

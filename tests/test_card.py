@@ -227,6 +227,8 @@ def test_an_unknown_budget_of_the_command_line() -> None:
         ("losses = { kd = 1.0 }\nlabel_smoothing = 0.1", "recipe.label_smoothing: has no effect here; it needs"),
         ('losses = { kd = 1.0 }\nclass_weights = "balanced"', "recipe.class_weights: has no effect here; it needs the"),
         ('optimizer = "adamw"\nmomentum = 0.5', 'recipe.momentum: has no effect here; it needs optimizer = "sgd" or'),
+        ('qat = { epochs = 1, optimizer = "muon" }', 'recipe.qat.optimizer: "muon" has no effect on layers whose'),
+        ("qat = { epochs = 1, matrix_learning_rate = 0.1 }", "recipe.qat.matrix_learning_rate: has no effect here; it"),
         ("matrix_learning_rate = 0.1", 'recipe.matrix_learning_rate: has no effect here; it needs optimizer = "muon"'),
         ('optimizer = "adamw"\nmatrix_weight_decay = 0.1', "recipe.matrix_weight_decay: has no effect here; it"),
         ('combine = "confidence"', "recipe.combine: has no effect here; it needs [[more_teachers]]"),

@@ -6,6 +6,7 @@ import os
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from edgekd.artefacts import SHIPPED
 from edgekd.card import Budget, Card, Teacher
 from edgekd.errors import ConfigError, InputError
 from edgekd.files import atomic, read_json, write_json
-from edgekd.recipe import Feature, Stage
+from edgekd.recipe import Feature, Prune, Qat, Stage
 from edgekd.run import Run, open_run
 from edgekd.target import Target, load_target
 from edgekd.tasks.known import load_card
@@ -128,7 +129,8 @@ def test_a_run_of_an_edgekd_that_knew_fewer_options_goes_on(tmp_path: Path, card
         del content["card"]["student"][key]
     del content["card"]["teacher"]["download"]
     for training in (content["card"]["recipe"], content["card"]["teacher"]["training"]):
-        del training["loaded_learning_rate_factor"]
+        for key in ("loaded_learning_rate_factor", "matrix_learning_rate", "matrix_weight_decay"):
+            del training[key]
     for key in ("background", "skip_broken", "image_column", "label_column"):
         del content["card"]["data"][key]
     write_json(folder / "run.json", content | {"schema_version": 1})
@@ -144,6 +146,30 @@ def test_a_run_of_an_edgekd_that_knew_fewer_options_goes_on(tmp_path: Path, card
     with (
         pytest.raises(ConfigError, match=r"target\.format was None .* is 'ort' now"),
         open_run(folder, card, dataclasses.replace(load_target("cpu-arm"), format="ort"), Budget(), FILES, False),
+    ):
+        pass
+
+
+def test_a_run_whose_tables_of_training_had_fewer_options_goes_on(tmp_path: Path, card: Card, target: Target) -> None:
+    tables: dict[str, Any] = {"qat": Qat(epochs=1), "prune": Prune(epochs=1)}
+    older = dataclasses.replace(card, recipe=dataclasses.replace(card.recipe, **tables))
+    with open_run(tmp_path / "run", older, target, Budget(), FILES, False) as run:
+        run.begin("digest")
+        train_a_little(run)
+    content = read_json(tmp_path / "run" / "run.json")
+    for name in tables:
+        for key in ("matrix_learning_rate", "matrix_weight_decay"):
+            del content["card"]["recipe"][name][key]
+    write_json(tmp_path / "run" / "run.json", content | {"schema_version": 1})
+    (tmp_path / "run" / "artefacts.json").unlink(missing_ok=True)  # earlier versions kept no list
+    with open_run(tmp_path / "run", older, target, Budget(), FILES, False):
+        pass
+    content["card"]["recipe"]["prune"]["rounds"] += 1
+    write_json(tmp_path / "run" / "run.json", content | {"schema_version": 1})
+    (tmp_path / "run" / "artefacts.json").unlink(missing_ok=True)  # earlier versions kept no list
+    with (
+        pytest.raises(ConfigError, match=r"card\.recipe\.prune\.rounds was 4 .* is 3 now"),
+        open_run(tmp_path / "run", older, target, Budget(), FILES, False),
     ):
         pass
 

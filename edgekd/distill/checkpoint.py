@@ -19,7 +19,7 @@ from edgekd.distill.distributed import World, device, world
 from edgekd.distill.optimise import computes_bf16
 from edgekd.errors import ConfigError, InputError
 from edgekd.files import atomic, write_json
-from edgekd.recipe import Training
+from edgekd.recipe import Prune, Qat, Training
 from edgekd.scores import ACCURACY, ScoreKind
 
 __all__ = ["OtherConditions", "Progress", "begin", "keep"]
@@ -194,9 +194,13 @@ def keep(
 def _conditions(training: Training) -> dict[str, Any]:
     """The machine and the recipe: they must not change, or a resumed training gives another result."""
     recipe = dataclasses.asdict(training)
-    for name in ("loaded_learning_rate_factor", "matrix_learning_rate", "matrix_weight_decay"):
-        if recipe[name] == getattr(Training, name):
-            del recipe[name]  # checkpoints of earlier versions lack it
+    # Checkpoints of earlier versions lack these settings.
+    if recipe["loaded_learning_rate_factor"] == Training.loaded_learning_rate_factor:
+        del recipe["loaded_learning_rate_factor"]
+    for one, kind in ((recipe, type(training)), (recipe.get("qat"), Qat), (recipe.get("prune"), Prune)):
+        for name in ("matrix_learning_rate", "matrix_weight_decay"):
+            if one and one[name] == getattr(kind, name):
+                del one[name]
     return {
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),

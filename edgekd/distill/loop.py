@@ -33,7 +33,7 @@ from edgekd.data.views import permutation
 from edgekd.distill.checkpoint import Progress, begin, keep
 from edgekd.distill.distributed import averaged, device, reaches_all, world
 from edgekd.distill.objective import Objective
-from edgekd.distill.optimise import clip, computes_bf16, learning_rate, make_optimizer, set_rate
+from edgekd.distill.optimise import clip, computes_bf16, has_matrices, learning_rate, make_optimizer, set_rate
 from edgekd.distill.step import TrainingStep
 from edgekd.distill.tasks.learning import Score
 from edgekd.distill.threads import threads_for
@@ -111,6 +111,8 @@ def _train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
     steps = len(list(batches(len(job.train), training.batch_size, np.arange(len(job.train)))))
     if training.preset and not state.history and among.first:
         say(f"{job.name}: preset {training.preset}: {training.words()}")
+    if training.optimizer == "muon" and among.first and not has_matrices(optimizer):
+        say(f"{job.name}: muon: the network has no hidden matrices, so that all of it learns as with sgd")
     recipe = {"training": job.name, "seed": training.seed, "epochs": training.epochs, "batch_size": training.batch_size}
     goes_on = not state.finished and len(state.history) < training.epochs
     kinds, log = (job.track, job.log or job.checkpoint.parent) if among.first and goes_on else ((), None)
@@ -129,7 +131,8 @@ def _train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
                 optimizer = make_optimizer(step_of, training, loaded)
             torch.manual_seed((training.seed * 1_000_003 + epoch) * 1_009 + among.rank)  # for dropout and the like
             order = permutation(training.seed, epoch, len(job.train))
-            watch = Watch(job.name, job.checkpoint, training.learning_rate, epoch, bf16)
+            muon = training.optimizer == "muon"
+            watch = Watch(job.name, job.checkpoint, training.learning_rate, epoch, bf16, muon)
             step_of.train()
             for step, indices in enumerate(batches(len(job.train), training.batch_size, order)):
                 optimizer.zero_grad()
@@ -163,7 +166,7 @@ def _train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
                 "examples": steps * min(training.batch_size, len(job.train)),
                 "seconds": time.perf_counter() - started,
             }
-            check_epoch(job.name, job.checkpoint, step_of, state.history[first:], entry, bf16)
+            check_epoch(job.name, job.checkpoint, step_of, state.history[first:], entry, bf16, muon)
             state.add(entry, net, training.patience, job.kind)
             if among.first:
                 # Before the checkpoint: a resumed training removes logged epochs that the checkpoint does not have.

@@ -1,5 +1,4 @@
-"""Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), beside SGD for the parameters that are no
-matrices."""
+"""Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), beside SGD for all other parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,20 +22,26 @@ class Muon(torch.optim.SGD):
 
     where O makes all singular values about 1, so that all directions of the weight learn equally fast.
 
-    torch.optim.Muon takes matrices only, and computes O in bf16, which a CPU without bf16 emulates: for a 32 × 288
-    matrix it takes 27 ms there, this one 0.4 ms.
+    torch.optim.Muon takes matrices only, and computes O in bf16, which a CPU without bf16 emulates: on one with AVX2
+    alone, torch's takes 14 to 27 ms for a matrix of 32 × 288, and `orthogonalised` 0.4 to 1.1 ms.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """One step of all groups. The gradients of the matrices are removed, so that SGD does not use them, too."""
+        """One step of all groups, after `closure`, if it is given, has computed the loss, which is returned, and the
+        gradients. Those of the matrices are removed, so that SGD does not use them, too."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             if "matrix_weight_decay" in group:
                 for weight in group["params"]:
                     if weight.grad is not None:
                         self._move(weight, group)
                         weight.grad = None
-        return super().step(closure)
+        super().step()
+        return loss
 
     def _move(self, weight: Tensor, group: dict[str, Any]) -> None:
         memory = self.state[weight]
@@ -64,7 +69,8 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 
 def hidden_matrices(net: nn.Module) -> set[str]:
     """The names of the parameters of `net` that Muon is for: the weights of its convolutions and linear layers, without
-    the first and the last one, whose inputs and outputs are data, and without convolutions in groups."""
+    convolutions in groups and without the first and the last layer that it registers, whose inputs and outputs are
+    data in most networks."""
     kinds = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
     layers = [(name, module) for name, module in net.named_modules() if isinstance(module, kinds)]
     return {f"{name}.weight" for name, module in layers[1:-1] if getattr(module, "groups", 1) == 1}

@@ -12,7 +12,7 @@ from edgekd.distill.distributed import device
 from edgekd.distill.muon import Muon, hidden_matrices
 from edgekd.recipe import Training
 
-__all__ = ["autocast", "clip", "computes_bf16", "learning_rate", "make_optimizer", "set_rate"]
+__all__ = ["autocast", "clip", "computes_bf16", "has_matrices", "learning_rate", "make_optimizer", "set_rate"]
 
 RISE = 0.3
 """Share of the steps during which the learning rate of `one-cycle` rises."""
@@ -29,8 +29,8 @@ def make_optimizer(
     once: on a CPU, their step takes a third (SGD) or a quarter (AdamW) of the time.
 
     `loaded` are the names of the parameters that were loaded from a weights file. They are groups of their own, whose
-    learning rate `set_rate` multiplies by `loaded_learning_rate_factor`. With Muon, the matrices of the network (the
-    submodule `net`, if there is one) are groups of their own, too.
+    learning rate `set_rate` multiplies by `loaded_learning_rate_factor`. With Muon, the matrices of the network and of
+    its peers are groups of their own, too; if `module` has no submodule `net`, it is the network itself.
     """
     named = dict(module.named_parameters())
     matrices = _matrices(module) if training.optimizer == "muon" else set()
@@ -55,10 +55,11 @@ def make_optimizer(
 
 
 def _matrices(module: nn.Module) -> set[str]:
-    inner = dict(module.named_children()).get("net")
-    if inner is None:
+    inside = dict(module.named_modules())
+    if "net" not in inside:
         return hidden_matrices(module)
-    return {f"net.{name}" for name in hidden_matrices(inner)}
+    peers = [f"learned.peers.{name}" for name, _ in inside.get("learned.peers", nn.Module()).named_children()]
+    return {f"{path}.{name}" for path in ("net", *peers) for name in hidden_matrices(inside[path])}
 
 
 def _of_matrices(training: Training) -> dict[str, Any]:
@@ -69,6 +70,11 @@ def _of_matrices(training: Training) -> dict[str, Any]:
 def _factor(settings: Mapping[str, Any], training: Training) -> dict[str, float]:
     """The learning rate of loaded parameters, relative to `learning_rate`, in a group with these settings."""
     return {"factor": settings.get("factor", 1.0) * training.loaded_learning_rate_factor}
+
+
+def has_matrices(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether Muon updates any parameter."""
+    return any("matrix_weight_decay" in group for group in optimizer.param_groups)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -21,10 +21,13 @@ DIVERGED = 10.0
 
 class Watch:
     """Sums the loss terms of an epoch, and raises BudgetError for the first value that is not finite; with `bf16`, its
-    message also advises to train in fp32."""
+    message also advises to train in fp32, and with `muon` to lower the learning rate of the matrices."""
 
-    def __init__(self, name: str, checkpoint: Path, rate: float, epoch: int, bf16: bool = False) -> None:
-        self._name, self._checkpoint, self._rate, self._epoch, self._bf16 = name, checkpoint, rate, epoch, bf16
+    def __init__(
+        self, name: str, checkpoint: Path, rate: float, epoch: int, bf16: bool = False, muon: bool = False
+    ) -> None:
+        self._name, self._checkpoint, self._rate, self._epoch = name, checkpoint, rate, epoch
+        self._bf16, self._muon = bf16, muon
         self._names: list[str] = []
         self._waiting: list[tuple[int, Tensor]] = []
         self._totals: dict[str, float] = {}
@@ -57,6 +60,7 @@ class Watch:
                         self._epoch,
                         self._rate,
                         self._bf16,
+                        self._muon,
                     )
                 self._totals[name] = self._totals.get(name, 0.0) + value
         self._waiting.clear()
@@ -69,15 +73,17 @@ def check_epoch(
     before: list[dict[str, Any]],
     entry: dict[str, Any],
     bf16: bool = False,
+    muon: bool = False,
 ) -> None:
     """Raise BudgetError if a weight is not finite after this epoch, or if the loss is more than ten times that of the
     first epoch with the same terms (`before`). If the temperature has changed, terms with a factor T² are ignored. With
-    `bf16`, the message about weights that are not finite also advises to train in fp32."""
+    `bf16`, the message about weights that are not finite also advises to train in fp32, and with `muon` the messages
+    name the learning rate of the matrices."""
     epoch, rate = entry["epoch"] - 1, entry["learning_rate"]
     for weight, value in module.named_parameters():
         if not bool(torch.isfinite(value).all()):
             what = f"the weights {weight} are not finite after epoch {epoch + 1}"
-            raise _stopped(name, what, checkpoint, epoch, rate, bf16)
+            raise _stopped(name, what, checkpoint, epoch, rate, bf16, muon)
     if not before:
         return
     moved = before[0]["temperature"] != entry["temperature"]
@@ -93,6 +99,7 @@ def check_epoch(
             checkpoint,
             epoch,
             rate,
+            muon=muon,
         )
 
 
@@ -100,10 +107,12 @@ def _worst(before: dict[str, float], now: dict[str, float]) -> str:
     return max(now, key=lambda name: now[name] - before.get(name, 0.0))
 
 
-def _stopped(name: str, what: str, checkpoint: Path, epoch: int, rate: float, bf16: bool = False) -> BudgetError:
+def _stopped(
+    name: str, what: str, checkpoint: Path, epoch: int, rate: float, bf16: bool = False, muon: bool = False
+) -> BudgetError:
+    rates = "learning_rate and matrix_learning_rate" if muon else f"the learning rate (now {rate:g})"
     exact = 'set precision = "fp32" (now it is bf16), ' if bf16 else ""
     kept = f"; the last good checkpoint is {checkpoint}, after epoch {epoch}" if epoch else ""
     return BudgetError(
-        f"{name}: {what}; {exact}lower the learning rate (now {rate:g}), raise warmup_epochs or set clip_norm, and "
-        f"train anew{kept}"
+        f"{name}: {what}; {exact}lower {rates}, raise warmup_epochs or set clip_norm, and train anew{kept}"
     )

@@ -26,7 +26,7 @@ class Whole(nn.Module):
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 2))
         self.learned = nn.Linear(2, 2)
 
     def move(self, optimizer: torch.optim.Optimizer, step: int) -> None:

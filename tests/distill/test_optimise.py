@@ -10,7 +10,7 @@ from torch import nn
 
 from edgekd.card import Training
 from edgekd.distill.muon import orthogonalised
-from edgekd.distill.optimise import autocast, computes_bf16, learning_rate, make_optimizer, set_rate
+from edgekd.distill.optimise import autocast, computes_bf16, has_matrices, learning_rate, make_optimizer, set_rate
 
 
 def rates(training: Training, steps_per_epoch: int) -> list[float]:
@@ -133,6 +133,45 @@ def test_muon_updates_matrices_as_torchs_does_and_all_others_as_sgd_does() -> No
             assert float((moved - other).norm()) < 0.02 * float(other.norm()) and float(other.norm()) > 0.1
         else:
             torch.testing.assert_close(value, expected.get_parameter(name).detach())
+
+
+def test_a_closure_comes_before_the_step() -> None:
+    torch.manual_seed(1)
+    images, states = torch.randn(2, 3, 8, 8), []
+    for by_closure in (False, True):
+        net = convolutional()
+        optimizer = make_optimizer(net, muon())
+
+        def loss(net: nn.Module = net) -> float:
+            value = net(images).square().sum()
+            value.backward()
+            return float(value.detach())
+
+        if by_closure:
+            assert optimizer.step(loss) > 0
+        else:
+            loss()
+            assert optimizer.step() is None
+        states.append(net.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert not torch.equal(states[0]["1.weight"], convolutional().state_dict()["1.weight"])
+
+
+def test_muon_has_the_matrices_of_the_network_and_of_its_peers_alone() -> None:
+    whole = nn.Module()
+    whole.net = nn.Sequential()
+    whole.net.net = convolutional()
+    regressor = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    whole.learned = nn.ModuleDict({"peers": nn.ModuleList([convolutional()]), "hint": regressor})
+    optimizer = make_optimizer(whole, muon(), {"net.net.5.weight"})
+    chosen = [one for one in optimizer.param_groups if "matrix_weight_decay" in one]
+    found = {id(value) for group in chosen for value in group["params"]}
+    names = {name for name, value in whole.named_parameters() if id(value) in found}
+    inner = ("net.net.", "learned.peers.0.")
+    assert names == {f"{path}{layer}.weight" for path in inner for layer in (1, 5)}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(whole.parameters()))
+    assert has_matrices(optimizer)
+    assert not has_matrices(make_optimizer(nn.Linear(2, 2), muon()))
 
 
 def test_an_update_has_equal_singular_values() -> None:

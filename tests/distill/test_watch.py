@@ -51,6 +51,13 @@ def test_a_term_that_is_not_finite_is_named(value: float) -> None:
     )
 
 
+def test_muon_has_two_rates_to_lower() -> None:
+    found = Watch("student", CHECKPOINT, 0.05, 0, muon=True)
+    found.add(0, terms(ce=math.nan), 1.0)
+    with pytest.raises(BudgetError, match=r"step 1; lower learning_rate and matrix_learning_rate, raise warmup_epochs"):
+        found.means(1)
+
+
 def test_the_first_epoch_has_no_checkpoint_to_name() -> None:
     found = watch()
     found.add(0, terms(ce=math.nan), 1.0)
