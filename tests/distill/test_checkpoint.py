@@ -16,6 +16,7 @@ from edgekd.distill.distributed import World
 from edgekd.distill.optimise import make_optimizer
 from edgekd.distill.terms.temperature import LearnedTemperature
 from edgekd.errors import ConfigError, InputError
+from edgekd.recipe import Prune, Qat
 
 TRAINING = Training(epochs=4, learning_rate=0.05)
 
@@ -165,6 +166,21 @@ def test_it_goes_on_where_it_was(tmp_path: Path, optimizer: str, capsys: pytest.
         whole.move(one, 7)
     assert same(tensors(first), tensors(second))
     assert not same(tensors(first), tensors(third))
+
+
+def test_a_checkpoint_from_before_muon_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = Recipe(epochs=4, learning_rate=0.05, qat=Qat(epochs=1), prune=Prune(epochs=1))
+    one_epoch(tmp_path, recipe)
+    file = tmp_path / "checkpoint.pt"
+    state = torch.load(file, weights_only=True)
+    conditions = state["conditions"]
+    assert not any("matrix" in str(one) for one in conditions.items())  # what earlier versions did not write
+    begun(Whole(), tmp_path, recipe)
+    assert capsys.readouterr().err == "student: resumed after epoch 1 of 4\n"
+    conditions["recipe.qat"]["epochs"] = 2
+    torch.save(state, file)
+    with pytest.raises(ConfigError, match=r"was written with recipe\.qat = .*'epochs': 2"):
+        begun(Whole(), tmp_path, recipe)
 
 
 def test_the_history_lies_beside_it(tmp_path: Path) -> None:
