@@ -227,6 +227,16 @@ def test_training_is_what_plain_torch_does(digits: Digits, tmp_path: Path, value
     assert [entry["examples"] for entry in history] == [192, 192]
 
 
+def test_muon_that_finds_no_matrices_is_said(
+    digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = Training(epochs=1, batch_size=64, learning_rate=0.05, optimizer="muon", warmup_epochs=0)
+    for kind, said in (("linear", True), ("convnet", False)):
+        train(small_net(kind), make_job(digits, tmp_path / kind, training))
+        text = "student: muon: the network has no hidden matrices, so that all of it learns as with sgd\n"
+        assert (text in capsys.readouterr().err) == said
+
+
 def test_training_learns_and_is_deterministic(digits: Digits, tmp_path: Path) -> None:
     training = Training(epochs=6, batch_size=20, learning_rate=0.05, seed=1)
     nets = [small_net() for _ in range(3)]
