@@ -30,6 +30,21 @@ from edgekd.target import Target
 pytest_plugins = "pytester"
 """For tests/check/test_pytest_plugin.py; pytest takes it from here alone."""
 
+LONGEST = (
+    "test_distributed.py",
+    "test_resume.py",
+    "test_real_data.py",
+    "test_detection_pipeline.py",
+    "test_pipeline.py",
+    "test_compressed_pipeline.py",
+    "test_ssh.py",
+    "test_searching.py",
+    "test_keyword_pipeline.py",
+    "test_translation_pipeline.py",
+)
+"""The files that take more than a minute, the longest first. They begin first, so that no process is left with one of
+them when all others are done."""
+
 _NUMBERS = itertools.count()
 
 QUICK = Effort(processes=2, warmup_s=0.05, min_calls=50, max_calls=100, max_s=0.05)
@@ -78,6 +93,12 @@ views = 2
 size_kb = 60
 min_accuracy = 0.5
 """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files; pytest-xdist is told to keep the order."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(autouse=True, scope="session")
