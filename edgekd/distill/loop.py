@@ -111,7 +111,8 @@ def _train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
     steps = len(list(batches(len(job.train), training.batch_size, np.arange(len(job.train)))))
     if training.preset and not state.history and among.first:
         say(f"{job.name}: preset {training.preset}: {training.words()}")
-    if training.optimizer == "muon" and among.first and not has_matrices(optimizer):
+    muon = training.optimizer == "muon"
+    if muon and not has_matrices(optimizer) and not state.history and among.first:
         say(f"{job.name}: muon: the network has no hidden matrices, so that all of it learns as with sgd")
     recipe = {"training": job.name, "seed": training.seed, "epochs": training.epochs, "batch_size": training.batch_size}
     goes_on = not state.finished and len(state.history) < training.epochs
@@ -131,7 +132,6 @@ def _train(net: nn.Module, job: TrainingJob) -> list[dict[str, Any]]:
                 optimizer = make_optimizer(step_of, training, loaded)
             torch.manual_seed((training.seed * 1_000_003 + epoch) * 1_009 + among.rank)  # for dropout and the like
             order = permutation(training.seed, epoch, len(job.train))
-            muon = training.optimizer == "muon"
             watch = Watch(job.name, job.checkpoint, training.learning_rate, epoch, bf16, muon)
             step_of.train()
             for step, indices in enumerate(batches(len(job.train), training.batch_size, order)):

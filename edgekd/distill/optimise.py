@@ -1,9 +1,8 @@
 """Optimiser, gradient clipping, learning rate and autocast precision of a training."""
 
+import itertools
 import math
-from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from typing import Any
 
 import torch
 from torch import nn
@@ -33,18 +32,17 @@ def make_optimizer(
     its peers are groups of their own, too; if `module` has no submodule `net`, it is the network itself.
     """
     named = dict(module.named_parameters())
-    matrices = _matrices(module) if training.optimizer == "muon" else set()
-    groups: list[dict[str, Any]] = []
-    for settings, names in ((_of_matrices(training), matrices), ({}, named.keys() - matrices - {THETA})):
-        for more, chosen in (({}, names - loaded), (_factor(settings, training), names & loaded)):
-            if chosen:
-                groups.append({"params": [named[name] for name in named if name in chosen], **settings, **more})
+    matrices = _matrices(module) if training.optimizer == "muon" else frozenset[str]()
+    groups = []
+    for muon, slow in itertools.product((False, True), repeat=2):
+        names = [name for name in named if (name in matrices, name in loaded) == (muon, slow) and name != THETA]
+        if names:
+            groups.append({"params": [named[name] for name in names], **_settings(training, muon, slow)})
     if THETA in named:
         groups.append({"params": [named[THETA]], "weight_decay": 0.0})
     if training.optimizer == "adamw":
         return torch.optim.AdamW(groups, training.learning_rate, weight_decay=training.weight_decay, fused=True)
-    kind = Muon if training.optimizer == "muon" else torch.optim.SGD
-    return kind(
+    return (Muon if training.optimizer == "muon" else torch.optim.SGD)(
         groups,
         training.learning_rate,
         training.momentum,
@@ -62,14 +60,13 @@ def _matrices(module: nn.Module) -> set[str]:
     return {f"{path}.{name}" for path in ("net", *peers) for name in hidden_matrices(inside[path])}
 
 
-def _of_matrices(training: Training) -> dict[str, Any]:
-    factor = training.matrix_learning_rate / training.learning_rate
+def _settings(training: Training, matrices: bool, loaded: bool) -> dict[str, float]:
+    """The settings of a group of parameters; `factor` is its learning rate as a share of `learning_rate`."""
+    share = training.loaded_learning_rate_factor if loaded else 1.0
+    if not matrices:
+        return {"factor": share}
+    factor = share * training.matrix_learning_rate / training.learning_rate
     return {"factor": factor, "weight_decay": 0.0, "matrix_weight_decay": training.matrix_weight_decay}
-
-
-def _factor(settings: Mapping[str, Any], training: Training) -> dict[str, float]:
-    """The learning rate of loaded parameters, relative to `learning_rate`, in a group with these settings."""
-    return {"factor": settings.get("factor", 1.0) * training.loaded_learning_rate_factor}
 
 
 def has_matrices(optimizer: torch.optim.Optimizer) -> bool:

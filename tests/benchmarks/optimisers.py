@@ -65,7 +65,7 @@ def main() -> None:
             history = learn(card, shape, net, [teacher], data, Path(folder, "student"))
         content[name] = {
             "shape": shape,
-            "recipe": {key: getattr(card.recipe, key) for key in (*OPTIMISERS["muon"], *COMMON, "small_share", "ema")},
+            "recipe": dataclasses.asdict(card.recipe),
             "validation_accuracy": [entry["validation_accuracy"] for entry in history],
             "loss": [entry["loss"] for entry in history],
             "cpu_seconds": round(time.process_time() - began),

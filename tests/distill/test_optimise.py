@@ -232,7 +232,7 @@ def test_groups_without_loaded_parameters_and_with_nothing_else(optimizer: Liter
     net = nn.Linear(2, 2)
     training = Training(epochs=1, optimizer=optimizer, learning_rate=0.5)
     (alone,) = make_optimizer(net, training).param_groups
-    assert len(alone["params"]) == 2 and "factor" not in alone
+    assert len(alone["params"]) == 2 and alone["factor"] == 1.0
     whole = make_optimizer(net, training, {"weight", "bias"})
     set_rate(whole, 0.5)
     (group,) = whole.param_groups
