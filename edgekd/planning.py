@@ -24,9 +24,10 @@ from edgekd.data.sources import data_marks
 from edgekd.devices.bundle import Packing
 from edgekd.devices.device import Site
 from edgekd.devices.host import processes
+from edgekd.distill.compatibility import check_networks
 from edgekd.distill.identity import structures
 from edgekd.distill.pruned import check_pruning
-from edgekd.distill.student import TrainingOptions, assist, check_networks
+from edgekd.distill.student import TrainingOptions, assist
 from edgekd.distill.tasks.known import examples_of, learning_of
 from edgekd.distill.teacher import (
     check_teacher,

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from edgekd.bench.worker import detections, suppressed
-from edgekd.distill.student import distill_student, learn, new_student
+from edgekd.distill.student import distill_student, learn
 from edgekd.distill.tasks.detection import BOXES
 from edgekd.distill.tasks.known import examples_of, learning_of
+from edgekd.distill.untrained import new_student
 from edgekd.errors import InputError
 from edgekd.export.suppress import final_detections
 from edgekd.export.teacher import export_teacher

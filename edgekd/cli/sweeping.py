@@ -174,7 +174,8 @@ def train_elsewhere(job: SweepJob) -> bool:
 def _prepared(job: SweepJob) -> _Ready:
     """Load and check everything, open the study, and train the teacher if that is not done yet."""
     from edgekd.data.arrays import digest
-    from edgekd.distill.student import TrainingOptions, assist, check_networks
+    from edgekd.distill.compatibility import check_networks
+    from edgekd.distill.student import TrainingOptions, assist
     from edgekd.distill.tasks.known import examples_of, learning_of
     from edgekd.distill.teacher import (
         check_teacher,

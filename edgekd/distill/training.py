@@ -9,10 +9,11 @@ from torch.fx import GraphModule
 from edgekd.candidate import Shape
 from edgekd.card import Card
 from edgekd.data.examples import Examples
+from edgekd.distill.compatibility import check_recipe
 from edgekd.distill.distributed import broadcast, fail_together, receive
 from edgekd.distill.pruned import distill_pruned
 from edgekd.distill.qat import train_for_int8
-from edgekd.distill.student import TrainingOptions, check_recipe, distill_student
+from edgekd.distill.student import TrainingOptions, distill_student
 from edgekd.distill.tasks.known import examples_of, learning_of
 from edgekd.distill.teacher import check_teacher, given_teacher, more_teachers, teach, teacher_start
 from edgekd.errors import EdgekdError

@@ -19,7 +19,7 @@ from edgekd.console import progress, say
 from edgekd.data.examples import Examples
 from edgekd.devices.bundle import Brought
 from edgekd.devices.device import Site
-from edgekd.distill.student import check_student
+from edgekd.distill.compatibility import check_student
 from edgekd.errors import ConfigError, EdgekdError, InputError, ModelError
 from edgekd.export.untrained import export_untrained, unequal, write_precisions
 from edgekd.figures import Figure, ModelFigures

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.card import Card, Student
-from edgekd.distill.student import learn, new_student
+from edgekd.distill.student import learn
 from edgekd.distill.tasks.known import learning_of
+from edgekd.distill.untrained import new_student
 from edgekd.files import write_json
 from edgekd.nets.families import make_shapes
 from edgekd.nets.teachers import load_teacher_file

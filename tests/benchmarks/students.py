@@ -24,8 +24,9 @@ import numpy as np
 
 from edgekd.card import Card
 from edgekd.distill.distributed import World
-from edgekd.distill.student import learn, new_student
+from edgekd.distill.student import learn
 from edgekd.distill.tasks.known import learning_of
+from edgekd.distill.untrained import new_student
 from edgekd.files import write_json
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import make_shapes

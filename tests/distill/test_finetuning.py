@@ -12,8 +12,10 @@ from torch import Tensor
 
 from edgekd.card import Card, Student, Teacher, Training
 from edgekd.data.examples import Examples
-from edgekd.distill.student import check_networks, check_student, distill_student, learn, new_student
+from edgekd.distill.compatibility import check_networks, check_student
+from edgekd.distill.student import distill_student, learn
 from edgekd.distill.teacher import refuse_long_teaching, teach, teacher_start
+from edgekd.distill.untrained import new_student
 from edgekd.errors import ConfigError, InputError
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.teachers import LoadedTeacher, load_teacher_file, make_teacher_net

@@ -13,8 +13,9 @@ from torch.fx import GraphModule
 from edgekd.card import Card, Student
 from edgekd.data.examples import Examples
 from edgekd.distill import qat as module
+from edgekd.distill.compatibility import check_student
 from edgekd.distill.qat import train_for_int8
-from edgekd.distill.student import TrainingOptions, check_student, learn
+from edgekd.distill.student import TrainingOptions, learn
 from edgekd.errors import ConfigError
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.fakequant import Quantizer

@@ -12,20 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgekd.card import Augment, Card, Student, Teacher, Training
+from edgekd.card import Augment, Card, Teacher, Training
 from edgekd.data.examples import Examples
 from edgekd.data.sources import load_train_and_validation
 from edgekd.distill import student as module
+from edgekd.distill.compatibility import check_recipe
 from edgekd.distill.loop import TrainingJob, train
-from edgekd.distill.student import (
-    TrainingOptions,
-    assist,
-    check_recipe,
-    copy_matching,
-    distill_student,
-    learn,
-    training_summary,
-)
+from edgekd.distill.student import TrainingOptions, assist, distill_student, learn, training_summary
 from edgekd.distill.tasks.known import examples_of
 from edgekd.distill.teacher import teach
 from edgekd.errors import ConfigError
@@ -46,10 +39,6 @@ MAPS, VECTORS = "6", "9"
 
 Digits = tuple[Examples, Examples]
 History = list[dict[str, Any]]
-
-
-def convnet(channels: list[int], hidden: int) -> nn.Module:
-    return make(DIGITS, Student(family="convnet"), {"channels": channels, "hidden": hidden}, "student.knobs")
 
 
 def card_of(**recipe: Any) -> Card:
@@ -566,37 +555,7 @@ def test_an_assistant_learns_by_the_last_terms_on_logits(
     assert job.training.weights() == pytest.approx(losses)
 
 
-def test_an_onnx_teacher_has_no_layers(digits: Digits, teacher: LoadedTeacher, tmp_path: Path) -> None:
-    onnx = dataclasses.replace(teacher, module=torch.nn.Identity())  # not a torch network with its preprocessing
-    card = card_of(features=[{"term": "hint", "teacher": MAPS, "student": MAPS}])
-    with pytest.raises(ConfigError, match=r"recipe\.features: teacher: an ONNX teacher has no layers to learn from"):
-        check_recipe(card, SHAPE, onnx, [], digits[0])
-
-
 # --- the teacher's tensors ---
-
-
-def test_equal_tensors_are_copied() -> None:
-    teacher, student = convnet([4, 8], 8), convnet([4, 8], 8)
-    # Two convolutions, two batch norms of five tensors, two linear layers of two.
-    assert copy_matching(teacher, student) == 2 + 2 * 5 + 2 * 2 == len(student.state_dict())
-    for name, tensor in teacher.state_dict().items():
-        assert torch.equal(tensor, student.state_dict()[name]), name
-
-
-def test_tensors_of_another_size_stay() -> None:
-    teacher, student = convnet([4, 16], 8), convnet([4, 8], 8)
-    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    # Equal: the first convolution and batch norm, the second norm's counter, the hidden bias, the last layer.
-    assert copy_matching(teacher, student) == 1 + 5 + 1 + 1 + 2
-    assert torch.equal(student.state_dict()["0.weight"], teacher.state_dict()["0.weight"])
-    assert torch.equal(student.state_dict()["4.weight"], before["4.weight"])
-
-
-def test_a_deeper_teacher_gives_what_the_student_has() -> None:
-    # Names are places in the sequence: 5.bias is a batch norm's in the teacher, a layer's in the student.
-    assert copy_matching(convnet([4, 8, 8], 8), convnet([4], 8)) == 1 + 5 + 1
-    assert copy_matching(convnet([4, 8, 8], 8), convnet([4], 7)) == 1 + 5
 
 
 def test_the_student_may_begin_with_the_teachers_tensors(
@@ -619,10 +578,3 @@ def test_the_student_may_begin_with_the_teachers_tensors(
     assert torch.equal(begun[0]["0.weight"], wanted.net.state_dict()["0.weight"])
     assert not torch.equal(begun[1]["0.weight"], wanted.net.state_dict()["0.weight"])
     assert capsys.readouterr().err == "student: 16 of 16 tensors copied from the teacher\n"
-
-
-def test_an_onnx_teacher_has_no_tensors_to_copy(digits: Digits) -> None:
-    card, foreign = card_of(init_from_teacher=True), LoadedTeacher(nn.Identity(), Path("teacher.onnx"))
-    with pytest.raises(ConfigError) as caught:
-        check_recipe(card, SHAPE, foreign, [], digits[0])
-    assert str(caught.value) == f"{card.file}: recipe.init_from_teacher: an ONNX teacher has no tensors to copy"
