@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
-from edgekd import card, recipe, target
+from edgekd import augmentation, card, ranges, recipe, target
 from edgekd.budget import budget_keys
 from edgekd.figures import budgeted
 from edgekd.tasks import detection, keyword_spotting, segmentation, translation
@@ -70,9 +70,9 @@ def page() -> str:
         "Made from the code by `docs/make_reference.py`; do not edit. A key without a default must be given. Paths are "
         "relative to the card or target file.",
     ]
-    modules = recipe, card, detection, segmentation, translation, target
+    modules = ranges, recipe, card, detection, segmentation, translation, target
     aliases = _joined(alias for module in modules for alias in _aliases(module))
-    for module in (card, keyword_spotting, segmentation, detection, translation, recipe, target):
+    for module in (card, keyword_spotting, segmentation, detection, translation, augmentation, recipe, target):
         for node in _classes(module):
             if not node.name.startswith("_"):
                 parts += _section(node, aliases, TABLES.get(node.name, node.name))

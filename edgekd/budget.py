@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from edgekd.errors import ConfigError, did_you_mean, shown
 from edgekd.figures import BUDGETED, budgeted
-from edgekd.recipe import Fraction, Positive
+from edgekd.ranges import Fraction, Positive
 from edgekd.scores import ACCURACY, ScoreKind
 from edgekd.spec import build
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from edgekd import __version__
 from edgekd.artefacts import LIST, SHIPPED, Digests, keeping, write_list
+from edgekd.augmentation import Augment
 from edgekd.budget import Budget
-from edgekd.card import Augment, Card, Data, Export, Recipe, Training
+from edgekd.card import Card, Data, Export, Recipe, Training
 from edgekd.console import say
 from edgekd.errors import ConfigError, shown
 from edgekd.files import atomic, file_sha256, read_json, write_json

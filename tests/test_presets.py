@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from edgekd.card import Card, card_tables, check_card, read_tables
+from edgekd.card import Card, card_tables, read_tables
+from edgekd.card_checks import check_card
 from edgekd.errors import ConfigError
 from edgekd.presets import with_presets
 from edgekd.recipe import Recipe, Training

@@ -14,11 +14,12 @@ from PIL import Image
 from typer.main import get_command
 
 import edgekd
+from edgekd.augmentation import Augment
 from edgekd.card import Teacher
 from edgekd.cli.helping import EXAMPLES, GROUPS
 from edgekd.cli.main import app
 from edgekd.devices.environments import environment_folder
-from edgekd.recipe import Augment, Feature, Recipe
+from edgekd.recipe import Feature, Recipe
 from edgekd.spec import bundled_names
 from edgekd.target import load_target
 from edgekd.tasks.known import load_card

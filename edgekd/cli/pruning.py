@@ -131,7 +131,8 @@ def _with_settings(card: "Card", options: PruneOptions) -> "Card":
 
 def _drafted(source: str, options: PruneOptions) -> "Card":
     """A card for a network without one: the classes are the folders of the data, in their order."""
-    from edgekd.card import Augment, Data
+    from edgekd.augmentation import Augment
+    from edgekd.card import Data
     from edgekd.draft.card import look_at_data
     from edgekd.draft.network import find_network, image_card
 

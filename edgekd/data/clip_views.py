@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.card import Augment, Card
+from edgekd.augmentation import Augment
+from edgekd.card import Card
 from edgekd.data.arrays import digest
 from edgekd.data.clips import noise_digest
 from edgekd.data.examples import Batch, Examples

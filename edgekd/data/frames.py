@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgekd.card import Augment
+from edgekd.augmentation import Augment
 from edgekd.data.views import draws
 
 __all__ = ["DRAWS", "LEAST", "Frame", "framed_boxes", "framed_image", "framed_map", "frames_of", "lit"]

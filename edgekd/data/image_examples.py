@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.card import Augment, Data
+from edgekd.augmentation import Augment
+from edgekd.card import Data
 from edgekd.data.arrays import digest
 from edgekd.data.examples import Batch, Examples
 from edgekd.data.images import Split

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgekd.card import Augment
+from edgekd.augmentation import Augment
 from edgekd.data.augment import rand_augment, trivial_augment
 from edgekd.data.images import Images, Split
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.card import Card, check_card
+from edgekd.card import Card
+from edgekd.card_checks import check_card
 from edgekd.data.examples import Examples
 from edgekd.data.images import Split
 from edgekd.data.sources import require_test

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from edgekd.augmentation import Augment
 from edgekd.bench.worker import FIRST, KEPT, LOWEST, OVERLAP, WorkerError, detections
-from edgekd.card import MAX_SIDE, Augment, Level, caller_rule, composed_names, require_one_a_channel
+from edgekd.card import MAX_SIDE, Level, caller_rule, composed_names, require_one_a_channel
 from edgekd.errors import ModelError
-from edgekd.recipe import Positive, Seed
+from edgekd.ranges import Positive, Seed
 from edgekd.scores import ScoreKind
 from edgekd.tasks.boxes import THRESHOLDS, average_precision, influence, matches, overlaps
 from edgekd.tasks.task import ANY, Normalization, Task

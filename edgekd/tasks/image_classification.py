@@ -6,7 +6,8 @@ import json
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.card import Augment, Data, caller_rule
+from edgekd.augmentation import Augment
+from edgekd.card import Data, caller_rule
 from edgekd.tasks.classification import CLASSES
 from edgekd.tasks.task import Normalization, Task
 

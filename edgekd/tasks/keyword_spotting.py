@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from edgekd.augmentation import Augment
 from edgekd.card import Classes, ImportPath
 from edgekd.figures import ModelFigures
-from edgekd.recipe import Augment, Positive, Seed
+from edgekd.ranges import Positive, Seed
 from edgekd.tasks.classification import CLASSES
 from edgekd.tasks.front_end import FrontEnd
 from edgekd.tasks.task import Task

@@ -7,8 +7,10 @@ from typing import Any
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 
+from edgekd.augmentation import Augment
 from edgekd.budget import read_budget
-from edgekd.card import Augment, Card, card_tables, check_card, read_tables
+from edgekd.card import Card, card_tables, read_tables
+from edgekd.card_checks import check_card
 from edgekd.errors import ConfigError, did_you_mean, shown
 from edgekd.presets import with_presets
 from edgekd.scores import ScoreKind

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from edgekd.card import MAX_SIDE, Augment, Classes, Level, caller_rule, require_one_a_channel
-from edgekd.recipe import Positive, Seed
+from edgekd.augmentation import Augment
+from edgekd.card import MAX_SIDE, Classes, Level, caller_rule, require_one_a_channel
+from edgekd.ranges import Positive, Seed
 from edgekd.scores import ScoreKind
 from edgekd.tasks.task import Normalization, Task
 

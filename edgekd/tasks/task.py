@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.augmentation import Augment
 from edgekd.figures import ModelFigures
-from edgekd.recipe import Augment
 from edgekd.scores import ScoreKind
 from edgekd.tasks.front_end import FrontEnd
 

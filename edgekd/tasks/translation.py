@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from edgekd.errors import InputError, ModelError, one_line
 from edgekd.external import GENERATION
 from edgekd.imports import require
-from edgekd.recipe import Seed
+from edgekd.ranges import Seed
 from edgekd.scores import ScoreKind
 from edgekd.tasks.task import Outputs, Targets, Task
 

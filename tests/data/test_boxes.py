@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from edgekd.card import Augment, Card
+from edgekd.augmentation import Augment
+from edgekd.card import Card
 from edgekd.data.annotations import coco_names, coco_parts, voc_classes, voc_part, voc_parts
 from edgekd.data.boxes import box_examples, letterboxed, load_boxed_test, load_boxed_training, load_boxed_whole, placing
 from edgekd.data.frames import Frame, framed_boxes

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from edgekd.card import Augment, Card
+from edgekd.augmentation import Augment
+from edgekd.card import Card
 from edgekd.data.clip_views import clip_examples, heard, masked
 from edgekd.data.images import Split
 from edgekd.nets.spectrogram import Spectrogram

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 
+from edgekd.augmentation import Augment
 from edgekd.card import Card
 from edgekd.data.clips import (
     examine_clips,
@@ -23,7 +24,6 @@ from edgekd.data.clips import (
 )
 from edgekd.errors import InputError
 from edgekd.nets.spectrogram import Spectrogram
-from edgekd.recipe import Augment
 from edgekd.tasks.keyword_spotting import ClipData, front_end
 from edgekd.tasks.known import load_card
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgekd.card import Augment
+from edgekd.augmentation import Augment
 from edgekd.data.frames import Frame, framed_image, framed_map, frames_of
 
 ALL = Augment(crop=8, scale=(0.5, 2.0), flip=True, turn=True, seed=3)

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import torch
 
-from edgekd.card import Augment, Data
+from edgekd.augmentation import Augment
+from edgekd.card import Data
 from edgekd.data.image_examples import examples
 from edgekd.data.images import Split, in_memory
 from edgekd.data.views import VIEWS_VERSION, mixed, view

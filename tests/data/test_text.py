@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from edgekd.card import Augment, Card, TextData
+from edgekd.augmentation import Augment
+from edgekd.card import Card, TextData
 from edgekd.data.text import (
     keep_tokenizer,
     load_test_text,

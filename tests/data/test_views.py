@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from edgekd.card import Augment
+from edgekd.augmentation import Augment
 from edgekd.data.augment import rand_augment, trivial_augment
 from edgekd.data.images import Split, in_memory
 from edgekd.data.views import VIEWS_VERSION, draws, mixed, permutation, shrunk, view

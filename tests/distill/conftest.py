@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgekd.card import Augment
+from edgekd.augmentation import Augment
 from edgekd.data.examples import Examples
 from edgekd.data.sources import load_train_and_validation
 from edgekd.distill.tasks.known import examples_of

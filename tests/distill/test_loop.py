@@ -24,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgekd.card import Augment, Recipe, Student, Training
+from edgekd.augmentation import Augment
+from edgekd.card import Recipe, Student, Training
 from edgekd.data.examples import Examples
 from edgekd.data.sources import load_train_and_validation
 from edgekd.data.views import permutation, view

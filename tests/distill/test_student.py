@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgekd.card import Augment, Card, Teacher, Training
+from edgekd.augmentation import Augment
+from edgekd.card import Card, Teacher, Training
 from edgekd.data.examples import Examples
 from edgekd.data.sources import load_train_and_validation
 from edgekd.distill import student as module

@@ -11,8 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from edgekd.augmentation import Augment
 from edgekd.bench.worker import DEFAULTS, make_session
-from edgekd.card import Augment, Card
+from edgekd.card import Card
 from edgekd.errors import InputError
 from edgekd.export.onnx import export
 from edgekd.export.precisions import make_variant

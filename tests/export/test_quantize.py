@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from edgekd.card import Augment, Student, Training
+from edgekd.augmentation import Augment
+from edgekd.card import Student, Training
 from edgekd.data.images import Split
 from edgekd.data.sources import load_test, load_train_and_validation
 from edgekd.distill.loop import TrainingJob, train

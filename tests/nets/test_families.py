@@ -9,7 +9,8 @@ import pytest
 import torch
 import torchvision.models
 
-from edgekd.card import Augment, Card, Student, TextData
+from edgekd.augmentation import Augment
+from edgekd.card import Card, Student, TextData
 from edgekd.errors import ConfigError, UnavailableError
 from edgekd.nets.deployed import count_params
 from edgekd.nets.families import IMAGE_FAMILIES, TEXT_FAMILIES, UnbuildableError, make, make_shapes

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from edgekd.card import Augment
+from edgekd.augmentation import Augment
 from edgekd.data.examples import Batch, Examples
 from edgekd.distill.tasks.detection import mean_average_precision
 from edgekd.errors import ConfigError, ModelError

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, jaccard_score
 
-from edgekd.card import Augment
+from edgekd.augmentation import Augment
 from edgekd.tasks.known import build_card
 from edgekd.tasks.segmentation import IGNORED, SEGMENTATION, counts, ious
 
