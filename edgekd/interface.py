@@ -29,7 +29,7 @@ from edgekd.trials import Crew, crew_of
 if TYPE_CHECKING:
     from edgekd.candidate import Candidate
     from edgekd.planning import Request
-    from edgekd.search.candidates import Found
+    from edgekd.search.found import Found
 
 __all__ = [
     "TRAINING",

@@ -47,8 +47,9 @@ from edgekd.nets.fakequant import refuse_scheme
 from edgekd.nets.families import make_shapes
 from edgekd.nets.teachers import LoadedTeacher, make_teacher_net
 from edgekd.run import Run, take_over
-from edgekd.search.candidates import Found, Search, add_score, measure_candidates, measure_shape
+from edgekd.search.candidates import Search, add_score, measure_candidates, measure_shape
 from edgekd.search.choose import before_training, choose_shape, doubtful, fitting, in_doubt, widened
+from edgekd.search.found import Found
 from edgekd.search.front import MORE
 from edgekd.search.packing import pack_candidates
 from edgekd.search.pruning import fitting_ratio

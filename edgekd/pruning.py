@@ -37,8 +37,9 @@ from edgekd.pipeline import TrainedStudent, conclude
 from edgekd.planning import Request, Setup, TargetPlan, begin
 from edgekd.result import Result
 from edgekd.run import Run
-from edgekd.search.candidates import Found, Search
+from edgekd.search.candidates import Search
 from edgekd.search.choose import BEFORE_TRAINING, before_training, meets_early
+from edgekd.search.found import Found
 from edgekd.search.pruning import fitting_ratio, measured
 from edgekd.tasks.known import task_of
 

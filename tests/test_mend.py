@@ -10,7 +10,7 @@ import pytest
 import edgekd.export.ort
 import edgekd.result
 import edgekd.run
-import edgekd.search.candidates
+import edgekd.search.found
 import edgekd.search.int8
 import edgekd.search.pruning
 from edgekd.artefacts import NEWEST, keeping, listed, write_list
@@ -176,7 +176,7 @@ def test_a_file_of_a_newer_version_is_refused(tmp_path: Path, name: str, version
 def test_the_newest_versions_are_those_that_are_written() -> None:
     written = {
         "run.json": edgekd.run.SCHEMA_VERSION,
-        "candidates.json": edgekd.search.candidates.SCHEMA_VERSION,
+        "candidates.json": edgekd.search.found.SCHEMA_VERSION,
         "pruning.json": edgekd.search.pruning.SCHEMA_VERSION,
         "int8.json": edgekd.search.int8.SCHEMA_VERSION,
         "result.json": edgekd.result.SCHEMA_VERSION,

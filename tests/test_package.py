@@ -23,7 +23,7 @@ FUNCTIONS = ("bench", "check", "distill", "load_card", "load_result", "load_targ
 FORMATS = {
     "artefacts.json": ("edgekd.artefacts", "SCHEMA_VERSION"),
     "bench.json": ("edgekd.result", "BENCH_VERSION"),
-    "candidates.json": ("edgekd.search.candidates", "SCHEMA_VERSION"),
+    "candidates.json": ("edgekd.search.found", "SCHEMA_VERSION"),
     "check history": ("edgekd.history", "SCHEMA_VERSION"),
     "check record": ("edgekd.check.record", "SCHEMA_VERSION"),
     "report --json": ("edgekd.report.run.export", "SCHEMA_VERSION"),

@@ -15,7 +15,8 @@ from edgekd.judge import COUNTED, EXIT_CODES, read_counted
 from edgekd.report.checks.history import history_csv, history_json, history_markdown, history_tables
 from edgekd.report.checks.series import Group, group_series
 from edgekd.report.run.export import as_csv, as_json, as_markdown, overview_rows, parity_of, remarks
-from edgekd.report.run.gather import Story, blamed, gather
+from edgekd.report.run.gather import blamed, gather
+from edgekd.report.run.story import Story
 from edgekd.scratch import scratch as new_scratch
 from edgekd.tables import PARITY_TITLE, rich_table, terminal_table
 from edgekd.units import natural

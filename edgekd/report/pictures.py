@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgekd import units
 from edgekd.report.page import safe, table_of
-from edgekd.report.run.gather import Story
+from edgekd.report.run.story import Story
 
 __all__ = ["PALETTE", "bright", "class_names", "colour", "colour_key", "picture", "png", "score_table"]
 

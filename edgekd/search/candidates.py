@@ -5,7 +5,7 @@ import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,21 +23,19 @@ from edgekd.distill.compatibility import check_student
 from edgekd.errors import ConfigError, EdgekdError, InputError, ModelError
 from edgekd.export.untrained import export_untrained, unequal, write_precisions
 from edgekd.figures import Figure, ModelFigures
-from edgekd.files import read_json, write_json
 from edgekd.nets.deployed import count_macs, count_params
 from edgekd.nets.families import make, make_shapes
 from edgekd.nets.folding import folded
 from edgekd.run import Run
 from edgekd.search.estimate import with_estimates
 from edgekd.search.features import Counts, count
+from edgekd.search.found import Found, LeftOut, read_found, write_found
 from edgekd.search.latency import MIN_MEASURED
-from edgekd.search.predict import Fitted, predict, spread_out
+from edgekd.search.predict import predict, spread_out
 from edgekd.search.sharing import Anchor, each_takes
 
 __all__ = [
     "MEASURED",
-    "Found",
-    "LeftOut",
     "Search",
     "add_score",
     "effort_of",
@@ -45,16 +43,6 @@ __all__ = [
     "measure_shape",
     "usable",
 ]
-
-# History of the format of candidates.json:
-# 1 - shape, params, macs, and per precision size_bytes, latency_p50_ms, peak_memory_mb
-# 2 - left_out: shape and reason of each candidate that cannot be used
-# 3 - candidates may be predicted; fitted: how well their figures are predicted; scores: of short distillations
-#     instructions_m per precision
-# 4 - candidates may be timed_on another device; shared: their figures from there; anchor: what each device timed
-# 5 - brought: the results by hand from which a candidate's times come
-# 6 - checked: whether a candidate was measured a second time
-SCHEMA_VERSION = 6
 
 EFFORT = Effort(processes=2, min_processes=2, warmup_s=0.05, max_calls=300, max_s=0.15, budget_s=4.0, placement=False)
 """The effort for one candidate. It is small, because a ranking needs less certainty than a verdict."""
@@ -88,33 +76,6 @@ class Search:
     run: Run
 
 
-@dataclasses.dataclass(frozen=True)
-class LeftOut:
-    """A shape that cannot be used, and the reason."""
-
-    shape: Shape
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """The outcome of a search so far: measured and predicted candidates, and those that cannot be used."""
-
-    candidates: list[Candidate]
-    left_out: list[LeftOut]
-    fitted: list[Fitted] = dataclasses.field(default_factory=list)
-    """How well each figure is predicted; empty if all candidates are measured."""
-    scores: list[Score] = dataclasses.field(default_factory=list)
-    """What candidates learnt in short distillations."""
-    anchor: Anchor | None = None
-    """What each of several devices timed when they last shared the candidates."""
-
-    @property
-    def measured(self) -> list[Candidate]:
-        """The candidates that are not predicted."""
-        return [candidate for candidate in self.candidates if not candidate.predicted]
-
-
 def measure_candidates(search: Search) -> Found:
     """Measure the shapes of the card's student untrained, and write each one to `run.candidates` at once. If there are
     more than MEASURED, so many are measured that represent all, and the figures of the others are predicted.
@@ -126,7 +87,7 @@ def measure_candidates(search: Search) -> Found:
     """
     card, run = search.card, search.run
     shapes = make_shapes(card, card.student)
-    found = _read(run.candidates)
+    found = read_found(run.candidates)
     if not run.student_weights.parent.exists():
         found.left_out.clear()
     if isinstance(search.site.device, Brought):
@@ -379,45 +340,4 @@ def _budgeted(model: ModelFigures) -> dict[str, Figure]:
 
 
 def _write(search: Search, found: Found) -> None:
-    content: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "target": search.site.target.name,
-        "candidates": [dataclasses.asdict(candidate) for candidate in found.candidates],
-        "left_out": [dataclasses.asdict(one) for one in found.left_out],
-        "fitted": [dataclasses.asdict(one) for one in found.fitted],
-        "scores": [dataclasses.asdict(one) for one in found.scores],
-        "anchor": dataclasses.asdict(found.anchor) if found.anchor else None,
-    }
-    write_json(search.run.candidates, content)
-
-
-def _read(path: Path) -> Found:
-    """The measured candidates, those left out, the scores and the anchor, as far as an earlier call got."""
-    if not path.exists():
-        return Found([], [])
-    content = read_json(path)
-    anchor = content.get("anchor")
-    candidates = [
-        Candidate(
-            shape=entry["shape"],
-            params=entry["params"],
-            macs=entry["macs"],
-            precisions=_figures(entry["precisions"]),
-            timed_on=entry.get("timed_on", ""),
-            brought=entry.get("brought", ""),
-            checked=entry.get("checked", False),
-            shared=_figures(entry.get("shared", {})),
-        )
-        for entry in content["candidates"]
-        if not entry.get("predicted")
-    ]
-    return Found(
-        candidates,
-        [LeftOut(entry["shape"], entry["reason"]) for entry in content.get("left_out", [])],
-        scores=[Score(**entry) for entry in content.get("scores", [])],
-        anchor=Anchor(anchor["shape"], _figures(anchor["times"])) if anchor else None,
-    )
-
-
-def _figures(tables: dict[str, dict[str, Any]]) -> dict[str, dict[str, Figure]]:
-    return {name: {key: Figure(**figure) for key, figure in figures.items()} for name, figures in tables.items()}
+    write_found(search.run.candidates, found, search.site.target.name)

@@ -7,7 +7,8 @@ from edgekd.console import progress
 from edgekd.devices.bundle import Packing, write_bundle
 from edgekd.errors import ConfigError
 from edgekd.nets.families import make_shapes
-from edgekd.search.candidates import MEASURED, LeftOut, Search, effort_of, usable
+from edgekd.search.candidates import MEASURED, Search, effort_of, usable
+from edgekd.search.found import LeftOut
 
 __all__ = ["pack_candidates"]
 

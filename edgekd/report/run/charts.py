@@ -25,7 +25,7 @@ from edgekd.report.drawing import (
     title,
 )
 from edgekd.report.run.export import entries
-from edgekd.report.run.gather import Column, Story, Untrained, interval_of
+from edgekd.report.run.story import Column, Story, Untrained, interval_of
 from edgekd.scores import ScoreKind
 
 __all__ = ["latency_chart", "trade_chart"]

@@ -12,7 +12,7 @@ from typing import Any
 from edgekd import __version__, units
 from edgekd.figures import Figure, ModelFigures, rows_of
 from edgekd.judge import Line
-from edgekd.report.run.gather import Column, Story, interval_of
+from edgekd.report.run.story import Column, Story, interval_of
 from edgekd.result import model_json
 from edgekd.tables import figure_rows, markdown_table, notes, parity_rows
 

@@ -9,7 +9,7 @@ from edgekd.figures import GIVEN, ModelFigures, Placement, whole_words
 from edgekd.report.page import bullets, chart_of, css_class, facts_of, page_of, pill, safe, section, table_of
 from edgekd.report.run.charts import latency_chart, trade_chart
 from edgekd.report.run.export import budget_rows, entries, overview_rows, parity_of, remarks
-from edgekd.report.run.gather import Column, Story
+from edgekd.report.run.story import Column, Story
 from edgekd.report.tasks.known import CHARTS
 from edgekd.tables import PARITY_TITLE, costly_rows, figure_rows, notes, resize_words
 

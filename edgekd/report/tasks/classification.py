@@ -10,7 +10,7 @@ from edgekd.bench.statistics import wilson
 from edgekd.figures import Figure
 from edgekd.report.drawing import INK, Chart, axis, error_bars, layout, plain, title
 from edgekd.report.page import chart_of, safe
-from edgekd.report.run.gather import Column, Story
+from edgekd.report.run.story import Column, Story
 
 __all__ = ["class_chart", "class_section"]
 

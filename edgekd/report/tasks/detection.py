@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from edgekd.report.page import safe, table_of
 from edgekd.report.pictures import bright, class_names, colour, colour_key, picture, score_table
-from edgekd.report.run.gather import Story
+from edgekd.report.run.story import Story
 from edgekd.tasks.detection import SURE
 
 __all__ = ["box_section", "drawn"]

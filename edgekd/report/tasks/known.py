@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from edgekd.report.run.gather import Story
+from edgekd.report.run.story import Story
 from edgekd.report.tasks.classification import class_section
 from edgekd.report.tasks.detection import box_section
 from edgekd.report.tasks.segmentation import map_section

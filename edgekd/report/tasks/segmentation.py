@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from edgekd import units
 from edgekd.report.page import safe, table_of
 from edgekd.report.pictures import PALETTE, bright, class_names, colour_key, picture, score_table
-from edgekd.report.run.gather import Story
+from edgekd.report.run.story import Story
 
 __all__ = ["colours_of", "map_section"]
 

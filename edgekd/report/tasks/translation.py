@@ -1,7 +1,7 @@
 """Translations of teacher and student, beside the sentence and its reference."""
 
 from edgekd.report.page import safe, table_of
-from edgekd.report.run.gather import Story
+from edgekd.report.run.story import Story
 
 __all__ = ["translation_section"]
 

@@ -13,8 +13,9 @@ from edgekd.errors import InputError
 from edgekd.figures import Figure, ModelFigures
 from edgekd.files import read_json, write_json
 from edgekd.report.run.export import as_markdown
-from edgekd.report.run.gather import gather, interval_of
+from edgekd.report.run.gather import gather
 from edgekd.report.run.html import html_report
+from edgekd.report.run.story import interval_of
 from edgekd.report.tasks.classification import class_section
 from edgekd.scores import ACCURACY
 

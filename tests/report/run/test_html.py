@@ -15,8 +15,9 @@ from edgekd.errors import UnavailableError
 from edgekd.figures import ModelFigures
 from edgekd.report.drawing import log_axis, plain
 from edgekd.report.run.charts import latency_chart, trade_chart
-from edgekd.report.run.gather import Story, gather
+from edgekd.report.run.gather import gather
 from edgekd.report.run.html import html_report
+from edgekd.report.run.story import Story
 from edgekd.report.tasks.classification import class_chart
 
 pytest.importorskip("plotly", reason="plotly is not installed")
