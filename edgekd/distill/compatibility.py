@@ -1,4 +1,5 @@
-"""Whether the card's recipe, its networks, their weights and the examples fit one another."""
+"""Whether the card's recipe, its networks, their weights and the examples fit one another; if they do, the objective of
+the training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +14,13 @@ from edgekd.data.examples import Examples
 from edgekd.distill.cache.outputs import shapes
 from edgekd.distill.distributed import world
 from edgekd.distill.loop import parts_of
-from edgekd.distill.objective import Objective, distillation, student_layers, teacher_layers
+from edgekd.distill.objective import Objective, distillation, needs_teacher, student_layers, teacher_layers
 from edgekd.distill.sequences import refuse_sequences
 from edgekd.distill.tasks.known import learning_of
 from edgekd.distill.teacher import with_own_teacher
 from edgekd.distill.terms.layers import probe
 from edgekd.distill.trial import check_learning, check_small, shape_words
-from edgekd.distill.untrained import build, load_start, named
+from edgekd.distill.untrained import load_start, make_student, message_start
 from edgekd.errors import ConfigError, ModelError
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.fakequant import fake_quantized
@@ -30,7 +31,7 @@ from edgekd.recipe import Recipe
 from edgekd.target import Quantization
 from edgekd.tasks.known import task_of
 
-__all__ = ["check_networks", "check_recipe", "check_student", "needs_teacher", "objective_of"]
+__all__ = ["check_networks", "check_recipe", "check_student", "objective_of"]
 
 
 def check_networks(
@@ -74,13 +75,13 @@ def check_student(card: Card, shape: Shape, examples: Examples) -> None:
     """Raise ConfigError if the student of that shape cannot be built, takes nothing from the card's `student.weights`,
     cannot be trained on the examples, or, with `[recipe.qat]`, cannot be trained for int8. Raises InputError if these
     weights cannot be read."""
-    net = build(card, shape, card.recipe.seed)
+    net = make_student(card, shape, card.recipe.seed)
     load_start(card, shape, net)
     inputs = _first_two(examples)
     for training, where in ((card.recipe, "recipe"), (card.recipe.qat, "recipe.qat")):
         if training:
             check_small(net, card, inputs, training, where)
-    check_learning(net, card, inputs, named(card, shape))
+    check_learning(net, card, inputs, message_start(card, shape))
     if card.recipe.qat:
         _refuse_float(card, shape, net)
 
@@ -97,7 +98,7 @@ def _refuse_float(card: Card, shape: Shape, net: nn.Module) -> None:
     try:
         fake_quantized(net, card.data, Quantization())
     except ModelError as error:
-        raise ConfigError(f"{named(card, shape)}: recipe.qat: {error}") from error
+        raise ConfigError(f"{message_start(card, shape)}: recipe.qat: {error}") from error
 
 
 def check_recipe(
@@ -113,7 +114,7 @@ def check_recipe(
         given = LoadedTeacher(Deployed(net, card.data), Path())
     if card.recipe.init_from_teacher and given.net is None:
         raise ConfigError(f"{card.file}: recipe.init_from_teacher: an ONNX teacher has no tensors to copy")
-    whole = Deployed(build(card, shape, card.recipe.seed), card.data)
+    whole = Deployed(make_student(card, shape, card.recipe.seed), card.data)
     objective_of(card, shape, whole, [given, *further], examples)
 
 
@@ -122,7 +123,9 @@ def objective_of(
 ) -> Objective:
     """The recipe's objective for these networks; the messages of errors begin with the card's file."""
     recipe = card.recipe
-    peers = [Deployed(build(card, shape, recipe.seed + 7_919 * (n + 1)), card.data) for n in range(_peers(recipe))]
+    peers = [
+        Deployed(make_student(card, shape, recipe.seed + 7_919 * (n + 1)), card.data) for n in range(_peers(recipe))
+    ]
     found = probe(whole, _first_two(examples), student_layers(recipe), f"{card.file}: recipe.features: student")
     _require_outputs(card, found, examples, "student")
     if isinstance(whole, Deployed) and isinstance(whole.net, SsdLite):
@@ -207,11 +210,6 @@ def _require_outputs(card: Card, found: dict[str, torch.Size], examples: Example
 def _first_two(examples: Examples) -> torch.Tensor:
     """The inputs of the first two examples, to try out a network."""
     return examples.batch(np.arange(min(2, len(examples))), 0).inputs
-
-
-def needs_teacher(recipe: Recipe) -> bool:
-    """Whether any term of the recipe uses a teacher's outputs."""
-    return any(part.features or part.losses.keys() - {"ce", "mutual"} for part in recipe.parts())
 
 
 def _peers(recipe: Recipe) -> int:

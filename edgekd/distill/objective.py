@@ -16,7 +16,18 @@ from edgekd.distill.terms.temperature import LearnedTemperature, scheduled
 from edgekd.errors import ConfigError
 from edgekd.recipe import Recipe, Stage, Training
 
-__all__ = ["Objective", "Part", "Places", "Rows", "Seen", "distillation", "plain", "student_layers", "teacher_layers"]
+__all__ = [
+    "Objective",
+    "Part",
+    "Places",
+    "Rows",
+    "Seen",
+    "distillation",
+    "needs_teacher",
+    "plain",
+    "student_layers",
+    "teacher_layers",
+]
 
 
 @dataclass(frozen=True)
@@ -101,6 +112,11 @@ def plain(training: Training, loss: Loss, weights: Tensor | None = None, rows: R
         return {"ce": loss(seen.logits, seen.targets, training.label_smoothing, weights)}
 
     return Objective((Part(training.epochs, terms),))
+
+
+def needs_teacher(recipe: Recipe) -> bool:
+    """Whether any term of the recipe uses a teacher's outputs."""
+    return any(part.features or part.losses.keys() - {"ce", "mutual"} for part in recipe.parts())
 
 
 def teacher_layers(recipe: Recipe) -> tuple[str, ...]:

@@ -15,12 +15,13 @@ from edgekd.console import say
 from edgekd.data.examples import Examples
 from edgekd.distill.cache.outputs import teaching
 from edgekd.distill.checkpoint import OtherConditions
-from edgekd.distill.compatibility import needs_teacher, objective_of
+from edgekd.distill.compatibility import objective_of
 from edgekd.distill.distributed import barrier, world
 from edgekd.distill.loop import TrainingJob, best_score, train
+from edgekd.distill.objective import needs_teacher
 from edgekd.distill.sequences import rewritten
 from edgekd.distill.tasks.known import learning_of
-from edgekd.distill.untrained import build, new_student
+from edgekd.distill.untrained import make_student, new_student
 from edgekd.files import move, read_json, write_json
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import make
@@ -57,7 +58,7 @@ def distill_student(
 ) -> nn.Module:
     """Distil the student of that shape with the card's recipe; if its weights file exists, only load it."""
     out = run.student_weights
-    net = build(card, shape, card.recipe.seed)
+    net = make_student(card, shape, card.recipe.seed)
     if not out.exists():
         chain = [*assist(card, teachers[0], data, run.teacher_weights.parent, options), *teachers[1:]]
         best, kind = None, task_of(card.data).scores[0]

@@ -13,10 +13,10 @@ from edgekd.nets.start import Start, describe, load_fitting
 from edgekd.nets.teachers import LoadedTeacher
 from edgekd.tasks.known import task_of
 
-__all__ = ["build", "copy_matching", "load_start", "named", "new_student"]
+__all__ = ["copy_matching", "load_start", "make_student", "message_start", "new_student"]
 
 
-def build(card: Card, shape: Shape, seed: int) -> nn.Module:
+def make_student(card: Card, shape: Shape, seed: int) -> nn.Module:
     """The student of that shape with random weights, which depend on `seed`."""
     torch.manual_seed(seed)
     return make(card, card.student, shape, "student.knobs")
@@ -26,7 +26,7 @@ def new_student(card: Card, shape: Shape, teacher: LoadedTeacher) -> tuple[nn.Mo
     """The untrained student of that shape, initialised with the recipe's seed, and what was loaded from the card's
     `student.weights`, if it names a file. With `init_from_teacher`, the teacher's tensors of equal name and shape are
     copied into it."""
-    net = build(card, shape, card.recipe.seed)
+    net = make_student(card, shape, card.recipe.seed)
     start = load_start(card, shape, net)
     if start:
         say(describe("student", start, task_of(card.data).outputs(card.data)))
@@ -45,7 +45,7 @@ def load_start(card: Card, shape: Shape, net: nn.Module) -> Start | None:
     try:
         return load_fitting(net, path)
     except ConfigError as error:
-        raise ConfigError(f"{named(card, shape)}: weights: {error}") from error
+        raise ConfigError(f"{message_start(card, shape)}: weights: {error}") from error
 
 
 def copy_matching(teacher: nn.Module, student: nn.Module) -> int:
@@ -56,6 +56,6 @@ def copy_matching(teacher: nn.Module, student: nn.Module) -> int:
     return len(same)
 
 
-def named(card: Card, shape: Shape) -> str:
+def message_start(card: Card, shape: Shape) -> str:
     """The beginning of messages about the student of that shape."""
     return f"{card.file}: student{f': {shape_name(shape)}' if shape else ''}"
