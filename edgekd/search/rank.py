@@ -17,13 +17,14 @@ from edgekd.console import say
 from edgekd.data.examples import Examples
 from edgekd.distill.loop import best_score
 from edgekd.distill.student import TrainingOptions, learn_anew
+from edgekd.distributions import wilson
 from edgekd.errors import BudgetError
 from edgekd.nets.teachers import LoadedTeacher
 from edgekd.scores import ScoreKind
 from edgekd.tasks.known import task_of
 from edgekd.trials import Call, Crew, run_trials
 
-__all__ = ["Lessons", "distil_briefly", "halve", "quality", "shortlist"]
+__all__ = ["Lessons", "distil_briefly", "halve", "quality", "shortlist", "worst_first"]
 
 STARTERS = 6
 """Number of candidates that are distilled in the first round."""
@@ -67,8 +68,9 @@ def halve(
     away: Callable[[Shape, int], Call] | None = None,
 ) -> list[Score]:
     """Distil all shapes for a few epochs, keep the better half, and go on with twice the epochs; return the scores of
-    all rounds, the best shape's last score at the end. `known` scores are not trained again; `keep` is called with each
-    further one.
+    all rounds, the best shape's last score at the end. The most capable shape is given first: where scores differ by
+    chance alone, it is the better one (see `worst_first`). `known` scores are not trained again; `keep` is called with
+    each further one.
 
     The distillations of a round are independent trials, which the `crew` runs at the same time; `away(shape, epochs)`
     is then the call that makes one of them in another process."""
@@ -84,9 +86,10 @@ def halve(
                 keep(score)
                 before.append(score)
         scores = [one for shape in left for one in before if one.shape == shape]
-        scores.sort(key=lambda one: quality(one, kind))
+        scores = worst_first(scores, kind, len(lessons.data[1]))
         found += scores
-        left = [one.shape for one in scores[len(scores) // 2 :]]
+        kept = [one.shape for one in scores[len(scores) // 2 :]]
+        left = [shape for shape in left if shape in kept]
         if len(left) == 1 or number == ROUNDS - 1:
             break
         epochs *= 2
@@ -116,6 +119,28 @@ def distil_briefly(lessons: Lessons, shape: Shape, epochs: int) -> Score:
     told = "no finite loss" if value is None else kind.show(value)
     say(f"{name}: {told} on validation data after {epochs} epoch{'s' if epochs > 1 else ''}")
     return Score(shape, epochs, value, seconds)
+
+
+def worst_first(scores: Sequence[Score], kind: ScoreKind, count: int) -> list[Score]:
+    """The scores from the worst to the best one; `scores` are given by capacity, the largest first.
+
+    Small networks learn faster at first, and short distillations on few data scatter. So scores that are worse than the
+    highest one by no more than chance count as equal, and among them the larger capacity is better. What chance does
+    is known for scores that are shares of `count` examples; others count as equal only if they are.
+    """
+    best = max(scores, key=lambda one: quality(one, kind))
+    equal = [one for one in scores if not _beyond_chance(best, one, kind, count)]
+    others = [one for one in scores if one not in equal]
+    return [*sorted(others, key=lambda one: quality(one, kind)), *reversed(equal)]
+
+
+def _beyond_chance(best: Score, other: Score, kind: ScoreKind, count: int) -> bool:
+    """Whether the 95 % interval of the difference of two shares excludes 0 (Newcombe 1998, method 10). The interval is
+    that of independent examples, which is too wide rather than too narrow for answers to the same ones."""
+    if best.value is None or other.value is None or not kind.counted:
+        return best.value != other.value
+    high, low = (wilson(round(value * count), count) for value in (best.value, other.value))
+    return best.value - other.value > math.hypot(high.value - high.low, low.high - low.value)
 
 
 def quality(score: Score, kind: ScoreKind) -> float:

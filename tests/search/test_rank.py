@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from edgekd.candidate import Candidate, Score
 from edgekd.card import Student
@@ -15,8 +16,8 @@ from edgekd.distill.tasks.known import examples_of, learning_of
 from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import make
 from edgekd.nets.teachers import LoadedTeacher
-from edgekd.scores import ACCURACY
-from edgekd.search.rank import Lessons, distil_briefly, halve, quality, shortlist
+from edgekd.scores import ACCURACY, ScoreKind
+from edgekd.search.rank import Lessons, distil_briefly, halve, quality, shortlist, worst_first
 from edgekd.tasks.known import load_card
 
 
@@ -35,6 +36,33 @@ def test_a_training_that_failed_is_the_worst() -> None:
     lower = dataclasses.replace(ACCURACY, better="lower")
     assert quality(Score({}, 1, None, 0.0), ACCURACY) < quality(Score({}, 1, 0.0, 0.0), ACCURACY)
     assert quality(Score({}, 1, 0.2, 0.0), lower) > quality(Score({}, 1, 0.3, 0.0), lower)
+
+
+def order(values: list[float | None], count: int, kind: ScoreKind = ACCURACY) -> list[float | None]:
+    """The scores of shapes from the most capable to the least capable one, from the worst to the best."""
+    return [one.value for one in worst_first([Score({"n": n}, 1, v, 0.0) for n, v in enumerate(values)], kind, count)]
+
+
+def test_capacity_decides_between_scores_that_differ_by_chance_alone() -> None:
+    assert order([0.32, 0.34, 0.30, 0.20], 1_000) == [0.20, 0.30, 0.34, 0.32]
+    assert order([0.32, 0.34, 0.30, 0.20], 100_000) == [0.20, 0.30, 0.32, 0.34]
+    assert order([0.5, None, 0.5], 1_000) == [None, 0.5, 0.5]
+    assert order([None, None], 1_000) == [None, None]
+
+
+@pytest.mark.parametrize(("wins", "of"), [(9, 10), (6, 7), (56, 70), (81, 263), (5, 56)])
+def test_chance_is_newcombes_interval_made_of_wilsons(wins: int, of: int) -> None:
+    """Of scipy's Wilson intervals. The first two cases are of his Table II, whose intervals exclude 0."""
+    for other in range(wins):
+        high, low = (stats.binomtest(count, of).proportion_ci(method="wilson") for count in (wins, other))
+        bound = (wins - other) / of - np.hypot(wins / of - high.low, low.high - other / of)
+        assert (order([other / of, wins / of], of)[-1] == wins / of) == (bound > 0)
+    assert order([3 / 10, 9 / 10], 10)[-1] == 9 / 10 and order([2 / 7, 6 / 7], 7)[-1] == 6 / 7
+
+
+def test_other_scores_are_taken_as_they_are() -> None:
+    lower = dataclasses.replace(ACCURACY, better="lower", counted=False)
+    assert order([0.32, 0.34, 0.30, 0.20], 10, lower) == [0.34, 0.32, 0.30, 0.20]
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +100,13 @@ def test_an_interrupted_distillation_goes_on(
 
 
 def test_the_better_half_goes_on_with_twice_the_epochs(lessons: Lessons) -> None:
-    shapes = [{"hidden": [1]}, {"hidden": [64]}, {"hidden": [32]}, {"hidden": [2]}]
+    shapes = [{"hidden": [64]}, {"hidden": [32]}, {"hidden": [2]}, {"hidden": [1]}]
     kept: list[Score] = []
     scores = halve(shapes, lessons, [], kept.append)
     assert [one.epochs for one in scores] == [2, 2, 2, 2, 4, 4]
     assert {one.shape["hidden"][0] for one in scores[4:]} == {64, 32}  # one and two neurons cannot tell ten digits
-    assert scores[-1].value == max(one.value or 0.0 for one in scores[4:])
+    by_capacity = sorted(scores[4:], key=lambda one: -one.shape["hidden"][0])
+    assert scores[-1] == worst_first(by_capacity, ACCURACY, len(lessons.data[1]))[-1]
     assert sorted(kept, key=str) == sorted(scores, key=str)
     assert not lessons.folder.exists()
     again = halve(shapes, lessons, kept, lambda score: pytest.fail("a known score is not trained again"))
