@@ -43,7 +43,7 @@ def main() -> None:
 
     work, out, wanted = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
     work.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     # One batch a turn: the images of all turns are whole batches of the card's training images.
     asked = pair.Asked(Path(os.environ["EDGEKD_DATA"]), work, 1, 349, 1, "fp32")
     card = pair.card_of(asked)
