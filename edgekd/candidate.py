@@ -33,6 +33,11 @@ class Candidate:
     predicted from them, so that a run that is continued predicts what it predicted before."""
 
     @property
+    def capacity(self) -> tuple[int, int]:
+        """What stands for its ability to learn before anything is trained: multiply-accumulates, then parameters."""
+        return self.macs, self.params
+
+    @property
     def measured_here(self) -> bool:
         """Whether the figures were measured on the run's own device."""
         return not self.predicted and not self.timed_on

@@ -47,14 +47,13 @@ from edgekd.nets.fakequant import refuse_scheme
 from edgekd.nets.families import make_shapes
 from edgekd.nets.teachers import LoadedTeacher, make_teacher_net
 from edgekd.run import Run, take_over
-from edgekd.scores import ScoreKind
 from edgekd.search.candidates import Search, add_score, measure_candidates, measure_shape
 from edgekd.search.choose import before_training, choose_shape, doubtful, fitting, in_doubt, widened
 from edgekd.search.found import Found
 from edgekd.search.front import MORE
 from edgekd.search.packing import pack_candidates
 from edgekd.search.pruning import fitting_ratio
-from edgekd.search.rank import Lessons, distil_briefly, halve, quality, shortlist
+from edgekd.search.rank import Lessons, distil_briefly, halve, shortlist, why
 from edgekd.tasks.known import task_of
 from edgekd.trials import Call, Crew
 
@@ -325,23 +324,13 @@ def rank(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = (), wid
     def away(shape: Shape, epochs: int) -> Call:
         return distil_elsewhere, (asked, run.folder.absolute(), plan.budget.teacher_minimum, shape, epochs)
 
-    shapes = [one.shape for one in sorted(starters, key=lambda one: (one.macs, one.params), reverse=True)]
+    shapes = [one.shape for one in starters]
     scores = halve(shapes, lessons, found.scores, keep, asked.crew, None if asked.crew.alone else away)
     best = [one for one in scores if one.shape in allowed]
     choice = next((one for one in starters if best and one.shape == best[-1].shape), plan.choice)
-    how = _how(best, task_of(card.data).scores[0])
+    how = why(best, task_of(card.data).scores[0])
     say(f"search: {choice.name} {how} among {len(starters)}; capacity alone would take {plan.choice.name}")
     return dataclasses.replace(plan, found=found, choice=choice)
-
-
-def _how(scores: Sequence[Score], kind: ScoreKind) -> str:
-    """Why the shape of the last score is chosen."""
-    if not scores:
-        return "is the most capable one that fits, because none that fits took part"
-    last = [quality(one, kind) for one in scores if one.epochs == scores[-1].epochs]
-    if quality(scores[-1], kind) == max(last):
-        return "learns best"
-    return "is the most capable of those that learn best (scores that differ by chance alone count as equal)"
 
 
 def _lessons(setup: Setup, run: Run, minimum: float | None) -> Lessons:

@@ -33,7 +33,7 @@ def choose_shape(candidates: list[Candidate], budget: Budget) -> Candidate:
     Within a family, more multiply-accumulates, then more parameters, count as more capable. An unknown latency excludes
     no candidate. Raises BudgetError with the limiting budget and the nearest candidates.
     """
-    return max(fitting(candidates, budget), key=lambda c: (c.macs, c.params))
+    return max(fitting(candidates, budget), key=lambda c: c.capacity)
 
 
 def fitting(candidates: list[Candidate], budget: Budget) -> list[Candidate]:
@@ -59,10 +59,10 @@ def in_doubt(candidates: list[Candidate], budget: Budget, every: bool = False) -
     limit = before_training(budget).limit("latency_p50_ms")
     if limit is None:
         return []
-    fits = [] if every else [(c.macs, c.params) for c in candidates if meets_early(c, budget)]
+    fits = [] if every else [c.capacity for c in candidates if meets_early(c, budget)]
     least = max(fits, default=(0, 0))
-    found = [c for c in candidates if (c.macs, c.params) >= least and c.measured_here and not (c.checked or c.brought)]
-    return sorted((c for c in found if doubtful(c, budget)), key=lambda c: (c.macs, c.params), reverse=True)
+    found = [c for c in candidates if c.capacity >= least and c.measured_here and not (c.checked or c.brought)]
+    return sorted((c for c in found if doubtful(c, budget)), key=lambda c: c.capacity, reverse=True)
 
 
 def doubtful(candidate: Candidate, budget: Budget) -> bool:

@@ -24,7 +24,7 @@ from edgekd.scores import ScoreKind
 from edgekd.tasks.known import task_of
 from edgekd.trials import Call, Crew, run_trials
 
-__all__ = ["Lessons", "distil_briefly", "halve", "quality", "shortlist", "worst_first"]
+__all__ = ["Lessons", "distil_briefly", "halve", "quality", "shortlist", "why", "worst_first"]
 
 STARTERS = 6
 """Number of candidates that are distilled in the first round."""
@@ -49,14 +49,14 @@ class Lessons:
 
 
 def shortlist(candidates: Sequence[Candidate], count: int = STARTERS) -> list[Candidate]:
-    """The most capable candidates (by multiply-accumulates, then parameters), taken from the families by turns."""
+    """The most capable candidates, taken from the families by turns; the most capable of all comes first."""
     families: dict[Any, list[Candidate]] = {}
-    for candidate in sorted(candidates, key=lambda one: (one.macs, one.params), reverse=True):
+    for candidate in sorted(candidates, key=lambda one: one.capacity, reverse=True):
         families.setdefault(candidate.shape.get("family"), []).append(candidate)
     chosen: list[Candidate] = []
     while len(chosen) < min(count, len(candidates)):
         chosen += [queue.pop(0) for queue in families.values() if queue]
-    return chosen[:count]
+    return sorted(chosen[:count], key=lambda one: one.capacity, reverse=True)
 
 
 def halve(
@@ -141,6 +141,16 @@ def _beyond_chance(best: Score, other: Score, kind: ScoreKind, count: int) -> bo
         return best.value != other.value
     high, low = (wilson(round(value * count), count) for value in (best.value, other.value))
     return best.value - other.value > math.hypot(high.value - high.low, low.high - low.value)
+
+
+def why(scores: Sequence[Score], kind: ScoreKind) -> str:
+    """Why the shape of the last score is chosen, as words behind its name."""
+    if not scores:
+        return "is the most capable one that fits, because none that fits took part"
+    last = [quality(one, kind) for one in scores if one.epochs == scores[-1].epochs]
+    if quality(scores[-1], kind) == max(last):
+        return "learns best"
+    return "is the most capable of those that learn best (scores that differ by chance alone count as equal)"
 
 
 def quality(score: Score, kind: ScoreKind) -> float:

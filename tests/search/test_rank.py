@@ -17,7 +17,7 @@ from edgekd.nets.deployed import Deployed
 from edgekd.nets.families import make
 from edgekd.nets.teachers import LoadedTeacher
 from edgekd.scores import ACCURACY, ScoreKind
-from edgekd.search.rank import Lessons, distil_briefly, halve, quality, shortlist, worst_first
+from edgekd.search.rank import Lessons, distil_briefly, halve, quality, shortlist, why, worst_first
 from edgekd.tasks.known import load_card
 
 
@@ -27,8 +27,8 @@ def candidate(macs: int, **shape: Any) -> Candidate:
 
 def test_the_most_capable_of_each_family_start() -> None:
     some = [candidate(n, family="vgg") for n in (1, 2, 3, 4)] + [candidate(n, family="mlp") for n in (10, 20)]
-    assert [one.macs for one in shortlist(some, 4)] == [20, 4, 10, 3]
-    assert [one.macs for one in shortlist(some, 9)] == [20, 4, 10, 3, 2, 1]
+    assert [one.macs for one in shortlist(some, 4)] == [20, 10, 4, 3]
+    assert [one.macs for one in shortlist(some, 9)] == [20, 10, 4, 3, 2, 1]
     assert [one.macs for one in shortlist([candidate(1), candidate(5)])] == [5, 1]
 
 
@@ -58,6 +58,13 @@ def test_chance_is_newcombes_interval_made_of_wilsons(wins: int, of: int) -> Non
         bound = (wins - other) / of - np.hypot(wins / of - high.low, low.high - other / of)
         assert (order([other / of, wins / of], of)[-1] == wins / of) == (bound > 0)
     assert order([3 / 10, 9 / 10], 10)[-1] == 9 / 10 and order([2 / 7, 6 / 7], 7)[-1] == 6 / 7
+
+
+def test_the_reason_says_who_decided() -> None:
+    first, last = Score({"n": 1}, 1, 0.9, 0.0), [Score({"n": n}, 2, value, 0.0) for n, value in enumerate([0.52, 0.51])]
+    assert why([first, *reversed(last)], ACCURACY) == "learns best"
+    assert why([first, *last], ACCURACY).startswith("is the most capable of those that learn best")
+    assert "none that fits took part" in why([], ACCURACY)
 
 
 def test_other_scores_are_taken_as_they_are() -> None:
