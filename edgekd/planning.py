@@ -53,7 +53,7 @@ from edgekd.search.found import Found
 from edgekd.search.front import MORE
 from edgekd.search.packing import pack_candidates
 from edgekd.search.pruning import fitting_ratio
-from edgekd.search.rank import Lessons, distil_briefly, halve, shortlist, why
+from edgekd.search.rank import Lessons, distil_briefly, halve, learn_round, shortlist, why
 from edgekd.tasks.known import task_of
 from edgekd.trials import Call, Crew
 
@@ -302,7 +302,8 @@ def _doubt(candidate: Candidate, budget: Budget) -> str:
 
 def rank(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = (), wider: float = 1.0) -> TargetPlan:
     """Choose among the candidates that meet the budget by what they learn in short distillations, if the card says so;
-    otherwise return the plan unchanged. Candidates that meet limits `wider` times as large learn, too."""
+    otherwise return the plan unchanged. Candidates that meet only limits `wider` times as large get a score of the first
+    round, and are not chosen."""
     card, asked, run = setup.card, setup.asked, plan.run
     if card.student.rank == "capacity" or (run.student_weights.parent.exists() and plan.found.scores == []):
         return plan
@@ -310,12 +311,12 @@ def rank(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = (), wid
         if other.budget.teacher_minimum == plan.budget.teacher_minimum:
             take_over(other.run, run, with_student=False)
     lessons = _lessons(setup, run, plan.budget.teacher_minimum)
-    found, limits = plan.found, widened(plan.budget, wider)
-    while others := [one for one in shortlist(fitting(found.candidates, limits)) if not one.measured_here]:
+    found, budgets = plan.found, (plan.budget, widened(plan.budget, wider))
+    while others := [one for one in _starters(found, budgets) if not one.measured_here]:
         found = measure_shape(plan.trial, found, others[0].shape)
         found = _settled(plan.trial, found, plan.budget)
-    allowed = [one.shape for one in fitting(found.candidates, plan.budget)]
-    starters = shortlist(fitting(found.candidates, limits))
+    starters = shortlist(fitting(found.candidates, plan.budget))
+    near = [one.shape for one in _starters(found, budgets) if one not in starters]
 
     def keep(score: Score) -> None:
         nonlocal found
@@ -324,13 +325,19 @@ def rank(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = (), wid
     def away(shape: Shape, epochs: int) -> Call:
         return distil_elsewhere, (asked, run.folder.absolute(), plan.budget.teacher_minimum, shape, epochs)
 
-    shapes = [one.shape for one in starters]
-    scores = halve(shapes, lessons, found.scores, keep, asked.crew, None if asked.crew.alone else away)
-    best = [one for one in scores if one.shape in allowed]
-    choice = next((one for one in starters if best and one.shape == best[-1].shape), plan.choice)
-    how = why(best, task_of(card.data).scores[0])
-    say(f"search: {choice.name} {how} among {len(starters)}; capacity alone would take {plan.choice.name}")
+    elsewhere = None if asked.crew.alone else away
+    learn_round(near, lessons, found.scores, keep, crew=asked.crew, away=elsewhere)
+    scores = halve([one.shape for one in starters], lessons, found.scores, keep, asked.crew, elsewhere)
+    choice = next(one for one in starters if one.shape == scores[-1].shape)
+    how = why(scores, task_of(card.data).scores[0])
+    say(f"search: {choice.name} {how} of {len(starters)} that fit; capacity alone would take {plan.choice.name}")
     return dataclasses.replace(plan, found=found, choice=choice)
+
+
+def _starters(found: Found, budgets: Sequence[Budget]) -> list[Candidate]:
+    """The candidates that take part because they meet one of the budgets."""
+    chosen = [one for budget in budgets for one in shortlist(fitting(found.candidates, budget))]
+    return [one for place, one in enumerate(chosen) if one not in chosen[:place]]
 
 
 def _lessons(setup: Setup, run: Run, minimum: float | None) -> Lessons:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import units
-from edgekd.candidate import Candidate, Score, Shape
+from edgekd.candidate import Candidate, Score, Shape, shape_name
 from edgekd.card import Card
 from edgekd.console import say
 from edgekd.data.examples import Examples
@@ -24,7 +24,7 @@ from edgekd.scores import ScoreKind
 from edgekd.tasks.known import task_of
 from edgekd.trials import Call, Crew, run_trials
 
-__all__ = ["Lessons", "distil_briefly", "halve", "quality", "shortlist", "why", "worst_first"]
+__all__ = ["Lessons", "distil_briefly", "halve", "learn_round", "quality", "shortlist", "why", "worst_first"]
 
 STARTERS = 6
 """Number of candidates that are distilled in the first round."""
@@ -76,25 +76,38 @@ def halve(
     is then the call that makes one of them in another process."""
     found: list[Score] = []
     left, kind = list(shapes), task_of(lessons.card.data).scores[0]
-    epochs = max(1, lessons.card.recipe.epochs // SHARE)
     for number in range(ROUNDS):
-        before = [one for one in known if one.epochs == epochs and one.shape in left]
-        missing = [shape for shape in left if shape not in [one.shape for one in before]]
-        calls = [away(shape, epochs) if away else (distil_briefly, (lessons, shape, epochs)) for shape in missing]
-        with contextlib.closing(run_trials(calls, crew)) as trials:
-            for _, score in trials:
-                keep(score)
-                before.append(score)
-        scores = [one for shape in left for one in before if one.shape == shape]
+        scores = learn_round(left, lessons, known, keep, number, crew, away)
         scores = worst_first(scores, kind, len(lessons.data[1]))
         found += scores
         kept = [one.shape for one in scores[len(scores) // 2 :]]
         left = [shape for shape in left if shape in kept]
         if len(left) == 1 or number == ROUNDS - 1:
             break
-        epochs *= 2
     shutil.rmtree(lessons.folder, ignore_errors=True)
     return found
+
+
+def learn_round(
+    shapes: Sequence[Shape],
+    lessons: Lessons,
+    known: Sequence[Score],
+    keep: Callable[[Score], None],
+    number: int = 0,
+    crew: Crew = Crew(),  # noqa: B008 - frozen
+    away: Callable[[Shape, int], Call] | None = None,
+) -> list[Score]:
+    """The scores of the shapes, in their order, after the epochs of round `number`; the arguments are those of
+    `halve`."""
+    epochs = max(1, lessons.card.recipe.epochs // SHARE) * 2**number
+    scores = {shape_name(one.shape): one for one in known if one.epochs == epochs}
+    missing = [shape for shape in shapes if shape_name(shape) not in scores]
+    calls = [away(shape, epochs) if away else (distil_briefly, (lessons, shape, epochs)) for shape in missing]
+    with contextlib.closing(run_trials(calls, crew)) as trials:
+        for _, score in trials:
+            keep(score)
+            scores[shape_name(score.shape)] = score
+    return [scores[shape_name(shape)] for shape in shapes]
 
 
 def distil_briefly(lessons: Lessons, shape: Shape, epochs: int) -> Score:
@@ -145,8 +158,6 @@ def _beyond_chance(best: Score, other: Score, kind: ScoreKind, count: int) -> bo
 
 def why(scores: Sequence[Score], kind: ScoreKind) -> str:
     """Why the shape of the last score is chosen, as words behind its name."""
-    if not scores:
-        return "is the most capable one that fits, because none that fits took part"
     last = [quality(one, kind) for one in scores if one.epochs == scores[-1].epochs]
     if quality(scores[-1], kind) == max(last):
         return "learns best"

@@ -64,7 +64,6 @@ def test_the_reason_says_who_decided() -> None:
     first, last = Score({"n": 1}, 1, 0.9, 0.0), [Score({"n": n}, 2, value, 0.0) for n, value in enumerate([0.52, 0.51])]
     assert why([first, *reversed(last)], ACCURACY) == "learns best"
     assert why([first, *last], ACCURACY).startswith("is the most capable of those that learn best")
-    assert "none that fits took part" in why([], ACCURACY)
 
 
 def test_other_scores_are_taken_as_they_are() -> None:
