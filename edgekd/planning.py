@@ -302,8 +302,8 @@ def _doubt(candidate: Candidate, budget: Budget) -> str:
 
 def rank(setup: Setup, plan: TargetPlan, earlier: Sequence[TargetPlan] = (), wider: float = 1.0) -> TargetPlan:
     """Choose among the candidates that meet the budget by what they learn in short distillations, if the card says so;
-    otherwise return the plan unchanged. Candidates that meet only limits `wider` times as large get a score of the first
-    round, and are not chosen."""
+    otherwise return the plan unchanged. Candidates that meet only limits `wider` times as large get a score of the
+    first round, and are not chosen."""
     card, asked, run = setup.card, setup.asked, plan.run
     if card.student.rank == "capacity" or (run.student_weights.parent.exists() and plan.found.scores == []):
         return plan
